@@ -1,0 +1,70 @@
+"""Where the adversary may go: each threat model owns its variable, its projection and how it applies to the input."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustexplain import maps as ops
+from robustexplain.fields import Eps, Radius, check_fields
+from robustexplain.streams import Streams
+
+
+@dataclass(frozen=True)
+class Threat(ABC):
+    """A set of allowed inputs around ``x``. For norm balls the variable is the attacked image itself."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def start(self, x: Tensor, streams: Streams | None = None) -> Tensor:
+        """The variable to begin with: no change, or with ``streams`` a random allowed one."""
+        return x.clone() if streams is None else self.project(x, self.sample(x, streams))
+
+    def apply(self, x: Tensor, variable: Tensor) -> Tensor:
+        """The attacked input ``[B, C, H, W]`` that the variable stands for."""
+        return variable
+
+    @abstractmethod
+    def project(self, x: Tensor, variable: Tensor) -> Tensor:
+        """The nearest allowed variable; the attacked input stays in ``[0, 1]``."""
+
+    @abstractmethod
+    def sample(self, x: Tensor, streams: Streams) -> Tensor:
+        """A random variable within the set, before projection onto ``[0, 1]``."""
+
+
+@dataclass(frozen=True)
+class Linf(Threat):
+    """``max |x' - x| <= eps``, in the units of ``[0, 1]`` pixels."""
+
+    eps: Eps = 8 / 255
+
+    def project(self, x: Tensor, variable: Tensor) -> Tensor:
+        """Clip to the box around ``x`` and to ``[0, 1]``."""
+        return torch.min(torch.max(variable, x - self.eps), x + self.eps).clamp(0, 1)
+
+    def sample(self, x: Tensor, streams: Streams) -> Tensor:
+        """Uniform in the box."""
+        return x + streams.uniform(x, -self.eps, self.eps)
+
+
+@dataclass(frozen=True)
+class L2(Threat):
+    """``||x' - x||_2 <= eps`` over all pixels and channels of an image with values in ``[0, 1]``."""
+
+    eps: Radius = 0.5
+
+    def project(self, x: Tensor, variable: Tensor) -> Tensor:
+        """Shrink onto the ball, then clip to ``[0, 1]`` (which only brings the image nearer to ``x``)."""
+        delta = variable - x
+        norm = ops.expand(delta.flatten(1).norm(dim=1), delta)
+        return (x + delta * (self.eps / norm.clamp(min=1e-12)).clamp(max=1)).clamp(0, 1)
+
+    def sample(self, x: Tensor, streams: Streams) -> Tensor:
+        """Uniform in direction, on the sphere."""
+        noise = streams.normal(x)
+        return x + noise * (self.eps / ops.expand(noise.flatten(1).norm(dim=1), noise))

@@ -1,0 +1,9 @@
+"""Defenses: system -> system that is harder to deceive."""
+
+from .aggregation import Aggregate, AggregatedInterpreter
+from .base import Defense
+from .detection import XEnsemble, XEnsembleDetector
+from .distillation import AID
+from .smoothing import BetaSmoothing
+
+__all__ = ["AID", "Aggregate", "AggregatedInterpreter", "BetaSmoothing", "Defense", "XEnsemble", "XEnsembleDetector"]

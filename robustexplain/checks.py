@@ -1,0 +1,65 @@
+"""Checks at the door: one message says what was wrong, what was expected, and the offending value."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+
+def inputs(x: Tensor, *, bounded: bool = True) -> None:
+    """Refuse anything but a finite, non-empty, floating ``[B, C, H, W]`` batch (``[B, D]`` if not ``bounded``).
+
+    Args:
+        x: the batch.
+        bounded: also require values in ``[0, 1]`` and four dimensions (images).
+
+    Raises:
+        InputError: with what was expected and what was found.
+    """
+    if not isinstance(x, Tensor):
+        raise InputError(f"x must be a torch.Tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise InputError(f"x must be floating point, got {x.dtype}; for 8-bit images use x.float() / 255")
+    if x.dim() != 4 if bounded else x.dim() not in (2, 4):
+        raise InputError(f"x must have shape [B, C, H, W], got {list(x.shape)}; a single image needs x[None]")
+    if x.numel() == 0:
+        raise InputError(f"x is empty: shape {list(x.shape)}")
+    low, high = (float(v) for v in x.detach().aminmax())
+    if not (torch.isfinite(torch.tensor([low, high]))).all():
+        raise InputError("x holds NaN or infinity")
+    if bounded and (low < 0 or high > 1):
+        raise InputError(
+            f"x must lie in [0, 1], got values from {low:.4g} to {high:.4g}; "
+            "normalisation belongs inside the model (see robustexplain.models.Classifier)"
+        )
+
+
+def classes(c: Tensor, batch: int, num_classes: int, name: str) -> None:
+    """Refuse anything but ``batch`` class indices in ``[0, num_classes)``.
+
+    Raises:
+        InputError: naming the argument, what was expected and what was found.
+    """
+    if not isinstance(c, Tensor) or c.dtype not in (torch.int64, torch.int32):
+        got = c.dtype if isinstance(c, Tensor) else type(c).__name__
+        raise InputError(f"{name} must be an integer tensor of class indices, got {got}")
+    if c.shape != (batch,):
+        raise InputError(f"{name} must have shape [{batch}], one class per sample, got {list(c.shape)}")
+    if int(c.min()) < 0 or int(c.max()) >= num_classes:
+        bad = c[(c < 0) | (c >= num_classes)][0]
+        raise InputError(f"{name} holds class {int(bad)}, but the model has classes 0 to {num_classes - 1}")
+
+
+def maps_like(maps: Tensor, x: Tensor, name: str) -> None:
+    """Refuse anything but finite maps ``[B, H, W]`` at the size of ``x`` (``[B, D]`` for tabular ``x``).
+
+    Raises:
+        InputError: naming the argument, what was expected and what was found.
+    """
+    expected = [x.shape[0], *x.shape[2:]] if x.dim() == 4 else list(x.shape)
+    if list(maps.shape) != expected:
+        raise InputError(f"{name} must have shape {expected}, got {list(maps.shape)}")
+    if not torch.isfinite(maps).all():
+        raise InputError(f"{name} holds NaN or infinity")

@@ -1,0 +1,52 @@
+"""Data sets by name, in three disjoint parts: ``data.load("digits")`` has ``train``, ``defense`` and ``judge``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from os import PathLike, fspath
+from typing import Any
+
+from ..errors import InputError
+from ..registry import DATASETS
+from . import arrays, folders
+from .base import Data, Item, Splits, labels_of, stack, take
+
+__all__ = ["Data", "Item", "Splits", "arrays", "folders", "labels_of", "load", "stack", "take"]
+
+
+def load(
+    name: str, *, root: str | PathLike[str] | None = None, size: int | None = None, seed: int = 0, **options: Any
+) -> Data:
+    """A data set by name, in three disjoint parts.
+
+    Args:
+        name: a registered name, or ``image-folder:PATH``, ``csv-folder:PATH``.
+        root: where the data set is looked for (and downloaded to, with ``download=True``).
+        size: side of the images in pixels; default the data set's own.
+        seed: of the split. The same seed and data give the same parts, on any machine.
+        options: further fields of the data set's class.
+
+    Raises:
+        UnknownNameError: with the nearest names.
+        MissingDataError: if the data are not on this machine, with what to run to get them.
+        InputError: for an option that the data set does not have, or data that are broken.
+    """
+    prefix, colon, path = name.partition(":")
+    if colon and prefix in ("image-folder", "csv-folder"):
+        name, options = prefix, {"path": path, **options}
+    entry = DATASETS.get(name)
+    given = {"root": None if root is None else fspath(root), "size": size}
+    arguments = {"seed": seed, **{k: v for k, v in given.items() if v is not None}, **options}
+    _check_options(name, arguments, inspect.signature(entry.build).parameters)
+    data: Data = entry.build(**arguments).load()
+    return data
+
+
+def _check_options(name: str, given: Mapping[str, object], fields: Mapping[str, inspect.Parameter]) -> None:
+    unknown = sorted(given.keys() - fields.keys())
+    if unknown:
+        raise InputError(f"data set {name!r} has no option {', '.join(unknown)}; it has: {', '.join(fields)}")
+    missing = [field for field, p in fields.items() if p.default is inspect.Parameter.empty and field not in given]
+    if missing:
+        raise InputError(f"data set {name!r} needs {', '.join(missing)}")

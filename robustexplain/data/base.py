@@ -1,0 +1,232 @@
+"""What a data set is here: three disjoint parts, drawn from a seed, and a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from ..errors import InputError
+from ..streams import derive, generator
+
+Item: TypeAlias = tuple[Tensor, int]
+"""An image, float32 ``[C, H, W]`` in [0, 1], and its class."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set in three disjoint parts, each a map-style data set of ``(x float32 [C, H, W] in [0, 1], label int)``.
+
+    Args:
+        name: what reports call it.
+        classes: names of the classes, in the order of the labels.
+        shape: ``(C, H, W)`` of an image.
+        train: trains the model.
+        defense: trains defenses and calibrates detectors.
+        judge: judges. The official test part where there is one.
+        digest: SHA-256, as hex, of content and split.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    train: Dataset[Item]
+    defense: Dataset[Item]
+    judge: Dataset[Item]
+    digest: str
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.classes)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Which samples belong to which part: sorted, disjoint indices."""
+
+    train: tuple[int, ...]
+    defense: tuple[int, ...]
+    judge: tuple[int, ...]
+
+    @classmethod
+    def stratified(cls, labels: Sequence[int], fractions: Sequence[float], seed: int) -> Splits:
+        """Parts of exact sizes in which each class has its share, up to a sample.
+
+        Args:
+            labels: the class of each sample.
+            fractions: shares of train, defense and judge; they sum to 1.
+            seed: decides who goes where.
+        """
+        fractions = checked_fractions(fractions)
+        positions = torch.empty(len(labels), dtype=torch.float64)
+        for rows in _by_class(labels):
+            rng = generator(seed, "split", labels[rows[0]])
+            ranks = torch.randperm(len(rows), generator=rng) + torch.rand((), generator=rng, dtype=torch.float64)
+            # A class's samples lie evenly over [0, 1]; the random offset is fair to classes of very few samples.
+            positions[rows] = ranks / len(rows)
+        order = positions.argsort(stable=True).tolist()
+        first, second = _cuts(len(labels), fractions)
+        return cls(tuple(sorted(order[:first])), tuple(sorted(order[first:second])), tuple(sorted(order[second:])))
+
+    @classmethod
+    def hashed(cls, names: Sequence[str], fractions: Sequence[float], seed: int) -> Splits:
+        """Parts by a hash of each sample's name: a sample stays in its part when others come or go.
+
+        Args:
+            names: a name a sample, such as its file's.
+            fractions: expected shares of train, defense and judge; they sum to 1.
+            seed: decides who goes where.
+        """
+        fractions = checked_fractions(fractions)
+        parts: tuple[list[int], list[int], list[int]] = ([], [], [])
+        for index, name in enumerate(names):
+            position = derive(seed, "split", name) / 2**63
+            part = 0 if position < fractions[0] else 1 if position < 1 - fractions[2] else 2
+            parts[part].append(index)
+        return cls(*(tuple(part) for part in parts))
+
+    def of(self, dataset: Dataset[Item]) -> tuple[Subset[Item], Subset[Item], Subset[Item]]:
+        """The three parts of ``dataset``."""
+        return Subset(dataset, self.train), Subset(dataset, self.defense), Subset(dataset, self.judge)
+
+
+def checked_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
+    """Three shares of train, defense and judge that sum to 1.
+
+    Raises:
+        InputError: with the offending value.
+    """
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise InputError(f"fractions must be three shares (train, defense, judge) that sum to 1, got {fractions!r}")
+    train, defense, judge = fractions
+    return float(train), float(defense), float(judge)
+
+
+def _cuts(size: int, fractions: Sequence[float]) -> tuple[int, int]:
+    return round(size * fractions[0]), round(size * (fractions[0] + fractions[1]))
+
+
+def _by_class(labels: Sequence[int]) -> list[list[int]]:
+    rows: dict[int, list[int]] = {}
+    for index, label in enumerate(labels):
+        rows.setdefault(label, []).append(index)
+    return [rows[label] for label in sorted(rows)]
+
+
+def labels_of(dataset: Dataset[Item]) -> list[int]:
+    """The labels of a data set, without decoding images where the data set has a ``labels`` attribute."""
+    if isinstance(dataset, Subset):
+        inner = labels_of(dataset.dataset)
+        return [inner[i] for i in dataset.indices]
+    known = getattr(dataset, "labels", None)
+    if known is not None:
+        return [int(label) for label in known]
+    return [int(dataset[i][1]) for i in range(length(dataset))]
+
+
+def length(dataset: Dataset[Item]) -> int:
+    """The number of samples of a map-style data set."""
+    return len(dataset)  # type: ignore[arg-type]  # torch's Dataset leaves __len__ to its subclasses
+
+
+def take(dataset: Dataset[Item], n: int, seed: int = 0) -> Subset[Item]:
+    """``n`` samples, as many of each class as there are, in an order that mixes the classes.
+
+    The same seed gives the same samples, and a larger ``n`` only adds to them.
+
+    Raises:
+        InputError: if the data set has fewer than ``n`` samples.
+    """
+    if not 0 <= n <= length(dataset):
+        raise InputError(f"cannot take {n} samples of a data set of {length(dataset)}")
+    order: list[tuple[int, float, int]] = []
+    labels = labels_of(dataset)
+    for rows in _by_class(labels):
+        rng = generator(seed, "take", labels[rows[0]])
+        ranks = torch.randperm(len(rows), generator=rng).tolist()
+        ties = torch.rand(len(rows), generator=rng).tolist()
+        order += zip(ranks, ties, rows, strict=True)
+    return Subset(dataset, [index for _, _, index in sorted(order)[:n]])
+
+
+def stack(dataset: Dataset[Item], indices: Iterable[int] | None = None) -> tuple[Tensor, Tensor]:
+    """Samples as tensors: ``x`` float32 ``[N, C, H, W]``, ``y`` int64 ``[N]``.
+
+    Args:
+        dataset: one of the parts of a :class:`Data`, or a subset.
+        indices: which samples, in this order; default all.
+
+    Raises:
+        InputError: if there are none.
+    """
+    rows = range(length(dataset)) if indices is None else indices
+    items = [dataset[int(i)] for i in rows]
+    if not items:
+        raise InputError("nothing to stack: the data set, or the choice of indices, is empty")
+    return torch.stack([x for x, _ in items]), torch.tensor([y for _, y in items], dtype=torch.int64)
+
+
+class Digest:
+    """A SHA-256 over parts of any kind, each with its length, so that parts cannot run into each other."""
+
+    def __init__(self, *words: object) -> None:
+        self._hash = hashlib.sha256()
+        self.add(*words)
+
+    def add(self, *words: object) -> Digest:
+        """Add words (their text) or tensors (their bytes and shape)."""
+        for word in words:
+            if isinstance(word, Tensor):
+                self._bytes(repr((word.dtype, list(word.shape))).encode())
+                self._bytes(word.contiguous().numpy().tobytes())
+            else:
+                self._bytes(repr(word).encode())
+        return self
+
+    def hex(self) -> str:
+        """The digest so far."""
+        return self._hash.hexdigest()
+
+    def _bytes(self, content: bytes) -> None:
+        self._hash.update(len(content).to_bytes(8, "big"))
+        self._hash.update(content)
+
+
+def checked_labels(labels: Sequence[int], num_classes: int, source: str) -> None:
+    """Refuse labels outside ``[0, num_classes)``.
+
+    Raises:
+        InputError: naming ``source``, the label and where it stands.
+    """
+    for index, label in enumerate(labels):
+        if not 0 <= label < num_classes:
+            expected = f"0 to {num_classes - 1}"
+            raise InputError(f"{source}: sample {index} has label {label}, but the classes are {expected}")
+
+
+def one_of(component: Any, field: str, allowed: Sequence[object]) -> None:
+    """Refuse a component's field whose value is not one of ``allowed``.
+
+    Raises:
+        InputError: naming the field, the value and what is allowed.
+    """
+    value = getattr(component, field)
+    if value not in allowed:
+        raise InputError(f"{type(component).__name__}.{field} must be one of {list(allowed)}, got {value!r}")
+
+
+def at_least_one(component: Any, field: str) -> None:
+    """Refuse a component's optional field that is neither ``None`` nor an integer of at least 1.
+
+    Raises:
+        InputError: naming the field and the value.
+    """
+    value = getattr(component, field)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise InputError(f"{type(component).__name__}.{field} must be an integer of at least 1, got {value!r}")

@@ -1,0 +1,44 @@
+"""What RobustExplain raises and warns with."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input, found at the door: says what was wrong, what was expected and the offending value."""
+
+
+class UnknownNameError(InputError):
+    """A name that no registry knows; the message lists the nearest known ones."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.kind, self.name, self.known = kind, name, sorted(known)
+        near = difflib.get_close_matches(name, self.known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(self.known)}"
+        super().__init__(f"unknown {kind} {name!r}; {hint}")
+
+
+class UnsupportedModelError(InputError):
+    """A model that a method cannot cover. It is refused rather than explained wrongly in silence."""
+
+
+class NotDifferentiableError(InputError):
+    """An attack or a defense needs the gradient of maps that have none."""
+
+
+class MissingDataError(InputError):
+    """A data set or a weights file that is not on this machine; the message says how to get it."""
+
+
+class RunMismatchError(InputError):
+    """A run directory that was made by another recipe, version, data set or set of weights."""
+
+
+class RobustExplainWarning(UserWarning):
+    """Something that looks like robustness and may not be."""
+
+
+class ZeroMapGradientWarning(RobustExplainWarning):
+    """An attack follows a map whose gradient is zero: its failure would say nothing about the defense."""

@@ -1,0 +1,70 @@
+"""Typed, bounded fields of components: checked when an object is made, and read by the recipe's schema.
+
+A component is a frozen dataclass whose fields are annotated with these types. ``check_fields(self)`` in its
+``__post_init__`` refuses a value out of range; the recipe's schema (pydantic) reads the same annotations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from functools import lru_cache
+from typing import Annotated, Any
+
+import annotated_types as at
+
+from .errors import InputError
+
+Eps = Annotated[float, at.Ge(0), at.Le(1)]
+"""A radius in the units of ``[0, 1]`` pixels."""
+Radius = Annotated[float, at.Ge(0)]
+"""A radius that may exceed 1 (an L2 ball)."""
+Fraction = Annotated[float, at.Ge(0), at.Le(1)]
+"""A share or a probability."""
+NonNegative = Annotated[float, at.Ge(0)]
+"""A weight."""
+Positive = Annotated[float, at.Gt(0)]
+"""A scale, a learning rate, a temperature."""
+Count = Annotated[int, at.Ge(1)]
+"""A number of steps, epochs or samples."""
+Natural = Annotated[int, at.Ge(0)]
+"""A number that may be zero: a seed, a warm start of no steps."""
+
+
+@lru_cache(maxsize=None)
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def check_fields(component: Any) -> None:
+    """Refuse field values outside their annotated bounds.
+
+    Raises:
+        InputError: naming the class, the field, the bound and the value.
+    """
+    cls = type(component)
+    for field in dataclasses.fields(component):
+        hint = _hints(cls).get(field.name)
+        value = getattr(component, field.name)
+        for bound in getattr(hint, "__metadata__", ()):
+            _check(f"{cls.__name__}.{field.name}", value, bound)
+
+
+def _check(where: str, value: Any, bound: Any) -> None:
+    if value is None or callable(value):
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InputError(f"{where} must be a number, got {value!r}")
+    if math.isnan(value):
+        raise InputError(f"{where} must be a number, got nan")
+    rules = (
+        (at.Ge, "at least", lambda v, b: v >= b.ge),
+        (at.Gt, "above", lambda v, b: v > b.gt),
+        (at.Le, "at most", lambda v, b: v <= b.le),
+        (at.Lt, "below", lambda v, b: v < b.lt),
+    )
+    for kind, words, holds in rules:
+        if isinstance(bound, kind) and not holds(value, bound):
+            limit = getattr(bound, kind.__name__.lower())
+            raise InputError(f"{where} must be {words} {limit}, got {value!r}")

@@ -1,0 +1,106 @@
+"""The contract that every interpreter keeps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import checks, maps
+from ..errors import InputError
+from ..fields import check_fields
+
+
+class Explanation(NamedTuple):
+    """One forward pass's yield: logits ``[B, K]`` and maps ``[B, H, W]`` (or the method's own grid).
+
+    ``encoder_logits`` ``[B, K]`` are those of a model-guided interpreter's own network, where it has one.
+    """
+
+    logits: Tensor
+    maps: Tensor
+    encoder_logits: Tensor | None = None
+
+    def detach(self) -> Explanation:
+        """The same, cut from the graph."""
+        return Explanation(*(None if value is None else value.detach() for value in self))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False)
+class Interpreter(ABC):
+    """A classifier's attribution method.
+
+    ``interpreter(x, target=None)`` gives raw, signed maps at the input's size; ``explain`` gives the logits of the same
+    forward pass too. Maps are differentiable in ``x`` and in the model's weights whenever autograd is on, and detached
+    under ``torch.no_grad()``. A subclass writes ``_explain``, which runs with autograd on.
+
+    Args:
+        model: takes ``[B, C, H, W]`` in ``[0, 1]``, gives logits ``[B, K]``; normalisation lives inside it.
+    """
+
+    model: nn.Module
+
+    differentiable: ClassVar[bool] = True
+    """Whether maps carry a gradient to ``x`` and to the weights."""
+    second_order: ClassVar[bool] = False
+    """Whether the maps are themselves a gradient: their derivative vanishes where the model is piecewise linear."""
+    bounded: ClassVar[bool] = False
+    """Whether maps lie in ``[0, 1]`` by construction (masks): objectives then take them as they are."""
+
+    def __post_init__(self) -> None:
+        """Check the annotated fields."""
+        if not isinstance(self.model, nn.Module):
+            raise InputError(f"model must be a torch.nn.Module, got {type(self.model).__name__}")
+        check_fields(self)
+
+    def __call__(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+        """Maps ``[B, H, W]`` that explain class ``target`` (default: the prediction) on ``x`` ``[B, C, H, W]``.
+
+        Raises:
+            InputError: ``x`` outside ``[0, 1]``, not finite, empty or of a wrong shape; ``target`` out of range.
+        """
+        checks.inputs(x)
+        return self.explain(x, target).maps
+
+    def explain(self, x: Tensor, target: Tensor | None = None, *, native: bool = False) -> Explanation:
+        """Logits and maps from one forward pass.
+
+        Args:
+            x: ``[B, C, H, W]`` in ``[0, 1]``; its values are checked by ``__call__``, not here, where attacks loop.
+            target: ``[B]`` classes to explain; default the prediction.
+            native: keep the method's own grid (CAM's ``7 x 7``) instead of resizing to the input's size.
+        """
+        if target is not None and target.shape != x.shape[:1]:
+            raise InputError(f"target must have shape [{x.shape[0]}], one class per sample, got {list(target.shape)}")
+        if self.model.training:
+            raise InputError("the model is in train mode, where batch norm mixes samples; call model.eval() first")
+        attached = torch.is_grad_enabled()
+        with torch.enable_grad():
+            found = self._explain(x, target, attached)
+        if not native:
+            found = found._replace(maps=maps.resize(found.maps, x.shape[-2:]))
+        return found if attached else found.detach()
+
+    @abstractmethod
+    def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
+        """Logits and maps on the method's own grid; autograd is on.
+
+        ``graph`` says whether the caller differentiates the maps: pass it on as ``create_graph``.
+        """
+
+
+def explained_class(logits: Tensor, target: Tensor | None) -> Tensor:
+    """The class to explain: ``target``, checked against the logits, or the prediction."""
+    if target is None:
+        return logits.argmax(1)
+    target = target.to(logits.device)
+    checks.classes(target, logits.shape[0], logits.shape[1], "target")
+    return target
+
+
+def pick(values: Tensor, classes: Tensor) -> Tensor:
+    """``values[i, classes[i]]``: ``[B, K]`` and ``[B]`` to ``[B]``."""
+    return values.gather(1, classes[:, None]).squeeze(1)

@@ -1,0 +1,37 @@
+"""An interpreter that explains a smoothed twin of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..activations import Softplus, swapped
+from ..registry import INTERPRETERS
+from .base import Explanation, Interpreter
+
+
+@INTERPRETERS.register("smoothed", paper="Dombrowski et al. 2019, section 5", needs=("rectifiers",))
+@dataclass(frozen=True, eq=False)
+class Smoothed(Interpreter):
+    """``base`` computed with every rectifier replaced by ``softplus_beta``; the logits stay the model's own.
+
+    The explained class is the real model's prediction. Costs one more forward pass.
+
+    Args:
+        base: the interpreter to smooth; it must explain ``model``.
+        smooth: the stand-in and its ``beta``: the smaller, the smoother.
+    """
+
+    base: Interpreter
+    smooth: Softplus = field(default_factory=Softplus)
+
+    second_order: ClassVar[bool] = False
+
+    def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
+        logits = self.model(x)
+        target = logits.argmax(1) if target is None else target
+        with swapped(self.smooth):
+            found = self.base._explain(x, target, graph)
+        return found._replace(logits=logits)

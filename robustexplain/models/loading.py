@@ -1,0 +1,111 @@
+"""From a name to a classifier: ``build`` makes the architecture, ``load`` gives it weights."""
+
+from __future__ import annotations
+
+import inspect
+from os import PathLike
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+from ..registry import MODELS, Entry
+from .classifier import Classifier, ModelSpec
+from .weights import load_file_into
+
+PREFIXES = ("timm", "torchvision")
+
+
+def build(spec_or_name: ModelSpec | str, *, seed: int = 0, **options: Any) -> Classifier:
+    """An architecture with random weights, in eval mode: nothing is downloaded, no weights file is read.
+
+    Args:
+        spec_or_name: a :class:`ModelSpec` (``classifier.spec``), or a name with ``options``.
+        seed: seed of the random weights; the global random state is left alone.
+        options: the builder's own keyword arguments; they go over those of a spec.
+
+    Raises:
+        UnknownNameError: with the nearest names.
+        InputError: for an option that the model does not have.
+    """
+    spec = ModelSpec(spec_or_name) if isinstance(spec_or_name, str) else spec_or_name
+    return _construct(spec.name, {**spec.options, **options}, seed, pretrained=False)
+
+
+def load(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    weights: str | PathLike[str] | None = None,
+    pretrained: bool | None = None,
+    seed: int = 0,
+) -> Classifier:
+    """A classifier by name, in eval mode.
+
+    Args:
+        name: a registered name, ``timm:NAME`` or ``torchvision:NAME``.
+        num_classes: number of logits; default the model's own.
+        in_channels: channels of the images; default the model's own.
+        weights: a ``.safetensors`` file or a torch state dict, of the whole classifier or of its inner network.
+        pretrained: take the weights that the model's library offers (a download for timm and torchvision). Default:
+            only for models whose weights are installed (``efficientnet-lite0``), and not if ``weights`` are given.
+        seed: seed of the random weights; the global random state is left alone.
+
+    Raises:
+        UnknownNameError: with the nearest names.
+        MissingDataError: for weights that are not on this machine, with how to get them.
+        InputError: for weights that do not fit, listing the keys.
+    """
+    if weights is not None and pretrained:
+        raise InputError("give either weights or pretrained=True, not both")
+    options = {k: v for k, v in (("num_classes", num_classes), ("in_channels", in_channels)) if v is not None}
+    classifier = _construct(name, options, seed, pretrained=False if weights is not None else pretrained)
+    if weights is not None:
+        load_file_into(classifier, weights)
+    return classifier
+
+
+def _construct(name: str, options: dict[str, Any], seed: int, pretrained: bool | None) -> Classifier:
+    entry, options = _resolve(name, options)
+    accepted = inspect.signature(entry.build).parameters
+    _check_options(entry, options, [p for p in accepted if p != "pretrained"])
+    arguments = dict(options)
+    if "pretrained" in accepted:
+        arguments |= {} if pretrained is None else {"pretrained": pretrained}
+    elif pretrained:
+        raise InputError(f"{entry.name} has no pretrained weights: train it, or give a file with weights=PATH")
+    # Only the CPU's generator is seeded, since torch.manual_seed would reseed every GPU's for the rest of the run.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        classifier = entry.build(**arguments)
+    if not isinstance(classifier, Classifier):
+        raise InputError(f"the builder of {entry.name} must return a models.Classifier, got {type(classifier)}")
+    classifier.spec = _spec(entry, options, classifier)
+    return classifier.eval()
+
+
+def _resolve(name: str, options: dict[str, Any]) -> tuple[Entry, dict[str, Any]]:
+    prefix, colon, architecture = name.partition(":")
+    if colon and prefix in PREFIXES:
+        return MODELS.get(prefix), {"architecture": architecture, **options}
+    return MODELS.get(name), dict(options)
+
+
+def _check_options(entry: Entry, options: dict[str, Any], accepted: list[str]) -> None:
+    unknown = sorted(options.keys() - set(accepted))
+    if unknown:
+        raise InputError(f"model {entry.name!r} has no option {', '.join(unknown)}; it has: {', '.join(accepted)}")
+    if "architecture" in accepted and not options.get("architecture"):
+        raise InputError(f"model {entry.name!r} needs an architecture: '{entry.name}:NAME'")
+    for key in ("num_classes", "in_channels"):
+        value = options.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{key} must be an integer of at least 1, got {value!r}")
+
+
+def _spec(entry: Entry, options: dict[str, Any], classifier: Classifier) -> ModelSpec:
+    rest = {k: v for k, v in options.items() if k != "architecture"}
+    name = f"{entry.name}:{options['architecture']}" if "architecture" in options else entry.name
+    sizes = {"num_classes": classifier.num_classes, "in_channels": classifier.in_channels}
+    return ModelSpec(name, {**rest, **sizes})

@@ -1,0 +1,152 @@
+"""Finding layers by what they do in a forward pass, and reading their outputs without leaving a hook behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UnknownNameError, UnsupportedModelError
+
+
+@contextmanager
+def hooks(modules: Sequence[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+    """Forward hooks on some modules for the length of a block; gone afterwards, exception or not."""
+    handles = [module.register_forward_hook(hook) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """The outputs of named submodules, filled in by the forward passes inside the block.
+
+    A hook hands its successors a clone, so that an in-place activation right behind the layer cannot overwrite what
+    was captured.
+    """
+    outputs: dict[str, Tensor] = {}
+    modules = {name: submodule(model, name) for name in names}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            outputs[name] = output
+            return output.clone()
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def submodule(model: nn.Module, name: str) -> nn.Module:
+    """The submodule of that dotted name; ``UnknownNameError`` with the nearest names if there is none."""
+    modules = dict(model.named_modules())
+    if name not in modules or not name:
+        raise UnknownNameError("layer", name, (n for n in modules if n))
+    return modules[name]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module that gave a feature map in a forward pass: its name, channels and grid."""
+
+    name: str
+    channels: int
+    height: int
+    width: int
+
+
+@torch.no_grad()
+def feature_layers(model: nn.Module, x: Tensor) -> list[Layer]:
+    """The leaf-most modules that give a feature map ``[B, C, h, w]`` with a grid above 1x1, in the order they ran.
+
+    A module that runs twice, or whose output a later module passes on unchanged, appears once: where it last ran.
+    """
+    order: list[tuple[str, torch.Size]] = []
+    names = {module: name for name, module in model.named_modules() if name}
+
+    def record(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] * output.shape[3] > 1:
+            order.append((names[module], output.shape))
+
+    with hooks(list(names), record):
+        model(x[:1])
+    last: dict[str, Layer] = {}
+    for name, shape in order:
+        last.pop(name, None)
+        last[name] = Layer(name, *shape[1:])
+    return list(last.values())
+
+
+def last_feature_layer(model: nn.Module, x: Tensor) -> Layer:
+    """The last feature map before the grid is pooled away: what CAM and Grad-CAM look at.
+
+    Raises:
+        UnsupportedModelError: if no module gives a feature map.
+    """
+    layers = feature_layers(model, x)
+    if not layers:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no convolutional feature map (no module gives [B, C, h, w] with a grid above "
+            "1x1); CAM methods need one: use a gradient method such as Gradient"
+        )
+    return layers[-1]
+
+
+def pyramid(model: nn.Module, x: Tensor) -> list[Layer]:
+    """The last feature map at each grid size, finest first: what an encoder hands to a U-Net.
+
+    Raises:
+        UnsupportedModelError: if no module gives a feature map.
+    """
+    last_feature_layer(model, x)
+    by_grid: dict[tuple[int, int], Layer] = {}
+    for layer in feature_layers(model, x):
+        by_grid[layer.height, layer.width] = layer
+    return sorted(by_grid.values(), key=lambda layer: -layer.height * layer.width)
+
+
+@dataclass(frozen=True)
+class PooledHead:
+    """A linear head behind global average pooling: the feature layer, and the head's weights by name."""
+
+    features: Layer
+    head: str
+
+
+@torch.no_grad()
+def pooled_head(model: nn.Module, x: Tensor) -> PooledHead:
+    """Find, by its behaviour, the linear layer that turns pooled features into logits (CAM, eq. 6).
+
+    Raises:
+        UnsupportedModelError: if the logits are not one linear layer on the average of the last feature map.
+    """
+    layer = last_feature_layer(model, x)
+    linears = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.in_features == layer.channels}
+    seen: list[tuple[str, Tensor, Tensor]] = []
+
+    def record(module: nn.Module, args: Any, output: Tensor) -> None:
+        seen.append((linears[module], args[0], output))
+
+    with hooks(list(linears), record), captured(model, [layer.name]) as outputs:
+        logits = model(x[:1])
+    average = outputs[layer.name].mean((2, 3))
+    for name, given, output in seen:
+        same_input = given.shape == average.shape and torch.allclose(given, average, rtol=1e-3, atol=1e-5)
+        if same_input and output.shape == logits.shape and torch.allclose(output, logits, rtol=1e-3, atol=1e-5):
+            return PooledHead(layer, name)
+    raise UnsupportedModelError(
+        f"CAM needs logits that are one linear layer on the global average of the last feature map; in "
+        f"{type(model).__name__} that is not so behind layer {layer.name!r}. Use GradCAM, which needs no such head"
+    )

@@ -1,0 +1,62 @@
+"""Progress bars with the time left, on the main process only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Shows how far a piece of work is."""
+
+    def task(self, name: str, total: int, done: int = 0) -> AbstractContextManager[Callable[[int], None]]:
+        """A piece of work of ``total`` steps; the block gets a function to call with the steps just done."""
+        ...
+
+    def say(self, text: str) -> None:
+        """A line of text above the bars."""
+        ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    @contextmanager
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+        """Show nothing."""
+        yield lambda steps: None
+
+    def say(self, text: str) -> None:
+        """Say nothing."""
+
+
+class Bars:
+    """rich's bars: name, bar, count, time taken, time left. Without a terminal, one line a finished piece of work."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True)
+
+    @contextmanager
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+        """One bar for the length of the block."""
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Rich
+
+        columns = (
+            TextColumn("{task.description:<38}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Rich(*columns, console=self.console) as bars:
+            handle = bars.add_task(name, total=total, completed=done)
+            yield lambda steps: bars.advance(handle, steps)
+
+    def say(self, text: str) -> None:
+        """Print a line on standard error."""
+        self.console.print(text, highlight=False)

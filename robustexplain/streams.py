@@ -1,0 +1,62 @@
+"""One random stream per sample, so that a sample's result does not depend on its batch.
+
+A stream is seeded from the run's seed and the sample's own values: the same image draws the same noise wherever it
+stands in a batch, and on which of several processes. The global random state is never touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def derive(seed: int, *words: object) -> int:
+    """A 63-bit seed from a seed and any words: stable across runs and machines."""
+    text = ":".join([str(seed), *map(str, words)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def generator(seed: int, *words: object) -> torch.Generator:
+    """A CPU generator seeded by :func:`derive`."""
+    return torch.Generator().manual_seed(derive(seed, *words))
+
+
+@dataclass(frozen=True)
+class Streams:
+    """A generator per sample of a batch; draws come back on the device and in the dtype asked for."""
+
+    generators: tuple[torch.Generator, ...]
+
+    @classmethod
+    def of(cls, x: Tensor, seed: int, *words: object) -> Streams:
+        """Streams for the samples of ``x``, from their content."""
+        rows = x.detach().to("cpu", torch.float32).flatten(1).contiguous().numpy()
+        hashes = [hashlib.blake2b(np.ascontiguousarray(row).tobytes(), digest_size=8).hexdigest() for row in rows]
+        return cls(tuple(generator(seed, h, *words) for h in hashes))
+
+    def select(self, rows: Tensor | Sequence[int]) -> Streams:
+        """The streams of some samples: they go on where they were."""
+        indices = rows.tolist() if isinstance(rows, Tensor) else rows
+        return Streams(tuple(self.generators[i] for i in indices))
+
+    def uniform(self, like: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Uniform draws of the shape of ``like``, whose first dimension is the batch."""
+        return self._draw(like, torch.rand) * (high - low) + low
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal draws of the shape of ``like``."""
+        return self._draw(like, torch.randn)
+
+    def integers(self, high: int) -> Tensor:
+        """One integer in ``[0, high)`` a sample, int64 ``[B]`` on the CPU."""
+        return torch.stack([torch.randint(high, (), generator=g) for g in self.generators])
+
+    def _draw(self, like: Tensor, how: object) -> Tensor:
+        shape = like.shape[1:]
+        draws = torch.stack([how(shape, generator=g) for g in self.generators])  # type: ignore[operator]
+        return draws.to(like.device, like.dtype)

@@ -1,0 +1,280 @@
+"""One training loop for everything that is trained: classifiers, interpreters, defenses, manipulated models.
+
+On Accelerate, so that one process and many run the same code. Data order, noise and the split of a batch into micro
+batches depend on the seed alone and not on the number of processes; training resumes at epoch boundaries.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from . import files
+from .errors import InputError, RunMismatchError
+from .fields import Count, Natural, NonNegative, Positive, check_fields
+from .progress import Progress, Silent
+from .streams import derive, generator
+
+Samples = Dataset[tuple[Tensor, int]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How something is trained.
+
+    Args:
+        epochs: passes over the data.
+        batch_size: samples an optimiser step, over all processes.
+        micro_batch: samples a forward pass; default ``batch_size`` over the number of processes. Set it to make the
+            result the same on any number of processes that divides ``batch_size / micro_batch``.
+        lr: peak learning rate of AdamW.
+        weight_decay: of AdamW.
+        schedule: ``one_cycle`` (a linear rise over the first fifth, then a cosine to zero) or ``constant``.
+        clip: largest norm of the gradient; 0 does not clip.
+        workers: processes that load data, for each training process.
+    """
+
+    epochs: Count = 10
+    batch_size: Count = 64
+    micro_batch: Count | None = None
+    lr: Positive = 2e-3
+    weight_decay: NonNegative = 1e-4
+    schedule: Literal["one_cycle", "constant"] = "one_cycle"
+    clip: NonNegative = 1.0
+    workers: Natural = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+            raise InputError(
+                f"Training.micro_batch must divide batch_size, got {self.micro_batch} and {self.batch_size}"
+            )
+
+    def rate(self, progress: float) -> float:
+        """The learning rate at ``progress`` in ``[0, 1]`` of all steps."""
+        if self.schedule == "constant":
+            return self.lr
+        rise = 0.2
+        if progress < rise:
+            return self.lr * (0.04 + 0.96 * progress / rise)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))
+
+
+@dataclass
+class Session:
+    """Where and on what training runs: the accelerator, the folder of checkpoints, the progress display.
+
+    Args:
+        accelerator: Accelerate's; made on first use.
+        folder: where checkpoints go; ``None`` keeps nothing.
+        progress: what is shown while it runs.
+    """
+
+    accelerator: Accelerator = field(default_factory=lambda: Accelerator())
+    folder: Path | None = None
+    progress: Progress = field(default_factory=Silent)
+
+    def inside(self, name: str) -> Session:
+        """The same with the checkpoints in a folder of that name."""
+        return Session(self.accelerator, None if self.folder is None else self.folder / name, self.progress)
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors live."""
+        device: torch.device = self.accelerator.device
+        return device
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a loss is computed: what its random streams are derived from."""
+
+    seed: int
+    epoch: int
+    progress: float
+
+    def words(self, *more: object) -> tuple[object, ...]:
+        """Words for :meth:`robustexplain.streams.Streams.of`."""
+        return (self.epoch, *more)
+
+
+Loss = Callable[[nn.Module, Tensor, Tensor, Moment], Tensor]
+"""``loss(module, x, y, moment)`` gives ``[b]`` losses; ``module`` is the (perhaps wrapped) module in training."""
+
+
+def cross_entropy(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+    """Cross-entropy of a classifier, ``[b]``."""
+    return nn.functional.cross_entropy(module(x), y, reduction="none")
+
+
+def fit(
+    module: nn.Module,
+    loss: Loss,
+    data: Samples,
+    settings: Training,
+    *,
+    name: str,
+    seed: int = 0,
+    session: Session | None = None,
+    identity: object = None,
+) -> nn.Module:
+    """Train ``module`` in place and return it, in eval mode.
+
+    Args:
+        module: what is trained; parameters that do not require grad stay as they are.
+        loss: the loss of each sample of a micro batch.
+        data: map-style, gives ``(x, label)``.
+        settings: epochs, batch, optimiser.
+        name: what the progress display and the checkpoint are called.
+        seed: of order and noise.
+        session: accelerator, checkpoints, progress.
+        identity: whatever else decides the result (a hash of the data, the loss's settings); a checkpoint of another
+            identity is refused.
+
+    Raises:
+        RunMismatchError: the checkpoint belongs to another training.
+        InputError: the batch cannot be divided among the processes; the loss is not finite.
+    """
+    session = session or Session()
+    accelerator = session.accelerator
+    loop = _Loop(module.to(session.device), settings, derive(seed, name), len(data), session)  # type: ignore[arg-type]
+    stamp = files.digest([name, seed, asdict(settings), len(data), identity])  # type: ignore[arg-type]
+    path = None if session.folder is None else session.folder / f"{name}.safetensors"
+    start = loop.restore(path, stamp)
+    wrapped, optimizer = accelerator.prepare(module, loop.optimizer)
+    with session.progress.task(name, settings.epochs * loop.steps, start * loop.steps) as advance:
+        for epoch in range(start, settings.epochs):
+            mean = loop.epoch(wrapped, optimizer, loss, data, epoch, advance)
+            loop.history.append(mean)
+            loop.save(path, stamp, epoch + 1)
+    return module.eval()
+
+
+class _Loop:
+    """The state of one training: optimiser, history, and how an epoch goes."""
+
+    def __init__(self, module: nn.Module, settings: Training, seed: int, size: int, session: Session) -> None:
+        if size == 0:
+            raise InputError("there is nothing to train on: the data set is empty")
+        self.module, self.settings, self.seed, self.size, self.session = module, settings, seed, size, session
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+        self.history: list[float] = []
+        self.batch = min(settings.batch_size, size)
+        self.steps = size // self.batch
+        processes = session.accelerator.num_processes
+        self.micro = min(settings.micro_batch or self.batch // processes, self.batch)
+        if self.micro == 0 or (self.batch // self.micro) % processes:
+            raise InputError(
+                f"a batch of {self.batch} in micro batches of {self.micro} cannot be divided evenly among "
+                f"{processes} processes"
+            )
+
+    def micro_batches(self, epoch: int) -> Iterator[list[int]]:
+        """This process's micro batches, in order: batch after batch, every ``processes``-th micro batch of each."""
+        order = torch.randperm(self.size, generator=generator(self.seed, "order", epoch)).tolist()
+        accelerator = self.session.accelerator
+        for step in range(self.steps):
+            batch = order[step * self.batch : (step + 1) * self.batch]
+            count = self.batch // self.micro
+            for i in range(accelerator.process_index, count, accelerator.num_processes):
+                yield batch[i * self.micro : (i + 1) * self.micro]
+
+    def epoch(
+        self,
+        wrapped: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: Loss,
+        data: Samples,
+        epoch: int,
+        advance: Callable[[int], None],
+    ) -> float:
+        """One pass over the data; the mean loss."""
+        accelerator = self.session.accelerator
+        share = self.batch // self.micro // accelerator.num_processes
+        loader = DataLoader(data, batch_sampler=list(self.micro_batches(epoch)), num_workers=self.settings.workers)
+        wrapped.train()
+        total = torch.zeros((), device=self.session.device)
+        for i, (x, y) in enumerate(loader):
+            step, part = divmod(i, share)
+            progress = (epoch * self.steps + step) / max(self.settings.epochs * self.steps - 1, 1)
+            last = part == share - 1
+            with nullcontext() if last else _no_sync(accelerator, wrapped):
+                moment = Moment(self.seed, epoch, progress)
+                value = loss(wrapped, x.to(self.session.device), y.to(self.session.device), moment).mean()
+                accelerator.backward(value / share)
+            total += value.detach()
+            if last:
+                self._update(optimizer, progress)
+                advance(1)
+        mean = float(accelerator.reduce(total / (self.steps * share), "mean"))
+        if not math.isfinite(mean):
+            raise InputError(f"training diverged: the mean loss of epoch {epoch + 1} is {mean}; try a smaller lr")
+        return mean
+
+    def _update(self, optimizer: torch.optim.Optimizer, progress: float) -> None:
+        if self.settings.clip:
+            self.session.accelerator.clip_grad_norm_(self.parameters, self.settings.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = self.settings.rate(progress)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def save(self, path: Path | None, stamp: str, epochs: int) -> None:
+        """Write the checkpoint aside and rename it: weights, optimiser, history, in one file."""
+        accelerator = self.session.accelerator
+        if path is not None and accelerator.is_main_process:
+            tensors = {f"module.{k}": v for k, v in self.module.state_dict().items()}
+            for i, state in self.optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
+            meta = {"stamp": stamp, "epochs": str(epochs), "history": json.dumps(self.history)}
+            files.write_tensors(path, tensors, meta)
+        accelerator.wait_for_everyone()
+
+    def restore(self, path: Path | None, stamp: str) -> int:
+        """Load a checkpoint of this same training; the number of epochs it has behind it."""
+        if path is None or not path.is_file():
+            return 0
+        tensors, meta = files.read_tensors(path)
+        if meta.get("stamp") != stamp:
+            raise RunMismatchError(
+                f"{path} is a checkpoint of another training (other settings, seed or data); "
+                "use another output folder, or delete this one to start again"
+            )
+        self.module.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith("module.")})
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, index, word = key.split(".", 2)
+                state.setdefault(int(index), {})[word] = value
+        if state:
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.history = json.loads(meta["history"])
+        return int(meta["epochs"])
+
+
+def _no_sync(accelerator: Accelerator, module: nn.Module) -> AbstractContextManager[None]:
+    context: AbstractContextManager[None] = accelerator.no_sync(module)
+    return context
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter of ``model`` requires grad for the length of a block; each flag is restored afterwards."""
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        model.requires_grad_(False)
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
