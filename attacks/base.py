@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -47,7 +47,7 @@ class Attack(ABC):
         seed: of the streams; a sample's own stream depends on it and on the sample alone.
     """
 
-    seed: Natural = 0
+    seed: Natural = field(default=0, kw_only=True)
 
     needs_maps: ClassVar[bool] = False
     """Whether the attack differentiates the interpreter's maps."""
@@ -77,11 +77,13 @@ class Attack(ABC):
             NotDifferentiableError: the attack needs the gradient of maps that have none.
         """
         self._check(system, x, y, goal_class, goal_map)
-        goal = Goal(x.detach(), y.to(x.device), None if goal_class is None else goal_class.to(x.device))
+        wanted = None if goal_class is None else goal_class.to(x.device, torch.int64)
+        goal = Goal(x.detach(), y.to(x.device, torch.int64), wanted)
         if self.needs_maps:
             goal = Goal(goal.x, goal.label, goal.goal_class, _native_goal(system, goal.x, goal_map))
         streams = Streams.of(goal.x, self.seed, type(self).__name__)
-        found = self._search(system, goal, streams)
+        with torch.enable_grad():
+            found = self._search(system, goal, streams)
         with torch.no_grad():
             prediction = system.model(found.x).argmax(1)
         hit = prediction != goal.label if goal.goal_class is None else prediction == goal.goal_class

@@ -66,6 +66,10 @@ class ADV2(Attack):
 
     needs_maps: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ball(self.norm, self.eps)
+
     def adapted(self, system: System) -> ADV2:
         """With the detector's soft score in the loss, if there is a detector; steps and restarts stay as they are."""
         return self if system.detector is None or self.evade else replace(self, evade=1.0)

@@ -21,7 +21,7 @@ Norm = Literal["linf", "l2"]
 
 
 def ball(norm: Norm, eps: float) -> Threat:
-    """The ball of radius ``eps`` in a norm."""
+    """The ball of radius ``eps`` in a norm; an L-infinity radius above 1 is refused."""
     return Linf(eps) if norm == "linf" else L2(eps)
 
 
@@ -53,6 +53,10 @@ class Noise(Attack):
     eps: Radius = 8 / 255
     kind: Literal["uniform", "sign", "gaussian"] = "uniform"
     norm: Norm = "linf"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ball(self.norm, self.eps)
 
     def _search(self, system: System, goal: Goal, streams: Streams) -> Found:
         x, threat = goal.x, ball(self.norm, self.eps)
@@ -107,6 +111,10 @@ class PGD(Attack):
     random_start: bool = False
     restarts: Count = 1
     early_stop: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ball(self.norm, self.eps)
 
     def _search(self, system: System, goal: Goal, streams: Streams) -> Found:
         search = Search(

@@ -91,7 +91,7 @@ def observe(system: System, x: Tensor, goal: Goal, needs: frozenset[str]) -> See
 
 @dataclass
 class _Best:
-    """Per sample, the best iterate so far: fewest unmet constraints, then the lowest score."""
+    """Per sample, the best iterate so far: nearest to meeting every constraint, then the lowest score."""
 
     x: Tensor
     unmet: Tensor
@@ -117,10 +117,10 @@ def _rank(objective: Objective, seen: Seen, goal: Goal) -> tuple[Tensor, Tensor]
     with torch.no_grad():
         terms = objective.terms()
         constraints = [part for _, part in terms if part.constraint]
-        unmet = torch.stack([~part.met(seen, goal) for part in constraints]).sum(0)
+        unmet = torch.stack([part.unmet(seen, goal) for part in constraints]).sum(0)
         rest = tuple(t for t in terms if not t[1].constraint) or terms
         still = Seen(seen.x, seen.logits, seen.maps, seen.encoder_logits, seen.score, 1.0)
-        return unmet.float(), sum_losses(rest, still, goal).float()
+        return unmet, sum_losses(rest, still, goal).float()
 
 
 @dataclass(frozen=True)
@@ -213,15 +213,22 @@ def _direction(
     """The gradient of the loss, and (on the first step of a stage) where that of its map part is zero."""
     seen = Seen(seen.x, seen.logits, seen.maps, seen.encoder_logits, seen.score, progress, streams)
     stuck = torch.zeros(len(seen.x), dtype=torch.bool, device=seen.x.device)
-    if seen.maps is not None and not seen.maps.requires_grad:
-        raise NotDifferentiableError("the maps carry no gradient to the input: their graph is detached")
     about_maps = tuple((w, part) for w, part in objective.terms() if "maps" in part.needs and not part.constraint)
     if check and about_maps:
         loss = sum_losses(about_maps, seen, goal)
-        (alone,) = torch.autograd.grad(loss.sum(), variable, retain_graph=True)
+        alone = _grad_or_none(loss.sum(), variable)
+        if alone is None:
+            raise NotDifferentiableError("the maps carry no gradient to the input: their graph is detached")
         stuck = (alone.flatten(1).abs().amax(1) == 0) & (loss.detach() > 0)
     (gradient,) = torch.autograd.grad(objective.loss(seen, goal).sum(), variable)
     return gradient, stuck
+
+
+def _grad_or_none(loss: Tensor, variable: Tensor) -> Tensor | None:
+    """The gradient; ``None`` if the graph does not lead to the variable (to the weights it may)."""
+    if not loss.requires_grad:
+        return None
+    return torch.autograd.grad(loss, variable, retain_graph=True, allow_unused=True)[0]
 
 
 def _no_gradient(count: int, total: int) -> str:

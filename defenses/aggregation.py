@@ -80,7 +80,6 @@ class AggregatedInterpreter(Defense):
 
     members: Sequence[type[Interpreter] | str] = ("gradient", "gradcam")
     rescale: ops.Rescale = "sum"
-    seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from robustexplain.errors import InputError, UnsupportedModelError
@@ -22,7 +22,7 @@ class Defense(ABC):
         seed: of whatever is random in the defense.
     """
 
-    seed: Natural = 0
+    seed: Natural = field(default=0, kw_only=True)
 
     needs_data: ClassVar[bool] = False
     """Whether the defense trains, and so needs samples."""

@@ -115,6 +115,17 @@ def _bounds(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[f
     return None
 
 
+# Where the flag stands among the arguments of those functions that take one.
+_INPLACE_FLAG: dict[Any, int] = {F.relu: 1, F.relu6: 1, F.leaky_relu: 2, F.hardtanh: 3, F.threshold: 3}
+
+
+def _in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    if func.__name__.endswith("_"):
+        return True
+    index = _INPLACE_FLAG.get(func)
+    return index is not None and bool(args[index] if len(args) > index else kwargs.get("inplace", False))
+
+
 class _Swap(TorchFunctionMode):
     def __init__(self, smooth: Callable[[Tensor], Tensor] | None) -> None:
         super().__init__()
@@ -131,13 +142,22 @@ class _Swap(TorchFunctionMode):
         self.seen += 1
         if self.smooth is None:
             return func(*args, **kwargs)
-        z = args[0] if args else kwargs["input"]
-        _, high, slope = bounds
-        value = self.smooth(z)
-        if high is not None:
-            # min(r(z), high) = r(z) - r(z - high): the kink at the cap is smoothed the same way.
-            value = value - self.smooth(z - high)
-        return value + slope * (z - value) if slope else value
+        given = args[0] if args else kwargs["input"]
+        if not _in_place(func, args, kwargs):
+            return self._stand_in(given, *bounds[1:])
+        # The model may go on with the tensor it handed in: the value is written there. Of a copy, because autograd
+        # needs the old one.
+        return given.copy_(self._stand_in(given.clone(), *bounds[1:]))
+
+    def _stand_in(self, z: Tensor, high: float | None, slope: float) -> Tensor:
+        assert self.smooth is not None
+        # The innermost swap decides: one around it must not swap the rectifiers inside of this one's stand-in.
+        with torch._C.DisableTorchFunction():
+            value = self.smooth(z)
+            if high is not None:
+                # min(r(z), high) = r(z) - r(z - high): the kink at the cap is smoothed the same way.
+                value = value - self.smooth(z - high)
+            return value + slope * (z - value) if slope else value
 
 
 @contextmanager

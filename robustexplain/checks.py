@@ -42,14 +42,23 @@ def classes(c: Tensor, batch: int, num_classes: int, name: str) -> None:
     Raises:
         InputError: naming the argument, what was expected and what was found.
     """
+    class_indices(c, batch, name)
+    if int(c.min()) < 0 or int(c.max()) >= num_classes:
+        bad = c[(c < 0) | (c >= num_classes)][0]
+        raise InputError(f"{name} holds class {int(bad)}, but the model has classes 0 to {num_classes - 1}")
+
+
+def class_indices(c: Tensor, batch: int, name: str) -> None:
+    """Refuse anything but one integer a sample; :func:`classes` checks their range too.
+
+    Raises:
+        InputError: naming the argument, what was expected and what was found.
+    """
     if not isinstance(c, Tensor) or c.dtype not in (torch.int64, torch.int32):
         got = c.dtype if isinstance(c, Tensor) else type(c).__name__
         raise InputError(f"{name} must be an integer tensor of class indices, got {got}")
     if c.shape != (batch,):
         raise InputError(f"{name} must have shape [{batch}], one class per sample, got {list(c.shape)}")
-    if int(c.min()) < 0 or int(c.max()) >= num_classes:
-        bad = c[(c < 0) | (c >= num_classes)][0]
-        raise InputError(f"{name} holds class {int(bad)}, but the model has classes 0 to {num_classes - 1}")
 
 
 def maps_like(maps: Tensor, x: Tensor, name: str) -> None:

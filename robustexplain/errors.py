@@ -10,6 +10,14 @@ class InputError(ValueError):
     """Bad input, found at the door: says what was wrong, what was expected and the offending value."""
 
 
+class FieldError(InputError):
+    """A component's field with a value that it cannot have; ``field`` is its name."""
+
+    def __init__(self, component: str, field: str, problem: str) -> None:
+        self.field, self.problem = field, problem
+        super().__init__(f"{component}.{field} {problem}")
+
+
 class UnknownNameError(InputError):
     """A name that no registry knows; the message lists the nearest known ones."""
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import annotated_types as at
 
-from .errors import InputError
+from .errors import FieldError
 
 Eps = Annotated[float, at.Ge(0), at.Le(1)]
 """A radius in the units of ``[0, 1]`` pixels."""
@@ -41,23 +41,23 @@ def check_fields(component: Any) -> None:
     """Refuse field values outside their annotated bounds.
 
     Raises:
-        InputError: naming the class, the field, the bound and the value.
+        FieldError: naming the class, the field, the bound and the value.
     """
     cls = type(component)
     for field in dataclasses.fields(component):
         hint = _hints(cls).get(field.name)
         value = getattr(component, field.name)
         for bound in getattr(hint, "__metadata__", ()):
-            _check(f"{cls.__name__}.{field.name}", value, bound)
+            _check(cls.__name__, field.name, value, bound)
 
 
-def _check(where: str, value: Any, bound: Any) -> None:
+def _check(component: str, field: str, value: Any, bound: Any) -> None:
     if value is None or callable(value):
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InputError(f"{where} must be a number, got {value!r}")
+        raise FieldError(component, field, f"must be a number, got {value!r}")
     if math.isnan(value):
-        raise InputError(f"{where} must be a number, got nan")
+        raise FieldError(component, field, "must be a number, got nan")
     rules = (
         (at.Ge, "at least", lambda v, b: v >= b.ge),
         (at.Gt, "above", lambda v, b: v > b.gt),
@@ -67,4 +67,4 @@ def _check(where: str, value: Any, bound: Any) -> None:
     for kind, words, holds in rules:
         if isinstance(bound, kind) and not holds(value, bound):
             limit = getattr(bound, kind.__name__.lower())
-            raise InputError(f"{where} must be {words} {limit}, got {value!r}")
+            raise FieldError(component, field, f"must be {words} {limit}, got {value!r}")

@@ -111,6 +111,10 @@ class Objective(ABC):
         """``[B]`` bool; an objective that has no threshold of its own is never met."""
         return torch.zeros(len(seen.logits), dtype=torch.bool, device=seen.logits.device)
 
+    def unmet(self, seen: Seen, goal: Goal) -> Tensor:
+        """``[B]``: how far a constraint is from being met, in whole steps; 0 is met."""
+        return (~self.met(seen, goal)).float()
+
     def terms(self) -> tuple[tuple[Weight, Objective], ...]:
         """The weighted parts of this objective: itself, if it is not a sum."""
         return ((1.0, self),)
@@ -184,10 +188,16 @@ class Misclassify(Objective):
 
     def met(self, seen: Seen, goal: Goal) -> Tensor:
         """Predicted as wanted, with at least ``confidence``."""
+        return self.unmet(seen, goal) == 0
+
+    def unmet(self, seen: Seen, goal: Goal) -> Tensor:
+        """0 where met, 1 where predicted as wanted below ``confidence``, 2 where predicted otherwise."""
         p, prediction = seen.logits.softmax(1), seen.logits.argmax(1)
         if goal.goal_class is None:
-            return (prediction != goal.label) & (1 - p.gather(1, goal.label[:, None])[:, 0] >= self.confidence)
-        return (prediction == goal.goal_class) & (p.gather(1, goal.goal_class[:, None])[:, 0] >= self.confidence)
+            wanted, sure = prediction != goal.label, 1 - p.gather(1, goal.label[:, None])[:, 0]
+        else:
+            wanted, sure = prediction == goal.goal_class, p.gather(1, goal.goal_class[:, None])[:, 0]
+        return torch.where(wanted, (sure < self.confidence).float(), 2.0)
 
 
 @OBJECTIVES.register("match-map", paper="Zhang et al. 2020, eq. 3", needs=("gradients",))

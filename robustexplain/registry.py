@@ -40,11 +40,11 @@ class Registry:
 
     Args:
         kind: the singular, as users write it: ``"attack"``.
-        home: the package that registers the built-in ones when imported.
+        homes: the packages that register the built-in ones when imported.
     """
 
     kind: str
-    home: str
+    homes: tuple[str, ...]
     _entries: dict[str, Entry] = field(default_factory=dict)
     _loaded: bool = False
 
@@ -102,22 +102,23 @@ class Registry:
         if self._loaded:
             return
         self._loaded = True
-        importlib.import_module(self.home)
+        for home in self.homes:
+            importlib.import_module(home)
         for point in entry_points(group=f"robustexplain.{self.kind}s"):
             if point.name not in self._entries:
                 self.register(point.name)(point.load())
 
 
-MODELS = Registry("model", "robustexplain.models")
-DATASETS = Registry("dataset", "robustexplain.data")
-INTERPRETERS = Registry("interpreter", "robustexplain.interpreters")
-OBJECTIVES = Registry("objective", "robustexplain.objectives")
-METRICS = Registry("metric", "robustexplain.metrics")
-ATTACKS = Registry("attack", "robustexplain.attacks")
-DEFENSES = Registry("defense", "robustexplain.defenses")
-PARTS = Registry("part", "robustexplain.storage")
+MODELS = Registry("model", ("robustexplain.models",))
+DATASETS = Registry("dataset", ("robustexplain.data",))
+INTERPRETERS = Registry("interpreter", ("robustexplain.interpreters", "robustexplain.defenses"))
+OBJECTIVES = Registry("objective", ("robustexplain.objectives",))
+METRICS = Registry("metric", ("robustexplain.metrics",))
+ATTACKS = Registry("attack", ("robustexplain.attacks",))
+DEFENSES = Registry("defense", ("robustexplain.defenses",))
+PARTS = Registry("part", ("robustexplain.storage", "robustexplain.interpreters", "robustexplain.defenses"))
 """Pieces of systems that are stored with them and that users do not name: settings, networks of interpreters."""
-DETECTORS = Registry("detector", "robustexplain.defenses.detection")
+DETECTORS = Registry("detector", ("robustexplain.defenses.detection",))
 
 ALL: dict[str, Registry] = {
     f"{r.kind}s": r

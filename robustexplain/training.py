@@ -202,14 +202,21 @@ class _Loop:
         """One pass over the data; the mean loss."""
         accelerator = self.session.accelerator
         share = self.batch // self.micro // accelerator.num_processes
-        loader = DataLoader(data, batch_sampler=list(self.micro_batches(epoch)), num_workers=self.settings.workers)
+        loader = DataLoader(
+            data,
+            batch_sampler=list(self.micro_batches(epoch)),
+            num_workers=self.settings.workers,
+            generator=generator(self.seed, "workers", epoch, accelerator.process_index),
+        )
         wrapped.train()
         total = torch.zeros((), device=self.session.device)
         for i, (x, y) in enumerate(loader):
             step, part = divmod(i, share)
             progress = (epoch * self.steps + step) / max(self.settings.epochs * self.steps - 1, 1)
             last = part == share - 1
-            with nullcontext() if last else _no_sync(accelerator, wrapped):
+            micro = part * accelerator.num_processes + accelerator.process_index
+            noise = _global_noise(self.session.device, derive(self.seed, "noise", epoch, step, micro))
+            with noise, nullcontext() if last else _no_sync(accelerator, wrapped):
                 moment = Moment(self.seed, epoch, progress)
                 value = loss(wrapped, x.to(self.session.device), y.to(self.session.device), moment).mean()
                 accelerator.backward(value / share)
@@ -266,6 +273,17 @@ class _Loop:
 def _no_sync(accelerator: Accelerator, module: nn.Module) -> AbstractContextManager[None]:
     context: AbstractContextManager[None] = accelerator.no_sync(module)
     return context
+
+
+@contextmanager
+def _global_noise(device: torch.device, seed: int) -> Iterator[None]:
+    """Dropout and its like draw from the global generators: seeded in this block, and afterwards as they were."""
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.manual_seed(seed)
+        yield
 
 
 @contextmanager

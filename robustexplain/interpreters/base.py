@@ -73,13 +73,13 @@ class Interpreter(ABC):
             target: ``[B]`` classes to explain; default the prediction.
             native: keep the method's own grid (CAM's ``7 x 7``) instead of resizing to the input's size.
         """
-        if target is not None and target.shape != x.shape[:1]:
-            raise InputError(f"target must have shape [{x.shape[0]}], one class per sample, got {list(target.shape)}")
+        if target is not None:
+            checks.class_indices(target, x.shape[0], "target")
         if self.model.training:
             raise InputError("the model is in train mode, where batch norm mixes samples; call model.eval() first")
         attached = torch.is_grad_enabled()
-        with torch.enable_grad():
-            found = self._explain(x, target, attached)
+        with torch.inference_mode(False), torch.enable_grad():
+            found = self._explain(_recordable(x), None if target is None else _recordable(target), attached)
         if not native:
             found = found._replace(maps=maps.resize(found.maps, x.shape[-2:]))
         return found if attached else found.detach()
@@ -90,6 +90,11 @@ class Interpreter(ABC):
 
         ``graph`` says whether the caller differentiates the maps: pass it on as ``create_graph``.
         """
+
+
+def _recordable(value: Tensor) -> Tensor:
+    # Autograd cannot record a tensor that was made under inference_mode; a copy made outside of it is an ordinary one.
+    return value.clone() if value.is_inference() else value
 
 
 def explained_class(logits: Tensor, target: Tensor | None) -> Tensor:

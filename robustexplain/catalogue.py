@@ -1,0 +1,69 @@
+"""What there is, as tables: read off the registered classes themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+from .errors import UnknownNameError
+from .registry import ALL, Entry, Registry
+
+
+def registry_of(kind: str) -> Registry:
+    """The registry of a kind, singular or plural.
+
+    Raises:
+        UnknownNameError: with the nearest kinds.
+    """
+    known = {**ALL, **{registry.kind: registry for registry in ALL.values()}}
+    if kind not in known:
+        raise UnknownNameError("kind", kind, ALL)
+    return known[kind]
+
+
+def defaults_of(entry: Entry) -> str:
+    """``name=default`` of what a recipe can set."""
+    component: Any = entry.settings or entry.build
+    if dataclasses.is_dataclass(component):
+        pairs = [(f.name, _default(f)) for f in dataclasses.fields(component) if f.init and f.name != "model"]
+    else:
+        parameters = inspect.signature(component).parameters.values()
+        pairs = [(p.name, "" if p.default is p.empty else _short(p.default)) for p in parameters]
+    return ", ".join(f"{name}={value}" if value else name for name, value in pairs)
+
+
+def rows_of(kind: str) -> list[tuple[str, str, str, str, str]]:
+    """Name, summary, paper, needs and defaults of every component of a kind."""
+    return [
+        (entry.name, entry.summary, entry.paper, ", ".join(entry.needs), defaults_of(entry))
+        for entry in registry_of(kind)
+    ]
+
+
+def print_table(kind: str) -> None:
+    """Print the table of a kind; plain text where the output is no terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=kind, show_lines=True)
+    for title, ratio in (("name", 2), ("what it does", 5), ("paper", 4), ("needs", 2), ("settings", 5)):
+        table.add_column(title, ratio=ratio, overflow="fold")
+    for row in rows_of(kind):
+        table.add_row(*row)
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        return _short(field.default)
+    return _short(field.default_factory()) if field.default_factory is not dataclasses.MISSING else ""
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return "{...}"
+    return str(value)

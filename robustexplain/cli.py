@@ -1,0 +1,142 @@
+"""The ``robustexplain`` command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .errors import InputError
+
+app = typer.Typer(
+    name="robustexplain",
+    help="Attack explanations, defend them, and measure every defense against every attack.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+Recipe = Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged recipe such as quickstart.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Change a value: --set attacks[2].eps=4/255. Repeatable.")]
+Seed = Annotated[int | None, typer.Option(help="Another seed than the recipe's.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Judge at most so many images.")]
+
+
+def main() -> None:
+    """Run the command; bad input ends with one readable message and exit code 2, not with a traceback."""
+    try:
+        app()
+    except InputError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(2)
+
+
+def _changes(changes: list[str] | None, seed: int | None, limit: int | None) -> list[str]:
+    return [
+        *(changes or []),
+        *([f"seed={seed}"] if seed is not None else []),
+        *([f"judge.images={limit}"] if limit is not None else []),
+    ]
+
+
+@app.command("run")
+def run_command(
+    recipe: Recipe,
+    out: Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME.")] = None,
+    changes: Set = None,
+    limit: Limit = None,
+    device: Annotated[str | None, typer.Option(help="cpu, or leave it to Accelerate.")] = None,
+    seed: Seed = None,
+) -> None:
+    """Run a recipe, or go on with a run that was stopped: the same command again."""
+    from .recipe import read
+
+    checked = read(recipe, _changes(changes, seed, limit))
+    session = _session(device)
+    from .evaluation import run
+
+    folder = out or Path("runs") / checked.name
+    failed = run(checked, folder, session)
+    if session.accelerator.is_main_process:
+        _show(folder)
+    session.accelerator.end_training()
+    if failed:
+        typer.secho(f"{failed} cells failed; {folder / 'report.html'} shows which and why", fg="red", err=True)
+        raise typer.Exit(1)
+
+
+def _session(device: str | None) -> Any:
+    from accelerate import Accelerator
+
+    from .progress import Bars, Silent
+    from .training import Session
+
+    if device not in (None, "cpu", "cuda", "mps"):
+        raise InputError(f"--device: expected cpu, cuda or mps, got {device!r}")
+    accelerator = Accelerator(cpu=device == "cpu")
+    if device not in (None, accelerator.device.type):
+        raise InputError(f"--device {device}: this process has {accelerator.device.type}; check `accelerate env`")
+    return Session(accelerator, progress=Bars() if accelerator.is_main_process else Silent())
+
+
+@app.command("report")
+def report_command(folder: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
+    """Write report.html and matrix.csv of a run again, from its cells."""
+    from .evaluation import RunFolder, write_report
+
+    run_folder = RunFolder(folder)
+    run_folder.require()
+    write_report(run_folder)
+    _show(folder)
+
+
+@app.command("validate")
+def validate_command(
+    recipe: Recipe,
+    changes: Set = None,
+    data: Annotated[bool, typer.Option(help="Also look whether data and weights are there.")] = True,
+) -> None:
+    """Check a recipe without running it."""
+    from .recipe import check_data, read
+
+    checked = read(recipe, changes or [])
+    if data:
+        check_data(checked)
+    cells = len(checked.rows) * len(checked.columns)
+    typer.echo(f"{checked.name}: {len(checked.rows)} rows x {len(checked.columns)} columns = {cells} cells; all well")
+
+
+@app.command("list")
+def list_command(
+    kind: Annotated[str, typer.Argument(help="attacks, defenses, interpreters, metrics, models, datasets, ...")],
+) -> None:
+    """List what there is of a kind: name, paper, needs and defaults, read off the classes."""
+    from .catalogue import print_table
+
+    print_table(kind)
+
+
+@app.command("explain")
+def explain_command(
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    run: Annotated[Path | None, typer.Option(help="Explain with the systems of this run directory.")] = None,
+    row: Annotated[list[str] | None, typer.Option(help="Only these rows of the run. Repeatable.")] = None,
+    model: Annotated[str | None, typer.Option(help="Or with this classifier, such as efficientnet-lite0.")] = None,
+    interpreter: Annotated[list[str] | None, typer.Option(help="Interpreters for --model. Repeatable.")] = None,
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("explained.png"),
+    size: Annotated[int | None, typer.Option(help="Side to resize the image to; default the model's own.")] = None,
+) -> None:
+    """Explain one image: prediction, maps and alarms, as a picture."""
+    from .explain import explain_image
+
+    for line in explain_image(image, run, row or [], model, interpreter or ["gradcam"], out, size):
+        typer.echo(line)
+
+
+def _show(folder: Path) -> None:
+    from .evaluation.report import print_matrix
+
+    print_matrix(folder)
+    typer.echo(f"report: {folder / 'report.html'}")

@@ -1,0 +1,8 @@
+"""The matrix: plan, run, store, statistics, report."""
+
+from .report import write_report
+from .run import run
+from .statistics import Estimate, bootstrap, paired
+from .store import RunFolder
+
+__all__ = ["Estimate", "RunFolder", "bootstrap", "paired", "run", "write_report"]

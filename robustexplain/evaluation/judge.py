@@ -1,0 +1,102 @@
+"""What a cell measures on one chunk of images: tensors, one value a sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..attacks import Attack, random_class_maps, random_classes, random_patch_maps
+from ..metrics import MapMetric, confidence, hit, joint_success
+from ..recipe import Column, Judging
+from ..streams import derive
+from ..system import System
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some judged images with everything that is fixed about them.
+
+    Args:
+        index: which chunk.
+        x: ``[B, C, H, W]``.
+        y: labels ``[B]``.
+        goal_class: ``[B]``, or ``None`` for untargeted attacks.
+        samples: ``[B]``, positions in the judge part.
+    """
+
+    index: int
+    x: Tensor
+    y: Tensor
+    goal_class: Tensor | None
+    samples: Tensor
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Benign images of the defense part (or any that nobody is judged on) for goal maps of other classes."""
+
+    x: Tensor
+    y: Tensor
+
+
+def goal_classes(x: Tensor, y: Tensor, num_classes: int, seed: int, targeted: bool) -> Tensor | None:
+    """The classes that attacks aim at, from each sample's own stream."""
+    return random_classes(x, y, num_classes, derive(seed, "goal")) if targeted else None
+
+
+def goal_map(column: Column, system: System, chunk: Chunk, pool: Pool, seed: int) -> Tensor | None:
+    """The map that the column's adversary wants seen; ``None`` is the benign map."""
+    if column.goal_map == "random-patch":
+        return random_patch_maps(chunk.x, derive(seed, "patch"))
+    if column.goal_map == "random-class":
+        other = chunk.y if chunk.goal_class is None else chunk.goal_class
+        return random_class_maps(system.interpreter, chunk.x, other, pool.x, pool.y, derive(seed, "pool"))
+    return None
+
+
+def craft(attack: Attack, system: System, chunk: Chunk, wanted: Tensor | None) -> dict[str, Tensor]:
+    """Attacked inputs of a chunk, and where the search found no map gradient."""
+    made = attack(system, chunk.x, chunk.y, chunk.goal_class, wanted)
+    arrays = {"x": made.x, "no_map_gradient": made.no_map_gradient.float()}
+    return arrays if wanted is None else {**arrays, "goal_map": wanted}
+
+
+@torch.no_grad()
+def measure(
+    system: System, chunk: Chunk, attacked: dict[str, Tensor], metrics: dict[str, MapMetric], judging: Judging
+) -> dict[str, Tensor]:
+    """Everything a cell reports of a chunk, ``[B]`` each, and ``x``, ``attacked_x`` and both maps for the pictures.
+
+    The map that an attack must resemble to be plausible is its goal map: the benign map, or the one it was given.
+    """
+    x = attacked["x"].to(chunk.x)
+    benign, seen = system(chunk.x), system(x)
+    wanted = attacked.get("goal_map", benign.maps).to(benign.maps)
+    success = hit(seen.logits, chunk.y, chunk.goal_class)
+    plausible = metrics["iou"](seen.maps, wanted) > judging.plausible
+    arrays = {
+        "sample": chunk.samples,
+        "label": chunk.y,
+        "prediction": seen.prediction,
+        "success": success.float(),
+        "confidence": confidence(seen.logits, chunk.y, chunk.goal_class),
+        "plausible": plausible.float(),
+        "joint": joint_success(success, plausible, seen.alarm).float(),
+        "no_map_gradient": attacked["no_map_gradient"],
+        "perturbation": (x - chunk.x).flatten(1).abs().amax(1),
+        "x": chunk.x,
+        "attacked_x": x,
+        "map": benign.maps,
+        "attacked_map": seen.maps,
+    }
+    if chunk.goal_class is not None:
+        arrays["goal_class"] = chunk.goal_class
+    for name, metric in metrics.items():
+        arrays[name] = metric(seen.maps, benign.maps)
+        if "goal_map" in attacked:
+            arrays[f"{name}_goal"] = metric(seen.maps, wanted)
+    if seen.score is not None and seen.alarm is not None and benign.score is not None:
+        arrays |= {"score": seen.score, "alarm": seen.alarm.float(), "clean_score": benign.score}
+    return {name: value.cpu() for name, value in arrays.items()}

@@ -1,0 +1,251 @@
+"""From a run directory's cells to ``report.html`` (one self-contained file), ``matrix.csv`` and ``matrix.png``."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .. import files, pictures
+from ..recipe import Recipe, check
+from .store import MATRIX, RECIPE, REPORT, RUN, RunFolder
+
+PICTURE = "matrix.png"
+
+MEASURES = {
+    "joint": ("Joint success", "predicted as wanted, plausible map, no alarm: what a defender fears", "low"),
+    "success": ("Attack success (ASR)", "predicted as the adversary wants", "low"),
+    "confidence": ("Misclassification confidence (MC)", "probability of the class that the adversary wants", "low"),
+    "plausible": ("Plausible map", "IoU with the goal map above the threshold", "low"),
+    "alarm": ("Detection rate", "share of inputs that raise the calibrated alarm", "high"),
+    "l1": ("L1 to the benign map", "mean absolute difference of min-max rescaled maps; high exposes a forgery", "high"),
+    "l2": ("L2 to the benign map", "root mean square difference of min-max rescaled maps", "high"),
+    "iou": ("IoU with the benign map", "of the rescaled maps, binarised", "low"),
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that the report shows, read from the run directory.
+
+    Args:
+        recipe: the experiment.
+        run: identity and library versions.
+        cells: by row label and column label; a missing cell is ``None``.
+        rows: cost of each row, by label.
+    """
+
+    recipe: Recipe
+    run: dict[str, Any]
+    cells: dict[tuple[str, str], dict[str, Any] | None]
+    rows: dict[str, dict[str, Any]]
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> Results:
+        """Read the results of a run, finished or not."""
+        import yaml
+
+        recipe = check(yaml.safe_load((folder.root / RECIPE).read_text(encoding="utf-8")))
+        run = json.loads((folder.root / RUN).read_text(encoding="utf-8"))
+        cells = {(r.label, c.label): folder.read_cell(r.label, c.label) for r in recipe.rows for c in recipe.columns}
+        costs = {r.label: folder.row(r.label) for r in recipe.rows}
+        read = {label: json.loads(path.read_text(encoding="utf-8")) for label, path in costs.items() if path.is_file()}
+        return cls(recipe, run, cells, read)
+
+    def measure(self, row: str, column: str, name: str) -> dict[str, Any] | None:
+        """One estimate, or ``None`` where the cell or the measure is not there."""
+        cell = self.cells.get((row, column))
+        found = cell.get("measures", {}).get(name) if cell and cell["status"] == "done" else None
+        return found if found and found["value"] is not None else None
+
+    def has(self, name: str) -> bool:
+        """Whether any cell reports this measure."""
+        return any(cell and name in cell.get("measures", {}) for cell in self.cells.values())
+
+
+def write_report(folder: RunFolder) -> Path:
+    """Write the report, the table and the picture of a run; what is not finished is shown as a hole."""
+    results = Results.read(folder)
+    files.write_text(folder.root / MATRIX, table(results))
+    main = matrix_picture(results, "joint")
+    files.replace_file(folder.root / PICTURE, lambda aside: aside.write_bytes(main))
+    return files.write_text(folder.root / REPORT, html(results, folder, main))
+
+
+def table(results: Results) -> str:
+    """The matrix as CSV: a line for each row, column and measure."""
+    buffer = io.StringIO()
+    out = csv.writer(buffer, lineterminator="\n")
+    out.writerow(["row", "base", "column", "knowledge", "measure", "value", "low", "high", "count"])
+    for row in results.recipe.rows:
+        for column in results.recipe.columns:
+            cell = results.cells[row.label, column.label]
+            where = [row.label, row.base, column.label, column.knowledge]
+            if cell is None or cell["status"] != "done":
+                out.writerow([*where, "status", cell["status"] if cell else "missing", "", "", ""])
+                continue
+            measured = dict(cell["measures"])
+            measured |= {f"{name}_on_successes": e for name, e in cell["on_successes"].items()}
+            measured |= {f"{name}_minus_undefended": e for name, e in cell["against_undefended"].items()}
+            if "auc" in cell:
+                measured["auc"] = {"value": cell["auc"], "low": None, "high": None, "count": None}
+            for name, e in measured.items():
+                out.writerow([*where, name, *(_number(e[key]) for key in ("value", "low", "high", "count"))])
+    return buffer.getvalue()
+
+
+def matrix_picture(results: Results, name: str) -> bytes:
+    """One measure over all cells as a coloured picture, each with its 95% interval."""
+    rows, columns = [r.label for r in results.recipe.rows], [c.label for c in results.recipe.columns]
+    values = np.full((len(rows), len(columns)), np.nan)
+    texts = [["" for _ in columns] for _ in rows]
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            found = results.measure(row, column, name)
+            cell = results.cells[row, column]
+            texts[i][j] = "failed" if cell and cell["status"] != "done" else "-"
+            if found:
+                values[i, j] = found["value"]
+                texts[i][j] = f"{found['value']:.2f}\n[{found['low']:.2f}, {found['high']:.2f}]"
+    return pictures.matrix(rows, columns, values, texts, MEASURES[name][2])
+
+
+def html(results: Results, folder: RunFolder, main: bytes) -> str:
+    """The whole report as one HTML file: pictures inside, no scripts, nothing loaded from elsewhere."""
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(loader=PackageLoader("robustexplain.evaluation", "."), autoescape=True)
+    shown = [name for name in MEASURES if results.has(name)]
+    return environment.get_template("report.html.j2").render(
+        recipe=results.recipe,
+        run=results.run,
+        results=results,
+        measures={name: MEASURES[name] for name in shown},
+        main=_embed(main),
+        distance=_embed(matrix_picture(results, "l1")) if results.has("l1") else None,
+        strips=_strips(results, folder),
+        failures=[cell for cell in results.cells.values() if cell and cell["status"] != "done"],
+        missing=[where for where, cell in results.cells.items() if cell is None],
+        notes=notes(results),
+        colour=_colour,
+        count=_judged(results),
+    )
+
+
+def notes(results: Results) -> list[str]:
+    """What the figures themselves give reason to doubt."""
+    said = []
+    for (row, column), cell in results.cells.items():
+        stuck = results.measure(row, column, "no_map_gradient")
+        if stuck and stuck["value"] > 0:
+            said.append(
+                f"{row} / {column}: the search found no map gradient for {stuck['value']:.0%} of the images; "
+                "a weak attack here says nothing about the defense"
+            )
+        if cell and cell.get("knowledge") == "adapts" and cell["status"] == "done":
+            said += _weaker(results, row, column)
+    return said + _noise(results)
+
+
+def _weaker(results: Results, row: str, column: str) -> list[str]:
+    """An attacker who knows the defense and does worse than one who ignores it has not been tried hard enough."""
+    adapts = results.measure(row, column, "joint")
+    for other in results.recipe.columns:
+        ignores = results.measure(row, other.label, "joint")
+        if other.knowledge == "adapts" or adapts is None or ignores is None:
+            continue
+        if ignores["low"] > adapts["high"]:
+            return [
+                f"{row}: {other.label!r} ({ignores['value']:.2f}) does better than {column!r} "
+                f"({adapts['value']:.2f}): the adaptive attack is not the strongest one here, so trust the worse figure"
+            ]
+    return []
+
+
+def _noise(results: Results) -> list[str]:
+    """Random noise that does as well as an attack shows a brittle system, or an attack that does nothing."""
+    said = []
+    noise = [c.label for c in results.recipe.columns if type(c.attack).__name__ == "Noise"]
+    others = [c.label for c in results.recipe.columns if type(c.attack).__name__ not in ("Noise", "Clean")]
+    for row in results.recipe.rows:
+        for quiet in noise:
+            control = results.measure(row.label, quiet, "success")
+            for other in others:
+                attack = results.measure(row.label, other, "success")
+                if control and attack and control["value"] > 0 and attack["high"] <= control["low"]:
+                    said.append(f"{row.label}: random noise ({quiet}) misleads the classifier as often as {other!r}")
+    return said
+
+
+def print_matrix(root: Path) -> None:
+    """The joint-success matrix on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    results = Results.read(RunFolder(root))
+    shown = Table(title=f"{results.recipe.name}: joint success, {_judged(results)} images")
+    shown.add_column("")
+    for column in results.recipe.columns:
+        shown.add_column(column.label, justify="right")
+    for row in results.recipe.rows:
+        found = [results.measure(row.label, column.label, "joint") for column in results.recipe.columns]
+        shown.add_row(row.label, *("-" if e is None else f"{e['value']:.2f}" for e in found))
+    console = Console()
+    (console if console.is_terminal else Console(width=150)).print(shown)
+
+
+def _strips(results: Results, folder: RunFolder) -> list[dict[str, Any]]:
+    strips = []
+    for (row, column), cell in results.cells.items():
+        if cell is None or cell["status"] != "done":
+            continue
+        arrays = folder.arrays(row, column)
+        images = [_images(arrays, i) for i in range(len(arrays["x"]))]
+        strips.append({"row": row, "column": column, "images": images, "cell": cell})
+    return strips
+
+
+def _images(arrays: dict[str, Tensor], i: int) -> dict[str, Any]:
+    x, attacked = arrays["x"][i], arrays["attacked_x"][i]
+    panels = (
+        pictures.picture(x),
+        pictures.picture(attacked),
+        pictures.perturbation(x, attacked),
+        pictures.heat_map(arrays["map"][i]),
+        pictures.heat_map(arrays["attacked_map"][i]),
+    )
+    label, prediction = int(arrays["label"][i]), int(arrays["prediction"][i])
+    return {
+        "panels": [_embed(panel) for panel in panels],
+        "caption": f"{label} → {prediction}",
+        "l1": float(arrays["l1"][i]) if "l1" in arrays else None,
+        "joint": bool(arrays["joint"][i]),
+    }
+
+
+def _judged(results: Results) -> int:
+    counts = [cell["measures"]["success"]["count"] for cell in results.cells.values() if cell and "measures" in cell]
+    return max(counts, default=0)
+
+
+def _colour(estimate: dict[str, Any] | None, good: str) -> str:
+    if estimate is None:
+        return "#eee"
+    share = min(max(estimate["value"], 0.0), 1.0)
+    hue = 120 * (share if good == "high" else 1 - share)
+    return f"hsl({hue:.0f}, 65%, 80%)"
+
+
+def _embed(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _number(value: float | int | None) -> str:
+    return "" if value is None else f"{value:.9g}"

@@ -1,0 +1,314 @@
+"""Run a recipe: systems, attacked inputs, cells, report. Resumable at every chunk of images; sharded over processes."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import data as data_sets
+from .. import files
+from ..attacks import Attack
+from ..defenses import Defense
+from ..metrics import auc
+from ..recipe import Column, Recipe, Row, check_data
+from ..streams import derive
+from ..system import System
+from ..training import Session
+from .judge import Chunk, Pool, craft, goal_classes, goal_map, measure
+from .statistics import bootstrap, paired
+from .store import RunFolder
+from .systems import Systems, clean_accuracy, prepare
+
+PICTURES = ("x", "attacked_x", "map", "attacked_map")
+LABELS = ("sample", "label", "prediction", "goal_class")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Attacked inputs to make: an attack on a system as the adversary takes it. Rows that share it share the inputs.
+
+    Args:
+        name: what the inputs are stored under.
+        attack: the attack, adapted where the adversary adapts.
+        system: what it is aimed at.
+    """
+
+    name: str
+    attack: Attack
+    system: System
+
+
+def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
+    """Run or resume a recipe in the directory ``out``; the number of cells that failed.
+
+    Raises:
+        RunMismatchError: ``out`` holds another experiment.
+        InputError: data or weights that the recipe needs are missing.
+    """
+    session = session or Session()
+    folder = RunFolder(Path(out))
+    data = check_data(recipe)
+    with _main_first(session):
+        folder.open(recipe, data.digest)
+    session.folder = folder.training
+    systems = prepare(recipe, data, folder, session)
+    matrix = Matrix(recipe, folder, session, systems, data)
+    failed = matrix.fill()
+    if session.accelerator.is_main_process:
+        from .report import write_report
+
+        write_report(folder)
+        if not failed:
+            folder.drop_chunks("judged")
+            folder.drop_chunks("attacked")
+    session.accelerator.wait_for_everyone()
+    return failed
+
+
+@dataclass
+class Matrix:
+    """The two nested loops: every row against every column, chunk by chunk.
+
+    Args:
+        recipe: the experiment.
+        folder: its directory.
+        session: accelerator and progress.
+        systems: what is judged.
+        data: the data set.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    session: Session
+    systems: Systems
+    data: data_sets.Data
+
+    def fill(self) -> int:
+        """Make every cell that is not there yet; the number of those that failed."""
+        cells = [(row, column) for row in self.recipe.rows for column in self.recipe.columns]
+        todo = [cell for cell in cells if not self._done(*cell)]
+        if todo:
+            self._fill(todo)
+        if self.session.accelerator.is_main_process:
+            self._costs()
+        self.session.accelerator.wait_for_everyone()
+        return sum(not self._done(*cell) for cell in cells)
+
+    def _done(self, row: Row, column: Column) -> bool:
+        known = self.folder.read_cell(row.label, column.label)
+        return known is not None and known["status"] == "done"
+
+    def _fill(self, todo: list[tuple[Row, Column]]) -> None:
+        chunks, pool = self._chunks(), self._pool()
+        jobs: dict[str, tuple[Job, Column]] = {}
+        for row, column in todo:
+            if row.label in self.systems.systems:
+                job = self._job(row, column)
+                jobs.setdefault(job.name, (job, column))
+        work = [
+            (f"attack {name}", "attacked", name, self._crafter(job, column, pool))
+            for name, (job, column) in jobs.items()
+        ]
+        with self.session.progress.task("attacks", len(work) * len(chunks)) as advance:
+            for _, kind, name, make in work:
+                self._shard(kind, name, chunks, make, advance)
+        with self.session.progress.task("cells", len(todo)) as advance:
+            for row, column in todo:
+                self._cell(row, column, chunks)
+                advance(1)
+
+    def _cell(self, row: Row, column: Column, chunks: list[Chunk]) -> None:
+        if row.label in self.systems.failures:
+            self._write_failure(row, column, self.systems.failures[row.label])
+            return
+        system, job = self.systems.systems[row.label], self._job(row, column)
+
+        def judge(chunk: Chunk) -> dict[str, Tensor]:
+            made = self._read("attacked", job.name, chunk)
+            return measure(system, chunk, made, self.recipe.metrics, self.recipe.judge)
+
+        name = f"{row.label} / {column.label}"
+        self._shard("judged", name, chunks, judge, lambda steps: None)
+        if self.session.accelerator.is_main_process:
+            try:
+                parts = [self._read("judged", name, chunk) for chunk in chunks]
+                arrays = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+                self._write_cell(row, column, arrays)
+            except _ChunkFailedError as error:
+                self._write_failure(row, column, str(error))
+        self.session.accelerator.wait_for_everyone()
+
+    def _shard(
+        self,
+        kind: str,
+        name: str,
+        chunks: list[Chunk],
+        make: Callable[[Chunk], dict[str, Tensor]],
+        advance: Callable[[int], None],
+    ) -> None:
+        """Make every chunk that is not there yet: this process its share, the others theirs."""
+        accelerator = self.session.accelerator
+        for chunk in chunks:
+            path = self.folder.chunk(kind, name, chunk.index)
+            mine = chunk.index % accelerator.num_processes == accelerator.process_index
+            if mine and not path.is_file():
+                try:
+                    files.write_tensors(path, make(chunk))
+                    self.folder.error(kind, name, chunk.index).unlink(missing_ok=True)
+                except Exception:
+                    files.write_text(self.folder.error(kind, name, chunk.index), traceback.format_exc())
+            advance(1)
+        accelerator.wait_for_everyone()
+
+    def _read(self, kind: str, name: str, chunk: Chunk) -> dict[str, Tensor]:
+        path, error = self.folder.chunk(kind, name, chunk.index), self.folder.error(kind, name, chunk.index)
+        if path.is_file():
+            return {k: v.to(chunk.x.device) for k, v in files.read_tensors(path)[0].items()}
+        raise _ChunkFailedError(error.read_text(encoding="utf-8") if error.is_file() else f"{path} is missing")
+
+    def _crafter(self, job: Job, column: Column, pool: Pool) -> Callable[[Chunk], dict[str, Tensor]]:
+        def make(chunk: Chunk) -> dict[str, Tensor]:
+            return craft(job.attack, job.system, chunk, goal_map(column, job.system, chunk, pool, self.recipe.seed))
+
+        return make
+
+    def _job(self, row: Row, column: Column) -> Job:
+        """Whom the column's adversary attacks when this row is deployed, and with what."""
+        system, base = self.systems.systems[row.label], self.systems.systems[row.base]
+        attack = column.attack
+        if not attack.needs_maps and column.knowledge != "carried-over":
+            # The inputs depend on the classifier alone: rows that share it share them.
+            shared = system.model is self.systems.model
+            return Job(column.label if shared else f"{column.label} on {row.label}", attack, system)
+        if column.knowledge == "ignores":
+            view = Defense.plain_view(system, base)
+            owner = row.base if view.model is base.model else row.label
+            return Job(f"{column.label} on {owner}", attack, view)
+        if column.knowledge == "carried-over":
+            return Job(f"{column.label} from {row.base}", attack, self.systems.replicas[row.base])
+        return Job(f"{column.label} on {row.label}", attack.adapted(system), system)
+
+    def _chunks(self) -> list[Chunk]:
+        """The judged images: the first of the judge part's order, those that the classifier gets right."""
+        judging, device = self.recipe.judge, self.session.device
+        order = data_sets.take(self.data.judge, len(self.data.judge), self.recipe.seed)  # type: ignore[arg-type]
+        rows: list[int] = []
+        for start in range(0, len(order), 64):
+            if len(rows) >= judging.images:
+                break
+            positions = list(range(start, min(start + 64, len(order))))
+            x, y = data_sets.stack(order, positions)
+            with torch.no_grad():
+                right = self.systems.model(x.to(device)).argmax(1).cpu() == y
+            rows += [p for p, ok in zip(positions, right.tolist(), strict=True) if ok or not judging.only_correct]
+        rows = rows[: judging.images]
+        return [self._chunk(i, order, rows) for i in range(0, len(rows), judging.batch_size)]
+
+    def _chunk(self, start: int, order: Any, rows: list[int]) -> Chunk:
+        size = self.recipe.judge.batch_size
+        mine = rows[start : start + size]
+        x, y = (t.to(self.session.device) for t in data_sets.stack(order, mine))
+        classes = self.data.num_classes
+        goal = goal_classes(x, y, classes, self.recipe.seed, self.recipe.judge.targeted)
+        return Chunk(start // size, x, y, goal, torch.tensor([order.indices[i] for i in mine], device=x.device))
+
+    def _pool(self) -> Pool:
+        """Images for goal maps of other classes: of the defense part, else of the train part, else none."""
+        for part in (self.data.defense, self.data.train):
+            size = len(part)  # type: ignore[arg-type]
+            if size and any(column.goal_map == "random-class" for column in self.recipe.columns):
+                x, y = data_sets.stack(data_sets.take(part, min(size, 256), self.recipe.seed))
+                return Pool(x.to(self.session.device), y.to(self.session.device))
+        return Pool(torch.empty(0), torch.empty(0, dtype=torch.int64))
+
+    def _write_cell(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> None:
+        resamples, seed = self.recipe.judge.bootstrap, derive(self.recipe.seed, "statistics")
+        measures = {
+            name: bootstrap(value, resamples, seed).as_dict()
+            for name, value in arrays.items()
+            if name not in PICTURES and name not in LABELS
+        }
+        hits = arrays["success"] > 0
+        on_hits = {name: bootstrap(arrays[name][hits], resamples, seed).as_dict() for name in self.recipe.metrics}
+        summary: dict[str, Any] = {
+            "status": "done",
+            "row": row.label,
+            "base": row.base,
+            "column": column.label,
+            "knowledge": column.knowledge,
+            "measures": measures,
+            "on_successes": on_hits,
+            "against_undefended": self._against(row, column, arrays),
+        }
+        if "score" in arrays:
+            summary["auc"] = auc(arrays["clean_score"], arrays["score"])
+        shown = self.recipe.judge.pictures
+        kept = {k: (v[:shown] if k in PICTURES else v) for k, v in arrays.items()}
+        self.folder.write_cell(row.label, column.label, summary, kept)
+
+    def _against(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> dict[str, Any]:
+        """Paired differences to the undefended row: the same images under the same attacker."""
+        if not row.defended or not self._done(_base_of(self.recipe, row), column):
+            return {}
+        plain = self.folder.arrays(row.base, column.label)
+        names = [n for n in (*self.recipe.metrics, "success", "joint") if n in plain]
+        resamples, seed = self.recipe.judge.bootstrap, derive(self.recipe.seed, "paired")
+        return {name: paired(arrays[name], plain[name], resamples, seed).as_dict() for name in names}
+
+    def _write_failure(self, row: Row, column: Column, why: str) -> None:
+        if self.session.accelerator.is_main_process:
+            self.session.progress.say(f"[red]failed[/red]: {row.label} / {column.label}: {why.strip().splitlines()[-1]}")
+            words = {"row": row.label, "base": row.base, "column": column.label, "knowledge": column.knowledge}
+            self.folder.write_cell(row.label, column.label, {"status": "failed", **words, "traceback": why}, None)
+
+    def _costs(self) -> None:
+        """What each row costs: clean accuracy and time an input, measured once."""
+        judging, device = self.recipe.judge, self.session.device
+        todo = [row for row in self.recipe.rows if row.label in self.systems.systems]
+        todo = [row for row in todo if not self.folder.row(row.label).is_file()]
+        if not todo:
+            return
+        part = data_sets.take(self.data.judge, min(judging.batch_size, len(self.data.judge)), self.recipe.seed)  # type: ignore[arg-type]
+        x = data_sets.stack(part)[0].to(device)
+        for row in todo:
+            system = self.systems.systems[row.label]
+            accuracy = clean_accuracy(system.model, self.data, judging.batch_size, 10_000, device)
+            words = {"row": row.label, "base": row.base, "accuracy": accuracy, "ms": milliseconds(system, x)}
+            files.write_json(self.folder.row(row.label), words)
+
+
+class _ChunkFailedError(Exception):
+    """A chunk could not be made; the message is the traceback."""
+
+
+def _base_of(recipe: Recipe, row: Row) -> Row:
+    return next(candidate for candidate in recipe.rows if candidate.label == row.base)
+
+
+@torch.no_grad()
+def milliseconds(system: System, x: Tensor, repeats: int = 5) -> float:
+    """Median time of one call of the system over the batch, in ms an input; the first call is not counted."""
+    times = []
+    for _ in range(repeats + 1):
+        _synchronise(x)
+        start = time.perf_counter()
+        system(x)
+        _synchronise(x)
+        times.append(time.perf_counter() - start)
+    return 1e3 * sorted(times[1:])[repeats // 2] / len(x)
+
+
+def _synchronise(x: Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+
+
+def _main_first(session: Session) -> Any:
+    return session.accelerator.main_process_first()

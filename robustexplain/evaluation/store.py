@@ -1,0 +1,131 @@
+"""The run directory: the only state of a run. Safe to kill at any moment; nothing half-written is ever read."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from .. import __version__, files
+from ..errors import MissingDataError, RunMismatchError
+from ..recipe import Recipe
+
+RUN, RECIPE, MATRIX, REPORT = "run.json", "recipe.yaml", "matrix.csv", "report.html"
+
+
+def slug(text: str) -> str:
+    """A label as part of a file name; distinct labels give distinct names."""
+    plain = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+    return f"{plain}-{files.digest(text)[:4]}"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and files of one run.
+
+    Args:
+        root: the directory.
+    """
+
+    root: Path
+
+    @property
+    def training(self) -> Path:
+        """Checkpoints."""
+        return self.root / "training"
+
+    def system(self, row: str) -> Path:
+        """Where a row's system is saved."""
+        return self.root / "systems" / slug(row)
+
+    def chunk(self, kind: str, name: str, index: int) -> Path:
+        """The file of one chunk of images: ``kind`` is ``attacked`` or ``judged``."""
+        return self.root / kind / slug(name) / f"{index:05d}.safetensors"
+
+    def error(self, kind: str, name: str, index: int) -> Path:
+        """Where the traceback of a failed chunk is written."""
+        return self.chunk(kind, name, index).with_suffix(".error.txt")
+
+    def cell(self, row: str, column: str) -> Path:
+        """The JSON file of a cell; its arrays stand beside it."""
+        return self.root / "cells" / f"{slug(row)}--{slug(column)}.json"
+
+    def row(self, row: str) -> Path:
+        """The JSON file of a row: what the defense costs."""
+        return self.root / "rows" / f"{slug(row)}.json"
+
+    def open(self, recipe: Recipe, data_digest: str) -> None:
+        """Claim the directory for this experiment, or make sure that it is claimed for it already.
+
+        Raises:
+            RunMismatchError: the directory holds another experiment; the message says what differs.
+        """
+        identity = {"version": __version__, "data": data_digest, "recipe": recipe.digest}
+        known = self.root / RUN
+        if known.is_file():
+            self._same(json.loads(known.read_text(encoding="utf-8")), identity, recipe)
+            return
+        if self.root.is_dir() and any(self.root.iterdir()):
+            raise RunMismatchError(f"{self.root} is not empty and is no run directory; choose another --out")
+        files.write_text(self.root / RECIPE, yaml.safe_dump(recipe.source, sort_keys=False))
+        files.write_json(known, {**identity, "name": recipe.name, "seed": recipe.seed, "libraries": _libraries()})
+
+    def _same(self, known: dict[str, Any], identity: dict[str, str], recipe: Recipe) -> None:
+        differs = [key for key, value in identity.items() if known.get(key) != value]
+        if not differs:
+            return
+        detail = ""
+        if "recipe" in differs:
+            before = _flat(yaml.safe_load((self.root / RECIPE).read_text(encoding="utf-8")))
+            now = _flat(recipe.source)
+            changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+            detail = f" (recipe: {', '.join(changed[:6])})"
+        raise RunMismatchError(
+            f"{self.root} holds another experiment: its {', '.join(differs)} differs{detail}; choose another --out, or "
+            "delete the directory to start again"
+        )
+
+    def read_cell(self, row: str, column: str) -> dict[str, Any] | None:
+        """The cell's JSON, or ``None`` if it is not there yet."""
+        path = self.cell(row, column)
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def arrays(self, row: str, column: str) -> dict[str, Tensor]:
+        """The cell's per-sample arrays."""
+        return files.read_tensors(self.cell(row, column).with_suffix(".safetensors"))[0]
+
+    def write_cell(self, row: str, column: str, summary: dict[str, Any], arrays: dict[str, Tensor] | None) -> None:
+        """Write a cell: arrays first, so that a cell whose JSON is there is whole."""
+        path = self.cell(row, column)
+        if arrays is not None:
+            files.write_tensors(path.with_suffix(".safetensors"), arrays)
+        files.write_json(path, summary)
+
+    def drop_chunks(self, kind: str) -> None:
+        """Remove the chunk files of a kind, once nothing needs them any more."""
+        shutil.rmtree(self.root / kind, ignore_errors=True)
+
+    def require(self) -> None:
+        """Refuse a directory that holds no run."""
+        if not (self.root / RUN).is_file():
+            raise MissingDataError(f"{self.root} is no run directory: it has no {RUN}; make one with `robustexplain run`")
+
+
+def _libraries() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "torchvision", "accelerate", "timm", "numpy", "scikit-learn")}
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict):
+        return {k: v for key, value in tree.items() for k, v in _flat(value, f"{path}.{key}".strip(".")).items()}
+    if isinstance(tree, list):
+        return {k: v for i, value in enumerate(tree) for k, v in _flat(value, f"{path}[{i}]").items()}
+    return {path: tree}

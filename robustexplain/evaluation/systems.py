@@ -1,0 +1,124 @@
+"""From a recipe to the systems that the matrix judges: trained, loaded, defended, each row on its own."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from .. import data as data_sets
+from .. import models
+from ..files import digest, digest_tensors
+from ..recipe import Model, Recipe, Row
+from ..registry import INTERPRETERS
+from ..streams import derive
+from ..system import System
+from ..training import Session, cross_entropy, fit
+from .store import RunFolder
+
+
+@dataclass
+class Systems:
+    """Every system of a run, by row label; a row that could not be made has its traceback instead.
+
+    Args:
+        model: the classifier that is deployed.
+        systems: by row label.
+        replicas: undefended systems of the attacker's own making, by base label (for inputs that are carried over).
+        failures: tracebacks by row label.
+    """
+
+    model: nn.Module
+    systems: dict[str, System] = field(default_factory=dict)
+    replicas: dict[str, System] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def prepare(recipe: Recipe, data: data_sets.Data, folder: RunFolder, session: Session) -> Systems:
+    """Train or load everything that the matrix needs; what is done already is read from the run directory."""
+    model = classifier(recipe.model, data, recipe.seed, session, "classifier")
+    identity = [data.digest, digest_tensors(model.state_dict())]
+    made = Systems(model)
+    for row in recipe.rows:
+        try:
+            made.systems[row.label] = _system(row, made, data, recipe.seed, identity, session)
+            if session.accelerator.is_main_process and not (folder.system(row.label) / "system.json").is_file():
+                made.systems[row.label].save(folder.system(row.label))
+        except Exception:
+            # One row that cannot be made must not take the others with it: its cells become holes in the report.
+            made.failures[row.label] = traceback.format_exc()
+            session.progress.say(f"[red]{row.label} could not be made[/red]; its cells stay empty")
+    if any(column.knowledge == "carried-over" for column in recipe.columns):
+        _replicas(recipe, data, made, session)
+    return made
+
+
+def classifier(settings: Model, data: data_sets.Data, seed: int, session: Session, name: str) -> nn.Module:
+    """The classifier, trained on the data set's train part if the recipe says so; frozen, in eval mode."""
+    model = models.load(
+        settings.name,
+        num_classes=data.num_classes,
+        in_channels=data.shape[0],
+        weights=settings.weights,
+        pretrained=settings.pretrained,
+        seed=derive(seed, "model") % 2**32,
+    )
+    if settings.train is not None:
+        start = digest_tensors(model.state_dict())
+        fit(model, cross_entropy, data.train, settings.train, name=name, seed=seed, session=session,
+            identity=[data.digest, settings.name, start])  # fmt: skip
+    return model.to(session.device).requires_grad_(False).eval()
+
+
+def _system(row: Row, made: Systems, data: data_sets.Data, seed: int, identity: object, session: Session) -> System:
+    if not row.defended:
+        return _undefended(row, made.model, data, seed, identity, session)
+    base = made.systems[row.base] if row.base in made.systems else _raise_base(row, made)
+    part = data.defense if len(data.defense) else None  # type: ignore[arg-type]
+    defended: System = row.settings(base, part, session.inside(digest(row.label)))
+    return defended
+
+
+def _raise_base(row: Row, made: Systems) -> System:
+    raise RuntimeError(f"{row.label} stands on {row.base}, which could not be made:\n{made.failures[row.base]}")
+
+
+def _undefended(
+    row: Row, model: nn.Module, data: data_sets.Data, seed: int, identity: object, session: Session
+) -> System:
+    entry = INTERPRETERS.get(row.name)
+    if entry.train is None:
+        return System(model, entry.build(model, **row.settings))
+    inner = session.inside(digest(row.label))
+    interpreter = entry.train(model, data.train, row.settings, seed=seed, session=inner, identity=identity)
+    return System(model, interpreter)
+
+
+def _replicas(recipe: Recipe, data: data_sets.Data, made: Systems, session: Session) -> None:
+    """The undefended systems that a carried-over attack is crafted on: the same recipe under another seed.
+
+    A classifier that is not trained here has no other seed: the attacker then has the deployed weights.
+    """
+    bases = [row for row in recipe.rows if not row.defended and row.label in made.systems]
+    if recipe.model.train is None:
+        made.replicas = {row.label: made.systems[row.label] for row in bases}
+        return
+    seed = derive(recipe.seed, "replica") % 2**32
+    inner = session.inside("replica")
+    model = classifier(recipe.model, data, seed, inner, "classifier of the attacker")
+    identity = [data.digest, digest_tensors(model.state_dict())]
+    for row in bases:
+        made.replicas[row.label] = _undefended(row, model, data, seed, identity, inner)
+
+
+@torch.no_grad()
+def clean_accuracy(model: nn.Module, data: data_sets.Data, size: int, images: int, device: torch.device) -> float:
+    """Accuracy on up to ``images`` samples of the judge part."""
+    part = data_sets.take(data.judge, min(images, len(data.judge)))  # type: ignore[arg-type]
+    right = 0
+    for start in range(0, len(part), size):
+        x, y = data_sets.stack(part, range(start, min(start + size, len(part))))
+        right += int((model(x.to(device)).argmax(1).cpu() == y).sum())
+    return right / len(part)

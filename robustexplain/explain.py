@@ -1,0 +1,111 @@
+"""Explain one image: what ``robustexplain explain`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import files, models, pictures
+from .errors import InputError, MissingDataError
+from .evaluation.store import RunFolder
+from .evaluation.report import Results
+from .registry import INTERPRETERS
+from .system import System
+
+
+def explain_image(
+    image: Path,
+    run: Path | None,
+    rows: Sequence[str],
+    model: str | None,
+    interpreters: Sequence[str],
+    out: Path,
+    size: int | None = None,
+) -> list[str]:
+    """Explain an image with the systems of a run, or with a classifier and interpreters by name.
+
+    Args:
+        image: a file that PIL reads.
+        run: a run directory; its systems explain.
+        rows: only these rows of the run; default all.
+        model: a classifier's name, instead of a run.
+        interpreters: names, for ``model``.
+        out: the picture to write.
+        size: side to resize to; default what the systems were made for.
+
+    Returns:
+        A line a system: prediction, confidence, alarm.
+
+    Raises:
+        InputError: neither or both of ``run`` and ``model``; an unknown name; an unreadable image.
+    """
+    if (run is None) == (model is None):
+        raise InputError("explain needs either --run DIRECTORY or --model NAME")
+    systems, side = _of_run(run, rows) if run is not None else _of_model(str(model), interpreters)
+    first = next(iter(systems.values()))
+    x = read_image(image, channels=_channels(first), size=size or side)
+    panels = [("image", x[0].permute(1, 2, 0).expand(-1, -1, 3).numpy())]
+    lines = []
+    for label, system in systems.items():
+        with torch.no_grad():
+            seen = system(x)
+        p, c = seen.logits.softmax(1).max(1)
+        alarm = "" if seen.alarm is None else f", score {float(seen.score):.2f}" + (" ALARM" if seen.alarm else "")  # type: ignore[arg-type]
+        lines.append(f"{label}: class {int(c)}, {float(p):.1%}{alarm}")
+        panels.append((f"{label}\nclass {int(c)}, {float(p):.0%}", pictures.coloured(seen.maps[0], x[0])))
+    files.replace_file(out, lambda aside: aside.write_bytes(pictures.strip([(c, np.asarray(a)) for c, a in panels])))
+    return [*lines, f"picture: {out}"]
+
+
+def read_image(path: Path, channels: int = 3, size: int | None = None) -> Tensor:
+    """An image file as ``[1, C, H, W]`` in ``[0, 1]``, squashed to ``size`` if one is given.
+
+    Raises:
+        MissingDataError: no such file.
+        InputError: PIL cannot read it.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not path.is_file():
+        raise MissingDataError(f"no image at {path}")
+    try:
+        picture = Image.open(path).convert("L" if channels == 1 else "RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path} is not an image that can be read: {error}") from None
+    array = torch.from_numpy(np.array(picture, dtype=np.float32) / 255)
+    x = array[None, None] if channels == 1 else array.permute(2, 0, 1)[None]
+    if size is None or x.shape[-2:] == (size, size):
+        return x
+    return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def _of_run(run: Path, rows: Sequence[str]) -> tuple[dict[str, System], int | None]:
+    folder = RunFolder(run)
+    folder.require()
+    recipe = Results.read(folder).recipe
+    labels = [row.label for row in recipe.rows]
+    unknown = [row for row in rows if row not in labels]
+    if unknown:
+        raise InputError(f"{run} has no row {unknown[0]!r}; it has: {', '.join(labels)}")
+    side = int(recipe.data.load().shape[-1])
+    return {label: System.load(folder.system(label)) for label in labels if not rows or label in rows}, side
+
+
+def _of_model(name: str, interpreters: Sequence[str]) -> tuple[dict[str, System], int | None]:
+    model = models.load(name)
+    systems = {}
+    for wanted in interpreters:
+        entry = INTERPRETERS.get(wanted)
+        if entry.train is not None or "members" in getattr(entry.build, "__dataclass_fields__", {}):
+            raise InputError(f"{wanted!r} needs more than a model; train it in a recipe and use --run")
+        systems[wanted] = System(model, entry.build(model))
+    return systems, model.input_size
+
+
+def _channels(system: System) -> int:
+    return int(getattr(system.model, "in_channels", 3))

@@ -1,0 +1,403 @@
+"""A recipe is one YAML file that holds one whole experiment: data, never code.
+
+Every entry is checked against the typed fields of the class that it names, before anything is trained; a mistake is an
+error that names its path in the file (``attacks[2].eps``), the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from . import data as data_sets
+from . import files
+from .errors import InputError, MissingDataError
+from .fields import Count, Fraction, Natural, check_fields
+from .registry import ATTACKS, DATASETS, DEFENSES, INTERPRETERS, METRICS, MODELS, Registry
+from .schema import make, model_of, numbers, settings_of, validate
+from .training import Training
+
+Knowledge = Literal["ignores", "carried-over", "adapts"]
+GoalMap = Literal["benign", "random-patch", "random-class"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """The classifier: a registered name, ``timm:NAME`` or ``torchvision:NAME``, its weights or its training.
+
+    Args:
+        name: as ``models.load`` takes it.
+        weights: a safetensors file or a ``weights_only`` torch file.
+        pretrained: load the library's own weights.
+        train: train it here, on the data set's train part.
+    """
+
+    name: str
+    weights: str | None = None
+    pretrained: bool | None = None
+    train: Training | None = None
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How cells are judged.
+
+    Args:
+        images: how many images, from the judge part; as many as there are if fewer.
+        batch_size: of a chunk; chunks are what processes share and what a killed run keeps.
+        targeted: attacks aim at a random other class; otherwise at any other class.
+        only_correct: judge only images that the classifier gets right (Zhang et al. 2020, section 4).
+        plausible: a map is plausible if its IoU with the goal map is above this.
+        bootstrap: resamples for the 95% intervals.
+        pictures: how many images the report shows for each cell.
+    """
+
+    images: Count = 128
+    batch_size: Count = 32
+    targeted: bool = True
+    only_correct: bool = True
+    plausible: Fraction = 0.5
+    bootstrap: Count = 2000
+    pictures: Count = 6
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class Row:
+    """An interpreter, or a defense of one.
+
+    Args:
+        label: as the report writes it.
+        base: label of the interpreter row it stands on; its own for an undefended row.
+        name: registered name of the interpreter or defense.
+        settings: the defense, or the keyword arguments of the interpreter (or of its training).
+    """
+
+    label: str
+    base: str
+    name: str
+    settings: Any
+
+    @property
+    def defended(self) -> bool:
+        """Whether a defense stands in this row."""
+        return self.label != self.base
+
+
+@dataclass(frozen=True)
+class Column:
+    """An attack and what its adversary knows.
+
+    Args:
+        label: as the report writes it.
+        attack: the attack.
+        knowledge: ``ignores`` (takes the deployed classifier for undefended), ``carried-over`` (crafts on an undefended
+            system of its own making) or ``adapts`` (knows the defense).
+        goal_map: the map that the adversary wants seen.
+    """
+
+    label: str
+    attack: Any
+    knowledge: Knowledge = "ignores"
+    goal_map: GoalMap = "benign"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment, checked.
+
+    Args:
+        name: what the report is called.
+        about: what it shows.
+        seed: of everything.
+        data: the data set, not loaded yet.
+        model: the classifier.
+        rows: interpreters, then defenses.
+        columns: attacks.
+        metrics: map metrics by name.
+        judge: how cells are judged.
+        source: the resolved recipe as plain data; running it again gives the same experiment.
+    """
+
+    name: str
+    about: str
+    seed: int
+    data: Any
+    model: Model
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    metrics: dict[str, Any]
+    judge: Judging
+    source: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """A hash of what decides the results."""
+        return files.digest(self.source)
+
+
+def read(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: a YAML file, or the name of one that comes with the package (``quickstart``).
+        changes: ``key.path=value`` strings that go over the file (``attacks[1].eps=4/255``); values are YAML.
+
+    Raises:
+        InputError: with the path in the file, the value and what is allowed; every problem that was found.
+        MissingDataError: no such file.
+    """
+    file = find(path)
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{file} is not YAML: {error}") from None
+    for change in changes:
+        tree = _change(tree, change)
+    try:
+        return check(tree)
+    except InputError as error:
+        lines = str(error).replace("\n", "\n  ")
+        raise InputError(f"{file}:\n  {lines}") from None
+
+
+def find(path: str | Path) -> Path:
+    """The file of that path, or of the packaged recipe of that name."""
+    file = Path(path)
+    if file.is_file():
+        return file
+    from . import recipes
+
+    packaged = recipes.path(str(path).removesuffix(".yaml").removeprefix("recipes/"))
+    if packaged.is_file():
+        return packaged
+    raise MissingDataError(f"no recipe at {path}; the packaged ones are: {', '.join(recipes.names())}")
+
+
+_TOP = {"name", "about", "seed", "data", "model", "interpreters", "defenses", "attacks", "metrics", "judge"}
+
+
+def check(tree: Any) -> Recipe:
+    """A recipe from plain data; see :func:`read`."""
+    if not isinstance(tree, dict):
+        raise InputError(f"a recipe is a YAML mapping, got {type(tree).__name__}")
+    tree = numbers(tree)
+    problems = _Problems()
+    problems.run(lambda: _keys(tree))
+    seed = tree.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        problems.add(f"seed: a whole number of at least 0 is needed, got {seed!r}")
+    data = problems.run(lambda: _component(DATASETS, tree.get("data"), "data"))
+    model = problems.run(lambda: _model(tree.get("model")))
+    judge = problems.run(lambda: make(Judging, tree.get("judge") or {}, "judge"))
+    bases = problems.each(_listed(tree, "interpreters"), _interpreter, "interpreters")
+    known = [row.label for row in bases]
+    defended = problems.each(_listed(tree, "defenses"), lambda e, p: _defense(e, p, known), "defenses")
+    columns = problems.each(_listed(tree, "attacks"), _column, "attacks")
+    metrics = problems.each(_listed(tree, "metrics", ["l1", "l2", "iou"]), _metric, "metrics")
+    if not bases and not problems.lines:
+        problems.add("interpreters: at least one is needed")
+    if not columns and not problems.lines:
+        problems.add("attacks: at least one is needed")
+    flat = [column for group in columns for column in group]
+    for words, labels in (("interpreters and defenses", [r.label for r in bases + defended]),
+                          ("attacks", [c.label for c in flat])):  # fmt: skip
+        for label in sorted({x for x in labels if labels.count(x) > 1}):
+            problems.add(f"{words}: two are called {label!r}; give one of them another label")
+    problems.stop()
+    measured = dict(metrics)
+    if "iou" not in measured:
+        measured["iou"] = METRICS.get("iou").build()
+    name, about = str(tree.get("name", "experiment")), str(tree.get("about", "")).strip()
+    return Recipe(name, about, seed, data, model, tuple(bases + defended), tuple(flat), measured, judge, tree)
+
+
+def check_data(recipe: Recipe) -> data_sets.Data:
+    """Load the data set and hold it against the recipe: what is missing is found before anything is trained.
+
+    Raises:
+        MissingDataError: files that are not there.
+        InputError: a part that is needed and empty.
+    """
+    weights = recipe.model.weights
+    if weights is not None and not Path(weights).is_file():
+        raise MissingDataError(f"model.weights: no file at {weights}")
+    loaded: data_sets.Data = recipe.data.load()
+    size = {part: len(getattr(loaded, part)) for part in ("train", "defense", "judge")}
+    if not size["judge"]:
+        raise InputError(f"data: the judge part of {loaded.name} is empty; see its fractions")
+    trained = [row for row in recipe.rows if not row.defended and INTERPRETERS.get(row.name).train is not None]
+    if not size["train"] and (recipe.model.train or trained):
+        raise InputError(f"data: the train part of {loaded.name} is empty, and something is trained on it")
+    for row in recipe.rows:
+        if row.defended and row.settings.needs_data and not size["defense"]:
+            raise InputError(
+                f"defenses: {row.label!r} trains, and the defense part of {loaded.name} is empty; see its fractions"
+            )
+    return loaded
+
+
+class _Problems:
+    """Collects messages, so that one look at a recipe reports all of them."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, line: str) -> None:
+        self.lines.append(line)
+
+    def run(self, step: Any) -> Any:
+        try:
+            return step()
+        except InputError as error:
+            self.lines.append(str(error))
+            return None
+
+    def each(self, entries: Any, step: Any, path: str) -> list[Any]:
+        if not isinstance(entries, list):
+            self.add(f"{path}: a list is needed, got {entries!r}")
+            return []
+        made = (self.run(lambda i=i, e=e: step(e, f"{path}[{i}]")) for i, e in enumerate(entries))
+        return [value for value in made if value is not None]
+
+    def stop(self) -> None:
+        if self.lines:
+            raise InputError("\n".join(self.lines))
+
+
+def _keys(tree: dict[str, Any]) -> None:
+    import difflib
+
+    lines = []
+    for key in sorted(set(map(str, tree)) - _TOP):
+        near = difflib.get_close_matches(key, _TOP, n=1)
+        lines.append(f"{key}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known: {sorted(_TOP)}"))
+    lines += [f"{key}: this key is needed" for key in ("data", "model", "interpreters", "attacks") if key not in tree]
+    if lines:
+        raise InputError("\n".join(lines))
+
+
+def _listed(tree: dict[str, Any], key: str, default: list[str] | None = None) -> Any:
+    value = tree.get(key)
+    return (default or []) if value is None else value
+
+
+def _split(registry: Registry, entry: Any, path: str, extra: Sequence[str] = ()) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The registry's entry that an entry names, its own settings, and the keys in ``extra`` that it also holds."""
+    entry = {"name": entry} if isinstance(entry, str) else entry
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise InputError(f"{path}: a name, or a mapping with a name, is needed, got {entry!r}")
+    try:
+        found = registry.get(entry["name"])
+    except InputError as error:
+        raise InputError(f"{path}.name: {error}") from None
+    own = {key: value for key, value in entry.items() if key != "name" and key not in extra}
+    return found, own, {key: entry[key] for key in extra if key in entry}
+
+
+def _component(registry: Registry, entry: Any, path: str) -> Any:
+    if entry is None:
+        raise InputError(f"{path}: this key is needed")
+    if isinstance(entry, str) and ":" in entry:
+        prefix, _, rest = entry.partition(":")
+        entry = {"name": prefix, "path": rest}
+    elif isinstance(entry, dict) and ":" in str(entry.get("name", "")):
+        prefix, _, rest = entry["name"].partition(":")
+        entry = {**entry, "name": prefix, "path": rest}
+    found, own, _ = _split(registry, entry, path)
+    return make(found.build, own, path)  # type: ignore[arg-type]
+
+
+def _model(entry: Any) -> Model:
+    if entry is None:
+        raise InputError("model: this key is needed")
+    made: Model = make(Model, {"name": entry} if isinstance(entry, str) else entry, "model")
+    try:
+        MODELS.get(made.name.partition(":")[0])
+    except InputError as error:
+        raise InputError(f"model.name: {error}") from None
+    return made
+
+
+def _interpreter(entry: Any, path: str) -> Row:
+    found, own, extra = _split(INTERPRETERS, entry, path, ("label",))
+    settings = make(found.settings, own, path) if found.settings else settings_of(found.build, own, path)  # type: ignore[arg-type]
+    label = str(extra.get("label", found.name))
+    return Row(label, label, found.name, settings)
+
+
+def _defense(entry: Any, path: str, bases: list[str]) -> Row:
+    found, own, extra = _split(DEFENSES, entry, path, ("label", "of"))
+    defense = make(found.build, own, path)  # type: ignore[arg-type]
+    if "of" not in extra:
+        raise InputError(f"{path}.of: this key is needed: the interpreter that is defended, one of {', '.join(bases)}")
+    if extra["of"] not in bases:
+        raise InputError(f"{path}.of: no interpreter of the recipe is called {extra['of']!r}; it has {', '.join(bases)}")
+    return Row(str(extra.get("label", f"{found.name} ({extra['of']})")), extra["of"], found.name, defense)
+
+
+@dataclass(frozen=True)
+class _Play:
+    knowledge: Knowledge | list[Knowledge] = "ignores"
+    goal_map: GoalMap = "benign"
+    label: str | None = None
+
+
+def _column(entry: Any, path: str) -> list[Column]:
+    found, own, extra = _split(ATTACKS, entry, path, ("knowledge", "goal_map", "label"))
+    attack = make(found.build, own, path)  # type: ignore[arg-type]
+    play = validate(model_of(_Play), extra, path)
+    levels = play.knowledge if isinstance(play.knowledge, list) else [play.knowledge]
+    if play.goal_map != "benign" and not attack.needs_maps:
+        raise InputError(f"{path}.goal_map: {found.name} does not look at maps, so it has no goal map")
+    goal = "" if play.goal_map == "benign" else f", {play.goal_map}"
+    told = isinstance(play.knowledge, list) or "knowledge" in extra
+    labels = [(play.label or found.name) + goal + (f", {level}" if told else "") for level in levels]
+    return [Column(label, attack, level, play.goal_map) for label, level in zip(labels, levels, strict=True)]
+
+
+def _metric(entry: Any, path: str) -> tuple[str, Any]:
+    found, own, _ = _split(METRICS, entry, path)
+    return found.name, make(found.build, own, path)  # type: ignore[arg-type]
+
+
+def _change(tree: Any, change: str) -> Any:
+    """The tree with one ``key.path=value`` applied."""
+    where, equals, text = change.partition("=")
+    if not equals or not where:
+        raise InputError(f"--set takes key.path=value, got {change!r}")
+    steps: list[int | str] = []
+    for part in where.split("."):
+        name, *indices = part.replace("]", "").split("[")
+        steps += [name, *(int(i) for i in indices if i.isdigit())]
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {change}: the value is not YAML: {error}") from None
+    return _put(tree, steps, value, change)
+
+
+def _put(tree: Any, steps: list[int | str], value: Any, change: str) -> Any:
+    if not steps:
+        return value
+    step, rest = steps[0], steps[1:]
+    if isinstance(step, int):
+        if not isinstance(tree, list) or step >= len(tree):
+            raise InputError(f"--set {change}: there is no entry [{step}]")
+        return [_put(item, rest, value, change) if i == step else item for i, item in enumerate(tree)]
+    if isinstance(tree, str):
+        tree = {"name": tree}
+    if tree is not None and not isinstance(tree, dict):
+        raise InputError(f"--set {change}: {step!r} is no key of {type(tree).__name__}")
+    return {**(tree or {}), step: _put((tree or {}).get(step), rest, value, change)}
+
+
+def seed_changed(seed: Natural | None) -> list[str]:
+    """The change that ``--seed`` stands for."""
+    return [] if seed is None else [f"seed={seed}"]
