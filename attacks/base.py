@@ -97,9 +97,7 @@ class Attack(ABC):
     def _search(self, system: System, goal: Goal, streams: Streams) -> Found:
         """Look for the attacked inputs; arguments are checked already."""
 
-    def _check(
-        self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None
-    ) -> None:
+    def _check(self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None) -> None:
         checks.inputs(x)
         if system.model.training:
             raise InputError("the model is in train mode, where batch norm mixes samples; call model.eval() first")

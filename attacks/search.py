@@ -185,7 +185,9 @@ class Search:
             variable.requires_grad_()
             with swapped(self.surrogate) if self.surrogate is not None else nullcontext():
                 seen = observe(system, self.threat.apply(now_goal.x, variable), now_goal, needs)
-                gradient, stuck = _direction(stage.objective, seen, now_goal, variable, progress, now_streams, step == 0)
+                gradient, stuck = _direction(
+                    stage.objective, seen, now_goal, variable, progress, now_streams, step == 0
+                )
             dead[rows] |= stuck
             variable = variable.detach()
             if best is not None and (self.surrogate is None or step % self.judge_every == 0):
@@ -233,7 +235,7 @@ def _grad_or_none(loss: Tensor, variable: Tensor) -> Tensor | None:
 
 def _no_gradient(count: int, total: int) -> str:
     return (
-        f"the map's gradient is exactly zero for {count} of {total} samples, so the attack on their maps moves nowhere: "
+        f"the map's gradient is exactly zero for {count} of {total} samples, so their attack moves nowhere: "
         "this looks like robustness and is not. A network of rectifiers has no second derivative; give the attack a "
         "surrogate (SmoothGradient, Softplus), or attack an interpreter that is not itself a gradient"
     )

@@ -52,7 +52,8 @@ class AID(Defense):
             not isinstance(system.interpreter, RTS),
             f"AID trains the interpreter's own network, and {type(system.interpreter).__name__} has none; use RTS",
         )
-        assert isinstance(system.interpreter, RTS) and data is not None  # refused above; for the type checker
+        assert isinstance(system.interpreter, RTS)  # refused above; for the type checker
+        assert data is not None
         masker = copy.deepcopy(system.interpreter.masker).to(session.device)
         masker.requires_grad_(True)
         masker.encoder.requires_grad_(self.encoder_weight > 0)
@@ -87,7 +88,7 @@ class AIDLoss:
         interpretation = mask_loss(
             self.model, settings.objective, settings.encoder_weight, x, y, benign, logits.chunk(2)[0], streams
         )
-        distillation = -(benign - forged).abs().flatten(1).mean(1)
+        distillation: Tensor = -(benign - forged).abs().flatten(1).mean(1)
         return interpretation + settings.weight * distillation
 
     def attacked(self, x: Tensor, y: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,10 @@ class Softplus:
     def __call__(self, z: Tensor) -> Tensor:
         """Softplus of ``z``, in the overflow-free form."""
         # F.softplus turns linear above a threshold, which would cut the second derivative to exactly zero there.
-        return z.clamp(min=0) + torch.log1p(torch.exp(-self.beta * z.abs())) / self.beta
+        positive = z > 0
+        # Not -z.abs(), whose slope at 0 is 0: the derivatives at 0 must be 1/2 and beta/4.
+        below = torch.where(positive, -z, z)
+        return torch.where(positive, z, 0) + torch.log1p(torch.exp(self.beta * below)) / self.beta
 
 
 class _SmoothGradient(torch.autograd.Function):
@@ -85,7 +88,7 @@ _HARDTANH = {F.hardtanh, F.hardtanh_}
 _CLAMP = {torch.clamp, torch.clamp_, Tensor.clamp, Tensor.clamp_, Tensor.clip, Tensor.clip_, torch.clip, torch.clip_}
 _CLAMP_MIN = {torch.clamp_min, torch.clamp_min_, Tensor.clamp_min, Tensor.clamp_min_}
 _LEAKY = {F.leaky_relu, F.leaky_relu_}
-_THRESHOLD = {F.threshold, F.threshold_}
+_THRESHOLD = {F.threshold, torch.threshold, torch.threshold_}
 
 
 def _bounds(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, float | None, float] | None:
@@ -170,7 +173,8 @@ def swapped(smooth: Callable[[Tensor], Tensor]) -> Iterator[None]:
 @torch.no_grad()
 def count_rectifiers(model: nn.Module, x: Tensor) -> int:
     """How many rectifier calls one forward pass of ``model`` on ``x[:1]`` makes."""
-    with _Swap(None) as mode:
+    mode = _Swap(None)
+    with mode:
         model(x[:1])
     return mode.seen
 
@@ -186,5 +190,3 @@ def require_rectifiers(model: nn.Module, x: Tensor, purpose: str) -> None:
             f"{purpose} replaces rectifiers (ReLU, ReLU6, leaky ReLU, clamp at 0), but this "
             f"{type(model).__name__} calls none in a forward pass: it would silently change nothing"
         )
-
-

@@ -55,6 +55,16 @@ def print_table(kind: str) -> None:
     (console if console.is_terminal else Console(width=160)).print(table)
 
 
+def markdown(kind: str) -> str:
+    """Name, summary and paper of every component of a kind, as a Markdown table: what the README shows."""
+    lines = [f"| {registry_of(kind).kind} | what it does | paper |", "| --- | --- | --- |"]
+    for name, summary, paper, _, _ in rows_of(kind):
+        # A bar inside a cell would end it.
+        plain = summary.replace("``", "`").replace("|", "\\|")
+        lines.append(f"| `{name}` | {plain} | {paper or '-'} |")
+    return "\n".join(lines)
+
+
 def _default(field: dataclasses.Field[Any]) -> str:
     if field.default is not dataclasses.MISSING:
         return _short(field.default)

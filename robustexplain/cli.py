@@ -111,11 +111,15 @@ def validate_command(
 @app.command("list")
 def list_command(
     kind: Annotated[str, typer.Argument(help="attacks, defenses, interpreters, metrics, models, datasets, ...")],
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
 ) -> None:
     """List what there is of a kind: name, paper, needs and defaults, read off the classes."""
-    from .catalogue import print_table
+    from .catalogue import markdown, print_table
 
-    print_table(kind)
+    if as_markdown:
+        typer.echo(markdown(kind))
+    else:
+        print_table(kind)
 
 
 @app.command("explain")

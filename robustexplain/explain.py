@@ -12,8 +12,8 @@ from torch import Tensor
 
 from . import files, models, pictures
 from .errors import InputError, MissingDataError
-from .evaluation.store import RunFolder
 from .evaluation.report import Results
+from .evaluation.store import RunFolder
 from .registry import INTERPRETERS
 from .system import System
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from functools import lru_cache
-from typing import Annotated, Any
+from functools import cache
+from typing import Annotated, Any, Literal
 
 import annotated_types as at
 
@@ -32,21 +32,24 @@ Natural = Annotated[int, at.Ge(0)]
 """A number that may be zero: a seed, a warm start of no steps."""
 
 
-@lru_cache(maxsize=None)
-def _hints(cls: type) -> dict[str, Any]:
+@cache
+def _hints(cls: Hashable) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
 
 
 def check_fields(component: Any) -> None:
-    """Refuse field values outside their annotated bounds.
+    """Refuse field values outside their annotated bounds, or none of the annotated ``Literal`` words.
 
     Raises:
-        FieldError: naming the class, the field, the bound and the value.
+        FieldError: naming the class, the field, the bound or the words, and the value.
     """
     cls = type(component)
     for field in dataclasses.fields(component):
         hint = _hints(cls).get(field.name)
         value = getattr(component, field.name)
+        if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+            words = ", ".join(map(repr, typing.get_args(hint)))
+            raise FieldError(cls.__name__, field.name, f"must be one of {words}, got {value!r}")
         for bound in getattr(hint, "__metadata__", ()):
             _check(cls.__name__, field.name, value, bound)
 

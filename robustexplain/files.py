@@ -67,4 +67,3 @@ def digest_tensors(tensors: dict[str, Tensor]) -> str:
         state.update(f"{name}:{value.dtype}:{list(value.shape)}".encode())
         state.update(value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
     return state.hexdigest()
-

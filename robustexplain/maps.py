@@ -53,7 +53,9 @@ def unit_sum(maps: Tensor) -> Tensor:
 
 def rescale(maps: Tensor, how: Rescale) -> Tensor:
     """Rescale every map on its own: ``none``, ``minmax``, ``absmax`` or ``sum``."""
-    return {"none": lambda m: m, "minmax": minmax, "absmax": absmax, "sum": unit_sum}[how](maps)
+    if how == "none":
+        return maps
+    return {"minmax": minmax, "absmax": absmax, "sum": unit_sum}[how](maps)
 
 
 def resize(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:

@@ -52,6 +52,22 @@ def at(weight: Weight, progress: float) -> float:
 
 
 @dataclass(frozen=True)
+class Product:
+    """The product of two weights, of which at least one is a schedule."""
+
+    first: Weight
+    second: Weight
+
+    def __call__(self, progress: float) -> float:
+        """The value at ``progress`` in ``[0, 1]``."""
+        return at(self.first, progress) * at(self.second, progress)
+
+
+def _product(first: Weight, second: Weight) -> Weight:
+    return Product(first, second) if callable(first) or callable(second) else first * second
+
+
+@dataclass(frozen=True)
 class Goal:
     """What stays fixed for each sample while a search runs.
 
@@ -123,7 +139,7 @@ class Objective(ABC):
         return Sum(self.terms() + other.terms())
 
     def __rmul__(self, weight: Weight) -> Objective:
-        return Sum(((weight, self),))
+        return Sum(tuple((_product(weight, own), part) for own, part in self.terms()))
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
 
 def submodule(model: nn.Module, name: str) -> nn.Module:
     """The submodule of that dotted name; ``UnknownNameError`` with the nearest names if there is none."""
-    modules = dict(model.named_modules())
+    modules: dict[str, nn.Module] = dict(model.named_modules())
     if name not in modules or not name:
         raise UnknownNameError("layer", name, (n for n in modules if n))
     return modules[name]
@@ -133,7 +133,9 @@ def pooled_head(model: nn.Module, x: Tensor) -> PooledHead:
         UnsupportedModelError: if the logits are not one linear layer on the average of the last feature map.
     """
     layer = last_feature_layer(model, x)
-    linears = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.in_features == layer.channels}
+    linears: dict[nn.Module, str] = {
+        m: n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.in_features == layer.channels
+    }
     seen: list[tuple[str, Tensor, Tensor]] = []
 
     def record(module: nn.Module, args: Any, output: Tensor) -> None:

@@ -288,7 +288,9 @@ def _listed(tree: dict[str, Any], key: str, default: list[str] | None = None) ->
     return (default or []) if value is None else value
 
 
-def _split(registry: Registry, entry: Any, path: str, extra: Sequence[str] = ()) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def _split(
+    registry: Registry, entry: Any, path: str, extra: Sequence[str] = ()
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """The registry's entry that an entry names, its own settings, and the keys in ``extra`` that it also holds."""
     entry = {"name": entry} if isinstance(entry, str) else entry
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
@@ -311,7 +313,7 @@ def _component(registry: Registry, entry: Any, path: str) -> Any:
         prefix, _, rest = entry["name"].partition(":")
         entry = {**entry, "name": prefix, "path": rest}
     found, own, _ = _split(registry, entry, path)
-    return make(found.build, own, path)  # type: ignore[arg-type]
+    return make(found.build, own, path)
 
 
 def _model(entry: Any) -> Model:
@@ -327,18 +329,20 @@ def _model(entry: Any) -> Model:
 
 def _interpreter(entry: Any, path: str) -> Row:
     found, own, extra = _split(INTERPRETERS, entry, path, ("label",))
-    settings = make(found.settings, own, path) if found.settings else settings_of(found.build, own, path)  # type: ignore[arg-type]
+    settings = make(found.settings, own, path) if found.settings else settings_of(found.build, own, path)
     label = str(extra.get("label", found.name))
     return Row(label, label, found.name, settings)
 
 
 def _defense(entry: Any, path: str, bases: list[str]) -> Row:
     found, own, extra = _split(DEFENSES, entry, path, ("label", "of"))
-    defense = make(found.build, own, path)  # type: ignore[arg-type]
+    defense = make(found.build, own, path)
     if "of" not in extra:
         raise InputError(f"{path}.of: this key is needed: the interpreter that is defended, one of {', '.join(bases)}")
     if extra["of"] not in bases:
-        raise InputError(f"{path}.of: no interpreter of the recipe is called {extra['of']!r}; it has {', '.join(bases)}")
+        raise InputError(
+            f"{path}.of: no interpreter of the recipe is called {extra['of']!r}; it has {', '.join(bases)}"
+        )
     return Row(str(extra.get("label", f"{found.name} ({extra['of']})")), extra["of"], found.name, defense)
 
 
@@ -351,7 +355,7 @@ class _Play:
 
 def _column(entry: Any, path: str) -> list[Column]:
     found, own, extra = _split(ATTACKS, entry, path, ("knowledge", "goal_map", "label"))
-    attack = make(found.build, own, path)  # type: ignore[arg-type]
+    attack = make(found.build, own, path)
     play = validate(model_of(_Play), extra, path)
     levels = play.knowledge if isinstance(play.knowledge, list) else [play.knowledge]
     if play.goal_map != "benign" and not attack.needs_maps:
@@ -364,7 +368,7 @@ def _column(entry: Any, path: str) -> list[Column]:
 
 def _metric(entry: Any, path: str) -> tuple[str, Any]:
     found, own, _ = _split(METRICS, entry, path)
-    return found.name, make(found.build, own, path)  # type: ignore[arg-type]
+    return found.name, make(found.build, own, path)
 
 
 def _change(tree: Any, change: str) -> Any:

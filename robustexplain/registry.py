@@ -121,6 +121,5 @@ PARTS = Registry("part", ("robustexplain.storage", "robustexplain.interpreters",
 DETECTORS = Registry("detector", ("robustexplain.defenses.detection",))
 
 ALL: dict[str, Registry] = {
-    f"{r.kind}s": r
-    for r in (MODELS, DATASETS, INTERPRETERS, OBJECTIVES, METRICS, ATTACKS, DEFENSES, DETECTORS)
+    f"{r.kind}s": r for r in (MODELS, DATASETS, INTERPRETERS, OBJECTIVES, METRICS, ATTACKS, DEFENSES, DETECTORS)
 }

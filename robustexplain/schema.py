@@ -8,7 +8,7 @@ import re
 import types
 import typing
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -42,7 +42,7 @@ def numbers(tree: Any) -> Any:
     return tree
 
 
-@lru_cache(maxsize=None)
+@cache
 def model_of(component: type) -> type[Closed]:
     """The schema of a component: its dataclass fields, but for those that hold networks."""
     hints = typing.get_type_hints(component, include_extras=True)
@@ -166,7 +166,9 @@ def _default(component: type, name: str) -> Any:
 def _schema_type(hint: Any) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return model_of(hint)
-    if get_origin(hint) in (typing.Sequence, Sequence) and any(get_origin(a) is type for a in _union(get_args(hint)[0])):
+    if get_origin(hint) in (typing.Sequence, Sequence) and any(
+        get_origin(a) is type for a in _union(get_args(hint)[0])
+    ):
         return list[str]
     return hint
 

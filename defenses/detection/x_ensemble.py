@@ -99,7 +99,7 @@ class Forest:
         return cls(io.loads(content))
 
 
-@DETECTORS.register("x-ensemble", paper="Wang and Gong 2020 (X-Ensemble)")
+@DETECTORS.register("x-ensemble", paper="Wang et al. 2020 (KDD)")
 @dataclass(frozen=True, eq=False)
 class XEnsembleDetector:
     """A network a kind of map, and a forest over their logits.
@@ -133,7 +133,7 @@ class XEnsembleDetector:
         return self.logits(x).mean(1)
 
 
-@DEFENSES.register("x-ensemble", paper="Wang and Gong 2020 (X-Ensemble)", needs=("data",))
+@DEFENSES.register("x-ensemble", paper="Wang et al. 2020 (KDD)", needs=("data",))
 @dataclass(frozen=True)
 class XEnsemble(Defense):
     """Add a detector that compares the maps of clean inputs with those of attacked ones.
@@ -205,7 +205,7 @@ class XEnsemble(Defense):
             torch.default_generator.manual_seed(derive(self.seed, "network", index))
             network = MapNetwork()
         fit(network, binary_loss, data, self.training, name=f"x-ensemble-{index}", seed=self.seed, session=session)  # type: ignore[arg-type]
-        return network.requires_grad_(False)  # type: ignore[return-value]
+        return network.requires_grad_(False)
 
 
 def binary_loss(module: nn.Module, maps: Tensor, labels: Tensor, moment: Moment) -> Tensor:

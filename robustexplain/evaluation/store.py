@@ -114,7 +114,9 @@ class RunFolder:
     def require(self) -> None:
         """Refuse a directory that holds no run."""
         if not (self.root / RUN).is_file():
-            raise MissingDataError(f"{self.root} is no run directory: it has no {RUN}; make one with `robustexplain run`")
+            raise MissingDataError(
+                f"{self.root} is no run directory: it has no {RUN}; make one with `robustexplain run`"
+            )
 
 
 def _libraries() -> dict[str, str]:

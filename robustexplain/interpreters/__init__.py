@@ -7,4 +7,16 @@ from .masking import RTS, MaskingModel, MaskObjective
 from .rts_training import RTSTraining, train_rts
 from .smoothed import Smoothed
 
-__all__ = ["CAM", "RTS", "Explanation", "GradCAM", "Gradient", "Interpreter", "MaskObjective", "MaskingModel", "RTSTraining", "Smoothed", "train_rts"]
+__all__ = [
+    "CAM",
+    "RTS",
+    "Explanation",
+    "GradCAM",
+    "Gradient",
+    "Interpreter",
+    "MaskObjective",
+    "MaskingModel",
+    "RTSTraining",
+    "Smoothed",
+    "train_rts",
+]

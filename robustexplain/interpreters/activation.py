@@ -45,9 +45,9 @@ class CAM(Interpreter):
 @INTERPRETERS.register("gradcam", paper="Selvaraju et al. 2017; Zhang et al. 2020, A1", needs=("convolution",))
 @dataclass(frozen=True, eq=False)
 class GradCAM(Interpreter):
-    """Grad-CAM: ``m_c = ReLU(sum_k w_{k,c} a_k)``, ``w_{k,c}`` the mean of ``d f_c / d a_k`` (Zhang et al. A1, eq. 14-15).
+    """Grad-CAM: ``m_c = ReLU(sum_k w_{k,c} a_k)``, ``w_{k,c}`` the mean of ``d f_c / d a_k`` (Zhang et al. eq. 14-15).
 
-    ``f_c`` is the logit, as in Selvaraju et al.: the probability's gradient is the logits' mix and vanishes on confident
+    ``f_c`` is the logit, as in Selvaraju et al.: the probability's gradient mixes all logits and vanishes on confident
     inputs. The channel weights stay in the graph.
 
     Args:
@@ -74,12 +74,18 @@ class GradCAM(Interpreter):
         x = x if x.requires_grad else x.detach().requires_grad_()
         with probe.captured(self.model, [name]) as outputs:
             logits = self.model(x)
-        features = outputs[name]
-        if features.dim() != 4:
-            raise UnsupportedModelError(
-                f"layer {name!r} gives shape {list(features.shape)}; Grad-CAM needs a feature map [B, C, h, w]"
-            )
+        features = _feature_map(name, outputs)
         score = pick(logits, explained_class(logits, target)).sum()
         (gradient,) = torch.autograd.grad(score, features, create_graph=graph)
         maps = torch.einsum("bk,bkhw->bhw", gradient.mean((2, 3)), features)
         return Explanation(logits, maps.relu() if self.relu else maps)
+
+
+def _feature_map(name: str, outputs: dict[str, Tensor]) -> Tensor:
+    if name not in outputs:
+        raise UnsupportedModelError(f"layer {name!r} does not run in a forward pass: Grad-CAM needs one that does")
+    if outputs[name].dim() != 4:
+        raise UnsupportedModelError(
+            f"layer {name!r} gives shape {list(outputs[name].shape)}; Grad-CAM needs a feature map [B, C, h, w]"
+        )
+    return outputs[name]

@@ -36,16 +36,22 @@ class Gradient(Interpreter):
         x = x if x.requires_grad else x.detach().requires_grad_()
         logits = self.model(x)
         target = explained_class(logits, target)
-        (gradient,) = torch.autograd.grad(self._output(logits, target).sum(), x, create_graph=graph)
-        if self.of == "probability":
-            # grad p = p grad log p; through log-softmax the gradient survives a probability that rounds to one.
-            gradient = gradient * pick(logits.softmax(1), target)[:, None, None, None]
+        score = pick(logits, target) if self.of == "logit" else margin(logits, target)
+        (gradient,) = torch.autograd.grad(score.sum(), x, create_graph=graph)
+        if self.of != "logit":
+            # p = sigmoid(margin), so grad p = p (1 - p) grad margin and grad log p = (1 - p) grad margin. With 1 - p
+            # as sigmoid(-margin), the map stays exact where p rounds to one.
+            scale = (-score).sigmoid() * (score.sigmoid() if self.of == "probability" else 1)
+            gradient = gradient * scale[:, None, None, None]
         return Explanation(logits, self._reduce(gradient))
-
-    def _output(self, logits: Tensor, target: Tensor) -> Tensor:
-        return pick(logits if self.of == "logit" else logits.log_softmax(1), target)
 
     def _reduce(self, gradient: Tensor) -> Tensor:
         if self.channels == "sum":
             return gradient.sum(1)
         return gradient.abs().sum(1) if self.channels == "abs_sum" else gradient.abs().amax(1)
+
+
+def margin(logits: Tensor, target: Tensor) -> Tensor:
+    """``z_c - log sum_{k != c} exp z_k``, ``[B]``: the log odds of class ``c``."""
+    others = logits.scatter(1, target[:, None].long(), -torch.inf).logsumexp(1)
+    return pick(logits, target) - others

@@ -147,8 +147,10 @@ class MaskObjective:
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     """Blur each image ``[B, C, H, W]`` with its own standard deviation ``[B]`` in pixels; borders are replicated."""
     radius = int(3 * float(sigma.max())) + 1
-    offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
-    kernel = torch.exp(-0.5 * (offsets[None] / sigma[:, None]) ** 2)
+    offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)[None]
+    kernel = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
+    # Cut off at the sample's own radius, so that its blur does not depend on the largest of its batch.
+    kernel = kernel * (offsets.abs() <= (3 * sigma[:, None]).floor() + 1)
     kernel = kernel / kernel.sum(1, keepdim=True)
     batch, channels, height, width = x.shape
     rows = kernel.repeat_interleave(channels, 0)[:, None]
@@ -162,7 +164,8 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
 class RTS(Interpreter):
     """Real-time saliency: a trained network draws the mask in one pass (Zhang et al. 2020, section 3.4).
 
-    Maps are masks in ``[0, 1]``, 1 where the pixel matters. Train one with :func:`robustexplain.interpreters.train_rts`.
+    Maps are masks in ``[0, 1]``, 1 where the pixel matters. Train one with
+    :func:`robustexplain.interpreters.train_rts`.
 
     Args:
         masker: the trained :class:`MaskingModel`; it has an encoder of its own and does not ask ``model``.
@@ -178,6 +181,8 @@ class RTS(Interpreter):
             raise InputError(f"masker must be a MaskingModel, got {type(self.masker).__name__}")
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
+        if self.masker.encoder.training:
+            raise InputError("the masker is in train mode, where batch norm mixes samples; call masker.eval() first")
         logits = self.model(x)
         mask, encoder_logits = self.masker(x, explained_class(logits, target))
         return Explanation(logits, mask, encoder_logits)

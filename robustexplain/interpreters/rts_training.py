@@ -48,8 +48,14 @@ def new_masker(model: nn.Module, x: Tensor, settings: RTSTraining, seed: int) ->
 
 
 def mask_loss(
-    model: nn.Module, objective: MaskObjective, encoder_weight: float, x: Tensor, y: Tensor, mask: Tensor,
-    encoder_logits: Tensor, streams: Streams,
+    model: nn.Module,
+    objective: MaskObjective,
+    encoder_weight: float,
+    x: Tensor,
+    y: Tensor,
+    mask: Tensor,
+    encoder_logits: Tensor,
+    streams: Streams,
 ) -> Tensor:
     """Eq. 8 plus the encoder's cross-entropy, ``[b]``; always with a term on the logits (data-parallel needs it)."""
     total = torch.stack(list(objective.terms(model, x, y, mask, streams).values())).sum(0)
@@ -57,8 +63,13 @@ def mask_loss(
 
 
 def train_rts(
-    model: nn.Module, data: Samples, settings: RTSTraining | None = None, *, seed: int = 0,
-    session: Session | None = None, identity: object = None,
+    model: nn.Module,
+    data: Samples,
+    settings: RTSTraining | None = None,
+    *,
+    seed: int = 0,
+    session: Session | None = None,
+    identity: object = None,
 ) -> RTS:
     """Train an RTS for ``model`` on ``data``.
 

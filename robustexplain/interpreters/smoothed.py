@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..activations import Softplus, swapped
+from ..errors import InputError
 from ..registry import INTERPRETERS
 from .base import Explanation, Interpreter
 
@@ -28,6 +29,13 @@ class Smoothed(Interpreter):
     smooth: Softplus = field(default_factory=Softplus)
 
     second_order: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.base, Interpreter):
+            raise InputError(f"base must be an Interpreter, got {self.base!r}; make one with (model)")
+        if self.base.model is not self.model:
+            raise InputError("base must explain the same model object")
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         logits = self.model(x)

@@ -32,9 +32,14 @@ def threshold_at(clean: Tensor, false_alarms: float) -> float:
     Args:
         clean: scores ``[N]`` of clean inputs that the detector was not trained on.
         false_alarms: in ``[0, 1]``; 0.05 is usual.
+
+    Raises:
+        InputError: no scores, or a share outside ``[0, 1]``.
     """
     if not len(clean):
         raise InputError("a threshold needs clean scores to calibrate on, got none")
+    if not 0 <= false_alarms <= 1:
+        raise InputError(f"false_alarms must lie in [0, 1], got {false_alarms!r}")
     ordered = clean.sort().values
     allowed = int(false_alarms * len(clean))
     return float(ordered[len(clean) - 1 - min(allowed, len(clean) - 1)])

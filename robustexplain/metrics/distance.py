@@ -26,7 +26,8 @@ class L1(MapMetric):
     higher_is_closer: ClassVar[bool] = False
 
     def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
-        return (ops.minmax(maps) - ops.minmax(reference)).abs().flatten(1).mean(1)
+        distance: Tensor = (ops.minmax(maps) - ops.minmax(reference)).abs().flatten(1).mean(1)
+        return distance
 
 
 @METRICS.register("l2", paper="Zhang et al. 2020, appendix C1")
@@ -37,7 +38,9 @@ class L2(MapMetric):
     higher_is_closer: ClassVar[bool] = False
 
     def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
-        return (ops.minmax(maps) - ops.minmax(reference)).square().flatten(1).mean(1).sqrt()
+        # vector_norm's gradient at zero is zero, where that of a square root is infinite.
+        difference = (ops.minmax(maps) - ops.minmax(reference)).flatten(1)
+        return torch.linalg.vector_norm(difference, dim=1) / difference.shape[1] ** 0.5
 
 
 @METRICS.register("iou", paper="Zhang et al. 2020, section 4 Q2 (IoU test)")

@@ -1,0 +1,248 @@
+"""The one training loop: it learns, resumes to the bit, and refuses what is not its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from robustexplain import files
+from robustexplain.errors import InputError, RunMismatchError
+from robustexplain.training import Loss, Moment, Session, Training, _Loop, cross_entropy, fit, frozen
+
+
+def blobs(size: int = 96) -> TensorDataset:
+    """Points in the plane, three classes, each around its own corner of a triangle."""
+    rng = torch.Generator().manual_seed(0)
+    y = torch.arange(size) % 3
+    corners = torch.tensor([[0.0, 2.0], [2.0, -1.0], [-2.0, -1.0]])
+    return TensorDataset(corners[y] + 0.5 * torch.randn(size, 2, generator=rng), y)
+
+
+def net(dropout: float = 0.0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return nn.Sequential(
+            nn.Linear(2, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 3)
+        )
+
+
+FOUR = Training(epochs=4, batch_size=32, lr=1e-2)
+
+
+def trained(loss: Loss = cross_entropy, settings: Training = FOUR, dropout: float = 0.0, **options: object) -> nn.Module:
+    return fit(net(dropout), loss, blobs(), settings, name="net", **options)  # type: ignore[arg-type]
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_it_learns_and_ends_in_eval_mode() -> None:
+    x, y = blobs(300).tensors
+    before, after = net().eval(), trained(settings=Training(epochs=15, batch_size=32, lr=1e-2))
+    assert float((after(x).argmax(1) == y).float().mean()) > 0.95
+    assert float((before(x).argmax(1) == y).float().mean()) < 0.8
+    assert not after.training
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(epoch: int, after: int = 0) -> Loss:
+    """The loss of a process that dies in that epoch, after some micro batches of it."""
+    left = after
+
+    def loss(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+        nonlocal left
+        if moment.epoch == epoch:
+            left -= 1
+            if left < 0:
+                raise Killed
+        return cross_entropy(module, x, y, moment)
+
+    return loss
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_killed_and_resumed_equals_uninterrupted_to_the_bit(tmp_path: Path, dropout: float) -> None:
+    whole = trained(dropout=dropout)
+    with pytest.raises(Killed):
+        trained(killed_at(2, after=2), dropout=dropout, session=Session(folder=tmp_path))
+    epochs = []
+
+    def watched(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+        epochs.append(moment.epoch)
+        return cross_entropy(module, x, y, moment)
+
+    torch.rand(7)  # another process has another global random state
+    resumed = trained(watched, dropout=dropout, session=Session(folder=tmp_path))
+    assert set(epochs) == {2, 3}
+    assert same(whole, resumed)
+
+
+def test_a_finished_training_is_not_done_again(tmp_path: Path) -> None:
+    first = trained(session=Session(folder=tmp_path))
+    again = trained(killed_at(0), session=Session(folder=tmp_path))
+    assert same(first, again)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": Training(epochs=4, batch_size=32, lr=2e-2)},
+        {"seed": 1},
+        {"identity": "other data"},
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    trained(session=Session(folder=tmp_path), identity="some data")
+    with pytest.raises(RunMismatchError, match="another training"):
+        trained(session=Session(folder=tmp_path), **{"identity": "some data", **change})  # type: ignore[arg-type]
+
+
+def test_a_half_written_checkpoint_is_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Killed):
+        trained(killed_at(2), session=Session(folder=tmp_path))
+    good = (tmp_path / "net.safetensors").read_bytes()
+
+    def cut(tensors: dict[str, Tensor], name: str, metadata: dict[str, str]) -> None:
+        Path(name).write_bytes(good[:100])
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "save_file", cut)
+        with pytest.raises(Killed):
+            trained(session=Session(folder=tmp_path))
+    assert (tmp_path / "net.safetensors").read_bytes() == good
+    assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
+    # What a killed process leaves, which had no time to clean up.
+    (tmp_path / ".net.safetensors.abc.part").write_bytes(good[:100])
+    assert same(trained(session=Session(folder=tmp_path)), trained())
+
+
+def test_micro_batches_change_nothing_but_rounding() -> None:
+    def linear() -> nn.Module:
+        # Without batch norm, whose statistics are a micro batch's own.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            return nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3)).double()
+
+    data = blobs()
+    data.tensors = (data.tensors[0].double(), data.tensors[1])
+    results = [
+        fit(linear(), cross_entropy, data, Training(epochs=3, batch_size=32, micro_batch=micro), name="net")
+        for micro in (None, 16, 4)
+    ]
+    whole, *parts = ([p.detach() for p in module.parameters()] for module in results)
+    for part in parts:
+        for a, b in zip(part, whole, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+    with pytest.raises(InputError, match="micro_batch must divide"):
+        Training(batch_size=32, micro_batch=5)
+
+
+def test_divergence_is_a_clear_error() -> None:
+    def diverging(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+        return cross_entropy(module, x, y, moment) * (math.nan if moment.epoch == 1 else 1.0)
+
+    with pytest.raises(InputError, match=r"diverged: the mean loss of epoch 2 is nan; try a smaller lr"):
+        trained(diverging)
+
+
+def test_nothing_to_train_on_is_an_error() -> None:
+    with pytest.raises(InputError, match="empty"):
+        fit(net(), cross_entropy, TensorDataset(torch.rand(0, 2), torch.zeros(0).long()), FOUR, name="net")
+
+
+def test_one_cycle_rises_for_a_fifth_and_falls_to_zero() -> None:
+    cycle = Training(lr=0.5)
+    rates = [cycle.rate(p / 100) for p in range(101)]
+    assert rates[0] == pytest.approx(0.02)
+    assert max(rates) == pytest.approx(0.5) == rates[20]
+    assert rates[60] == pytest.approx(0.25)
+    assert rates[100] == pytest.approx(0, abs=1e-12)
+    assert rates[:21] == sorted(rates[:21])
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert {Training(lr=0.5, schedule="constant").rate(p) for p in (0.0, 0.3, 1.0)} == {0.5}
+
+
+def test_a_frozen_parameter_stays_and_the_clip_bounds_a_step() -> None:
+    module = net()
+    first = module[0]  # type: ignore[index]
+    first.requires_grad_(False)
+    before = first.weight.clone()
+    fit(module, cross_entropy, blobs(), FOUR, name="net")
+    assert torch.equal(first.weight, before)
+
+
+def test_frozen_restores_each_flag_also_after_an_error() -> None:
+    module = net()
+    module[0].weight.requires_grad_(False)  # type: ignore[index]
+    flags = [p.requires_grad for p in module.parameters()]
+    with pytest.raises(Killed), frozen(module):
+        assert not any(p.requires_grad for p in module.parameters())
+        raise Killed
+    assert [p.requires_grad for p in module.parameters()] == flags
+    assert True in flags
+    assert False in flags
+
+
+class Pretend:
+    """An accelerator that says it is one of several processes."""
+
+    def __init__(self, index: int, processes: int) -> None:
+        self.process_index, self.num_processes = index, processes
+        self.device = torch.device("cpu")
+
+
+def order(processes: int, epoch: int = 0) -> list[list[int]]:
+    """All processes' micro batches of an epoch, as they go through the loop side by side."""
+    settings = Training(batch_size=32, micro_batch=8)
+    loops = [
+        _Loop(net(), settings, 5, 96, Session(Pretend(i, processes)))  # type: ignore[arg-type]
+        for i in range(processes)
+    ]
+    lanes = [list(loop.micro_batches(epoch)) for loop in loops]
+    return [micro for step in zip(*lanes, strict=True) for micro in step]
+
+
+def test_the_order_of_the_data_does_not_depend_on_the_number_of_processes() -> None:
+    assert order(1) == order(2) == order(4)
+    assert sorted(sum(order(2), [])) == list(range(96))
+    assert order(1, epoch=1) != order(1)
+    with pytest.raises(InputError, match="evenly among 3 processes"):
+        order(3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_global_random_state_is_left_alone(workers: int) -> None:
+    before = torch.get_rng_state()
+    trained(settings=Training(epochs=1, batch_size=32, workers=workers), dropout=0.5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def learning_rates(settings: Training, loss: Callable[..., Tensor] = cross_entropy) -> list[float]:
+    seen: list[float] = []
+
+    def watched(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+        seen.append(moment.progress)
+        return loss(module, x, y, moment)
+
+    trained(watched, settings)
+    return seen
+
+
+def test_progress_goes_from_zero_to_one() -> None:
+    seen = learning_rates(Training(epochs=2, batch_size=32, micro_batch=16))
+    assert seen[0] == 0
+    assert seen[-1] == 1
+    assert seen == sorted(seen)
+    assert len(seen) == 2 * 3 * 2
