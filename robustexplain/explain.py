@@ -15,6 +15,7 @@ from .errors import InputError, MissingDataError
 from .evaluation.report import Results
 from .evaluation.store import RunFolder
 from .registry import INTERPRETERS
+from .schema import needs_parts
 from .system import System
 
 
@@ -101,7 +102,7 @@ def _of_model(name: str, interpreters: Sequence[str]) -> tuple[dict[str, System]
     systems = {}
     for wanted in interpreters:
         entry = INTERPRETERS.get(wanted)
-        if entry.train is not None or "members" in getattr(entry.build, "__dataclass_fields__", {}):
+        if entry.train is not None or needs_parts(entry.build):
             raise InputError(f"{wanted!r} needs more than a model; train it in a recipe and use --run")
         systems[wanted] = System(model, entry.build(model))
     return systems, model.input_size

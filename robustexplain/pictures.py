@@ -43,21 +43,23 @@ def coloured(attribution: Tensor, image: Tensor | None = None) -> np.ndarray:
 def matrix(
     rows: Sequence[str], columns: Sequence[str], values: np.ndarray, texts: Sequence[Sequence[str]], good: str
 ) -> bytes:
-    """A matrix of shares in ``[0, 1]`` as a coloured picture; ``good`` says whether ``high`` or ``low`` is green.
+    """A matrix of measures as a coloured picture.
 
     Args:
         rows: labels, top to bottom.
         columns: labels, left to right.
         values: ``[rows, columns]``; NaN is drawn as a hole.
         texts: what is written in each cell.
-        good: ``high`` or ``low``.
+        good: ``high`` or ``low`` is green (shares in ``[0, 1]``); ``neither`` shades distances in blue.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.2 + 1.25 * len(columns), 1.4 + 0.52 * len(rows)), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     shown = np.ma.masked_invalid(values)
-    axes.imshow(shown, cmap="RdYlGn" if good == "high" else "RdYlGn_r", vmin=0, vmax=1, aspect="auto", alpha=0.85)
+    colours = {"high": "RdYlGn", "low": "RdYlGn_r", "neither": "Blues"}[good]
+    top = 1.0 if good != "neither" else max(0.3, float(shown.max()) if shown.count() else 0.3)
+    axes.imshow(shown, cmap=colours, vmin=0, vmax=top, aspect="auto", alpha=0.65)
     axes.set_xticks(range(len(columns)), columns, rotation=25, ha="left", fontsize=9)
     axes.set_yticks(range(len(rows)), rows, fontsize=9)
     axes.xaxis.tick_top()

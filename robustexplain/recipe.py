@@ -16,9 +16,9 @@ import yaml
 from . import data as data_sets
 from . import files
 from .errors import InputError, MissingDataError
-from .fields import Count, Fraction, Natural, check_fields
+from .fields import Count, Fraction, check_fields
 from .registry import ATTACKS, DATASETS, DEFENSES, INTERPRETERS, METRICS, MODELS, Registry
-from .schema import make, model_of, numbers, settings_of, validate
+from .schema import make, model_of, needs_parts, numbers, settings_of, validate
 from .training import Training
 
 Knowledge = Literal["ignores", "carried-over", "adapts"]
@@ -156,7 +156,7 @@ def read(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     file = find(path)
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not YAML: {error}") from None
     for change in changes:
         tree = _change(tree, change)
@@ -197,19 +197,22 @@ def check(tree: Any) -> Recipe:
     model = problems.run(lambda: _model(tree.get("model")))
     judge = problems.run(lambda: make(Judging, tree.get("judge") or {}, "judge"))
     bases = problems.each(_listed(tree, "interpreters"), _interpreter, "interpreters")
-    known = [row.label for row in bases]
+    known = _labels(_listed(tree, "interpreters"))
     defended = problems.each(_listed(tree, "defenses"), lambda e, p: _defense(e, p, known), "defenses")
     columns = problems.each(_listed(tree, "attacks"), _column, "attacks")
     metrics = problems.each(_listed(tree, "metrics", ["l1", "l2", "iou"]), _metric, "metrics")
     if not bases and not problems.lines:
         problems.add("interpreters: at least one is needed")
-    if not columns and not problems.lines:
-        problems.add("attacks: at least one is needed")
     flat = [column for group in columns for column in group]
+    if not flat and not problems.lines:
+        problems.add("attacks: at least one is needed")
     for words, labels in (("interpreters and defenses", [r.label for r in bases + defended]),
                           ("attacks", [c.label for c in flat])):  # fmt: skip
         for label in sorted({x for x in labels if labels.count(x) > 1}):
             problems.add(f"{words}: two are called {label!r}; give one of them another label")
+    names = [name for name, _ in metrics]
+    for name in sorted({x for x in names if names.count(x) > 1}):
+        problems.add(f"metrics: {name} stands there twice")
     problems.stop()
     measured = dict(metrics)
     if "iou" not in measured:
@@ -223,24 +226,39 @@ def check_data(recipe: Recipe) -> data_sets.Data:
 
     Raises:
         MissingDataError: files that are not there.
-        InputError: a part that is needed and empty.
+        InputError: a part that is needed and empty; every problem that was found.
     """
+    problems = _Problems()
     weights = recipe.model.weights
-    if weights is not None and not Path(weights).is_file():
-        raise MissingDataError(f"model.weights: no file at {weights}")
-    loaded: data_sets.Data = recipe.data.load()
-    size = {part: len(getattr(loaded, part)) for part in ("train", "defense", "judge")}
-    if not size["judge"]:
-        raise InputError(f"data: the judge part of {loaded.name} is empty; see its fractions")
-    trained = [row for row in recipe.rows if not row.defended and INTERPRETERS.get(row.name).train is not None]
-    if not size["train"] and (recipe.model.train or trained):
-        raise InputError(f"data: the train part of {loaded.name} is empty, and something is trained on it")
-    for row in recipe.rows:
-        if row.defended and row.settings.needs_data and not size["defense"]:
-            raise InputError(
-                f"defenses: {row.label!r} trains, and the defense part of {loaded.name} is empty; see its fractions"
-            )
+    if weights is not None and not Path(weights).expanduser().is_file():
+        problems.missing.append(f"model.weights: no file at {weights}")
+    loaded: data_sets.Data | None = problems.run(recipe.data.load, "data")
+    if loaded is not None:
+        for line in _empty_parts(recipe, loaded):
+            problems.add(line)
+    problems.stop()
+    assert loaded is not None  # a problem otherwise; for the type checker
     return loaded
+
+
+def _empty_parts(recipe: Recipe, loaded: data_sets.Data) -> list[str]:
+    size = {part: len(getattr(loaded, part)) for part in ("train", "defense", "judge")}
+    lines = []
+    if not size["judge"]:
+        lines.append(f"data: the judge part of {loaded.name} is empty; see data.fractions")
+    bases = [row for row in recipe.rows if not row.defended]
+    trained = ["model.train"] if recipe.model.train else []
+    trained += [f"interpreters[{i}]" for i, row in enumerate(bases) if INTERPRETERS.get(row.name).train is not None]
+    if trained and not size["train"]:
+        where = ", ".join(trained)
+        lines.append(f"{where}: trains, and the train part of {loaded.name} is empty; see data.fractions")
+    for i, row in enumerate(row for row in recipe.rows if row.defended):
+        if row.settings.needs_data and not size["defense"]:
+            lines.append(
+                f"defenses[{i}]: {row.label!r} trains, and the defense part of {loaded.name} is empty; "
+                "see data.fractions"
+            )
+    return lines
 
 
 class _Problems:
@@ -248,15 +266,17 @@ class _Problems:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.missing: list[str] = []
 
     def add(self, line: str) -> None:
         self.lines.append(line)
 
-    def run(self, step: Any) -> Any:
+    def run(self, step: Any, path: str = "") -> Any:
         try:
             return step()
         except InputError as error:
-            self.lines.append(str(error))
+            lines = self.missing if isinstance(error, MissingDataError) else self.lines
+            lines.append(f"{path}: {error}" if path else str(error))
             return None
 
     def each(self, entries: Any, step: Any, path: str) -> list[Any]:
@@ -267,8 +287,9 @@ class _Problems:
         return [value for value in made if value is not None]
 
     def stop(self) -> None:
-        if self.lines:
-            raise InputError("\n".join(self.lines))
+        if self.lines or self.missing:
+            kind = InputError if self.lines else MissingDataError
+            raise kind("\n".join(self.missing + self.lines))
 
 
 def _keys(tree: dict[str, Any]) -> None:
@@ -327,8 +348,17 @@ def _model(entry: Any) -> Model:
     return made
 
 
+def _labels(entries: Any) -> list[str]:
+    """What the interpreters of a recipe are called, those with mistakes in them too."""
+    listed = entries if isinstance(entries, list) else []
+    named = [e if isinstance(e, dict) else {"name": e} for e in listed]
+    return [str(e.get("label", e.get("name"))) for e in named]
+
+
 def _interpreter(entry: Any, path: str) -> Row:
     found, own, extra = _split(INTERPRETERS, entry, path, ("label",))
+    if found.train is None and needs_parts(found.build):
+        raise InputError(f"{path}.name: {found.name!r} is made of other parts, by a defense; it is no row of its own")
     settings = make(found.settings, own, path) if found.settings else settings_of(found.build, own, path)
     label = str(extra.get("label", found.name))
     return Row(label, label, found.name, settings)
@@ -400,8 +430,3 @@ def _put(tree: Any, steps: list[int | str], value: Any, change: str) -> Any:
     if tree is not None and not isinstance(tree, dict):
         raise InputError(f"--set {change}: {step!r} is no key of {type(tree).__name__}")
     return {**(tree or {}), step: _put((tree or {}).get(step), rest, value, change)}
-
-
-def seed_changed(seed: Natural | None) -> list[str]:
-    """The change that ``--seed`` stands for."""
-    return [] if seed is None else [f"seed={seed}"]

@@ -98,6 +98,14 @@ def validate(model: type[Closed], entry: Any, path: str) -> Any:
         raise InputError("\n".join(lines.values())) from None
 
 
+def needs_parts(component: Any) -> bool:
+    """Whether a component is made from networks besides the model: no entry and no name alone can give them."""
+    if not dataclasses.is_dataclass(component):
+        return False
+    hints = typing.get_type_hints(component)
+    return any(f.init and f.name != "model" and _holds_network(hints[f.name]) for f in dataclasses.fields(component))
+
+
 def dotted(path: str, steps: Sequence[int | str]) -> str:
     """``attacks[2].eps`` from ``attacks[2]`` and ``("eps",)``."""
     for step in steps:
@@ -118,14 +126,15 @@ def _line(model: type[BaseModel], problem: Any, path: str) -> str:
         return f"{where}: unknown key; {hint}"
     if problem["type"] == "missing":
         return f"{where}: this key is needed"
-    return f"{where}: {problem['msg'][:1].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
+    said = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {said[:1].lower()}{said[1:]}, got {problem['input']!r}"
 
 
 def _known_keys(model: type[BaseModel], steps: Sequence[int | str]) -> list[str]:
     current: Any = model
     for step in steps:
         field = current.model_fields.get(step) if isinstance(step, str) and _is_model(current) else None
-        current = field.annotation if field is not None else current
+        current = next(filter(_is_model, _union(field.annotation)), None) if field is not None else current
     return list(current.model_fields) if _is_model(current) else []
 
 
@@ -138,11 +147,12 @@ def _construct(component: type, given: dict[str, Any]) -> Any:
     hints = typing.get_type_hints(component)
     made = {}
     for name, value in given.items():
-        if isinstance(value, BaseModel):
+        nested = _nested_class(hints[name])
+        if isinstance(value, BaseModel) and nested is not None:
             inner = {key: getattr(value, key) for key in value.model_fields_set}
             # A nested entry changes the field's own default, key by key, not the nested class's.
             default = _default(component, name)
-            built = _nested(hints[name], inner, name)
+            built = _nested(nested, inner, name)
             changed = {key: getattr(built, key) for key in inner}
             value = built if default is None else dataclasses.replace(default, **changed)
         made[name] = value
@@ -154,6 +164,8 @@ def _nested(component: type, given: dict[str, Any], name: str) -> Any:
         return _construct(component, given)
     except FieldError as error:
         raise FieldError(component.__name__, f"{name}.{error.field}", error.problem) from error
+    except InputError as error:
+        raise FieldError(component.__name__, name, str(error)) from error
 
 
 def _default(component: type, name: str) -> Any:
@@ -164,13 +176,21 @@ def _default(component: type, name: str) -> Any:
 
 
 def _schema_type(hint: Any) -> Any:
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return model_of(hint)
+    nested = _nested_class(hint)
+    if nested is not None:
+        return model_of(nested) if nested is hint else model_of(nested) | None
     if get_origin(hint) in (typing.Sequence, Sequence) and any(
         get_origin(a) is type for a in _union(get_args(hint)[0])
     ):
         return list[str]
     return hint
+
+
+def _nested_class(hint: Any) -> type | None:
+    """The dataclass of a field that is annotated with one, or with one or ``None``."""
+    parts = [part for part in _union(hint) if part is not types.NoneType]
+    alone = len(parts) == 1 and isinstance(parts[0], type) and dataclasses.is_dataclass(parts[0])
+    return parts[0] if alone else None
 
 
 def _union(hint: Any) -> tuple[Any, ...]:

@@ -12,12 +12,14 @@ import json
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from . import __version__, files
 from .activations import Softplus
 from .errors import InputError, MissingDataError
 from .models import build
+from .models.weights import load_state
 from .registry import DETECTORS, INTERPRETERS, PARTS, Registry
 from .system import System
 
@@ -60,11 +62,28 @@ def load_component(folder: Path, *, model: nn.Module | None = None) -> Any:
     """Read what :func:`save_component` wrote; see :meth:`robustexplain.System.load`."""
     if not (folder / TREE).is_file() or not (folder / WEIGHTS).is_file():
         raise MissingDataError(f"{folder} holds no saved system: {TREE} and {WEIGHTS} are expected there")
-    described = json.loads((folder / TREE).read_text(encoding="utf-8"))
-    if described.get("format") != FORMAT:
-        raise InputError(f"{folder / TREE} has format {described.get('format')!r}; this version reads {FORMAT}")
-    tensors, _ = files.read_tensors(folder / WEIGHTS)
-    return _Reader(folder, described["modules"], tensors, model).decode(described["tree"])
+    described = _described(folder / TREE)
+    try:
+        tensors, _ = files.read_tensors(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise InputError(f"{folder / WEIGHTS} is damaged: {error}") from error
+    try:
+        return _Reader(folder, described["modules"], tensors, model).decode(described["tree"])
+    except FileNotFoundError as error:
+        raise MissingDataError(f"{folder} is incomplete: {error.filename} is missing") from error
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder / TREE} does not describe a system of this version: {error!r}") from error
+
+
+def _described(path: Path) -> dict[str, Any]:
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    found = described.get("format") if isinstance(described, dict) else None
+    if found != FORMAT:
+        raise InputError(f"{path} has format {found!r}; this version reads {FORMAT}")
+    return dict(described)
 
 
 class _Writer:
@@ -149,7 +168,7 @@ class _Reader:
             module = build(spec["name"], **spec["options"])
         prefix = f"{index}."
         weights = {k[len(prefix) :]: v for k, v in self.tensors.items() if k.startswith(prefix)}
-        module.load_state_dict(weights)
+        load_state(module, weights, str(self.folder / WEIGHTS))
         self.modules[index] = module.requires_grad_(False).eval() if index else module.eval()
         return self.modules[index]
 

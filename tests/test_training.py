@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -174,7 +173,7 @@ def test_one_cycle_rises_for_a_fifth_and_falls_to_zero() -> None:
     assert {Training(lr=0.5, schedule="constant").rate(p) for p in (0.0, 0.3, 1.0)} == {0.5}
 
 
-def test_a_frozen_parameter_stays_and_the_clip_bounds_a_step() -> None:
+def test_a_parameter_that_requires_no_grad_stays_as_it_is() -> None:
     module = net()
     first = module[0]  # type: ignore[index]
     first.requires_grad_(False)
@@ -229,19 +228,14 @@ def test_the_global_random_state_is_left_alone(workers: int) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def learning_rates(settings: Training, loss: Callable[..., Tensor] = cross_entropy) -> list[float]:
+def test_progress_goes_from_zero_to_one() -> None:
     seen: list[float] = []
 
     def watched(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
         seen.append(moment.progress)
-        return loss(module, x, y, moment)
+        return cross_entropy(module, x, y, moment)
 
-    trained(watched, settings)
-    return seen
-
-
-def test_progress_goes_from_zero_to_one() -> None:
-    seen = learning_rates(Training(epochs=2, batch_size=32, micro_batch=16))
+    trained(watched, Training(epochs=2, batch_size=32, micro_batch=16))
     assert seen[0] == 0
     assert seen[-1] == 1
     assert seen == sorted(seen)

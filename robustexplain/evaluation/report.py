@@ -14,7 +14,9 @@ import numpy as np
 from torch import Tensor
 
 from .. import files, pictures
+from ..metrics import MapMetric
 from ..recipe import Recipe, check
+from ..registry import METRICS
 from .store import MATRIX, RECIPE, REPORT, RUN, RunFolder
 
 PICTURE = "matrix.png"
@@ -25,9 +27,9 @@ MEASURES = {
     "confidence": ("Misclassification confidence (MC)", "probability of the class that the adversary wants", "low"),
     "plausible": ("Plausible map", "IoU with the goal map above the threshold", "low"),
     "alarm": ("Detection rate", "share of inputs that raise the calibrated alarm", "high"),
-    "l1": ("L1 to the benign map", "mean absolute difference of min-max rescaled maps; high exposes a forgery", "high"),
-    "l2": ("L2 to the benign map", "root mean square difference of min-max rescaled maps", "high"),
-    "iou": ("IoU with the benign map", "of the rescaled maps, binarised", "low"),
+    "l1": ("L1 to the benign map", "mean absolute difference of min-max rescaled maps; high exposes a forgery", "neither"),
+    "l2": ("L2 to the benign map", "root mean square difference of min-max rescaled maps", "neither"),
+    "iou": ("IoU with the benign map", "of the rescaled maps, binarised", "neither"),
 }
 
 
@@ -122,12 +124,12 @@ def html(results: Results, folder: RunFolder, main: bytes) -> str:
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(loader=PackageLoader("robustexplain.evaluation", "."), autoescape=True)
-    shown = [name for name in MEASURES if results.has(name)]
+    known = MEASURES | {name: _described(name, m) for name, m in results.recipe.metrics.items() if name not in MEASURES}
     return environment.get_template("report.html.j2").render(
         recipe=results.recipe,
         run=results.run,
         results=results,
-        measures={name: MEASURES[name] for name in shown},
+        measures={name: words for name, words in known.items() if results.has(name)},
         main=_embed(main),
         distance=_embed(matrix_picture(results, "l1")) if results.has("l1") else None,
         strips=_strips(results, folder),
@@ -137,6 +139,12 @@ def html(results: Results, folder: RunFolder, main: bytes) -> str:
         colour=_colour,
         count=_judged(results),
     )
+
+
+def _described(name: str, metric: MapMetric) -> tuple[str, str, str]:
+    """The words for a metric that the report does not know by heart, such as a third party's."""
+    summary = METRICS.get(name).summary.rstrip(".")
+    return name, f"{summary}; against the benign map", "low" if metric.higher_is_closer else "high"
 
 
 def notes(results: Results) -> list[str]:
@@ -239,6 +247,8 @@ def _colour(estimate: dict[str, Any] | None, good: str) -> str:
     if estimate is None:
         return "#eee"
     share = min(max(estimate["value"], 0.0), 1.0)
+    if good == "neither":
+        return f"hsl(210, 60%, {97 - 32 * share:.0f}%)"
     hue = 120 * (share if good == "high" else 1 - share)
     return f"hsl({hue:.0f}, 65%, 80%)"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -181,19 +181,20 @@ class Matrix:
 
     def _job(self, row: Row, column: Column) -> Job:
         """Whom the column's adversary attacks when this row is deployed, and with what."""
-        system, base = self.systems.systems[row.label], self.systems.systems[row.base]
-        attack = column.attack
-        if not attack.needs_maps and column.knowledge != "carried-over":
-            # The inputs depend on the classifier alone: rows that share it share them.
-            shared = system.model is self.systems.model
-            return Job(column.label if shared else f"{column.label} on {row.label}", attack, system)
-        if column.knowledge == "ignores":
-            view = Defense.plain_view(system, base)
-            owner = row.base if view.model is base.model else row.label
-            return Job(f"{column.label} on {owner}", attack, view)
+        target, base, attack = self.systems.systems[row.label], self.systems.systems[row.base], column.attack
+        where = f"on {row.label}"
         if column.knowledge == "carried-over":
-            return Job(f"{column.label} from {row.base}", attack, self.systems.replicas[row.base])
-        return Job(f"{column.label} on {row.label}", attack.adapted(system), system)
+            target, where = self.systems.replicas[row.base], f"from {row.base}"
+        elif column.knowledge == "adapts":
+            attack = attack.adapted(target)
+        elif row.defended:
+            target = Defense.plain_view(target, base)
+            where = f"on {row.base}" if target.model is base.model else where
+        if not attack.needs_maps and target.model is self.systems.model:
+            where = "on the classifier"
+        # Named by what decides the inputs, so that whoever asks for the same inputs shares them.
+        made = files.digest([type(attack).__name__, asdict(attack), column.goal_map])
+        return Job(f"{type(attack).__name__} {made} {where}", attack, target)
 
     def _chunks(self) -> list[Chunk]:
         """The judged images: the first of the judge part's order, those that the classifier gets right."""

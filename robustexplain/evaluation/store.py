@@ -13,10 +13,10 @@ import yaml
 from torch import Tensor
 
 from .. import __version__, files
-from ..errors import MissingDataError, RunMismatchError
+from ..errors import InputError, MissingDataError, RunMismatchError
 from ..recipe import Recipe
 
-RUN, RECIPE, MATRIX, REPORT = "run.json", "recipe.yaml", "matrix.csv", "report.html"
+RUN, WEIGHTS, RECIPE, MATRIX, REPORT = "run.json", "weights.json", "recipe.yaml", "matrix.csv", "report.html"
 
 
 def slug(text: str) -> str:
@@ -70,18 +70,39 @@ class RunFolder:
         known = self.root / RUN
         if known.is_file():
             self._same(json.loads(known.read_text(encoding="utf-8")), identity, recipe)
-            return
-        if self.root.is_dir() and any(self.root.iterdir()):
+        else:
+            self._empty()
+            files.write_json(known, {**identity, "name": recipe.name, "seed": recipe.seed, "libraries": _libraries()})
+        # After run.json, which claims the directory: a run that is killed in between is gone on with.
+        if not (self.root / RECIPE).is_file():
+            files.write_text(self.root / RECIPE, yaml.safe_dump(recipe.source, sort_keys=False))
+
+    def _empty(self) -> None:
+        if self.root.exists() and not self.root.is_dir():
+            raise InputError(f"{self.root} is a file; --out needs a directory")
+        if self.root.is_dir() and not all(path.match(f".{RUN}.*.part") for path in self.root.iterdir()):
             raise RunMismatchError(f"{self.root} is not empty and is no run directory; choose another --out")
-        files.write_text(self.root / RECIPE, yaml.safe_dump(recipe.source, sort_keys=False))
-        files.write_json(known, {**identity, "name": recipe.name, "seed": recipe.seed, "libraries": _libraries()})
+
+    def same_weights(self, digest: str) -> None:
+        """Remember the classifier's weights, or make sure that they are those the directory was made with.
+
+        Raises:
+            RunMismatchError: other weights, for example another version of a pretrained model.
+        """
+        path = self.root / WEIGHTS
+        if not path.is_file():
+            files.write_json(path, {"classifier": digest})
+        elif json.loads(path.read_text(encoding="utf-8"))["classifier"] != digest:
+            raise RunMismatchError(
+                f"{self.root} was made with another classifier's weights; choose another --out, or delete the directory"
+            )
 
     def _same(self, known: dict[str, Any], identity: dict[str, str], recipe: Recipe) -> None:
         differs = [key for key, value in identity.items() if known.get(key) != value]
         if not differs:
             return
         detail = ""
-        if "recipe" in differs:
+        if "recipe" in differs and (self.root / RECIPE).is_file():
             before = _flat(yaml.safe_load((self.root / RECIPE).read_text(encoding="utf-8")))
             now = _flat(recipe.source)
             changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))

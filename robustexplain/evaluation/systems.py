@@ -39,7 +39,10 @@ class Systems:
 def prepare(recipe: Recipe, data: data_sets.Data, folder: RunFolder, session: Session) -> Systems:
     """Train or load everything that the matrix needs; what is done already is read from the run directory."""
     model = classifier(recipe.model, data, recipe.seed, session, "classifier")
-    identity = [data.digest, digest_tensors(model.state_dict())]
+    weights = digest_tensors(model.state_dict())
+    if session.accelerator.is_main_process:
+        folder.same_weights(weights)
+    identity = [data.digest, weights]
     made = Systems(model)
     for row in recipe.rows:
         try:

@@ -78,7 +78,8 @@ class GradCAM(Interpreter):
         score = pick(logits, explained_class(logits, target)).sum()
         (gradient,) = torch.autograd.grad(score, features, create_graph=graph)
         maps = torch.einsum("bk,bkhw->bhw", gradient.mean((2, 3)), features)
-        return Explanation(logits, maps.relu() if self.relu else maps)
+        # Not maps.relu(): a swap of the network's rectifiers must leave the method's own alone.
+        return Explanation(logits, torch.where(maps > 0, maps, 0) if self.relu else maps)
 
 
 def _feature_map(name: str, outputs: dict[str, Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ def hit(logits: Tensor, y: Tensor, goal_class: Tensor | None = None) -> Tensor:
 
 
 def confidence(logits: Tensor, y: Tensor, goal_class: Tensor | None = None) -> Tensor:
-    """``[B]``: misclassification confidence (MC): the probability of ``goal_class``, or of the likeliest wrong class."""
+    """``[B]``: misclassification confidence (MC): probability of ``goal_class``, or of the likeliest wrong class."""
     p = logits.softmax(1)
     if goal_class is not None:
         return p.gather(1, goal_class[:, None])[:, 0]
