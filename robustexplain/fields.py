@@ -43,7 +43,7 @@ def check_fields(component: Any) -> None:
     Raises:
         FieldError: naming the class, the field, the bound or the words, and the value.
     """
-    cls = type(component)
+    cls: Any = type(component)
     for field in dataclasses.fields(component):
         hint = _hints(cls).get(field.name)
         value = getattr(component, field.name)

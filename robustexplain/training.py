@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -157,6 +158,7 @@ def fit(
             mean = loop.epoch(wrapped, optimizer, loss, data, epoch, advance)
             loop.history.append(mean)
             loop.save(path, stamp, epoch + 1)
+    loop.share()
     return module.eval()
 
 
@@ -216,7 +218,8 @@ class _Loop:
             last = part == share - 1
             micro = part * accelerator.num_processes + accelerator.process_index
             noise = _global_noise(self.session.device, derive(self.seed, "noise", epoch, step, micro))
-            with noise, nullcontext() if last else _no_sync(accelerator, wrapped):
+            statistics = nullcontext() if micro == 0 else _statistics_kept(self.module)
+            with noise, statistics, nullcontext() if last else _no_sync(accelerator, wrapped):
                 moment = Moment(self.seed, epoch, progress)
                 value = loss(wrapped, x.to(self.session.device), y.to(self.session.device), moment).mean()
                 accelerator.backward(value / share)
@@ -236,6 +239,11 @@ class _Loop:
             group["lr"] = self.settings.rate(progress)
         optimizer.step()
         optimizer.zero_grad()
+
+    def share(self) -> None:
+        """Give every process the main one's buffers: the last step's batch statistics are known to it alone."""
+        for buffer in self.module.buffers():
+            broadcast(buffer)
 
     def save(self, path: Path | None, stamp: str, epochs: int) -> None:
         """Write the checkpoint aside and rename it: weights, optimiser, history, in one file."""
@@ -268,6 +276,23 @@ class _Loop:
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.history = json.loads(meta["history"])
         return int(meta["epochs"])
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Batch norms do not update their running statistics for the length of a block.
+
+    Only the first micro batch of each batch does, whichever process it falls to: data-parallel training keeps the
+    first process's statistics, and one process must do the same to get the same model.
+    """
+    norms: list[Any] = [m for m in module.modules() if getattr(m, "track_running_stats", False)]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def _no_sync(accelerator: Accelerator, module: nn.Module) -> AbstractContextManager[None]:

@@ -26,15 +26,15 @@ def blobs(size: int = 96) -> TensorDataset:
 def net(dropout: float = 0.0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        return nn.Sequential(
-            nn.Linear(2, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 3)
-        )
+        return nn.Sequential(nn.Linear(2, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 3))
 
 
 FOUR = Training(epochs=4, batch_size=32, lr=1e-2)
 
 
-def trained(loss: Loss = cross_entropy, settings: Training = FOUR, dropout: float = 0.0, **options: object) -> nn.Module:
+def trained(
+    loss: Loss = cross_entropy, settings: Training = FOUR, dropout: float = 0.0, **options: object
+) -> nn.Module:
     return fit(net(dropout), loss, blobs(), settings, name="net", **options)  # type: ignore[arg-type]
 
 
@@ -186,9 +186,14 @@ def test_frozen_restores_each_flag_also_after_an_error() -> None:
     module = net()
     module[0].weight.requires_grad_(False)  # type: ignore[index]
     flags = [p.requires_grad for p in module.parameters()]
-    with pytest.raises(Killed), frozen(module):
-        assert not any(p.requires_grad for p in module.parameters())
-        raise Killed
+
+    def fail() -> None:
+        with frozen(module):
+            assert not any(p.requires_grad for p in module.parameters())
+            raise Killed
+
+    with pytest.raises(Killed):
+        fail()
     assert [p.requires_grad for p in module.parameters()] == flags
     assert True in flags
     assert False in flags
@@ -215,7 +220,7 @@ def order(processes: int, epoch: int = 0) -> list[list[int]]:
 
 def test_the_order_of_the_data_does_not_depend_on_the_number_of_processes() -> None:
     assert order(1) == order(2) == order(4)
-    assert sorted(sum(order(2), [])) == list(range(96))
+    assert sorted(i for micro in order(2) for i in micro) == list(range(96))
     assert order(1, epoch=1) != order(1)
     with pytest.raises(InputError, match="evenly among 3 processes"):
         order(3)

@@ -57,6 +57,10 @@ class MapNetwork(nn.Module):
 PARTS.register("map-network")(MapNetwork)
 
 
+TREES = ("sklearn.tree._tree.Tree",)
+"""What a forest is made of and skops does not trust by itself: arrays of numbers, no code."""
+
+
 @PARTS.register("forest")
 @dataclass(frozen=True, eq=False)
 class Forest:
@@ -90,13 +94,13 @@ class Forest:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Forest:
-        """Read skops' format; a type that skops does not trust by itself is refused."""
+        """Read skops' format; any type but those that skops trusts and scikit-learn's trees is refused."""
         from skops import io
 
-        unknown = io.get_untrusted_types(data=content)
+        unknown = sorted(set(io.get_untrusted_types(data=content)) - set(TREES))
         if unknown:
             raise InputError(f"the saved forest holds types that are not trusted: {', '.join(unknown)}")
-        return cls(io.loads(content))
+        return cls(io.loads(content, trusted=list(TREES)))
 
 
 @DETECTORS.register("x-ensemble", paper="Wang et al. 2020 (KDD)")
@@ -146,6 +150,7 @@ class XEnsemble(Defense):
         attack: what the detector learns to see: it knows this attack and no other.
         training: of each network.
         trees: of the forest.
+        samples: use at most so many of the defense's samples: their maps are held in memory.
         false_alarms: share of clean inputs that may raise the alarm.
     """
 
@@ -153,6 +158,7 @@ class XEnsemble(Defense):
     attack: PGD = field(default_factory=PGD)
     training: Training = field(default_factory=lambda: Training(epochs=15, lr=3e-3))
     trees: Count = 200
+    samples: Count = 2048
     false_alarms: Fraction = 0.05
 
     needs_data: ClassVar[bool] = True
@@ -166,13 +172,14 @@ class XEnsemble(Defense):
     def _defend(self, system: System, data: Samples | None, session: Session) -> System:
         assert data is not None  # refused at the door; for the type checker
         interpreters = tuple(member_of(system, resolve(member)) for member in self.members)
-        size = len(data)  # type: ignore[arg-type]
+        total: int = len(data)  # type: ignore[arg-type]
+        size = min(total, self.samples)
         cut = size - max(size // 5, 1)
         if cut < 10:
             raise InputError(f"X-Ensemble needs some dozens of samples to train and calibrate on, got {size}")
-        order = torch.randperm(size, generator=torch.Generator().manual_seed(derive(self.seed, "split"))).tolist()
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(derive(self.seed, "split"))).tolist()
         x, y = (t.to(session.device) for t in stack(data, order[:cut]))
-        clean, _ = stack(data, order[cut:])
+        clean, _ = stack(data, order[cut:size])
         with frozen(system.model):
             return replace(system, detector=self._train(system, interpreters, x, y, clean.to(x.device), session))
 

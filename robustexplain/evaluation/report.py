@@ -27,7 +27,12 @@ MEASURES = {
     "confidence": ("Misclassification confidence (MC)", "probability of the class that the adversary wants", "low"),
     "plausible": ("Plausible map", "IoU with the goal map above the threshold", "low"),
     "alarm": ("Detection rate", "share of inputs that raise the calibrated alarm", "high"),
-    "l1": ("L1 to the benign map", "mean absolute difference of min-max rescaled maps; high exposes a forgery", "neither"),
+    "auc": ("Area under the detector's ROC curve", "chance that an attacked input scores above a clean one", "high"),
+    "l1": (
+        "L1 to the benign map",
+        "mean absolute difference of min-max rescaled maps; high exposes a forgery",
+        "neither",
+    ),
     "l2": ("L2 to the benign map", "root mean square difference of min-max rescaled maps", "neither"),
     "iou": ("IoU with the benign map", "of the rescaled maps, binarised", "neither"),
 }
@@ -96,8 +101,6 @@ def table(results: Results) -> str:
             measured = dict(cell["measures"])
             measured |= {f"{name}_on_successes": e for name, e in cell["on_successes"].items()}
             measured |= {f"{name}_minus_undefended": e for name, e in cell["against_undefended"].items()}
-            if "auc" in cell:
-                measured["auc"] = {"value": cell["auc"], "low": None, "high": None, "count": None}
             for name, e in measured.items():
                 out.writerow([*where, name, *(_number(e[key]) for key in ("value", "low", "high", "count"))])
     return buffer.getvalue()

@@ -16,13 +16,12 @@ from .. import data as data_sets
 from .. import files
 from ..attacks import Attack
 from ..defenses import Defense
-from ..metrics import auc
 from ..recipe import Column, Recipe, Row, check_data
 from ..streams import derive
 from ..system import System
 from ..training import Session
 from .judge import Chunk, Pool, craft, goal_classes, goal_map, measure
-from .statistics import bootstrap, paired
+from .statistics import bootstrap, bootstrap_auc, paired
 from .store import RunFolder
 from .systems import Systems, clean_accuracy, prepare
 
@@ -97,6 +96,7 @@ class Matrix:
         if todo:
             self._fill(todo)
         if self.session.accelerator.is_main_process:
+            self._compare_late()
             self._costs()
         self.session.accelerator.wait_for_everyone()
         return sum(not self._done(*cell) for cell in cells)
@@ -249,7 +249,7 @@ class Matrix:
             "against_undefended": self._against(row, column, arrays),
         }
         if "score" in arrays:
-            summary["auc"] = auc(arrays["clean_score"], arrays["score"])
+            measures["auc"] = bootstrap_auc(arrays["clean_score"], arrays["score"], resamples, seed).as_dict()
         shown = self.recipe.judge.pictures
         kept = {k: (v[:shown] if k in PICTURES else v) for k, v in arrays.items()}
         self.folder.write_cell(row.label, column.label, summary, kept)
@@ -262,6 +262,17 @@ class Matrix:
         names = [n for n in (*self.recipe.metrics, "success", "joint") if n in plain]
         resamples, seed = self.recipe.judge.bootstrap, derive(self.recipe.seed, "paired")
         return {name: paired(arrays[name], plain[name], resamples, seed).as_dict() for name in names}
+
+    def _compare_late(self) -> None:
+        """Compare the defended cells that were made while the undefended one was still a hole."""
+        for row in self.recipe.rows:
+            for column in self.recipe.columns:
+                cell = self.folder.read_cell(row.label, column.label)
+                if cell is None or cell["status"] != "done" or cell["against_undefended"]:
+                    continue
+                found = self._against(row, column, self.folder.arrays(row.label, column.label))
+                if found:
+                    self.folder.write_cell(row.label, column.label, {**cell, "against_undefended": found}, None)
 
     def _write_failure(self, row: Row, column: Column, why: str) -> None:
         if self.session.accelerator.is_main_process:

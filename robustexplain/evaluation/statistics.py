@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from ..metrics import auc
 from ..streams import derive
 
 
@@ -36,6 +38,17 @@ def bootstrap(values: Tensor, resamples: int = 2000, seed: int = 0) -> Estimate:
     means = _resampled(array, resamples, seed)
     low, high = np.quantile(means, [0.025, 0.975])
     return Estimate(float(array.mean()), float(low), float(high), len(array))
+
+
+def bootstrap_auc(clean: Tensor, attacked: Tensor, resamples: int = 2000, seed: int = 0) -> Estimate:
+    """Area under the ROC curve of two batches of scores, with its 95% percentile interval over resampled samples."""
+    random = np.random.default_rng(derive(seed, "auc", len(clean), len(attacked)))
+    values = []
+    for _ in range(resamples):
+        some, others = (torch.from_numpy(random.integers(len(s), size=len(s))) for s in (clean, attacked))
+        values.append(auc(clean.cpu()[some], attacked.cpu()[others]))
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Estimate(auc(clean, attacked), float(low), float(high), len(attacked))
 
 
 def paired(values: Tensor, reference: Tensor, resamples: int = 2000, seed: int = 0) -> Estimate:

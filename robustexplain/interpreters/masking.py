@@ -69,6 +69,12 @@ class MaskingModel(nn.Module):
             num_classes = encoder(x[:1]).shape[1]
         return cls(encoder, [(layer.name, layer.channels) for layer in found], num_classes, width)
 
+    def train(self, mode: bool = True) -> MaskingModel:
+        """Train mode for the U-Net; the encoder keeps the batch statistics it came with."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
     def forward(self, x: Tensor, target: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mask ``[B, h, w]`` in ``[0, 1]`` (1 keeps) for class ``target``, and the encoder's logits ``[B, K]``."""
         names = [name for name, _ in self.levels]

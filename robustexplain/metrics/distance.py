@@ -40,7 +40,8 @@ class L2(MapMetric):
     def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
         # vector_norm's gradient at zero is zero, where that of a square root is infinite.
         difference = (ops.minmax(maps) - ops.minmax(reference)).flatten(1)
-        return torch.linalg.vector_norm(difference, dim=1) / difference.shape[1] ** 0.5
+        distance: Tensor = torch.linalg.vector_norm(difference, dim=1) / difference.shape[1] ** 0.5
+        return distance
 
 
 @METRICS.register("iou", paper="Zhang et al. 2020, section 4 Q2 (IoU test)")
