@@ -71,8 +71,13 @@ class ADV2(Attack):
         ball(self.norm, self.eps)
 
     def adapted(self, system: System) -> ADV2:
-        """With the detector's soft score in the loss, if there is a detector; steps and restarts stay as they are."""
-        return self if system.detector is None or self.evade else replace(self, evade=1.0)
+        """With the detector's soft score in the loss, if there is a detector; steps and restarts stay as they are.
+
+        A detector may look at maps that are gradients, so its score is followed through ``h(z)`` as well.
+        """
+        if system.detector is None or self.evade:
+            return self
+        return replace(self, evade=1.0, surrogate="smooth_gradient" if self.surrogate == "auto" else self.surrogate)
 
     def _search(self, system: System, goal: Goal, streams: Streams) -> Found:
         if goal.goal_map is None:

@@ -40,7 +40,7 @@ class Softplus:
         check_fields(self)
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Softplus of ``z``, in the overflow-free form."""
+        """Softplus of ``z``."""
         # F.softplus turns linear above a threshold, which would cut the second derivative to exactly zero there.
         positive = z > 0
         # Not -z.abs(), whose slope at 0 is 0: the derivatives at 0 must be 1/2 and beta/4.
