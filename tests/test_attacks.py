@@ -156,7 +156,8 @@ def test_adv2_without_confidence_still_prefers_what_is_misclassified(bench: Benc
     system, x, y, goal = bench.double(24)
     attack = {"eps": 0.06, "steps": 30, "step_size": 0.01}
     plain = PGD(**attack)(system, x, y, goal).success
-    found = ADV2(**attack, confidence=1.0)(system, x, y, goal).success
+    # The first iterate is the benign image, whose map is the nearest of all: it must not win.
+    found = ADV2(**attack, confidence=1.0, warm_start=0.0)(system, x, y, goal).success
     assert int(plain.sum()) > 0
     assert int(found.sum()) >= int(plain.sum()) - 1
 
@@ -327,7 +328,7 @@ def test_an_adaptive_attack_lowers_the_detectors_score(bench: Bench) -> None:
     system = rx.System(bench.model, CAM(bench.model), detector)
     blind = ADV2(EPS, steps=60, step_size=0.01)
     adaptive = blind.adapted(system)
-    assert adaptive == replace(blind, evade=1.0)
+    assert (adaptive.evade, adaptive.steps, adaptive.eps) == (1.0, blind.steps, blind.eps)
     assert blind.adapted(system.undefended()) is blind
     unaware, aware = blind(system, x, y, goal), adaptive(system, x, y, goal)
     assert float(aware.success.float().mean()) >= 0.9

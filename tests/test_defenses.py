@@ -117,8 +117,7 @@ def test_the_same_seed_gives_the_same_defense(
 ) -> None:
     defense, system = defended
     x = judged[0][:4]
-    with torch.no_grad():
-        first, second = (defense(system, few)(x) for _ in range(2))
+    first, second = (defense(system, few)(x) for _ in range(2))
     assert torch.equal(first.maps, second.maps)
     assert (first.score is None) == (second.score is None)
     if first.score is not None and second.score is not None:

@@ -298,7 +298,12 @@ def test_the_model_and_the_input_stay_as_they_were(make: Make, model: nn.Module,
 
     def state() -> list[object]:
         return [
-            (id(p), p.requires_grad, None if p.grad is None else (id(p.grad), float(p.grad.sum())), float(p.detach().sum()))
+            (
+                id(p),
+                p.requires_grad,
+                None if p.grad is None else (id(p.grad), float(p.grad.sum())),
+                float(p.detach().sum()),
+            )
             for p in weights(interpreter)
         ] + [(m.training, m.__dict__.keys()) for net in nets for m in net.modules()]
 
