@@ -26,9 +26,10 @@ class ADV2(Attack):
 
     A warm start follows the prediction alone (section 3.6), then both. The map loss is the mean squared difference on
     the interpreter's own grid, both maps rescaled to ``[0, 1]`` (masks as they are); its weight grows linearly, as in
-    the reference code. Maps that are gradients (``Gradient``) are followed through ADV2's smoothed ReLU derivative
-    ``h(z)`` with label smoothing; RTS gets the encoder term. The returned iterate is the one with the nearest map among
-    those that the real system misclassifies with at least ``confidence``.
+    the reference code. RTS gets the encoder term. Maps that are gradients (``Gradient``) are followed through ADV2's
+    smoothed ReLU derivative ``h(z)`` with label smoothing; one pass serves both losses, so the cross-entropy's gradient
+    goes through ``h`` too, where the reference code spends a second pass on plain ReLU. The returned iterate is the one
+    with the nearest map among those that the real system misclassifies with at least ``confidence``.
 
     Args:
         eps: radius of the ball; the paper uses 0.031 in L-infinity.

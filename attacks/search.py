@@ -117,7 +117,7 @@ def _rank(objective: Objective, seen: Seen, goal: Goal) -> tuple[Tensor, Tensor]
     with torch.no_grad():
         terms = objective.terms()
         constraints = [part for _, part in terms if part.constraint]
-        unmet = torch.stack([part.unmet(seen, goal) for part in constraints]).sum(0)
+        unmet = sum((part.unmet(seen, goal) for part in constraints), torch.zeros(len(seen.x), device=seen.x.device))
         rest = tuple(t for t in terms if not t[1].constraint) or terms
         still = Seen(seen.x, seen.logits, seen.maps, seen.encoder_logits, seen.score, 1.0)
         return unmet, sum_losses(rest, still, goal).float()
@@ -183,7 +183,8 @@ class Search:
         for step in range(stage.steps):
             progress = step / max(stage.steps - 1, 1)
             variable.requires_grad_()
-            with swapped(self.surrogate) if self.surrogate is not None else nullcontext():
+            # The prediction alone needs no stand-in: it has its gradient.
+            with swapped(self.surrogate) if self.surrogate is not None and needs else nullcontext():
                 seen = observe(system, self.threat.apply(now_goal.x, variable), now_goal, needs)
                 gradient, stuck = _direction(
                     stage.objective, seen, now_goal, variable, progress, now_streams, step == 0
@@ -236,6 +237,7 @@ def _grad_or_none(loss: Tensor, variable: Tensor) -> Tensor | None:
 def _no_gradient(count: int, total: int) -> str:
     return (
         f"the map's gradient is exactly zero for {count} of {total} samples, so their attack moves nowhere: "
-        "this looks like robustness and is not. A network of rectifiers has no second derivative; give the attack a "
-        "surrogate (SmoothGradient, Softplus), or attack an interpreter that is not itself a gradient"
+        "this looks like robustness and is not. A network of rectifiers has no second derivative: give the attack a "
+        "surrogate (SmoothGradient, Softplus), or attack an interpreter that is not itself a gradient. A map that its "
+        "own ReLU cut to zero has no gradient either"
     )

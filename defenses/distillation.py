@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustexplain.attacks import ADV2, random_classes
 from robustexplain.fields import NonNegative
+from robustexplain.files import digest_tensors
 from robustexplain.interpreters import RTS, MaskingModel, MaskObjective
 from robustexplain.interpreters.rts_training import mask_loss
 from robustexplain.registry import DEFENSES
@@ -57,10 +58,11 @@ class AID(Defense):
         masker = copy.deepcopy(system.interpreter.masker).to(session.device)
         masker.requires_grad_(True)
         masker.encoder.requires_grad_(self.encoder_weight > 0)
+        start = digest_tensors(masker.state_dict())
         loss = AIDLoss(self, system.model.to(session.device), masker)
         with frozen(system.model):
             fit(masker, loss, data, self.training, name="aid", seed=self.seed, session=session,
-                identity=asdict(self))  # fmt: skip
+                identity=[asdict(self), digest_tensors(system.model.state_dict()), start])  # fmt: skip
         return replace(system, interpreter=RTS(system.model, masker.requires_grad_(False)))
 
 

@@ -130,7 +130,7 @@ def explain_command(
     model: Annotated[str | None, typer.Option(help="Or with this classifier, such as efficientnet-lite0.")] = None,
     interpreter: Annotated[list[str] | None, typer.Option(help="Interpreters for --model. Repeatable.")] = None,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("explained.png"),
-    size: Annotated[int | None, typer.Option(min=1, help="Side to resize the image to; default the model's own.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Side to resize to; default the model's own.")] = None,
 ) -> None:
     """Explain one image: prediction, maps and alarms, as a picture."""
     from .explain import explain_image

@@ -153,7 +153,8 @@ def fit(
     path = None if session.folder is None else session.folder / f"{name}.safetensors"
     start = loop.restore(path, stamp)
     wrapped, optimizer = accelerator.prepare(module, loop.optimizer)
-    with session.progress.task(name, settings.epochs * loop.steps, start * loop.steps) as advance:
+    total = settings.epochs * loop.steps
+    with torch.enable_grad(), session.progress.task(name, total, start * loop.steps) as advance:
         for epoch in range(start, settings.epochs):
             mean = loop.epoch(wrapped, optimizer, loss, data, epoch, advance)
             loop.history.append(mean)

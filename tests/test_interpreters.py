@@ -357,9 +357,14 @@ def test_a_masker_in_train_mode_or_of_another_kind_is_refused(
 ) -> None:
     with pytest.raises(InputError, match="masker must be a MaskingModel, got Classifier"):
         RTS(tiny_model, tiny_model)  # type: ignore[arg-type]
-    masker.train()
+    masker.encoder.train()
     with pytest.raises(InputError, match=r"masker is in train mode.*masker\.eval\(\)"):
         RTS(tiny_model, masker)(grey)
+
+
+def test_a_masker_that_trains_keeps_its_encoders_batch_norm_in_eval_mode(masker: MaskingModel) -> None:
+    assert not masker.train().encoder.training
+    assert masker.training
 
 
 def test_the_blur_is_scipys(grey: Tensor) -> None:

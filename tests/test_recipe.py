@@ -309,6 +309,11 @@ def test_fractions_and_exponents_are_numbers(text: str, value: float, tree: dict
     assert check(tree).columns[0].attack.eps == value
 
 
+def test_an_exponent_is_a_number_where_a_whole_one_is_needed(tree: dict[str, Any]) -> None:
+    tree["attacks"] = yaml.safe_load("[{name: pgd, steps: 1e2}]")  # YAML reads 1e2 as text
+    assert check(tree).columns[0].attack.steps == 100
+
+
 @pytest.mark.parametrize("text", ["8/0", "8/255/2", "one/255", "e-3"])
 def test_what_only_looks_like_a_number_is_refused(text: str, tree: dict[str, Any]) -> None:
     tree["attacks"] = [{"name": "pgd", "eps": text}]

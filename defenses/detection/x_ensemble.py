@@ -16,6 +16,7 @@ from robustexplain.attacks import PGD, Attack, random_classes
 from robustexplain.data import stack
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Fraction
+from robustexplain.files import digest_tensors
 from robustexplain.interpreters import Interpreter
 from robustexplain.metrics import threshold_at
 from robustexplain.models import ModelSpec
@@ -211,7 +212,9 @@ class XEnsemble(Defense):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive(self.seed, "network", index))
             network = MapNetwork()
-        fit(network, binary_loss, data, self.training, name=f"x-ensemble-{index}", seed=self.seed, session=session)  # type: ignore[arg-type]
+        seen = digest_tensors({"maps": data.tensors[0], "labels": data.tensors[1]})
+        fit(network, binary_loss, data, self.training, name=f"x-ensemble-{index}", seed=self.seed,  # type: ignore[arg-type]
+            session=session, identity=seen)  # fmt: skip
         return network.requires_grad_(False)
 
 
