@@ -24,6 +24,8 @@ class Defense(ABC):
 
     seed: Natural = field(default=0, kw_only=True)
 
+    defends: ClassVar[tuple[str, ...]] = ()
+    """Names of the interpreters that it can defend; none means any."""
     needs_data: ClassVar[bool] = False
     """Whether the defense trains, and so needs samples."""
 

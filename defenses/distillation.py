@@ -46,6 +46,7 @@ class AID(Defense):
     training: Training = field(default_factory=lambda: Training(epochs=8, lr=1e-3))
     encoder_weight: NonNegative = 1.0
 
+    defends: ClassVar[tuple[str, ...]] = ("rts",)
     needs_data: ClassVar[bool] = True
 
     def _defend(self, system: System, data: Samples | None, session: Session) -> System:

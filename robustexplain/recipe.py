@@ -6,6 +6,7 @@ error that names its path in the file (``attacks[2].eps``), the value and what i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,11 +214,15 @@ def check(tree: Any) -> Recipe:
     names = [name for name, _ in metrics]
     for name in sorted({x for x in names if names.count(x) > 1}):
         problems.add(f"metrics: {name} stands there twice")
+    name = str(tree.get("name", "experiment"))
+    if not re.fullmatch(r"\w[\w .-]*", name):
+        # It is the name of the run's folder.
+        problems.add(f"name: letters, digits, spaces, dots and dashes are allowed, got {name!r}")
     problems.stop()
     measured = dict(metrics)
     if "iou" not in measured:
         measured["iou"] = METRICS.get("iou").build()
-    name, about = str(tree.get("name", "experiment")), str(tree.get("about", "")).strip()
+    about = str(tree.get("about", "")).strip()
     return Recipe(name, about, seed, data, model, tuple(bases + defended), tuple(flat), measured, judge, tree)
 
 
@@ -348,11 +353,11 @@ def _model(entry: Any) -> Model:
     return made
 
 
-def _labels(entries: Any) -> list[str]:
-    """What the interpreters of a recipe are called, those with mistakes in them too."""
+def _labels(entries: Any) -> dict[str, str]:
+    """What the interpreters of a recipe are called, and their names; those with mistakes in them too."""
     listed = entries if isinstance(entries, list) else []
     named = [e if isinstance(e, dict) else {"name": e} for e in listed]
-    return [str(e.get("label", e.get("name"))) for e in named]
+    return {str(e.get("label", e.get("name"))): str(e.get("name")) for e in named}
 
 
 def _interpreter(entry: Any, path: str) -> Row:
@@ -364,7 +369,7 @@ def _interpreter(entry: Any, path: str) -> Row:
     return Row(label, label, found.name, settings)
 
 
-def _defense(entry: Any, path: str, bases: list[str]) -> Row:
+def _defense(entry: Any, path: str, bases: dict[str, str]) -> Row:
     found, own, extra = _split(DEFENSES, entry, path, ("label", "of"))
     defense = make(found.build, own, path)
     if "of" not in extra:
@@ -373,6 +378,9 @@ def _defense(entry: Any, path: str, bases: list[str]) -> Row:
         raise InputError(
             f"{path}.of: no interpreter of the recipe is called {extra['of']!r}; it has {', '.join(bases)}"
         )
+    if defense.defends and bases[extra["of"]] not in defense.defends:
+        able = ", ".join(defense.defends)
+        raise InputError(f"{path}.of: {found.name} can defend {able}; {extra['of']!r} is {bases[extra['of']]}")
     return Row(str(extra.get("label", f"{found.name} ({extra['of']})")), extra["of"], found.name, defense)
 
 

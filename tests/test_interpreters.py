@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robustexplain import maps as ops
 from robustexplain import models, probe
-from robustexplain.activations import Softplus
+from robustexplain.activations import Softplus, swapped
 from robustexplain.errors import InputError, UnknownNameError, UnsupportedModelError
 from robustexplain.interpreters import CAM, RTS, GradCAM, Gradient, Interpreter, MaskingModel, MaskObjective, Smoothed
 from robustexplain.interpreters.masking import gaussian_blur
@@ -299,8 +299,17 @@ def test_a_smoother_twin_moves_less_and_a_sharp_one_is_the_base(tiny_model: nn.M
 
 
 def test_smoothed_explains_the_real_models_prediction_and_model(tiny_model: nn.Module, grey: Tensor) -> None:
-    found = Smoothed(tiny_model, GradCAM(tiny_model), Softplus(1.0))
-    assert torch.equal(found(grey), found(grey, tiny_model(grey).argmax(1)))
+    model = copy.deepcopy(tiny_model)
+    with torch.no_grad(), swapped(Softplus(1.0)):
+        twin = model(grey)
+    with torch.no_grad():
+        # Halfway between the two nets' logits: what one prefers, the other does not.
+        model.net.head.bias -= (model(grey).mean(0) + twin.mean(0)) / 2
+        real = model(grey).argmax(1)
+        with swapped(Softplus(1.0)):
+            assert (model(grey).argmax(1) != real).any()
+    found = Smoothed(model, CAM(model), Softplus(1.0))
+    assert torch.equal(found(grey), found(grey, real))
     with pytest.raises(InputError, match="must explain the same model"):
         Smoothed(tiny_model, GradCAM(copy.deepcopy(tiny_model)))
     with pytest.raises(InputError, match="base must be an Interpreter"):

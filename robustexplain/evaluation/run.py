@@ -57,9 +57,9 @@ def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
     with _main_first(session):
         folder.open(recipe, data.digest)
     session.folder = folder.training
-    systems = prepare(recipe, data, folder, session)
-    matrix = Matrix(recipe, folder, session, systems, data)
-    failed = matrix.fill()
+    failed = 0
+    if not finished(recipe, folder):
+        failed = Matrix(recipe, folder, session, prepare(recipe, data, folder, session), data).fill()
     if session.accelerator.is_main_process:
         from .report import write_report
 
@@ -69,6 +69,13 @@ def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
             folder.drop_chunks("attacked")
     session.accelerator.wait_for_everyone()
     return failed
+
+
+def finished(recipe: Recipe, folder: RunFolder) -> bool:
+    """Whether every cell and every row's cost is there: nothing has to be trained or loaded again."""
+    cells = [folder.read_cell(row.label, column.label) for row in recipe.rows for column in recipe.columns]
+    rows = all(folder.row(row.label).is_file() for row in recipe.rows)
+    return rows and all(cell is not None and cell["status"] == "done" for cell in cells)
 
 
 @dataclass

@@ -10,6 +10,7 @@ from torch import nn
 
 from .. import data as data_sets
 from .. import models
+from ..errors import InputError
 from ..files import digest, digest_tensors
 from ..recipe import Model, Recipe, Row
 from ..registry import INTERPRETERS
@@ -47,15 +48,26 @@ def prepare(recipe: Recipe, data: data_sets.Data, folder: RunFolder, session: Se
     for row in recipe.rows:
         try:
             made.systems[row.label] = _system(row, made, data, recipe.seed, identity, session)
-            if session.accelerator.is_main_process and not (folder.system(row.label) / "system.json").is_file():
-                made.systems[row.label].save(folder.system(row.label))
         except Exception:
             # One row that cannot be made must not take the others with it: its cells become holes in the report.
             made.failures[row.label] = traceback.format_exc()
             session.progress.say(f"[red]{row.label} could not be made[/red]; its cells stay empty")
+    if session.accelerator.is_main_process:
+        _save(made, folder, session)
     if any(column.knowledge == "carried-over" for column in recipe.columns):
         _replicas(recipe, data, made, session)
     return made
+
+
+def _save(made: Systems, folder: RunFolder, session: Session) -> None:
+    for label, system in made.systems.items():
+        if (folder.system(label) / "system.json").is_file():
+            continue
+        try:
+            system.save(folder.system(label))
+        except InputError as error:
+            # A part that no registered builder makes can be judged all the same; it only cannot be loaded again.
+            session.progress.say(f"{label} is not saved: {error}")
 
 
 def classifier(settings: Model, data: data_sets.Data, seed: int, session: Session, name: str) -> nn.Module:

@@ -117,7 +117,7 @@ class MaskObjective:
     """
 
     tv: NonNegative = 2.0
-    average: NonNegative = 2.0
+    average: NonNegative = 5.0
     destroy: NonNegative = 2.0
     power: Positive = 0.3
     blur: Positive = 0.15
