@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Rescale = Literal["none", "minmax", "absmax", "sum"]
-TINY = 1e-8
 
 
 def per_sample(values: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,10 @@ def test_python_snippets_of_the_readme_run(index: int, tmp_path: Path, monkeypat
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ATTACKS, "_entries", dict(ATTACKS._entries) if list(ATTACKS) else {})
-    exec(compile(blocks("python")[index], f"README.md python {index}", "exec"), {"__name__": "snippet"})
+    # Dataclasses look their annotations up in the module that defines them.
+    module = types.ModuleType("snippet")
+    monkeypatch.setitem(sys.modules, "snippet", module)
+    exec(compile(blocks("python")[index], f"README.md python {index}", "exec"), module.__dict__)
 
 
 def test_recipe_of_the_readme_validates() -> None:
