@@ -18,7 +18,17 @@ from robustexplain import maps as ops
 from robustexplain import models, probe
 from robustexplain.activations import Softplus, swapped
 from robustexplain.errors import InputError, UnknownNameError, UnsupportedModelError
-from robustexplain.interpreters import CAM, RTS, GradCAM, Gradient, Interpreter, MaskingModel, MaskObjective, Smoothed
+from robustexplain.interpreters import (
+    CAM,
+    RTS,
+    GradCAM,
+    Gradient,
+    Interpreter,
+    MaskingModel,
+    MaskObjective,
+    Smoothed,
+    clean_objective,
+)
 from robustexplain.interpreters.masking import gaussian_blur
 from robustexplain.streams import Streams
 
@@ -447,3 +457,14 @@ def test_the_destroy_term_has_a_finite_gradient_at_probability_zero(tiny_model: 
     terms = MaskObjective().terms(sure, grey, torch.full((5,), 2), mask, Streams.of(grey, 0))
     (gradient,) = torch.autograd.grad(terms["destroy"].sum(), mask)
     assert torch.isfinite(gradient).all()
+
+
+def test_the_clean_objective_is_the_sum_of_its_terms_and_the_same_for_the_same_seed(tiny_model: nn.Module) -> None:
+    x = torch.rand(5, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    y = torch.zeros(5, dtype=torch.int64)
+    rts = RTS(tiny_model, MaskingModel.around(copy.deepcopy(tiny_model), x).eval())
+    found = clean_objective(rts, x, y)
+    parts = found["tv"] + found["average"] + found["preserve"] + found["destroy"]
+    torch.testing.assert_close(found["objective"], parts)
+    torch.testing.assert_close(clean_objective(rts, x[2:3], y[2:3])["objective"], found["objective"][2:3])
+    assert not torch.equal(clean_objective(rts, x, y, seed=1)["objective"], found["objective"])

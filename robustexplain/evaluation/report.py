@@ -213,13 +213,17 @@ def print_matrix(root: Path) -> None:
 
 
 def _strips(results: Results, folder: RunFolder) -> list[dict[str, Any]]:
+    """Benign and attacked images and maps of every cell; those of the strongest adversaries are unfolded."""
+    about_maps = [c for c in results.recipe.columns if c.attack.needs_maps]
+    adaptive = [c for c in about_maps if c.knowledge == "adapts"]
+    looked_at = {c.label for c in adaptive or about_maps}
     strips = []
     for (row, column), cell in results.cells.items():
         if cell is None or cell["status"] != "done":
             continue
         arrays = folder.arrays(row, column)
         images = [_images(arrays, i) for i in range(len(arrays["x"]))]
-        strips.append({"row": row, "column": column, "images": images, "cell": cell})
+        strips.append({"row": row, "column": column, "images": images, "open": column in looked_at})
     return strips
 
 

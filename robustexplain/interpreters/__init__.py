@@ -4,7 +4,7 @@ from .activation import CAM, GradCAM
 from .base import Explanation, Interpreter
 from .gradient import Gradient
 from .masking import RTS, MaskingModel, MaskObjective
-from .rts_training import RTSTraining, train_rts
+from .rts_training import RTSTraining, clean_objective, train_rts
 from .smoothed import Smoothed
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "MaskingModel",
     "RTSTraining",
     "Smoothed",
+    "clean_objective",
     "train_rts",
 ]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor, nn
 
+from .. import maps
 from ..fields import Count, NonNegative, check_fields
 from ..registry import INTERPRETERS
 from ..streams import Streams
@@ -94,6 +95,29 @@ def train_rts(
         fit(masker, loss, data, settings.training, name="rts", seed=seed, session=session,
             identity=[identity, asdict(settings)])  # fmt: skip
     return RTS(model, masker.requires_grad_(False))
+
+
+@torch.no_grad()
+def clean_objective(
+    interpreter: RTS, x: Tensor, y: Tensor, objective: MaskObjective | None = None, seed: int = 0
+) -> dict[str, Tensor]:
+    """The terms of eq. 8 on clean samples, ``[B]`` each, and their sum: what a hardened RTS must not lose.
+
+    Args:
+        interpreter: the RTS, plain or hardened.
+        x: ``[B, C, H, W]`` in ``[0, 1]``.
+        y: ``[B]`` labels, the classes whose masks are drawn.
+        objective: the weights; those it was trained with.
+        seed: of the backgrounds: the same seed shows the same ones to every interpreter.
+
+    Returns:
+        ``tv``, ``average``, ``preserve``, ``destroy``, their sum ``objective``, and ``kept``: 1 where the classifier
+        still predicts ``y`` when everything outside of the mask is black.
+    """
+    mask, _ = interpreter.masker(x, y)
+    terms = (objective or MaskObjective()).terms(interpreter.model, x, y, mask, Streams.of(x, seed, "clean-objective"))
+    kept = interpreter.model(maps.resize(mask, x.shape[-2:])[:, None] * x).argmax(1) == y
+    return {**terms, "objective": torch.stack(list(terms.values())).sum(0), "kept": kept.to(x.dtype)}
 
 
 INTERPRETERS.register(
