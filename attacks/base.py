@@ -99,8 +99,7 @@ class Attack(ABC):
 
     def _check(self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None) -> None:
         checks.inputs(x)
-        if system.model.training:
-            raise InputError("the model is in train mode, where batch norm mixes samples; call model.eval() first")
+        checks.evaluating(system.model)
         with torch.no_grad():
             num_classes = system.model(x[:1]).shape[1]
         checks.classes(y, len(x), num_classes, "y")

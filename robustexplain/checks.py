@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import InputError
 
@@ -34,6 +34,21 @@ def inputs(x: Tensor, *, bounded: bool = True) -> None:
             f"x must lie in [0, 1], got values from {low:.4g} to {high:.4g}; "
             "normalisation belongs inside the model (see robustexplain.models.Classifier)"
         )
+
+
+def evaluating(model: nn.Module) -> None:
+    """Refuse a model any part of which is in train mode.
+
+    Raises:
+        InputError: naming the part.
+    """
+    for name, module in model.named_modules():
+        if module.training:
+            part = f"its part {name!r}" if name else "it"
+            raise InputError(
+                f"the model must be in eval mode, but {part} is in train mode, where batch norm mixes samples and "
+                "dropout draws; call model.eval() first"
+            )
 
 
 def classes(c: Tensor, batch: int, num_classes: int, name: str) -> None:

@@ -50,6 +50,8 @@ def save_component(component: Any, folder: Path) -> Path:
     """Write a component and all its parts into ``folder``; see :meth:`robustexplain.System.save`."""
     writer = _Writer()
     tree = writer.encode(component)
+    # The tree goes first and comes last: a folder that is being overwritten holds no system, never half of two.
+    (folder / TREE).unlink(missing_ok=True)
     for name, content in writer.blobs.items():
         files.replace_file(folder / name, lambda aside, content=content: aside.write_bytes(content))  # type: ignore[misc]
     files.write_tensors(folder / WEIGHTS, writer.tensors())

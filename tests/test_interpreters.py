@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from robustexplain import maps as ops
 from robustexplain import models, probe
 from robustexplain.activations import Softplus, swapped
+from robustexplain.attacks import PGD
 from robustexplain.errors import InputError, UnknownNameError, UnsupportedModelError
 from robustexplain.interpreters import (
     CAM,
@@ -468,3 +469,15 @@ def test_the_clean_objective_is_the_sum_of_its_terms_and_the_same_for_the_same_s
     torch.testing.assert_close(found["objective"], parts)
     torch.testing.assert_close(clean_objective(rts, x[2:3], y[2:3])["objective"], found["objective"][2:3])
     assert not torch.equal(clean_objective(rts, x, y, seed=1)["objective"], found["objective"])
+
+
+def test_a_part_in_train_mode_is_found_behind_a_model_in_eval_mode(tiny_model: nn.Module) -> None:
+    model = copy.deepcopy(tiny_model).eval()
+    dict(model.named_modules())["net.features"].train()
+    with pytest.raises(InputError, match=r"its part 'net\.features' is in train mode"):
+        Gradient(model)(torch.rand(1, 1, 32, 32))
+
+
+def test_a_count_that_is_no_whole_number_is_refused() -> None:
+    with pytest.raises(InputError, match=r"steps must be a whole number, got 2\.5"):
+        PGD(steps=2.5)  # type: ignore[arg-type]

@@ -63,6 +63,7 @@ class Interpreter(ABC):
             InputError: ``x`` outside ``[0, 1]``, not finite, empty or of a wrong shape; ``target`` out of range.
         """
         checks.inputs(x)
+        checks.evaluating(self.model)
         return self.explain(x, target).maps
 
     def explain(self, x: Tensor, target: Tensor | None = None, *, native: bool = False) -> Explanation:

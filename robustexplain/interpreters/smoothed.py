@@ -30,6 +30,16 @@ class Smoothed(Interpreter):
 
     second_order: ClassVar[bool] = False
 
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]
+        """Whether ``base`` is."""
+        return self.base.differentiable
+
+    @property
+    def bounded(self) -> bool:  # type: ignore[override]
+        """Whether the maps of ``base`` are masks."""
+        return self.base.bounded
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.base, Interpreter):
