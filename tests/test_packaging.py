@@ -73,12 +73,21 @@ def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+def dependencies(folder: Path) -> Path:
+    """This environment's packages without ours, which may be installed in it and would be found first."""
+    folder.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "robustexplain" not in entry.name.lower():
+            (folder / entry.name).symlink_to(entry)
+    return folder
+
+
 def environment(folder: Path, *install: object) -> Path:
     """The interpreter of an empty venv that sees this environment's packages, with ours installed as told."""
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
     site = Path(call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (site / "dependencies.pth").write_text(f"{dependencies(folder / 'dependencies')}\n")
     words = [
         "-m",
         "pip",
