@@ -209,7 +209,7 @@ def test_a_layer_that_gives_no_map_or_does_not_run_is_refused(grey: Tensor) -> N
     model = seeded(UNPOOLED["flattened"])
     with pytest.raises(UnsupportedModelError, match=r"layer '3' gives shape \[5, 3\]"):
         GradCAM(model, layer="3")(grey)
-    model.idle = nn.Sequential(nn.Conv2d(1, 1, 1))
+    model.idle = nn.Sequential(nn.Conv2d(1, 1, 1)).eval()
     model.forward = lambda x: nn.Sequential(*list(model)[:4])(x)  # type: ignore[method-assign]
     with pytest.raises(UnsupportedModelError, match="layer 'idle' does not run"):
         GradCAM(model, layer="idle")(grey)
