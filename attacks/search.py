@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -119,8 +119,7 @@ def _rank(objective: Objective, seen: Seen, goal: Goal) -> tuple[Tensor, Tensor]
         constraints = [part for _, part in terms if part.constraint]
         unmet = sum((part.unmet(seen, goal) for part in constraints), torch.zeros(len(seen.x), device=seen.x.device))
         rest = tuple(t for t in terms if not t[1].constraint) or terms
-        still = Seen(seen.x, seen.logits, seen.maps, seen.encoder_logits, seen.score, 1.0)
-        return unmet, sum_losses(rest, still, goal).float()
+        return unmet, sum_losses(rest, seen.at(1.0), goal).float()
 
 
 @dataclass(frozen=True)
@@ -214,7 +213,7 @@ def _direction(
     objective: Objective, seen: Seen, goal: Goal, variable: Tensor, progress: float, streams: Streams, check: bool
 ) -> tuple[Tensor, Tensor]:
     """The gradient of the loss, and (on the first step of a stage) where that of its map part is zero."""
-    seen = Seen(seen.x, seen.logits, seen.maps, seen.encoder_logits, seen.score, progress, streams)
+    seen = replace(seen, progress=progress, streams=streams)
     stuck = torch.zeros(len(seen.x), dtype=torch.bool, device=seen.x.device)
     about_maps = tuple((w, part) for w, part in objective.terms() if "maps" in part.needs and not part.constraint)
     if check and about_maps:

@@ -104,10 +104,6 @@ class Moment:
     epoch: int
     progress: float
 
-    def words(self, *more: object) -> tuple[object, ...]:
-        """Words for :meth:`robustexplain.streams.Streams.of`."""
-        return (self.epoch, *more)
-
 
 Loss = Callable[[nn.Module, Tensor, Tensor, Moment], Tensor]
 """``loss(module, x, y, moment)`` gives ``[b]`` losses; ``module`` is the (perhaps wrapped) module in training."""
