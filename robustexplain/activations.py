@@ -115,12 +115,26 @@ def _bounds(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[f
     return None
 
 
+_AUGMENTED = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__"}
 # Where the flag stands among the arguments of those functions that take one.
-_INPLACE_FLAG: dict[Any, int] = {F.relu: 1, F.relu6: 1, F.leaky_relu: 2, F.hardtanh: 3, F.threshold: 3}
+_INPLACE_FLAG: dict[Any, int] = {
+    **dict.fromkeys((F.relu, F.relu6, F.silu, F.mish, F.selu, F.hardswish, F.hardsigmoid), 1),
+    **dict.fromkeys((F.leaky_relu, F.elu, F.celu), 2),
+    **dict.fromkeys((F.hardtanh, F.threshold, F.dropout, F.dropout2d, F.alpha_dropout), 3),
+}
 
 
-def _in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    if func.__name__.endswith("_"):
+def is_rectifier(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call is a rectifier: ReLU, ReLU6, leaky ReLU, a clamp or a threshold at 0, in any of their forms."""
+    return _bounds(func, args, kwargs) is not None
+
+
+def is_in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call overwrites its first argument: ``relu_``, ``relu(inplace=True)``, ``+=``."""
+    name = getattr(func, "__name__", "")
+    if name.startswith("__"):
+        return name in _AUGMENTED
+    if name.endswith("_"):
         return True
     index = _INPLACE_FLAG.get(func)
     return index is not None and bool(args[index] if len(args) > index else kwargs.get("inplace", False))
@@ -143,7 +157,7 @@ class _Swap(TorchFunctionMode):
         if self.smooth is None:
             return func(*args, **kwargs)
         given = args[0] if args else kwargs["input"]
-        if not _in_place(func, args, kwargs):
+        if not is_in_place(func, args, kwargs):
             return self._stand_in(given, *bounds[1:])
         # The model may go on with the tensor it handed in: the value is written there. Of a copy, because autograd
         # needs the old one.
