@@ -54,7 +54,7 @@ class Source:
     value: Tensor
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Step:
     """One function call of the forward pass.
 
@@ -78,16 +78,24 @@ class Step:
     versions: list[int] = field(default_factory=list)
     users: int = 0
 
+    def __repr__(self) -> str:
+        return f"Step({self.index}: {self.name})"
+
     @property
     def kind(self) -> Kind:
         """What the step does to its values, which is what a rule depends on."""
-        if is_rectifier(self.func, self.args, self.kwargs):
+        if self.rectifies:
             return "activation"
         if self.name in _SUMS:
             return "sum" if len(self.sources) > 1 else "affine"
         if self.name in _SCALES:
             return "affine" if len(self.sources) == 1 and self._scales_its_source() else "unknown"
         return _KINDS.get(self.name, "unknown")
+
+    @property
+    def rectifies(self) -> bool:
+        """Whether the step is a rectifier of the model."""
+        return is_rectifier(self.func, self.args, self.kwargs)
 
     def _scales_its_source(self) -> bool:
         # A constant divided by a value is no scaling.
@@ -202,6 +210,9 @@ class _Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if not torch.is_grad_enabled():
+            # Inside of a custom autograd function: what it computes has no graph to go back along, see Tape._check.
+            return func(*args, **kwargs)
         if getattr(func, "__name__", "") == "__get__":
             result = func(*args, **kwargs)
             if not isinstance(result, Tensor):

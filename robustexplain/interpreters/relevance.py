@@ -14,7 +14,7 @@ from ..errors import FieldError, UnsupportedModelError
 from ..fields import NonNegative, Positive
 from ..registry import INTERPRETERS
 from ..tape import Source, Step, Tape, record
-from .base import Explanation, Interpreter, explained_class
+from .base import Explanation, Interpreter, differentiable, explained_class
 from .relevance_rules import AlphaBeta, Box, Epsilon, Flat, Gamma, Layer, Rule, stabilise
 
 STABILISER = 1e-6
@@ -64,7 +64,7 @@ class LRP(Interpreter):
             raise FieldError("LRP", "beta", f"must be alpha - 1, got alpha {self.alpha} and beta {self.beta}")
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        x = x if x.requires_grad else x.detach().requires_grad_()
+        x = differentiable(x)
         tape = record(self.model, x, [self.layer] if self.layer else [])
         stop = tape.layers[self.layer] if self.layer else None
         classes = explained_class(tape.logits, target)
