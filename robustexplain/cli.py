@@ -92,6 +92,34 @@ def report_command(folder: Annotated[Path, typer.Argument(help="A run directory.
     _show(folder)
 
 
+@app.command("sanity")
+def sanity_command(
+    recipe: Recipe,
+    out: Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME, as for run.")] = None,
+    check: Annotated[
+        list[str] | None, typer.Option(help="cascading, independent, labels or shift. Repeatable.")
+    ] = None,
+    changes: Set = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Explain at most so many images.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, or leave it to Accelerate.")] = None,
+    seed: Seed = None,
+) -> None:
+    """Check whether a recipe's interpreters depend on the model: weights and labels at random, inputs shifted."""
+    from .recipe import read
+    from .sanity.run import run_sanity
+
+    checked = read(recipe, [*_changes(changes, seed, None), *([f"sanity.images={limit}"] if limit else [])])
+    session = _session(device)
+    folder = out or Path("runs") / checked.name
+    failed = run_sanity(checked, folder, session, check or [])
+    if session.accelerator.is_main_process:
+        typer.echo(f"sanity checks: {folder / 'sanity.html'}")
+    session.accelerator.end_training()
+    if failed:
+        typer.secho(f"{failed} checks failed; {folder / 'sanity.html'} shows which and why", fg="red", err=True)
+        raise typer.Exit(1)
+
+
 @app.command("validate")
 def validate_command(
     recipe: Recipe,

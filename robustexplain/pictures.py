@@ -73,7 +73,7 @@ def matrix(
     axes.tick_params(which="minor", length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    return _figure(figure)
+    return figure_bytes(figure)
 
 
 def strip(panels: Sequence[tuple[str, np.ndarray]], title: str = "") -> bytes:
@@ -87,10 +87,11 @@ def strip(panels: Sequence[tuple[str, np.ndarray]], title: str = "") -> bytes:
         axes.axis("off")
     if title:
         figure.suptitle(title, fontsize=10)
-    return _figure(figure)
+    return figure_bytes(figure)
 
 
-def _figure(figure: Any) -> bytes:
+def figure_bytes(figure: Any) -> bytes:
+    """A matplotlib figure as PNG."""
     buffer = io.BytesIO()
     # No software or date in the file: the same run gives the same bytes.
     figure.savefig(buffer, format="png", metadata={"Software": None})

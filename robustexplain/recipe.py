@@ -19,6 +19,7 @@ from . import files
 from .errors import InputError, MissingDataError
 from .fields import Count, Fraction, check_fields
 from .registry import ATTACKS, DATASETS, DEFENSES, INTERPRETERS, METRICS, MODELS, Registry
+from .sanity.settings import Sanity
 from .schema import make, model_of, needs_parts, numbers, settings_of, validate
 from .training import Training
 
@@ -123,6 +124,7 @@ class Recipe:
         columns: attacks.
         metrics: map metrics by name.
         judge: how cells are judged.
+        sanity: how interpreters are checked.
         source: the resolved recipe as plain data; running it again gives the same experiment.
     """
 
@@ -135,6 +137,7 @@ class Recipe:
     columns: tuple[Column, ...]
     metrics: dict[str, Any]
     judge: Judging
+    sanity: Sanity = field(default_factory=Sanity)
     source: dict[str, Any] = field(repr=False, default_factory=dict)
 
     @property
@@ -181,7 +184,7 @@ def find(path: str | Path) -> Path:
     raise MissingDataError(f"no recipe at {path}; the packaged ones are: {', '.join(recipes.names())}")
 
 
-_TOP = {"name", "about", "seed", "data", "model", "interpreters", "defenses", "attacks", "metrics", "judge"}
+_TOP = {"name", "about", "seed", "data", "model", "interpreters", "defenses", "attacks", "metrics", "judge", "sanity"}
 
 
 def check(tree: Any) -> Recipe:
@@ -197,6 +200,7 @@ def check(tree: Any) -> Recipe:
     data = problems.run(lambda: _component(DATASETS, tree.get("data"), "data"))
     model = problems.run(lambda: _model(tree.get("model")))
     judge = problems.run(lambda: make(Judging, tree.get("judge") or {}, "judge"))
+    sanity = problems.run(lambda: make(Sanity, tree.get("sanity") or {}, "sanity"))
     bases = problems.each(_listed(tree, "interpreters"), _interpreter, "interpreters")
     known = _labels(_listed(tree, "interpreters"))
     defended = problems.each(_listed(tree, "defenses"), lambda e, p: _defense(e, p, known), "defenses")
@@ -223,7 +227,7 @@ def check(tree: Any) -> Recipe:
     if "iou" not in measured:
         measured["iou"] = METRICS.get("iou").build()
     about = str(tree.get("about", "")).strip()
-    return Recipe(name, about, seed, data, model, tuple(bases + defended), tuple(flat), measured, judge, tree)
+    return Recipe(name, about, seed, data, model, tuple(bases + defended), tuple(flat), measured, judge, sanity, tree)
 
 
 def check_data(recipe: Recipe) -> data_sets.Data:

@@ -43,6 +43,8 @@ _WORDS: dict[Kind, str] = {
 _KINDS: dict[str, Kind] = {name: kind for kind, names in _WORDS.items() for name in names.split()}
 _SUMS = {"add", "sub", "subtract", "radd", "rsub", "iadd", "isub"}
 _SCALES = {"mul", "multiply", "rmul", "imul", "div", "divide", "true_divide", "truediv", "itruediv", "neg", "negative"}
+_TAKES_AFTER = {"to", "type_as", "view_as", "expand_as", "reshape_as"}
+"""Calls that read only the type or the shape of their other arguments."""
 
 
 @dataclass(frozen=True)
@@ -233,14 +235,18 @@ class _Recorder(TorchFunctionMode):
             sources.append(Source(made.step, made.output, current.view_as(current)))
             return sources[-1].value
 
-        own_args, own_kwargs = tree_map(alias, args), tree_map(alias, kwargs)
+        if _bare(func) in _TAKES_AFTER:
+            own_args, own_kwargs = (alias(args[0]), *args[1:]), kwargs
+        else:
+            own_args, own_kwargs = tree_map(alias, args), tree_map(alias, kwargs)
         if not sources:
             return func(*args, **kwargs)
         if target is not None:
             return self._in_place(func, target, own_args, own_kwargs, sources)
         result = func(*own_args, **own_kwargs)
         outputs = list(result) if isinstance(result, (tuple, list)) else [result]
-        if outputs and all(isinstance(value, Tensor) and value.is_floating_point() for value in outputs):
+        # Without a gradient it is a constant to the way back: zeros_like(x), a comparison, an index.
+        if outputs and all(isinstance(value, Tensor) and value.requires_grad for value in outputs):
             self._add(Step(_bare(func), func, own_args, own_kwargs, sources, outputs, len(self.steps)), outputs)
         return result
 

@@ -231,3 +231,17 @@ def test_a_rule_may_stop_a_path() -> None:
     seed = torch.ones_like(tape.logits)
     difference = tape.back(seed, no_residual) - ordinary(tape, seed)
     assert float(difference.abs().max()) > 1e-4
+
+
+def test_constants_that_take_after_an_activation_are_no_part_of_the_way() -> None:
+    class Bias(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = nn.Parameter(torch.tensor([0.1, 0.2, 0.3]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = x + self.shift.to(x)[:, None, None] + torch.zeros_like(x)
+            return (y * (x > 0.5)).mean((2, 3))
+
+    tape = record(Bias().eval(), image().requires_grad_())
+    assert [step.kind for step in tape.steps[1:]] == ["affine", "affine", "affine", "average"]

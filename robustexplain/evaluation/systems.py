@@ -89,7 +89,7 @@ def classifier(settings: Model, data: data_sets.Data, seed: int, session: Sessio
 
 def _system(row: Row, made: Systems, data: data_sets.Data, seed: int, identity: object, session: Session) -> System:
     if not row.defended:
-        return _undefended(row, made.model, data, seed, identity, session)
+        return undefended(row, made.model, data, seed, identity, session)
     base = made.systems[row.base] if row.base in made.systems else _raise_base(row, made)
     part = data.defense if len(data.defense) else None  # type: ignore[arg-type]
     defended: System = row.settings(base, part, session.inside(digest(row.label)))
@@ -100,9 +100,10 @@ def _raise_base(row: Row, made: Systems) -> System:
     raise RuntimeError(f"{row.label} stands on {row.base}, which could not be made:\n{made.failures[row.base]}")
 
 
-def _undefended(
+def undefended(
     row: Row, model: nn.Module, data: data_sets.Data, seed: int, identity: object, session: Session
 ) -> System:
+    """The system of an interpreter's row, the interpreter trained on the train part where it needs that."""
     entry = INTERPRETERS.get(row.name)
     if entry.train is None:
         return System(model, entry.build(model, **row.settings))
@@ -125,7 +126,7 @@ def _replicas(recipe: Recipe, data: data_sets.Data, made: Systems, session: Sess
     model = classifier(recipe.model, data, seed, inner, "classifier of the attacker")
     identity = [data.digest, digest_tensors(model.state_dict())]
     for row in bases:
-        made.replicas[row.label] = _undefended(row, model, data, seed, identity, inner)
+        made.replicas[row.label] = undefended(row, model, data, seed, identity, inner)
 
 
 @torch.no_grad()

@@ -1,0 +1,113 @@
+"""Weights at random: the whole network from the logits down, or one layer at a time (Adebayo et al. 2018, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .. import probe
+from ..errors import UnsupportedModelError
+from ..streams import derive
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Some layers that are randomised together.
+
+    Args:
+        name: that of the layer nearest to the logits.
+        modules: dotted names of the modules that own the weights.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+
+
+def stages(model: nn.Module, x: Tensor, most: int = 12) -> list[Stage]:
+    """The layers of a model from the logits down, in at most ``most`` stages.
+
+    A layer is a module with a weight matrix or kernel, together with the norms and scales that run behind it. Layers are
+    found by what runs in a forward pass on ``x[:1]``.
+
+    Raises:
+        UnsupportedModelError: if no module owns a weight.
+    """
+    layers: list[list[str]] = []
+    for name, module in _in_order(model, x):
+        kernel = any(p.dim() > 1 for p in module.parameters(recurse=False))
+        if kernel or not layers:
+            layers.append([name])
+        else:
+            layers[-1].append(name)
+    if not layers:
+        raise UnsupportedModelError(f"{type(model).__name__} has no weights that a forward pass uses")
+    down = [tuple(reversed(layer)) for layer in reversed(layers)]
+    # The logits' layer stands alone, as in the paper's figures; the others share what is left evenly.
+    rest = down[1:]
+    cuts = torch.linspace(0, len(rest), min(most - 1, len(rest)) + 1).round().int().tolist()
+    groups = [down[:1], *(rest[a:b] for a, b in zip(cuts, cuts[1:], strict=False))] if rest else [down]
+    return [Stage(group[0][-1], tuple(name for layer in group for name in layer)) for group in groups]
+
+
+def _in_order(model: nn.Module, x: Tensor) -> list[tuple[str, nn.Module]]:
+    """Modules with weights of their own, in the order in which they run first."""
+    names = {m: n for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))}
+    seen: dict[nn.Module, str] = {}
+    hook: Callable[..., None] = lambda module, args, output: seen.setdefault(module, names[module]) and None  # noqa: E731
+    with probe.hooks(list(names), hook), torch.no_grad():
+        model(x[:1])
+    return [(name, module) for module, name in seen.items()]
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, stage: Stage, x: Tensor, seed: int) -> None:
+    """Draw the weights of a stage anew, in place, as they are before training.
+
+    Statistics of batch norms are measured again on ``x`` where they are drawn anew: those of the trained network would
+    silence or blow up what is random now.
+
+    Args:
+        model: in eval mode; stays so.
+        stage: which layers.
+        x: images ``[B, C, H, W]``.
+        seed: of the draws; the same layer gets the same weights whichever layers went before.
+    """
+    norms = []
+    for name in stage.modules:
+        module = probe.submodule(model, name)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, name))
+            _draw(module)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            norms.append(module)
+    _measure(model, norms, x)
+
+
+def _draw(module: nn.Module) -> None:
+    reset = getattr(module, "reset_parameters", None)
+    if callable(reset):
+        reset()
+        return
+    for parameter in module.parameters(recurse=False):
+        noise = torch.randn(parameter.shape, dtype=parameter.dtype).to(parameter.device)
+        spread = parameter.std() if parameter.numel() > 1 else parameter.abs()
+        parameter.copy_(parameter.mean() + spread * noise)
+
+
+def _measure(model: nn.Module, norms: Sequence[nn.modules.batchnorm._BatchNorm], x: Tensor) -> None:
+    if not norms or len(x) < 2:
+        return
+    kept = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        model(x)
+    finally:
+        for norm, momentum in zip(norms, kept, strict=True):
+            norm.momentum = momentum
+            norm.eval()
