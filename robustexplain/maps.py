@@ -6,8 +6,10 @@ different rescalings do not compare.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -79,6 +81,116 @@ def total_variation(maps: Tensor) -> Tensor:
     down = (maps[:, 1:] - maps[:, :-1]).square().flatten(1).mean(1)
     right = (maps[:, :, 1:] - maps[:, :, :-1]).square().flatten(1).mean(1)
     return down + right
+
+
+def distribution(maps: Tensor) -> Tensor:
+    """Each map's magnitudes as shares that sum to one, ``[B, N]``; an all-zero map, which prefers no pixel, is uniform.
+
+    The zero map's gradient is zero.
+    """
+    flat = per_sample(maps).abs()
+    total = flat.sum(1, keepdim=True)
+    alive = total > 0
+    shares = flat / torch.where(alive, total, torch.ones_like(total))
+    return torch.where(alive, shares, torch.full_like(flat, 1 / flat.shape[1]))
+
+
+def entropy(maps: Tensor) -> Tensor:
+    """``-sum p log p`` of :func:`distribution`, in nats, ``[B]``: 0 for one pixel, ``log N`` for a flat or zero map."""
+    p = distribution(maps)
+    # log 1 stands in where p = 0, so that neither the value nor the gradient meets log 0.
+    return -(p * torch.where(p > 0, p, torch.ones_like(p)).log()).sum(1)
+
+
+def center_of_mass(maps: Tensor) -> Tensor:
+    """Row and column of the centre of the magnitudes, ``[B, 2]``, pixels counted from 0.
+
+    A delta at ``(i, j)`` gives ``(i, j)``; a flat or an all-zero map gives the middle of the grid. Ghorbani et al.
+    (2019, section 3) truncate to whole pixels, which we do not; Heo et al. count from 1.
+    """
+    shares = distribution(maps).reshape(maps.shape)
+    rows, columns = (torch.arange(n, device=maps.device, dtype=maps.dtype) for n in maps.shape[1:])
+    return torch.stack([(shares.sum(2) * rows).sum(1), (shares.sum(1) * columns).sum(1)], 1)
+
+
+def top_k_count(k: float, pixels: int) -> int:
+    """How many of ``pixels`` a setting ``k`` means: a count from 1 on, a share below 1 (rounded down, at least one)."""
+    return max(1, min(int(k) if k >= 1 else math.floor(k * pixels + 1e-9), pixels))
+
+
+def top_k(maps: Tensor, k: int) -> Tensor:
+    """Membership ``[B, N]`` in ``[0, 1]`` of each map's ``k`` largest values; every row sums to ``k``.
+
+    Values tied at the last place share the places left, so membership does not depend on the order of pixels.
+    """
+    flat = per_sample(maps)
+    last = flat.topk(k, dim=1).values[:, -1:]
+    above, tied = flat > last, flat == last
+    places = (k - above.sum(1, keepdim=True)).to(flat.dtype) / tied.sum(1, keepdim=True)
+    return above.to(flat.dtype) + tied * places
+
+
+def sign_vector(maps: Tensor) -> Tensor:
+    """``[B, N]``: the sign where ``|h| > mean|h| + std|h|``, 0 elsewhere (Heo et al. 2019, arXiv v1 section 4.2).
+
+    The deviation is the population's (the paper does not say); a map of one magnitude gives zeros.
+    """
+    flat = per_sample(maps)
+    size = flat.abs()
+    chosen = (size > size.mean(1, keepdim=True) + size.std(1, correction=0, keepdim=True)) & (
+        size.amax(1, keepdim=True) > size.amin(1, keepdim=True)
+    )
+    return flat.sign() * chosen
+
+
+def frame(like: Tensor) -> Tensor:
+    """Heo et al.'s frame ``[H, W]``: 1 on a border of a seventh of each side, 0 inside.
+
+    The width is ``side // 7``, as in the authors' code, and at least one pixel; the paper's inequality (Remark 2) gives
+    the same where 7 divides the side and is lopsided elsewhere.
+    """
+    height, width = like.shape[-2:]
+    mask = like.new_ones(height, width)
+    down, across = max(1, height // 7), max(1, width // 7)
+    mask[down : height - down, across : width - across] = 0
+    return mask
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Ranks 1 to ``N`` of each row of ``[B, N]``, ties by their average; float64 for float64, float32 for the rest."""
+    order = _order(values.detach())
+    ordered = values.detach().gather(1, order)
+    at = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    edge = torch.ones_like(at[:, :1], dtype=torch.bool)
+    new = ordered[:, 1:] != ordered[:, :-1]
+    # The places where a run of equal values starts and ends, carried to all its members.
+    first = torch.where(torch.cat([edge, new], 1), at, 0).cummax(1).values
+    last = torch.where(torch.cat([new, edge], 1), at, at.shape[1]).flip(1).cummin(1).values.flip(1)
+    kind = torch.float64 if values.dtype == torch.float64 else torch.float32
+    return torch.empty_like(ordered, dtype=kind).scatter_(1, order, (first + last).to(kind) / 2 + 1)
+
+
+def _order(rows: Tensor) -> Tensor:
+    # Sorts each row, equal values in any order. On a CPU numpy is several times faster, but knows no bfloat16.
+    if rows.device.type == "cpu" and rows.dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(np.argsort(rows.numpy(), axis=1))
+    return rows.argsort(1)
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation of the rows of two ``[B, N]``, ``[B]``; NaN, with zero gradient, if a row is constant."""
+    (a, varies), (b, varies_too) = _standard(a), _standard(b)
+    value = (a * b).sum(1).clamp(-1, 1)
+    return torch.where(varies & varies_too, value, torch.full_like(value, torch.nan))
+
+
+def _standard(rows: Tensor) -> tuple[Tensor, Tensor]:
+    # Centred rows of norm 1, and which rows vary. The scale cancels: it only keeps squares from under- or overflowing.
+    varies = rows.amax(1, keepdim=True) > rows.amin(1, keepdim=True)
+    rows = rows / _guard(rows.detach().abs().amax(1, keepdim=True))
+    centred = torch.where(varies, rows - rows.mean(1, keepdim=True), torch.zeros_like(rows))
+    norm = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+    return centred / torch.where(varies, norm, torch.ones_like(norm)), varies[:, 0]
 
 
 def _guard(scale: Tensor) -> Tensor:

@@ -1,8 +1,95 @@
 """Metrics: a number per sample."""
 
-from .base import MapMetric
-from .detection import auc, threshold_at
-from .distance import L1, L2, IoU
-from .prediction import confidence, hit, joint_success
+from .base import Faithfulness, Localisation, MapMetric, MapScore, Metric, Visibility
+from .correlation import Kendall, Pearson, Spearman
+from .detection import auc, detected_at, threshold_at
+from .distance import L1, L2, MSE, Cosine, IoU
+from .faithfulness import AOPC, Deletion, Insertion, LeastRelevantFirst
+from .fidelity import Infidelity, Sufficiency
+from .localisation import LocalisationError, MassInside, PointingGame, regions_from_boxes
+from .manipulation import (
+    BiTarget,
+    Entropy,
+    FooledActive,
+    FooledCenter,
+    FooledLocation,
+    FooledTopK,
+    Fooling,
+    LocationCorrelation,
+    SignCorrelation,
+    bi_target_correlation,
+    fooling_success_rate,
+)
+from .place import CenterShift, EarthMover, TopK
+from .prediction import accuracy, confidence, hit, joint_success
+from .relative_stability import RelativeInputStability, RelativeOutputStability, RelativeRepresentationStability
+from .scores import Complexity, Sparseness
+from .stability import AvgSensitivity, LocalLipschitz, MaxSensitivity, Stability
+from .structure import HOG, SSIM
+from .visibility import LPIPS, ImageSSIM, Perturbation
 
-__all__ = ["L1", "L2", "IoU", "MapMetric", "auc", "confidence", "hit", "joint_success", "threshold_at"]
+JUDGED = (MapMetric, MapScore, Faithfulness, Stability, Visibility)
+"""The kinds that a cell of the matrix can measure: the others need regions, or maps of another model."""
+
+__all__ = [
+    "AOPC",
+    "HOG",
+    "JUDGED",
+    "L1",
+    "L2",
+    "LPIPS",
+    "MSE",
+    "SSIM",
+    "AvgSensitivity",
+    "BiTarget",
+    "CenterShift",
+    "Complexity",
+    "Cosine",
+    "Deletion",
+    "EarthMover",
+    "Entropy",
+    "Faithfulness",
+    "FooledActive",
+    "FooledCenter",
+    "FooledLocation",
+    "FooledTopK",
+    "Fooling",
+    "ImageSSIM",
+    "Infidelity",
+    "Insertion",
+    "IoU",
+    "Kendall",
+    "LeastRelevantFirst",
+    "LocalLipschitz",
+    "Localisation",
+    "LocalisationError",
+    "LocationCorrelation",
+    "MapMetric",
+    "MapScore",
+    "MassInside",
+    "MaxSensitivity",
+    "Metric",
+    "Pearson",
+    "Perturbation",
+    "PointingGame",
+    "RelativeInputStability",
+    "RelativeOutputStability",
+    "RelativeRepresentationStability",
+    "SignCorrelation",
+    "Sparseness",
+    "Spearman",
+    "Stability",
+    "Sufficiency",
+    "TopK",
+    "Visibility",
+    "accuracy",
+    "auc",
+    "bi_target_correlation",
+    "confidence",
+    "detected_at",
+    "fooling_success_rate",
+    "hit",
+    "joint_success",
+    "regions_from_boxes",
+    "threshold_at",
+]

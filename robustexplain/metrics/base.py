@@ -1,37 +1,201 @@
-"""The contract of map metrics."""
+"""The kinds of metrics and their contracts: a number per sample, ``[B]``, checked at the door.
+
+Maps of half precision are measured in float32 and the figure is given back in theirs; NaN stands only where a measure
+is undefined, which its docstring says.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from .. import checks
 from ..errors import InputError
-from ..fields import check_fields
+from ..fields import Count, check_fields
+
+Better = Literal["higher", "lower"]
 
 
 @dataclass(frozen=True)
-class MapMetric(ABC):
+class Metric(ABC):
+    """A measure of explanations, attacks or models: a number per sample."""
+
+    better: ClassVar[Better]
+    """Which direction speaks for the explanation (for its user, against its attacker); map metrics have none."""
+    bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    """The smallest and the largest value that it can take."""
+    differentiable: ClassVar[bool] = False
+    """Whether the figure carries a gradient to the maps (or, for visibility, to the attacked input)."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class MapMetric(Metric):
     """Compares maps with reference maps, a number per sample: ``metric(maps, reference)`` gives ``[B]``."""
 
     higher_is_closer: ClassVar[bool]
     """Whether a larger value means that the maps resemble each other more."""
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
     def __call__(self, maps: Tensor, reference: Tensor) -> Tensor:
         """``[B]`` from two batches of maps ``[B, H, W]``.
 
         Raises:
-            InputError: if the shapes differ.
+            InputError: if the shapes differ, or a map is not floating point or not finite.
         """
-        if maps.shape != reference.shape or maps.dim() != 3:
-            raise InputError(f"maps must be two equal [B, H, W], got {list(maps.shape)} and {list(reference.shape)}")
-        return self._compare(maps, reference)
+        check_pair(maps, reference)
+        return self._compare(widened(maps), widened(reference)).to(maps.dtype)
 
     @abstractmethod
     def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
-        """``[B]``; shapes are checked."""
+        """``[B]``; maps are checked."""
+
+
+@dataclass(frozen=True)
+class MapScore(Metric):
+    """Judges maps by themselves, a number per sample: ``metric(maps)`` gives ``[B]``."""
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        """``[B]`` from maps ``[B, H, W]``.
+
+        Raises:
+            InputError: if the maps are of another shape, not floating point or not finite.
+        """
+        check_maps(maps, "maps")
+        return self._score(widened(maps)).to(maps.dtype)
+
+    @abstractmethod
+    def _score(self, maps: Tensor) -> Tensor:
+        """``[B]``; maps are checked."""
+
+
+@dataclass(frozen=True)
+class Localisation(Metric):
+    """Holds maps against where the object is, a number per sample: ``metric(maps, region)`` gives ``[B]``."""
+
+    def __call__(self, maps: Tensor, region: Tensor) -> Tensor:
+        """``[B]`` from maps ``[B, H, W]`` and the object's pixels, bool ``[B, H, W]``.
+
+        Raises:
+            InputError: wrong shapes or types, maps that are not finite, or a sample whose region is empty.
+        """
+        check_maps(maps, "maps")
+        if not isinstance(region, Tensor) or region.dtype != torch.bool or region.shape != maps.shape:
+            got = f"{region.dtype} {list(region.shape)}" if isinstance(region, Tensor) else type(region).__name__
+            raise InputError(f"region must be bool {list(maps.shape)}, got {got}; see regions_from_boxes")
+        empty = ~region.flatten(1).any(1)
+        if empty.any():
+            raise InputError(f"region is empty for sample {int(empty.nonzero()[0])}: every sample needs an object")
+        return self._locate(widened(maps), region).to(maps.dtype)
+
+    @abstractmethod
+    def _locate(self, maps: Tensor, region: Tensor) -> Tensor:
+        """``[B]``; arguments are checked."""
+
+
+@dataclass(frozen=True)
+class Faithfulness(Metric):
+    """Holds maps against what the model does: ``metric(model, x, maps, target=None)`` gives ``[B]``.
+
+    The model runs without autograd, and never on more than ``chunk`` inputs at once: samples and perturbation steps
+    are batched together.
+
+    Args:
+        of: what of the model is followed: the softmax ``probability`` of the target, or its ``logit``.
+        chunk: largest batch the model sees.
+    """
+
+    of: Literal["probability", "logit"] = "probability"
+    chunk: Count = 256
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor | None = None) -> Tensor:
+        """``[B]`` for maps ``[B, H, W]`` that explain class ``target`` ``[B]`` (default: the prediction) on ``x``.
+
+        Raises:
+            InputError: bad ``x``, maps that do not fit it, a class out of range, a model in train mode.
+        """
+        return self._judge(model, x, widened(maps), self._door(model, x, maps, target)).to(maps.dtype)
+
+    @abstractmethod
+    def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
+        """``[B]``; arguments are checked, autograd is off."""
+
+    def _door(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor | None) -> Tensor:
+        # The target, checked or predicted.
+        checks.inputs(x)
+        checks.evaluating(model)
+        check_maps(maps, "maps")
+        checks.maps_like(maps, x, "maps")
+        if target is not None:
+            checks.class_indices(target, len(x), "target")
+        logits = torch.cat([model(part) for part in x.split(self.chunk)])
+        if target is None:
+            return logits.argmax(1)
+        checks.classes(target, len(x), logits.shape[1], "target")
+        return target.to(logits.device).long()
+
+    def _scores(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        # What the model gives each row's target, [n]; at most ``chunk`` rows at once are the caller's business.
+        logits = widened(model(x))
+        values = logits.softmax(1) if self.of == "probability" else logits
+        return values.gather(1, target[:, None])[:, 0]
+
+
+@dataclass(frozen=True)
+class Visibility(Metric):
+    """How visible a perturbation is, a number per sample: ``metric(x, attacked)`` gives ``[B]``."""
+
+    better: ClassVar[Better] = "higher"
+
+    def __call__(self, x: Tensor, attacked: Tensor) -> Tensor:
+        """``[B]`` from images and attacked images, ``[B, C, H, W]`` in ``[0, 1]``.
+
+        Raises:
+            InputError: unequal shapes, values outside ``[0, 1]`` or not finite.
+        """
+        checks.inputs(x)
+        checks.inputs(attacked)
+        if x.shape != attacked.shape:
+            raise InputError(f"x and attacked must have equal shapes, got {list(x.shape)} and {list(attacked.shape)}")
+        return self._see(widened(x), widened(attacked)).to(x.dtype)
+
+    @abstractmethod
+    def _see(self, x: Tensor, attacked: Tensor) -> Tensor:
+        """``[B]``; images are checked."""
+
+
+def check_pair(maps: Tensor, reference: Tensor) -> None:
+    """Refuse anything but two equal, finite, floating ``[B, H, W]``."""
+    for value in (maps, reference):
+        if not isinstance(value, Tensor):
+            raise InputError(f"maps must be two equal [B, H, W], got {type(value).__name__}")
+    if maps.shape != reference.shape or maps.dim() != 3:
+        raise InputError(f"maps must be two equal [B, H, W], got {list(maps.shape)} and {list(reference.shape)}")
+    check_maps(maps, "maps")
+    check_maps(reference, "reference")
+
+
+def check_maps(maps: Tensor, name: str) -> None:
+    """Refuse anything but finite, non-empty, floating maps ``[B, H, W]``."""
+    if not isinstance(maps, Tensor):
+        raise InputError(f"{name} must be a torch.Tensor, got {type(maps).__name__}")
+    if maps.dim() != 3 or maps.numel() == 0:
+        raise InputError(f"{name} must be non-empty and have shape [B, H, W], got {list(maps.shape)}")
+    if not maps.is_floating_point():
+        raise InputError(f"{name} must be floating point, got {maps.dtype}; for masks use .float()")
+    low, high = (float(value) for value in maps.detach().aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        bad = ~torch.isfinite(maps.detach()).flatten(1).all(1)
+        raise InputError(f"{name} holds NaN or infinity, first in sample {int(bad.nonzero()[0])}")
+
+
+def widened(values: Tensor) -> Tensor:
+    """Half precision as float32: sums over pixels need more than its eight bits."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

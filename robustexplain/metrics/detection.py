@@ -43,3 +43,21 @@ def threshold_at(clean: Tensor, false_alarms: float) -> float:
     ordered = clean.sort().values
     allowed = int(false_alarms * len(clean))
     return float(ordered[len(clean) - 1 - min(allowed, len(clean) - 1)])
+
+
+def detected_at(clean: Tensor, attacked: Tensor, false_alarms: float) -> float:
+    """Share of attacked inputs above the threshold that at most a share ``false_alarms`` of clean ones exceeds (TPR).
+
+    Args:
+        clean: scores ``[N]``; the threshold is :func:`threshold_at` of them.
+        attacked: scores ``[M]``.
+        false_alarms: in ``[0, 1]``.
+
+    Raises:
+        InputError: no scores of either kind, NaN among them, or a share outside ``[0, 1]``.
+    """
+    if not len(clean) or not len(attacked):
+        raise InputError(f"detection needs scores of both kinds, got {len(clean)} clean and {len(attacked)} attacked")
+    if torch.cat([clean, attacked]).isnan().any():
+        raise InputError("scores hold NaN")
+    return float((attacked > threshold_at(clean, false_alarms)).double().mean())

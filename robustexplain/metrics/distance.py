@@ -1,7 +1,8 @@
-"""Distances of maps after each is rescaled to ``[0, 1]`` on its own (min-max), as Zhang et al. 2020 measure them.
+"""Distances of maps pixel by pixel.
 
-A constant map rescales to all zeros, so two constant maps are at distance zero. Figures depend on the grid: maps of
-CAM methods are compared at the input's size here, where the paper compares on the ``7 x 7`` grid.
+L1, L2 and IoU take each map rescaled to ``[0, 1]`` on its own (min-max), as Zhang et al. 2020 measure them: a constant
+map rescales to all zeros, so two constant maps are at distance zero. Figures depend on the grid: maps of CAM methods
+are compared at the input's size here, where the paper compares on the ``7 x 7`` grid.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class L1(MapMetric):
     """Mean absolute difference of the rescaled maps, in ``[0, 1]``; 0 is equal."""
 
     higher_is_closer: ClassVar[bool] = False
+    bounds: ClassVar[tuple[float, float]] = (0, 1)
+    differentiable: ClassVar[bool] = True
 
     def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
         distance: Tensor = (ops.minmax(maps) - ops.minmax(reference)).abs().flatten(1).mean(1)
@@ -36,6 +39,8 @@ class L2(MapMetric):
     """Root mean squared difference of the rescaled maps (``||.||_2 / sqrt(N)``), in ``[0, 1]``; 0 is equal."""
 
     higher_is_closer: ClassVar[bool] = False
+    bounds: ClassVar[tuple[float, float]] = (0, 1)
+    differentiable: ClassVar[bool] = True
 
     def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
         # vector_norm's gradient at zero is zero, where that of a square root is infinite.
@@ -59,9 +64,61 @@ class IoU(MapMetric):
     threshold: Fraction = 0.5
 
     higher_is_closer: ClassVar[bool] = True
+    bounds: ClassVar[tuple[float, float]] = (0, 1)
 
     def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
         a, b = (ops.binarise(m, self.threshold).flatten(1) for m in (maps, reference))
         union = (a | b).sum(1)
-        both = (a & b).sum(1) / union.clamp(min=1)
+        # The integers' ratio would be float32, whatever the maps are.
+        both = (a & b).sum(1).to(maps.dtype) / union.clamp(min=1)
         return torch.where(union > 0, both, torch.ones_like(both))
+
+
+@METRICS.register("mse", paper="Dombrowski et al. 2019; Noppel et al. 2023")
+@dataclass(frozen=True)
+class MSE(MapMetric):
+    """Mean squared difference of the maps as they are (or rescaled), 0 is equal.
+
+    Args:
+        rescale: ``none`` compares raw values, so that a map and its double differ; Dombrowski et al. compare maps of
+            unit sum (``sum``), Noppel et al. maps in ``[0, 1]`` (``minmax``).
+    """
+
+    rescale: ops.Rescale = "none"
+
+    higher_is_closer: ClassVar[bool] = False
+    bounds: ClassVar[tuple[float, float]] = (0, torch.inf)
+    differentiable: ClassVar[bool] = True
+
+    def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
+        difference = ops.rescale(maps, self.rescale) - ops.rescale(reference, self.rescale)
+        distance: Tensor = difference.square().flatten(1).mean(1)
+        return distance
+
+
+@METRICS.register("cosine", paper="Joo et al. 2023, local gradient alignment")
+@dataclass(frozen=True)
+class Cosine(MapMetric):
+    """Cosine of the angle between the raw maps, in ``[-1, 1]``; 1 is equal up to a positive factor.
+
+    An all-zero map has no direction: NaN, with zero gradient.
+    """
+
+    higher_is_closer: ClassVar[bool] = True
+    bounds: ClassVar[tuple[float, float]] = (-1, 1)
+    differentiable: ClassVar[bool] = True
+
+    def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
+        (a, points), (b, points_too) = _unit(maps), _unit(reference)
+        cosine = (a * b).sum(1).clamp(-1, 1)
+        return torch.where(points & points_too, cosine, torch.full_like(cosine, torch.nan))
+
+
+def _unit(maps: Tensor) -> tuple[Tensor, Tensor]:
+    flat = maps.flatten(1)
+    largest = flat.detach().abs().amax(1, keepdim=True)
+    points = largest > 0
+    # The largest magnitude cancels: dividing by it keeps the squares of tiny maps from vanishing.
+    scaled = flat / torch.where(points, largest, torch.ones_like(largest))
+    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    return scaled / torch.where(points, norm, torch.ones_like(norm)), points[:, 0]

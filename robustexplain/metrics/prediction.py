@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import checks
+from ..errors import InputError
+
 
 def hit(logits: Tensor, y: Tensor, goal_class: Tensor | None = None) -> Tensor:
     """``[B]`` bool: predicted as ``goal_class`` (targeted), or as anything but ``y``; its mean is the ASR."""
@@ -24,3 +27,19 @@ def joint_success(wanted: Tensor, plausible: Tensor, alarm: Tensor | None = None
     """``[B]`` bool: predicted as wanted, a plausible map, and no alarm: what a defender fears."""
     quiet = torch.ones_like(wanted) if alarm is None else ~alarm
     return wanted & plausible & quiet
+
+
+def accuracy(logits: Tensor, y: Tensor, k: int = 1) -> Tensor:
+    """``[B]`` bool: the label is among the ``k`` likeliest classes; its mean is the top-``k`` accuracy.
+
+    Raises:
+        InputError: shapes or labels that do not fit, NaN, or a ``k`` below 1 or above the number of classes.
+    """
+    if logits.dim() != 2 or not torch.isfinite(logits).all():
+        raise InputError(f"logits must be finite [B, K], got {list(logits.shape)}")
+    checks.classes(y, logits.shape[0], logits.shape[1], "y")
+    if not 1 <= k <= logits.shape[1]:
+        raise InputError(f"k must lie in [1, {logits.shape[1]}], got {k!r}")
+    # A class tied with the label counts against it: logits that say nothing must not be right.
+    own = logits.gather(1, y[:, None].long())
+    return (logits >= own).sum(1) <= k

@@ -1,0 +1,151 @@
+"""Faithfulness by replacing pixels in the map's order: AOPC, deletion, insertion."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..fields import Count, Natural
+from ..registry import METRICS
+from .base import Better, Faithfulness
+from .perturbing import Replacement, region_order, replaced, sweep, trapezoid
+
+
+@METRICS.register("aopc", paper="Samek et al. 2017 (AOPC); Heo et al. 2019", needs=("model",))
+@dataclass(frozen=True)
+class AOPC(Faithfulness):
+    """Area over the perturbation curve: mean fall of the score as regions go, most relevant first; high is faithful.
+
+    ``1 / (L + 1) sum_{k = 0..L} f(x_0) - f(x_k)``, where ``x_k`` has the ``k`` most relevant regions replaced (MoRF).
+    Departure: noise is drawn once for the image, so a region looks the same at every later step.
+
+    Args:
+        of: what is followed: ``probability`` or ``logit``.
+        chunk: largest batch the model sees.
+        patch: side of a region in pixels (the paper: 9).
+        regions: ``L``, how many are replaced at most.
+        replacement: what a removed pixel shows (the paper: ``noise``).
+        seed: of the noise.
+    """
+
+    patch: Count = 9
+    regions: Count = 100
+    replacement: Replacement = "noise"
+    seed: Natural = 0
+
+    better: ClassVar[Better] = "higher"
+
+    def curve(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
+        """``f(x_k)`` for ``k = 0 .. L``, ``[B, L + 1]``; arguments are taken as they are."""
+        return _region_curve(self, model, x, maps, target, ascending=False)
+
+    def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
+        curve = self.curve(model, x, maps, target)
+        return (curve[:, :1] - curve).mean(1)
+
+
+@METRICS.register("aopc-lerf", paper="Samek et al. 2017 (LeRF)", needs=("model",))
+@dataclass(frozen=True)
+class LeastRelevantFirst(Faithfulness):
+    """The fall of the score as in ``aopc``, but least relevant regions first (LeRF); low is faithful.
+
+    Args:
+        of: what is followed: ``probability`` or ``logit``.
+        chunk: largest batch the model sees.
+        patch: side of a region in pixels.
+        regions: how many are replaced at most.
+        replacement: what a removed pixel shows.
+        seed: of the noise.
+    """
+
+    patch: Count = 9
+    regions: Count = 100
+    replacement: Replacement = "noise"
+    seed: Natural = 0
+
+    better: ClassVar[Better] = "lower"
+
+    def curve(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
+        """``f(x_k)`` for ``k = 0 .. L``, ``[B, L + 1]``; arguments are taken as they are."""
+        return _region_curve(self, model, x, maps, target, ascending=True)
+
+    def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
+        curve = self.curve(model, x, maps, target)
+        return (curve[:, :1] - curve).mean(1)
+
+
+def _region_curve(
+    metric: AOPC | LeastRelevantFirst, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor, *, ascending: bool
+) -> Tensor:
+    order, regions = region_order(maps, metric.patch, ascending=ascending)
+    cuts = torch.arange(min(metric.regions, regions) + 1, device=x.device)
+    gone = replaced(x, metric.replacement, metric.seed)
+    return sweep(lambda some, t: metric._scores(model, some, t), x, gone, order, cuts, target, metric.chunk)
+
+
+@METRICS.register("deletion", paper="Petsiuk et al. 2018, section 4.1", needs=("model",))
+@dataclass(frozen=True)
+class Deletion(Faithfulness):
+    """Area under the score as pixels are removed, most important first; low is faithful.
+
+    Args:
+        of: what is followed: ``probability`` or ``logit``.
+        chunk: largest batch the model sees.
+        pixels: how many are removed between two evaluations; 0 is one row's worth (the paper: 224 of 224 x 224).
+        replacement: what a removed pixel shows (the paper: ``zero``).
+        seed: of noise.
+    """
+
+    pixels: Natural = 0
+    replacement: Replacement = "zero"
+    seed: Natural = 0
+
+    better: ClassVar[Better] = "lower"
+
+    def curve(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
+        """The score at each step, from the whole image to none of it, ``[B, S]``."""
+        return _pixel_curve(self, model, x, replaced(x, self.replacement, self.seed), maps, target)
+
+    def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
+        return trapezoid(self.curve(model, x, maps, target))
+
+
+@METRICS.register("insertion", paper="Petsiuk et al. 2018, section 4.1", needs=("model",))
+@dataclass(frozen=True)
+class Insertion(Faithfulness):
+    """Area under the score as pixels are shown, most important first; high is faithful.
+
+    Args:
+        of: what is followed: ``probability`` or ``logit``.
+        chunk: largest batch the model sees.
+        pixels: how many are shown between two evaluations; 0 is one row's worth (the paper: 224 of 224 x 224).
+        replacement: what a pixel shows before its turn (the paper: ``blur``).
+        seed: of noise.
+    """
+
+    pixels: Natural = 0
+    replacement: Replacement = "blur"
+    seed: Natural = 0
+
+    better: ClassVar[Better] = "higher"
+
+    def curve(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
+        """The score at each step, from none of the image to all of it, ``[B, S]``."""
+        return _pixel_curve(self, model, replaced(x, self.replacement, self.seed), x, maps, target)
+
+    def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
+        return trapezoid(self.curve(model, x, maps, target))
+
+
+def _pixel_curve(
+    metric: Deletion | Insertion, model: nn.Module, start: Tensor, end: Tensor, maps: Tensor, target: Tensor
+) -> Tensor:
+    order, pixels = region_order(maps, 1)
+    step = metric.pixels or maps.shape[2]
+    # Where the step does not divide the pixels, the last one is smaller, as in the authors' code.
+    cuts = torch.arange(math.ceil(pixels / step) + 1, device=start.device) * step
+    return sweep(lambda some, t: metric._scores(model, some, t), start, end, order, cuts, target, metric.chunk)

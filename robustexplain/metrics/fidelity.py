@@ -1,0 +1,116 @@
+"""Faithfulness without an order of pixels: infidelity and sufficiency."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .. import maps as ops
+from ..fields import Count, Fraction, Natural, Positive
+from ..registry import METRICS
+from ..streams import Streams
+from .base import Better, Faithfulness
+from .perturbing import Replacement, gathered, parts, region_order, replaced
+
+
+@METRICS.register("infidelity", paper="Yeh et al. 2019, definition 2.1", needs=("model",))
+@dataclass(frozen=True)
+class Infidelity(Faithfulness):
+    """Mean squared gap between the score's change and what the map predicts of it, under noise; 0 is faithful.
+
+    ``E_I (I^T phi - (f(x) - f(x - I)))^2``. A map ``[H, W]`` stands for every channel. Maps whose unit is not that of a
+    gradient (magnitudes, CAM) need ``scaled``. ``x - I`` is not clipped to ``[0, 1]``, which would change ``I``.
+
+    Args:
+        of: what is followed: ``probability`` or ``logit``.
+        chunk: largest batch the model sees.
+        noise: ``gaussian`` for ``I ~ N(0, sigma^2)`` (the paper's noisy baseline: ``x - I`` is ``x`` plus noise), or
+            ``square``: ``I = x`` on a random square and 0 elsewhere (section 2.2).
+        sigma: of Gaussian noise.
+        side: of the square, in pixels.
+        samples: how many perturbations.
+        scaled: multiply each map by the factor that suits it best first, as captum's ``normalize`` does.
+        seed: of the perturbations.
+    """
+
+    noise: Literal["gaussian", "square"] = "gaussian"
+    sigma: Positive = 0.2
+    side: Count = 4
+    samples: Count = 50
+    scaled: bool = False
+    seed: Natural = 0
+
+    better: ClassVar[Better] = "lower"
+    bounds: ClassVar[tuple[float, float]] = (0, torch.inf)
+
+    def perturbations(self, x: Tensor) -> Iterator[Tensor]:
+        """``samples`` batches of ``I``, each of the shape of ``x``, from the samples' own streams."""
+        streams = Streams.of(x, self.seed, "infidelity")
+        for _ in range(self.samples):
+            yield self.sigma * streams.normal(x) if self.noise == "gaussian" else x * self._square(x, streams)
+
+    def _square(self, x: Tensor, streams: Streams) -> Tensor:
+        inside = torch.ones_like(x[:, :1], dtype=torch.bool)
+        for axis, length in ((2, x.shape[2]), (3, x.shape[3])):
+            side = min(self.side, length)
+            low = streams.integers(length - side + 1).to(x.device)[:, None]
+            at = torch.arange(length, device=x.device)
+            span = (at >= low) & (at < low + side)
+            inside = inside & (span[:, None, :, None] if axis == 2 else span[:, None, None, :])
+        return inside.to(x.dtype)
+
+    def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
+        whole = torch.cat([self._scores(model, a, t) for a, t in parts(x, target, self.chunk)])
+        predicted, drops = [], []
+        for batch in gathered(self.perturbations(x), max(1, self.chunk // len(x))):
+            predicted.append(torch.einsum("sbchw,bhw->sb", batch.to(maps.dtype), maps))
+            shown = (x - batch).flatten(0, 1)
+            scores = [self._scores(model, a, t) for a, t in parts(shown, target.repeat(len(batch)), self.chunk)]
+            drops.append(whole - torch.cat(scores).reshape(len(batch), -1))
+        return infidelity(torch.cat(predicted), torch.cat(drops), scaled=self.scaled)
+
+
+def infidelity(predicted: Tensor, drops: Tensor, *, scaled: bool) -> Tensor:
+    """``[B]`` from what the map predicts ``I^T phi`` and what the score lost, ``[S, B]`` each.
+
+    ``scaled`` multiplies predictions by ``E[predicted drop] / E[predicted^2]``; a map that predicts nothing keeps 0.
+    """
+    if scaled:
+        power = predicted.square().mean(0)
+        best = (predicted * drops).mean(0) / torch.where(power > 0, power, torch.ones_like(power))
+        predicted = best * predicted
+    return (predicted - drops).square().mean(0)
+
+
+@METRICS.register("sufficiency", paper="DeYoung et al. 2020, ERASER", needs=("model",))
+@dataclass(frozen=True)
+class Sufficiency(Faithfulness):
+    """Fall of the score when only the most important share of pixels is kept; low is faithful.
+
+    ``f(x) - f(x with the rest replaced)``. Not what Quantus calls sufficiency (Dasgupta et al. 2022: how often samples
+    of like maps share a prediction), which depends on the batch.
+
+    Args:
+        of: what is followed: ``probability`` or ``logit``.
+        chunk: largest batch the model sees.
+        keep: share of pixels kept, at least one pixel.
+        replacement: what the other pixels show.
+        seed: of noise.
+    """
+
+    keep: Fraction = 0.2
+    replacement: Replacement = "mean"
+    seed: Natural = 0
+
+    better: ClassVar[Better] = "lower"
+
+    def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
+        order, pixels = region_order(maps, 1)
+        count = pixels if self.keep == 1 else ops.top_k_count(max(self.keep, 1e-12), pixels)
+        kept = torch.where((order < count)[:, None], x, replaced(x, self.replacement, self.seed))
+        pairs = zip(parts(x, target, self.chunk), parts(kept, target, self.chunk), strict=True)
+        return torch.cat([self._scores(model, *whole) - self._scores(model, *part) for whole, part in pairs])

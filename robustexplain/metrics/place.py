@@ -1,0 +1,113 @@
+"""Measures of where a map's weight lies: its top pixels, its centre, how far the weight would have to be carried."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .. import maps as ops
+from ..errors import FieldError
+from ..fields import Count, Positive
+from ..registry import METRICS
+from .base import MapMetric
+
+
+@METRICS.register("top-k", paper="Ghorbani et al. 2019, section 3")
+@dataclass(frozen=True)
+class TopK(MapMetric):
+    """Share of the ``k`` most important pixels that both maps name, in ``[0, 1]``; 1 is the same pixels.
+
+    Pixels tied at the ``k``-th value share the places left (:func:`robustexplain.maps.top_k`) and are shared by both
+    maps to the lesser degree: the figure does not depend on the order of pixels, and a constant map names all alike.
+
+    Args:
+        k: a count from 1 on, a share of the pixels below 1 (Ghorbani et al.: 1000 of 227 x 227; Heo et al.: a tenth).
+        magnitude: importance is the magnitude; ``False`` takes signed values.
+    """
+
+    k: Positive = 0.1
+    magnitude: bool = True
+
+    higher_is_closer: ClassVar[bool] = True
+    bounds: ClassVar[tuple[float, float]] = (0, 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_k(self, self.k)
+
+    def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
+        k = ops.top_k_count(self.k, maps[0].numel())
+        a, b = (ops.top_k(m.abs() if self.magnitude else m, k) for m in (maps, reference))
+        # Shares of tied places may add up to a hair more than k.
+        return (torch.minimum(a, b).sum(1) / k).clamp(max=1)
+
+
+def check_k(component: object, k: float) -> None:
+    """Refuse a ``k`` from 1 on that is no whole number."""
+    if k >= 1 and k != int(k):
+        raise FieldError(type(component).__name__, "k", f"must be a whole count, or a share below 1, got {k!r}")
+
+
+@METRICS.register("center-shift", paper="Ghorbani et al. 2019, section 3 (mass-center)")
+@dataclass(frozen=True)
+class CenterShift(MapMetric):
+    """Distance in pixels between the maps' centres of mass, from 0 (the same centre) to the map's diagonal.
+
+    Mass is magnitude. The centre of a flat or an all-zero map is the middle. Departure: Ghorbani et al.'s code
+    truncates centres to whole pixels.
+
+    Args:
+        rescale: how each map is rescaled first (Heo et al.: ``minmax``); a factor alone changes nothing.
+    """
+
+    rescale: ops.Rescale = "none"
+
+    higher_is_closer: ClassVar[bool] = False
+    bounds: ClassVar[tuple[float, float]] = (0, math.inf)
+    differentiable: ClassVar[bool] = True
+
+    def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
+        a, b = (ops.center_of_mass(ops.rescale(m, self.rescale)) for m in (maps, reference))
+        shift: Tensor = torch.linalg.vector_norm(a - b, dim=1)
+        return shift
+
+
+@METRICS.register("emd", paper="Rubner et al. 2000; sliced: Bonneel et al. 2015")
+@dataclass(frozen=True)
+class EarthMover(MapMetric):
+    """Sliced earth mover's distance in pixels between the maps' magnitudes, each of unit mass; 0 is equal.
+
+    The exact distance costs ``N^3``. This is its average over one-dimensional projections along ``directions`` evenly
+    spaced directions, each of which is exact, so it never exceeds the exact distance; mass moved by ``d`` pixels is at
+    about ``2 d / pi``. An all-zero map prefers no pixel and counts as flat.
+
+    Args:
+        directions: how many; 2 are rows and columns.
+    """
+
+    directions: Count = 8
+
+    higher_is_closer: ClassVar[bool] = False
+    bounds: ClassVar[tuple[float, float]] = (0, math.inf)
+    differentiable: ClassVar[bool] = True
+
+    def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
+        surplus = ops.distribution(maps) - ops.distribution(reference)
+        total = torch.zeros_like(surplus[:, 0])
+        for angle in range(self.directions):
+            places, order = self._projected(maps, math.pi * angle / self.directions)
+            # The integral of |F_a - F_b|: between neighbouring places the difference is constant.
+            carried = surplus[:, order].cumsum(1)[:, :-1].abs()
+            total = total + (carried * places.diff()).sum(1)
+        return total / self.directions
+
+    @staticmethod
+    def _projected(maps: Tensor, angle: float) -> tuple[Tensor, Tensor]:
+        rows, columns = (torch.arange(n, device=maps.device, dtype=maps.dtype) for n in maps.shape[1:])
+        places = (math.sin(angle) * rows[:, None] + math.cos(angle) * columns).flatten()
+        ordered = places.sort(stable=True)
+        return ordered.values, ordered.indices

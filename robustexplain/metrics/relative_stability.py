@@ -1,0 +1,103 @@
+"""Relative stability: the map's relative move per relative move of the input, the output or a representation.
+
+Quantus differs in two ways: it gives NaN as soon as one neighbour changes the prediction, where the definition leaves
+that neighbour out, and it floors the denominator only where it is exactly zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from .. import probe
+from ..errors import InputError
+from ..fields import Positive
+from ..registry import METRICS
+from .stability import Seen, Stability, norm
+
+if TYPE_CHECKING:
+    from ..interpreters.base import Interpreter
+
+
+def _relative(before: Tensor, after: Tensor, eps: float) -> Tensor:
+    # Norm of the change as a share of each value; eps stands in for a zero, as in Quantus.
+    return norm((after - before) / torch.where(before == 0, torch.full_like(before, eps), before))
+
+
+@METRICS.register("relative-input-stability", paper="Agarwal et al. 2022 (RIS)", needs=("interpreter",))
+@dataclass(frozen=True)
+class RelativeInputStability(Stability):
+    """Largest relative move of the map per relative move of the input, prediction kept (RIS); low is stable.
+
+    Args:
+        radius: half-width of uniform noise, standard deviation of Gaussian noise.
+        noise: how neighbours are drawn (the paper: Gaussian, 0.05).
+        samples: how many.
+        seed: of the draws.
+        chunk: largest batch the interpreter sees.
+        eps: floor of the denominator, and what a value of 0 counts as when something is divided by it.
+    """
+
+    eps: Positive = 1e-6
+
+    kept_prediction: ClassVar[bool] = True
+
+    def _moved(self, center: Seen, around: Seen) -> Tensor:
+        below = _relative(center.x, around.x, self.eps).clamp(min=self.eps)
+        return _relative(center.maps, around.maps, self.eps) / below
+
+
+@METRICS.register("relative-output-stability", paper="Agarwal et al. 2022 (ROS)", needs=("interpreter",))
+@dataclass(frozen=True)
+class RelativeOutputStability(Stability):
+    """Largest relative move of the map per move of the logits, prediction kept (ROS); low is stable.
+
+    Args:
+        radius: half-width of uniform noise, standard deviation of Gaussian noise.
+        noise: how neighbours are drawn (the paper: Gaussian, 0.05).
+        samples: how many.
+        seed: of the draws.
+        chunk: largest batch the interpreter sees.
+        eps: floor of the denominator, and what a map's value of 0 counts as when something is divided by it.
+    """
+
+    eps: Positive = 1e-6
+
+    kept_prediction: ClassVar[bool] = True
+
+    def _moved(self, center: Seen, around: Seen) -> Tensor:
+        below = norm(around.logits - center.logits).clamp(min=self.eps)
+        return _relative(center.maps, around.maps, self.eps) / below
+
+
+@METRICS.register("relative-representation-stability", paper="Agarwal et al. 2022 (RRS)", needs=("interpreter",))
+@dataclass(frozen=True)
+class RelativeRepresentationStability(Stability):
+    """Largest relative move of the map per relative move of a layer's output, prediction kept (RRS); low is stable.
+
+    Args:
+        radius: half-width of uniform noise, standard deviation of Gaussian noise.
+        noise: how neighbours are drawn (the paper: Gaussian, 0.05).
+        samples: how many.
+        seed: of the draws.
+        chunk: largest batch the interpreter sees.
+        eps: floor of the denominator, and what a value of 0 counts as when something is divided by it.
+        layer: the layer's dotted name; empty is the last feature map.
+    """
+
+    eps: Positive = 1e-6
+    layer: str = ""
+
+    kept_prediction: ClassVar[bool] = True
+
+    def _layer(self, interpreter: Interpreter, x: Tensor) -> str | None:
+        return self.layer or probe.last_feature_layer(interpreter.model, x).name
+
+    def _moved(self, center: Seen, around: Seen) -> Tensor:
+        if center.features is None or around.features is None:
+            raise InputError("no layer's output was read")
+        below = _relative(center.features, around.features, self.eps).clamp(min=self.eps)
+        return _relative(center.maps, around.maps, self.eps) / below
