@@ -34,10 +34,10 @@ def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
     outputs: dict[str, Tensor] = {}
     modules = {name: submodule(model, name) for name in names}
 
-    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
             outputs[name] = output
-            return output.clone()
+            return output.clone() if isinstance(output, Tensor) else None
 
         return hook
 
@@ -67,41 +67,94 @@ class Layer:
     width: int
 
 
-@torch.no_grad()
-def feature_layers(model: nn.Module, x: Tensor) -> list[Layer]:
-    """The leaf-most modules that give a feature map ``[B, C, h, w]`` with a grid above 1x1, in the order they ran.
+def is_feature_map(output: Any, x: Tensor) -> bool:
+    """Whether ``output`` is a map ``[B, C, h, w]`` above 1x1, and not one with its channels last.
 
-    A module that runs twice, or whose output a later module passes on unchanged, appears once: where it last ran.
+    They are last where only the first two sides have the proportions of the image ``x``: windowed transformers.
     """
-    order: list[tuple[str, torch.Size]] = []
+    if not isinstance(output, Tensor) or output.dim() != 4 or output.shape[2] * output.shape[3] <= 1:
+        return False
+    first, second, third = output.shape[1:]
+    return proportional(second, third, x) or not proportional(first, second, x)
+
+
+def proportional(height: int, width: int, x: Tensor) -> bool:
+    """Whether a grid has the proportions of the image ``x``."""
+    # A stride that does not divide the image, or a border, moves a side by a place or two.
+    return abs(height * x.shape[3] - width * x.shape[2]) <= 2 * max(x.shape[2:])
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A feature map that a module gave: its mean over places ``[1, C]``, and whether the module only handed it on."""
+
+    layer: Layer
+    mean: Tensor
+    handed_on: bool
+
+
+@torch.no_grad()
+def _feature_maps(model: nn.Module, x: Tensor) -> tuple[list[_Seen], Tensor]:
+    """Every feature map of one forward pass in the order they were made, and the logits."""
+    seen: list[_Seen] = []
     names = {module: name for name, module in model.named_modules() if name}
+    before: Tensor | None = None
 
     def record(module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] * output.shape[3] > 1:
-            order.append((names[module], output.shape))
+        nonlocal before
+        if not is_feature_map(output, x):
+            return
+        bare = next(module.parameters(), None) is None
+        layer = Layer(names[module], *output.shape[1:])
+        seen.append(_Seen(layer, output.mean((2, 3)), bare and before is not None and _handed_on(before, output)))
+        # A clone, because an in-place activation may overwrite the output.
+        before = output.clone()
 
     with hooks(list(names), record):
-        model(x[:1])
+        logits = model(x[:1])
+    return seen, logits
+
+
+def _handed_on(before: Tensor, output: Tensor) -> bool:
+    """Whether ``output`` is ``before``, as it is or spread over a larger grid."""
+    larger = before.shape[1] == output.shape[1] and output.shape[2:].numel() > before.shape[2:].numel()
+    return larger or torch.equal(before, output)
+
+
+def feature_layers(model: nn.Module, x: Tensor) -> list[Layer]:
+    """The modules that give a feature map ``[B, C, h, w]`` with a grid above 1x1, in the order they ran.
+
+    A module that runs twice appears once: where it last ran.
+    """
     last: dict[str, Layer] = {}
-    for name, shape in order:
-        last.pop(name, None)
-        last[name] = Layer(name, *shape[1:])
+    for found in _feature_maps(model, x)[0]:
+        last.pop(found.layer.name, None)
+        last[found.layer.name] = found.layer
     return list(last.values())
 
 
 def last_feature_layer(model: nn.Module, x: Tensor) -> Layer:
     """The last feature map before the grid is pooled away: what CAM and Grad-CAM look at.
 
+    A pooling to a fixed grid that changes nothing or enlarges (VGG's), a dropout, or a map of class scores whose
+    average is the logits (SqueezeNet's) is not it: the feature map in front of it is.
+
     Raises:
         UnsupportedModelError: if no module gives a feature map.
     """
-    layers = feature_layers(model, x)
-    if not layers:
+    seen, logits = _feature_maps(model, x)
+    if not seen:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no convolutional feature map (no module gives [B, C, h, w] with a grid above "
             "1x1); CAM methods need one: use a gradient method such as Gradient"
         )
-    return layers[-1]
+    end = len(seen)
+    if seen[-1].mean.shape == logits.shape and torch.allclose(seen[-1].mean, logits, rtol=1e-3, atol=1e-5):
+        while end > 0 and seen[end - 1].layer.channels == logits.shape[1]:
+            end -= 1
+    while end > 1 and seen[end - 1].handed_on:
+        end -= 1
+    return seen[end - 1].layer if end else seen[-1].layer
 
 
 def pyramid(model: nn.Module, x: Tensor) -> list[Layer]:

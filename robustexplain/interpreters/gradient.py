@@ -1,4 +1,4 @@
-"""Interpreters that differentiate the prediction with respect to the input."""
+"""Interpreters that differentiate the prediction with respect to the input, at the input itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from ..registry import INTERPRETERS
-from .base import Explanation, Interpreter, explained_class, pick
+from .base import Channels, Explanation, Interpreter, differentiable, explained_class, pick, reduce_channels
+
+Of = Literal["probability", "logit", "log_probability"]
+"""What is differentiated: the class's softmax probability, its logit, or the logarithm of its probability."""
 
 
 @INTERPRETERS.register("gradient", paper="Simonyan et al. 2013; GRAD of Zhang et al. 2020, eq. 5")
@@ -27,28 +30,61 @@ class Gradient(Interpreter):
             Ghorbani et al.), or signed sum.
     """
 
-    of: Literal["probability", "logit", "log_probability"] = "probability"
-    channels: Literal["max", "abs_sum", "sum"] = "max"
+    of: Of = "probability"
+    channels: Channels = "max"
 
     second_order: ClassVar[bool] = True
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        x = x if x.requires_grad else x.detach().requires_grad_()
+        x = differentiable(x)
         logits = self.model(x)
-        target = explained_class(logits, target)
-        score = pick(logits, target) if self.of == "logit" else margin(logits, target)
-        (gradient,) = torch.autograd.grad(score.sum(), x, create_graph=graph)
-        if self.of != "logit":
-            # p = sigmoid(margin), so grad p = p (1 - p) grad margin and grad log p = (1 - p) grad margin. With 1 - p
-            # as sigmoid(-margin), the map stays exact where p rounds to one.
-            scale = (-score).sigmoid() * (score.sigmoid() if self.of == "probability" else 1)
-            gradient = gradient * scale[:, None, None, None]
-        return Explanation(logits, self._reduce(gradient))
+        gradient = class_gradient(logits, explained_class(logits, target), x, self.of, graph)
+        return Explanation(logits, reduce_channels(gradient, self.channels))
 
-    def _reduce(self, gradient: Tensor) -> Tensor:
-        if self.channels == "sum":
-            return gradient.sum(1)
-        return gradient.abs().sum(1) if self.channels == "abs_sum" else gradient.abs().amax(1)
+
+@INTERPRETERS.register("input-x-gradient", paper="Shrikumar et al. 2016; Kindermans et al. 2016")
+@dataclass(frozen=True, eq=False)
+class InputXGradient(Interpreter):
+    """Input times gradient: ``m = x * d f_c(x) / d x``, the first-order share of each pixel in the class score.
+
+    ``x`` is the image in ``[0, 1]``, so black pixels get nothing. Departure: the code of Dombrowski et al. multiplies
+    with the *normalised* image, where the mean colour gets nothing; here normalisation is a part of the model.
+
+    Args:
+        of: what is differentiated; ``logit`` as in the papers, ``probability`` or ``log_probability``.
+        channels: how the channels' products become one map: signed sum, sum of magnitudes, or largest magnitude.
+    """
+
+    of: Of = "logit"
+    channels: Channels = "sum"
+
+    second_order: ClassVar[bool] = True
+
+    def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
+        x = differentiable(x)
+        logits = self.model(x)
+        gradient = class_gradient(logits, explained_class(logits, target), x, self.of, graph)
+        return Explanation(logits, reduce_channels(x * gradient, self.channels))
+
+
+def class_gradient(logits: Tensor, classes: Tensor, x: Tensor, of: Of, graph: bool) -> Tensor:
+    """``d f_c / d x`` of each sample's own class, the shape of ``x``.
+
+    Args:
+        logits: ``[B, K]``, computed from ``x``.
+        classes: ``[B]``.
+        x: ``[B, C, H, W]``, followed by autograd.
+        of: which ``f_c``.
+        graph: whether the gradient is differentiated again.
+    """
+    score = pick(logits, classes) if of == "logit" else margin(logits, classes)
+    (gradient,) = torch.autograd.grad(score.sum(), x, create_graph=graph)
+    if of == "logit":
+        return gradient
+    # p = sigmoid(margin), so grad p = p (1 - p) grad margin and grad log p = (1 - p) grad margin. With 1 - p as
+    # sigmoid(-margin), the map stays exact where p rounds to one.
+    scale = (-score).sigmoid() * (score.sigmoid() if of == "probability" else 1)
+    return gradient * scale[:, None, None, None]
 
 
 def margin(logits: Tensor, target: Tensor) -> Tensor:
