@@ -54,6 +54,35 @@ def tiny_model() -> models.Classifier:
 
 
 @pytest.fixture(scope="session")
+def tiny_vit() -> models.Classifier:
+    """timm's vision transformer, two blocks on grey images in patches of 4 pixels, four classes, random weights.
+
+    Its attention is not fused, so that logits are the same bits however attention is looked at. Tests leave it alone.
+    """
+    import timm
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        net = timm.models.VisionTransformer(
+            img_size=16,
+            patch_size=4,
+            in_chans=1,
+            num_classes=4,
+            embed_dim=24,
+            depth=2,
+            num_heads=3,
+            dynamic_img_size=True,
+        )
+        for module in net.modules():
+            if isinstance(module, nn.Linear):
+                # timm's initial weights leave attention nearly uniform.
+                nn.init.normal_(module.weight, std=0.3)
+    for block in net.blocks:
+        block.attn.fused_attn = False
+    return models.Classifier(net, (0.5,), (0.25,), num_classes=4).eval()
+
+
+@pytest.fixture(scope="session")
 def smooth_net() -> nn.Module:
     """A tiny net without any kink: two convolutions with softplus, a pooled linear head."""
     with torch.random.fork_rng(devices=[]):

@@ -1,23 +1,64 @@
 """Interpreters: attribution methods that are differentiable in the input and in the model's weights."""
 
-from .activation import CAM, GradCAM
+from .activation import CAM, GradCAM, GradCAMPlusPlus, LayerCAM
 from .base import Explanation, Interpreter
-from .gradient import Gradient
+from .bridge import Captum
+from .deeplift import DeepLIFT
+from .gradient import Gradient, InputXGradient
+from .guided import GuidedBackprop, GuidedGradCAM
+from .influence import Influence, Influential
+from .mask import Mask, MaskState
 from .masking import RTS, MaskingModel, MaskObjective
+from .noise import SmoothGrad, VarGrad
+from .occlusion import Occlusion
+from .path import ExpectedGradients, ExpectedGradientsTraining, IntegratedGradients, draw_background
+from .reference import Reference
+from .relevance import LRP
+from .removal import Fill
+from .rise import RISE
 from .rts_training import RTSTraining, clean_objective, train_rts
+from .segments import Segments
 from .smoothed import Smoothed
+from .surrogates import LIME, KernelSHAP
+from .transformer import AttentionRollout
 
 __all__ = [
     "CAM",
+    "LIME",
+    "LRP",
+    "RISE",
     "RTS",
+    "AttentionRollout",
+    "Captum",
+    "DeepLIFT",
+    "ExpectedGradients",
+    "ExpectedGradientsTraining",
     "Explanation",
+    "Fill",
     "GradCAM",
+    "GradCAMPlusPlus",
     "Gradient",
+    "GuidedBackprop",
+    "GuidedGradCAM",
+    "Influence",
+    "Influential",
+    "InputXGradient",
+    "IntegratedGradients",
     "Interpreter",
+    "KernelSHAP",
+    "LayerCAM",
+    "Mask",
     "MaskObjective",
+    "MaskState",
     "MaskingModel",
+    "Occlusion",
     "RTSTraining",
+    "Reference",
+    "Segments",
+    "SmoothGrad",
     "Smoothed",
+    "VarGrad",
     "clean_objective",
+    "draw_background",
     "train_rts",
 ]

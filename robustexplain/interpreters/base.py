@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import checks, maps
 from ..errors import InputError
 from ..fields import check_fields
+
+Channels = Literal["max", "abs_sum", "sum"]
+"""How the channels of an attribution become one map: largest magnitude, sum of magnitudes, or signed sum."""
 
 
 class Explanation(NamedTuple):
@@ -49,6 +54,8 @@ class Interpreter(ABC):
     """Whether the maps are themselves a gradient: their derivative vanishes where the model is piecewise linear."""
     bounded: ClassVar[bool] = False
     """Whether maps lie in ``[0, 1]`` by construction (masks): objectives then take them as they are."""
+    class_specific: ClassVar[bool] = True
+    """Whether maps depend on the class explained; attention rollout, for one, shows the same map for every class."""
 
     def __post_init__(self) -> None:
         """Check the annotated fields."""
@@ -79,8 +86,12 @@ class Interpreter(ABC):
         if self.model.training:
             raise InputError("the model is in train mode, where batch norm mixes samples; call model.eval() first")
         attached = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.enable_grad():
-            found = self._explain(_recordable(x), None if target is None else _recordable(target), attached)
+        with torch.inference_mode(False), torch.enable_grad(), _twice_differentiable(attached):
+            try:
+                found = self._explain(_recordable(x), None if target is None else _recordable(target), attached)
+            except AssertionError as error:
+                # How timm's and torchvision's transformers refuse an image of another size.
+                raise InputError(f"{type(self.model).__name__} refuses x of shape {list(x.shape)}: {error}") from error
         if not native:
             found = found._replace(maps=maps.resize(found.maps, x.shape[-2:]))
         return found if attached else found.detach()
@@ -91,6 +102,11 @@ class Interpreter(ABC):
 
         ``graph`` says whether the caller differentiates the maps: pass it on as ``create_graph``.
         """
+
+
+def _twice_differentiable(attached: bool) -> AbstractContextManager[None]:
+    # The fused kernels of attention have no second derivative; the plain one is made of operations that have.
+    return sdpa_kernel(SDPBackend.MATH) if attached else nullcontext()
 
 
 def _recordable(value: Tensor) -> Tensor:
@@ -110,3 +126,18 @@ def explained_class(logits: Tensor, target: Tensor | None) -> Tensor:
 def pick(values: Tensor, classes: Tensor) -> Tensor:
     """``values[i, classes[i]]``: ``[B, K]`` and ``[B]`` to ``[B]``."""
     return values.gather(1, classes[:, None]).squeeze(1)
+
+
+def reduce_channels(values: Tensor, how: Channels) -> Tensor:
+    """``[B, C, H, W]`` to maps ``[B, H, W]``."""
+    if how == "sum":
+        return values.sum(1)
+    return values.abs().sum(1) if how == "abs_sum" else values.abs().amax(1)
+
+
+def differentiable(x: Tensor) -> Tensor:
+    """``x`` itself if it requires grad, or else a leaf of the same values that does.
+
+    Without one there is no graph to differentiate: a model's weights may all be frozen.
+    """
+    return x if x.requires_grad else x.detach().requires_grad_()
