@@ -96,9 +96,7 @@ def report_command(folder: Annotated[Path, typer.Argument(help="A run directory.
 def sanity_command(
     recipe: Recipe,
     out: Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME, as for run.")] = None,
-    check: Annotated[
-        list[str] | None, typer.Option(help="cascading, independent, labels or shift. Repeatable.")
-    ] = None,
+    check: Annotated[list[str] | None, typer.Option(help="cascading, independent, labels, shift. Repeatable.")] = None,
     changes: Set = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Explain at most so many images.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, or leave it to Accelerate.")] = None,

@@ -18,6 +18,7 @@ from . import data as data_sets
 from . import files
 from .errors import InputError, MissingDataError
 from .fields import Count, Fraction, check_fields
+from .metrics import JUDGED
 from .registry import ATTACKS, DATASETS, DEFENSES, INTERPRETERS, METRICS, MODELS, Registry
 from .sanity.settings import Sanity
 from .schema import make, model_of, needs_parts, numbers, settings_of, validate
@@ -122,7 +123,7 @@ class Recipe:
         model: the classifier.
         rows: interpreters, then defenses.
         columns: attacks.
-        metrics: map metrics by name.
+        metrics: metrics by name, of kinds that a cell can measure.
         judge: how cells are judged.
         sanity: how interpreters are checked.
         source: the resolved recipe as plain data; running it again gives the same experiment.
@@ -410,6 +411,8 @@ def _column(entry: Any, path: str) -> list[Column]:
 
 def _metric(entry: Any, path: str) -> tuple[str, Any]:
     found, own, _ = _split(METRICS, entry, path)
+    if not issubclass(found.build, JUDGED):
+        raise InputError(f"{path}: {found.name} needs more than a cell has (see its documentation); use it in Python")
     return found.name, make(found.build, own, path)
 
 

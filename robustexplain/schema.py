@@ -81,7 +81,10 @@ def make(component: type, entry: dict[str, Any], path: str) -> Any:
 def settings_of(component: type, entry: dict[str, Any], path: str) -> dict[str, Any]:
     """The checked keyword arguments that ``entry`` gives for a component made elsewhere."""
     checked = validate(model_of(component), entry, path)
-    return {name: getattr(checked, name) for name in checked.model_fields_set}
+    try:
+        return _arguments(component, {name: getattr(checked, name) for name in checked.model_fields_set})
+    except FieldError as error:
+        raise InputError(f"{path}.{error.field}: {error.problem}") from error
 
 
 def validate(model: type[Closed], entry: Any, path: str) -> Any:
@@ -143,7 +146,11 @@ def _is_model(value: Any) -> bool:
 
 
 def _construct(component: type, given: dict[str, Any]) -> Any:
-    """The component from checked values; nested models become the dataclasses they stand for."""
+    return component(**_arguments(component, given))
+
+
+def _arguments(component: type, given: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments from checked values; nested models become the dataclasses they stand for."""
     hints = typing.get_type_hints(component)
     made = {}
     for name, value in given.items():
@@ -156,7 +163,7 @@ def _construct(component: type, given: dict[str, Any]) -> Any:
             changed = {key: getattr(built, key) for key in inner}
             value = built if default is None else dataclasses.replace(default, **changed)
         made[name] = value
-    return component(**made)
+    return made
 
 
 def _nested(component: type, given: dict[str, Any], name: str) -> Any:

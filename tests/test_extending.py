@@ -101,7 +101,11 @@ class PeakShift(MapMetric):
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
     """The three under their names, for the length of a test."""
-    mine = [(ATTACKS, "blinding", Blinding), (INTERPRETERS, "occlusion", Occlusion), (METRICS, "peak-shift", PeakShift)]
+    mine = [
+        (ATTACKS, "blinding", Blinding),
+        (INTERPRETERS, "grey-patches", Occlusion),
+        (METRICS, "peak-shift", PeakShift),
+    ]
     for registry, name, cls in mine:
         registry.register(name, paper="The user 2026", needs=("courage",))(cls)
     yield
@@ -118,7 +122,7 @@ def test_each_takes_fewer_than_forty_lines() -> None:
     "kind,name,summary,settings",
     [
         ("attacks", "blinding", "Misclassify, and empty the map.", "steps=20"),
-        ("interpreters", "occlusion", "How much the class's logit falls", "grid=4"),
+        ("interpreters", "grey-patches", "How much the class's logit falls", "grid=4"),
         ("metrics", "peak-shift", "How far the map's largest value moved", ""),
     ],
 )
@@ -143,7 +147,7 @@ def test_they_run_in_a_recipe_beside_the_built_in_ones(tmp_path: Path) -> None:
     recipe = read(
         TINY,
         [
-            "interpreters=[cam, {name: occlusion, grid: 3}]",
+            "interpreters=[cam, {name: grey-patches, grid: 3}]",
             "defenses=[]",
             "attacks=[clean, {name: blinding, eps: 0.2, steps: 6, step_size: 0.1, knowledge: [ignores, adapts]}]",
             "metrics=[l1, peak-shift]",
@@ -152,11 +156,11 @@ def test_they_run_in_a_recipe_beside_the_built_in_ones(tmp_path: Path) -> None:
     )
     assert run(recipe, tmp_path / "run") == 0
     folder = RunFolder(tmp_path / "run")
-    arrays = folder.arrays("occlusion", "blinding, ignores")
-    assert float(folder.arrays("occlusion", "clean")["peak-shift"].max()) == 0
+    arrays = folder.arrays("grey-patches", "blinding, ignores")
+    assert float(folder.arrays("grey-patches", "clean")["peak-shift"].max()) == 0
     assert float(arrays["peak-shift"].max()) > 0
     assert float(arrays["success"].mean()) > 0
-    system = System.load(folder.system("occlusion"))
+    system = System.load(folder.system("grey-patches"))
     assert isinstance(system.interpreter, Occlusion)
     assert system.interpreter.grid == 3
     html = (tmp_path / "run" / "report.html").read_text()

@@ -46,7 +46,7 @@ def test_an_unknown_name_lists_the_near_ones() -> None:
     with pytest.raises(UnknownNameError, match=r"unknown interpreter 'grad-cam'; did you mean 'gradcam'") as caught:
         registry.INTERPRETERS.get("grad-cam")
     assert isinstance(caught.value, ValueError)
-    with pytest.raises(UnknownNameError, match=r"unknown metric 'zzzz'; known: iou, l1, l2"):
+    with pytest.raises(UnknownNameError, match=r"unknown metric 'zzzz'; known: aopc, aopc-lerf"):
         registry.METRICS.get("zzzz")
 
 
@@ -142,11 +142,11 @@ def test_every_public_name_can_be_had_from_the_package() -> None:
 
 # A module may import those of its own layer and below.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("progress", "registry", "errors", "fields", "checks", "files", "streams", "maps", "activations", "probe"),
+    ("progress", "registry", "errors", "fields", "checks", "files", "streams", "maps", "activations", "probe", "tape"),
     ("interpreters", "objectives", "metrics", "training", "models", "data", "system", "storage"),
     ("attacks",),
     ("defenses",),
-    ("schema", "recipes", "pictures", "evaluation", "catalogue", "recipe", "explain"),
+    ("schema", "recipes", "pictures", "evaluation", "catalogue", "recipe", "explain", "sanity", "gallery"),
     ("cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

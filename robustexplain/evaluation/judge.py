@@ -8,10 +8,20 @@ import torch
 from torch import Tensor
 
 from ..attacks import Attack, random_class_maps, random_classes, random_patch_maps
-from ..metrics import MapMetric, confidence, hit, joint_success
+from ..metrics import (
+    Faithfulness,
+    MapMetric,
+    MapScore,
+    Metric,
+    Stability,
+    Visibility,
+    confidence,
+    hit,
+    joint_success,
+)
 from ..recipe import Column, Judging
 from ..streams import derive
-from ..system import System
+from ..system import Explained, System
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ def craft(attack: Attack, system: System, chunk: Chunk, wanted: Tensor | None) -
 
 @torch.no_grad()
 def measure(
-    system: System, chunk: Chunk, attacked: dict[str, Tensor], metrics: dict[str, MapMetric], judging: Judging
+    system: System, chunk: Chunk, attacked: dict[str, Tensor], metrics: dict[str, Metric], judging: Judging
 ) -> dict[str, Tensor]:
     """Everything a cell reports of a chunk, ``[B]`` each, and ``x``, ``attacked_x`` and both maps for the pictures.
 
@@ -75,7 +85,7 @@ def measure(
     benign, seen = system(chunk.x), system(x)
     wanted = attacked.get("goal_map", benign.maps).to(benign.maps)
     success = hit(seen.logits, chunk.y, chunk.goal_class)
-    plausible = metrics["iou"](seen.maps, wanted) > judging.plausible
+    plausible = _map_metric(metrics["iou"])(seen.maps, wanted) > judging.plausible
     arrays = {
         "sample": chunk.samples,
         "label": chunk.y,
@@ -94,9 +104,36 @@ def measure(
     if chunk.goal_class is not None:
         arrays["goal_class"] = chunk.goal_class
     for name, metric in metrics.items():
-        arrays[name] = metric(seen.maps, benign.maps)
-        if "goal_map" in attacked:
+        arrays[name] = figure(metric, system, chunk.x, x, benign.maps, seen)
+        if "goal_map" in attacked and isinstance(metric, MapMetric):
             arrays[f"{name}_goal"] = metric(seen.maps, wanted)
     if seen.score is not None and seen.alarm is not None and benign.score is not None:
         arrays |= {"score": seen.score, "alarm": seen.alarm.float(), "clean_score": benign.score}
     return {name: value.cpu() for name, value in arrays.items()}
+
+
+def figure(metric: Metric, system: System, clean: Tensor, x: Tensor, benign: Tensor, seen: Explained) -> Tensor:
+    """One metric of a cell's chunk, ``[B]``: of attacked inputs, for the class that is predicted on them.
+
+    Args:
+        metric: of a kind in :data:`robustexplain.metrics.JUDGED`.
+        system: what is judged.
+        clean: benign inputs ``[B, C, H, W]``.
+        x: attacked inputs.
+        benign: maps of the benign inputs ``[B, H, W]``.
+        seen: what the system says of the attacked inputs.
+    """
+    if isinstance(metric, MapScore):
+        return metric(seen.maps)
+    if isinstance(metric, Faithfulness):
+        return metric(system.model, x, seen.maps, seen.prediction)
+    if isinstance(metric, Stability):
+        return metric(system.interpreter, x, seen.prediction)
+    if isinstance(metric, Visibility):
+        return metric(clean, x)
+    return _map_metric(metric)(seen.maps, benign)
+
+
+def _map_metric(metric: Metric) -> MapMetric:
+    assert isinstance(metric, MapMetric)  # the recipe lets no other kind through
+    return metric

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from .. import files, pictures
-from ..metrics import MapMetric
+from ..metrics import MapMetric, Metric
 from ..recipe import Recipe, check
 from ..registry import METRICS
 from .store import MATRIX, RECIPE, REPORT, RUN, RunFolder
@@ -144,10 +144,12 @@ def html(results: Results, folder: RunFolder, main: bytes) -> str:
     )
 
 
-def _described(name: str, metric: MapMetric) -> tuple[str, str, str]:
+def _described(name: str, metric: Metric) -> tuple[str, str, str]:
     """The words for a metric that the report does not know by heart, such as a third party's."""
     summary = METRICS.get(name).summary.rstrip(".")
-    return name, f"{summary}; against the benign map", "low" if metric.higher_is_closer else "high"
+    if isinstance(metric, MapMetric):
+        return name, f"{summary}; against the benign map", "low" if metric.higher_is_closer else "high"
+    return name, f"{summary}; {metric.better} speaks for the explanation", "neither"
 
 
 def notes(results: Results) -> list[str]:

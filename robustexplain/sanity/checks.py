@@ -62,7 +62,7 @@ def compare(check: Check, stage: int, layer: str, found: Tensor, original: Tenso
 
 
 def explained(interpreter: Interpreter, x: Tensor, target: Tensor, batch: int = 32) -> Tensor:
-    """Maps ``[B, H, W]`` of ``target``, in batches; the values of ``x`` are not checked, since a shift leaves [0, 1]."""
+    """Maps ``[B, H, W]`` of ``target``, in batches; values of ``x`` are not checked: a shift leaves [0, 1]."""
     with torch.no_grad():
         parts = zip(x.split(batch), target.split(batch), strict=True)
         return torch.cat([interpreter.explain(a, b).maps for a, b in parts])

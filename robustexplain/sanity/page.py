@@ -122,15 +122,12 @@ def curves_picture(found: list[Found]) -> bytes:
         axes.set_ylim(-0.3, 1.05)
         axes.axhline(0, color="#999", linewidth=0.7)
         axes.tick_params(labelsize=7)
-        labels = [
-            layer.rsplit(".", 2)[-2] + "." + layer.rsplit(".", 1)[-1] if "." in layer else layer for layer in f.layers
-        ]
+        labels = [".".join(layer.split(".")[-2:]) for layer in f.layers]
         axes.set_xticks(range(len(f.layers)), ["trained", *labels[1:]], rotation=60, ha="right", fontsize=6)
     for axes in panels[len(found) :]:
         axes.axis("off")
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False
-    )
+    lines = panels[0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return pictures.figure_bytes(figure)
 
 

@@ -1,9 +1,10 @@
-"""Weights at random: the whole network from the logits down, or one layer at a time (Adebayo et al. 2018, section 3)."""
+"""Weights at random: the network from the logits down, or one layer at a time (Adebayo et al. 2018, section 3)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,8 @@ class Stage:
 def stages(model: nn.Module, x: Tensor, most: int = 12) -> list[Stage]:
     """The layers of a model from the logits down, in at most ``most`` stages.
 
-    A layer is a module with a weight matrix or kernel, together with the norms and scales that run behind it. Layers are
-    found by what runs in a forward pass on ``x[:1]``.
+    A layer is a module with a weight matrix or kernel, together with the norms and scales that run behind it. Layers
+    are found by what runs in a forward pass on ``x[:1]``.
 
     Raises:
         UnsupportedModelError: if no module owns a weight.
@@ -48,7 +49,7 @@ def stages(model: nn.Module, x: Tensor, most: int = 12) -> list[Stage]:
     # The logits' layer stands alone, as in the paper's figures; the others share what is left evenly.
     rest = down[1:]
     cuts = torch.linspace(0, len(rest), min(most - 1, len(rest)) + 1).round().int().tolist()
-    groups = [down[:1], *(rest[a:b] for a, b in zip(cuts, cuts[1:], strict=False))] if rest else [down]
+    groups = [down[:1], *(rest[a:b] for a, b in pairwise(cuts))] if rest else [down]
     return [Stage(group[0][-1], tuple(name for layer in group for name in layer)) for group in groups]
 
 
@@ -56,7 +57,10 @@ def _in_order(model: nn.Module, x: Tensor) -> list[tuple[str, nn.Module]]:
     """Modules with weights of their own, in the order in which they run first."""
     names = {m: n for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))}
     seen: dict[nn.Module, str] = {}
-    hook: Callable[..., None] = lambda module, args, output: seen.setdefault(module, names[module]) and None  # noqa: E731
+
+    def hook(module: nn.Module, args: object, output: object) -> None:
+        seen.setdefault(module, names[module])
+
     with probe.hooks(list(names), hook), torch.no_grad():
         model(x[:1])
     return [(name, module) for module, name in seen.items()]
