@@ -4,6 +4,7 @@ from .activation import CAM, GradCAM, GradCAMPlusPlus, LayerCAM
 from .base import Explanation, Interpreter
 from .bridge import Captum
 from .deeplift import DeepLIFT
+from .flatness import map_gradient_share
 from .gradient import Gradient, InputXGradient
 from .guided import GuidedBackprop, GuidedGradCAM
 from .influence import Influence, Influential
@@ -60,5 +61,6 @@ __all__ = [
     "VarGrad",
     "clean_objective",
     "draw_background",
+    "map_gradient_share",
     "train_rts",
 ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -14,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .. import checks, maps
 from ..errors import InputError
 from ..fields import check_fields
+from .watch import Watch
 
 Channels = Literal["max", "abs_sum", "sum"]
 """How the channels of an attribution become one map: largest magnitude, sum of magnitudes, or signed sum."""
@@ -86,15 +89,28 @@ class Interpreter(ABC):
         if self.model.training:
             raise InputError("the model is in train mode, where batch norm mixes samples; call model.eval() first")
         attached = torch.is_grad_enabled()
+        x, start = self._watched(_recordable(x)) if attached else (_recordable(x), None)
         with torch.inference_mode(False), torch.enable_grad(), _twice_differentiable(attached):
             try:
-                found = self._explain(_recordable(x), None if target is None else _recordable(target), attached)
+                found = self._explain(x, None if target is None else _recordable(target), attached)
             except AssertionError as error:
                 # How timm's and torchvision's transformers refuse an image of another size.
                 raise InputError(f"{type(self.model).__name__} refuses x of shape {list(x.shape)}: {error}") from error
         if not native:
             found = found._replace(maps=maps.resize(found.maps, x.shape[-2:]))
+        if start is not None:
+            start()
         return found if attached else found.detach()
+
+    def _watched(self, x: Tensor) -> tuple[Tensor, Callable[[], None] | None]:
+        # A gradient map on rectifiers has no derivative; nobody would notice (see flatness.py).
+        if not self.second_order or not x.requires_grad or self._watch.alive:
+            return x, None
+        return self._watch.over(x)
+
+    @cached_property
+    def _watch(self) -> Watch:
+        return Watch(type(self).__name__)
 
     @abstractmethod
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
