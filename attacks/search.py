@@ -18,6 +18,7 @@ from robustexplain import maps as ops
 from robustexplain.activations import Smooth, swapped
 from robustexplain.errors import InputError, NotDifferentiableError, ZeroMapGradientWarning
 from robustexplain.fields import Count, Natural, check_fields
+from robustexplain.interpreters import unwatched
 from robustexplain.objectives import Goal, Objective, Seen, Weight, at, needs_of, sum_losses
 from robustexplain.streams import Streams
 from robustexplain.system import System
@@ -153,6 +154,14 @@ class Search:
         Raises:
             NotDifferentiableError: if the maps carry no gradient.
         """
+        with unwatched():
+            found = self._run(system, goal, streams)
+        dead = found.no_map_gradient
+        if bool(dead.any()):
+            warnings.warn(_no_gradient(int(dead.sum()), len(dead)), ZeroMapGradientWarning, stacklevel=4)
+        return found
+
+    def _run(self, system: System, goal: Goal, streams: Streams) -> Found:
         best = _Best.none(goal.x)
         dead = torch.zeros(len(goal.x), dtype=torch.bool, device=goal.x.device)
         for attempt in range(self.restarts):
@@ -162,8 +171,6 @@ class Search:
             for stage in self.stages:
                 last = stage is self.stages[-1]
                 variable, rows = self._stage(system, goal, streams, stage, variable, rows, best if last else None, dead)
-        if bool(dead.any()):
-            warnings.warn(_no_gradient(int(dead.sum()), len(dead)), ZeroMapGradientWarning, stacklevel=4)
         return Found(best.x, dead)
 
     def _stage(

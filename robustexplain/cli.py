@@ -165,6 +165,23 @@ def explain_command(
         typer.echo(line)
 
 
+@app.command("gallery")
+def gallery_command(
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("gallery.html"),
+    image: Annotated[list[Path] | None, typer.Option(help="A photograph to explain. Repeatable.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Images a section.")] = 4,
+    size: Annotated[int, typer.Option(min=32, help="Side of the photographs; 224 takes many minutes.")] = 128,
+    device: Annotated[str | None, typer.Option(help="cpu, or leave it to Accelerate.")] = None,
+) -> None:
+    """Show every interpreter on the same images: digits, and photographs where ImageNet weights are installed."""
+    from .gallery import write_gallery
+
+    for section in write_gallery(out, image or [], _session(device), count, size):
+        shown = sum(bool(line.maps) for line in section.lines)
+        typer.echo(f"{section.title}: {shown} of {len(section.lines)} interpreters")
+    typer.echo(f"gallery: {out}")
+
+
 def _show(folder: Path) -> None:
     from .evaluation.report import print_matrix
 

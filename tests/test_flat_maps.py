@@ -48,9 +48,7 @@ def differentiate(interpreter: Interpreter, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("make", FLAT)
-def test_a_gradient_map_on_rectifiers_says_that_it_is_flat(
-    make: type, model: nn.Module, grey: Tensor
-) -> None:
+def test_a_gradient_map_on_rectifiers_says_that_it_is_flat(make: type, model: nn.Module, grey: Tensor) -> None:
     with pytest.warns(ZeroMapGradientWarning, match=r"exactly zero.*Softplus.*SmoothGradient.*surrogate='softplus'"):
         assert not differentiate(make(model), grey).any()
 

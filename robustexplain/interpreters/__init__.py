@@ -22,6 +22,7 @@ from .segments import Segments
 from .smoothed import Smoothed
 from .surrogates import LIME, KernelSHAP
 from .transformer import AttentionRollout
+from .watch import unwatched
 
 __all__ = [
     "CAM",
@@ -63,4 +64,5 @@ __all__ = [
     "draw_background",
     "map_gradient_share",
     "train_rts",
+    "unwatched",
 ]

@@ -89,8 +89,8 @@ class Interpreter(ABC):
         if self.model.training:
             raise InputError("the model is in train mode, where batch norm mixes samples; call model.eval() first")
         attached = torch.is_grad_enabled()
-        x, start = self._watched(_recordable(x)) if attached else (_recordable(x), None)
         with torch.inference_mode(False), torch.enable_grad(), _twice_differentiable(attached):
+            x, start = self._watched(_recordable(x)) if attached else (_recordable(x), None)
             try:
                 found = self._explain(x, None if target is None else _recordable(target), attached)
             except AssertionError as error:
@@ -104,7 +104,7 @@ class Interpreter(ABC):
 
     def _watched(self, x: Tensor) -> tuple[Tensor, Callable[[], None] | None]:
         # A gradient map on rectifiers has no derivative; nobody would notice (see flatness.py).
-        if not self.second_order or not x.requires_grad or self._watch.alive:
+        if not self.second_order or not x.requires_grad or not self._watch.needed:
             return x, None
         return self._watch.over(x)
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
 from ..activations import Smooth, Softplus, swapped
-from ..errors import ZeroMapGradientWarning
 from ..streams import generator
 from .base import Interpreter
+from .watch import unwatched
 
 
 def map_gradient_share(
@@ -42,9 +40,8 @@ def map_gradient_share(
 
 def _gradient(interpreter: Interpreter, x: Tensor, target: Tensor, direction: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
-    with warnings.catch_warnings():
-        # The figure says it.
-        warnings.simplefilter("ignore", ZeroMapGradientWarning)
+    # The figure says it.
+    with unwatched():
         maps = interpreter.explain(x, target).maps
         # Each map at its own scale, so that twins of other scale compare.
         size = torch.linalg.vector_norm(maps.detach().flatten(1), dim=1)

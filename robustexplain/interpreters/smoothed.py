@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 from torch import Tensor
 
-from ..activations import Softplus, swapped
+from ..activations import Softplus, require_rectifiers, swapped
 from ..errors import InputError
 from ..registry import INTERPRETERS
 from .base import Explanation, Interpreter
@@ -19,6 +20,9 @@ class Smoothed(Interpreter):
     """``base`` computed with every rectifier replaced by ``softplus_beta``; the logits stay the model's own.
 
     The explained class is the real model's prediction. Costs one more forward pass.
+
+    Raises:
+        UnsupportedModelError: on the first input, for a model without rectifiers, which would silently stay as it is.
 
     Args:
         base: the interpreter to smooth; it must explain ``model``.
@@ -47,7 +51,14 @@ class Smoothed(Interpreter):
         if self.base.model is not self.model:
             raise InputError("base must explain the same model object")
 
+    @cached_property
+    def _checked(self) -> set[str]:
+        return set()
+
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
+        if not self._checked:
+            require_rectifiers(self.model, x.detach(), "a smoothed twin")
+            self._checked.add("rectifiers")
         logits = self.model(x)
         target = logits.argmax(1) if target is None else target
         with swapped(self.smooth):

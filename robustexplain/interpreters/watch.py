@@ -6,12 +6,26 @@ An attack or a training that follows such a map finds nothing, and its failure l
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ..errors import ZeroMapGradientWarning
+
+_unwatched: ContextVar[bool] = ContextVar("unwatched", default=False)
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Maps made in this block keep silent: whoever differentiates them looks at the gradient himself."""
+    token = _unwatched.set(True)
+    try:
+        yield
+    finally:
+        _unwatched.reset(token)
 
 
 @dataclass
@@ -20,6 +34,11 @@ class Watch:
 
     name: str
     alive: bool = False
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is still something to find out, and somebody who does not look himself."""
+        return not self.alive and not _unwatched.get()
 
     def over(self, x: Tensor) -> tuple[Tensor, Callable[[], None]]:
         """``x`` under watch, and a function that starts the watch: the pass that makes the map is not looked at."""

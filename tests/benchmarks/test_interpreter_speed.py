@@ -5,7 +5,6 @@ Both sides explain the prediction: captum is told it after a forward pass, as it
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 
@@ -37,8 +36,8 @@ def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor, Tensor]:
     return model.eval().requires_grad_(False), x, torch.tensor([0, 3, 6, 9])
 
 
-def medians(runs: dict[str, Run], repetitions: int) -> dict[str, float]:
-    """Median seconds of each; they take turns, so that other work on the machine slows all of them alike."""
+def least(runs: dict[str, Run], repetitions: int) -> dict[str, float]:
+    """Seconds of the least disturbed of several turns; other work on the machine only ever adds to them."""
     found: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repetitions + 1):
         for name, run in runs.items():
@@ -46,7 +45,7 @@ def medians(runs: dict[str, Run], repetitions: int) -> dict[str, float]:
             run()
             if turn:
                 found[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in found.items()}
+    return {name: min(times) for name, times in found.items()}
 
 
 def floor(model: nn.Module, x: Tensor, target: Tensor, batches: int) -> Run:
@@ -62,9 +61,9 @@ def floor(model: nn.Module, x: Tensor, target: Tensor, batches: int) -> Run:
 
 
 def report(what: str, times: dict[str, float]) -> None:
-    ours, theirs, least = times["ours"], times["theirs"], times["floor"]
-    print(f"\n{what}: ours {1e3 * ours:.1f} ms, theirs {1e3 * theirs:.1f} ms, floor {1e3 * least:.1f} ms; "
-          f"ours/theirs {ours / theirs:.2f}, ours/floor {ours / least:.2f}")  # fmt: skip
+    ours, theirs, bare = times["ours"], times["theirs"], times["floor"]
+    print(f"\n{what}: ours {1e3 * ours:.1f} ms, theirs {1e3 * theirs:.1f} ms, floor {1e3 * bare:.1f} ms; "
+          f"ours/theirs {ours / theirs:.2f}, ours/floor {ours / bare:.2f}")  # fmt: skip
 
 
 def logits_too(model: nn.Module, x: Tensor, passes: Run) -> Run:
@@ -90,7 +89,7 @@ def test_integrated_gradients_cost_their_passes(
     ours = IntegratedGradients(model, n_steps=POINTS, chunk=CHUNK)
     theirs = captum.attr.IntegratedGradients(model)
     passes = floor(model, x, target, POINTS * len(x) // CHUNK)
-    times = medians(
+    times = least(
         {
             "ours": without_gradient(lambda: ours(x)),
             "theirs": lambda: theirs.attribute(x, target=model(x).argmax(1), n_steps=POINTS, internal_batch_size=CHUNK),
@@ -109,7 +108,7 @@ def test_smoothgrad_costs_its_passes(case: tuple[nn.Module, Tensor, Tensor], req
     ours = SmoothGrad(model, n_samples=POINTS, chunk=CHUNK)
     theirs = captum.attr.NoiseTunnel(captum.attr.Saliency(model))
     passes = floor(model, x, target, POINTS * len(x) // CHUNK)
-    times = medians(
+    times = least(
         {
             "ours": without_gradient(lambda: ours(x)),
             "theirs": lambda: theirs.attribute(
@@ -149,7 +148,7 @@ def test_gradcam_is_no_slower_than_pytorch_grad_cam(
         with torch.no_grad():
             model(x)
 
-    times = medians(
+    times = least(
         {"ours": without_gradient(lambda: ours(x, target)), "theirs": lambda: cam(x, goals), "floor": bare}, 41
     )
     report(f"Grad-CAM, {request.node.callspec.id}", times)
