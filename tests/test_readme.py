@@ -33,6 +33,11 @@ def test_python_snippets_of_the_readme_run(index: int, tmp_path: Path, monkeypat
     exec(compile(blocks("python")[index], f"README.md python {index}", "exec"), module.__dict__)
 
 
+def test_the_snippet_of_the_metrics_page_runs() -> None:
+    (code,) = blocks("python", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8"))
+    exec(compile(code, "docs/metrics.md", "exec"), {})
+
+
 def test_recipe_of_the_readme_validates() -> None:
     (text,) = blocks("yaml")
     checked = recipe.check(yaml.safe_load(text))

@@ -35,7 +35,8 @@ def map_gradient_share(
     with swapped(surrogate or Softplus()):
         smooth = _gradient(interpreter, x, target, direction)
     tiny = torch.finfo(smooth.dtype).tiny
-    return real / smooth.clamp(min=tiny)
+    share: Tensor = real / smooth.clamp(min=tiny)
+    return share
 
 
 def _gradient(interpreter: Interpreter, x: Tensor, target: Tensor, direction: Tensor) -> Tensor:
@@ -47,4 +48,5 @@ def _gradient(interpreter: Interpreter, x: Tensor, target: Tensor, direction: Te
         size = torch.linalg.vector_norm(maps.detach().flatten(1), dim=1)
         total = ((maps * direction).flatten(1).sum(1) / size.clamp(min=torch.finfo(size.dtype).tiny)).sum()
         (gradient,) = torch.autograd.grad(total, x)
-    return torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+    return norms
