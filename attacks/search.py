@@ -228,6 +228,13 @@ def _direction(
         alone = _grad_or_none(loss.sum(), variable)
         if alone is None:
             raise NotDifferentiableError("the maps carry no gradient to the input: their graph is detached")
+        broken = ~torch.isfinite(alone).flatten(1).all(1)
+        if bool(broken.any()):
+            first = int(broken.nonzero()[0])
+            raise InputError(
+                f"the map of sample {first} of {len(alone)}, or its gradient, is NaN or infinite: no direction can "
+                "come of it; does the model overflow on this input, or in this precision?"
+            )
         stuck = (alone.flatten(1).abs().amax(1) == 0) & (loss.detach() > 0)
     (gradient,) = torch.autograd.grad(objective.loss(seen, goal).sum(), variable)
     return gradient, stuck

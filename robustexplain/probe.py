@@ -161,12 +161,20 @@ def pyramid(model: nn.Module, x: Tensor) -> list[Layer]:
     """The last feature map at each grid size, finest first: what an encoder hands to a U-Net.
 
     Raises:
-        UnsupportedModelError: if no module gives a feature map.
+        UnsupportedModelError: if there are no feature maps at two grid sizes, as in a vision transformer.
     """
-    last_feature_layer(model, x)
     by_grid: dict[tuple[int, int], Layer] = {}
+    coarsest = x.shape[2] * x.shape[3]
     for layer in feature_layers(model, x):
-        by_grid[layer.height, layer.width] = layer
+        # An encoder's grids only shrink; attention hands [B, heads, N, d] and [B, heads, N, N] about, which are none.
+        if proportional(layer.height, layer.width, x) and layer.height * layer.width <= coarsest:
+            by_grid[layer.height, layer.width] = layer
+            coarsest = layer.height * layer.width
+    if len(by_grid) < 2:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has feature maps at {len(by_grid)} grid sizes; a U-Net needs at least two: take a "
+            "convolutional network as the encoder"
+        )
     return sorted(by_grid.values(), key=lambda layer: -layer.height * layer.width)
 
 

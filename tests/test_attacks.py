@@ -113,6 +113,22 @@ def test_a_map_gradient_of_zero_is_reported(bench: Bench) -> None:
 
 
 @dataclass(frozen=True, eq=False)
+class Overflowing(CAM):
+    """Divides by zero on its second sample."""
+
+    def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
+        found = super()._explain(x, target, graph)
+        scale = torch.ones(len(x)).index_fill(0, torch.tensor([1]), 0.0)
+        return found._replace(maps=found.maps / scale[:, None, None])
+
+
+def test_a_map_that_is_not_finite_is_an_error_and_no_direction(bench: Bench) -> None:
+    system = rx.System(bench.model, Overflowing(bench.model))
+    with pytest.raises(InputError, match=r"map of sample 1 of 4.*NaN or infinite"):
+        ADV2(EPS, steps=4)(system, bench.x[:4], bench.y[:4], bench.goal[:4], torch.rand(4, *bench.x.shape[2:]))
+
+
+@dataclass(frozen=True, eq=False)
 class Detached(CAM):
     """Says that it is differentiable, and is not."""
 
