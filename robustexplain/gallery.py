@@ -190,7 +190,9 @@ def _line(
         maps, ms = _explain(_make(entry, model, trained), x, target)
     except UnsupportedModelError as error:
         return Line(**{**vars(plain), "note": str(error)})
-    drawn = [_uri(pictures.heat_map(_shown(m), image.cpu(), 112)) for m, image in zip(maps, x, strict=True)]
+    drawn = [
+        _uri(pictures.heat_map(pictures.magnitudes(m), image.cpu(), 112)) for m, image in zip(maps, x, strict=True)
+    ]
     return Line(**{**vars(plain), "maps": drawn, "ms": ms})
 
 
@@ -211,12 +213,6 @@ def _explain(interpreter: Interpreter, x: Tensor, target: Tensor) -> tuple[Tenso
     with torch.no_grad():
         maps = interpreter.explain(x, target).maps.cpu()
     return maps, (time.perf_counter() - start) * 1000 / len(x)
-
-
-def _shown(attribution: Tensor) -> Tensor:
-    """Magnitudes, cut off at their 99th percentile: one bright pixel would leave the rest black."""
-    magnitude = attribution.abs().float()
-    return magnitude.clamp(max=float(magnitude.quantile(0.99)) or 1.0)
 
 
 def _html(sections: Sequence[Section]) -> str:

@@ -28,6 +28,12 @@ def heat_map(attribution: Tensor, image: Tensor | None = None, side: int = 96) -
     return _png(coloured(attribution, image), side)
 
 
+def magnitudes(attribution: Tensor) -> Tensor:
+    """Magnitudes of a map ``[H, W]``, cut off at their 99th percentile: one bright pixel would leave the rest black."""
+    size = attribution.abs().float()
+    return size.clamp(max=float(size.quantile(0.99)) or 1.0)
+
+
 def coloured(attribution: Tensor, image: Tensor | None = None) -> np.ndarray:
     """The colours ``[H, W, 3]`` of a heat map."""
     from matplotlib import colormaps

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from robustexplain import gallery, models
+from robustexplain import gallery, models, pictures
 from robustexplain.cli import app
 from robustexplain.errors import MissingDataError
 from robustexplain.registry import INTERPRETERS
@@ -69,5 +69,5 @@ def test_a_photograph_that_is_not_there_is_an_error(tmp_path: Path, quick: None)
 def test_one_bright_pixel_does_not_leave_the_rest_black() -> None:
     attribution = torch.linspace(-1, 1, 400).reshape(20, 20)
     attribution[0, 0] = 100
-    assert float(gallery._shown(attribution).max()) < 1.1
-    assert not gallery._shown(torch.zeros(4, 4)).any()
+    assert float(pictures.magnitudes(attribution).max()) < 1.1
+    assert not pictures.magnitudes(torch.zeros(4, 4)).any()

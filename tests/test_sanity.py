@@ -243,9 +243,11 @@ def test_the_command_writes_a_page_and_resumes(tmp_path: Path) -> None:
     assert run_sanity(check(TREE), tmp_path / "run", Session()) == 0
     assert [f.stat().st_mtime_ns for f in files] == stamps
     # A check that failed is run again.
+    (tmp_path / "run/report.html").write_text("a matrix that was judged before")
     files[0].write_text(json.dumps({**json.loads(files[0].read_text()), "status": "failed"}))
     assert run_sanity(check(TREE), tmp_path / "run", Session(), ["cascading"]) == 0
     assert json.loads(files[0].read_text())["status"] != "failed"
+    assert "Do the explanations depend on the model?" in (tmp_path / "run/report.html").read_text()
 
 
 def test_what_cannot_be_checked_is_an_error_before_anything_is_trained(tmp_path: Path) -> None:

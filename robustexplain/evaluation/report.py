@@ -20,6 +20,8 @@ from ..registry import METRICS
 from .store import MATRIX, RECIPE, REPORT, RUN, RunFolder
 
 PICTURE = "matrix.png"
+SANITY = "sanity.png"
+"""What ``robustexplain sanity`` leaves in the same directory."""
 
 MEASURES = {
     "joint": ("Joint success", "predicted as wanted, plausible map, no alarm: what a defender fears", "low"),
@@ -135,6 +137,7 @@ def html(results: Results, folder: RunFolder, main: bytes) -> str:
         measures={name: words for name, words in known.items() if results.has(name)},
         main=_embed(main),
         distance=_embed(matrix_picture(results, "l1")) if results.has("l1") else None,
+        sanity=_embed((folder.root / SANITY).read_bytes()) if (folder.root / SANITY).is_file() else None,
         strips=_strips(results, folder),
         failures=[cell for cell in results.cells.values() if cell and cell["status"] != "done"],
         missing=[where for where, cell in results.cells.items() if cell is None],

@@ -14,11 +14,12 @@ import numpy as np
 from torch import Tensor
 
 from .. import files, pictures
+from ..evaluation.report import SANITY, write_report
 from ..evaluation.statistics import Estimate, bootstrap
-from ..evaluation.store import RunFolder
+from ..evaluation.store import REPORT, RunFolder
 from ..recipe import Recipe
 
-TABLE, PICTURE, PAGE = "sanity.csv", "sanity.png", "sanity.html"
+TABLE, PAGE = "sanity.csv", "sanity.html"
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,12 @@ def write_page(recipe: Recipe, folder: RunFolder) -> Path:
     curves = [f for f in found if f.check == "cascading" and f.status == "done"]
     if curves:
         drawn = curves_picture(curves)
-        files.replace_file(folder.root / PICTURE, lambda aside: aside.write_bytes(drawn))
-    return files.write_text(folder.root / PAGE, html(recipe, found))
+        files.replace_file(folder.root / SANITY, lambda aside: aside.write_bytes(drawn))
+    page = files.write_text(folder.root / PAGE, html(recipe, found))
+    if (folder.root / REPORT).is_file():
+        # The matrix was judged before: its report shows the curves from now on.
+        write_report(folder)
+    return page
 
 
 def table(found: list[Found]) -> str:
@@ -143,7 +148,7 @@ def maps_picture(found: list[Found], image: int) -> bytes:
         line[0].imshow(f.x[image].permute(1, 2, 0).expand(-1, -1, 3).numpy())
         line[0].set_ylabel(f.row, fontsize=7)
         for axes, maps in zip(line[1:], f.maps, strict=False):
-            axes.imshow(pictures.coloured(maps[image].abs()))
+            axes.imshow(pictures.coloured(pictures.magnitudes(maps[image])))
         for axes in line:
             axes.set_xticks([])
             axes.set_yticks([])

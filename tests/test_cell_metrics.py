@@ -1,0 +1,62 @@
+"""A cell measures every kind of metric that it can, and refuses the others at the door."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustexplain import metrics
+from robustexplain.errors import InputError
+from robustexplain.evaluation import RunFolder, run
+from robustexplain.metrics import JUDGED
+from robustexplain.recipe import read
+from robustexplain.registry import METRICS
+from robustexplain.system import System
+
+TINY = Path(__file__).parent / "tiny.yaml"
+WANTED = (
+    "[l1, spearman, {name: top-k, k: 0.1}, complexity, deletion, {name: max-sensitivity, samples: 2}, perturbation]"
+)
+
+
+@pytest.mark.filterwarnings("ignore::robustexplain.errors.RobustExplainWarning")
+def test_a_cell_measures_maps_models_stability_and_visibility(tmp_path: Path) -> None:
+    recipe = read(
+        TINY,
+        [
+            "interpreters=[gradcam, {name: occlusion, window: 8, fill: {blur: 0.2}}]",
+            "defenses=[]",
+            "attacks=[clean, {name: pgd, eps: 0.1, steps: 3}]",
+            f"metrics={WANTED}",
+            "judge.images=6",
+        ],
+    )
+    assert run(recipe, tmp_path / "run") == 0
+    folder = RunFolder(tmp_path / "run")
+    system = System.load(folder.system("gradcam"))
+    assert System.load(folder.system("occlusion")).interpreter.fill.blur == 0.2  # type: ignore[attr-defined]
+    clean, attacked = folder.arrays("gradcam", "clean"), folder.arrays("gradcam", "pgd")
+    names = ("l1", "spearman", "top-k", "complexity", "deletion", "max-sensitivity", "perturbation")
+    assert all(attacked[name].shape == (6,) for name in names)
+    assert not clean["l1"].any()
+    assert not clean["perturbation"].any()
+    torch.testing.assert_close(clean["top-k"], torch.ones(6))
+    # Held against the metrics by hand, on what the run kept.
+    x, seen = attacked["attacked_x"], attacked["attacked_map"]
+    some = slice(0, len(x))
+    prediction = attacked["prediction"][some]
+    torch.testing.assert_close(attacked["complexity"][some], metrics.Complexity()(seen))
+    torch.testing.assert_close(attacked["deletion"][some], metrics.Deletion()(system.model, x, seen, prediction))
+    sensitivity = metrics.MaxSensitivity(samples=2)(system.interpreter, x, prediction)
+    torch.testing.assert_close(attacked["max-sensitivity"][some], sensitivity, rtol=1e-3, atol=1e-5)
+    report = (tmp_path / "run/report.html").read_text()
+    assert "lower speaks for the explanation" in report
+    assert "matrix.csv" in {p.name for p in (tmp_path / "run").iterdir()}
+
+
+@pytest.mark.parametrize("name", [e.name for e in METRICS if not issubclass(e.build, JUDGED)])  # type: ignore[arg-type]
+def test_what_needs_more_than_a_cell_has_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=rf"metrics\[0\]: {name} needs more than a cell has"):
+        read(TINY, [f"metrics=[{name}]"])
