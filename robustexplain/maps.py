@@ -124,10 +124,17 @@ def top_k(maps: Tensor, k: int) -> Tensor:
     Values tied at the last place share the places left, so membership does not depend on the order of pixels.
     """
     flat = per_sample(maps)
-    last = flat.topk(k, dim=1).values[:, -1:]
+    last = _kth_largest(flat.detach(), k)
     above, tied = flat > last, flat == last
     places = (k - above.sum(1, keepdim=True)).to(flat.dtype) / tied.sum(1, keepdim=True)
     return above.to(flat.dtype) + tied * places
+
+
+def _kth_largest(rows: Tensor, k: int) -> Tensor:
+    if _numpy_sorts(rows):
+        place = rows.shape[1] - k
+        return torch.from_numpy(np.partition(rows.numpy(), place, axis=1)[:, place : place + 1])
+    return rows.topk(k, dim=1).values[:, -1:]
 
 
 def sign_vector(maps: Tensor) -> Tensor:
@@ -158,23 +165,39 @@ def frame(like: Tensor) -> Tensor:
 
 def ranks(values: Tensor) -> Tensor:
     """Ranks 1 to ``N`` of each row of ``[B, N]``, ties by their average; float64 for float64, float32 for the rest."""
-    order = _order(values.detach())
+    order = row_order(values.detach())
     ordered = values.detach().gather(1, order)
     at = torch.arange(order.shape[1], device=order.device).expand_as(order)
     edge = torch.ones_like(at[:, :1], dtype=torch.bool)
     new = ordered[:, 1:] != ordered[:, :-1]
-    # The places where a run of equal values starts and ends, carried to all its members.
-    first = torch.where(torch.cat([edge, new], 1), at, 0).cummax(1).values
-    last = torch.where(torch.cat([new, edge], 1), at, at.shape[1]).flip(1).cummin(1).values.flip(1)
     kind = torch.float64 if values.dtype == torch.float64 else torch.float32
-    return torch.empty_like(ordered, dtype=kind).scatter_(1, order, (first + last).to(kind) / 2 + 1)
+    # Without ties, as in most rows, a rank is a place.
+    placed = (at + 1).to(kind)
+    tied = ~new.all(1)
+    if bool(tied.any()):
+        at, new, edge = at[tied], new[tied], edge[tied]
+        # The places where a run of equal values starts and ends, carried to all its members.
+        first = torch.where(torch.cat([edge, new], 1), at, 0).cummax(1).values
+        last = torch.where(torch.cat([new, edge], 1), at, at.shape[1]).flip(1).cummin(1).values.flip(1)
+        placed[tied] = (first + last).to(kind) / 2 + 1
+    return torch.empty_like(ordered, dtype=kind).scatter_(1, order, placed)
 
 
-def _order(rows: Tensor) -> Tensor:
-    # Sorts each row, equal values in any order. On a CPU numpy is several times faster, but knows no bfloat16.
-    if rows.device.type == "cpu" and rows.dtype in (torch.float32, torch.float64):
-        return torch.from_numpy(np.argsort(rows.numpy(), axis=1))
-    return rows.argsort(1)
+def row_order(rows: Tensor) -> Tensor:
+    """The indices that sort each row of ``[B, N]``, equal values in any order."""
+    return torch.from_numpy(np.argsort(rows.numpy(), axis=1)) if _numpy_sorts(rows) else rows.argsort(1)
+
+
+def ascending(rows: Tensor) -> Tensor:
+    """Each row of ``[B, N]`` sorted; differentiable."""
+    if rows.requires_grad:
+        return rows.gather(1, row_order(rows.detach()))
+    return torch.from_numpy(np.sort(rows.numpy(), axis=1)) if _numpy_sorts(rows) else rows.sort(1).values
+
+
+def _numpy_sorts(rows: Tensor) -> bool:
+    # On a CPU numpy sorts several times as fast as torch; it knows no bfloat16.
+    return rows.device.type == "cpu" and rows.dtype in (torch.float32, torch.float64, torch.int32, torch.int64)
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:

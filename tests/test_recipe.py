@@ -78,7 +78,8 @@ def test_every_packaged_recipe_says_what_it_shows_how_to_launch_it_and_how_long_
         assert [line for line in head if line.startswith(f"# {word}") and len(line) > len(word) + 10], word
     launch = next(line for line in head if line.startswith("# Launch:"))
     name = str(file.relative_to(ROOT / "recipes").with_suffix(""))
-    assert f"robustexplain run {name}" in launch or f"robustexplain run recipes/{name}.yaml" in launch
+    commands = (f"robustexplain {verb} {what}" for verb in ("run", "sanity") for what in (name, f"recipes/{name}.yaml"))
+    assert any(command in launch for command in commands)
 
 
 def test_a_packaged_recipe_is_found_by_name_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,19 @@ class Kendall(MapMetric):
 
 def kendall_tau(a: Tensor, b: Tensor) -> Tensor:
     """Tau-b of the rows of two ``[B, N]``, ``[B]`` (Knight 1966); NaN where a row is constant."""
+    order_a, order_b = ops.row_order(a), ops.row_order(b)
+    # Without ties, as in most maps, tau is the share of pairs in the same order less that of the others.
+    pairs = max(1, a.shape[1] * (a.shape[1] - 1) // 2)
+    tau = 1 - 2 * inversions(_inverse(order_b).gather(1, order_a)).to(a.dtype) / pairs
+    tied = ~(_steps(a.gather(1, order_a)) & _steps(b.gather(1, order_b))).all(1)
+    if a.shape[1] == 1:
+        return torch.full_like(tau, torch.nan)
+    if bool(tied.any()):
+        tau[tied] = _with_ties(a[tied], b[tied])
+    return tau
+
+
+def _with_ties(a: Tensor, b: Tensor) -> Tensor:
     # Sorted by b first and then, stably, by a: ordered by a, ties in a ordered by b.
     rows = b.argsort(stable=True)
     rows = rows.gather(1, a.gather(1, rows).argsort(stable=True))
@@ -97,23 +110,24 @@ def kendall_tau(a: Tensor, b: Tensor) -> Tensor:
 def inversions(permutations: Tensor) -> Tensor:
     """``[B]``: pairs ``i < j`` with ``p[i] > p[j]`` in each row of ``[B, N]``, a permutation of ``0 .. N - 1``.
 
-    A radix sort from the highest bit down: within a block of equal higher bits, a 0 is inverted with every 1 before it.
-    Every level is one pass over all rows, so the work is ``N log N`` without a loop over samples.
+    Two values differ first in some bit; for each bit, the values that share all higher ones form a block, and in it
+    every value without the bit is inverted with all those that have it and stand before it. A bit is one pass over all
+    rows, so the work grows as ``N log^2 N`` without a loop over samples or pairs.
     """
     batch, n = permutations.shape
     bits = max(1, (n - 1).bit_length())
     padding = torch.arange(n, 1 << bits, device=permutations.device).expand(batch, -1)
-    values = torch.cat([permutations, padding], 1)
+    places = _inverse(torch.cat([permutations, padding], 1)).to(torch.int32)
     total = torch.zeros(batch, dtype=torch.int64, device=permutations.device)
-    for bit in reversed(range(bits)):
-        blocks = values.reshape(batch, -1, 2 << bit)
-        ones = (blocks >> bit) & 1
-        before = ones.cumsum(-1)
-        total += (before * (1 - ones)).sum((1, 2))
-        # Values are distinct and fill their block: as many 0s as 1s, so the halves' places are known.
-        at = torch.arange(2 << bit, device=values.device)
-        place = torch.where(ones.bool(), (1 << bit) + before - 1, at - before)
-        values = torch.empty_like(blocks).scatter_(-1, place, blocks).reshape(batch, -1)
+    for bit in range(bits):
+        half = 1 << bit
+        blocks = places.reshape(batch, -1, 2, half)
+        has = torch.arange(2, device=places.device, dtype=torch.int32)[:, None]
+        # Sorted by place, the lowest bit of the key tells which have the bit.
+        keys = ops.ascending((2 * blocks + has).reshape(-1, 2 * half))
+        before = (keys & 1).cumsum(1, dtype=torch.int32).reshape(batch, -1)
+        # Summed over all places; the second term is what those that have the bit count of each other.
+        total += before.sum(1, dtype=torch.int64) - blocks.shape[1] * (half * (half + 1) // 2)
     return total
 
 

@@ -44,7 +44,7 @@ class Sparseness(MapScore):
     differentiable: ClassVar[bool] = True
 
     def _score(self, maps: Tensor) -> Tensor:
-        shares = ops.distribution(maps).sort(1).values
+        shares = ops.ascending(ops.distribution(maps))
         n = shares.shape[1]
         weights = 2 * torch.arange(1, n + 1, device=maps.device, dtype=maps.dtype) - n - 1
         # A flat map's shares cancel only up to rounding.
