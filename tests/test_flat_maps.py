@@ -100,4 +100,4 @@ def test_on_relu6_smoothing_and_guiding_change_the_map() -> None:
     plain = Gradient(model, of="logit", channels="sum")
     wanted = plain(x)
     for other in (Smoothed(model, plain, Softplus(3.0)), GuidedBackprop(model)):
-        assert float((other(x) - wanted).norm() / wanted.norm()) > 0.5
+        assert float((other(x) - wanted).detach().norm() / wanted.detach().norm()) > 0.5
