@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -140,6 +141,10 @@ class Tape:
     logits: Tensor
     last: tuple[Step, int]
     layers: dict[str, tuple[Step, int]]
+
+    def seed(self, classes: Tensor) -> Tensor:
+        """What a way back from the logits of ``classes`` ``[B]`` starts with: 1 there, 0 elsewhere, ``[B, K]``."""
+        return F.one_hot(classes.long(), self.logits.shape[1]).to(self.logits)
 
     def back(
         self,

@@ -12,7 +12,7 @@ from .. import probe
 from ..errors import UnsupportedModelError
 from ..registry import INTERPRETERS
 from .attention import Attentions, Grid, token_grid, token_layer
-from .base import Explanation, Interpreter, differentiable, explained_class, pick
+from .base import Explanation, Interpreter, differentiable, explained_class, pick, positive
 
 
 @INTERPRETERS.register("cam", paper="Zhou et al. 2016; Zhang et al. 2020, eq. 6-7", needs=("pooled linear head",))
@@ -129,11 +129,6 @@ class LayerCAM(Interpreter):
         logits, features, gradient = _read(self, x, target, graph)
         maps = (positive(gradient) * features).sum(1)
         return Explanation(logits, positive(maps) if self.relu else maps)
-
-
-def positive(values: Tensor) -> Tensor:
-    """``max(v, 0)``, not by a rectifier: a swap of the network's must leave the method's own alone."""
-    return torch.where(values > 0, values, 0)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UnsupportedModelError
@@ -44,9 +43,8 @@ class DeepLIFT(Interpreter):
         reference = record(self.model, torch.full_like(x[:1], self.baseline).requires_grad_())
         _require_same(tape, reference)
         classes = explained_class(tape.logits, target)
-        seed = F.one_hot(classes.long(), tape.logits.shape[1]).to(tape.logits)
         slopes = _Slopes(reference, graph)
-        attribution = (x - self.baseline) * tape.back(seed, slopes.rule)
+        attribution = (x - self.baseline) * tape.back(tape.seed(classes), slopes.rule)
         return Explanation(tape.logits, reduce_channels(attribution, self.channels))
 
 

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import maps as ops
@@ -15,7 +14,7 @@ from .. import probe
 from ..errors import UnsupportedModelError
 from ..registry import INTERPRETERS
 from ..tape import Step, Tape, record
-from .base import Channels, Explanation, Interpreter, differentiable, explained_class, reduce_channels
+from .base import Channels, Explanation, Interpreter, differentiable, explained_class, positive, reduce_channels
 
 
 @INTERPRETERS.register("guided-backprop", paper="Springenberg et al. 2015, section 3.4", needs=("rectifiers",))
@@ -79,7 +78,7 @@ class GuidedGradCAM(Interpreter):
         tape = record(self.model, x, [name])
         classes = explained_class(tape.logits, target)
         cam = _grad_cam(tape, name, classes, graph)
-        cam = torch.where(cam > 0, cam, 0) if self.relu else cam
+        cam = positive(cam) if self.relu else cam
         guided = reduce_channels(guided_gradient(tape, classes, graph), self.channels)
         return Explanation(tape.logits, guided * ops.resize(cam, x.shape[-2:]))
 
@@ -96,7 +95,7 @@ def guided_gradient(tape: Tape, classes: Tensor, graph: bool) -> Tensor:
         # torch.relu, not torch.where: a swap of the network's rectifiers smooths this gate with the others.
         return list(step.vjp([torch.relu(at[0])] if step.rectifies else at, graph))
 
-    return tape.back(_one_hot(tape.logits, classes), rule)
+    return tape.back(tape.seed(classes), rule)
 
 
 def _grad_cam(tape: Tape, name: str, classes: Tensor, graph: bool) -> Tensor:
@@ -105,9 +104,5 @@ def _grad_cam(tape: Tape, name: str, classes: Tensor, graph: bool) -> Tensor:
     if features.dim() != 4:
         raise UnsupportedModelError(f"layer {name!r} gives shape {list(features.shape)}; a feature map is [B, C, h, w]")
     stop = step, output
-    gradient = tape.back(_one_hot(tape.logits, classes), lambda s, at: list(s.vjp(at, graph)), stop)
+    gradient = tape.back(tape.seed(classes), lambda s, at: list(s.vjp(at, graph)), stop)
     return torch.einsum("bk,bkhw->bhw", gradient.mean((2, 3)), features)
-
-
-def _one_hot(logits: Tensor, classes: Tensor) -> Tensor:
-    return F.one_hot(classes.long(), logits.shape[1]).to(logits)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import FieldError, UnsupportedModelError
@@ -68,9 +67,8 @@ class LRP(Interpreter):
         tape = record(self.model, x, [self.layer] if self.layer else [])
         stop = tape.layers[self.layer] if self.layer else None
         classes = explained_class(tape.logits, target)
-        chosen = F.one_hot(classes.long(), tape.logits.shape[1]).to(tape.logits)
         passes = _Relevance(self, tape, graph)
-        relevance = tape.back(chosen * tape.logits, passes.rule, stop)
+        relevance = tape.back(tape.seed(classes) * tape.logits, passes.rule, stop)
         if relevance.dim() != 4:
             raise UnsupportedModelError(
                 f"relevance at layer {self.layer!r} has shape {list(relevance.shape)}; a map needs [B, C, h, w]"

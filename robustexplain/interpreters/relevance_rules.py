@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .base import positive
+
 Apply = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 """A linear layer as a function of input, weight and bias."""
 
@@ -43,11 +45,6 @@ def stabilise(z: Tensor, epsilon: float) -> Tensor:
     return z + torch.where(z >= 0, epsilon, -epsilon)
 
 
-def positive(value: Tensor) -> Tensor:
-    """``max(value, 0)``, out of the reach of a swap of the network's rectifiers."""
-    return torch.where(value > 0, value, 0)
-
-
 def negative(value: Tensor) -> Tensor:
     """``min(value, 0)``."""
     return torch.where(value < 0, value, 0)
@@ -63,15 +60,25 @@ def _half(value: Tensor | None, part: Callable[[Tensor], Tensor]) -> Tensor | No
     return None if value is None else part(value)
 
 
-def signed_branches(layer: Layer) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Inputs and outputs of ``x+ w+ (+ b+)``, ``x- w-``, ``x+ w- (+ b-)`` and ``x- w+``."""
+Branch = tuple[Tensor, Tensor]
+"""A part of the inputs, and what the layer makes of it with a part of its weights."""
+
+
+def _agreeing(layer: Layer) -> tuple[Branch, Branch]:
+    """``x+ w+ (+ b+)`` and ``x- w-``: the positive contributions."""
     up, down = positive(layer.x), negative(layer.x)
-    plus, minus = positive(layer.weight), negative(layer.weight)
     return (
-        (up, layer.apply(up, plus, _half(layer.bias, positive))),
-        (down, layer.apply(down, minus, None)),
-        (up, layer.apply(up, minus, _half(layer.bias, negative))),
-        (down, layer.apply(down, plus, None)),
+        (up, layer.apply(up, positive(layer.weight), _half(layer.bias, positive))),
+        (down, layer.apply(down, negative(layer.weight), None)),
+    )
+
+
+def _opposing(layer: Layer) -> tuple[Branch, Branch]:
+    """``x+ w- (+ b-)`` and ``x- w+``: the negative contributions."""
+    up, down = positive(layer.x), negative(layer.x)
+    return (
+        (up, layer.apply(up, negative(layer.weight), _half(layer.bias, negative))),
+        (down, layer.apply(down, positive(layer.weight), None)),
     )
 
 
@@ -100,22 +107,13 @@ class AlphaBeta:
 
     def __call__(self, layer: Layer, relevance: Tensor, graph: bool) -> Tensor:
         """Relevance of the layer's inputs."""
-        branches = signed_branches(layer) if self.beta else _positive_branches(layer)
-        total = self.alpha * self._part(branches[:2], relevance, graph)
-        return total - self.beta * self._part(branches[2:], relevance, graph) if self.beta else total
+        total = self.alpha * self._part(_agreeing(layer), relevance, graph)
+        return total - self.beta * self._part(_opposing(layer), relevance, graph) if self.beta else total
 
-    def _part(self, branches: tuple[tuple[Tensor, Tensor], ...], relevance: Tensor, graph: bool) -> Tensor:
+    def _part(self, branches: tuple[Branch, Branch], relevance: Tensor, graph: bool) -> Tensor:
         (x, z), (y, v) = branches
         s = relevance / stabilise(z + v, self.epsilon)
         return _share(x, z, s, graph) + _share(y, v, s, graph)
-
-
-def _positive_branches(layer: Layer) -> tuple[tuple[Tensor, Tensor], ...]:
-    up, down = positive(layer.x), negative(layer.x)
-    return (
-        (up, layer.apply(up, positive(layer.weight), _half(layer.bias, positive))),
-        (down, layer.apply(down, negative(layer.weight), None)),
-    )
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from ..fields import Fraction
 from ..registry import INTERPRETERS
-from .activation import positive
 from .attention import Attentions, Grid, token_grid
-from .base import Explanation, Interpreter, differentiable, explained_class, pick
+from .base import Explanation, Interpreter, differentiable, explained_class, pick, positive
 
 Discard = Annotated[float, at.Ge(0), at.Lt(1)]
 """A share of entries that are dropped: not all of them."""

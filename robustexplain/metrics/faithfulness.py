@@ -15,9 +15,33 @@ from .base import Better, Faithfulness
 from .perturbing import Replacement, region_order, replaced, sweep, trapezoid
 
 
+@dataclass(frozen=True)
+class RegionRemoval(Faithfulness):
+    """Mean fall of the score as regions are replaced, in an order that the subclass names."""
+
+    patch: Count = 9
+    regions: Count = 100
+    replacement: Replacement = "noise"
+    seed: Natural = 0
+
+    ascending: ClassVar[bool]
+    """Whether the least relevant regions go first."""
+
+    def curve(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
+        """``f(x_k)`` for ``k = 0 .. L``, ``[B, L + 1]``; arguments are taken as they are."""
+        order, regions = region_order(maps, self.patch, ascending=self.ascending)
+        cuts = torch.arange(min(self.regions, regions) + 1, device=x.device)
+        gone = replaced(x, self.replacement, self.seed)
+        return sweep(lambda some, t: self._scores(model, some, t), x, gone, order, cuts, target, self.chunk)
+
+    def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
+        curve = self.curve(model, x, maps, target)
+        return (curve[:, :1] - curve).mean(1)
+
+
 @METRICS.register("aopc", paper="Samek et al. 2017 (AOPC); Heo et al. 2019", needs=("model",))
 @dataclass(frozen=True)
-class AOPC(Faithfulness):
+class AOPC(RegionRemoval):
     """Area over the perturbation curve: mean fall of the score as regions go, most relevant first; high is faithful.
 
     ``1 / (L + 1) sum_{k = 0..L} f(x_0) - f(x_k)``, where ``x_k`` has the ``k`` most relevant regions replaced (MoRF).
@@ -32,25 +56,13 @@ class AOPC(Faithfulness):
         seed: of the noise.
     """
 
-    patch: Count = 9
-    regions: Count = 100
-    replacement: Replacement = "noise"
-    seed: Natural = 0
-
+    ascending: ClassVar[bool] = False
     better: ClassVar[Better] = "higher"
-
-    def curve(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
-        """``f(x_k)`` for ``k = 0 .. L``, ``[B, L + 1]``; arguments are taken as they are."""
-        return _region_curve(self, model, x, maps, target, ascending=False)
-
-    def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
-        curve = self.curve(model, x, maps, target)
-        return (curve[:, :1] - curve).mean(1)
 
 
 @METRICS.register("aopc-lerf", paper="Samek et al. 2017 (LeRF)", needs=("model",))
 @dataclass(frozen=True)
-class LeastRelevantFirst(Faithfulness):
+class LeastRelevantFirst(RegionRemoval):
     """The fall of the score as in ``aopc``, but least relevant regions first (LeRF); low is faithful.
 
     Args:
@@ -62,29 +74,8 @@ class LeastRelevantFirst(Faithfulness):
         seed: of the noise.
     """
 
-    patch: Count = 9
-    regions: Count = 100
-    replacement: Replacement = "noise"
-    seed: Natural = 0
-
+    ascending: ClassVar[bool] = True
     better: ClassVar[Better] = "lower"
-
-    def curve(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
-        """``f(x_k)`` for ``k = 0 .. L``, ``[B, L + 1]``; arguments are taken as they are."""
-        return _region_curve(self, model, x, maps, target, ascending=True)
-
-    def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
-        curve = self.curve(model, x, maps, target)
-        return (curve[:, :1] - curve).mean(1)
-
-
-def _region_curve(
-    metric: AOPC | LeastRelevantFirst, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor, *, ascending: bool
-) -> Tensor:
-    order, regions = region_order(maps, metric.patch, ascending=ascending)
-    cuts = torch.arange(min(metric.regions, regions) + 1, device=x.device)
-    gone = replaced(x, metric.replacement, metric.seed)
-    return sweep(lambda some, t: metric._scores(model, some, t), x, gone, order, cuts, target, metric.chunk)
 
 
 @METRICS.register("deletion", paper="Petsiuk et al. 2018, section 4.1", needs=("model",))

@@ -6,6 +6,7 @@ that neighbour out, and it floors the denominator only where it is exactly zero.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -27,9 +28,25 @@ def _relative(before: Tensor, after: Tensor, eps: float) -> Tensor:
     return norm((after - before) / torch.where(before == 0, torch.full_like(before, eps), before))
 
 
+@dataclass(frozen=True)
+class RelativeStability(Stability):
+    """The map's relative move over the move of something else, which the subclass names; prediction kept."""
+
+    eps: Positive = 1e-6
+
+    kept_prediction: ClassVar[bool] = True
+
+    def _moved(self, center: Seen, around: Seen) -> Tensor:
+        return _relative(center.maps, around.maps, self.eps) / self._below(center, around).clamp(min=self.eps)
+
+    @abstractmethod
+    def _below(self, center: Seen, around: Seen) -> Tensor:
+        """The denominator, ``[n]``."""
+
+
 @METRICS.register("relative-input-stability", paper="Agarwal et al. 2022 (RIS)", needs=("interpreter",))
 @dataclass(frozen=True)
-class RelativeInputStability(Stability):
+class RelativeInputStability(RelativeStability):
     """Largest relative move of the map per relative move of the input, prediction kept (RIS); low is stable.
 
     Args:
@@ -41,18 +58,13 @@ class RelativeInputStability(Stability):
         eps: floor of the denominator, and what a value of 0 counts as when something is divided by it.
     """
 
-    eps: Positive = 1e-6
-
-    kept_prediction: ClassVar[bool] = True
-
-    def _moved(self, center: Seen, around: Seen) -> Tensor:
-        below = _relative(center.x, around.x, self.eps).clamp(min=self.eps)
-        return _relative(center.maps, around.maps, self.eps) / below
+    def _below(self, center: Seen, around: Seen) -> Tensor:
+        return _relative(center.x, around.x, self.eps)
 
 
 @METRICS.register("relative-output-stability", paper="Agarwal et al. 2022 (ROS)", needs=("interpreter",))
 @dataclass(frozen=True)
-class RelativeOutputStability(Stability):
+class RelativeOutputStability(RelativeStability):
     """Largest relative move of the map per move of the logits, prediction kept (ROS); low is stable.
 
     Args:
@@ -64,18 +76,13 @@ class RelativeOutputStability(Stability):
         eps: floor of the denominator, and what a map's value of 0 counts as when something is divided by it.
     """
 
-    eps: Positive = 1e-6
-
-    kept_prediction: ClassVar[bool] = True
-
-    def _moved(self, center: Seen, around: Seen) -> Tensor:
-        below = norm(around.logits - center.logits).clamp(min=self.eps)
-        return _relative(center.maps, around.maps, self.eps) / below
+    def _below(self, center: Seen, around: Seen) -> Tensor:
+        return norm(around.logits - center.logits)
 
 
 @METRICS.register("relative-representation-stability", paper="Agarwal et al. 2022 (RRS)", needs=("interpreter",))
 @dataclass(frozen=True)
-class RelativeRepresentationStability(Stability):
+class RelativeRepresentationStability(RelativeStability):
     """Largest relative move of the map per relative move of a layer's output, prediction kept (RRS); low is stable.
 
     Args:
@@ -88,16 +95,12 @@ class RelativeRepresentationStability(Stability):
         layer: the layer's dotted name; empty is the last feature map.
     """
 
-    eps: Positive = 1e-6
     layer: str = ""
-
-    kept_prediction: ClassVar[bool] = True
 
     def _layer(self, interpreter: Interpreter, x: Tensor) -> str | None:
         return self.layer or probe.last_feature_layer(interpreter.model, x).name
 
-    def _moved(self, center: Seen, around: Seen) -> Tensor:
+    def _below(self, center: Seen, around: Seen) -> Tensor:
         if center.features is None or around.features is None:
             raise InputError("no layer's output was read")
-        below = _relative(center.features, around.features, self.eps).clamp(min=self.eps)
-        return _relative(center.maps, around.maps, self.eps) / below
+        return _relative(center.features, around.features, self.eps)
