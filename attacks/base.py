@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -13,35 +14,43 @@ from torch import Tensor
 from robustexplain import checks
 from robustexplain.errors import InputError, NotDifferentiableError
 from robustexplain.fields import Natural, check_fields
+from robustexplain.interpreters import GradCAM
+from robustexplain.models import build
 from robustexplain.objectives import Goal
 from robustexplain.registry import INTERPRETERS
 from robustexplain.streams import Streams
 from robustexplain.system import System
 
-from .search import Found
+from .search import Plan
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """The outcome of an input attack.
+    """The outcome of an input attack, one entry a sample.
 
     Args:
         x: ``[B, C, H, W]`` in ``[0, 1]``.
-        success: ``[B]`` bool, from a fresh forward pass of the real model on ``x``: the prediction is ``goal_class``
-            (targeted), or no longer the label (untargeted).
-        no_map_gradient: ``[B]`` bool, where the search found the map's gradient to be exactly zero.
+        success: bool, from a fresh forward pass of the real model on ``x``: the prediction is ``goal_class``
+            (targeted), no longer the label (untargeted), or still the benign one (attacks that keep the prediction).
+        no_map_gradient: bool, where the search found the map's gradient to be exactly zero.
+        stalled: bool, where the objective never fell: the search achieved nothing.
+        misled: bool, where it stalled although the stand-in that gave the directions saw it fall.
+        queries: int64, how many inputs were shown to the system.
     """
 
     x: Tensor
     success: Tensor
     no_map_gradient: Tensor
+    stalled: Tensor
+    misled: Tensor
+    queries: Tensor
 
 
 @dataclass(frozen=True)
 class Attack(ABC):
     """Makes inputs that deceive a system: ``attack(system, x, y, goal_class=None, goal_map=None)``.
 
-    A subclass writes ``_search``; everything at the door and the verdict are here.
+    A subclass writes ``plan``; everything at the door and the verdict are here.
 
     Args:
         seed: of the streams; a sample's own stream depends on it and on the sample alone.
@@ -50,7 +59,13 @@ class Attack(ABC):
     seed: Natural = field(default=0, kw_only=True)
 
     needs_maps: ClassVar[bool] = False
-    """Whether the attack differentiates the interpreter's maps."""
+    """Whether the attack looks at the interpreter's maps."""
+    keeps_prediction: ClassVar[bool] = False
+    """Whether the prediction should stay what it is (it then takes no goal class)."""
+    moves_map: ClassVar[bool] = False
+    """Whether the map should differ from the benign one, instead of resembling a goal map."""
+    needs_data: ClassVar[bool] = False
+    """Whether the attack is fitted on images of the adversary's own before it can run: see :meth:`fitted`."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -68,34 +83,63 @@ class Attack(ABC):
         Args:
             system: what is deployed.
             x: benign inputs ``[B, C, H, W]`` in ``[0, 1]``.
-            y: ``[B]``, the labels to leave.
+            y: ``[B]``, the labels to leave (an attack that keeps the prediction keeps the benign one).
             goal_class: ``[B]``, what should be predicted; ``None``: anything but ``y`` (untargeted).
             goal_map: ``[B, H, W]``, the map that should be seen; ``None``: the benign map of the benign prediction.
 
         Raises:
-            InputError: bad tensors, or a goal class equal to the label.
+            InputError: bad tensors, a goal class equal to the label, or one for an attack that keeps the prediction.
             NotDifferentiableError: the attack needs the gradient of maps that have none.
         """
         self._check(system, x, y, goal_class, goal_map)
-        wanted = None if goal_class is None else goal_class.to(x.device, torch.int64)
-        goal = Goal(x.detach(), y.to(x.device, torch.int64), wanted)
-        if self.needs_maps:
-            goal = Goal(goal.x, goal.label, goal.goal_class, _native_goal(system, goal.x, goal_map))
+        goal = self._goal(system, x.detach(), y, goal_class, goal_map)
         streams = Streams.of(goal.x, self.seed, type(self).__name__)
         with torch.enable_grad():
-            found = self._search(system, goal, streams)
+            found = self.plan(system).run(system, goal, streams)
         with torch.no_grad():
             prediction = system.model(found.x).argmax(1)
-        hit = prediction != goal.label if goal.goal_class is None else prediction == goal.goal_class
-        return Attacked(found.x, hit, found.no_map_gradient)
+        if self.keeps_prediction:
+            hit = prediction == goal.label
+        else:
+            hit = prediction != goal.label if goal.goal_class is None else prediction == goal.goal_class
+        return Attacked(found.x, hit, found.no_map_gradient, found.stalled, found.misled, found.queries)
+
+    @abstractmethod
+    def plan(self, system: System) -> Plan:
+        """What this attack does against ``system``: threat model, objective and search."""
+
+    def words(self) -> tuple[str, str, str]:
+        """Threat model, objective and search in a few words each, for tables: those of the plan on a plain system."""
+        return self.plan(_plain_system()).words()
 
     def adapted(self, system: System) -> Attack:
         """The same attack by an adversary who knows the defended ``system``; itself, where there is nothing to add."""
         return self
 
-    @abstractmethod
-    def _search(self, system: System, goal: Goal, streams: Streams) -> Found:
-        """Look for the attacked inputs; arguments are checked already."""
+    def fitted(self, system: System, x: Tensor, y: Tensor) -> Attack:
+        """The attack made ready on images ``x`` ``[N, C, H, W]`` with labels ``y`` ``[N]`` of the adversary's own.
+
+        Universal perturbations are computed here, substitutes of a black box trained; itself, if nothing is to do.
+        """
+        return self
+
+    def differentiates(self, system: System) -> bool:
+        """Whether the attack on ``system`` needs the gradient of its maps."""
+        return self.needs_maps
+
+    def _goal(self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None) -> Goal:
+        label = y.to(x.device, torch.int64)
+        wanted = None if goal_class is None else goal_class.to(x.device, torch.int64)
+        if not (self.needs_maps or self.keeps_prediction):
+            return Goal(x, label, wanted)
+        with torch.no_grad():
+            found = system.interpreter.explain(x, native=True) if self.needs_maps else None
+            logits = system.model(x) if found is None else found.logits
+        benign = None if found is None else found.maps
+        goal = Goal(x, label, wanted, benign_map=benign, benign_logits=logits)
+        if self.keeps_prediction:
+            goal = replace(goal, label=logits.argmax(1), explained=logits.argmax(1))
+        return goal if benign is None else replace(goal, goal_map=_native(goal_map, benign))
 
     def _check(self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None) -> None:
         checks.inputs(x)
@@ -104,12 +148,14 @@ class Attack(ABC):
             num_classes = system.model(x[:1]).shape[1]
         checks.classes(y, len(x), num_classes, "y")
         if goal_class is not None:
+            if self.keeps_prediction:
+                raise InputError(f"{type(self).__name__} keeps the prediction: it takes no goal_class")
             checks.classes(goal_class, len(x), num_classes, "goal_class")
             if bool((goal_class.cpu() == y.cpu()).any()):
                 raise InputError("goal_class equals the label y for some samples: there is nothing to attack")
         if goal_map is not None:
             checks.maps_like(goal_map, x, "goal_map")
-        if self.needs_maps and not system.interpreter.differentiable:
+        if self.differentiates(system) and not system.interpreter.differentiable:
             able = ", ".join(e.name for e in INTERPRETERS if getattr(e.build, "differentiable", False))
             raise NotDifferentiableError(
                 f"{type(self).__name__} needs the gradient of the maps, and {type(system.interpreter).__name__} has "
@@ -117,10 +163,14 @@ class Attack(ABC):
             )
 
 
-def _native_goal(system: System, x: Tensor, goal_map: Tensor | None) -> Tensor:
-    """The goal map on the interpreter's own grid; by default the benign map of the benign prediction."""
-    with torch.no_grad():
-        benign = system.interpreter.explain(x, native=True).maps
+@cache
+def _plain_system() -> System:
+    model = build("small-cnn", num_classes=3)
+    return System(model, GradCAM(model))
+
+
+def _native(goal_map: Tensor | None, benign: Tensor) -> Tensor:
+    """The goal map on the grid of the ``benign`` one, which it is by default."""
     if goal_map is None or goal_map.shape == benign.shape:
         return benign if goal_map is None else goal_map.to(benign)
     wanted = goal_map.to(benign)[:, None]

@@ -9,14 +9,14 @@ from robustexplain.activations import Smooth, SmoothGradient, Softplus
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Fraction, NonNegative, Positive, Radius
 from robustexplain.interpreters.base import Interpreter
-from robustexplain.objectives import AgreeEncoder, EvadeDetector, Goal, MatchMap, Misclassify, Objective, Ramp
+from robustexplain.objectives import AgreeEncoder, EvadeDetector, MatchMap, Misclassify, Objective, Ramp
 from robustexplain.registry import ATTACKS
-from robustexplain.streams import Streams
 from robustexplain.system import System
 
 from .base import Attack
+from .directions import Backward
 from .prediction import Norm, ball, step
-from .search import Found, Search, Stage
+from .search import Plan, Search, Stage
 
 
 @ATTACKS.register("adv2", paper="Zhang et al. 2020, eq. 3-4, section 3.6", needs=("gradients", "differentiable maps"))
@@ -48,6 +48,8 @@ class ADV2(Attack):
         evade: weight of the detector's soft score; 0 ignores it (see :meth:`adapted`).
         norm: ``linf`` or ``l2``.
         restarts: run this often and keep the best; all but the first begin at random.
+        draws: average directions over so many draws of what is random in the system (Athalye et al. 2018).
+        straight: go straight through rounding inside the model.
     """
 
     eps: Radius = 0.031
@@ -64,6 +66,8 @@ class ADV2(Attack):
     evade: NonNegative = 0.0
     norm: Norm = "linf"
     restarts: Count = 1
+    draws: Count = 1
+    straight: bool = False
 
     needs_maps: ClassVar[bool] = True
 
@@ -80,14 +84,13 @@ class ADV2(Attack):
             return self
         return replace(self, evade=1.0, surrogate="smooth_gradient" if self.surrogate == "auto" else self.surrogate)
 
-    def _search(self, system: System, goal: Goal, streams: Streams) -> Found:
-        if goal.goal_map is None:
-            raise InputError("ADV2 needs a goal map")
+    def plan(self, system: System) -> Plan:
+        """A warm start on the prediction, then both."""
         warm = round(self.steps * self.warm_start)
         update = step(self.norm, self.step_size)
         stages = (Stage(Misclassify(), warm, update), Stage(self.objective(system), self.steps - warm, update))
-        surrogate = self._surrogate(system.interpreter)
-        return Search(ball(self.norm, self.eps), stages, surrogate, restarts=self.restarts).run(system, goal, streams)
+        direction = Backward(self._surrogate(system.interpreter), self.straight, self.draws)
+        return Search(ball(self.norm, self.eps), stages, direction, restarts=self.restarts)
 
     def objective(self, system: System) -> Objective:
         """What the joint stage minimises against ``system``."""

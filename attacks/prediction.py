@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
+from torch import Tensor
 
-from robustexplain.fields import Count, Fraction, Positive, Radius
-from robustexplain.objectives import Goal, Misclassify
+from robustexplain import maps as ops
+from robustexplain.fields import Count, Fraction, NonNegative, Positive, Radius
+from robustexplain.objectives import Goal, Misclassify, Objective, Sum
 from robustexplain.registry import ATTACKS
 from robustexplain.streams import Streams
 from robustexplain.system import System
 
 from .base import Attack
-from .search import Found, NormalisedStep, Search, SignStep, Stage, Update
+from .directions import Backward
+from .search import Found, Plan, Search, Stage
 from .threat import L2, Linf, Threat
+from .updates import MomentumStep, NormalisedStep, SignStep, Update
 
 Norm = Literal["linf", "l2"]
 
@@ -30,13 +33,44 @@ def step(norm: Norm, size: float) -> Update:
     return SignStep(size) if norm == "linf" else NormalisedStep(size)
 
 
+@dataclass(frozen=True)
+class _Drawn(Plan):
+    """No search: the input as it is, or with noise on it."""
+
+    threat: Threat
+    kind: Literal["none", "uniform", "sign", "gaussian"]
+
+    @property
+    def aim(self) -> Objective:
+        return Sum()
+
+    @property
+    def way(self) -> str:
+        return "none" if self.kind == "none" else f"{self.kind} noise"
+
+    def run(self, system: System, goal: Goal, streams: Streams) -> Found:
+        x = goal.x
+        if self.kind == "none":
+            return Found.of(x.clone())
+        noise = streams.normal(x) if self.kind == "gaussian" else streams.uniform(x, -1, 1)
+        noise = noise.sign() if self.kind == "sign" else noise
+        return Found.of(self.threat.project(x, x + self._scale(noise) * noise))
+
+    def _scale(self, noise: Tensor) -> Tensor | float:
+        eps: float = self.threat.eps  # type: ignore[attr-defined]
+        if isinstance(self.threat, L2):
+            return eps / ops.expand(noise.flatten(1).norm(dim=1), noise)
+        return eps / 2 if self.kind == "gaussian" else eps
+
+
 @ATTACKS.register("clean")
 @dataclass(frozen=True)
 class Clean(Attack):
     """No change: the benign input itself."""
 
-    def _search(self, system: System, goal: Goal, streams: Streams) -> Found:
-        return Found(goal.x.clone(), torch.zeros(len(goal.x), dtype=torch.bool, device=goal.x.device))
+    def plan(self, system: System) -> Plan:
+        """Nothing to look for."""
+        return _Drawn(Linf(0.0), "none")
 
 
 @ATTACKS.register("noise")
@@ -46,7 +80,8 @@ class Noise(Attack):
 
     Args:
         eps: radius, in the units of ``[0, 1]`` pixels.
-        kind: ``uniform`` in the box, ``sign`` (a random corner of it), or ``gaussian`` (scaled to the norm).
+        kind: ``uniform`` in the box, ``sign`` (a random corner of it), or ``gaussian`` (of deviation ``eps / 2`` in
+            L-infinity, clipped). In L2 each is scaled to length ``eps``.
         norm: ``linf`` or ``l2``.
     """
 
@@ -58,15 +93,9 @@ class Noise(Attack):
         super().__post_init__()
         ball(self.norm, self.eps)
 
-    def _search(self, system: System, goal: Goal, streams: Streams) -> Found:
-        x, threat = goal.x, ball(self.norm, self.eps)
-        if self.kind == "sign":
-            noisy = x + self.eps * (streams.uniform(x) - 0.5).sign()
-        elif self.kind == "gaussian":
-            noisy = x + self.eps / 2 * streams.normal(x)
-        else:
-            noisy = threat.sample(x, streams)
-        return Found(threat.project(x, noisy), torch.zeros(len(x), dtype=torch.bool, device=x.device))
+    def plan(self, system: System) -> Plan:
+        """One draw."""
+        return _Drawn(ball(self.norm, self.eps), self.kind)
 
 
 @ATTACKS.register("fgsm", paper="Goodfellow et al. 2015", needs=("gradients",))
@@ -80,11 +109,59 @@ class FGSM(Attack):
 
     eps: Fraction = 8 / 255
 
-    def _search(self, system: System, goal: Goal, streams: Streams) -> Found:
-        objective = Misclassify()
-        # The published attack is its one step, not the better of that step and the start.
-        search = Search(Linf(self.eps), (Stage(objective, 1, SignStep(self.eps)), Stage(objective, 0, SignStep(0.0))))
-        return search.run(system, goal, streams)
+    def plan(self, system: System) -> Plan:
+        """The published attack is its one step, not the better of that step and the start."""
+        return Search(Linf(self.eps), (Stage(Misclassify(), 1, SignStep(self.eps)),), returns="last")
+
+
+@ATTACKS.register("bim", paper="Kurakin et al. 2017", needs=("gradients",))
+@dataclass(frozen=True)
+class BIM(Attack):
+    """Basic iterative method: sign steps from the image itself; its last iterate, as published.
+
+    Args:
+        eps: L-infinity radius, in the units of ``[0, 1]`` pixels.
+        steps: iterations.
+        step_size: of one step.
+    """
+
+    eps: Fraction = 8 / 255
+    steps: Count = 10
+    step_size: Positive = 1 / 255
+
+    def plan(self, system: System) -> Plan:
+        """Sign descent on the cross-entropy."""
+        stage = Stage(Misclassify(), self.steps, SignStep(self.step_size))
+        return Search(Linf(self.eps), (stage,), returns="last")
+
+
+@ATTACKS.register("mi-fgsm", paper="Dong et al. 2018, Algorithm 1", needs=("gradients",))
+@dataclass(frozen=True)
+class MIFGSM(Attack):
+    """Momentum iterative FGSM: sign steps along an accumulated, L1-normalised gradient; its last iterate.
+
+    Args:
+        eps: radius of the ball.
+        steps: ``T``.
+        step_size: ``alpha``; the paper uses ``eps / T``.
+        decay: ``mu``.
+        norm: ``linf`` (sign steps) or ``l2`` (steps of that length along the momentum).
+    """
+
+    eps: Radius = 8 / 255
+    steps: Count = 10
+    step_size: Positive = 0.8 / 255
+    decay: NonNegative = 1.0
+    norm: Norm = "linf"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ball(self.norm, self.eps)
+
+    def plan(self, system: System) -> Plan:
+        """Momentum on the cross-entropy."""
+        update = MomentumStep(self.step_size, self.decay, sign=self.norm == "linf")
+        return Search(ball(self.norm, self.eps), (Stage(Misclassify(), self.steps, update),), returns="last")
 
 
 @ATTACKS.register("pgd", paper="Madry et al. 2018; Zhang et al. 2020, eq. 1", needs=("gradients",))
@@ -102,6 +179,7 @@ class PGD(Attack):
         random_start: begin at a random point of the ball.
         restarts: run this often, keep the best.
         early_stop: stop a sample at its first success.
+        straight: go straight through rounding inside the model (Athalye et al. 2018).
     """
 
     eps: Radius = 8 / 255
@@ -111,17 +189,19 @@ class PGD(Attack):
     random_start: bool = False
     restarts: Count = 1
     early_stop: bool = False
+    straight: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         ball(self.norm, self.eps)
 
-    def _search(self, system: System, goal: Goal, streams: Streams) -> Found:
-        search = Search(
+    def plan(self, system: System) -> Plan:
+        """Descent on the cross-entropy."""
+        return Search(
             ball(self.norm, self.eps),
             (Stage(Misclassify(), self.steps, step(self.norm, self.step_size)),),
+            Backward(straight=self.straight),
             random_start=self.random_start,
             restarts=self.restarts,
             early_stop=self.early_stop,
         )
-        return search.run(system, goal, streams)

@@ -8,53 +8,24 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from robustexplain import maps as ops
-from robustexplain.activations import Smooth, swapped
-from robustexplain.errors import InputError, NotDifferentiableError, ZeroMapGradientWarning
+from robustexplain.errors import ZeroMapGradientWarning
 from robustexplain.fields import Count, Natural, check_fields
 from robustexplain.interpreters import unwatched
-from robustexplain.objectives import Goal, Objective, Seen, Weight, at, needs_of, sum_losses
+from robustexplain.objectives import Goal, Objective, Seen
+from robustexplain.registry import OBJECTIVES
 from robustexplain.streams import Streams
 from robustexplain.system import System
 
+from .directions import Backward, Direction, Problem
 from .threat import Threat
-
-
-class Update(ABC):
-    """One step of a search along a gradient."""
-
-    @abstractmethod
-    def __call__(self, variable: Tensor, gradient: Tensor, progress: float) -> Tensor:
-        """The variable after the step, before projection."""
-
-
-@dataclass(frozen=True)
-class SignStep(Update):
-    """``v - size * sign(g)`` (Madry et al. 2018; Zhang et al. 2020, eq. 4)."""
-
-    size: Weight = 1 / 255
-
-    def __call__(self, variable: Tensor, gradient: Tensor, progress: float) -> Tensor:
-        """One sign step."""
-        return variable - at(self.size, progress) * gradient.sign()
-
-
-@dataclass(frozen=True)
-class NormalisedStep(Update):
-    """``v - size * g / ||g||_2`` per sample: the step of the L2 ball."""
-
-    size: Weight = 0.1
-
-    def __call__(self, variable: Tensor, gradient: Tensor, progress: float) -> Tensor:
-        """One step of length ``size``."""
-        norm = ops.expand(gradient.flatten(1).norm(dim=1), gradient)
-        return variable - at(self.size, progress) * gradient / norm.clamp(min=1e-12)
+from .updates import Memory, Update
+from .verdict import Best, Progress
 
 
 @dataclass(frozen=True)
@@ -71,90 +42,129 @@ class Stage:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search returns: the best inputs, and whether the map gradient was zero (``[B]`` bool)."""
+    """What a search returns, one entry a sample.
+
+    Args:
+        x: the attacked inputs ``[B, ...]``.
+        queries: int64 ``[B]``, how many inputs were shown to the system.
+        no_map_gradient: bool, where the map's gradient was exactly zero.
+        stalled: bool, where the objective never fell below its value at the start (and was not met there).
+        misled: bool, where it stalled although the stand-in that was followed saw it fall.
+    """
 
     x: Tensor
+    queries: Tensor
     no_map_gradient: Tensor
+    stalled: Tensor
+    misled: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, queries: int | Tensor = 0, stalled: Tensor | None = None) -> Found:
+        """For a search that has less to report."""
+        none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        counts = torch.zeros(len(x), dtype=torch.int64, device=x.device) + queries
+        return cls(x, counts, none, none if stalled is None else stalled, none)
 
 
-def observe(system: System, x: Tensor, goal: Goal, needs: frozenset[str]) -> Seen:
-    """One look at the system: logits always, maps (of the goal class, on their own grid) and score if needed."""
-    score = None
-    if "score" in needs:
-        if system.detector is None:
-            raise InputError("this objective needs a system with a detector, and the system has none")
-        score = system.detector.soft_score(x)
-    if "maps" not in needs:
-        return Seen(x, system.model(x), score=score)
-    found = system.interpreter.explain(x, goal.goal_class, native=True)
-    return Seen(x, *found, score=score)
+class Plan(ABC):
+    """A threat model, an objective and a way to look: what an attack consists of, ready to run."""
+
+    threat: Threat
+
+    @property
+    @abstractmethod
+    def aim(self) -> Objective:
+        """The objective that decides which iterate is best."""
+
+    @property
+    @abstractmethod
+    def way(self) -> str:
+        """How it looks, in a few words for tables."""
+
+    @abstractmethod
+    def run(self, system: System, goal: Goal, streams: Streams) -> Found:
+        """Look for the attacked inputs; every sample on its own."""
+
+    def words(self) -> tuple[str, str, str]:
+        """Threat model, objective and search, in a few words for tables."""
+        return self.threat.words, aim_words(self.aim), self.way
+
+
+def aim_words(objective: Objective) -> str:
+    """The registered names of an objective's parts, joined by ``+``."""
+    names = {entry.build: entry.name for entry in OBJECTIVES}
+    parts = [part for _, part in objective.terms()]
+    return " + ".join(names.get(type(part), type(part).__name__) for part in parts)
 
 
 @dataclass
-class _Best:
-    """Per sample, the best iterate so far: nearest to meeting every constraint, then the lowest score."""
+class _Live:
+    """The samples that are still searched for; ``rows`` says which of the batch they are."""
 
-    x: Tensor
-    unmet: Tensor
-    score: Tensor
+    rows: Tensor
+    variable: Tensor
+    goal: Goal
+    streams: Streams
+    threat: Threat
+    memory: Memory = ()
+    tick: int = 0
 
-    @classmethod
-    def none(cls, x: Tensor) -> _Best:
-        far = torch.full((len(x),), torch.inf, device=x.device)
-        return cls(x.clone(), far.clone(), far)
+    def problem(self, system: System, objective: Objective, progress: float) -> Problem:
+        return Problem(system, self.threat, self.goal, objective, self.streams, progress, self.tick)
 
-    def update(self, rows: Tensor, seen: Seen, goal: Goal, objective: Objective) -> Tensor:
-        """Take over what is better; where all constraints are met, ``[len(rows)]`` bool."""
-        unmet, score = _rank(objective, seen, goal)
-        better = (unmet < self.unmet[rows]) | ((unmet == self.unmet[rows]) & (score < self.score[rows]))
-        at_rows = rows[better]
-        self.x[at_rows] = seen.x.detach()[better]
-        self.unmet[at_rows], self.score[at_rows] = unmet[better], score[better]
-        return unmet == 0
-
-
-def _rank(objective: Objective, seen: Seen, goal: Goal) -> tuple[Tensor, Tensor]:
-    """Unmet constraints and the loss that decides among equals (weights as they are at the end of the search)."""
-    with torch.no_grad():
-        terms = objective.terms()
-        constraints = [part for _, part in terms if part.constraint]
-        unmet = sum((part.unmet(seen, goal) for part in constraints), torch.zeros(len(seen.x), device=seen.x.device))
-        rest = tuple(t for t in terms if not t[1].constraint) or terms
-        return unmet, sum_losses(rest, seen.at(1.0), goal).float()
+    def keep(self, mask: Tensor) -> None:
+        self.rows, self.variable = self.rows[mask], self.variable[mask]
+        self.goal, self.streams = self.goal.select(mask), self.streams.select(mask.nonzero()[:, 0])
+        self.threat, self.memory = self.threat.select(mask), tuple(m[mask] for m in self.memory)
 
 
 @dataclass(frozen=True)
-class Search:
-    """The loop: threat model, stages, and how iterates are judged.
+class Search(Plan):
+    """The loop: threat model, stages, directions, and how iterates are judged.
 
     Args:
         threat: where the variable may go.
         stages: objectives and their steps, in order; the last one decides which iterate is best.
-        surrogate: what rectifiers compute while directions are sought; ``None`` follows the system itself.
-        judge_every: with a surrogate, look at the real system every so many steps (without one it costs nothing).
+        direction: where steps lead: the gradient of the system, of a stand-in, of an average, or an estimate.
+        judge_every: if directions do not come from the real system, look at it every so many steps (else it is free).
         random_start: begin at a random allowed input instead of at ``x``.
         restarts: run this often and keep the best; every run but the first begins at random.
         early_stop: let a sample go as soon as it meets every constraint (for objectives made of constraints alone).
+        returns: the ``best`` iterate, or the ``last`` as some attacks are published.
     """
 
     threat: Threat
     stages: tuple[Stage, ...]
-    surrogate: Smooth | None = None
+    direction: Direction = field(default_factory=Backward)
     judge_every: Count = 10
     random_start: bool = False
     restarts: Count = 1
     early_stop: bool = False
+    returns: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def aim(self) -> Objective:
+        """The last stage's objective."""
+        return self.stages[-1].objective
+
+    @property
+    def way(self) -> str:
+        """The update, what its direction comes from, and the warm start."""
+        said = self.direction.words
+        update = type(self.stages[-1].update).__name__
+        warm = f"after {aim_words(self.stages[0].objective)}" if len(self.stages) > 1 else ""
+        return ", ".join(part for part in (update, said, warm) if part)
 
     def run(self, system: System, goal: Goal, streams: Streams) -> Found:
         """Search from ``goal.x``; every sample on its own.
 
         Raises:
-            NotDifferentiableError: if the maps carry no gradient.
+            NotDifferentiableError: if the direction is a gradient, and the maps or logits carry none.
         """
-        with unwatched():
+        with unwatched(), torch.set_grad_enabled(self.direction.needs_graph):
             found = self._run(system, goal, streams)
         dead = found.no_map_gradient
         if bool(dead.any()):
@@ -162,89 +172,54 @@ class Search:
         return found
 
     def _run(self, system: System, goal: Goal, streams: Streams) -> Found:
-        best = _Best.none(goal.x)
-        dead = torch.zeros(len(goal.x), dtype=torch.bool, device=goal.x.device)
+        best, seen = Best.none(goal.x), Progress.none(goal.x)
         for attempt in range(self.restarts):
-            random = streams if self.random_start or attempt else None
-            variable = self.threat.start(goal.x, random)
-            rows = torch.arange(len(goal.x), device=goal.x.device)
+            wanted = best.unmet > (0 if self.early_stop else -1)
+            rows = wanted.nonzero()[:, 0]
+            if not len(rows):
+                break
+            own = streams.select(rows)
+            mine = goal.select(rows)
+            threat = self.threat.bind(mine.x, own)
+            start = threat.start(mine.x, own if self.random_start or attempt else None)
+            live = _Live(rows, start, mine, own, threat)
             for stage in self.stages:
-                last = stage is self.stages[-1]
-                variable, rows = self._stage(system, goal, streams, stage, variable, rows, best if last else None, dead)
-        return Found(best.x, dead)
+                self._stage(system, stage, live, best if stage is self.stages[-1] else None, seen)
+        return Found(best.x, seen.queries, seen.flat, *seen.verdict(best))
 
-    def _stage(
-        self,
-        system: System,
-        goal: Goal,
-        streams: Streams,
-        stage: Stage,
-        variable: Tensor,
-        rows: Tensor,
-        best: _Best | None,
-        dead: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        needs = needs_of(stage.objective)
-        now_goal, now_streams = goal.select(rows), streams.select(rows)
+    def _stage(self, system: System, stage: Stage, live: _Live, best: Best | None, seen: Progress) -> None:
+        live.memory = stage.update.begin(live.variable)
         for step in range(stage.steps):
-            progress = step / max(stage.steps - 1, 1)
-            variable.requires_grad_()
-            # The prediction alone needs no stand-in: it has its gradient.
-            with swapped(self.surrogate) if self.surrogate is not None and needs else nullcontext():
-                seen = observe(system, self.threat.apply(now_goal.x, variable), now_goal, needs)
-                gradient, stuck = _direction(
-                    stage.objective, seen, now_goal, variable, progress, now_streams, step == 0
-                )
-            dead[rows] |= stuck
-            variable = variable.detach()
-            if best is not None and (self.surrogate is None or step % self.judge_every == 0):
-                real = seen if self.surrogate is None else self._look(system, variable, now_goal, needs)
-                done = best.update(rows, real, now_goal, stage.objective)
-                if self.early_stop and bool(done.any()):
-                    keep = ~done
-                    rows, variable, gradient = rows[keep], variable[keep], gradient[keep]
-                    now_goal, now_streams = now_goal.select(keep), now_streams.select(keep.nonzero()[:, 0])
-                    if len(rows) == 0:
-                        return variable, rows
-            variable = self.threat.project(now_goal.x, stage.update(variable, gradient, progress))
+            problem = live.problem(system, stage.objective, step / max(stage.steps - 1, 1))
+            found = self.direction(problem, live.variable, step == 0)
+            seen.queries[live.rows] += found.queries
+            seen.flat[live.rows] |= found.no_map_gradient
+            gradient = found.gradient
+            if best is not None:
+                seen.follow(live.rows, found.loss, first=step == 0)
+                if found.seen is not None or step % self.judge_every == 0:
+                    done = self._judge(problem, live, found.seen, best, seen, last=False)
+                    if self.early_stop and bool(done.any()):
+                        live.keep(~done)
+                        gradient = gradient[~done]
+            if not len(live.rows):
+                return
+            moved, live.memory = stage.update(live.variable, gradient, problem.progress, live.memory)
+            live.variable = live.threat.project(live.goal.x, moved).detach()
+            live.tick += 1
         if best is not None:
-            best.update(rows, self._look(system, variable, now_goal, needs), now_goal, stage.objective)
-        return variable, rows
+            problem = live.problem(system, stage.objective, 1.0)
+            self._judge(problem, live, None, best, seen, last=self.returns == "last")
 
-    def _look(self, system: System, variable: Tensor, goal: Goal, needs: frozenset[str]) -> Seen:
-        with torch.no_grad():
-            return observe(system, self.threat.apply(goal.x, variable), goal, needs)
-
-
-def _direction(
-    objective: Objective, seen: Seen, goal: Goal, variable: Tensor, progress: float, streams: Streams, check: bool
-) -> tuple[Tensor, Tensor]:
-    """The gradient of the loss, and (on the first step of a stage) where that of its map part is zero."""
-    seen = replace(seen, progress=progress, streams=streams)
-    stuck = torch.zeros(len(seen.x), dtype=torch.bool, device=seen.x.device)
-    about_maps = tuple((w, part) for w, part in objective.terms() if "maps" in part.needs and not part.constraint)
-    if check and about_maps:
-        loss = sum_losses(about_maps, seen, goal)
-        alone = _grad_or_none(loss.sum(), variable)
-        if alone is None:
-            raise NotDifferentiableError("the maps carry no gradient to the input: their graph is detached")
-        broken = ~torch.isfinite(alone).flatten(1).all(1)
-        if bool(broken.any()):
-            first = int(broken.nonzero()[0])
-            raise InputError(
-                f"the map of sample {first} of {len(alone)}, or its gradient, is NaN or infinite: no direction can "
-                "come of it; does the model overflow on this input, or in this precision?"
-            )
-        stuck = (alone.flatten(1).abs().amax(1) == 0) & (loss.detach() > 0)
-    (gradient,) = torch.autograd.grad(objective.loss(seen, goal).sum(), variable)
-    return gradient, stuck
-
-
-def _grad_or_none(loss: Tensor, variable: Tensor) -> Tensor | None:
-    """The gradient; ``None`` if the graph does not lead to the variable (to the weights it may)."""
-    if not loss.requires_grad:
-        return None
-    return torch.autograd.grad(loss, variable, retain_graph=True, allow_unused=True)[0]
+    def _judge(
+        self, problem: Problem, live: _Live, look: Seen | None, best: Best, seen: Progress, *, last: bool
+    ) -> Tensor:
+        """Take over what is better, seen on the real system; where all constraints are met, ``[rows]`` bool."""
+        if look is None:
+            with torch.no_grad():
+                look = problem.look(live.variable)
+            seen.queries[live.rows] += 1
+        return best.update(live.rows, look, live.goal, problem.objective, seen, always=last)
 
 
 def _no_gradient(count: int, total: int) -> str:

@@ -20,6 +20,28 @@ class Threat(ABC):
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @property
+    def words(self) -> str:
+        """For tables."""
+        return type(self).__name__
+
+    def bind(self, x: Tensor, streams: Streams) -> Threat:
+        """This threat for the samples ``x``: with what is drawn once for each of them (a patch's place)."""
+        return self
+
+    def select(self, rows: Tensor) -> Threat:
+        """A bound threat for some of its samples."""
+        return self
+
+    @property
+    def random(self) -> bool:
+        """Whether :meth:`redrawn` changes anything."""
+        return False
+
+    def redrawn(self, x: Tensor, seed: int) -> Threat:
+        """This bound threat with its randomness (where a patch is put down) drawn anew."""
+        return self
+
     def start(self, x: Tensor, streams: Streams | None = None) -> Tensor:
         """The variable to begin with: no change, or with ``streams`` a random allowed one."""
         return x.clone() if streams is None else self.project(x, self.sample(x, streams))

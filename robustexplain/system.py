@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import copy
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -106,6 +107,15 @@ class System:
         """The same without its detector."""
         return replace(self, detector=None)
 
+    @property
+    def random(self) -> bool:
+        """Whether the interpreter draws (SmoothGrad's noise, RISE's masks), so that :meth:`redrawn` differs."""
+        return _has_seed(self.interpreter)
+
+    def redrawn(self, seed: int) -> System:
+        """The same with other draws: what an adversary who does not know the seed averages over."""
+        return replace(self, interpreter=_reseeded(self.interpreter, seed)) if self.random else self
+
     def save(self, folder: str | Path) -> Path:
         """Write ``system.json`` and ``weights.safetensors`` (and a detector's own files) into ``folder``.
 
@@ -133,3 +143,28 @@ class System:
         if not isinstance(system, cls):
             raise InputError(f"{folder} holds a {type(system).__name__}, not a System")
         return system
+
+
+def _members(interpreter: Interpreter) -> dict[str, tuple[Interpreter, ...]]:
+    """The interpreters that an interpreter is made of, by field."""
+    found = {f.name: getattr(interpreter, f.name) for f in fields(interpreter)}
+    parts = {name: value if isinstance(value, tuple) else (value,) for name, value in found.items()}
+    return {n: p for n, p in parts.items() if p and all(isinstance(part, Interpreter) for part in p)}
+
+
+def _has_seed(interpreter: Interpreter) -> bool:
+    inner = (part for parts in _members(interpreter).values() for part in parts)
+    return any(f.name == "seed" for f in fields(interpreter)) or any(map(_has_seed, inner))
+
+
+def _reseeded(interpreter: Interpreter, seed: int) -> Interpreter:
+    # A copy keeps what was found out about the model (its feature layer), which making a new one would look for again;
+    # but for what was drawn.
+    made = copy.copy(interpreter)
+    made.__dict__.pop("_drawn", None)
+    if any(f.name == "seed" for f in fields(made)):
+        object.__setattr__(made, "seed", seed)
+    for name, parts in _members(interpreter).items():
+        inner = tuple(_reseeded(part, seed) for part in parts)
+        object.__setattr__(made, name, inner if isinstance(getattr(made, name), tuple) else inner[0])
+    return made

@@ -22,6 +22,8 @@ from robustexplain.registry import ATTACKS
 
 EPS = 0.1
 FEW = {"eps": EPS, "steps": 6, "step_size": 0.03}
+SMALL: dict[str, dict[str, Any]] = {}
+"""Further settings, by registered name, that keep an attack's tests short."""
 
 
 def has(attack: Attack, name: str) -> bool:
@@ -36,7 +38,7 @@ def variants() -> list[Any]:
     """Each registered attack with few steps, and with each of the shared options that it has."""
     found = []
     for entry in ATTACKS:
-        plain = set_where_known(entry.build(), **FEW)
+        plain = set_where_known(entry.build(), **{**FEW, **SMALL.get(entry.name, {})})
         found.append(pytest.param(plain, id=entry.name))
         if has(plain, "norm"):
             found.append(pytest.param(replace(plain, norm="l2", eps=0.7), id=f"{entry.name}-l2"))
@@ -63,8 +65,14 @@ class Case:
     goal: Tensor
 
     def run(self, rows: Any = slice(None), *, targeted: bool = True, attack: Attack | None = None) -> Attacked:
-        goal = self.goal[rows] if targeted else None
-        return (attack or self.attack)(self.system, self.x[rows], self.y[rows], goal)
+        attack = self.ready(attack or self.attack)
+        goal = self.goal[rows] if targeted and not attack.keeps_prediction else None
+        return attack(self.system, self.x[rows], self.y[rows], goal)
+
+    def ready(self, attack: Attack) -> Attack:
+        """Fitted on images of its own, if it needs that."""
+        x, y = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(11)), torch.arange(8) % 4
+        return attack.fitted(self.system, x.to(self.x.dtype), y) if attack.needs_data else attack
 
     def to(self, dtype: torch.dtype) -> Case:
         model = copy.deepcopy(self.system.model).to(dtype)
@@ -156,7 +164,8 @@ def test_leaves_model_inputs_and_random_state_as_found(case: Case) -> None:
     x, y, goal = case.x.clone().requires_grad_(), case.y.clone(), case.goal.clone()
     before = state_of(model)
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
-    found = case.attack(case.system, x, y, goal)
+    attack = case.ready(case.attack)
+    found = attack(case.system, x, y, None if attack.keeps_prediction else goal)
     assert state_of(model) == before
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (np.random.get_state()[1].tolist(), random.getstate()) == states[1:]  # noqa: NPY002
@@ -172,7 +181,11 @@ def test_leaves_model_inputs_and_random_state_as_found(case: Case) -> None:
 def test_success_is_what_a_fresh_forward_pass_says(case: Case, targeted: bool) -> None:
     found = case.run(targeted=targeted)
     prediction = case.system.model(found.x).argmax(1)
-    assert torch.equal(found.success, prediction == case.goal if targeted else prediction != case.y)
+    if case.attack.keeps_prediction:
+        wanted = prediction == case.system.model(case.x).argmax(1)
+    else:
+        wanted = prediction == case.goal if targeted else prediction != case.y
+    assert torch.equal(found.success, wanted)
 
 
 def test_works_where_the_caller_has_switched_autograd_off(case: Case) -> None:
@@ -182,7 +195,9 @@ def test_works_where_the_caller_has_switched_autograd_off(case: Case) -> None:
 
 
 def test_takes_classes_as_int32(case: Case) -> None:
-    found = case.attack(case.system, case.x, case.y.int(), case.goal.int())
+    attack = case.ready(case.attack)
+    goal = None if attack.keeps_prediction else case.goal.int()
+    found = attack(case.system, case.x, case.y.int(), goal)
     assert torch.equal(found.x, case.run().x)
 
 
@@ -258,8 +273,13 @@ def bad(what: str) -> Callable[[Case], tuple[Any, ...]]:
     ],
 )
 def test_bad_input_is_refused_at_the_door(case: Case, what: str, says: str) -> None:
+    attack, (x, y, goal, *rest) = case.ready(case.attack), bad(what)(case)
+    if attack.keeps_prediction and what.startswith("goal"):
+        says = "takes no goal_class"
+    elif attack.keeps_prediction:
+        goal = None
     with pytest.raises(InputError, match=says):
-        case.attack(case.system, *bad(what)(case))
+        attack(case.system, x, y, goal, *rest)
 
 
 def test_a_model_in_train_mode_is_refused(case: Case) -> None:
@@ -278,11 +298,33 @@ class Opaque(CAM):
 def test_maps_without_a_gradient_are_refused_by_who_needs_it(case: Case) -> None:
     opaque: Interpreter = Opaque(case.system.model)
     system = rx.System(case.system.model, opaque)
-    if not case.attack.needs_maps:
-        assert case.attack(system, case.x, case.y, case.goal).x.shape == case.x.shape
+    attack = case.ready(case.attack)
+    goal = None if attack.keeps_prediction else case.goal
+    if not attack.differentiates(system):
+        assert attack(system, case.x, case.y, goal).x.shape == case.x.shape
         return
     with pytest.raises(NotDifferentiableError, match=r"Opaque.*cam.*gradcam.*gradient"):
-        case.attack(system, case.x, case.y, case.goal)
+        attack(system, case.x, case.y, goal)
+
+
+def test_works_under_bfloat16_autocast(case: Case) -> None:
+    single = case.to(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = single.run()
+    assert found.x.dtype == torch.float32
+    assert bool(torch.isfinite(found.x).all())
+
+
+def test_reports_what_it_cost_and_whether_it_got_anywhere(case: Case) -> None:
+    found = case.run()
+    assert found.queries.shape == found.stalled.shape == found.misled.shape == (5,)
+    assert found.queries.dtype == torch.int64
+    assert found.stalled.dtype == found.misled.dtype == torch.bool
+    assert not bool((found.misled & ~found.stalled).any())
+
+
+def test_says_what_it_is_made_of(case: Case) -> None:
+    assert all(isinstance(word, str) for word in case.attack.words())
 
 
 @pytest.mark.parametrize("entry", list(ATTACKS), ids=lambda e: e.name)

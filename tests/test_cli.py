@@ -143,7 +143,7 @@ def test_run_with_failed_cells_ends_with_code_1_and_says_where_to_look(
     def broken(*args: object) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(PGD, "_search", broken)
+    monkeypatch.setattr(PGD, "plan", broken)
     code, _, said = cli("run", TINY, *SMALLER, "--limit", 2, "--out", "r")
     assert code == 1
     assert "3 cells failed; r/report.html shows which and why" in said

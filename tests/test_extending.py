@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustexplain.attacks import Attack, Linf, Search, SignStep, Stage
-from robustexplain.attacks.search import Found
+from robustexplain.attacks import Attack, Linf, Plan, Search, SignStep, Stage
 from robustexplain.catalogue import markdown, rows_of
 from robustexplain.errors import InputError
 from robustexplain.evaluation import RunFolder, run
@@ -24,7 +23,6 @@ from robustexplain.metrics import MapMetric
 from robustexplain.objectives import Goal, Misclassify, Objective, Seen
 from robustexplain.recipe import check, read
 from robustexplain.registry import ATTACKS, INTERPRETERS, METRICS
-from robustexplain.streams import Streams
 from robustexplain.system import System
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -62,9 +60,9 @@ class Blinding(Attack):
 
     needs_maps: ClassVar[bool] = True
 
-    def _search(self, system: System, goal: Goal, streams: Streams) -> Found:
+    def plan(self, system: System) -> Plan:
         stage = Stage(Misclassify() + self.weight * Blind(), self.steps, SignStep(self.step_size))
-        return Search(Linf(self.eps), (stage,)).run(system, goal, streams)
+        return Search(Linf(self.eps), (stage,))
 
 
 @dataclass(frozen=True, eq=False)

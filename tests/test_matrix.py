@@ -231,7 +231,7 @@ def test_an_attack_that_raises_is_a_column_of_holes_and_a_filled_run_equals_an_u
 ) -> None:
     recipe, root = small
     with monkeypatch.context() as patch:
-        patch.setattr(PGD, "_search", _raise("the attack is broken"))
+        patch.setattr(PGD, "plan", _raise("the attack is broken"))
         assert quiet_run(recipe, root) == 3
     failed = {where for where, status in cells(root).items() if status == "failed"}
     assert {column for _, column in failed} == {"pgd"}

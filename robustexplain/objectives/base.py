@@ -1,0 +1,198 @@
+"""The language of objectives: what stays fixed (a goal), what is seen, losses that add up, and schedules."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from ..fields import check_fields
+from ..streams import Streams
+
+if TYPE_CHECKING:
+    from ..system import System
+
+
+class Schedule(Protocol):
+    """A number that changes with progress in ``[0, 1]``."""
+
+    def __call__(self, progress: float) -> float:
+        """The value at ``progress``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Linear from ``start`` to ``end``."""
+
+    start: float
+    end: float
+
+    def __call__(self, progress: float) -> float:
+        """The value at ``progress`` in ``[0, 1]``."""
+        return self.start + (self.end - self.start) * progress
+
+
+Weight = float | Schedule
+
+
+def at(weight: Weight, progress: float) -> float:
+    """The value of a number or a schedule at ``progress``."""
+    return weight(progress) if callable(weight) else float(weight)
+
+
+@dataclass(frozen=True)
+class Product:
+    """The product of two weights, of which at least one is a schedule."""
+
+    first: Weight
+    second: Weight
+
+    def __call__(self, progress: float) -> float:
+        """The value at ``progress`` in ``[0, 1]``."""
+        return at(self.first, progress) * at(self.second, progress)
+
+
+def _product(first: Weight, second: Weight) -> Weight:
+    return Product(first, second) if callable(first) or callable(second) else first * second
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What stays fixed for each sample while a search runs.
+
+    Args:
+        x: the benign inputs ``[B, ...]``.
+        label: ``[B]``, the class to leave (or to keep).
+        goal_class: ``[B]``, what the adversary wants predicted; ``None``: anything but ``label``.
+        goal_map: ``[B, h, w]``, the map it wants seen, on the interpreter's own grid.
+        explained: ``[B]``, the class whose map the search looks at; ``None``: ``goal_class``, or the prediction.
+        benign_map: ``[B, h, w]``, the map of ``x`` itself, for objectives that move away from it.
+        benign_logits: ``[B, K]`` of ``x`` itself, for objectives that keep the prediction.
+        trade: ``[B]``, a constant that a search over constants (Carlini and Wagner) sets for each sample.
+    """
+
+    x: Tensor
+    label: Tensor
+    goal_class: Tensor | None = None
+    goal_map: Tensor | None = None
+    explained: Tensor | None = None
+    benign_map: Tensor | None = None
+    benign_logits: Tensor | None = None
+    trade: Tensor | None = None
+
+    def select(self, rows: Tensor) -> Goal:
+        """The goals of some samples."""
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return Goal(**{name: None if value is None else value[rows] for name, value in values})
+
+    @property
+    def target(self) -> Tensor | None:
+        """``[B]``, the class whose map is looked at; ``None`` is the prediction of the moment."""
+        return self.goal_class if self.explained is None else self.explained
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the adversary sees of the current inputs; what no objective asked for is ``None``.
+
+    Args:
+        x: the inputs ``[B, ...]``.
+        logits: ``[B, K]``.
+        maps: ``[B, h, w]``, on the interpreter's own grid.
+        encoder_logits: ``[B, K]`` of a model-guided interpreter's own network.
+        score: ``[B]``, the detector's soft score.
+        variable: what the threat model made ``x`` from (a flow, a patch); for norm balls ``x`` itself.
+        system: that was looked at, for objectives that look once more (at squeezed inputs).
+        progress: of the search, in ``[0, 1]``.
+        streams: one random stream a sample.
+    """
+
+    x: Tensor
+    logits: Tensor
+    maps: Tensor | None = None
+    encoder_logits: Tensor | None = None
+    score: Tensor | None = None
+    variable: Tensor | None = None
+    system: System | None = None
+    progress: float = 0.0
+    streams: Streams | None = None
+
+    def at(self, progress: float) -> Seen:
+        """The same at another moment of the search."""
+        return replace(self, progress=progress)
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """A loss per sample, and when it is met.
+
+    A *constraint* (``constraint = True``) is a condition that the returned iterate should meet; among those that meet
+    all of them, the one with the lowest remaining loss is the best.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    constraint: ClassVar[bool] = True
+    least: ClassVar[float] = 0.0
+    """The loss at which nothing is left to gain: what maximises something has none (``-inf``)."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @abstractmethod
+    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+        """``[B]``, to be minimised."""
+
+    def met(self, seen: Seen, goal: Goal) -> Tensor:
+        """``[B]`` bool; an objective that has no threshold of its own is never met."""
+        return torch.zeros(len(seen.logits), dtype=torch.bool, device=seen.logits.device)
+
+    def unmet(self, seen: Seen, goal: Goal) -> Tensor:
+        """``[B]``: how far a constraint is from being met, in whole steps; 0 is met."""
+        return (~self.met(seen, goal)).float()
+
+    def terms(self) -> tuple[tuple[Weight, Objective], ...]:
+        """The weighted parts of this objective: itself, if it is not a sum."""
+        return ((1.0, self),)
+
+    def __add__(self, other: Objective) -> Objective:
+        return Sum(self.terms() + other.terms())
+
+    def __rmul__(self, weight: Weight) -> Objective:
+        return Sum(tuple((_product(weight, own), part) for own, part in self.terms()))
+
+
+@dataclass(frozen=True)
+class Sum(Objective):
+    """A weighted sum; its needs are those of its parts, and it is met where all its constraints are."""
+
+    parts: tuple[tuple[Weight, Objective], ...] = ()
+
+    def terms(self) -> tuple[tuple[Weight, Objective], ...]:
+        """The weighted parts."""
+        return self.parts
+
+    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+        """The weighted sum of the parts' losses, ``[B]``."""
+        return sum_losses(self.parts, seen, goal)
+
+    def met(self, seen: Seen, goal: Goal) -> Tensor:
+        """Where every constraint is met; nowhere if there is none."""
+        met = [part.met(seen, goal) for _, part in self.parts if part.constraint]
+        return torch.stack(met).all(0) if met else super().met(seen, goal)
+
+
+def sum_losses(parts: tuple[tuple[Weight, Objective], ...], seen: Seen, goal: Goal) -> Tensor:
+    """``sum_i weight_i(progress) loss_i``, ``[B]``; zeros if there are no parts."""
+    total = seen.logits.new_zeros(len(seen.logits))
+    for weight, part in parts:
+        total = total + at(weight, seen.progress) * part.loss(seen, goal)
+    return total
+
+
+def needs_of(objective: Objective) -> frozenset[str]:
+    """What any part of the objective must see: ``maps``, ``score``."""
+    return frozenset().union(*(part.needs for _, part in objective.terms()))

@@ -1,0 +1,155 @@
+"""What an adversary wants of the prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from ..fields import Fraction, NonNegative
+from ..registry import OBJECTIVES
+from .base import Goal, Objective, Seen, Weight, at
+
+
+@OBJECTIVES.register("misclassify", paper="Madry et al. 2018; Zhang et al. 2020, section 3.6 (label smoothing)")
+@dataclass(frozen=True)
+class Misclassify(Objective):
+    """Cross-entropy towards ``goal_class`` (targeted), or away from ``label`` (untargeted).
+
+    Args:
+        confidence: met only where the goal's probability (untargeted: one minus the label's) reaches this.
+        smoothing: ``rho``: the goal's target probability is drawn from ``U(1 - rho, 1)`` at each step (Zhang et al.,
+            section 3.6), which keeps the gradient alive on over-confident predictions; may be a schedule.
+    """
+
+    confidence: Fraction = 0.0
+    smoothing: Weight = 0.0
+
+    least: ClassVar[float] = -torch.inf
+
+    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+        """Cross-entropy, nats."""
+        log_p = seen.logits.log_softmax(1)
+        if goal.goal_class is None:
+            return log_p.gather(1, goal.label[:, None])[:, 0]
+        toward = log_p.gather(1, goal.goal_class[:, None])[:, 0]
+        rho = at(self.smoothing, seen.progress)
+        if rho == 0 or seen.streams is None:
+            return -toward
+        wanted = 1 - rho * seen.streams.uniform(toward)
+        rest = (log_p.sum(1) - toward) / (log_p.shape[1] - 1)
+        return -(wanted * toward + (1 - wanted) * rest)
+
+    def met(self, seen: Seen, goal: Goal) -> Tensor:
+        """Predicted as wanted, with at least ``confidence``."""
+        return self.unmet(seen, goal) == 0
+
+    def unmet(self, seen: Seen, goal: Goal) -> Tensor:
+        """0 where met, 1 where predicted as wanted below ``confidence``, 2 where predicted otherwise."""
+        p, prediction = seen.logits.softmax(1), seen.logits.argmax(1)
+        if goal.goal_class is None:
+            wanted, sure = prediction != goal.label, 1 - p.gather(1, goal.label[:, None])[:, 0]
+        else:
+            wanted, sure = prediction == goal.goal_class, p.gather(1, goal.goal_class[:, None])[:, 0]
+        return torch.where(wanted, (sure < self.confidence).float(), 2.0)
+
+
+@OBJECTIVES.register("keep-prediction", paper="Ghorbani et al. 2019; Dombrowski et al. 2019, eq. 5")
+@dataclass(frozen=True)
+class KeepPrediction(Objective):
+    """Squared distance of the probabilities to the benign ones; met while ``label`` is still predicted.
+
+    The distance is summed over classes; Dombrowski et al. average it: their ``1e6`` at 1000 classes is 1e3 here.
+
+    Args:
+        tolerance: met only where the label's probability moved by no more than this; 1 asks for the label alone.
+    """
+
+    tolerance: Fraction = 1.0
+
+    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+        """``||p(x') - p(x)||^2``."""
+        return (seen.logits.softmax(1) - self._benign(seen, goal)).square().sum(1)
+
+    def met(self, seen: Seen, goal: Goal) -> Tensor:
+        """The label is predicted, with about the benign confidence."""
+        same = seen.logits.argmax(1) == goal.label
+        if self.tolerance >= 1:
+            return same
+        moved = seen.logits.softmax(1) - self._benign(seen, goal)
+        return same & (moved.gather(1, goal.label[:, None])[:, 0].abs() <= self.tolerance)
+
+    @staticmethod
+    def _benign(seen: Seen, goal: Goal) -> Tensor:
+        if goal.benign_logits is None:
+            raise InputError("KeepPrediction needs the benign logits: give the goal benign_logits")
+        return goal.benign_logits.softmax(1)
+
+
+@OBJECTIVES.register("margin", paper="Carlini and Wagner 2017, section V (f6)")
+@dataclass(frozen=True)
+class Margin(Objective):
+    """Logit margin ``max(rival - wanted, -kappa)``: zero gradient once the wanted class leads by ``kappa``.
+
+    Targeted, the goal class is wanted and the best other class is the rival; untargeted, the label is the rival and
+    the best other class is wanted.
+
+    Args:
+        kappa: by how much the wanted class should lead, in logits.
+    """
+
+    kappa: NonNegative = 0.0
+
+    least: ClassVar[float] = -torch.inf
+
+    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+        """``max(rival - wanted, -kappa)``, in logits."""
+        return margin(seen.logits, goal).clamp(min=-self.kappa)
+
+    def met(self, seen: Seen, goal: Goal) -> Tensor:
+        """The wanted class leads, by ``kappa`` or more."""
+        lead = -margin(seen.logits, goal)
+        return (lead > 0) & (lead >= self.kappa)
+
+
+def margin(logits: Tensor, goal: Goal) -> Tensor:
+    """``[B]``: the rival's logit minus that of the wanted class; negative where the adversary has won."""
+    marked = goal.label if goal.goal_class is None else goal.goal_class
+    own = logits.gather(1, marked[:, None])[:, 0]
+    other = logits.masked_fill(F.one_hot(marked, logits.shape[1]).bool(), -torch.inf).amax(1)
+    return own - other if goal.goal_class is None else other - own
+
+
+@OBJECTIVES.register("distance", paper="Carlini and Wagner 2017, section V")
+@dataclass(frozen=True)
+class Distance(Objective):
+    """Squared L2 distance of the attacked input to the benign one, summed over pixels of ``[0, 1]`` images."""
+
+    constraint: ClassVar[bool] = False
+
+    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+        """``||x' - x||_2^2``."""
+        return (seen.x - goal.x).square().flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class Traded(Objective):
+    """Another objective, times the constant ``goal.trade`` that a search over constants sets for each sample."""
+
+    of: Objective = Margin()
+
+    least: ClassVar[float] = -torch.inf
+
+    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+        """``trade * loss``."""
+        if goal.trade is None:
+            raise InputError("Traded needs a goal with trade, one constant a sample")
+        return goal.trade * self.of.loss(seen, goal)
+
+    def met(self, seen: Seen, goal: Goal) -> Tensor:
+        """Where the other is."""
+        return self.of.met(seen, goal)
