@@ -15,6 +15,7 @@ from robustexplain import checks
 from robustexplain.errors import InputError, NotDifferentiableError
 from robustexplain.fields import Natural, check_fields
 from robustexplain.interpreters import GradCAM
+from robustexplain.metrics import hit
 from robustexplain.models import build
 from robustexplain.objectives import Goal
 from robustexplain.registry import INTERPRETERS
@@ -97,12 +98,9 @@ class Attack(ABC):
         with torch.enable_grad():
             found = self.plan(system).run(system, goal, streams)
         with torch.no_grad():
-            prediction = system.model(found.x).argmax(1)
-        if self.keeps_prediction:
-            hit = prediction == goal.label
-        else:
-            hit = prediction != goal.label if goal.goal_class is None else prediction == goal.goal_class
-        return Attacked(found.x, hit, found.no_map_gradient, found.stalled, found.misled, found.queries)
+            logits = system.model(found.x)
+        success = ~hit(logits, goal.label) if self.keeps_prediction else hit(logits, goal.label, goal.goal_class)
+        return Attacked(found.x, success, found.no_map_gradient, found.stalled, found.misled, found.queries)
 
     @abstractmethod
     def plan(self, system: System) -> Plan:

@@ -7,7 +7,7 @@ import inspect
 from typing import Any
 
 from .errors import UnknownNameError
-from .registry import ALL, Entry, Registry
+from .registry import ALL, ATTACKS, Entry, Registry
 
 
 def registry_of(kind: str) -> Registry:
@@ -56,13 +56,33 @@ def print_table(kind: str) -> None:
 
 
 def markdown(kind: str) -> str:
-    """Name, summary and paper of every component of a kind, as a Markdown table: what the README shows."""
+    """Name, summary and paper of every component of a kind, as a Markdown table: what the README shows.
+
+    Attacks also say what they are made of: threat model, objective and search, read off their plans.
+    """
+    if registry_of(kind) is ATTACKS:
+        return _attacks()
     lines = [f"| {registry_of(kind).kind} | what it does | paper |", "| --- | --- | --- |"]
     for name, summary, paper, _, _ in rows_of(kind):
-        # A bar inside a cell would end it.
-        plain = summary.replace("``", "`").replace("|", "\\|")
-        lines.append(f"| `{name}` | {plain} | {paper or '-'} |")
+        lines.append(f"| `{name}` | {_plain(summary)} | {paper or '-'} |")
     return "\n".join(lines)
+
+
+def _attacks() -> str:
+    lines = [
+        "| attack | what it does | where it goes | what it wants | how it looks | needs | paper |",
+        "| --- " * 7 + "|",
+    ]
+    for entry in ATTACKS:
+        words = [word or "-" for word in entry.build().words()]
+        cells = [_plain(entry.summary), *words, ", ".join(entry.needs) or "-", entry.paper or "-"]
+        lines.append(f"| `{entry.name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    # A bar inside a cell would end it.
+    return text.replace("``", "`").replace("|", "\\|")
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

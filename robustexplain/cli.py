@@ -165,6 +165,32 @@ def explain_command(
         typer.echo(line)
 
 
+@app.command("attack")
+def attack_command(
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    attack: Annotated[str, typer.Option(help="The attack; see `robustexplain list attacks`.")] = "adv2",
+    interpreter: Annotated[str, typer.Option(help="Whose maps are attacked and shown, for --model.")] = "gradcam",
+    model: Annotated[str | None, typer.Option(help="The classifier, such as efficientnet-lite0.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Or attack a system of this run directory.")] = None,
+    row: Annotated[str | None, typer.Option(help="Which row of the run; default the first.")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="A setting: eps=8/255. Repeatable.")] = None,
+    goal_class: Annotated[int | None, typer.Option(min=0, help="What should be predicted; default random.")] = None,
+    untargeted: Annotated[bool, typer.Option(help="Any other class will do.")] = False,
+    goal_map: Annotated[str, typer.Option(help="benign, or random-patch.")] = "benign",
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("attacked"),
+    size: Annotated[int | None, typer.Option(min=1, help="Side to resize to; default the model's own.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random class and patch.")] = 0,
+) -> None:
+    """Attack one image: the attacked image, the maps before and after, and the numbers."""
+    from .assault import Wish, attack_image
+
+    wish = Wish(goal_class, untargeted, goal_map, seed)
+    for line in attack_image(
+        image, attack, changes or [], out, run=run, row=row, model=model, interpreter=interpreter, wish=wish, size=size
+    ):
+        typer.echo(line)
+
+
 @app.command("gallery")
 def gallery_command(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("gallery.html"),

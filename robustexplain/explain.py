@@ -47,9 +47,9 @@ def explain_image(
     """
     if (run is None) == (model is None):
         raise InputError("explain needs either --run DIRECTORY or --model NAME")
-    systems, side = _of_run(run, rows) if run is not None else _of_model(str(model), interpreters)
+    systems, side = systems_of_run(run, rows) if run is not None else systems_of_model(str(model), interpreters)
     first = next(iter(systems.values()))
-    x = read_image(image, channels=_channels(first), size=size or side)
+    x = read_image(image, channels=channels_of(first), size=size or side)
     panels = [("image", x[0].permute(1, 2, 0).expand(-1, -1, 3).numpy())]
     lines = []
     for label, system in systems.items():
@@ -85,7 +85,12 @@ def read_image(path: Path, channels: int = 3, size: int | None = None) -> Tensor
     return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
 
 
-def _of_run(run: Path, rows: Sequence[str]) -> tuple[dict[str, System], int | None]:
+def systems_of_run(run: Path, rows: Sequence[str]) -> tuple[dict[str, System], int | None]:
+    """Systems of a run by row label (default all rows), and the side of the images they were made for.
+
+    Raises:
+        InputError: a row that the run does not have.
+    """
     folder = RunFolder(run)
     folder.require()
     recipe = Results.read(folder).recipe
@@ -97,7 +102,12 @@ def _of_run(run: Path, rows: Sequence[str]) -> tuple[dict[str, System], int | No
     return {label: System.load(folder.system(label)) for label in labels if not rows or label in rows}, side
 
 
-def _of_model(name: str, interpreters: Sequence[str]) -> tuple[dict[str, System], int | None]:
+def systems_of_model(name: str, interpreters: Sequence[str]) -> tuple[dict[str, System], int | None]:
+    """A classifier with each of the interpreters, by the interpreters' names, and the side it was made for.
+
+    Raises:
+        InputError: an interpreter that needs more than a model.
+    """
     model = models.load(name)
     systems = {}
     for wanted in interpreters:
@@ -108,5 +118,6 @@ def _of_model(name: str, interpreters: Sequence[str]) -> tuple[dict[str, System]
     return systems, model.input_size
 
 
-def _channels(system: System) -> int:
+def channels_of(system: System) -> int:
+    """How many channels the classifier takes; 3 where it does not say."""
     return int(getattr(system.model, "in_channels", 3))

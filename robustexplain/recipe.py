@@ -6,6 +6,7 @@ error that names its path in the file (``attacks[2].eps``), the value and what i
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -57,6 +58,8 @@ class Judging:
         plausible: a map is plausible if its IoU with the goal map is above this.
         bootstrap: resamples for the 95% intervals.
         pictures: how many images the report shows for each cell.
+        pool: how many images of the defense part (else the train part) adversaries have of their own, where an attack
+            is fitted on data or takes maps of other images.
     """
 
     images: Count = 128
@@ -66,6 +69,7 @@ class Judging:
     plausible: Fraction = 0.5
     bootstrap: Count = 2000
     pictures: Count = 6
+    pool: Count = 256
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -103,12 +107,14 @@ class Column:
         knowledge: ``ignores`` (takes the deployed classifier for undefended), ``carried-over`` (crafts on an undefended
             system of its own making) or ``adapts`` (knows the defense).
         goal_map: the map that the adversary wants seen.
+        on: label of the row whose system the inputs are crafted on, whatever is judged; ``None``: the judged one.
     """
 
     label: str
     attack: Any
     knowledge: Knowledge = "ignores"
     goal_map: GoalMap = "benign"
+    on: str | None = None
 
 
 @dataclass(frozen=True)
@@ -205,7 +211,8 @@ def check(tree: Any) -> Recipe:
     bases = problems.each(_listed(tree, "interpreters"), _interpreter, "interpreters")
     known = _labels(_listed(tree, "interpreters"))
     defended = problems.each(_listed(tree, "defenses"), lambda e, p: _defense(e, p, known), "defenses")
-    columns = problems.each(_listed(tree, "attacks"), _column, "attacks")
+    rows = [row.label for row in bases + defended]
+    columns = problems.each(_listed(tree, "attacks"), lambda e, p: _column(e, p, rows), "attacks")
     metrics = problems.each(_listed(tree, "metrics", ["l1", "l2", "iou"]), _metric, "metrics")
     if not bases and not problems.lines:
         problems.add("interpreters: at least one is needed")
@@ -257,6 +264,13 @@ def _empty_parts(recipe: Recipe, loaded: data_sets.Data) -> list[str]:
     if not size["judge"]:
         lines.append(f"data: the judge part of {loaded.name} is empty; see data.fractions")
     bases = [row for row in recipe.rows if not row.defended]
+    if not size["train"] + size["defense"]:
+        lines += [
+            f"attacks: {column.label!r} needs images of the adversary's own, and the defense and train parts of "
+            f"{loaded.name} are empty; see data.fractions"
+            for column in recipe.columns
+            if column.attack.needs_data or column.goal_map == "random-class"
+        ]
     trained = ["model.train"] if recipe.model.train else []
     trained += [f"interpreters[{i}]" for i, row in enumerate(bases) if INTERPRETERS.get(row.name).train is not None]
     if trained and not size["train"]:
@@ -393,20 +407,29 @@ def _defense(entry: Any, path: str, bases: dict[str, str]) -> Row:
 class _Play:
     knowledge: Knowledge | list[Knowledge] = "ignores"
     goal_map: GoalMap = "benign"
+    on: str | list[str] | None = None
     label: str | None = None
 
 
-def _column(entry: Any, path: str) -> list[Column]:
-    found, own, extra = _split(ATTACKS, entry, path, ("knowledge", "goal_map", "label"))
+def _column(entry: Any, path: str, rows: list[str]) -> list[Column]:
+    found, own, extra = _split(ATTACKS, entry, path, ("knowledge", "goal_map", "on", "label"))
     attack = make(found.build, own, path)
     play = validate(model_of(_Play), extra, path)
     levels = play.knowledge if isinstance(play.knowledge, list) else [play.knowledge]
+    sources = play.on if isinstance(play.on, list) else [play.on]
+    for source in sources:
+        if source is not None and source not in rows:
+            raise InputError(f"{path}.on: no row of the recipe is called {source!r}; it has {', '.join(rows)}")
     if play.goal_map != "benign" and not attack.needs_maps:
         raise InputError(f"{path}.goal_map: {found.name} does not look at maps, so it has no goal map")
     goal = "" if play.goal_map == "benign" else f", {play.goal_map}"
     told = isinstance(play.knowledge, list) or "knowledge" in extra
-    labels = [(play.label or found.name) + goal + (f", {level}" if told else "") for level in levels]
-    return [Column(label, attack, level, play.goal_map) for label, level in zip(labels, levels, strict=True)]
+    columns = []
+    for level, source in itertools.product(levels, sources):
+        crafted = "" if source is None else f", on {source}"
+        label = (play.label or found.name) + goal + (f", {level}" if told else "") + crafted
+        columns.append(Column(label, attack, level, play.goal_map, source))
+    return columns
 
 
 def _metric(entry: Any, path: str) -> tuple[str, Any]:

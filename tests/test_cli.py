@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from robustexplain import files
 from robustexplain.cli import main
 from robustexplain.registry import ALL
 
@@ -255,6 +257,57 @@ def test_bad_input_of_explain_is_refused(words: list[str], expected: str, cli: C
     assert expected in said
     assert "Traceback" not in said
     assert not Path("explained.png").exists()
+
+
+# ---- attack ----
+
+FEW = ("--set", "steps=6", "--set", "eps=8/255")
+
+
+def test_attack_writes_the_image_the_maps_and_the_numbers(cli: Call, picture: Path) -> None:
+    words = ("attack", picture, "--model", "small-cnn", "--interpreter", "cam", "--goal-class", 3)
+    code, out, _ = cli(*words, *FEW, "--out", "made")
+    assert code == 0
+    found = json.loads(Path("made/numbers.json").read_text())
+    assert f"success: {found['success']}" in out
+    assert found["goal_class"] == 3
+    assert found["success"] == (found["attacked"]["prediction"] == 3)
+    arrays, _ = files.read_tensors(Path("made/attacked.safetensors"))
+    change = (arrays["attacked_x"] - arrays["x"]).abs().max()
+    assert found["perturbation_linf"] == pytest.approx(float(change), abs=1e-7)
+    assert 0 < float(change) <= 8 / 255 + 1e-6
+    with Image.open("made/attacked.png") as image:
+        stored = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+    assert float((stored - arrays["attacked_x"][0]).abs().max()) <= 0.5 / 255 + 1e-6
+    with Image.open("made/compare.png") as shown:
+        assert shown.width > 4 * shown.height
+
+
+def test_attack_takes_a_system_of_a_run(cli: Call, finished: Path, picture: Path) -> None:
+    code, _, _ = cli("attack", picture, "--run", finished, "--row", "gradient", "--untargeted", *FEW, "--out", "made")
+    assert code == 0
+    assert json.loads(Path("made/numbers.json").read_text())["goal_class"] is None
+
+
+@pytest.mark.parametrize(
+    "words,expected",
+    [
+        (["cat.png"], "attack needs either --run DIRECTORY or --model NAME"),
+        (["cat.png", "--model", "small-cnn", "--attack", "adv3"], "unknown attack 'adv3'; did you mean 'adv2'"),
+        (["cat.png", "--model", "small-cnn", "--set", "stepz=3"], "adv2.stepz: unknown key; did you mean 'steps'"),
+        (["cat.png", "--model", "small-cnn", "--set", "steps"], "--set takes key=value, got 'steps'"),
+        (["cat.png", "--model", "small-cnn", "--goal-map", "cat"], "--goal-map: expected benign or random-patch"),
+        (["cat.png", "--model", "small-cnn", "--goal-class", "10000"], "goal_class holds class 10000"),
+        (["cat.png", "--model", "small-cnn", "--goal-class", "1", "--untargeted"], "contradict each other"),
+        (["dog.png", "--model", "small-cnn"], "no image at dog.png"),
+    ],
+)
+def test_bad_input_of_attack_is_refused(words: list[str], expected: str, cli: Call, picture: Path) -> None:
+    code, _, said = cli("attack", *words)
+    assert code == 2
+    assert expected in said
+    assert "Traceback" not in said
+    assert not Path("attacked").exists()
 
 
 def test_an_unknown_row_of_the_run_is_refused(cli: Call, finished: Path, picture: Path) -> None:

@@ -23,6 +23,9 @@ from ..recipe import Column, Judging
 from ..streams import derive
 from ..system import Explained, System
 
+SEARCH = ("no_map_gradient", "stalled", "misled", "queries")
+"""What a search reports of itself, one figure a sample."""
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -67,42 +70,55 @@ def goal_map(column: Column, system: System, chunk: Chunk, pool: Pool, seed: int
 
 
 def craft(attack: Attack, system: System, chunk: Chunk, wanted: Tensor | None) -> dict[str, Tensor]:
-    """Attacked inputs of a chunk, and where the search found no map gradient."""
-    made = attack(system, chunk.x, chunk.y, chunk.goal_class, wanted)
-    arrays = {"x": made.x, "no_map_gradient": made.no_map_gradient.float()}
+    """Attacked inputs of a chunk, and what the search says of itself (``SEARCH``)."""
+    goal_class = None if attack.keeps_prediction else chunk.goal_class
+    made = attack(system, chunk.x, chunk.y, goal_class, wanted)
+    arrays = {"x": made.x} | {name: getattr(made, name).float() for name in SEARCH}
     return arrays if wanted is None else {**arrays, "goal_map": wanted}
 
 
 @torch.no_grad()
 def measure(
-    system: System, chunk: Chunk, attacked: dict[str, Tensor], metrics: dict[str, Metric], judging: Judging
+    system: System,
+    chunk: Chunk,
+    attacked: dict[str, Tensor],
+    metrics: dict[str, Metric],
+    judging: Judging,
+    attack: Attack,
 ) -> dict[str, Tensor]:
     """Everything a cell reports of a chunk, ``[B]`` each, and ``x``, ``attacked_x`` and both maps for the pictures.
 
-    The map that an attack must resemble to be plausible is its goal map: the benign map, or the one it was given.
+    The map that an attack must resemble to be plausible is its goal map: the benign map, or the one it was given. An
+    attack that is after the explanation alone wins where the prediction stays and the map no longer resembles the
+    benign one.
     """
     x = attacked["x"].to(chunk.x)
     benign, seen = system(chunk.x), system(x)
     wanted = attacked.get("goal_map", benign.maps).to(benign.maps)
-    success = hit(seen.logits, chunk.y, chunk.goal_class)
+    goal_class = chunk.goal_class
+    if attack.keeps_prediction:
+        goal_class = benign.prediction
+    success = hit(seen.logits, chunk.y, goal_class)
     plausible = _map_metric(metrics["iou"])(seen.maps, wanted) > judging.plausible
+    if attack.moves_map:
+        plausible = ~plausible
     arrays = {
         "sample": chunk.samples,
         "label": chunk.y,
         "prediction": seen.prediction,
         "success": success.float(),
-        "confidence": confidence(seen.logits, chunk.y, chunk.goal_class),
+        "confidence": confidence(seen.logits, chunk.y, goal_class),
         "plausible": plausible.float(),
         "joint": joint_success(success, plausible, seen.alarm).float(),
-        "no_map_gradient": attacked["no_map_gradient"],
+        **{name: attacked[name] for name in SEARCH},
         "perturbation": (x - chunk.x).flatten(1).abs().amax(1),
         "x": chunk.x,
         "attacked_x": x,
         "map": benign.maps,
         "attacked_map": seen.maps,
     }
-    if chunk.goal_class is not None:
-        arrays["goal_class"] = chunk.goal_class
+    if goal_class is not None:
+        arrays["goal_class"] = goal_class
     for name, metric in metrics.items():
         arrays[name] = figure(metric, system, chunk.x, x, benign.maps, seen)
         if "goal_map" in attacked and isinstance(metric, MapMetric):

@@ -28,6 +28,7 @@ MEASURES = {
     "success": ("Attack success (ASR)", "predicted as the adversary wants", "low"),
     "confidence": ("Misclassification confidence (MC)", "probability of the class that the adversary wants", "low"),
     "plausible": ("Plausible map", "IoU with the goal map above the threshold", "low"),
+    "queries": ("Queries", "inputs that the attack showed to the system", "neither"),
     "alarm": ("Detection rate", "share of inputs that raise the calibrated alarm", "high"),
     "auc": ("Area under the detector's ROC curve", "chance that an attacked input scores above a clean one", "high"),
     "l1": (
@@ -159,15 +160,30 @@ def notes(results: Results) -> list[str]:
     """What the figures themselves give reason to doubt."""
     said = []
     for (row, column), cell in results.cells.items():
-        stuck = results.measure(row, column, "no_map_gradient")
-        if stuck and stuck["value"] > 0:
-            said.append(
-                f"{row} / {column}: the search found no map gradient for {stuck['value']:.0%} of the images; "
-                "a weak attack here says nothing about the defense"
-            )
+        said += _silent(results, row, column)
         if cell and cell.get("knowledge") == "adapts" and cell["status"] == "done":
             said += _weaker(results, row, column)
     return said + _noise(results)
+
+
+SILENT = {
+    "no_map_gradient": "the search found no map gradient",
+    "stalled": "the search never got its objective below where it began",
+    "misled": "the stand-in that the search followed improved and the real system did not",
+}
+
+
+def _silent(results: Results, row: str, column: str) -> list[str]:
+    """What a search says of its own failure; an attack that fails in silence looks like robustness."""
+    said = []
+    for name, words in SILENT.items():
+        found = results.measure(row, column, name)
+        if found and found["value"] > 0:
+            said.append(
+                f"{row} / {column}: {words} for {found['value']:.0%} of the images; "
+                "a weak attack here says nothing about the defense"
+            )
+    return said
 
 
 def _weaker(results: Results, row: str, column: str) -> list[str]:

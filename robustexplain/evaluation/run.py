@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ class Matrix:
         chunks, pool = self._chunks(), self._pool()
         jobs: dict[str, tuple[Job, Column]] = {}
         for row, column in todo:
-            if row.label in self.systems.systems:
+            if self._failure(row, column) is None:
                 job = self._job(row, column)
                 jobs.setdefault(job.name, (job, column))
         work = [
@@ -131,15 +132,21 @@ class Matrix:
                 self._cell(row, column, chunks)
                 advance(1)
 
+    def _failure(self, row: Row, column: Column) -> str | None:
+        """Why the judged system, or the one that is attacked in its place, could not be made."""
+        failures = self.systems.failures
+        return failures.get(row.label) or failures.get(column.on or row.label)
+
     def _cell(self, row: Row, column: Column, chunks: list[Chunk]) -> None:
-        if row.label in self.systems.failures:
-            self._write_failure(row, column, self.systems.failures[row.label])
+        failure = self._failure(row, column)
+        if failure is not None:
+            self._write_failure(row, column, failure)
             return
         system, job = self.systems.systems[row.label], self._job(row, column)
 
         def judge(chunk: Chunk) -> dict[str, Tensor]:
             made = self._read("attacked", job.name, chunk)
-            return measure(system, chunk, made, self.recipe.metrics, self.recipe.judge)
+            return measure(system, chunk, made, self.recipe.metrics, self.recipe.judge, column.attack)
 
         name = f"{row.label} / {column.label}"
         self._shard("judged", name, chunks, judge, lambda steps: None)
@@ -181,8 +188,10 @@ class Matrix:
         raise _ChunkFailedError(error.read_text(encoding="utf-8") if error.is_file() else f"{path} is missing")
 
     def _crafter(self, job: Job, column: Column, pool: Pool) -> Callable[[Chunk], dict[str, Tensor]]:
+        ready = cache(lambda: job.attack.fitted(job.system, *self._fitting) if job.attack.needs_data else job.attack)
+
         def make(chunk: Chunk) -> dict[str, Tensor]:
-            return craft(job.attack, job.system, chunk, goal_map(column, job.system, chunk, pool, self.recipe.seed))
+            return craft(ready(), job.system, chunk, goal_map(column, job.system, chunk, pool, self.recipe.seed))
 
         return make
 
@@ -190,7 +199,9 @@ class Matrix:
         """Whom the column's adversary attacks when this row is deployed, and with what."""
         target, base, attack = self.systems.systems[row.label], self.systems.systems[row.base], column.attack
         where = f"on {row.label}"
-        if column.knowledge == "carried-over":
+        if column.on is not None:
+            target, where = self.systems.systems[column.on], f"on {column.on}"
+        elif column.knowledge == "carried-over":
             target, where = self.systems.replicas[row.base], f"from {row.base}"
         elif column.knowledge == "adapts":
             attack = attack.adapted(target)
@@ -228,13 +239,18 @@ class Matrix:
         return Chunk(start // size, x, y, goal, torch.tensor([order.indices[i] for i in mine], device=x.device))
 
     def _pool(self) -> Pool:
-        """Images for goal maps of other classes: of the defense part, else of the train part, else none."""
-        for part in (self.data.defense, self.data.train):
-            size = len(part)  # type: ignore[arg-type]
-            if size and any(column.goal_map == "random-class" for column in self.recipe.columns):
-                x, y = data_sets.stack(data_sets.take(part, min(size, 256), self.recipe.seed))
-                return Pool(x.to(self.session.device), y.to(self.session.device))
+        """Images for goal maps of other classes and for attacks to be fitted on; none where no column asks."""
+        if any(column.goal_map == "random-class" for column in self.recipe.columns):
+            return Pool(*self._fitting)
         return Pool(torch.empty(0), torch.empty(0, dtype=torch.int64))
+
+    @cached_property
+    def _fitting(self) -> tuple[Tensor, Tensor]:
+        """The adversary's own images and labels: of the defense part, else of the train part."""
+        part = self.data.defense if len(self.data.defense) else self.data.train  # type: ignore[arg-type]
+        size = min(len(part), self.recipe.judge.pool)  # type: ignore[arg-type]
+        x, y = data_sets.stack(data_sets.take(part, size, self.recipe.seed))
+        return x.to(self.session.device), y.to(self.session.device)
 
     def _write_cell(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> None:
         resamples, seed = self.recipe.judge.bootstrap, derive(self.recipe.seed, "statistics")

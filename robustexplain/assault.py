@@ -1,0 +1,189 @@
+"""Attack one image: what ``robustexplain attack`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from . import files, pictures
+from .attacks import Attack, Attacked, random_classes, random_patch_maps
+from .errors import InputError
+from .explain import channels_of, read_image, systems_of_model, systems_of_run
+from .metrics import L1, IoU, Spearman, hit
+from .registry import ATTACKS
+from .schema import make, numbers
+from .system import System
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the adversary wants of the image.
+
+    Args:
+        goal_class: what should be predicted; ``None``: a random other class.
+        untargeted: anything but the present prediction will do.
+        goal_map: ``benign`` (the map of the clean image) or ``random-patch``.
+        seed: of the random class and patch.
+    """
+
+    goal_class: int | None = None
+    untargeted: bool = False
+    goal_map: str = "benign"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.goal_map not in ("benign", "random-patch"):
+            raise InputError(f"--goal-map: expected benign or random-patch, got {self.goal_map!r}")
+        if self.untargeted and self.goal_class is not None:
+            raise InputError(f"--untargeted and --goal-class {self.goal_class} contradict each other")
+
+
+def attack_image(
+    image: Path,
+    name: str,
+    settings: Sequence[str],
+    out: Path,
+    *,
+    run: Path | None = None,
+    row: str | None = None,
+    model: str | None = None,
+    interpreter: str = "gradcam",
+    wish: Wish | None = None,
+    size: int | None = None,
+) -> list[str]:
+    """Attack an image and write the attacked image, the maps before and after, and the numbers.
+
+    The folder gets ``attacked.png`` (8 bits), ``attacked.safetensors`` (exact, with the maps), ``compare.png`` and
+    ``numbers.json``.
+
+    Args:
+        image: a file that PIL reads.
+        name: of the attack.
+        settings: ``key=value`` of the attack, as in a recipe (``eps=8/255``).
+        out: the folder to write.
+        run: a run directory whose system is attacked, ...
+        row: ... which of its rows; default the first.
+        model: a classifier's name, instead of a run, ...
+        interpreter: ... and its interpreter's.
+        wish: what the adversary wants.
+        size: side to resize to; default what the system was made for.
+
+    Returns:
+        The numbers, a line each.
+
+    Raises:
+        InputError: neither or both of ``run`` and ``model``; unknown names, settings or classes; an unreadable image.
+    """
+    if (run is None) == (model is None):
+        raise InputError("attack needs either --run DIRECTORY or --model NAME")
+    attack = attack_of(name, settings)
+    rows = [row] if row else []
+    systems, side = systems_of_run(run, rows) if run is not None else systems_of_model(str(model), [interpreter])
+    system = next(iter(systems.values()))
+    x = read_image(image, channels=channels_of(system), size=size or side)
+    return _attack(attack, system, x, wish or Wish(), out)
+
+
+def attack_of(name: str, settings: Sequence[str]) -> Attack:
+    """The registered attack of that name with ``key=value`` settings, checked as in a recipe.
+
+    Raises:
+        InputError: an unknown name or setting, or an attack that has to be fitted on a data set first.
+    """
+    given: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set takes key=value, got {setting!r}")
+        given[key] = yaml.safe_load(text)
+    attack: Attack = make(ATTACKS.get(name).build, numbers(given), name)
+    if attack.needs_data:
+        raise InputError(f"{name!r} is fitted on images of the adversary's own first; name it in a recipe instead")
+    return attack
+
+
+def _attack(attack: Attack, system: System, x: Tensor, wish: Wish, out: Path) -> list[str]:
+    with torch.no_grad():
+        benign = system(x)
+    goal_class = _goal_class(attack, x, benign.prediction, benign.logits.shape[1], wish)
+    goal_map = random_patch_maps(x, wish.seed) if wish.goal_map == "random-patch" else None
+    made = attack(system, x, benign.prediction, goal_class, goal_map)
+    stored = (made.x * 255).round() / 255
+    with torch.no_grad():
+        seen, seen_stored = system(made.x), system(stored)
+    wanted = benign.maps if goal_map is None else goal_map
+    found = {
+        "clean": _said(benign.logits, benign.prediction),
+        "attacked": _said(seen.logits, seen.prediction),
+        "goal_class": None if goal_class is None else int(goal_class),
+        "success": bool(made.success),
+        "success_in_8_bits": bool(_success(attack, seen_stored.logits, benign.prediction, goal_class)),
+        "map_l1": float(L1()(seen.maps, wanted)),
+        "map_iou": float(IoU()(seen.maps, wanted)),
+        "map_rank_correlation": float(Spearman()(seen.maps, wanted)),
+        "perturbation_linf": float((made.x - x).abs().amax()),
+        "perturbation_l2": float((made.x - x).norm()),
+        "queries": int(made.queries),
+        **{name: bool(getattr(made, name)) for name in ("no_map_gradient", "stalled", "misled")},
+        "alarm": None if seen.alarm is None else bool(seen.alarm),
+    }
+    maps = {"map": benign.maps, "attacked_map": seen.maps, "goal_map": wanted}
+    files.write_tensors(out / "attacked.safetensors", {"x": x, "attacked_x": made.x, **maps})
+    files.write_json(out / "numbers.json", found)
+    _write_pictures(out, x, made, stored, maps, found)
+    return [f"{key}: {_short(value)}" for key, value in found.items()] + [f"written: {out}"]
+
+
+def _goal_class(attack: Attack, x: Tensor, label: Tensor, num_classes: int, wish: Wish) -> Tensor | None:
+    if attack.keeps_prediction or wish.untargeted:
+        if wish.goal_class is not None:
+            raise InputError(f"{type(attack).__name__} keeps the prediction: it takes no --goal-class")
+        return None
+    if wish.goal_class is None:
+        return random_classes(x, label, num_classes, wish.seed)
+    return torch.tensor([wish.goal_class])
+
+
+def _success(attack: Attack, logits: Tensor, label: Tensor, goal_class: Tensor | None) -> Tensor:
+    return ~hit(logits, label) if attack.keeps_prediction else hit(logits, label, goal_class)
+
+
+def _said(logits: Tensor, prediction: Tensor) -> dict[str, float]:
+    return {"prediction": int(prediction), "probability": float(logits.softmax(1).amax(1))}
+
+
+def _write_pictures(
+    out: Path, x: Tensor, made: Attacked, stored: Tensor, maps: dict[str, Tensor], found: dict[str, Any]
+) -> None:
+    from PIL import Image
+
+    pixels = (stored[0].expand(3, -1, -1).permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
+    files.replace_file(out / "attacked.png", lambda aside: Image.fromarray(pixels).save(aside, format="PNG"))
+    shown = x[0].expand(3, -1, -1).permute(1, 2, 0).cpu()
+    attacked = made.x[0].detach().expand(3, -1, -1).permute(1, 2, 0).cpu()
+    change = (0.5 + 10 * (attacked - shown)).clamp(0, 1)
+    before, after = found["clean"], found["attacked"]
+    panels = [
+        (f"clean\nclass {before['prediction']}, {before['probability']:.0%}", shown),
+        (f"attacked\nclass {after['prediction']}, {after['probability']:.0%}", attacked),
+        (f"difference x 10\nat most {found['perturbation_linf'] * 255:.1f}/255", change),
+        ("map of the clean image", pictures.coloured(maps["map"][0], x[0])),
+        (f"map of the attacked image\nIoU with the goal {found['map_iou']:.2f}",
+         pictures.coloured(maps["attacked_map"][0], made.x[0].detach())),
+        ("map that was wanted", pictures.coloured(maps["goal_map"][0], x[0])),
+    ]  # fmt: skip
+    drawn = pictures.strip([(caption, np.asarray(panel)) for caption, panel in panels])
+    files.replace_file(out / "compare.png", lambda aside: aside.write_bytes(drawn))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"class {value['prediction']}, {value['probability']:.1%}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
