@@ -58,7 +58,11 @@ def run_command(
     from .evaluation import run
 
     folder = out or Path("runs") / checked.name
-    failed = run(checked, folder, session)
+    try:
+        failed = run(checked, folder, session)
+    except KeyboardInterrupt:
+        typer.secho(f"stopped; what was finished is in {folder}, and the same command goes on from there", err=True)
+        raise typer.Exit(130) from None
     if session.accelerator.is_main_process:
         _show(folder)
     session.accelerator.end_training()

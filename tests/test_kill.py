@@ -161,6 +161,32 @@ def test_a_run_that_is_killed_ten_times_equals_one_that_was_left_alone(nursery: 
         assert all(torch.equal(mine[key], theirs[key]) for key in mine), f"{path.name} differs"
 
 
+def chunks(root: Path) -> dict[str, int]:
+    """Finished batches of attacked and judged inputs, and when each was written."""
+    folders = (root / "attacked", root / "judged")
+    found = (path for folder in folders for path in folder.rglob("*.safetensors") if not path.name.startswith("."))
+    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in found}
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_middle_of_a_run_loses_no_finished_batch(nursery: Nursery, tmp_path: Path) -> None:
+    root, seen = tmp_path / "run", {}
+    for least in (1, 4, 9):
+        pid = nursery.start("run", TINY, "--out", root)
+        for _ in range(60_000):
+            if len(chunks(root)) >= least:
+                break
+            time.sleep(0.002)
+        os.kill(pid, signal.SIGINT)
+        assert nursery.end() == 130
+        now = chunks(root)
+        assert seen.items() <= now.items(), "a finished batch was lost or made again"
+        assert len(now) >= least
+        seen = now
+    nursery.start("run", TINY, "--out", root)
+    assert nursery.end() == 0
+
+
 @pytest.mark.slow
 def test_a_checkpoint_of_a_finished_epoch_is_gone_on_with_and_not_trained_again(
     nursery: Nursery, tmp_path: Path
