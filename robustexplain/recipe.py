@@ -107,14 +107,14 @@ class Column:
         knowledge: ``ignores`` (takes the deployed classifier for undefended), ``carried-over`` (crafts on an undefended
             system of its own making) or ``adapts`` (knows the defense).
         goal_map: the map that the adversary wants seen.
-        on: label of the row whose system the inputs are crafted on, whatever is judged; ``None``: the judged one.
+        source: label of the row whose system the inputs are crafted on, whatever is judged; ``None``: the judged one.
     """
 
     label: str
     attack: Any
     knowledge: Knowledge = "ignores"
     goal_map: GoalMap = "benign"
-    on: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -407,26 +407,26 @@ def _defense(entry: Any, path: str, bases: dict[str, str]) -> Row:
 class _Play:
     knowledge: Knowledge | list[Knowledge] = "ignores"
     goal_map: GoalMap = "benign"
-    on: str | list[str] | None = None
+    source: str | list[str] | None = None
     label: str | None = None
 
 
 def _column(entry: Any, path: str, rows: list[str]) -> list[Column]:
-    found, own, extra = _split(ATTACKS, entry, path, ("knowledge", "goal_map", "on", "label"))
+    found, own, extra = _split(ATTACKS, entry, path, ("knowledge", "goal_map", "source", "label"))
     attack = make(found.build, own, path)
     play = validate(model_of(_Play), extra, path)
     levels = play.knowledge if isinstance(play.knowledge, list) else [play.knowledge]
-    sources = play.on if isinstance(play.on, list) else [play.on]
+    sources = play.source if isinstance(play.source, list) else [play.source]
     for source in sources:
         if source is not None and source not in rows:
-            raise InputError(f"{path}.on: no row of the recipe is called {source!r}; it has {', '.join(rows)}")
+            raise InputError(f"{path}.source: no row of the recipe is called {source!r}; it has {', '.join(rows)}")
     if play.goal_map != "benign" and not attack.needs_maps:
         raise InputError(f"{path}.goal_map: {found.name} does not look at maps, so it has no goal map")
     goal = "" if play.goal_map == "benign" else f", {play.goal_map}"
     told = isinstance(play.knowledge, list) or "knowledge" in extra
     columns = []
     for level, source in itertools.product(levels, sources):
-        crafted = "" if source is None else f", on {source}"
+        crafted = "" if source is None else f", from {source}"
         label = (play.label or found.name) + goal + (f", {level}" if told else "") + crafted
         columns.append(Column(label, attack, level, play.goal_map, source))
     return columns

@@ -135,7 +135,7 @@ class Matrix:
     def _failure(self, row: Row, column: Column) -> str | None:
         """Why the judged system, or the one that is attacked in its place, could not be made."""
         failures = self.systems.failures
-        return failures.get(row.label) or failures.get(column.on or row.label)
+        return failures.get(row.label) or failures.get(column.source or row.label)
 
     def _cell(self, row: Row, column: Column, chunks: list[Chunk]) -> None:
         failure = self._failure(row, column)
@@ -199,8 +199,8 @@ class Matrix:
         """Whom the column's adversary attacks when this row is deployed, and with what."""
         target, base, attack = self.systems.systems[row.label], self.systems.systems[row.base], column.attack
         where = f"on {row.label}"
-        if column.on is not None:
-            target, where = self.systems.systems[column.on], f"on {column.on}"
+        if column.source is not None:
+            target, where = self.systems.systems[column.source], f"on {column.source}"
         elif column.knowledge == "carried-over":
             target, where = self.systems.replicas[row.base], f"from {row.base}"
         elif column.knowledge == "adapts":
