@@ -33,9 +33,10 @@ def test_python_snippets_of_the_readme_run(index: int, tmp_path: Path, monkeypat
     exec(compile(blocks("python")[index], f"README.md python {index}", "exec"), module.__dict__)
 
 
-def test_the_snippet_of_the_metrics_page_runs() -> None:
-    (code,) = blocks("python", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8"))
-    exec(compile(code, "docs/metrics.md", "exec"), {})
+@pytest.mark.parametrize("page", ["metrics", "attacks"])
+def test_the_snippet_of_the_page_runs(page: str) -> None:
+    (code,) = blocks("python", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))
+    exec(compile(code, f"docs/{page}.md", "exec"), {})
 
 
 def test_recipe_of_the_readme_validates() -> None:

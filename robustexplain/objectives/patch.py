@@ -1,0 +1,93 @@
+"""What an adversary wants who may change one region of the input, or who wants one change for many inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from ..fields import Positive
+from ..registry import OBJECTIVES
+from .base import Goal, Objective, Seen
+from .prediction import Misclassify
+
+
+@OBJECTIVES.register("leave-region", paper="Subramanya et al. 2019", needs=("gradients",))
+@dataclass(frozen=True)
+class LeaveRegion(Objective):
+    """Share of the map's positive heat that lies in the region which the threat model may change, 0 to 1.
+
+    On the interpreter's own grid: ``sum_r m+ / (sum m+ + 1e-10)``, ``m+ = max(m, 0)``, where a cell counts by how much
+    of it the region covers. Subramanya et al. divide the share by the number of cells in the region (16 for their patch
+    of 64 pixels on a 14 x 14 grid); the share itself keeps its scale on any grid, so their weight of 0.05 on the
+    cross-entropy is 0.8 beside it.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
+    constraint: ClassVar[bool] = False
+
+    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+        """The share, ``[B]``."""
+        if seen.maps is None or seen.region is None:
+            raise InputError("LeaveRegion needs maps that were seen, and a threat model that has a region (a patch)")
+        # Not by a rectifier: a swap of the network's must leave this one alone.
+        heat = torch.where(seen.maps > 0, seen.maps, 0)
+        covered = F.adaptive_avg_pool2d(seen.region.to(heat)[:, None], (heat.shape[1], heat.shape[2]))[:, 0]
+        return (heat * covered).flatten(1).sum(1) / (heat.flatten(1).sum(1) + 1e-10)
+
+
+@dataclass(frozen=True)
+class UntilMet(Objective):
+    """Another constraint's loss for the samples that do not meet it, zero for those that do (Subramanya et al. 2019).
+
+    Args:
+        of: the constraint.
+    """
+
+    of: Objective = field(default_factory=Misclassify)
+
+    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+        """``[B]``; the gradient is zero where it is met, too."""
+        return torch.where(self.of.met(seen, goal), 0, self.of.loss(seen, goal))
+
+    def met(self, seen: Seen, goal: Goal) -> Tensor:
+        """Where the other is."""
+        return self.of.met(seen, goal)
+
+    def unmet(self, seen: Seen, goal: Goal) -> Tensor:
+        """As far as the other is."""
+        return self.of.unmet(seen, goal)
+
+
+@dataclass(frozen=True)
+class Capped(Objective):
+    """Another objective's loss, from ``-cap`` upwards: no sample draws a shared perturbation to itself.
+
+    Shafahi et al. 2020 maximise ``min(cross-entropy, beta)``; a sample beyond it has no gradient any more.
+
+    Args:
+        of: the objective; the untargeted cross-entropy is the negative one here.
+        cap: ``beta``, nats; 9 for ImageNet.
+    """
+
+    of: Objective = field(default_factory=Misclassify)
+    cap: Positive = 9.0
+
+    least: ClassVar[float] = -torch.inf
+
+    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+        """``max(loss, -cap)``, ``[B]``."""
+        loss = self.of.loss(seen, goal)
+        return torch.where(loss < -self.cap, -self.cap, loss)
+
+    def met(self, seen: Seen, goal: Goal) -> Tensor:
+        """Where the other is."""
+        return self.of.met(seen, goal)
+
+    def unmet(self, seen: Seen, goal: Goal) -> Tensor:
+        """As far as the other is."""
+        return self.of.unmet(seen, goal)
