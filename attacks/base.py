@@ -171,6 +171,7 @@ def _native(goal_map: Tensor | None, benign: Tensor) -> Tensor:
     """The goal map on the grid of the ``benign`` one, which it is by default."""
     if goal_map is None or goal_map.shape == benign.shape:
         return benign if goal_map is None else goal_map.to(benign)
-    wanted = goal_map.to(benign)[:, None]
+    # Under autocast the benign map is in half precision, in which nothing is resized.
+    wanted = goal_map.to(benign.device, torch.promote_types(benign.dtype, torch.float32))[:, None]
     size = benign.shape[-2:]
-    return F.interpolate(wanted, size=size, mode="bilinear", align_corners=False, antialias=True)[:, 0]
+    return F.interpolate(wanted, size=size, mode="bilinear", align_corners=False, antialias=True)[:, 0].to(benign)

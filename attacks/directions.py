@@ -53,7 +53,8 @@ class Problem:
         """One look at the system through the threat model."""
         x = self.threat.apply(self.goal.x, variable)
         seen = observe(self.system, x, self.goal, needs_of(self.objective))
-        return replace(seen, variable=variable, progress=self.progress, streams=self.streams)
+        region = self.threat.region
+        return replace(seen, variable=variable, progress=self.progress, streams=self.streams, region=region)
 
     def loss(self, seen: Seen) -> Tensor:
         """The objective's loss, ``[B]``."""
@@ -160,12 +161,13 @@ class Backward(Direction):
             seen = problem.look(variable)
             stuck = _flat(problem, seen, variable) if check else torch.zeros_like(problem.goal.label, dtype=torch.bool)
             loss = problem.loss(seen)
-            if not loss.requires_grad:
+            # The loss may hang on the weights and still not on the input.
+            gradient = _grad_or_none(loss.sum(), variable, again=False)
+            if gradient is None:
                 raise NotDifferentiableError(
                     "the loss carries no gradient to the input: the model's graph is detached (no_grad, NumPy or "
                     "integers inside?); wrap such a step in StraightThrough, or use a search without gradients"
                 )
-            (gradient,) = torch.autograd.grad(loss.sum(), variable)
         real = self.surrogate is None and not self.straight
         return Step(gradient, loss.detach(), seen if real and self.draws == 1 else None, stuck, 1)
 
@@ -244,6 +246,10 @@ class _Shown(Threat):
     def sample(self, x: Tensor, streams: Streams) -> Tensor:
         return self.of.sample(x, streams)
 
+    @property
+    def region(self) -> Tensor | None:
+        return self.of.region
+
 
 def _redrawn(problem: Problem, draw: int) -> Problem:
     # Seeded by the step alone, not by the samples: a system draws one noise for all images, and a sample's result
@@ -272,8 +278,8 @@ def _flat(problem: Problem, seen: Seen, variable: Tensor) -> Tensor:
     return (alone.flatten(1).abs().amax(1) == 0) & (loss.detach() > sum(part.least for _, part in about_maps))
 
 
-def _grad_or_none(loss: Tensor, variable: Tensor) -> Tensor | None:
-    """The gradient; ``None`` if the graph does not lead to the variable (to the weights it may)."""
+def _grad_or_none(loss: Tensor, variable: Tensor, *, again: bool = True) -> Tensor | None:
+    """The gradient, with the graph kept to be gone through ``again``; ``None`` if the graph does not lead to the variable (to the weights it may)."""
     if not loss.requires_grad:
         return None
-    return torch.autograd.grad(loss, variable, retain_graph=True, allow_unused=True)[0]
+    return torch.autograd.grad(loss, variable, retain_graph=again, allow_unused=True)[0]

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
+
+from torch import Tensor
 
 from robustexplain.activations import Smooth, SmoothGradient, Softplus
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Fraction, NonNegative, Positive, Radius
-from robustexplain.interpreters.base import Interpreter
-from robustexplain.objectives import AgreeEncoder, EvadeDetector, MatchMap, Misclassify, Objective, Ramp
+from robustexplain.interpreters import Interpreter, Mask
+from robustexplain.interpreters.panel import Panel, members_apart
+from robustexplain.objectives import AgreeEncoder, EvadeDetector, Goal, MatchMap, Misclassify, Objective, Ramp
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
-from .base import Attack
+from .base import Attack, Attacked
+from .bilevel import Bilevel, BilevelSearch
 from .directions import Backward
 from .prediction import Norm, ball, step
 from .search import Plan, Search, Stage
+from .updates import NormalisedStep, SignStep
+
+Surrogate = Literal["auto", "none", "smooth_gradient", "softplus"]
+"""What rectifiers compute while directions are sought."""
+
+
+def surrogate_for(interpreter: Interpreter, word: Surrogate) -> Smooth | None:
+    """The stand-in that ``word`` means; ``auto`` is ADV2's ``h(z)`` for maps that are gradients, nothing otherwise."""
+    if word == "auto":
+        return SmoothGradient() if interpreter.second_order else None
+    return {"none": None, "smooth_gradient": SmoothGradient(), "softplus": Softplus()}[word]
 
 
 @ATTACKS.register("adv2", paper="Zhang et al. 2020, eq. 3-4, section 3.6", needs=("gradients", "differentiable maps"))
@@ -35,6 +50,9 @@ class ADV2(Attack):
         eps: radius of the ball; the paper uses 0.031 in L-infinity.
         steps: iterations in all, warm start included (Table 11: 800 to 1200).
         step_size: of one step; the paper uses 1/255.
+        decay: step size at the end over that at the start of the joint stage, linear in between. The paper's steps stay
+            as they are (1): the last iterates then jump about the nearest map by ``step_size`` in every pixel, which
+            gradient maps do not forgive.
         weight: ``lambda`` for the *mean* over pixels at the start of the joint stage. Table 11's ``lambda`` weighs a
             sum: 0.204 over a ``7 x 7`` map is 10 here.
         growth: ``lambda`` at the end over ``lambda`` at the start (the code doubles it).
@@ -50,30 +68,49 @@ class ADV2(Attack):
         restarts: run this often and keep the best; all but the first begin at random.
         draws: average directions over so many draws of what is random in the system (Athalye et al. 2018).
         straight: go straight through rounding inside the model.
+        members: against an interpreter made of several (an aggregate), match the map of every member instead of the
+            one map that is shown; others are attacked as they are.
+        mask: how MASK is attacked.
     """
 
     eps: Radius = 0.031
     steps: Count = 1200
     step_size: Positive = 1 / 255
+    decay: Fraction = 0.1
     weight: NonNegative = 10.0
     growth: Positive = 2.0
     warm_start: Fraction = 0.25
     confidence: Fraction = 0.8
     encoder_weight: NonNegative = 0.1
     smoothing: Fraction = 0.05
-    surrogate: Literal["auto", "none", "smooth_gradient", "softplus"] = "auto"
+    surrogate: Surrogate = "auto"
     pool: Count = 1
     evade: NonNegative = 0.0
     norm: Norm = "linf"
     restarts: Count = 1
     draws: Count = 1
     straight: bool = False
+    members: bool = False
+    mask: Bilevel = field(default_factory=Bilevel)
 
     needs_maps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         ball(self.norm, self.eps)
+
+    def __call__(
+        self,
+        system: System,
+        x: Tensor,
+        y: Tensor,
+        goal_class: Tensor | None = None,
+        goal_map: Tensor | None = None,
+    ) -> Attacked:
+        """Attack a batch: see :class:`Attack`."""
+        if self.members:
+            system = replace(system, interpreter=members_apart(system.interpreter))
+        return super().__call__(system, x, y, goal_class, goal_map)
 
     def adapted(self, system: System) -> ADV2:
         """With the detector's soft score in the loss, if there is a detector; steps and restarts stay as they are.
@@ -84,30 +121,50 @@ class ADV2(Attack):
             return self
         return replace(self, evade=1.0, surrogate="smooth_gradient" if self.surrogate == "auto" else self.surrogate)
 
+    def differentiates(self, system: System) -> bool:
+        """Whether the maps themselves are differentiated: MASK's are not, its steps are."""
+        return not isinstance(system.interpreter, Mask)
+
     def plan(self, system: System) -> Plan:
-        """A warm start on the prediction, then both."""
+        """A warm start on the prediction, then both; against MASK the bilevel form of it."""
+        threat, update = ball(self.norm, self.eps), step(self.norm, self.step_size)
         warm = round(self.steps * self.warm_start)
-        update = step(self.norm, self.step_size)
-        stages = (Stage(Misclassify(), warm, update), Stage(self.objective(system), self.steps - warm, update))
-        direction = Backward(self._surrogate(system.interpreter), self.straight, self.draws)
-        return Search(ball(self.norm, self.eps), stages, direction, restarts=self.restarts)
+        smooth = surrogate_for(system.interpreter, self.surrogate)
+        first = Stage(Misclassify(), warm, update)
+        if isinstance(system.interpreter, Mask):
+            if self.draws > 1:
+                raise InputError(f"draws={self.draws}: against MASK the steps ahead are the draws; use draws=1")
+            first = Stage(Misclassify(self.confidence), warm, update)
+            return BilevelSearch(
+                threat, first, self.prediction(system), self.match(system), self.steps - warm, self.mask,
+                smooth, self.straight, self.restarts,
+            )  # fmt: skip
+        size = Ramp(self.step_size, self.step_size * self.decay)
+        shrinking = SignStep(size) if self.norm == "linf" else NormalisedStep(size)
+        stages = (first, Stage(self.objective(system), self.steps - warm, shrinking))
+        return Search(threat, stages, Backward(smooth, self.straight, self.draws), restarts=self.restarts)
 
     def objective(self, system: System) -> Objective:
         """What the joint stage minimises against ``system``."""
-        interpreter = system.interpreter
-        second_order = interpreter.second_order
-        rho = Ramp(self.smoothing, self.smoothing / 5) if second_order else 0.0
-        match = MatchMap(rescale="none" if interpreter.bounded else "minmax", pool=self.pool)
-        total = Misclassify(self.confidence, rho) + Ramp(self.weight, self.weight * self.growth) * match
-        if self.encoder_weight:
-            total = total + self.encoder_weight * AgreeEncoder()
-        if self.evade:
-            if system.detector is None:
-                raise InputError("evade > 0 needs a system with a detector")
-            total = total + self.evade * EvadeDetector(system.detector.soft_threshold)
-        return total
+        total = self.prediction(system) + Ramp(self.weight, self.weight * self.growth) * self.match(system)
+        return total + self.encoder_weight * AgreeEncoder() if self.encoder_weight else total
 
-    def _surrogate(self, interpreter: Interpreter) -> Smooth | None:
-        if self.surrogate == "auto":
-            return SmoothGradient() if interpreter.second_order else None
-        return {"none": None, "smooth_gradient": SmoothGradient(), "softplus": Softplus()}[self.surrogate]
+    def prediction(self, system: System) -> Objective:
+        """What it minimises of the prediction, and of a detector's score."""
+        saturates = system.interpreter.second_order or isinstance(system.interpreter, Mask)
+        rho = Ramp(self.smoothing, self.smoothing / 5) if saturates else 0.0
+        total: Objective = Misclassify(self.confidence, rho)
+        if not self.evade:
+            return total
+        if system.detector is None:
+            raise InputError("evade > 0 needs a system with a detector")
+        return total + self.evade * EvadeDetector(system.detector.soft_threshold)
+
+    def match(self, system: System) -> Objective:
+        """What it minimises of the map."""
+        return MatchMap(rescale="none" if system.interpreter.bounded else "minmax", pool=self.pool)
+
+    def _goal(self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None) -> Goal:
+        if goal_map is not None and isinstance(system.interpreter, Panel):
+            goal_map = system.interpreter.wanted(goal_map.to(x), x)
+        return super()._goal(system, x, y, goal_class, goal_map)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robustexplain.errors import ZeroMapGradientWarning
-from robustexplain.fields import Count, Natural, check_fields
+from robustexplain.fields import Count, Fraction, Natural, check_fields
 from robustexplain.interpreters import unwatched
 from robustexplain.objectives import Goal, Objective, Seen
 from robustexplain.registry import OBJECTIVES
@@ -108,6 +108,10 @@ class _Live:
     threat: Threat
     memory: Memory = ()
     tick: int = 0
+    low: Tensor = field(default_factory=lambda: torch.empty(0))
+    """``[rows]``: the lowest loss of the last stage, and ...; empty where nobody asks whether it falls."""
+    mark: Tensor = field(default_factory=lambda: torch.empty(0))
+    """... what that was when it was last asked."""
 
     def problem(self, system: System, objective: Objective, progress: float) -> Problem:
         return Problem(system, self.threat, self.goal, objective, self.streams, progress, self.tick)
@@ -116,6 +120,8 @@ class _Live:
         self.rows, self.variable = self.rows[mask], self.variable[mask]
         self.goal, self.streams = self.goal.select(mask), self.streams.select(mask.nonzero()[:, 0])
         self.threat, self.memory = self.threat.select(mask), tuple(m[mask] for m in self.memory)
+        if len(self.low):
+            self.low, self.mark = self.low[mask], self.mark[mask]
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,8 @@ class Search(Plan):
         random_start: begin at a random allowed input instead of at ``x``.
         restarts: run this often and keep the best; every run but the first begins at random.
         early_stop: let a sample go as soon as it meets every constraint (for objectives made of constraints alone).
+        patience: let a sample go if a tenth of the last stage's steps lowered its lowest loss by less than this share;
+            0 never does.
         returns: the ``best`` iterate, or the ``last`` as some attacks are published.
     """
 
@@ -140,6 +148,7 @@ class Search(Plan):
     random_start: bool = False
     restarts: Count = 1
     early_stop: bool = False
+    patience: Fraction = 0.0
     returns: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
@@ -197,11 +206,13 @@ class Search(Plan):
             gradient = found.gradient
             if best is not None:
                 seen.follow(live.rows, found.loss, first=step == 0)
+                leave = self._stuck(live, found.loss, step, stage.steps)
                 if found.seen is not None or step % self.judge_every == 0:
                     done = self._judge(problem, live, found.seen, best, seen, last=False)
-                    if self.early_stop and bool(done.any()):
-                        live.keep(~done)
-                        gradient = gradient[~done]
+                    leave = leave | done if self.early_stop else leave
+                if (self.early_stop or self.patience) and bool(leave.any()):
+                    live.keep(~leave)
+                    gradient = gradient[~leave]
             if not len(live.rows):
                 return
             moved, live.memory = stage.update(live.variable, gradient, problem.progress, live.memory)
@@ -210,6 +221,18 @@ class Search(Plan):
         if best is not None:
             problem = live.problem(system, stage.objective, 1.0)
             self._judge(problem, live, None, best, seen, last=self.returns == "last")
+
+    def _stuck(self, live: _Live, loss: Tensor, step: int, steps: int) -> Tensor:
+        """Where the lowest loss so far hardly fell in a tenth of the steps, ``[rows]`` bool."""
+        none = torch.zeros_like(live.rows, dtype=torch.bool)
+        if not self.patience:
+            return none
+        live.low = torch.minimum(live.low, loss) if step else loss
+        if step % -(-steps // 10):
+            return none
+        stuck = live.low > live.mark - self.patience * live.mark.abs() if step else none
+        live.mark = live.low
+        return stuck
 
     def _judge(
         self, problem: Problem, live: _Live, look: Seen | None, best: Best, seen: Progress, *, last: bool

@@ -38,6 +38,11 @@ class Threat(ABC):
         """Whether :meth:`redrawn` changes anything."""
         return False
 
+    @property
+    def region(self) -> Tensor | None:
+        """``[B, H, W]``: 1 where this bound threat may change the input, 0 elsewhere; ``None``: anywhere."""
+        return None
+
     def redrawn(self, x: Tensor, seed: int) -> Threat:
         """This bound threat with its randomness (where a patch is put down) drawn anew."""
         return self

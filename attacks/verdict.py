@@ -81,7 +81,10 @@ class Best:
         """Take over what is better (``always``: whatever it is); where all constraints are met, ``[rows]`` bool."""
         unmet, score = rank(objective, seen, goal)
         progress.judged(rows, score)
-        better = (unmet < self.unmet[rows]) | ((unmet == self.unmet[rows]) & (score < self.score[rows]))
+        nearer = unmet < self.unmet[rows]
+        # A constraint that came to be met is progress, whatever became of the rest.
+        self.satisfied[rows] |= nearer & self.unmet[rows].isfinite()
+        better = nearer | ((unmet == self.unmet[rows]) & (score < self.score[rows]))
         better = better | always
         at_rows = rows[better]
         self.x[at_rows] = seen.x.detach()[better]

@@ -2,8 +2,18 @@
 
 from .aggregation import Aggregate, AggregatedInterpreter
 from .base import Defense
-from .detection import XEnsemble, XEnsembleDetector
+from .detection import FeatureSqueezing, FeatureSqueezingDetector, XEnsemble, XEnsembleDetector
 from .distillation import AID
 from .smoothing import BetaSmoothing
 
-__all__ = ["AID", "Aggregate", "AggregatedInterpreter", "BetaSmoothing", "Defense", "XEnsemble", "XEnsembleDetector"]
+__all__ = [
+    "AID",
+    "Aggregate",
+    "AggregatedInterpreter",
+    "BetaSmoothing",
+    "Defense",
+    "FeatureSqueezing",
+    "FeatureSqueezingDetector",
+    "XEnsemble",
+    "XEnsembleDetector",
+]

@@ -14,15 +14,40 @@ import torch
 from torch import Tensor, nn
 
 import robustexplain as rx
-from robustexplain.attacks import Attack, Attacked, Noise
+from robustexplain.attacks import PGD, Attack, Attacked, Noise
 from robustexplain.errors import InputError, NotDifferentiableError
 from robustexplain.interpreters import CAM, GradCAM, Gradient, Interpreter
 from robustexplain.models import Classifier
 from robustexplain.registry import ATTACKS
+from robustexplain.training import Training
 
 EPS = 0.1
 FEW = {"eps": EPS, "steps": 6, "step_size": 0.03}
-SMALL: dict[str, dict[str, Any]] = {}
+SMALL: dict[str, dict[str, Any]] = {
+    "adaptive-squeezing": {"squeezed_steps": 3, "squeezers": ("bit-depth-3", "median-3")},
+    "torchattacks": {"settings": {"steps": 3}},
+    "foolbox": {"settings": {"steps": 3}},
+    "art": {"settings": {"max_iter": 3}},
+    "gd-uap": {"check_every": 4, "batch_size": 4},
+    "patch": {"batch_size": 4, "draws": 2},
+    "uap": {"batch_size": 4},
+    "universal-hiding-patch": {"batch_size": 4},
+    "cw": {"steps": 8, "search_steps": 3, "initial_constant": 1.0, "step_size": 0.05},
+    "lbfgs": {"steps": 4, "search_steps": 2, "initial_constant": 1.0},
+    "feature-deletion": {"steps": 4},
+    "constant-shift": {"steps": 3},
+    "dombrowski": {"steps": 3},
+    "ghorbani-center": {"steps": 3},
+    "ghorbani-influence": {"steps": 1, "damping": 1.0},
+    "ghorbani-random": {"steps": 3},
+    "ghorbani-region": {"steps": 3},
+    "ghorbani-topk": {"steps": 3},
+    "square": {"max_queries": 12},
+    "nes": {"max_queries": 28, "samples": 6, "sigma": 0.1},
+    "spsa": {"max_queries": 28, "samples": 6, "sigma": 0.1},
+    "evolution": {"population": 5, "steps": 4, "sigma": 0.01},
+    "substitute": {"craft": PGD(EPS, 3, 0.03), "rounds": 2, "training": Training(epochs=1, batch_size=8)},
+}
 """Further settings, by registered name, that keep an attack's tests short."""
 
 
@@ -40,7 +65,7 @@ def variants() -> list[Any]:
     for entry in ATTACKS:
         plain = set_where_known(entry.build(), **{**FEW, **SMALL.get(entry.name, {})})
         found.append(pytest.param(plain, id=entry.name))
-        if has(plain, "norm"):
+        if has(plain, "norm") and has(plain, "eps"):
             found.append(pytest.param(replace(plain, norm="l2", eps=0.7), id=f"{entry.name}-l2"))
         if has(plain, "restarts"):
             found.append(pytest.param(replace(plain, restarts=2), id=f"{entry.name}-restarts"))
@@ -83,6 +108,8 @@ class Case:
 @pytest.fixture(params=variants())
 def case(request: pytest.FixtureRequest, tiny_model: Classifier, grey: Tensor) -> Case:
     attack, interpreter = request.param if isinstance(request.param, tuple) else (request.param, CAM)
+    if (name := ATTACKS.name_of(type(attack))) in ("torchattacks", "foolbox", "art"):
+        pytest.importorskip(name)
     model = copy.deepcopy(tiny_model).double()
     x = grey.double()
     y = model(x).argmax(1)

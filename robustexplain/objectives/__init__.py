@@ -20,26 +20,39 @@ from .base import (
     needs_of,
     sum_losses,
 )
-from .evasion import EvadeDetector
-from .explanation import AgreeEncoder, MatchMap
+from .evasion import AgreeSqueezed, EvadeDetector, EvadeSqueezing, MatchProbabilities
+from .explanation import AgreeEncoder, DropTopK, FillRegion, MatchMap, ShiftCenter, TopKLeft
+from .patch import Capped, LeaveRegion, UntilMet
 from .prediction import Distance, KeepPrediction, Margin, Misclassify, Traded, margin
+from .spatial import FlowLoss
 
 __all__ = [
     "AgreeEncoder",
+    "AgreeSqueezed",
+    "Capped",
     "Distance",
+    "DropTopK",
     "EvadeDetector",
+    "EvadeSqueezing",
+    "FillRegion",
+    "FlowLoss",
     "Goal",
     "KeepPrediction",
+    "LeaveRegion",
     "Margin",
     "MatchMap",
+    "MatchProbabilities",
     "Misclassify",
     "Objective",
     "Product",
     "Ramp",
     "Schedule",
     "Seen",
+    "ShiftCenter",
     "Sum",
+    "TopKLeft",
     "Traded",
+    "UntilMet",
     "Weight",
     "at",
     "margin",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
@@ -73,6 +73,7 @@ class Goal:
         benign_map: ``[B, h, w]``, the map of ``x`` itself, for objectives that move away from it.
         benign_logits: ``[B, K]`` of ``x`` itself, for objectives that keep the prediction.
         trade: ``[B]``, a constant that a search over constants (Carlini and Wagner) sets for each sample.
+        wanted: ``[B, K]``, the probabilities that the adversary wants, where it wants more than a class.
     """
 
     x: Tensor
@@ -83,6 +84,7 @@ class Goal:
     benign_map: Tensor | None = None
     benign_logits: Tensor | None = None
     trade: Tensor | None = None
+    wanted: Tensor | None = None
 
     def select(self, rows: Tensor) -> Goal:
         """The goals of some samples."""
@@ -109,6 +111,8 @@ class Seen:
         system: that was looked at, for objectives that look once more (at squeezed inputs).
         progress: of the search, in ``[0, 1]``.
         streams: one random stream a sample.
+        region: ``[B, H, W]``, 1 where the threat model may change ``x`` (a patch); ``None``: anywhere.
+        noted: what objectives worked out from this look, so that a further one (at squeezed inputs) is paid for once.
     """
 
     x: Tensor
@@ -120,6 +124,8 @@ class Seen:
     system: System | None = None
     progress: float = 0.0
     streams: Streams | None = None
+    region: Tensor | None = None
+    noted: dict[object, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def at(self, progress: float) -> Seen:
         """The same at another moment of the search."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..fields import NonNegative
+from ..fields import Fraction, NonNegative
 from ..registry import OBJECTIVES
+from ..squeezers import Median, Squeezer
 from .base import Goal, Objective, Seen
 
 
@@ -39,3 +42,92 @@ class EvadeDetector(Objective):
         if seen.score is None:
             raise InputError("EvadeDetector needs a system with a detector")
         return seen.score < self.threshold
+
+
+@OBJECTIVES.register("agree-squeezed", paper="Zhang et al. 2020, section 4 Q3 (l_sqz)", needs=("gradients",))
+@dataclass(frozen=True)
+class AgreeSqueezed(Objective):
+    """Cross-entropy between the predictions on the input and on its squeezed versions, summed over squeezers.
+
+    Args:
+        squeezers: that the detector uses; rounding is gone through straight.
+    """
+
+    squeezers: tuple[Squeezer, ...] = field(default_factory=lambda: (Median(3),))
+
+    constraint: ClassVar[bool] = False
+
+    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+        """``-sum_k f_k(x) log f_k(psi(x))``, nats; at least the entropy of ``f(x)``."""
+        p = seen.logits.softmax(1)
+        return -sum_over((p * squeezed_logits(seen, s).log_softmax(1)).sum(1) for s in self.squeezers)
+
+
+@OBJECTIVES.register("evade-squeezing", paper="Zhang et al. 2020, section 4 Q3 (reference code)", needs=("gradients",))
+@dataclass(frozen=True)
+class EvadeSqueezing(Objective):
+    """Hinge on the L1 distance of the probabilities on the input and on each of its squeezed versions.
+
+    Zero while the distance is below ``share`` of the threshold; met where no distance exceeds the threshold.
+
+    Args:
+        squeezers: that the detector uses; rounding is gone through straight.
+        weights: of each squeezer's hinge; one of weight 0 is judged, not followed.
+        threshold: L1 distance of probabilities above which there is an alarm, at most 2.
+        share: of the threshold that costs nothing.
+    """
+
+    squeezers: tuple[Squeezer, ...] = field(default_factory=lambda: (Median(3),))
+    weights: tuple[float, ...] = (1.0,)
+    threshold: NonNegative = 1.0
+    share: Fraction = 0.75
+
+    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+        """``sum_i w_i max(||f(x) - f(psi_i(x))||_1 - share threshold, 0)``."""
+        followed = [(w, s) for w, s in zip(self.weights, self.squeezers, strict=True) if w]
+        hinges = (w * (_distance(seen, s) - self.share * self.threshold).clamp(min=0) for w, s in followed)
+        return sum_over(hinges) if followed else seen.logits.new_zeros(len(seen.logits))
+
+    def met(self, seen: Seen, goal: Goal) -> Tensor:
+        """No distance exceeds the threshold."""
+        with torch.no_grad():
+            return torch.stack([_distance(seen, s) <= self.threshold for s in self.squeezers]).all(0)
+
+
+@OBJECTIVES.register("match-probabilities", paper="Zhang et al. 2020, Algorithm 2", needs=("gradients",))
+@dataclass(frozen=True)
+class MatchProbabilities(Objective):
+    """L1 distance of the probabilities to those that the goal wants (``goal.wanted``).
+
+    Args:
+        slack: a distance up to this costs nothing (the paper: 0).
+    """
+
+    slack: NonNegative = 0.0
+
+    constraint: ClassVar[bool] = False
+
+    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+        """``max(||f(x) - f(x_+)||_1 - slack, 0)``."""
+        if goal.wanted is None:
+            raise InputError("MatchProbabilities needs the wanted probabilities: give the goal wanted, [B, K]")
+        return ((seen.logits.softmax(1) - goal.wanted).abs().sum(1) - self.slack).clamp(min=0)
+
+
+def squeezed_logits(seen: Seen, squeezer: Squeezer) -> Tensor:
+    """``[B, K]`` of the squeezed inputs, looked at once for each look at the inputs themselves."""
+    if seen.system is None:
+        raise InputError("looking at squeezed inputs needs the system: give what was seen its system")
+    known = seen.noted.get(squeezer)
+    if known is None or (torch.is_grad_enabled() and not known.requires_grad):
+        known = seen.noted[squeezer] = seen.system.model(squeezer.straight(seen.x))
+    return known
+
+
+def sum_over(values: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors of one shape, of which there is at least one."""
+    return torch.stack(list(values)).sum(0)
+
+
+def _distance(seen: Seen, squeezer: Squeezer) -> Tensor:
+    return (seen.logits.softmax(1) - squeezed_logits(seen, squeezer).softmax(1)).abs().sum(1)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from .. import maps as ops
-from ..errors import InputError
+from ..errors import FieldError, InputError
+from ..fields import NonNegative, Positive
 from ..registry import OBJECTIVES
 from .base import Goal, Objective, Seen
 
@@ -21,10 +24,13 @@ class MatchMap(Objective):
     Args:
         rescale: applied to both maps; ``minmax`` (Zhang et al. for CAM and GRAD), ``none`` (RTS), ``sum`` (Dombrowski).
         pool: average-pool both maps by this factor first (Zhang et al. compare GRAD maps after 4 x 4).
+        relative: give the rescaled maps their pixel count ``N`` as a factor. Maps under ``sum`` then have a mean of
+            one, and the loss does not depend on the size of the grid; without it, it falls with ``1 / N^2``.
     """
 
     rescale: ops.Rescale = "minmax"
     pool: int = 1
+    relative: bool = False
 
     needs: ClassVar[frozenset[str]] = frozenset({"maps"})
     constraint: ClassVar[bool] = False
@@ -34,7 +40,8 @@ class MatchMap(Objective):
         if goal.goal_map is None or seen.maps is None:
             raise InputError("MatchMap needs a goal map and maps that were seen")
         now, wanted = (ops.rescale(ops.pool(m, self.pool), self.rescale) for m in (seen.maps, goal.goal_map))
-        return (now - wanted).square().flatten(1).mean(1)
+        factor = now[0].numel() if self.relative else 1
+        return (factor * (now - wanted)).square().flatten(1).mean(1)
 
 
 @OBJECTIVES.register("agree-encoder", paper="Zhang et al. 2020, section 3.4 (l_enc)")
@@ -53,3 +60,123 @@ class AgreeEncoder(Objective):
         if seen.encoder_logits is None or goal.goal_class is None:
             return seen.logits.new_zeros(len(seen.logits))
         return -seen.encoder_logits.log_softmax(1).gather(1, goal.goal_class[:, None])[:, 0]
+
+
+@OBJECTIVES.register("drop-top-k", paper="Ghorbani et al. 2019, Algorithm 1 (top-k attack)", needs=("gradients",))
+@dataclass(frozen=True)
+class DropTopK(Objective):
+    """Share of the map's magnitude that is left on the ``k`` pixels that mattered most in the benign map.
+
+    In ``[0, 1]``; times ``N`` it is the sum of their maps, which they rescale to a mean of one.
+
+    Args:
+        k: a count from 1 on (Ghorbani et al.: 1000 of 227 x 227), a share of the pixels below 1.
+    """
+
+    k: Positive = 0.1
+
+    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
+    constraint: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_k(self, self.k)
+
+    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+        """``sum over the benign top k of |m| / sum |m|``."""
+        now, benign = _both(self, seen, goal)
+        chosen = ops.top_k(benign.abs(), ops.top_k_count(self.k, benign[0].numel()))
+        return (ops.unit_sum(now).flatten(1) * chosen.to(now)).sum(1)
+
+
+@OBJECTIVES.register("top-k-left", paper="Ghorbani et al. 2019, section 3 (top-k intersection)")
+@dataclass(frozen=True)
+class TopKLeft(Objective):
+    """How many of the ``k`` pixels that mattered most in the benign map still do: a count, without a gradient.
+
+    Beside another objective it changes no direction and decides which iterate is best: Ghorbani et al. accept by the
+    intersection, and descend on :class:`DropTopK`, which breaks ties as long as it stays below 1.
+
+    Args:
+        k: a count from 1 on, a share of the pixels below 1.
+    """
+
+    k: Positive = 0.1
+
+    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
+    constraint: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_k(self, self.k)
+
+    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+        """``|top_k(m) and top_k(benign)|``; pixels tied at the last place share the places left."""
+        now, benign = (m.detach().abs() for m in _both(self, seen, goal))
+        k = ops.top_k_count(self.k, benign[0].numel())
+        return torch.minimum(ops.top_k(now, k), ops.top_k(benign, k).to(now)).sum(1)
+
+
+@OBJECTIVES.register(
+    "shift-center", paper="Ghorbani et al. 2019, Algorithm 1 (mass-center attack)", needs=("gradients",)
+)
+@dataclass(frozen=True)
+class ShiftCenter(Objective):
+    """Minus the squared distance, in pixels, of the map's centre of mass to that of the benign map.
+
+    At the benign map that distance is at its minimum and has no gradient: a search that starts there stands still.
+    Departure, for that reason: the distance is taken to a point ``nudge`` pixels away from the benign centre, on the
+    side of the nearer border, so that the first step leads where there is more room.
+
+    Args:
+        nudge: in pixels of the map's grid; 0 is the published distance.
+    """
+
+    nudge: NonNegative = 0.01
+
+    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
+    constraint: ClassVar[bool] = False
+    least: ClassVar[float] = -math.inf
+
+    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+        """``-||C(m) - (C(benign) - nudge u)||^2``, ``u`` the unit vector from the benign centre to the middle."""
+        now, benign = _both(self, seen, goal)
+        start = ops.center_of_mass(benign)
+        middle = start.new_tensor([(side - 1) / 2 for side in benign.shape[1:]])
+        inward = middle - start
+        length = torch.linalg.vector_norm(inward, dim=1, keepdim=True)
+        # A benign map that has its centre in the middle has as much room on every side.
+        u = torch.where(length > 0, inward / length.clamp(min=1e-12), start.new_tensor([1.0, 0.0]))
+        return -(ops.center_of_mass(now) - (start - self.nudge * u)).square().sum(1)
+
+
+@OBJECTIVES.register("fill-region", paper="Ghorbani et al. 2019, section 3 (targeted attack)", needs=("gradients",))
+@dataclass(frozen=True)
+class FillRegion(Objective):
+    """Minus the share of the map's magnitude that lies in the region: where the goal map is high.
+
+    In ``[-1, 0]``. A goal map of zeros and ones is the published region; any other one is rescaled to ``[0, 1]`` and
+    weighs its pixels.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
+    constraint: ClassVar[bool] = False
+    least: ClassVar[float] = -1.0
+
+    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+        """``-sum of |m| r / sum |m|`` with the region ``r``."""
+        if goal.goal_map is None or seen.maps is None:
+            raise InputError("FillRegion needs a goal map, the region, and maps that were seen")
+        region = ops.minmax(goal.goal_map.to(seen.maps))
+        return -(ops.unit_sum(seen.maps) * region).flatten(1).sum(1)
+
+
+def _both(objective: Objective, seen: Seen, goal: Goal) -> tuple[Tensor, Tensor]:
+    if goal.benign_map is None or seen.maps is None:
+        raise InputError(f"{type(objective).__name__} needs the benign map and maps that were seen")
+    return seen.maps, goal.benign_map
+
+
+def _check_k(objective: Objective, k: float) -> None:
+    if k >= 1 and k != int(k):
+        raise FieldError(type(objective).__name__, "k", f"must be a whole count, or a share below 1, got {k!r}")
