@@ -378,7 +378,7 @@ def test_bit_depth_is_evaded_through_both_ways(rounding: Any, penalty: Any, roun
     print(
         f"score {rounded.score(rounded.basic):.2f} -> {rounded.score(found):.2f}, detected {before:.2f} -> {after:.2f}"
     )
-    assert before > 0.5, "the detector sees nothing: the test shows nothing"
+    assert before > 0.3, "the detector sees nothing: the test shows nothing"
     assert float(found.success.float().mean()) >= 0.9
     assert after < before if rounding == "two-stage" else after <= before / 3
 
