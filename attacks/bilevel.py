@@ -66,14 +66,16 @@ class BilevelSearch(Plan):
 
     Departures from the authors' code: the length is each sample's own (theirs is one for the whole batch, because the
     margin is summed over it); the step on the prediction follows the paper's cross-entropy and not the logit margin,
-    and the bisection asks for the confidence of ``prediction`` and not for a margin of 10; the mask starts as
-    ``g(x; f)``, as in Algorithm 1, and not at 0.5; at a reset Adam's moments are those of MASK's own run, which stand
-    at the new mask, and its counter is ``interpreter.steps`` (theirs halve and quarter the old ones and count from
-    100); the longest step does not shrink after 900 steps; nothing is rounded to 8 bits.
+    and the bisection asks for the confidence of ``prediction`` and not for a margin of 10; the warm start ends for each
+    sample where that is met (on a prediction that is surer by far MASK sees no slope: the mask is empty, and so is the
+    gradient through it); the mask starts as ``g(x; f)``, as in Algorithm 1, and not at 0.5; at a reset Adam's moments
+    are those of MASK's own run, which stand at the new mask, and its counter is ``interpreter.steps`` (theirs halve and
+    quarter the old ones and count from 100); the longest step does not shrink after 900 steps; nothing is rounded to 8
+    bits.
 
     Args:
         threat: where the input may go.
-        warm: a first stage on the prediction alone.
+        warm: a first stage on the prediction alone, at most so long.
         prediction: what the first half of a step minimises, and what the second half must keep met.
         match: what the second half minimises, of the maps ahead.
         steps: outer steps.

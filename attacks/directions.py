@@ -279,7 +279,10 @@ def _flat(problem: Problem, seen: Seen, variable: Tensor) -> Tensor:
 
 
 def _grad_or_none(loss: Tensor, variable: Tensor, *, again: bool = True) -> Tensor | None:
-    """The gradient, with the graph kept to be gone through ``again``; ``None`` if the graph does not lead to the variable (to the weights it may)."""
+    """The gradient; ``None`` if the graph does not lead to the variable (to the weights it may).
+
+    The graph is kept to be gone through ``again``.
+    """
     if not loss.requires_grad:
         return None
     return torch.autograd.grad(loss, variable, retain_graph=again, allow_unused=True)[0]

@@ -54,12 +54,14 @@ class ADV2(Attack):
             as they are (1): the last iterates then jump about the nearest map by ``step_size`` in every pixel, which
             gradient maps do not forgive.
         weight: ``lambda`` for the *mean* over pixels at the start of the joint stage. Table 11's ``lambda`` weighs a
-            sum: 0.204 over a ``7 x 7`` map is 10 here.
+            sum: 0.204 over a ``7 x 7`` map is 10 here, 0.007 over GRAD's ``56 x 56`` is 22 (with ``pool=4`` at 224
+            pixels). MASK's two-step update has no weight.
         growth: ``lambda`` at the end over ``lambda`` at the start (the code doubles it).
         warm_start: share of the steps spent on the prediction alone.
         confidence: ``kappa``: iterates below it count only if none reaches it (the code asks for 0.8 on GRAD).
         encoder_weight: of the encoder's cross-entropy for model-guided interpreters (0.1 in Table 11).
-        smoothing: ``rho`` of label smoothing at the start, going to a fifth of it (0.05 to 0.01), for gradient maps.
+        smoothing: ``rho`` of label smoothing at the start, going to a fifth of it (0.05 to 0.01), for gradient maps and
+            MASK, which see nothing where the prediction is sure.
         surrogate: what rectifiers compute while directions are sought: ``auto`` takes ``h(z)`` for gradient maps and
             nothing otherwise; ``none``; ``smooth_gradient`` is ``h(z)``; ``softplus`` has ``beta = 10``.
         pool: average-pool maps by this factor before comparing them.

@@ -25,6 +25,7 @@ from robustexplain.streams import Streams
 
 EPS = 0.125
 CLASSES = torch.tensor([0, 3, 1])
+SHORT = ADV2(0.1, 8, 0.03, mask=Bilevel(2, 2, reset=3, bisections=4))
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ class Threshold(nn.Module):
 def test_each_sample_takes_the_longest_step_that_keeps_its_confidence() -> None:
     model = Threshold().eval()
     x = torch.full((4, 1, 4, 4), 0.5, dtype=torch.float64)
-    # How far the first pixel may rise before p = sigmoid(8 (a - pixel)) falls to 0.8: far, a bit, a bit less, not at all.
+    # How far the first pixel may rise before p = sigmoid(8 (a - pixel)) falls to 0.8.
     room = torch.tensor([0.3, 0.05, 0.021, -0.01], dtype=torch.float64)
     x[:, 0, -1, -1] = 0.5 + room + math.log(4) / 8
     goal = Goal(x, torch.zeros(4, dtype=torch.int64), torch.ones(4, dtype=torch.int64), torch.zeros(4, 2, 2))
@@ -209,7 +210,7 @@ def test_the_returned_input_is_the_best_by_masks_own_map_among_those_that_were_j
     for b in range(5):
         ranks = []
         for one in shown[1:]:
-            p = model(one[b : b + 1]).softmax(1)[0]
+            p = model(one[b : b + 1]).softmax(1)[0].detach()
             hit = int(p.argmax()) == int(goal[b])
             unmet = 0 if hit and float(p[goal[b]]) >= 0.6 else 1 if hit else 2
             own = mask.explain(one[b : b + 1], goal[b : b + 1], native=True).maps[0]
@@ -229,7 +230,7 @@ class Case:
     x: Tensor
     y: Tensor
     goal: Tensor
-    attack: ADV2 = ADV2(0.1, 8, 0.03, mask=Bilevel(2, 2, reset=3, bisections=4))
+    attack: ADV2
 
     def run(self, rows: slice = slice(None), targeted: bool = True, **changes: Any) -> Any:
         attack = replace(self.attack, **changes)
@@ -242,7 +243,7 @@ def case(tiny_model: nn.Module, grey: Tensor) -> Case:
     x = grey.double()
     y = model(x).argmax(1)
     mask = Mask(model, steps=12, l1=0.01, tv=0.1, of="log_probability", jitter=0.1)
-    return Case(rx.System(model, mask), x, y, (y + torch.tensor([1, 2, 3, 1, 2])) % 4)
+    return Case(rx.System(model, mask), x, y, (y + torch.tensor([1, 2, 3, 1, 2])) % 4, SHORT)
 
 
 @pytest.mark.parametrize("targeted", [True, False])
@@ -258,7 +259,7 @@ def test_a_sample_does_not_depend_on_its_batch(case: Case, targeted: bool) -> No
 @pytest.mark.parametrize("changes", [{}, {"norm": "l2", "eps": 0.7}, {"restarts": 2}, {"surrogate": "softplus"}])
 def test_the_ball_and_the_unit_range_hold_and_the_seed_decides(case: Case, changes: dict[str, Any]) -> None:
     single = Case(rx.System(case.system.model.float(), Mask(case.system.model, steps=8)), case.x.float(), case.y,
-                  case.goal)  # fmt: skip
+                  case.goal, SHORT)  # fmt: skip
     state = torch.get_rng_state()
     found, again = single.run(**changes), single.run(**changes)
     assert torch.equal(found.x, again.x)
@@ -282,7 +283,7 @@ def test_it_leaves_the_model_alone_and_works_without_autograd_and_under_autocast
     assert [(p.requires_grad, p.grad is None) for p in model.parameters()] == flags
     assert torch.equal(case.run(eps=0.0).x, case.x)
     with torch.autocast("cpu", torch.bfloat16):
-        single = Case(rx.System(model.float(), Mask(model, steps=4)), case.x.float(), case.y, case.goal)
+        single = Case(rx.System(model.float(), Mask(model, steps=4)), case.x.float(), case.y, case.goal, SHORT)
         assert bool(torch.isfinite(single.run().x).all())
 
 

@@ -395,7 +395,7 @@ def test_maps_of_many_methods_come_to_resemble_the_target_and_the_output_stays(b
     wanted = other_maps(bench, system.interpreter, rows)
     found = Dombrowski(steps=25, step_size=5e-3)(system, x, y, goal_map=wanted)
     assert kept(found) == 1
-    for metric, gain in ((Pearson(), 0.2), (SSIM(), 0.05)):
+    for metric, gain in ((Pearson(), 0.15), (SSIM(), 0.05)):
         clean, near = (float(metric(system(a).maps.detach().abs(), wanted.abs()).mean()) for a in (x, found.x))
         assert near > clean + gain, type(metric).__name__
     p, q = (bench.model(a).softmax(1).amax(1) for a in (x, found.x))

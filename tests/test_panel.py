@@ -211,5 +211,5 @@ def test_a_member_without_a_gradient_is_refused(
     x, y, goal, _ = bench
     system = rx.System(trained, Aggregate(trained, (CAM(trained), Mask(trained, steps=1))))
     for members in (False, True):
-        with pytest.raises(NotDifferentiableError, match="Aggregate|Panel"):
+        with pytest.raises(NotDifferentiableError, match="Panel" if members else "Aggregate"):
             ADV2(EPS, 4, members=members)(system, x, y, goal)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import robustexplain as rx
 from robustexplain import models
-from robustexplain.attacks import ADV2, BIM, PGD
+from robustexplain.attacks import ADV2, PGD
 from robustexplain.interpreters import CAM, GradCAM
 
 EPS, SIZE, STEPS = 8 / 255, 1 / 255, 5
@@ -122,27 +122,31 @@ def test_a_step_of_adv2_on_gradcam_costs_its_counted_passes(model: nn.Module, ba
 
 
 @pytest.mark.benchmark
-def test_pgd_is_as_fast_as_torchattacks_and_foolboxes(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+def test_a_step_of_pgd_is_as_fast_as_torchattacks_and_foolboxes(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     torchattacks, foolbox = pytest.importorskip("torchattacks"), pytest.importorskip("foolbox")
     x, y = batch
-    steps = 3 * STEPS
-    system, ours = rx.System(model, CAM(model)), BIM(EPS, steps, SIZE)
-    first = torchattacks.PGD(model, eps=EPS, alpha=SIZE, steps=steps, random_start=False)
+    system = rx.System(model, CAM(model))
     watched = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
-    second = foolbox.attacks.LinfPGD(abs_stepsize=SIZE, steps=steps, random_start=False)
+
+    def of(steps: int) -> dict[str, Run]:
+        ours = PGD(EPS, steps, SIZE)
+        first = torchattacks.PGD(model, eps=EPS, alpha=SIZE, steps=steps, random_start=False)
+        second = foolbox.attacks.LinfPGD(abs_stepsize=SIZE, steps=steps, random_start=False)
+        return {
+            f"ours {steps}": lambda: ours(system, x, y),
+            f"torchattacks {steps}": lambda: first(x, y),
+            f"foolbox {steps}": lambda: second(watched, x, y, epsilons=EPS),
+        }
 
     def measure() -> dict[str, float]:
-        runs = {
-            "ours": lambda: ours(system, x, y),
-            "torchattacks": lambda: first(x, y),
-            "foolbox": lambda: second(watched, x, y, epsilons=EPS),
-            "floor": passes(model, x, y, steps, 0),
-        }
-        return ratios(runs, "ours", rounds=5)
+        runs = {"floor": passes(model, x, y, STEPS, 0), **of(STEPS), **of(3 * STEPS)}
+        found = ratios(runs, "floor")
+        names = ("ours", "torchattacks", "foolbox")
+        return {n: (found[f"{n} {3 * STEPS}"] - found[f"{n} {STEPS}"]) / 2 for n in names}
 
     def good(found: dict[str, float]) -> bool:
-        # Two looks at the door and the verdict are ours alone: three forward passes in ninety-odd.
-        return min(found["torchattacks"], found["foolbox"]) >= 0.95
+        # Ours also keeps the best iterate; five percent is what the clock cannot tell apart.
+        return found["ours"] <= 1.05 * min(found["torchattacks"], found["foolbox"])
 
     assert good(retried(measure, good))
 
