@@ -213,7 +213,7 @@ class _Run:
         self.seen.queries += self.plan.settings.ahead
         if not bool(torch.isfinite(gradient).all()):
             raise InputError("the gradient through the mask is NaN or infinite: does the model overflow on this input?")
-        return gradient, MaskState(*(part.detach() for part in state[:3]), state.step)
+        return gradient, MaskState(state.mask.detach(), state.first.detach(), state.second.detach(), state.step)
 
     @torch.no_grad()
     def _lead(self, gradient: Tensor, progress: float) -> Tensor:

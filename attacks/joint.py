@@ -12,13 +12,14 @@ from robustexplain.errors import InputError
 from robustexplain.fields import Count, Fraction, NonNegative, Positive, Radius
 from robustexplain.interpreters import Interpreter, Mask
 from robustexplain.interpreters.panel import Panel, members_apart
-from robustexplain.objectives import AgreeEncoder, EvadeDetector, Goal, MatchMap, Misclassify, Objective, Ramp
+from robustexplain.objectives import AgreeEncoder, Goal, MatchMap, Misclassify, Objective, Ramp
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
 from .base import Attack, Attacked
 from .bilevel import Bilevel, BilevelSearch
 from .directions import Backward
+from .evasion import evasion
 from .prediction import Norm, ball, step
 from .search import Plan, Search, Stage
 from .updates import NormalisedStep, SignStep
@@ -115,7 +116,7 @@ class ADV2(Attack):
         return super().__call__(system, x, y, goal_class, goal_map)
 
     def adapted(self, system: System) -> ADV2:
-        """With the detector's soft score in the loss, if there is a detector; steps and restarts stay as they are.
+        """With the detector in the loss, if there is one (see :func:`~.evasion.evasion`); steps and restarts stay.
 
         A detector may look at maps that are gradients, so its score is followed through ``h(z)`` as well.
         """
@@ -155,12 +156,7 @@ class ADV2(Attack):
         """What it minimises of the prediction, and of a detector's score."""
         saturates = system.interpreter.second_order or isinstance(system.interpreter, Mask)
         rho = Ramp(self.smoothing, self.smoothing / 5) if saturates else 0.0
-        total: Objective = Misclassify(self.confidence, rho)
-        if not self.evade:
-            return total
-        if system.detector is None:
-            raise InputError("evade > 0 needs a system with a detector")
-        return total + self.evade * EvadeDetector(system.detector.soft_threshold)
+        return Misclassify(self.confidence, rho) + evasion(self.evade, system)
 
     def match(self, system: System) -> Objective:
         """What it minimises of the map."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from robustexplain.system import System
 
 from .base import Attack
 from .directions import Backward
+from .evasion import evasion
 from .search import Found, Plan, Search, Stage
 from .threat import L2, Linf, Threat
 from .updates import MomentumStep, NormalisedStep, SignStep, Update
@@ -180,6 +181,7 @@ class PGD(Attack):
         restarts: run this often, keep the best.
         early_stop: stop a sample at its first success.
         straight: go straight through rounding inside the model (Athalye et al. 2018).
+        evade: weight of a detector's soft score; 0 ignores it (see :meth:`adapted`).
     """
 
     eps: Radius = 8 / 255
@@ -190,16 +192,21 @@ class PGD(Attack):
     restarts: Count = 1
     early_stop: bool = False
     straight: bool = False
+    evade: NonNegative = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         ball(self.norm, self.eps)
 
+    def adapted(self, system: System) -> PGD:
+        """With the detector's soft score in the loss, and its silence as a condition, if there is a detector."""
+        return self if system.detector is None or self.evade else replace(self, evade=1.0)
+
     def plan(self, system: System) -> Plan:
-        """Descent on the cross-entropy."""
+        """Descent on the cross-entropy (and a detector's score)."""
         return Search(
             ball(self.norm, self.eps),
-            (Stage(Misclassify(), self.steps, step(self.norm, self.step_size)),),
+            (Stage(Misclassify() + evasion(self.evade, system), self.steps, step(self.norm, self.step_size)),),
             Backward(straight=self.straight),
             random_start=self.random_start,
             restarts=self.restarts,

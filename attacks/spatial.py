@@ -77,7 +77,8 @@ def _cells(places: Tensor, size: int) -> tuple[Tensor, Tensor]:
 def _taken(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """``x[b, c, rows[b, i, j], columns[b, i, j]]``."""
     index = (rows * x.shape[-1] + columns).flatten(1)[:, None].expand(-1, x.shape[1], -1)
-    return x.flatten(2).gather(2, index).unflatten(2, rows.shape[1:])
+    taken: Tensor = x.flatten(2).gather(2, index).unflatten(2, rows.shape[1:])
+    return taken
 
 
 @ATTACKS.register("stadv", paper="Xiao et al. 2018, eq. 2-4", needs=("gradients",))

@@ -103,7 +103,8 @@ def attack_of(name: str, settings: Sequence[str]) -> Attack:
         if not equals or not key:
             raise InputError(f"--set takes key=value, got {setting!r}")
         given[key] = yaml.safe_load(text)
-    attack: Attack = make(ATTACKS.get(name).build, numbers(given), name)
+    build: Any = ATTACKS.get(name).build
+    attack: Attack = make(build, numbers(given), name)
     if attack.needs_data:
         raise InputError(f"{name!r} is fitted on images of the adversary's own first; name it in a recipe instead")
     return attack

@@ -27,6 +27,11 @@ def expand(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *([1] * (like.dim() - 1)))
 
 
+def positive(values: Tensor) -> Tensor:
+    """``max(v, 0)``, not by a rectifier: a swap of the network's must leave a method's or an objective's own alone."""
+    return torch.where(values > 0, values, 0)
+
+
 def minmax(maps: Tensor) -> Tensor:
     """Each map to ``[0, 1]``: ``(m - min) / (max - min)``. A constant map becomes all zeros, with zero gradient.
 

@@ -68,9 +68,10 @@ class StraightThrough(nn.Module):
             InputError: the module changes the shape, so that the identity is no stand-in for its derivative.
         """
         with torch.no_grad():
-            value = self.module(x.detach())
+            value: Tensor = self.module(x.detach())
         if value.shape != x.shape:
             raise InputError(
                 f"StraightThrough needs a module that keeps the shape {list(x.shape)}, got {list(value.shape)}"
             )
-        return x + (value - x).detach()
+        passed: Tensor = x + (value - x).detach()
+        return passed

@@ -298,6 +298,16 @@ def test_restarts_are_never_worse(case: Case) -> None:
     assert bool((often.queries > 2 * once.queries).all())
 
 
+def test_every_run_but_the_first_begins_at_random(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Tensor] = []
+    everything = under_test._Run.all
+    monkeypatch.setattr(under_test._Run, "all", lambda run: begun.append(run.x) or everything(run))
+    case.run(restarts=3, steps=2, warm_start=0.0)
+    assert torch.equal(begun[0], case.x)
+    assert not torch.equal(begun[1], case.x)
+    assert not torch.equal(begun[1], begun[2])
+
+
 def test_what_cannot_be_is_refused(case: Case) -> None:
     with pytest.raises(InputError, match="draws=3"):
         case.run(draws=3)

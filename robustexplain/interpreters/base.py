@@ -144,11 +144,6 @@ def pick(values: Tensor, classes: Tensor) -> Tensor:
     return values.gather(1, classes[:, None]).squeeze(1)
 
 
-def positive(values: Tensor) -> Tensor:
-    """``max(v, 0)``, not by a rectifier: a swap of the network's must leave the method's own alone."""
-    return torch.where(values > 0, values, 0)
-
-
 def reduce_channels(values: Tensor, how: Channels) -> Tensor:
     """``[B, C, H, W]`` to maps ``[B, H, W]``."""
     if how == "sum":

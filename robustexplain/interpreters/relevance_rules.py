@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .base import positive
+from ..maps import positive
 
 Apply = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 """A linear layer as a function of input, weight and bias."""

@@ -88,8 +88,8 @@ class Goal:
 
     def select(self, rows: Tensor) -> Goal:
         """The goals of some samples."""
-        values = ((f.name, getattr(self, f.name)) for f in fields(self))
-        return Goal(**{name: None if value is None else value[rows] for name, value in values})
+        known = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: value[rows] for name, value in known.items() if value is not None})
 
     @property
     def target(self) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..fields import Fraction, NonNegative
+from ..maps import positive
 from ..registry import OBJECTIVES
 from ..squeezers import Median, Squeezer
 from .base import Goal, Objective, Seen
@@ -35,7 +36,7 @@ class EvadeDetector(Objective):
         """``max(score - threshold + margin, 0)``."""
         if seen.score is None:
             raise InputError("EvadeDetector needs a system with a detector")
-        return (seen.score - self.threshold + self.margin).clamp(min=0)
+        return positive(seen.score - self.threshold + self.margin)
 
     def met(self, seen: Seen, goal: Goal) -> Tensor:
         """The score is below the threshold."""
@@ -85,7 +86,7 @@ class EvadeSqueezing(Objective):
     def loss(self, seen: Seen, goal: Goal) -> Tensor:
         """``sum_i w_i max(||f(x) - f(psi_i(x))||_1 - share threshold, 0)``."""
         followed = [(w, s) for w, s in zip(self.weights, self.squeezers, strict=True) if w]
-        hinges = (w * (_distance(seen, s) - self.share * self.threshold).clamp(min=0) for w, s in followed)
+        hinges = (w * positive(_distance(seen, s) - self.share * self.threshold) for w, s in followed)
         return sum_over(hinges) if followed else seen.logits.new_zeros(len(seen.logits))
 
     def met(self, seen: Seen, goal: Goal) -> Tensor:
@@ -111,7 +112,7 @@ class MatchProbabilities(Objective):
         """``max(||f(x) - f(x_+)||_1 - slack, 0)``."""
         if goal.wanted is None:
             raise InputError("MatchProbabilities needs the wanted probabilities: give the goal wanted, [B, K]")
-        return ((seen.logits.softmax(1) - goal.wanted).abs().sum(1) - self.slack).clamp(min=0)
+        return positive((seen.logits.softmax(1) - goal.wanted).abs().sum(1) - self.slack)
 
 
 def squeezed_logits(seen: Seen, squeezer: Squeezer) -> Tensor:

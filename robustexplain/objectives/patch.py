@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..fields import Positive
+from ..maps import positive
 from ..registry import OBJECTIVES
 from .base import Goal, Objective, Seen
 from .prediction import Misclassify
@@ -34,8 +35,7 @@ class LeaveRegion(Objective):
         """The share, ``[B]``."""
         if seen.maps is None or seen.region is None:
             raise InputError("LeaveRegion needs maps that were seen, and a threat model that has a region (a patch)")
-        # Not by a rectifier: a swap of the network's must leave this one alone.
-        heat = torch.where(seen.maps > 0, seen.maps, 0)
+        heat = positive(seen.maps)
         covered = F.adaptive_avg_pool2d(seen.region.to(heat)[:, None], (heat.shape[1], heat.shape[2]))[:, 0]
         return (heat * covered).flatten(1).sum(1) / (heat.flatten(1).sum(1) + 1e-10)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..fields import Fraction, NonNegative
+from ..maps import positive
 from ..registry import OBJECTIVES
 from .base import Goal, Objective, Seen, Weight, at
 
@@ -108,7 +109,7 @@ class Margin(Objective):
 
     def loss(self, seen: Seen, goal: Goal) -> Tensor:
         """``max(rival - wanted, -kappa)``, in logits."""
-        return margin(seen.logits, goal).clamp(min=-self.kappa)
+        return positive(margin(seen.logits, goal) + self.kappa) - self.kappa
 
     def met(self, seen: Seen, goal: Goal) -> Tensor:
         """The wanted class leads, by ``kappa`` or more."""
