@@ -205,7 +205,7 @@ class GhorbaniRandom(Attack):
         return Search(Linf(self.eps), (stage,), RandomSign())
 
 
-@ATTACKS.register("dombrowski", paper="Dombrowski et al. 2019, eq. 5", needs=("gradients", "differentiable maps"))
+@ATTACKS.register("dombrowski", paper="Dombrowski et al. 2019, manipulation method", needs=("gradients", "differentiable maps"))
 @dataclass(frozen=True)
 class Dombrowski(Attack):
     """Make the map look like another one, and keep the whole output: Adam on the image, softplus growing hard.

@@ -180,7 +180,7 @@ def _predictions(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
     return torch.cat([model(part).argmax(1) for part in x.split(batch_size)])
 
 
-@ATTACKS.register("gd-uap", paper="Mopuri et al. 2018, Algorithm 1", needs=("gradients", "data"))
+@ATTACKS.register("gd-uap", paper="Mopuri et al. 2018 (GD-UAP)", needs=("gradients", "data"))
 @dataclass(frozen=True)
 class GDUAP(Attack):
     """Data-free universal perturbation: maximises the product of activation norms over all convolutions.

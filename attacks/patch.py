@@ -220,12 +220,12 @@ class ImagePatch(Attack):
         )
 
 
-@ATTACKS.register("patch", paper="Brown et al. 2017, eq. 1", needs=("gradients", "data"))
+@ATTACKS.register("patch", paper="Brown et al. 2017", needs=("gradients", "data"))
 @dataclass(frozen=True)
 class AdversarialPatch(Attack):
     """Universal adversarial patch: one texture that works on any image, wherever it lies and however it is turned.
 
-    Maximises ``E_{x, t, l} log Pr(goal | A(p, x, l, t))`` (eq. 1) over images, places ``l`` and transformations ``t``,
+    Maximises ``E_{x, t, l} log Pr(goal | A(p, x, l, t))`` over images, places ``l`` and transformations ``t``,
     a new draw for every image and step; the untargeted form minimises the log-probability of the label. It is put down
     at a place, angle and scale drawn from each image's own stream. Departures: places are those where the whole patch
     lies in the image; sign steps on a texture kept in ``[0, 1]`` (their code: Adam on a texture under a tanh); no

@@ -93,7 +93,8 @@ class Plan(ABC):
 def aim_words(objective: Objective) -> str:
     """The registered names of an objective's parts, joined by ``+``."""
     names = {entry.build: entry.name for entry in OBJECTIVES}
-    parts = [part for _, part in objective.terms()]
+    # What only changes another objective's scale is not a wish of its own.
+    parts = [getattr(part, "of", part) for _, part in objective.terms()]
     return " + ".join(names.get(type(part), type(part).__name__) for part in parts)
 
 

@@ -59,7 +59,7 @@ class Misclassify(Objective):
         return torch.where(wanted, (sure < self.confidence).float(), 2.0)
 
 
-@OBJECTIVES.register("keep-prediction", paper="Ghorbani et al. 2019; Dombrowski et al. 2019, eq. 5")
+@OBJECTIVES.register("keep-prediction", paper="Ghorbani et al. 2019; Dombrowski et al. 2019, manipulation method")
 @dataclass(frozen=True)
 class KeepPrediction(Objective):
     """Squared distance of the probabilities to the benign ones; met while ``label`` is still predicted.
