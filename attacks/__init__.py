@@ -9,7 +9,6 @@ from .deletion import FeatureDeletion
 from .directions import Backward, Direction, Estimate, Hardening
 from .evolution import Evolution
 from .explanation import (
-    Dombrowski,
     GhorbaniCenter,
     GhorbaniRandom,
     GhorbaniRegion,
@@ -32,6 +31,7 @@ from .spatial import ADV2StAdv, Flow, StAdv
 from .square import Square
 from .squeezing import AdaptiveSqueezing, SqueezedBox
 from .substitute import FittedSubstitute, Substitute
+from .target_map import Dombrowski
 from .threat import L2, Linf, Threat
 from .universal import UAP, Universal
 from .updates import Adam, MomentumStep, NormalisedStep, SignStep, Update

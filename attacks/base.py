@@ -86,13 +86,15 @@ class Attack(ABC):
             x: benign inputs ``[B, C, H, W]`` in ``[0, 1]``.
             y: ``[B]``, the labels to leave (an attack that keeps the prediction keeps the benign one).
             goal_class: ``[B]``, what should be predicted; ``None``: anything but ``y`` (untargeted).
-            goal_map: ``[B, H, W]``, the map that should be seen; ``None``: the benign map of the benign prediction.
+            goal_map: ``[B, H, W]``, the map that should be seen; ``None``: :meth:`default_goal_map`, or the
+                benign map of the benign prediction.
 
         Raises:
             InputError: bad tensors, a goal class equal to the label, or one for an attack that keeps the prediction.
             NotDifferentiableError: the attack needs the gradient of maps that have none.
         """
         self._check(system, x, y, goal_class, goal_map)
+        goal_map = self.default_goal_map(x) if goal_map is None else goal_map
         goal = self._goal(system, x.detach(), y, goal_class, goal_map)
         streams = Streams.of(goal.x, self.seed, type(self).__name__)
         with torch.enable_grad():
@@ -120,6 +122,10 @@ class Attack(ABC):
         Universal perturbations are computed here, substitutes of a black box trained; itself, if nothing is to do.
         """
         return self
+
+    def default_goal_map(self, x: Tensor) -> Tensor | None:
+        """``[B, H, W]``: what is wanted where the caller wants no map in particular; ``None`` is the benign map."""
+        return None
 
     def differentiates(self, system: System) -> bool:
         """Whether the attack on ``system`` needs the gradient of its maps."""

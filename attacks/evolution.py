@@ -177,10 +177,9 @@ class Evolution(Attack):
         """The values of maps are enough."""
         return False
 
-    def _goal(self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None) -> Goal:
-        # The benign map, which a goal map is by default, would leave nothing to do.
-        wanted = random_patch_maps(x, self.seed) if goal_map is None else goal_map
-        return super()._goal(system, x, y, goal_class, wanted)
+    def default_goal_map(self, x: Tensor) -> Tensor:
+        """A random patch: the benign map would leave nothing to do."""
+        return random_patch_maps(x, self.seed)
 
     def plan(self, system: System) -> Plan:
         """The strategy."""

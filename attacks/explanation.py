@@ -1,42 +1,35 @@
-"""Attacks on the explanation that keep the prediction: Ghorbani et al. 2019, Dombrowski et al. 2019."""
+"""Attacks on the explanation that keep the prediction: Ghorbani et al. 2019."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from robustexplain.activations import Smooth, SmoothGradient, Softplus
-from robustexplain.errors import InputError
-from robustexplain.fields import Count, Eps, Fraction, NonNegative, Positive
-from robustexplain.interpreters.base import Interpreter
+from robustexplain.activations import Softplus
+from robustexplain.fields import Count, Eps, NonNegative, Positive
 from robustexplain.objectives import (
     DropTopK,
-    EvadeDetector,
     FillRegion,
-    Goal,
     KeepPrediction,
-    MatchMap,
     Objective,
     ShiftCenter,
-    Sum,
     TopKLeft,
 )
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
 from .base import Attack
-from .directions import Backward, Direction, Hardening, Problem, Step
+from .directions import Backward, Direction, Problem, Step
+from .evasion import evasion
 from .goals import random_patch_maps
 from .search import Plan, Search, Stage
+from .surrogates import Surrogate, surrogate_for
 from .threat import Linf
-from .updates import Adam, SignStep
-
-Surrogate = Literal["auto", "none", "softplus", "smooth_gradient"]
-"""What rectifiers compute while directions are sought; ``auto`` is ``softplus`` for maps that are gradients."""
+from .updates import SignStep
 
 
 @dataclass(frozen=True)
@@ -102,15 +95,19 @@ class _Ghorbani(Attack):
     def measure(self) -> Objective:
         """What is wanted of the map."""
 
-    def adapted(self, system: System) -> Self:
+    def adapted(self, system: System) -> Attack:
         """With the detector's soft score in the loss, and its silence as a condition, if there is a detector."""
         return self if system.detector is None or self.evade else replace(self, evade=1.0)
 
     def plan(self, system: System) -> Plan:
         """Sign descent on the measure; the label (and the detector's silence) are conditions."""
-        objective = self.measure + self.keep * KeepPrediction() + _evasion(self.evade, system)
+        objective = self.measure + self.keep * KeepPrediction() + evasion(self.evade, system)
         stage = Stage(objective, self.steps, SignStep(self.step_size))
-        direction = Backward(_stand_in(self.surrogate, self.beta, system.interpreter), self.straight, self.draws)
+        direction = Backward(
+            surrogate_for(system.interpreter, self.surrogate, softplus=Softplus(self.beta), auto="softplus"),
+            self.straight,
+            self.draws,
+        )
         return Search(Linf(self.eps), (stage,), direction, self.judge_every, restarts=self.restarts)
 
 
@@ -167,8 +164,9 @@ class GhorbaniRegion(_Ghorbani):
         """The share inside."""
         return FillRegion()
 
-    def _goal(self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None) -> Goal:
-        return super()._goal(system, x, y, goal_class, _or_patch(goal_map, x, self.seed))
+    def default_goal_map(self, x: Tensor) -> Tensor:
+        """A random patch: the benign map would leave nothing to do."""
+        return random_patch_maps(x, self.seed)
 
 
 @ATTACKS.register("ghorbani-random", paper="Ghorbani et al. 2019, Algorithm 1 (random sign perturbation)")
@@ -203,87 +201,3 @@ class GhorbaniRandom(Attack):
         measure = ShiftCenter(0.0) if self.aim == "center" else DropTopK(self.k) + TopKLeft(self.k)
         stage = Stage(measure + 0.0 * KeepPrediction(), self.steps, SignStep(self.step_size))
         return Search(Linf(self.eps), (stage,), RandomSign())
-
-
-@ATTACKS.register("dombrowski", paper="Dombrowski et al. 2019, manipulation method", needs=("gradients", "differentiable maps"))
-@dataclass(frozen=True)
-class Dombrowski(Attack):
-    """Make the map look like another one, and keep the whole output: Adam on the image, softplus growing hard.
-
-    ``weight * mean((N h(x') - N h_t)^2) + keep * ||p(x') - p(x)||^2`` with ``h`` the magnitudes of a map of ``N``
-    pixels as shares that add up to one. The published prefactors, ``1e11`` of a mean over ``N = 224^2`` pixels and
-    ``1e6`` of a mean over 1000 classes, are ``1e11 / N^2 = 39.7`` and ``1e6 / 1000 = 1e3`` here, on every grid and for
-    any number of classes. The goal map is the map of another image, or any; default: a random patch.
-
-    Departures from their code: the best iterate on the real network is returned (its nearest map among those whose
-    confidence moved by ``tolerance`` or less), not the last; target and benign map and probabilities are the real
-    network's, not those of a softplus of ``beta = 1000``; steps are in ``[0, 1]`` pixels (theirs, in units of the
-    normalisation's deviation, are longer by about 4.4).
-
-    Args:
-        eps: L-infinity radius; 1 is no bound but ``[0, 1]`` itself, as published.
-        steps: iterations.
-        step_size: Adam's learning rate, in ``[0, 1]`` pixels; longer than the published 2e-4 to 5e-3 of the deviation,
-            which the return of the best iterate allows.
-        weight: of the map's error.
-        keep: of the probabilities' change.
-        tolerance: largest change of the benign class's probability; 1 asks for the label alone.
-        surrogate: what rectifiers compute while directions are sought; ``auto`` is ``softplus`` for maps that are
-            gradients and nothing for others.
-        beta: of ``softplus`` at the start ...
-        beta_end: ... and at the end; it grows geometrically.
-        draws: average directions over so many draws of what is random in the system.
-        straight: go straight through rounding inside the model.
-        evade: weight of the detector's soft score; 0 ignores it (see :meth:`adapted`).
-    """
-
-    eps: Eps = 1.0
-    steps: Count = 1500
-    step_size: Positive = 1e-3
-    weight: Positive = 39.7
-    keep: NonNegative = 1e3
-    tolerance: Fraction = 0.05
-    surrogate: Surrogate = "auto"
-    beta: Positive = 10.0
-    beta_end: Positive = 100.0
-    draws: Count = 1
-    straight: bool = False
-    evade: NonNegative = 0.0
-
-    needs_maps: ClassVar[bool] = True
-    keeps_prediction: ClassVar[bool] = True
-
-    def adapted(self, system: System) -> Dombrowski:
-        """With the detector's soft score in the loss, and its silence as a condition, if there is a detector."""
-        return self if system.detector is None or self.evade else replace(self, evade=self.keep or 1.0)
-
-    def plan(self, system: System) -> Plan:
-        """Adam on both errors."""
-        match = self.weight * MatchMap("sum", relative=True) + self.keep * KeepPrediction(self.tolerance)
-        stage = Stage(match + _evasion(self.evade, system), self.steps, Adam(self.step_size))
-        smooth = _stand_in(self.surrogate, Hardening(self.beta, self.beta_end), system.interpreter)
-        return Search(Linf(self.eps), (stage,), Backward(smooth, self.straight, self.draws))
-
-    def _goal(self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None) -> Goal:
-        return super()._goal(system, x, y, goal_class, _or_patch(goal_map, x, self.seed))
-
-
-def _or_patch(goal_map: Tensor | None, x: Tensor, seed: int) -> Tensor:
-    # The benign map, which a goal map is by default, would leave nothing to do.
-    return random_patch_maps(x, seed) if goal_map is None else goal_map
-
-
-def _evasion(weight: float, system: System) -> Objective:
-    if not weight:
-        return Sum()
-    if system.detector is None:
-        raise InputError("evade > 0 needs a system with a detector")
-    return weight * EvadeDetector(system.detector.soft_threshold)
-
-
-def _stand_in(surrogate: Surrogate, softplus: float | Hardening, interpreter: Interpreter) -> Smooth | Hardening | None:
-    if surrogate == "auto":
-        surrogate = "softplus" if interpreter.second_order else "none"
-    if surrogate == "softplus":
-        return softplus if isinstance(softplus, Hardening) else Softplus(softplus)
-    return SmoothGradient() if surrogate == "smooth_gradient" else None

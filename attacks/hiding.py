@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
-from robustexplain.activations import Smooth, SmoothGradient, Softplus
 from robustexplain.fields import Count, Natural, NonNegative, Positive
 from robustexplain.objectives import LeaveRegion, Misclassify, Objective, UntilMet
 from robustexplain.registry import ATTACKS
@@ -18,22 +17,13 @@ from .directions import Backward
 from .patch import PATCH_64_OF_224, Patch, Place, Size
 from .search import Plan, Search, Stage
 from .shared import Fitted, SharedSearch, fit_universal
+from .surrogates import Surrogate, surrogate_for
 from .updates import SignStep
-
-Surrogate = Literal["auto", "none", "smooth_gradient", "softplus"]
-"""What rectifiers compute while directions are sought; ``auto``: ADV2's ``h(z)`` for maps that are gradients."""
 
 
 def hide(weight: float) -> Objective:
     """``share of heat in the patch + weight * cross-entropy``, the latter until the prediction is as wanted."""
     return LeaveRegion() + weight * UntilMet(Misclassify())
-
-
-def stand_in(surrogate: Surrogate, system: System) -> Smooth | None:
-    """What is followed in place of rectifiers."""
-    if surrogate == "auto":
-        return SmoothGradient() if system.interpreter.second_order else None
-    return {"none": None, "smooth_gradient": SmoothGradient(), "softplus": Softplus()}[surrogate]
 
 
 @ATTACKS.register("hiding-patch", paper="Subramanya et al. 2019", needs=("gradients", "differentiable maps"))
@@ -72,7 +62,7 @@ class HidingPatch(Attack):
     def plan(self, system: System) -> Plan:
         """Sign descent on both losses."""
         stage = Stage(hide(self.weight), self.steps, SignStep(self.step_size))
-        direction = Backward(stand_in(self.surrogate, system))
+        direction = Backward(surrogate_for(system.interpreter, self.surrogate))
         return Search(Patch(self.size, "square", self.place), (stage,), direction)
 
 
@@ -117,7 +107,8 @@ class UniversalHidingPatch(Attack):
 
     def plan(self, system: System) -> Plan:
         """Mini-batch sign descent on both losses."""
-        threat, direction = Patch(self.size, "square", self.place), Backward(stand_in(self.surrogate, system))
+        threat = Patch(self.size, "square", self.place)
+        direction = Backward(surrogate_for(system.interpreter, self.surrogate))
         update = SignStep(self.step_size)
         return SharedSearch(threat, hide(self.weight), self.steps, update, self.batch_size, direction)
 

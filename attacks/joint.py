@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
-from robustexplain.activations import Smooth, SmoothGradient, Softplus
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Fraction, NonNegative, Positive, Radius
-from robustexplain.interpreters import Interpreter, Mask
+from robustexplain.interpreters import Mask
 from robustexplain.interpreters.panel import Panel, members_apart
 from robustexplain.objectives import AgreeEncoder, Goal, MatchMap, Misclassify, Objective, Ramp
 from robustexplain.registry import ATTACKS
@@ -22,17 +21,8 @@ from .directions import Backward
 from .evasion import evasion
 from .prediction import Norm, ball, step
 from .search import Plan, Search, Stage
+from .surrogates import Surrogate, surrogate_for
 from .updates import NormalisedStep, SignStep
-
-Surrogate = Literal["auto", "none", "smooth_gradient", "softplus"]
-"""What rectifiers compute while directions are sought."""
-
-
-def surrogate_for(interpreter: Interpreter, word: Surrogate) -> Smooth | None:
-    """The stand-in that ``word`` means; ``auto`` is ADV2's ``h(z)`` for maps that are gradients, nothing otherwise."""
-    if word == "auto":
-        return SmoothGradient() if interpreter.second_order else None
-    return {"none": None, "smooth_gradient": SmoothGradient(), "softplus": Softplus()}[word]
 
 
 @ATTACKS.register("adv2", paper="Zhang et al. 2020, eq. 3-4, section 3.6", needs=("gradients", "differentiable maps"))
@@ -63,8 +53,9 @@ class ADV2(Attack):
         encoder_weight: of the encoder's cross-entropy for model-guided interpreters (0.1 in Table 11).
         smoothing: ``rho`` of label smoothing at the start, going to a fifth of it (0.05 to 0.01), for gradient maps and
             MASK, which see nothing where the prediction is sure.
-        surrogate: what rectifiers compute while directions are sought: ``auto`` takes ``h(z)`` for gradient maps and
-            nothing otherwise; ``none``; ``smooth_gradient`` is ``h(z)``; ``softplus`` has ``beta = 10``.
+        surrogate: what rectifiers compute while directions are sought: ``auto`` takes ``h(z)`` for gradient maps,
+            ``softplus`` for MASK (whose steps are gradients too; the paper has nothing there) and nothing otherwise;
+            ``none``; ``smooth_gradient`` is ``h(z)``; ``softplus`` has ``beta = 10``.
         pool: average-pool maps by this factor before comparing them.
         evade: weight of the detector's soft score; 0 ignores it (see :meth:`adapted`).
         norm: ``linf`` or ``l2``.

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from robustexplain import checks, probe
-from robustexplain.errors import InputError, UnsupportedModelError
+from robustexplain import checks, twin
+from robustexplain.errors import InputError
 from robustexplain.fields import Count, Eps, Fraction, Positive
 from robustexplain.objectives import DropTopK, Goal, KeepPrediction, Objective, TopKLeft
 from robustexplain.registry import ATTACKS
@@ -148,80 +147,10 @@ def compensated(system: System, x: Tensor, shift: Tensor | float) -> Compensated
     """
     checks.inputs(x)
     checks.evaluating(system.model)
-    moved = x + _per_channel(shift, x)
+    moved = x + twin.per_channel(shift, x)
     if float(moved.min()) < 0 or float(moved.max()) > 1:
         low, high = -float(x.min()), 1 - float(x.max())
         raise InputError(f"x + shift leaves [0, 1]; these images have room from {low:.3g} to {high:.3g}, got {shift}")
-    twin = _twin(system.model, x, moved)
-    before, after = system.model(x), twin(moved)
-    error = float((after - before).abs().max() / before.abs().max().clamp(min=1e-12))
-    if error > 1e-3:
-        raise UnsupportedModelError(
-            f"after taking the shift back in its first layer, the logits of this {type(system.model).__name__} still "
-            f"differ by {error:.1%}: does another layer see the image too?"
-        )
-    interpreter = copy.deepcopy(system.interpreter, {id(system.model): twin})
-    return Compensated(moved, System(twin, interpreter))
-
-
-def _per_channel(shift: Tensor | float, x: Tensor) -> Tensor:
-    values = torch.as_tensor(shift, dtype=x.dtype, device=x.device)
-    if values.shape not in ((), x.shape[1:2]):
-        raise InputError(f"shift must be one number or [{x.shape[1]}], one a channel, got shape {list(values.shape)}")
-    return values.expand(x.shape[1])[:, None, None]
-
-
-def _twin(model: nn.Module, x: Tensor, moved: Tensor) -> nn.Module:
-    """A copy of the model that takes the shift back where the image goes into its first layer."""
-    twin = copy.deepcopy(model)
-    name, given = _first(twin, x)
-    # What arrives is a (normalised) image: the same shift at every place.
-    arrived = (_first(twin, moved)[1] - given).mean(0)
-    layer = probe.submodule(twin, name)
-    parent, _, leaf = name.rpartition(".")
-    if isinstance(layer, nn.Linear):
-        layer.bias = nn.Parameter(_bias(layer, layer.weight @ arrived), requires_grad=layer.weight.requires_grad)
-        return twin
-    assert isinstance(layer, nn.Conv2d)  # _first gives no other
-    setattr(twin.get_submodule(parent), leaf, _Padded(layer, arrived.mean((1, 2))).eval())
-    return twin
-
-
-class _Padded(nn.Module):
-    """A convolution of an image whose zero is at ``shift`` ``[C]``: bias and padding know it."""
-
-    shift: Tensor
-
-    def __init__(self, convolution: nn.Conv2d, shift: Tensor) -> None:
-        super().__init__()
-        back = F.conv2d(shift[:, None, None].expand(-1, *convolution.kernel_size)[None], convolution.weight,
-                        groups=convolution.groups)  # fmt: skip
-        self.convolution = convolution
-        convolution.bias = nn.Parameter(_bias(convolution, back.flatten()), convolution.weight.requires_grad)
-        self.register_buffer("shift", shift[:, None, None])
-
-    def forward(self, x: Tensor) -> Tensor:
-        inner = self.convolution
-        rows, columns = (int(side) for side in inner.padding)
-        framed = F.pad(x - self.shift, (columns, columns, rows, rows)) + self.shift
-        return F.conv2d(framed, inner.weight, inner.bias, inner.stride, 0, inner.dilation, inner.groups)
-
-
-def _bias(layer: nn.Conv2d | nn.Linear, back: Tensor) -> Tensor:
-    return -back if layer.bias is None else layer.bias - back
-
-
-def _first(model: nn.Module, x: Tensor) -> tuple[str, Tensor]:
-    """The first layer with weights that runs, and what it is given."""
-    names = {m: n for n, m in model.named_modules() if any(p.dim() > 1 for p in m.parameters(recurse=False))}
-    seen: list[tuple[nn.Module, Tensor]] = []
-    with probe.hooks(list(names), lambda module, args, output: seen.append((module, args[0]))):
-        model(x)
-    layer = seen[0][0] if seen else None
-    zeros = isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    if type(layer) is nn.Linear or (type(layer) is nn.Conv2d and zeros):
-        return names[layer], seen[0][1]
-    raise UnsupportedModelError(
-        f"a shift is taken back in the first layer, which must be a plain torch.nn.Linear or a zero-padded "
-        f"torch.nn.Conv2d; in this {type(model).__name__} it is {layer}"
-    )
+    model = twin.compensated(system.model, x, shift)
+    interpreter = copy.deepcopy(system.interpreter, {id(system.model): model})
+    return Compensated(moved, System(model, interpreter))

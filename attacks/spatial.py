@@ -16,8 +16,9 @@ from robustexplain.system import System
 
 from .base import Attack
 from .directions import Backward
-from .joint import ADV2, Surrogate, surrogate_for
+from .joint import ADV2
 from .search import Plan, Search, Stage
+from .surrogates import Surrogate, surrogate_for
 from .threat import Threat
 from .updates import Adam
 

@@ -25,8 +25,9 @@ from robustexplain.system import System
 
 from .base import Attack
 from .directions import Backward
-from .joint import ADV2, Surrogate, surrogate_for
+from .joint import ADV2
 from .search import Found, Plan, Search, Stage
+from .surrogates import Surrogate, surrogate_for
 from .threat import Linf, Threat
 from .updates import SignStep
 

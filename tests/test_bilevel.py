@@ -25,7 +25,7 @@ from robustexplain.streams import Streams
 
 EPS = 0.125
 CLASSES = torch.tensor([0, 3, 1])
-SHORT = ADV2(0.1, 8, 0.03, mask=Bilevel(2, 2, reset=3, bisections=4))
+SHORT = ADV2(0.1, 8, 0.03, mask=Bilevel(1, 2, reset=3, bisections=4))
 
 
 @pytest.fixture

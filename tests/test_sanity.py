@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from robustexplain import interpreters, models, sanity
+from robustexplain import interpreters, models, sanity, twin
 from robustexplain.cli import app
 from robustexplain.errors import InputError, UnknownNameError, UnsupportedModelError
 from robustexplain.recipe import check
@@ -189,15 +189,15 @@ def test_the_compensated_network_answers_alike(make: Callable[[], nn.Module], sh
         model = make().eval()
         x = torch.rand(3, 3, 32, 32)
         wanted = model(x)
-    twin = sanity.compensated(model, x, shift)
-    torch.testing.assert_close(twin(x + shift), wanted, rtol=1e-3, atol=1e-4)
-    assert not torch.allclose(twin(x), wanted, rtol=1e-3, atol=1e-4)
+    copied = twin.compensated(model, x, shift)
+    torch.testing.assert_close(copied(x + shift), wanted, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(copied(x), wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_a_model_whose_first_layer_cannot_take_it_back_is_refused() -> None:
     model = timm.create_model("tf_efficientnet_lite0", num_classes=5).eval()
     with pytest.raises(UnsupportedModelError, match=r"plain torch\.nn\.Conv2d.*it is Conv2dSame"):
-        sanity.compensated(model, torch.rand(2, 3, 32, 32), 0.3)
+        twin.compensated(model, torch.rand(2, 3, 32, 32), 0.3)
 
     class Squares(nn.Module):
         def __init__(self) -> None:
@@ -208,7 +208,7 @@ def test_a_model_whose_first_layer_cannot_take_it_back_is_refused() -> None:
             return self.conv(x**2).mean((2, 3))
 
     with pytest.raises(UnsupportedModelError, match="still differ"):
-        sanity.compensated(Squares().eval(), torch.rand(2, 3, 8, 8), 0.3)
+        twin.compensated(Squares().eval(), torch.rand(2, 3, 8, 8), 0.3)
 
 
 # The command

@@ -66,7 +66,8 @@ def goal_map(column: Column, system: System, chunk: Chunk, pool: Pool, seed: int
     if column.goal_map == "random-class":
         other = chunk.y if chunk.goal_class is None else chunk.goal_class
         return random_class_maps(system.interpreter, chunk.x, other, pool.x, pool.y, derive(seed, "pool"))
-    return None
+    default: Tensor | None = column.attack.default_goal_map(chunk.x)
+    return default
 
 
 def craft(attack: Attack, system: System, chunk: Chunk, wanted: Tensor | None) -> dict[str, Tensor]:

@@ -2,15 +2,12 @@
 
 from .checks import Check, Outcome, cascading, independent, measures, other_labels, shifted
 from .randomise import Stage, randomise, stages
-from .shift import CompensatedConv, compensated
 
 __all__ = [
     "Check",
-    "CompensatedConv",
     "Outcome",
     "Stage",
     "cascading",
-    "compensated",
     "independent",
     "measures",
     "other_labels",

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..interpreters import Interpreter
 from ..metrics import HOG, SSIM, MapMetric, Spearman
+from ..twin import compensated
 from .randomise import Stage, randomise
-from .shift import compensated
 
 Check = Literal["cascading", "independent", "labels", "shift"]
 

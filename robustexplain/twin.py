@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import probe
-from ..errors import UnsupportedModelError
+from . import probe
+from .errors import InputError, UnsupportedModelError
 
 
 class CompensatedConv(nn.Module):
@@ -46,31 +46,43 @@ class CompensatedConv(nn.Module):
 
 
 @torch.no_grad()
-def compensated(model: nn.Module, x: Tensor, shift: float) -> nn.Module:
+def compensated(model: nn.Module, x: Tensor, shift: Tensor | float) -> nn.Module:
     """A copy of ``model`` that gives on ``x + shift`` what the model gives on ``x``.
 
     Args:
         model: its first layer must be a plain convolution or a linear layer on the (normalised) image.
         x: some images ``[B, C, H, W]``, to find that layer.
-        shift: what is added to every pixel.
+        shift: what is added to every pixel: one number, or ``[C]``, one a channel.
 
     Raises:
         UnsupportedModelError: no such first layer, or the copy does not answer as the model does.
     """
-    twin = copy.deepcopy(model)
+    twin, shifted = copy.deepcopy(model), x + per_channel(shift, x)
     name, given = _first(twin, x)
-    _, moved = _first(twin, x + shift)
+    _, moved = _first(twin, shifted)
     layer = probe.submodule(twin, name)
     shifts = (moved - given).flatten(2).mean((0, 2)) if given.dim() == 4 else (moved - given).mean(0)
     parent, _, leaf = name.rpartition(".")
     setattr(twin.get_submodule(parent), leaf, _compensate(layer, shifts))
-    error = float((twin(x + shift) - model(x)).abs().max() / model(x).abs().max())
+    error = float((twin(shifted) - model(x)).abs().max() / model(x).abs().max().clamp(min=1e-12))
     if error > 1e-3:
         raise UnsupportedModelError(
-            f"the input shift check needs a model whose first layer sees the image alone; after taking a shift of "
-            f"{shift} back in {name!r}, the logits of this {type(model).__name__} still differ by {error:.1%}"
+            f"a model is needed whose first layer sees the image alone; after taking a shift of {shift} back in "
+            f"{name!r}, the logits of this {type(model).__name__} still differ by {error:.1%}"
         )
     return twin.eval()
+
+
+def per_channel(shift: Tensor | float, x: Tensor) -> Tensor:
+    """``[C, 1, 1]`` from one number or ``[C]``.
+
+    Raises:
+        InputError: another shape.
+    """
+    values = torch.as_tensor(shift, dtype=x.dtype, device=x.device)
+    if values.shape not in ((), x.shape[1:2]):
+        raise InputError(f"shift must be one number or [{x.shape[1]}], one a channel, got shape {list(values.shape)}")
+    return values.expand(x.shape[1])[:, None, None]
 
 
 def _compensate(layer: nn.Module, shift: Tensor) -> nn.Module:
@@ -88,10 +100,14 @@ def _first(model: nn.Module, x: Tensor) -> tuple[str, Tensor]:
     with probe.hooks(list(layers), lambda module, args, output: seen.append((module, args[0]))):
         model(x)
     plain = bool(seen) and type(seen[0][0]) in (nn.Conv2d, nn.Linear)
-    if not plain or (isinstance(seen[0][0], nn.Conv2d) and isinstance(seen[0][0].padding, str)):
+    if not plain or (isinstance(seen[0][0], nn.Conv2d) and not _zero_padded(seen[0][0])):
         found = type(seen[0][0]).__name__ if seen else "none"
         raise UnsupportedModelError(
-            f"the input shift check takes the shift back in the first layer, which must be a plain torch.nn.Conv2d or "
-            f"Linear; in this {type(model).__name__} it is {found}"
+            f"a shift is taken back in the first layer, which must be a plain, zero-padded torch.nn.Conv2d or a "
+            f"torch.nn.Linear; in this {type(model).__name__} it is {found}"
         )
     return layers[seen[0][0]], seen[0][1]
+
+
+def _zero_padded(convolution: nn.Conv2d) -> bool:
+    return convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)

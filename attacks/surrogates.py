@@ -1,0 +1,35 @@
+"""Stand-ins for a network's rectifiers, by the words that attacks' settings use."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from robustexplain.activations import Smooth, SmoothGradient, Softplus
+from robustexplain.interpreters import Interpreter
+
+from .directions import Hardening
+
+Surrogate = Literal["auto", "none", "smooth_gradient", "softplus"]
+"""What rectifiers compute while directions are sought."""
+
+
+def surrogate_for(
+    interpreter: Interpreter,
+    word: Surrogate,
+    *,
+    softplus: Smooth | Hardening | None = None,
+    auto: Literal["smooth_gradient", "softplus"] = "smooth_gradient",
+) -> Smooth | Hardening | None:
+    """The stand-in that ``word`` means; ``auto`` needs one only for maps that are themselves gradients.
+
+    Args:
+        interpreter: whose maps are followed.
+        word: ``none``, ``smooth_gradient`` (ADV2's ``h(z)``), ``softplus``, or ``auto``.
+        softplus: what ``softplus`` means here; default ``beta = 10``.
+        auto: what ``auto`` means for maps that are gradients.
+    """
+    if word == "auto":
+        word = auto if interpreter.second_order else "none"
+    if word == "none":
+        return None
+    return SmoothGradient() if word == "smooth_gradient" else softplus or Softplus()
