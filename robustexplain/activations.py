@@ -43,8 +43,8 @@ class Softplus:
         """Softplus of ``z``."""
         # Flat below beta z = -40, where value and slope are below exp(-40): denormal numbers, which are slow, come of
         # less. Linear above 80, where the curvature is below exp(-80); the default, 20, would cut it off too early.
-        floor = -40 / self.beta
-        return F.softplus(torch.where(z > floor, z, floor), self.beta, threshold=80)
+        alive = z > -40 / self.beta
+        return torch.where(alive, F.softplus(torch.where(alive, z, 0), self.beta, threshold=80), 0)
 
 
 class _SmoothGradient(torch.autograd.Function):

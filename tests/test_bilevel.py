@@ -192,7 +192,7 @@ def test_the_returned_input_is_the_best_by_masks_own_map_among_those_that_were_j
 ) -> None:
     model = copy.deepcopy(trained).double()
     x, y = judged[0][:5].double(), judged[1][:5]
-    goal, mask = random_classes(x, y, 10), Mask(model, steps=20)
+    goal, mask = random_classes(x, y, 10), Mask(model, steps=10)
     shown: list[Tensor] = []
     optimise = Mask.optimise
 
@@ -340,7 +340,7 @@ def test_a_detector_is_evaded_on_the_way(case: Case) -> None:
     level = float(case.x.mean()) - 0.02
     detector = Bright(level, level)
     system = replace(case.system, detector=detector)
-    attack = replace(case.attack, steps=20).adapted(system)
+    attack = replace(case.attack, steps=12).adapted(system)
     assert attack.evade == 1.0
     aware = attack(system, case.x, case.y, case.goal)
     blind = replace(attack, evade=0.0)(system, case.x, case.y, case.goal)
@@ -353,10 +353,10 @@ def test_a_detector_is_evaded_on_the_way(case: Case) -> None:
 def test_adv2_keeps_the_success_of_pgd_and_the_mask_of_the_benign_image(
     trained: Classifier, judged: tuple[Tensor, Tensor]
 ) -> None:
-    x, y = judged[0][:8], judged[1][:8]
-    goal, mask = random_classes(x, y, 10), Mask(trained, steps=60)
+    x, y = judged[0][:6], judged[1][:6]
+    goal, mask = random_classes(x, y, 10), Mask(trained, steps=40)
     system = rx.System(trained, mask)
-    attack = ADV2(EPS, 60, 0.01, mask=Bilevel(reset=15))
+    attack = ADV2(EPS, 36, 0.01, mask=Bilevel(reset=9))
     assert not attack.differentiates(system)
     assert isinstance(attack.plan(system), BilevelSearch)
     found, pgd = attack(system, x, y, goal), PGD(EPS, 60, 0.01)(system, x, y, goal)

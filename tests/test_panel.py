@@ -138,9 +138,9 @@ def test_only_what_is_made_of_several_comes_apart(model: nn.Module) -> None:
 
 @pytest.fixture(scope="module")
 def bench(trained: Classifier, judged: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Attacked]:
-    x, y = judged[0][:16], judged[1][:16]
+    x, y = judged[0][:12], judged[1][:12]
     goal = random_classes(x, y, 10)
-    return x, y, goal, PGD(EPS, 60, 0.01)(rx.System(trained, CAM(trained)), x, y, goal)
+    return x, y, goal, PGD(EPS, 40, 0.01)(rx.System(trained, CAM(trained)), x, y, goal)
 
 
 def distance(interpreter: Interpreter, x: Tensor, goal: Tensor, benign: Tensor) -> float:
@@ -152,7 +152,7 @@ def test_one_attack_keeps_the_maps_of_all_interpreters(
 ) -> None:
     x, y, goal, pgd = bench
     members = (CAM(trained), GradCAM(trained), InputXGradient(trained, channels="abs_sum"))
-    attack = ADV2(EPS, steps=60, step_size=0.01)
+    attack = ADV2(EPS, steps=45, step_size=0.01)
     found = attack(rx.System(trained, Panel(trained, members)), x, y, goal)
     assert float(found.success.float().mean()) >= 0.95
     for member, share in zip(members, (0.6, 0.6, 0.9), strict=True):
@@ -170,7 +170,7 @@ def test_one_goal_map_is_shown_by_all_of_them(
     x, y, goal, _ = bench
     members = (CAM(trained), GradCAM(trained))
     wanted = members[0](x.flip(0)).detach()
-    system, attack = rx.System(trained, Panel(trained, members)), ADV2(EPS, steps=60, step_size=0.01)
+    system, attack = rx.System(trained, Panel(trained, members)), ADV2(EPS, steps=45, step_size=0.01)
     found, other = attack(system, x, y, goal, wanted), attack(system, x, y, goal)
     for member in members:
         assert distance(member, found.x, goal, wanted) < 0.7 * distance(member, other.x, goal, wanted)
@@ -182,16 +182,16 @@ def test_an_aggregate_is_attacked_as_it_is_shown_or_member_by_member(
     x, y, goal, pgd = bench
     aggregate = Aggregate(trained, (CAM(trained), GradCAM(trained)), rescale="minmax")
     system = rx.System(trained, aggregate)
-    attack = ADV2(EPS, steps=60, step_size=0.01)
+    attack = ADV2(EPS, steps=45, step_size=0.01)
     assert attack.adapted(system) == attack
     benign = aggregate(x).detach()
     far = distance(aggregate, pgd.x, goal, benign)
     whole = attack(system, x, y, goal)
-    apart = ADV2(EPS, steps=60, step_size=0.01, members=True)(system, x, y, goal)
+    apart = ADV2(EPS, steps=45, step_size=0.01, members=True)(system, x, y, goal)
     for found in (whole, apart):
         assert float(found.success.float().mean()) >= 0.95
         assert distance(aggregate, found.x, goal, benign) < 0.5 * far
-    same = ADV2(EPS, steps=60, step_size=0.01)(rx.System(trained, Panel(trained, aggregate.members)), x, y, goal)
+    same = ADV2(EPS, steps=45, step_size=0.01)(rx.System(trained, Panel(trained, aggregate.members)), x, y, goal)
     assert torch.equal(apart.x, same.x)
     assert not torch.equal(apart.x, whole.x)
 

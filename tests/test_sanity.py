@@ -196,7 +196,7 @@ def test_the_compensated_network_answers_alike(make: Callable[[], nn.Module], sh
 
 def test_a_model_whose_first_layer_cannot_take_it_back_is_refused() -> None:
     model = timm.create_model("tf_efficientnet_lite0", num_classes=5).eval()
-    with pytest.raises(UnsupportedModelError, match=r"plain torch\.nn\.Conv2d.*it is Conv2dSame"):
+    with pytest.raises(UnsupportedModelError, match=r"plain, zero-padded torch\.nn\.Conv2d.*it is Conv2dSame"):
         twin.compensated(model, torch.rand(2, 3, 32, 32), 0.3)
 
     class Squares(nn.Module):
