@@ -37,6 +37,9 @@ class ADV2(Attack):
     goes through ``h`` too, where the reference code spends a second pass on plain ReLU. The returned iterate is the one
     with the nearest map among those that the real system misclassifies with at least ``confidence``.
 
+    MASK is the end of an optimisation: it is attacked by :class:`BilevelSearch` (section 3.5), and any set of
+    interpreters at once on a :class:`~robustexplain.interpreters.panel.Panel` of them.
+
     Args:
         eps: radius of the ball; the paper uses 0.031 in L-infinity.
         steps: iterations in all, warm start included (Table 11: 800 to 1200).

@@ -19,7 +19,7 @@ import pytest
 import robustexplain
 from robustexplain import attacks, defenses, registry
 from robustexplain.errors import InputError, UnknownNameError
-from robustexplain.registry import ALL, Registry
+from robustexplain.registry import ALL, ATTACKS, Registry
 
 HERE = Path(robustexplain.__file__).parent
 KINDS = list(ALL)
@@ -296,3 +296,12 @@ def test_every_registered_component_and_its_methods_have_docstrings(kind: str) -
         missing += [entry.name] if not doc or doc.startswith(f"{entry.build.__name__}(") else []
         missing += undocumented(entry.build) if inspect.isclass(entry.build) else []
     assert not missing
+
+
+def test_attacks_that_are_compositions_are_short() -> None:
+    """At most forty lines beside the docstring; ADV2 is the one attack with a page of options."""
+    for entry in ATTACKS:
+        before, _, rest = inspect.getsource(entry.build).split('"""', 2)
+        source = before + rest
+        if "Search(" in source and entry.name not in ("adv2", "adaptive-squeezing", "substitute"):
+            assert len([line for line in source.splitlines() if line.strip()]) <= 40, entry.name
