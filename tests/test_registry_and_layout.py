@@ -299,9 +299,9 @@ def test_every_registered_component_and_its_methods_have_docstrings(kind: str) -
 
 
 def test_attacks_that_are_compositions_are_short() -> None:
-    """At most forty lines beside the docstring; ADV2 is the one attack with a page of options."""
+    """At most 45 lines beside the docstring; ADV2 is the one attack with a page of options."""
     for entry in ATTACKS:
         before, _, rest = inspect.getsource(entry.build).split('"""', 2)
         source = before + rest
         if "Search(" in source and entry.name not in ("adv2", "adaptive-squeezing", "substitute"):
-            assert len([line for line in source.splitlines() if line.strip()]) <= 40, entry.name
+            assert len([line for line in source.splitlines() if line.strip()]) <= 45, entry.name
