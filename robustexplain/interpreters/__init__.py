@@ -12,6 +12,7 @@ from .mask import Mask, MaskState
 from .masking import RTS, MaskingModel, MaskObjective
 from .noise import SmoothGrad, VarGrad
 from .occlusion import Occlusion
+from .panel import Panel
 from .path import ExpectedGradients, ExpectedGradientsTraining, IntegratedGradients, draw_background
 from .reference import Reference
 from .relevance import LRP
@@ -54,6 +55,7 @@ __all__ = [
     "MaskState",
     "MaskingModel",
     "Occlusion",
+    "Panel",
     "RTSTraining",
     "Reference",
     "Segments",
