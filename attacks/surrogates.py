@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, overload
 
 from robustexplain.activations import Smooth, SmoothGradient, Softplus
 from robustexplain.interpreters import Interpreter
@@ -11,6 +11,20 @@ from .directions import Hardening
 
 Surrogate = Literal["auto", "none", "smooth_gradient", "softplus"]
 """What rectifiers compute while directions are sought."""
+Auto = Literal["smooth_gradient", "softplus"]
+"""What ``auto`` may stand for."""
+
+
+@overload
+def surrogate_for(
+    interpreter: Interpreter, word: Surrogate, *, softplus: Smooth | None = None, auto: Auto = "smooth_gradient"
+) -> Smooth | None: ...
+
+
+@overload
+def surrogate_for(
+    interpreter: Interpreter, word: Surrogate, *, softplus: Hardening, auto: Auto = "smooth_gradient"
+) -> Smooth | Hardening | None: ...
 
 
 def surrogate_for(
@@ -18,7 +32,7 @@ def surrogate_for(
     word: Surrogate,
     *,
     softplus: Smooth | Hardening | None = None,
-    auto: Literal["smooth_gradient", "softplus"] = "smooth_gradient",
+    auto: Auto = "smooth_gradient",
 ) -> Smooth | Hardening | None:
     """The stand-in that ``word`` means; ``auto`` needs one only for maps that are themselves gradients.
 
