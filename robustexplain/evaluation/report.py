@@ -145,6 +145,7 @@ def html(results: Results, folder: RunFolder, main: bytes) -> str:
         notes=notes(results),
         colour=_colour,
         count=_judged(results),
+        explaining=any(column.attack.keeps_prediction for column in results.recipe.columns),
     )
 
 
