@@ -47,11 +47,11 @@ class Progress:
             self.followed[rows[new]] = loss[new]
         self.reached[rows] = torch.minimum(self.reached[rows], loss)
 
-    def judged(self, rows: Tensor, loss: Tensor) -> None:
-        """Note the loss of a look at the real system."""
+    def judged(self, rows: Tensor, loss: Tensor, counts: Tensor) -> None:
+        """Note the loss of a look at the real system, where it ``counts``: meets no fewer constraints than before."""
         new = self.first[rows].isinf()
         self.first[rows[new]] = loss[new]
-        self.lowest[rows] = torch.minimum(self.lowest[rows], loss)
+        self.lowest[rows] = torch.where(counts, torch.minimum(self.lowest[rows], loss), self.lowest[rows])
 
     def verdict(self, best: Best) -> tuple[Tensor, Tensor]:
         """``stalled`` and ``misled``, ``[B]`` bool: see :class:`~.search.Found`."""
@@ -80,7 +80,8 @@ class Best:
     ) -> Tensor:
         """Take over what is better (``always``: whatever it is); where all constraints are met, ``[rows]`` bool."""
         unmet, score = rank(objective, seen, goal)
-        progress.judged(rows, score)
+        # An iterate that gives up a constraint (the label) for a lower loss has got nowhere.
+        progress.judged(rows, score, unmet <= self.unmet[rows])
         nearer = unmet < self.unmet[rows]
         # A constraint that came to be met is progress, whatever became of the rest.
         self.satisfied[rows] |= nearer & self.unmet[rows].isfinite()
