@@ -93,6 +93,7 @@ class Attack(ABC):
             InputError: bad tensors, a goal class equal to the label, or one for an attack that keeps the prediction.
             NotDifferentiableError: the attack needs the gradient of maps that have none.
         """
+        system = self.looks_at(system)
         self._check(system, x, y, goal_class, goal_map)
         goal_map = self.default_goal_map(x) if goal_map is None else goal_map
         goal = self._goal(system, x.detach(), y, goal_class, goal_map)
@@ -122,6 +123,10 @@ class Attack(ABC):
         Universal perturbations are computed here, substitutes of a black box trained; itself, if nothing is to do.
         """
         return self
+
+    def looks_at(self, system: System) -> System:
+        """The system as this attack looks at it: the same classifier, perhaps more of its maps than it shows."""
+        return system
 
     def default_goal_map(self, x: Tensor) -> Tensor | None:
         """``[B, H, W]``: what is wanted where the caller wants no map in particular; ``None`` is the benign map."""

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from robustexplain import maps as ops
-from robustexplain.activations import Smooth, swapped
+from robustexplain.activations import Smooth
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Natural, NonNegative, Positive, check_fields
 from robustexplain.interpreters import Mask, MaskState
 from robustexplain.objectives import Goal, Objective, Seen, Sum, needs_of
-from robustexplain.straight import straight_through
 from robustexplain.streams import Streams
 from robustexplain.system import System
 from robustexplain.training import frozen
 
-from .directions import Problem
+from .directions import Hardening, Problem, followed
 from .search import Found, Plan, Search, Stage
 from .threat import Threat
 from .updates import NormalisedStep
@@ -94,7 +93,7 @@ class BilevelSearch(Plan):
     match: Objective
     steps: Natural
     settings: Bilevel = field(default_factory=Bilevel)
-    surrogate: Smooth | None = None
+    surrogate: Smooth | Hardening | None = None
     straight: bool = False
     restarts: Count = 1
 
@@ -150,7 +149,7 @@ class _Run:
                 state = self._reset(step / max(steps, 1))
             self.x = self._push(step / max(steps, 1))
             state = self._follow(state)
-            gradient, state = self._ahead(state)
+            gradient, state = self._ahead(state, step / max(steps, 1))
             if step == 0:
                 self.seen.flat |= (gradient.flatten(1) == 0).all(1)
             self.x = self._lead(gradient, step / max(steps, 1))
@@ -182,7 +181,7 @@ class _Run:
         if size == 0:
             return self.x
         x = self.x.detach().requires_grad_()
-        with torch.enable_grad(), self._stand_in(bool(needs_of(self.plan.prediction))):
+        with torch.enable_grad(), self._followed(progress, needs_of(self.plan.prediction)):
             problem = self._problem(progress)
             loss = problem.loss(problem.look(x))
             (gradient,) = torch.autograd.grad(loss.sum(), x)
@@ -199,11 +198,11 @@ class _Run:
         self.seen.queries += 1 + self.plan.settings.follow
         return state
 
-    def _ahead(self, state: MaskState) -> tuple[Tensor, MaskState]:
+    def _ahead(self, state: MaskState, progress: float) -> tuple[Tensor, MaskState]:
         """The gradient of the mean map loss over the steps ahead, and where they end."""
         x = self.x.detach().requires_grad_()
         total = x.new_zeros(len(x))
-        with torch.enable_grad(), self._stand_in(True):
+        with torch.enable_grad(), self._followed(progress):
             background = self.mask.background(x)
             for _ in range(self.plan.settings.ahead):
                 shift = self.mask.shifts(x, self.streams)
@@ -247,11 +246,5 @@ class _Run:
         self.seen.queries[rows] += 1
         return self.plan.prediction.met(problem.look(x), goal)
 
-    @contextmanager
-    def _stand_in(self, smooth: bool) -> Iterator[None]:
-        with ExitStack() as stack:
-            if smooth and self.plan.surrogate is not None:
-                stack.enter_context(swapped(self.plan.surrogate))
-            if self.plan.straight:
-                stack.enter_context(straight_through())
-            yield
+    def _followed(self, progress: float, needs: Collection[str] = ("maps",)) -> AbstractContextManager[None]:
+        return followed(self.plan.surrogate if needs else None, self.plan.straight, progress)

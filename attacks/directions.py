@@ -49,9 +49,13 @@ class Problem:
     tick: int = 0
     """How many steps the search took before this one: what redraws are seeded by."""
 
-    def look(self, variable: Tensor) -> Seen:
-        """One look at the system through the threat model."""
-        x = self.threat.apply(self.goal.x, variable)
+    def place(self, variable: Tensor) -> Tensor:
+        """The inputs that the variable stands for."""
+        return self.threat.apply(self.goal.x, variable)
+
+    def look(self, variable: Tensor, x: Tensor | None = None) -> Seen:
+        """One look at the system through the threat model; at ``x``, if the inputs are made already."""
+        x = self.place(variable) if x is None else x
         seen = observe(self.system, x, self.goal, needs_of(self.objective))
         region = self.threat.region
         return replace(seen, variable=variable, progress=self.progress, streams=self.streams, region=region)
@@ -114,6 +118,24 @@ class Hardening:
         return Softplus(self.start * (self.end / self.start) ** progress)
 
 
+@contextmanager
+def followed(surrogate: Smooth | Hardening | None, straight: bool, progress: float) -> Iterator[None]:
+    """Within this block the model is the stand-in that a direction follows.
+
+    Args:
+        surrogate: what rectifiers compute; ``None`` leaves them as they are.
+        straight: go straight through rounding.
+        progress: of the search, for a stand-in that changes on the way.
+    """
+    smooth = surrogate.at(progress) if isinstance(surrogate, Hardening) else surrogate
+    with ExitStack() as stack:
+        if smooth is not None:
+            stack.enter_context(swapped(smooth))
+        if straight:
+            stack.enter_context(straight_through())
+        yield
+
+
 @dataclass(frozen=True)
 class Backward(Direction):
     """The gradient, by one backward pass: of the system itself, or of a stand-in for it.
@@ -157,8 +179,11 @@ class Backward(Direction):
 
     def _once(self, problem: Problem, variable: Tensor, check: bool) -> Step:
         variable = variable.detach().requires_grad_()
-        with self._stand_in(problem):
-            seen = problem.look(variable)
+        # A stand-in is one for the model: what the threat model computes is none of it. And the prediction alone needs
+        # no stand-in for rectifiers: it has its gradient.
+        x, surrogate = problem.place(variable), self.surrogate if needs_of(problem.objective) else None
+        with followed(surrogate, self.straight, problem.progress):
+            seen = problem.look(variable, x)
             stuck = _flat(problem, seen, variable) if check else torch.zeros_like(problem.goal.label, dtype=torch.bool)
             loss = problem.loss(seen)
             # The loss may hang on the weights and still not on the input.
@@ -170,17 +195,6 @@ class Backward(Direction):
                 )
         real = self.surrogate is None and not self.straight
         return Step(gradient, loss.detach(), seen if real and self.draws == 1 else None, stuck, 1)
-
-    @contextmanager
-    def _stand_in(self, problem: Problem) -> Iterator[None]:
-        smooth = self.surrogate.at(problem.progress) if isinstance(self.surrogate, Hardening) else self.surrogate
-        with ExitStack() as stack:
-            # The prediction alone needs no stand-in for rectifiers: it has its gradient.
-            if smooth is not None and needs_of(problem.objective):
-                stack.enter_context(swapped(smooth))
-            if self.straight:
-                stack.enter_context(straight_through())
-            yield
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Fraction, NonNegative, Positive, Radius
-from robustexplain.interpreters import Mask
-from robustexplain.interpreters.panel import Panel, members_apart
+from robustexplain.interpreters import Mask, Panel
+from robustexplain.interpreters.panel import members_apart
 from robustexplain.objectives import AgreeEncoder, Goal, MatchMap, Misclassify, Objective, Ramp
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
-from .base import Attack, Attacked
+from .base import Attack
 from .bilevel import Bilevel, BilevelSearch
 from .directions import Backward
 from .evasion import evasion
@@ -96,18 +96,9 @@ class ADV2(Attack):
         super().__post_init__()
         ball(self.norm, self.eps)
 
-    def __call__(
-        self,
-        system: System,
-        x: Tensor,
-        y: Tensor,
-        goal_class: Tensor | None = None,
-        goal_map: Tensor | None = None,
-    ) -> Attacked:
-        """Attack a batch: see :class:`Attack`."""
-        if self.members:
-            system = replace(system, interpreter=members_apart(system.interpreter))
-        return super().__call__(system, x, y, goal_class, goal_map)
+    def looks_at(self, system: System) -> System:
+        """With ``members``, the maps of an aggregate's members side by side."""
+        return replace(system, interpreter=members_apart(system.interpreter)) if self.members else system
 
     def adapted(self, system: System) -> ADV2:
         """With the detector in the loss, if there is one (see :func:`~.evasion.evasion`); steps and restarts stay.

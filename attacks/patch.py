@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustexplain import maps as ops
 from robustexplain.errors import FieldError, InputError
 from robustexplain.fields import Count, Natural, Positive
 from robustexplain.objectives import Misclassify
@@ -23,7 +24,6 @@ from .directions import Backward
 from .search import Plan, Search, Stage
 from .shared import Fitted, SharedSearch, fit_universal
 from .threat import Threat
-from .universal import clipped
 from .updates import SignStep
 
 Shape = Literal["square", "circle"]
@@ -135,7 +135,7 @@ class Patch(Threat):
         mode = "bilinear" if self.warped else "nearest"
         seen = F.grid_sample(variable, spot.grid.to(variable), mode, padding_mode="border", align_corners=False)
         # Weights of interpolation may add up to one ulp more than 1; the gradient must not stop there.
-        seen = seen + (clipped(seen.detach()) - seen.detach()) if self.warped else seen
+        seen = seen + (ops.clipped(seen.detach()) - seen.detach()) if self.warped else seen
         return torch.where(spot.mask[:, None] > 0, seen, x)
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustexplain import checks, twin
+from robustexplain import maps as ops
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Eps, Fraction, Positive
 from robustexplain.objectives import DropTopK, Goal, KeepPrediction, Objective, TopKLeft
@@ -44,7 +45,7 @@ class Shift(Threat):
 
     def apply(self, x: Tensor, variable: Tensor) -> Tensor:
         """The shifted image."""
-        return (x + variable).clamp(0, 1)
+        return ops.clipped(x + variable)
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
         """Into the ball and, unless pixels may saturate, into the room."""

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from robustexplain import maps as ops
 from robustexplain.fields import Count, Fraction, NonNegative, Positive, Radius
 from robustexplain.objectives import FlowLoss, Margin
 from robustexplain.registry import ATTACKS
@@ -56,7 +57,7 @@ class Flow(Threat):
         above = _taken(x, top, left) * (1 - across) + _taken(x, top, right) * across
         below = _taken(x, bottom, left) * (1 - across) + _taken(x, bottom, right) * across
         # The weights sum to one but for rounding.
-        return (above * (1 - down) + below * down).clamp(0, 1)
+        return ops.clipped(above * (1 - down) + below * down)
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
         """Clip each component to the bound."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Literal
 
 from robustexplain.activations import Smooth, SmoothGradient, Softplus
-from robustexplain.interpreters import Interpreter
+from robustexplain.interpreters import Interpreter, Mask
 
 from .directions import Hardening
 
@@ -15,18 +15,6 @@ Auto = Literal["smooth_gradient", "softplus"]
 """What ``auto`` may stand for."""
 
 
-@overload
-def surrogate_for(
-    interpreter: Interpreter, word: Surrogate, *, softplus: Smooth | None = None, auto: Auto = "smooth_gradient"
-) -> Smooth | None: ...
-
-
-@overload
-def surrogate_for(
-    interpreter: Interpreter, word: Surrogate, *, softplus: Hardening, auto: Auto = "smooth_gradient"
-) -> Smooth | Hardening | None: ...
-
-
 def surrogate_for(
     interpreter: Interpreter,
     word: Surrogate,
@@ -34,15 +22,17 @@ def surrogate_for(
     softplus: Smooth | Hardening | None = None,
     auto: Auto = "smooth_gradient",
 ) -> Smooth | Hardening | None:
-    """The stand-in that ``word`` means; ``auto`` needs one only for maps that are themselves gradients.
+    """The stand-in that ``word`` means; ``auto`` needs one only where the map is a gradient, or made of some.
 
     Args:
         interpreter: whose maps are followed.
         word: ``none``, ``smooth_gradient`` (ADV2's ``h(z)``), ``softplus``, or ``auto``.
         softplus: what ``softplus`` means here; default ``beta = 10``.
-        auto: what ``auto`` means for maps that are gradients.
+        auto: what ``auto`` means for maps that are gradients; MASK, whose steps are, is always followed by softplus.
     """
-    if word == "auto":
+    if word == "auto" and isinstance(interpreter, Mask):
+        word = "softplus"
+    elif word == "auto":
         word = auto if interpreter.second_order else "none"
     if word == "none":
         return None

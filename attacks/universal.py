@@ -56,7 +56,7 @@ class Universal(Threat):
             raise InputError(
                 f"the perturbation was fitted on images of shape {list(variable.shape[1:])}, got {list(x.shape[1:])}"
             )
-        return clipped(x + variable)
+        return ops.clipped(x + variable)
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
         """Onto the ball around zero."""
@@ -71,15 +71,6 @@ class Universal(Threat):
             return streams.uniform(x, -self.eps, self.eps)
         noise = streams.normal(x)
         return noise * (self.eps / ops.expand(noise.flatten(1).norm(dim=1), noise))
-
-
-def clipped(x: Tensor) -> Tensor:
-    """``x`` clipped to ``[0, 1]``; at 0 and 1 themselves the gradient goes through.
-
-    Not by ``clamp``: a swap of the network's rectifiers would take it for one of them, and its gradient is zero at the
-    bounds, where the black and white pixels of images are.
-    """
-    return torch.where(x < 0, 0, torch.where(x > 1, 1, x))
 
 
 @ATTACKS.register("uap", paper="Moosavi-Dezfooli et al. 2017; Shafahi et al. 2020", needs=("gradients", "data"))

@@ -12,6 +12,7 @@ from torch import Tensor
 from robustexplain import maps as ops
 from robustexplain.errors import InputError
 from robustexplain.interpreters import Explanation, Interpreter
+from robustexplain.interpreters.base import explain_together
 from robustexplain.registry import DEFENSES, INTERPRETERS
 from robustexplain.system import System
 from robustexplain.training import Samples, Session
@@ -53,16 +54,10 @@ class Aggregate(Interpreter):
     bounded: ClassVar[bool] = False
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        parts = []
-        for member in self.members:
-            found = member._explain(x, target, graph)
-            # Members must explain the same class, also where a member would go by a prediction of its own.
-            target = found.logits.detach().argmax(1) if target is None else target
-            parts.append(found)
+        maps, shared = explain_together(self.members, x, target, graph)
         pixels = x.shape[-1] * x.shape[-2] if self.rescale == "sum" else 1
-        scaled = [ops.rescale(ops.resize(p.maps, x.shape[-2:]), self.rescale) * pixels for p in parts]
-        encoders = [p.encoder_logits for p in parts if p.encoder_logits is not None]
-        return Explanation(parts[0].logits, torch.stack(scaled).mean(0), encoders[0] if encoders else None)
+        scaled = [ops.rescale(ops.resize(m, x.shape[-2:]), self.rescale) * pixels for m in maps]
+        return shared._replace(maps=torch.stack(scaled).mean(0))
 
 
 @DEFENSES.register("aggregated", paper="Rieger and Hansen 2020; Zhang et al. 2020, section 5 Q3 (ensemble)")

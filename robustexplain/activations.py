@@ -96,6 +96,10 @@ def _bounds(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[f
     def arg(index: int, name: str, default: Any) -> Any:
         return args[index] if len(args) > index else kwargs.get(name, default)
 
+    given = arg(0, "input", None)
+    if isinstance(given, Tensor) and not given.is_floating_point():
+        # Places and counts are kept within bounds the same way; they have no slope to smooth.
+        return None
     if func in _RELU:
         return 0.0, None, 0.0
     if func in _RELU6:

@@ -32,6 +32,15 @@ def positive(values: Tensor) -> Tensor:
     return torch.where(values > 0, values, 0)
 
 
+def clipped(values: Tensor) -> Tensor:
+    """Values clipped to ``[0, 1]``; at 0 and 1 themselves the gradient goes through.
+
+    Not by ``clamp``: a swap of the network's rectifiers would take it for one of them, and its gradient is zero at the
+    bounds, where the black and white pixels of images are.
+    """
+    return torch.where(values < 0, 0, torch.where(values > 1, 1, values))
+
+
 def minmax(maps: Tensor) -> Tensor:
     """Each map to ``[0, 1]``: ``(m - min) / (max - min)``. A constant map becomes all zeros, with zero gradient.
 

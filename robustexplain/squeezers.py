@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import maps as ops
 from .errors import FieldError, InputError
 from .registry import PARTS
 from .straight import straight_through
@@ -157,7 +158,7 @@ class NonLocalMeans(Squeezer):
         if x.shape[1] == 1:
             return self._filtered(x)
         lab = _to_lab(x)
-        return _from_lab(torch.cat([self._filtered(lab[:, :1]), self._filtered(lab[:, 1:])], 1)).clamp(0, 1)
+        return ops.clipped(_from_lab(torch.cat([self._filtered(lab[:, :1]), self._filtered(lab[:, 1:])], 1)))
 
     def _filtered(self, x: Tensor) -> Tensor:
         reach, rim = self.search // 2, self.patch // 2

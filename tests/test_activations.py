@@ -246,3 +246,9 @@ def test_a_net_without_rectifiers_is_refused(activation: type[nn.Module], grey: 
     with pytest.raises(UnsupportedModelError, match=r"beta-smoothing replaces rectifiers.*Sequential calls none"):
         require_rectifiers(net, grey, "beta-smoothing")
     require_rectifiers(nn.Sequential(net, nn.ReLU()), grey, "beta-smoothing")
+
+
+def test_a_clamp_of_places_is_no_rectifier() -> None:
+    places = torch.arange(-2, 6)
+    with swapped(Softplus(1.0)):
+        assert places.clamp(0, 3).tolist() == [0, 0, 0, 1, 2, 3, 3, 3]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import robustexplain as rx
+from robustexplain.activations import Softplus
 from robustexplain.attacks import (
     ADV2,
     FGSM,
@@ -29,6 +30,7 @@ from robustexplain.attacks import (
     random_classes,
     random_patch_maps,
 )
+from robustexplain.attacks.directions import Backward, Problem
 from robustexplain.attacks.verdict import Best, Progress
 from robustexplain.data import Data, stack, take
 from robustexplain.errors import InputError, NotDifferentiableError, ZeroMapGradientWarning
@@ -516,3 +518,25 @@ def test_an_iterate_that_gives_up_the_label_for_a_lower_loss_is_no_progress(benc
     kept = system.model(x).argmax(1) == y
     assert bool(kept.any())
     assert torch.equal(progress.verdict(best)[0], kept)
+
+
+@dataclass(frozen=True)
+class Clamped(Linf):
+    """A threat model that clips what it makes, as some do."""
+
+    def apply(self, x: Tensor, variable: Tensor) -> Tensor:
+        return variable.clamp(0, 1)
+
+
+def test_a_stand_in_is_one_for_the_model_and_not_for_what_the_threat_model_computes(bench: Bench) -> None:
+    """A clamp around the image is no rectifier of the network's: smoothed, it would show another image."""
+    seen: list[Tensor] = []
+    system = rx.System(bench.model, CAM(bench.model))
+    goal = Goal(bench.x[:2], bench.y[:2], bench.goal[:2], goal_map=torch.rand(2, 8, 8))
+    threat, aim = Clamped(0.1), Misclassify() + MatchMap()
+    streams = Streams.of(goal.x, 0)
+    problem = Problem(system, threat, goal, aim, streams, 0.0)
+    handle = bench.model.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
+    Backward(Softplus(1.0))(problem, goal.x, False)
+    handle.remove()
+    assert torch.equal(seen[-1], goal.x)

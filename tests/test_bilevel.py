@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import robustexplain as rx
+from robustexplain.activations import SmoothGradient, Softplus
 from robustexplain.attacks import ADV2, PGD, Bilevel, BilevelSearch, Linf, SignStep, Stage, random_classes
 from robustexplain.attacks import bilevel as under_test
 from robustexplain.attacks.verdict import Best, Progress
 from robustexplain.errors import FieldError, InputError
-from robustexplain.interpreters import CAM, Mask, MaskState
+from robustexplain.interpreters import CAM, Gradient, Mask, MaskState
 from robustexplain.metrics import L1
 from robustexplain.models import Classifier
 from robustexplain.objectives import Goal, MatchMap, Misclassify
@@ -98,7 +99,7 @@ def test_the_gradient_ahead_is_that_of_the_published_loop(unroll: bool, smooth: 
     mask, goal = mask_of(smooth), aims(x)
     run = run_of(search(Bilevel(ahead=4, unroll=unroll)), mask, x, goal)
     run.classes = CLASSES
-    found, after = run._ahead(state(x))
+    found, after = run._ahead(state(x), 0.0)
     wanted = slow_ahead(mask, x, state(x), goal, 4, unroll)
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-14)
     other = slow_ahead(mask, x, state(x), goal, 4, not unroll)
@@ -111,7 +112,7 @@ def test_the_unrolled_gradient_is_that_of_finite_differences(smooth: nn.Module, 
     mask, goal = mask_of(smooth), aims(x)
     run = run_of(search(Bilevel(ahead=3, unroll=True)), mask, x, goal)
     run.classes = CLASSES
-    gradient, _ = run._ahead(state(x))
+    gradient, _ = run._ahead(state(x), 0.0)
     direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
 
     def mean_loss(x: Tensor) -> float:
@@ -365,3 +366,12 @@ def test_adv2_keeps_the_success_of_pgd_and_the_mask_of_the_benign_image(
     benign = mask(x).detach()
     near, far = (L1()(mask(f.x, goal).detach(), benign) for f in (found, pgd))
     assert float(near.mean()) < 0.6 * float(far.mean())
+
+
+def test_mask_is_followed_through_softplus_as_the_docstring_says(tiny_model: nn.Module) -> None:
+    system = rx.System(tiny_model, Mask(tiny_model))
+    assert ADV2().plan(system).surrogate == Softplus()  # type: ignore[attr-defined]
+    assert ADV2(surrogate="none").plan(system).surrogate is None  # type: ignore[attr-defined]
+    plain, gradient = (rx.System(tiny_model, kind(tiny_model)) for kind in (CAM, Gradient))
+    assert ADV2().plan(plain).direction.surrogate is None  # type: ignore[attr-defined]
+    assert ADV2().plan(gradient).direction.surrogate == SmoothGradient()  # type: ignore[attr-defined]

@@ -389,3 +389,15 @@ def test_a_saved_one_says_the_same_when_loaded(tiny_model: nn.Module, grey: Tens
 def test_settings_out_of_range_are_refused(fields: dict[str, object], message: str, model: nn.Module) -> None:
     with pytest.raises(FieldError, match=message):
         Mask(model, **fields)  # type: ignore[arg-type]
+
+
+def test_a_swap_of_rectifiers_leaves_the_masks_own_bounds_alone(
+    smooth_net: nn.Module, grey: Tensor
+) -> None:
+    mask, classes = Mask(smooth_net, size=4, jitter=0.25), torch.zeros(5, dtype=torch.int64)
+    state, shift = mask.begin(grey), torch.tensor([[1, -1]] * 5)
+    state = state._replace(mask=torch.rand(state.mask.shape, generator=torch.Generator().manual_seed(0)))
+    plain = mask.step(grey, mask.background(grey), state, classes, shift)
+    with swapped(Softplus(1.0)):
+        within = mask.step(grey, mask.background(grey), state, classes, shift)
+    assert torch.equal(within.mask, plain.mask)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -157,3 +157,19 @@ def differentiable(x: Tensor) -> Tensor:
     Without one there is no graph to differentiate: a model's weights may all be frozen.
     """
     return x if x.requires_grad else x.detach().requires_grad_()
+
+
+def explain_together(
+    members: Sequence[Interpreter], x: Tensor, target: Tensor | None, graph: bool
+) -> tuple[list[Tensor], Explanation]:
+    """Each member's map on its own grid, and what they share: logits, and encoder logits where a member has some.
+
+    All of them explain one class, also where a member would go by a prediction of its own.
+    """
+    found: list[Explanation] = []
+    for member in members:
+        found.append(member._explain(x, target, graph))
+        target = found[-1].logits.detach().argmax(1) if target is None else target
+    encoders = [part.encoder_logits for part in found if part.encoder_logits is not None]
+    maps = [part.maps for part in found]
+    return maps, Explanation(found[0].logits, maps[0], encoders[0] if encoders else None)

@@ -183,7 +183,7 @@ class Mask(Interpreter):
             loss = self.loss(x, background, mask, classes, shift).sum()
             (gradient,) = torch.autograd.grad(loss, mask, create_graph=graph)
         moved = adam(state._replace(mask=mask if graph else mask.detach()), gradient, self.lr)
-        return moved._replace(mask=moved.mask.clamp(0, 1))
+        return moved._replace(mask=ops.clipped(moved.mask))
 
 
 def adam(state: MaskState, gradient: Tensor, lr: float) -> MaskState:

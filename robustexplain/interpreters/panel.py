@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import maps as ops
 from ..errors import InputError
-from .base import Explanation, Interpreter
+from .base import Explanation, Interpreter, explain_together
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,15 +63,8 @@ class Panel(Interpreter):
         return any(member.class_specific for member in self.members)
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        parts: list[Explanation] = []
-        for member in self.members:
-            found = member._explain(x, target, graph)
-            # Members must explain the same class, also where a member would go by a prediction of its own.
-            target = found.logits.detach().argmax(1) if target is None else target
-            parts.append(found)
-        encoders = [part.encoder_logits for part in parts if part.encoder_logits is not None]
-        maps = self._beside([part.maps for part in parts], x)
-        return Explanation(parts[0].logits, maps, encoders[0] if encoders else None)
+        maps, shared = explain_together(self.members, x, target, graph)
+        return shared._replace(maps=self._beside(maps, x))
 
     def wanted(self, goal_map: Tensor, x: Tensor) -> Tensor:
         """One goal map ``[B, H, W]`` for every member, each on its own grid, laid out as the panel's maps are."""
