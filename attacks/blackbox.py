@@ -18,23 +18,19 @@ from .search import Plan, Search, Stage
 from .updates import Adam, Update
 
 
-@ATTACKS.register("nes", paper="Ilyas et al. 2018, Algorithm 1, section 3.2")
 @dataclass(frozen=True)
-class NES(Attack):
-    """Sign descent on the cross-entropy along gradients estimated from antithetic normal draws.
-
-    A sample stops at its first success, unless the map counts too (``joint``). The authors' code adds momentum and
-    lowers the step size on plateaus, which the paper's algorithm does not.
+class _Asking(Attack):
+    """Steps along estimates until the queries are spent; a sample stops at its first success, unless the map counts.
 
     Args:
-        eps: radius of the ball (paper: 0.05 in L-infinity).
-        step_size: of one step (paper: 0.01).
-        sigma: how far from the image the system is asked (paper: 0.001).
-        samples: inputs shown for each estimate (paper: 50), rounded up to whole pairs.
+        eps: radius of the ball.
+        step_size: of one step.
+        sigma: how far from the image the system is asked.
+        samples: inputs shown for each estimate, rounded up to whole pairs.
         max_queries: inputs shown for one sample, at most; with ``samples`` it decides the number of steps.
         joint: also match the goal map, by its values alone: interpreters without a gradient will do.
         weight: of the mean squared difference of the min-max rescaled maps, if ``joint``.
-        norm: ``linf`` (sign steps) or ``l2`` (steps of that length along the estimate).
+        norm: ``linf`` or ``l2``.
     """
 
     eps: Radius = 0.05
@@ -48,73 +44,59 @@ class NES(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _settle(self)
+        ball(self.norm, self.eps)
+        if self.max_queries <= self._of_a_step:
+            problem = f"must pay for a step of {self._of_a_step} and a last look, got {self.max_queries}"
+            raise FieldError(type(self).__name__, "max_queries", problem)
+
+    @property
+    def needs_maps(self) -> bool:  # type: ignore[override]
+        """Whether the map counts too."""
+        return self.joint
 
     def differentiates(self, system: System) -> bool:
         """The values of maps are enough."""
         return False
 
+    @property
+    def _of_a_step(self) -> int:
+        # Whole pairs, and a look at where the sample stands.
+        return 2 * ((self.samples + 1) // 2) + 1
+
+    def _search(self, kind: Literal["nes", "spsa"], prediction: Objective, update: Update) -> Plan:
+        objective = prediction + self.weight * MatchMap() if self.joint else prediction
+        stage = Stage(objective, (self.max_queries - 1) // self._of_a_step, update)
+        direction = Estimate(kind, self.samples, self.sigma)
+        return Search(ball(self.norm, self.eps), (stage,), direction, judge_every=1, early_stop=not self.joint)
+
+
+@ATTACKS.register("nes", paper="Ilyas et al. 2018, Algorithm 1, section 3.2")
+@dataclass(frozen=True)
+class NES(_Asking):
+    """Sign descent on the cross-entropy along gradients estimated from antithetic normal draws.
+
+    The fields are those of :class:`_Asking`, at the paper's values; in L2 a step of that length goes along the
+    estimate. The authors' code adds momentum and lowers the step size on plateaus, which the paper's algorithm does
+    not.
+    """
+
     def plan(self, system: System) -> Plan:
         """Steps along the estimate."""
-        return _search(self, "nes", Misclassify(), step(self.norm, self.step_size))
+        return self._search("nes", Misclassify(), step(self.norm, self.step_size))
 
 
 @ATTACKS.register("spsa", paper="Uesato et al. 2018, section 3.3")
 @dataclass(frozen=True)
-class SPSA(Attack):
+class SPSA(_Asking):
     """Adam on the logit margin along gradients estimated from antithetic draws of random signs.
 
-    A sample stops at its first success, unless the map counts too (``joint``).
-
-    Args:
-        eps: radius of the ball.
-        step_size: Adam's learning rate (paper: 0.01).
-        sigma: ``delta``, how far from the image the system is asked (paper: 0.01).
-        samples: inputs shown for each estimate (the paper goes up to 8192), rounded up to whole pairs.
-        max_queries: inputs shown for one sample, at most; with ``samples`` it decides the number of steps.
-        joint: also match the goal map, by its values alone: interpreters without a gradient will do.
-        weight: of the mean squared difference of the min-max rescaled maps, if ``joint``.
-        norm: ``linf`` or ``l2``.
+    The fields are those of :class:`_Asking`; ``step_size`` is Adam's learning rate. The paper shows up to 8192 inputs
+    for an estimate.
     """
 
-    eps: Radius = 0.05
-    step_size: Positive = 0.01
     sigma: Positive = 0.01
     samples: Count = 128
-    max_queries: Count = 10_000
-    joint: bool = False
-    weight: NonNegative = 10.0
-    norm: Norm = "linf"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _settle(self)
-
-    def differentiates(self, system: System) -> bool:
-        """The values of maps are enough."""
-        return False
 
     def plan(self, system: System) -> Plan:
         """Adam along the estimate."""
-        return _search(self, "spsa", Margin(), Adam(self.step_size))
-
-
-def _settle(attack: NES | SPSA) -> None:
-    """What both check; and whether maps are looked at, which a field decides here and the class's flag elsewhere."""
-    ball(attack.norm, attack.eps)
-    object.__setattr__(attack, "needs_maps", attack.joint)
-    if attack.max_queries <= _of_a_step(attack):
-        problem = f"must pay for a step of {_of_a_step(attack)} and a last look, got {attack.max_queries}"
-        raise FieldError(type(attack).__name__, "max_queries", problem)
-
-
-def _of_a_step(attack: NES | SPSA) -> int:
-    """Whole pairs, and a look at where the sample stands."""
-    return 2 * ((attack.samples + 1) // 2) + 1
-
-
-def _search(attack: NES | SPSA, kind: Literal["nes", "spsa"], prediction: Objective, update: Update) -> Plan:
-    objective = prediction + attack.weight * MatchMap() if attack.joint else prediction
-    stage = Stage(objective, (attack.max_queries - 1) // _of_a_step(attack), update)
-    direction = Estimate(kind, attack.samples, attack.sigma)
-    return Search(ball(attack.norm, attack.eps), (stage,), direction, judge_every=1, early_stop=not attack.joint)
+        return self._search("spsa", Margin(), Adam(self.step_size))

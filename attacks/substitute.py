@@ -93,10 +93,10 @@ class FittedSubstitute(Attack):
     substitute: System
     spent: int
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        # Only an attack that wants a map looks at the real one's.
-        object.__setattr__(self, "needs_maps", self.attack.needs_maps)
+    @property
+    def needs_maps(self) -> bool:  # type: ignore[override]
+        """Only an attack that wants a map looks at the real one's."""
+        return self.attack.needs_maps
 
     def differentiates(self, system: System) -> bool:
         """The substitute's gradients are enough."""

@@ -391,9 +391,7 @@ def test_settings_out_of_range_are_refused(fields: dict[str, object], message: s
         Mask(model, **fields)  # type: ignore[arg-type]
 
 
-def test_a_swap_of_rectifiers_leaves_the_masks_own_bounds_alone(
-    smooth_net: nn.Module, grey: Tensor
-) -> None:
+def test_a_swap_of_rectifiers_leaves_the_masks_own_bounds_alone(smooth_net: nn.Module, grey: Tensor) -> None:
     mask, classes = Mask(smooth_net, size=4, jitter=0.25), torch.zeros(5, dtype=torch.int64)
     state, shift = mask.begin(grey), torch.tensor([[1, -1]] * 5)
     state = state._replace(mask=torch.rand(state.mask.shape, generator=torch.Generator().manual_seed(0)))
