@@ -444,9 +444,10 @@ def doubts(recipe: Recipe, folder: RunFolder, figures: dict[tuple[str, str, str]
     results = Results.read(folder)
     for cell in results.cells.values():
         assert cell is not None
-        for name in ("joint", "success", "no_map_gradient"):
+        for name in ("joint", "success"):
             cell["measures"][name] = {"value": 0.5, "low": 0.4, "high": 0.6, "count": 16}
-        cell["measures"]["no_map_gradient"]["value"] = 0.0
+        for name in ("no_map_gradient", "stalled", "misled"):
+            cell["measures"][name] = {"value": 0.0, "low": 0.0, "high": 0.0, "count": 16}
         if cell["column"] in ("clean", "noise"):
             cell["measures"]["success"] = {"value": 0.0, "low": 0.0, "high": 0.0, "count": 16}
     for (row, column, name), (value, low, high) in figures.items():

@@ -15,10 +15,10 @@ from robustexplain.activations import Softplus, swapped
 from robustexplain.attacks import GDUAP, PGD, UAP, Attack, Noise, SharedSearch, SignStep, Universal, fit_universal
 from robustexplain.attacks.gduap import LargeActivations, activation_loss
 from robustexplain.attacks.shared import Fitted, mini_batches
-from robustexplain.attacks.universal import clipped
 from robustexplain.data import Data, stack, take
 from robustexplain.errors import InputError, UnsupportedModelError, ZeroMapGradientWarning
 from robustexplain.interpreters import CAM, Gradient
+from robustexplain.maps import clipped
 from robustexplain.models import Classifier
 from robustexplain.objectives import Goal, MatchMap, Seen
 from robustexplain.streams import Streams
