@@ -115,11 +115,14 @@ INTERPRETERS = Registry("interpreter", ("robustexplain.interpreters", "robustexp
 OBJECTIVES = Registry("objective", ("robustexplain.objectives",))
 METRICS = Registry("metric", ("robustexplain.metrics",))
 ATTACKS = Registry("attack", ("robustexplain.attacks",))
+MANIPULATIONS = Registry("manipulation", ("robustexplain.attacks.manipulation",))
+"""Attacks on systems themselves: System to System, as defenses are."""
 DEFENSES = Registry("defense", ("robustexplain.defenses",))
 PARTS = Registry("part", ("robustexplain.storage", "robustexplain.interpreters", "robustexplain.defenses"))
 """Pieces of systems that are stored with them and that users do not name: settings, networks of interpreters."""
 DETECTORS = Registry("detector", ("robustexplain.defenses.detection",))
 
 ALL: dict[str, Registry] = {
-    f"{r.kind}s": r for r in (MODELS, DATASETS, INTERPRETERS, OBJECTIVES, METRICS, ATTACKS, DEFENSES, DETECTORS)
+    f"{r.kind}s": r
+    for r in (MODELS, DATASETS, INTERPRETERS, OBJECTIVES, METRICS, ATTACKS, MANIPULATIONS, DEFENSES, DETECTORS)
 }
