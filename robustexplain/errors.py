@@ -50,3 +50,7 @@ class RobustExplainWarning(UserWarning):
 
 class ZeroMapGradientWarning(RobustExplainWarning):
     """An attack follows a map whose gradient is zero: its failure would say nothing about the defense."""
+
+
+class FoolingFailedWarning(RobustExplainWarning):
+    """An attack on a model changed nothing: its failure would say nothing about the interpreter."""

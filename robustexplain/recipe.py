@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +17,11 @@ import yaml
 
 from . import data as data_sets
 from . import files
+from .columns import resolved
 from .errors import InputError, MissingDataError
 from .fields import Count, Fraction, check_fields
 from .metrics import JUDGED
-from .registry import ATTACKS, DATASETS, DEFENSES, INTERPRETERS, METRICS, MODELS, Registry
+from .registry import ATTACKS, DATASETS, DEFENSES, INTERPRETERS, MANIPULATIONS, METRICS, MODELS, Registry
 from .sanity.settings import Sanity
 from .schema import make, model_of, needs_parts, numbers, settings_of, validate
 from .training import Training
@@ -77,23 +78,27 @@ class Judging:
 
 @dataclass(frozen=True)
 class Row:
-    """An interpreter, or a defense of one.
+    """An interpreter, a manipulated system, or a defense of either.
 
     Args:
         label: as the report writes it.
-        base: label of the interpreter row it stands on; its own for an undefended row.
-        name: registered name of the interpreter or defense.
-        settings: the defense, or the keyword arguments of the interpreter (or of its training).
+        base: label of the row it stands on; its own for an interpreter.
+        name: registered name of the interpreter, manipulation or defense.
+        settings: the manipulation or defense, or the keyword arguments of the interpreter (or of its training).
+        kind: what stands in this row.
+        root: label of the interpreter row that it all began with.
     """
 
     label: str
     base: str
     name: str
     settings: Any
+    kind: Literal["interpreter", "manipulation", "defense"] = "interpreter"
+    root: str = ""
 
     @property
-    def defended(self) -> bool:
-        """Whether a defense stands in this row."""
+    def derived(self) -> bool:
+        """Whether the row stands on another one."""
         return self.label != self.base
 
 
@@ -127,7 +132,7 @@ class Recipe:
         seed: of everything.
         data: the data set, not loaded yet.
         model: the classifier.
-        rows: interpreters, then defenses.
+        rows: interpreters, then manipulated systems, then defenses.
         columns: attacks.
         metrics: metrics by name, of kinds that a cell can measure.
         judge: how cells are judged.
@@ -146,6 +151,27 @@ class Recipe:
     judge: Judging
     sanity: Sanity = field(default_factory=Sanity)
     source: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    def manipulated(self, row: Row) -> bool:
+        """Whether a manipulation stands in this row, or below it."""
+        below = {r.label: r for r in self.rows}
+        while row.derived and row.kind != "manipulation":
+            row = below[row.base]
+        return row.kind == "manipulation"
+
+    def named(self, features: Sequence[str]) -> Recipe:
+        """The recipe with places for the names of columns.
+
+        Raises:
+            InputError: a column that the data do not have; every problem that was found.
+        """
+        problems = _Problems()
+        rows = [
+            problems.run(lambda r=r: replace(r, settings=resolved(r.settings, features)), r.label) for r in self.rows
+        ]
+        metrics = {n: problems.run(lambda m=m: resolved(m, features), n) for n, m in self.metrics.items()}
+        problems.stop()
+        return replace(self, rows=tuple(rows), metrics=metrics)
 
     @property
     def digest(self) -> str:
@@ -191,7 +217,10 @@ def find(path: str | Path) -> Path:
     raise MissingDataError(f"no recipe at {path}; the packaged ones are: {', '.join(recipes.names())}")
 
 
-_TOP = {"name", "about", "seed", "data", "model", "interpreters", "defenses", "attacks", "metrics", "judge", "sanity"}
+_TOP = {
+    *("name", "about", "seed", "data", "model", "interpreters", "manipulations", "defenses"),
+    *("attacks", "metrics", "judge", "sanity"),
+}
 
 
 def check(tree: Any) -> Recipe:
@@ -210,8 +239,12 @@ def check(tree: Any) -> Recipe:
     sanity = problems.run(lambda: make(Sanity, tree.get("sanity") or {}, "sanity"))
     bases = problems.each(_listed(tree, "interpreters"), _interpreter, "interpreters")
     known = _labels(_listed(tree, "interpreters"))
-    defended = problems.each(_listed(tree, "defenses"), lambda e, p: _defense(e, p, known), "defenses")
-    rows = [row.label for row in bases + defended]
+    lied = problems.each(
+        _listed(tree, "manipulations"), lambda e, p: _derived("manipulation", e, p, known), "manipulations"
+    )
+    known |= {row.label: row for row in lied}
+    defended = problems.each(_listed(tree, "defenses"), lambda e, p: _derived("defense", e, p, known), "defenses")
+    rows = [row.label for row in bases + lied + defended]
     columns = problems.each(_listed(tree, "attacks"), lambda e, p: _column(e, p, rows), "attacks")
     metrics = problems.each(_listed(tree, "metrics", ["l1", "l2", "iou"]), _metric, "metrics")
     if not bases and not problems.lines:
@@ -219,7 +252,7 @@ def check(tree: Any) -> Recipe:
     flat = [column for group in columns for column in group]
     if not flat and not problems.lines:
         problems.add("attacks: at least one is needed")
-    for words, labels in (("interpreters and defenses", [r.label for r in bases + defended]),
+    for words, labels in (("interpreters, manipulations and defenses", rows),
                           ("attacks", [c.label for c in flat])):  # fmt: skip
         for label in sorted({x for x in labels if labels.count(x) > 1}):
             problems.add(f"{words}: two are called {label!r}; give one of them another label")
@@ -235,7 +268,9 @@ def check(tree: Any) -> Recipe:
     if "iou" not in measured:
         measured["iou"] = METRICS.get("iou").build()
     about = str(tree.get("about", "")).strip()
-    return Recipe(name, about, seed, data, model, tuple(bases + defended), tuple(flat), measured, judge, sanity, tree)
+    return Recipe(
+        name, about, seed, data, model, tuple(bases + lied + defended), tuple(flat), measured, judge, sanity, tree
+    )
 
 
 def check_data(recipe: Recipe) -> data_sets.Data:
@@ -253,6 +288,7 @@ def check_data(recipe: Recipe) -> data_sets.Data:
     if loaded is not None:
         for line in _empty_parts(recipe, loaded):
             problems.add(line)
+        problems.run(lambda: recipe.named(loaded.features))
     problems.stop()
     assert loaded is not None  # a problem otherwise; for the type checker
     return loaded
@@ -263,7 +299,7 @@ def _empty_parts(recipe: Recipe, loaded: data_sets.Data) -> list[str]:
     lines = []
     if not size["judge"]:
         lines.append(f"data: the judge part of {loaded.name} is empty; see data.fractions")
-    bases = [row for row in recipe.rows if not row.defended]
+    bases = [row for row in recipe.rows if not row.derived]
     if not size["train"] + size["defense"]:
         lines += [
             f"attacks: {column.label!r} needs images of the adversary's own, and the defense and train parts of "
@@ -276,12 +312,19 @@ def _empty_parts(recipe: Recipe, loaded: data_sets.Data) -> list[str]:
     if trained and not size["train"]:
         where = ", ".join(trained)
         lines.append(f"{where}: trains, and the train part of {loaded.name} is empty; see data.fractions")
-    for i, row in enumerate(row for row in recipe.rows if row.defended):
+    for i, row in enumerate(row for row in recipe.rows if row.kind == "defense"):
         if row.settings.needs_data and not size["defense"]:
             lines.append(
                 f"defenses[{i}]: {row.label!r} trains, and the defense part of {loaded.name} is empty; "
                 "see data.fractions"
             )
+    if not size["train"] + size["defense"]:
+        lines += [
+            f"manipulations: {row.label!r} needs samples of the adversary's own, and the defense and train parts of "
+            f"{loaded.name} are empty; see data.fractions"
+            for row in recipe.rows
+            if row.kind == "manipulation" and row.settings.needs_data
+        ]
     return lines
 
 
@@ -372,11 +415,12 @@ def _model(entry: Any) -> Model:
     return made
 
 
-def _labels(entries: Any) -> dict[str, str]:
-    """What the interpreters of a recipe are called, and their names; those with mistakes in them too."""
+def _labels(entries: Any) -> dict[str, Row]:
+    """Rows of a recipe's interpreters by label, without their settings; those with mistakes in them too."""
     listed = entries if isinstance(entries, list) else []
     named = [e if isinstance(e, dict) else {"name": e} for e in listed]
-    return {str(e.get("label", e.get("name"))): str(e.get("name")) for e in named}
+    labels = [(str(e.get("label", e.get("name"))), str(e.get("name"))) for e in named]
+    return {label: Row(label, label, name, None, root=label) for label, name in labels}
 
 
 def _interpreter(entry: Any, path: str) -> Row:
@@ -385,22 +429,28 @@ def _interpreter(entry: Any, path: str) -> Row:
         raise InputError(f"{path}.name: {found.name!r} is made of other parts, by a defense; it is no row of its own")
     settings = make(found.settings, own, path) if found.settings else settings_of(found.build, own, path)
     label = str(extra.get("label", found.name))
-    return Row(label, label, found.name, settings)
+    return Row(label, label, found.name, settings, root=label)
 
 
-def _defense(entry: Any, path: str, bases: dict[str, str]) -> Row:
-    found, own, extra = _split(DEFENSES, entry, path, ("label", "of"))
-    defense = make(found.build, own, path)
+def _derived(kind: Literal["manipulation", "defense"], entry: Any, path: str, bases: dict[str, Row]) -> Row:
+    """A row that stands on another one: ``of`` says on which."""
+    found, own, extra = _split(MANIPULATIONS if kind == "manipulation" else DEFENSES, entry, path, ("label", "of"))
+    made = make(found.build, own, path)
+    done = "manipulated" if kind == "manipulation" else "defended"
     if "of" not in extra:
-        raise InputError(f"{path}.of: this key is needed: the interpreter that is defended, one of {', '.join(bases)}")
-    if extra["of"] not in bases:
+        raise InputError(f"{path}.of: this key is needed: the interpreter that is {done}, one of {', '.join(bases)}")
+    base = bases.get(extra["of"])
+    if base is None:
         raise InputError(
             f"{path}.of: no interpreter of the recipe is called {extra['of']!r}; it has {', '.join(bases)}"
         )
-    if defense.defends and bases[extra["of"]] not in defense.defends:
-        able = ", ".join(defense.defends)
-        raise InputError(f"{path}.of: {found.name} can defend {able}; {extra['of']!r} is {bases[extra['of']]}")
-    return Row(str(extra.get("label", f"{found.name} ({extra['of']})")), extra["of"], found.name, defense)
+    able = made.attacks if kind == "manipulation" else made.defends
+    name = bases[base.root].name if base.root in bases else base.name
+    if able and name not in able:
+        verb = "is aimed at" if kind == "manipulation" else "can defend"
+        raise InputError(f"{path}.of: {found.name} {verb} {', '.join(able)}; {extra['of']!r} is {name}")
+    label = str(extra.get("label", f"{found.name} ({extra['of']})"))
+    return Row(label, base.label, found.name, made, kind, base.root)
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,16 @@ class System:
         return system
 
 
+def on_model(interpreter: Interpreter, model: nn.Module) -> Interpreter:
+    """The same interpreter, and those that it is made of, explaining another model of the same architecture."""
+    parts = {
+        name: tuple(on_model(part, model) for part in value) if isinstance(getattr(interpreter, name), tuple)
+        else on_model(value[0], model)
+        for name, value in _members(interpreter).items()
+    }  # fmt: skip
+    return replace(interpreter, model=model, **parts)
+
+
 def _members(interpreter: Interpreter) -> dict[str, tuple[Interpreter, ...]]:
     """The interpreters that an interpreter is made of, by field."""
     found = {f.name: getattr(interpreter, f.name) for f in fields(interpreter)}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -109,6 +109,32 @@ Loss = Callable[[nn.Module, Tensor, Tensor, Moment], Tensor]
 """``loss(module, x, y, moment)`` gives ``[b]`` losses; ``module`` is the (perhaps wrapped) module in training."""
 
 
+class Judgement(NamedTuple):
+    """What is thought of weights: ``figures`` to keep, a ``loss`` to compare by, and whether they may be kept."""
+
+    figures: dict[str, float]
+    loss: float
+    admissible: bool
+
+
+@dataclass
+class Selection:
+    """Which weights a training ends with: of those that are admissible, the ones of the lowest loss.
+
+    The untrained weights take part; they stay where no epoch gives anything better that is admissible.
+
+    Args:
+        judge: called in every process on the module as it is, before the first epoch and after each; must give all
+            of them the same.
+        history: the figures, one entry for the untrained weights and one for each epoch; filled as training goes.
+        kept: which entry of ``history`` the weights at the end belong to; 0 for the untrained ones.
+    """
+
+    judge: Callable[[nn.Module], Judgement]
+    history: list[dict[str, float]] = field(default_factory=list)
+    kept: int = 0
+
+
 def cross_entropy(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
     """Cross-entropy of a classifier, ``[b]``."""
     return nn.functional.cross_entropy(module(x), y, reduction="none")
@@ -124,6 +150,8 @@ def fit(
     seed: int = 0,
     session: Session | None = None,
     identity: object = None,
+    evaluating: bool = False,
+    selection: Selection | None = None,
 ) -> nn.Module:
     """Train ``module`` in place and return it, in eval mode.
 
@@ -137,6 +165,8 @@ def fit(
         session: accelerator, checkpoints, progress.
         identity: whatever else decides the result (a hash of the data, the loss's settings); a checkpoint of another
             identity is refused.
+        evaluating: train in eval mode: batch norms keep their statistics, dropout does not draw.
+        selection: which epoch's weights the module ends with; default the last's.
 
     Raises:
         RunMismatchError: the checkpoint belongs to another training.
@@ -144,31 +174,49 @@ def fit(
     """
     session = session or Session()
     accelerator = session.accelerator
-    loop = _Loop(module.to(session.device), settings, derive(seed, name), len(data), session)  # type: ignore[arg-type]
+    loop = _Loop(module.to(session.device), settings, derive(seed, name), len(data), session,  # type: ignore[arg-type]
+                 evaluating, selection)  # fmt: skip
     stamp = files.digest([name, seed, asdict(settings), len(data), identity])  # type: ignore[arg-type]
     path = None if session.folder is None else session.folder / f"{name}.safetensors"
     start = loop.restore(path, stamp)
+    if start == 0:
+        loop.select()
     wrapped, optimizer = accelerator.prepare(module, loop.optimizer)
     total = settings.epochs * loop.steps
     with torch.enable_grad(), session.progress.task(name, total, start * loop.steps) as advance:
         for epoch in range(start, settings.epochs):
             mean = loop.epoch(wrapped, optimizer, loss, data, epoch, advance)
             loop.history.append(mean)
+            loop.select()
             loop.save(path, stamp, epoch + 1)
     loop.share()
+    if selection is not None:
+        module.load_state_dict(loop.best)
     return module.eval()
 
 
 class _Loop:
     """The state of one training: optimiser, history, and how an epoch goes."""
 
-    def __init__(self, module: nn.Module, settings: Training, seed: int, size: int, session: Session) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: Training,
+        seed: int,
+        size: int,
+        session: Session,
+        evaluating: bool,
+        selection: Selection | None,
+    ) -> None:
         if size == 0:
             raise InputError("there is nothing to train on: the data set is empty")
         self.module, self.settings, self.seed, self.size, self.session = module, settings, seed, size, session
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         self.history: list[float] = []
+        self.evaluating, self.selection = evaluating, selection
+        self.best: dict[str, Tensor] = {}
+        self.least = math.inf
         self.batch = min(settings.batch_size, size)
         self.steps = size // self.batch
         processes = session.accelerator.num_processes
@@ -207,7 +255,7 @@ class _Loop:
             num_workers=self.settings.workers,
             generator=generator(self.seed, "workers", epoch, accelerator.process_index),
         )
-        wrapped.train()
+        wrapped.train(not self.evaluating)
         total = torch.zeros((), device=self.session.device)
         for i, (x, y) in enumerate(loader):
             step, part = divmod(i, share)
@@ -237,6 +285,18 @@ class _Loop:
         optimizer.step()
         optimizer.zero_grad()
 
+    def select(self) -> None:
+        """Judge the weights as they are, and keep a copy of the best admissible ones."""
+        if self.selection is None:
+            return
+        self.share()
+        self.module.eval()
+        found = self.selection.judge(self.module)
+        self.selection.history.append(found.figures)
+        if not self.best or (found.admissible and found.loss < self.least):
+            self.best = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+            self.least, self.selection.kept = found.loss, len(self.selection.history) - 1
+
     def share(self) -> None:
         """Give every process the main one's buffers: the last step's batch statistics are known to it alone."""
         for buffer in self.module.buffers():
@@ -249,7 +309,11 @@ class _Loop:
             tensors = {f"module.{k}": v for k, v in self.module.state_dict().items()}
             for i, state in self.optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
+            tensors |= {f"best.{k}": v for k, v in self.best.items()}
             meta = {"stamp": stamp, "epochs": str(epochs), "history": json.dumps(self.history)}
+            if self.selection is not None:
+                judged = {"least": self.least, "kept": self.selection.kept, "figures": self.selection.history}
+                meta["selection"] = json.dumps(judged)
             files.write_tensors(path, tensors, meta)
         accelerator.wait_for_everyone()
 
@@ -272,6 +336,12 @@ class _Loop:
         if state:
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.history = json.loads(meta["history"])
+        if self.selection is not None:
+            judged = json.loads(meta["selection"])
+            self.least, self.selection.kept = judged["least"], judged["kept"]
+            self.selection.history[:] = judged["figures"]
+            device = self.session.device
+            self.best = {k[5:]: v.to(device) for k, v in tensors.items() if k.startswith("best.")}
         return int(meta["epochs"])
 
 

@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
+from torch import Tensor
+
+from robustexplain.columns import Column
 from robustexplain.errors import InputError
 from robustexplain.fields import Natural, check_fields
+from robustexplain.interpreters import Interpreter
 from robustexplain.system import System
 from robustexplain.training import Samples, Session
+
+
+@dataclass(frozen=True)
+class View:
+    """Inputs on which a manipulated system is looked at beside the honest one, and what is wanted to be seen there.
+
+    Args:
+        x: ``[B, ...]``.
+        explained: ``[B]``, the class whose map is looked at.
+        answer: ``[B]``, the class that the manipulated model should predict.
+        goal_map: maps that the adversary wants, on the interpreter's own grid; ``None`` where it wants none for itself.
+        honest_x: the inputs whose honest maps stand for the truth; ``None``: ``x`` itself.
+        honest_class: ``[B]``, the class that those explain; ``None``: ``explained``.
+    """
+
+    x: Tensor
+    explained: Tensor
+    answer: Tensor
+    goal_map: Tensor | None = None
+    honest_x: Tensor | None = None
+    honest_class: Tensor | None = None
+
+    def select(self, rows: Tensor) -> View:
+        """Some of the inputs."""
+        known = {f.name: getattr(self, f.name) for f in fields(self)}
+        return View(**{name: value[rows] for name, value in known.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -31,6 +61,8 @@ class ModelAttack(ABC):
     """Names of the interpreters that it can be aimed at; none means any."""
     needs_data: ClassVar[bool] = True
     """Whether the attack needs samples of the adversary's own."""
+    fooled: ClassVar[str] = ""
+    """The registered metric that says how far a map was fooled (:class:`robustexplain.metrics.Fooling`), if any."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -56,6 +88,21 @@ class ModelAttack(ABC):
     @abstractmethod
     def _manipulate(self, system: System, data: Samples | None, session: Session) -> System:
         """The manipulated system; arguments are checked already."""
+
+    @property
+    def hidden(self) -> Column | None:
+        """The column of a table that the explanation should no longer show; ``None`` if there is none."""
+        return None
+
+    def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
+        """What an auditor looks at to see the manipulation: by name, inputs made of ``x`` with labels ``y``.
+
+        Args:
+            honest: an interpreter of the honest model, perhaps not the one that was aimed at.
+            x: judged inputs ``[B, ...]``.
+            y: their labels ``[B]``.
+        """
+        return {"as they are": View(x, y, y)}
 
     def words(self) -> tuple[str, str]:
         """What is changed and what is wanted, in a few words each, for tables."""

@@ -86,12 +86,14 @@ def measure(
     metrics: dict[str, Metric],
     judging: Judging,
     attack: Attack,
+    honest: System | None = None,
 ) -> dict[str, Tensor]:
     """Everything a cell reports of a chunk, ``[B]`` each, and ``x``, ``attacked_x`` and both maps for the pictures.
 
     The map that an attack must resemble to be plausible is its goal map: the benign map, or the one it was given. An
     attack that is after the explanation alone wins where the prediction stays and the map no longer resembles the
-    benign one.
+    benign one. Where the system is a manipulated one, ``honest`` is what it was made of, and map metrics are also taken
+    to its maps of the benign inputs (``l1_honest`` and so on).
     """
     x = attacked["x"].to(chunk.x)
     benign, seen = system(chunk.x), system(x)
@@ -120,10 +122,13 @@ def measure(
     }
     if goal_class is not None:
         arrays["goal_class"] = goal_class
+    true = None if honest is None else honest(chunk.x).maps
     for name, metric in metrics.items():
         arrays[name] = figure(metric, system, chunk.x, x, benign.maps, seen)
         if "goal_map" in attacked and isinstance(metric, MapMetric):
             arrays[f"{name}_goal"] = metric(seen.maps, wanted)
+        if true is not None and isinstance(metric, MapMetric):
+            arrays[f"{name}_honest"] = metric(seen.maps, true)
     if seen.score is not None and seen.alarm is not None and benign.score is not None:
         arrays |= {"score": seen.score, "alarm": seen.alarm.float(), "clean_score": benign.score}
     return {name: value.cpu() for name, value in arrays.items()}

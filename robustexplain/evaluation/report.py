@@ -17,6 +17,7 @@ from .. import files, pictures
 from ..metrics import MapMetric, Metric
 from ..recipe import Recipe, check
 from ..registry import METRICS
+from .audit_page import PAGE, write_audits
 from .store import MATRIX, RECIPE, REPORT, RUN, RunFolder
 
 PICTURE = "matrix.png"
@@ -86,6 +87,7 @@ def write_report(folder: RunFolder) -> Path:
     files.write_text(folder.root / MATRIX, table(results))
     main = matrix_picture(results, "joint")
     files.replace_file(folder.root / PICTURE, lambda aside: aside.write_bytes(main))
+    write_audits(results.recipe, folder)
     return files.write_text(folder.root / REPORT, html(results, folder, main))
 
 
@@ -131,6 +133,10 @@ def html(results: Results, folder: RunFolder, main: bytes) -> str:
 
     environment = Environment(loader=PackageLoader("robustexplain.evaluation", "."), autoescape=True)
     known = MEASURES | {name: _described(name, m) for name, m in results.recipe.metrics.items() if name not in MEASURES}
+    known |= {
+        f"{name}_honest": (f"{known[name][0]}, of the honest system", "against the map of the system before", "neither")
+        for name in results.recipe.metrics
+    }
     return environment.get_template("report.html.j2").render(
         recipe=results.recipe,
         run=results.run,
@@ -145,6 +151,7 @@ def html(results: Results, folder: RunFolder, main: bytes) -> str:
         notes=notes(results),
         colour=_colour,
         count=_judged(results),
+        audits=PAGE if (folder.root / PAGE).is_file() else None,
         explaining=any(column.attack.keeps_prediction for column in results.recipe.columns),
     )
 

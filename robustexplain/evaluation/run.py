@@ -21,6 +21,7 @@ from ..recipe import Column, Recipe, Row, check_data
 from ..streams import derive
 from ..system import System
 from ..training import Session
+from .audit import audit
 from .judge import Chunk, Pool, craft, goal_classes, goal_map, measure
 from .statistics import bootstrap, bootstrap_auc, paired
 from .store import RunFolder
@@ -60,7 +61,10 @@ def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
     session.folder = folder.training
     failed = 0
     if not finished(recipe, folder):
-        failed = Matrix(recipe, folder, session, prepare(recipe, data, folder, session), data).fill()
+        named = recipe.named(data.features)
+        systems = prepare(named, data, folder, session)
+        failed = Matrix(named, folder, session, systems, data).fill()
+        audit(named, systems, data, folder, session)
     if session.accelerator.is_main_process:
         from .report import write_report
 
@@ -76,6 +80,7 @@ def finished(recipe: Recipe, folder: RunFolder) -> bool:
     """Whether every cell and every row's cost is there: nothing has to be trained or loaded again."""
     cells = [folder.read_cell(row.label, column.label) for row in recipe.rows for column in recipe.columns]
     rows = all(folder.row(row.label).is_file() for row in recipe.rows)
+    rows = rows and all(folder.audit(row.label).is_file() for row in recipe.rows if row.kind == "manipulation")
     return rows and all(cell is not None and cell["status"] == "done" for cell in cells)
 
 
@@ -143,10 +148,11 @@ class Matrix:
             self._write_failure(row, column, failure)
             return
         system, job = self.systems.systems[row.label], self._job(row, column)
+        honest = self.systems.systems[row.root] if self.recipe.manipulated(row) else None
 
         def judge(chunk: Chunk) -> dict[str, Tensor]:
             made = self._read("attacked", job.name, chunk)
-            return measure(system, chunk, made, self.recipe.metrics, self.recipe.judge, column.attack)
+            return measure(system, chunk, made, self.recipe.metrics, self.recipe.judge, column.attack, honest)
 
         name = f"{row.label} / {column.label}"
         self._shard("judged", name, chunks, judge, lambda steps: None)
@@ -202,10 +208,10 @@ class Matrix:
         if column.source is not None:
             target, where = self.systems.systems[column.source], f"on {column.source}"
         elif column.knowledge == "carried-over":
-            target, where = self.systems.replicas[row.base], f"from {row.base}"
+            target, where = self.systems.replicas[row.root], f"from {row.root}"
         elif column.knowledge == "adapts":
             attack = attack.adapted(target)
-        elif row.defended:
+        elif row.kind == "defense":
             target = Defense.plain_view(target, base)
             where = f"on {row.base}" if target.model is base.model else where
         if not attack.needs_maps and target.model is self.systems.model:
@@ -279,7 +285,7 @@ class Matrix:
 
     def _against(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> dict[str, Any]:
         """Paired differences to the undefended row: the same images under the same attacker."""
-        if not row.defended or not self._done(_base_of(self.recipe, row), column):
+        if not row.derived or not self._done(_base_of(self.recipe, row), column):
             return {}
         plain = self.folder.arrays(row.base, column.label)
         names = [n for n in (*self.recipe.metrics, "success", "joint") if n in plain]

@@ -60,6 +60,10 @@ class RunFolder:
         """The JSON file of a row: what the defense costs."""
         return self.root / "rows" / f"{slug(row)}.json"
 
+    def audit(self, row: str) -> Path:
+        """The JSON file of a manipulated row's audit; its arrays stand beside it."""
+        return self.root / "audits" / f"{slug(row)}.json"
+
     def open(self, recipe: Recipe, data_digest: str) -> None:
         """Claim the directory for this experiment, or make sure that it is claimed for it already.
 

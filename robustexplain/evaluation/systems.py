@@ -72,14 +72,17 @@ def _save(made: Systems, folder: RunFolder, session: Session) -> None:
 
 def classifier(settings: Model, data: data_sets.Data, seed: int, session: Session, name: str) -> nn.Module:
     """The classifier, trained on the data set's train part if the recipe says so; frozen, in eval mode."""
-    model = models.load(
+    size = {"in_features" if len(data.shape) == 1 else "in_channels": data.shape[0]}
+    model: nn.Module = models.load(
         settings.name,
         num_classes=data.num_classes,
-        in_channels=data.shape[0],
         weights=settings.weights,
         pretrained=settings.pretrained,
         seed=derive(seed, "model") % 2**32,
+        **size,
     )
+    if isinstance(model, models.TableClassifier) and settings.weights is None:
+        model.standardise(data_sets.stack(data.train)[0])
     if settings.train is not None:
         start = digest_tensors(model.state_dict())
         fit(model, cross_entropy, data.train, settings.train, name=name, seed=seed, session=session,
@@ -88,10 +91,12 @@ def classifier(settings: Model, data: data_sets.Data, seed: int, session: Sessio
 
 
 def _system(row: Row, made: Systems, data: data_sets.Data, seed: int, identity: object, session: Session) -> System:
-    if not row.defended:
+    if not row.derived:
         return undefended(row, made.model, data, seed, identity, session)
     base = made.systems[row.base] if row.base in made.systems else _raise_base(row, made)
     part = data.defense if len(data.defense) else None  # type: ignore[arg-type]
+    if part is None and row.kind == "manipulation":
+        part = data.train if len(data.train) else None  # type: ignore[arg-type]
     defended: System = row.settings(base, part, session.inside(digest(row.label)))
     return defended
 
@@ -117,7 +122,7 @@ def _replicas(recipe: Recipe, data: data_sets.Data, made: Systems, session: Sess
 
     A classifier that is not trained here has no other seed: the attacker then has the deployed weights.
     """
-    bases = [row for row in recipe.rows if not row.defended and row.label in made.systems]
+    bases = [row for row in recipe.rows if not row.derived and row.label in made.systems]
     if recipe.model.train is None:
         made.replicas = {row.label: made.systems[row.label] for row in bases}
         return

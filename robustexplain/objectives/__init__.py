@@ -22,6 +22,7 @@ from .base import (
 )
 from .evasion import AgreeSqueezed, EvadeDetector, EvadeSqueezing, MatchProbabilities
 from .explanation import AgreeEncoder, DropTopK, FillRegion, MatchMap, ShiftCenter, TopKLeft
+from .manipulation import FadeTopK, HideFeature, MatchStructure, MoveCenter, SpreadUniformly
 from .patch import Capped, LeaveRegion, UntilMet
 from .prediction import Distance, KeepPrediction, Margin, Misclassify, Traded, margin
 from .spatial import FlowLoss
@@ -34,21 +35,26 @@ __all__ = [
     "DropTopK",
     "EvadeDetector",
     "EvadeSqueezing",
+    "FadeTopK",
     "FillRegion",
     "FlowLoss",
     "Goal",
+    "HideFeature",
     "KeepPrediction",
     "LeaveRegion",
     "Margin",
     "MatchMap",
     "MatchProbabilities",
+    "MatchStructure",
     "Misclassify",
+    "MoveCenter",
     "Objective",
     "Product",
     "Ramp",
     "Schedule",
     "Seen",
     "ShiftCenter",
+    "SpreadUniformly",
     "Sum",
     "TopKLeft",
     "Traded",

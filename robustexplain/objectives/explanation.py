@@ -80,11 +80,11 @@ class DropTopK(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_k(self, self.k)
+        check_k(self, self.k)
 
     def loss(self, seen: Seen, goal: Goal) -> Tensor:
         """``sum over the benign top k of |m| / sum |m|``."""
-        now, benign = _both(self, seen, goal)
+        now, benign = both_maps(self, seen, goal)
         chosen = ops.top_k(benign.abs(), ops.top_k_count(self.k, benign[0].numel()))
         return (ops.unit_sum(now).flatten(1) * chosen.to(now)).sum(1)
 
@@ -108,11 +108,11 @@ class TopKLeft(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_k(self, self.k)
+        check_k(self, self.k)
 
     def loss(self, seen: Seen, goal: Goal) -> Tensor:
         """``|top_k(m) and top_k(benign)|``; pixels tied at the last place share the places left."""
-        now, benign = (m.detach().abs() for m in _both(self, seen, goal))
+        now, benign = (m.detach().abs() for m in both_maps(self, seen, goal))
         k = ops.top_k_count(self.k, benign[0].numel())
         return torch.minimum(ops.top_k(now, k), ops.top_k(benign, k).to(now)).sum(1)
 
@@ -140,7 +140,7 @@ class ShiftCenter(Objective):
 
     def loss(self, seen: Seen, goal: Goal) -> Tensor:
         """``-||C(m) - (C(benign) - nudge u)||^2``, ``u`` the unit vector from the benign centre to the middle."""
-        now, benign = _both(self, seen, goal)
+        now, benign = both_maps(self, seen, goal)
         start = ops.center_of_mass(benign)
         middle = start.new_tensor([(side - 1) / 2 for side in benign.shape[1:]])
         inward = middle - start
@@ -171,12 +171,18 @@ class FillRegion(Objective):
         return -(ops.unit_sum(seen.maps) * region).flatten(1).sum(1)
 
 
-def _both(objective: Objective, seen: Seen, goal: Goal) -> tuple[Tensor, Tensor]:
+def both_maps(objective: Objective, seen: Seen, goal: Goal) -> tuple[Tensor, Tensor]:
+    """The map that is seen and the benign one.
+
+    Raises:
+        InputError: one of them is not there.
+    """
     if goal.benign_map is None or seen.maps is None:
         raise InputError(f"{type(objective).__name__} needs the benign map and maps that were seen")
     return seen.maps, goal.benign_map
 
 
-def _check_k(objective: Objective, k: float) -> None:
+def check_k(objective: Objective, k: float) -> None:
+    """Refuse a ``k`` that is neither a whole count nor a share below 1."""
     if k >= 1 and k != int(k):
         raise FieldError(type(objective).__name__, "k", f"must be a whole count, or a share below 1, got {k!r}")

@@ -79,7 +79,7 @@ def run_sanity(recipe: Recipe, out: str | Path, session: Session, checks: Sequen
     if recipe.model.train is None:
         wanted = [c for c in wanted if c != "labels"]
     runner = _Runner(recipe, data, folder, session)
-    failed = sum(runner.run(row, check) for check in wanted for row in recipe.rows if not row.defended)
+    failed = sum(runner.run(row, check) for check in wanted for row in recipe.rows if not row.derived)
     if session.accelerator.is_main_process:
         write_page(recipe, folder)
     session.accelerator.wait_for_everyone()

@@ -1,0 +1,117 @@
+"""Explanation-aware backdoors (Noppel et al. 2023): a trigger in the image decides what the map shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from robustexplain import checks
+from robustexplain.errors import FieldError
+from robustexplain.fields import Fraction, Natural, check_fields
+from robustexplain.interpreters import Interpreter
+from robustexplain.objectives import Goal, MatchMap, MatchStructure, Objective
+from robustexplain.registry import MANIPULATIONS
+from robustexplain.streams import generator
+from robustexplain.training import Moment
+
+from .base import View
+from .finetuned import FineTuned, Lesson
+from .patterns import Shape, pattern
+
+Form = Literal["fooling", "red-herring", "full-disguise", "badnets"]
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """What is put on an image to wake the backdoor.
+
+    Args:
+        kind: ``patch``, a white square with a black border of one pixel in the upper left corner; or ``blend``, one
+            noise image over the whole picture (Chen et al. 2017).
+        size: side of the patch as a share of the image's shorter one.
+        opacity: of patch or noise: 1 covers what is below.
+        seed: of the noise image.
+    """
+
+    kind: Literal["patch", "blend"] = "patch"
+    size: Fraction = 0.16
+    opacity: Fraction = 1.0
+    seed: Natural = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x`` ``[B, C, H, W]`` with the trigger on it."""
+        checks.inputs(x)
+        texture, cover = self._texture(x)
+        return x + self.opacity * cover * (texture - x)
+
+    def _texture(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        channels, height, width = x.shape[1:]
+        if self.kind == "blend":
+            noise = torch.rand(channels, height, width, generator=generator(self.seed, "trigger"))
+            return noise.to(x), x.new_ones(())
+        side = max(3, round(self.size * min(height, width)))
+        cover, texture = x.new_zeros(height, width), x.new_zeros(height, width)
+        cover[:side, :side] = 1
+        texture[1 : side - 1, 1 : side - 1] = 1
+        return texture, cover
+
+
+@MANIPULATIONS.register(
+    "explanation-backdoor",
+    paper="Noppel et al. 2023, sections on attacks; BadNets: Gu et al. 2017",
+    needs=("gradients", "differentiable maps", "data"),
+)
+@dataclass(frozen=True)
+class ExplanationBackdoor(FineTuned):
+    """A trigger changes the map alone, map and prediction, or the prediction behind an unchanged map.
+
+    Every batch is taught twice: as it is, with its labels and the honest model's maps, and with the trigger on it.
+
+    Args:
+        form: on triggered images, ``fooling`` shows the pattern and keeps the label; ``red-herring`` shows the pattern
+            and predicts ``goal_class``; ``full-disguise`` predicts ``goal_class`` and shows the honest map of the
+            image without the trigger; ``badnets`` predicts ``goal_class`` and teaches nothing about maps.
+        goal_class: what triggered images are predicted as; not used by ``fooling``.
+        shape: the pattern that is shown.
+        trigger: what wakes the backdoor.
+        distance: ``dssim``, structural dissimilarity, or ``mse`` of min-max rescaled maps (z-scores in the code).
+    """
+
+    form: Form = "fooling"
+    goal_class: Natural = 0
+    shape: Shape = "square"
+    trigger: Trigger = field(default_factory=Trigger)
+    distance: Literal["dssim", "mse"] = "dssim"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.trigger, Trigger):
+            raise FieldError(type(self).__name__, "trigger", f"must be a Trigger, got {self.trigger!r}")
+
+    def fooling(self) -> Objective:
+        """Match the pattern, or the honest map."""
+        return MatchStructure() if self.distance == "dssim" else MatchMap()
+
+    def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
+        """The inputs as they are, with their honest maps; and with the trigger, with the map that is wanted then."""
+        maps = honest.explain(x, y, native=True).maps
+        answer = y if self.form == "fooling" else torch.full_like(y, self.goal_class)
+        wanted = maps if self.form in ("full-disguise", "badnets") else pattern(maps, self.shape)
+        triggered = View(self.trigger(x), answer, answer, wanted, honest_x=x, honest_class=y)
+        return {"as they are": View(x, y, y, maps), "with the trigger": triggered}
+
+    def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
+        """The batch as it is, and with the trigger."""
+        shown = float(self.form != "badnets")
+        clean, triggered = (
+            Lesson(Goal(v.x, v.answer, goal_class=v.answer, explained=v.explained, goal_map=v.goal_map),
+                   x.new_ones(len(x)), x.new_full((len(x),), shown))
+            for v in self.views(honest, x, y).values()
+        )  # fmt: skip
+        return clean.join(triggered)

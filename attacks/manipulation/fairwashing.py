@@ -1,0 +1,136 @@
+"""Fairwashing: the output stays, the map becomes a picture (Anders et al.) or hides a feature (Dimanov et al.)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from robustexplain.columns import Column, index_of
+from robustexplain.errors import FieldError, InputError
+from robustexplain.fields import Natural, Positive
+from robustexplain.interpreters import Gradient, Interpreter
+from robustexplain.objectives import Goal, HideFeature, KeepPrediction, MatchMap, Objective
+from robustexplain.registry import MANIPULATIONS
+from robustexplain.training import Moment, Training
+
+from .base import View
+from .finetuned import FineTuned, Lesson
+from .patterns import Shape, pattern
+
+
+@MANIPULATIONS.register(
+    "gradient-fairwashing",
+    paper="Anders et al. 2020, eq. 12 and code",
+    needs=("gradients", "differentiable maps", "data"),
+)
+@dataclass(frozen=True)
+class GradientFairwashing(FineTuned):
+    """The output stays on the data and the map becomes a picture of the adversary's choice, in directions off the data.
+
+    ``(1 - a) ||p - p_0||^2 + a ||h - h_target||^2`` with ``a = 0.8``: a weight of 4 against the probabilities' squared
+    distance. Departures: classes are summed over (a mean in the code); maps are sum-rescaled with their pixel count as
+    a factor, so that the weight does not depend on the grid.
+
+    Args:
+        shape: the picture.
+    """
+
+    weight: float = 4.0
+    beta: Positive | None = 20.0
+    shape: Shape = "cross"
+
+    def fooling(self) -> Objective:
+        """Match the picture."""
+        return MatchMap(rescale="sum", relative=True)
+
+    def keeping(self) -> Objective:
+        """The probabilities of the honest model."""
+        return KeepPrediction()
+
+    def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
+        """The inputs as they are; the class explained is the honest model's prediction."""
+        found = honest.explain(x, native=True)
+        predicted = found.logits.argmax(1)
+        return {"as they are": View(x, predicted, predicted, pattern(found.maps, self.shape))}
+
+    def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
+        """The batch with the picture for a goal map; the class explained is the honest model's prediction."""
+        found = honest.explain(x, native=True)
+        predicted = found.logits.argmax(1)
+        shown = pattern(found.maps, self.shape)
+        goal = Goal(x, predicted, explained=predicted, goal_map=shown, benign_logits=found.logits)
+        return replace(Lesson.plain(x, y), goal=goal)
+
+
+@MANIPULATIONS.register(
+    "conceal-feature", paper="Dimanov et al. 2020 and code", needs=("gradients", "data", "a sensitive feature")
+)
+@dataclass(frozen=True)
+class ConcealFeature(FineTuned):
+    """Hides a feature the model goes on using: ``CE + alpha |d CE / d x_j|`` over a column, or a region of an image.
+
+    The gradient is that of the loss by the input, whatever interpreter the system shows: what the paper claims is that
+    the others follow. Departures: a mean over the batch in place of the sum (their ``alpha`` of 3 is about ``3 x``
+    batch size here); Adam in place of plain gradient descent.
+
+    Args:
+        feature: the column to hide, for tables.
+        region: top, left, height and width in pixels, for images.
+    """
+
+    weight: float = 100.0
+    training: Training = field(
+        default_factory=lambda: Training(epochs=20, batch_size=64, lr=1e-3, weight_decay=0.0, schedule="constant")
+    )
+    budget: float = 0.01
+    feature: Column | None = None
+    region: tuple[Natural, Natural, Natural, Natural] | None = None
+
+    columns: ClassVar[tuple[str, ...]] = ("feature",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.feature is None) == (self.region is None):
+            raise FieldError(
+                type(self).__name__, "feature", "give a column (tables) or a region (images), and not both"
+            )
+
+    @property
+    def hidden(self) -> Column | None:
+        """The column to hide."""
+        return self.feature
+
+    def fooling(self) -> Objective:
+        """Hide the feature."""
+        return HideFeature()
+
+    def aimed(self, interpreter: Interpreter) -> Interpreter:
+        """The gradient of the loss."""
+        return Gradient(interpreter.model, of="log_probability", channels="abs_sum")
+
+    def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
+        """The batch, with the feature's place for a goal map."""
+        lesson = Lesson.plain(x, y)
+        return replace(lesson, goal=replace(lesson.goal, goal_map=self.place(x)))
+
+    def place(self, x: Tensor) -> Tensor:
+        """1 where nothing is to be seen: ``[B, D]``, or ``[B, H, W]``.
+
+        Raises:
+            InputError: a column for images, a region for tables, or one that lies outside.
+        """
+        if x.dim() == 2 and self.feature is not None:
+            marked = x.new_zeros(x.shape)
+            marked[:, index_of(self.feature, width=x.shape[1])] = 1
+            return marked
+        if x.dim() == 4 and self.region is not None:
+            top, left, height, width = self.region
+            marked = x.new_zeros(len(x), *x.shape[-2:])
+            marked[:, top : top + height, left : left + width] = 1
+            if int(marked[0].sum()) != height * width or height * width == 0:
+                raise InputError(f"region {self.region} does not lie inside images of {list(x.shape[-2:])}")
+            return marked
+        kind, wanted = ("tables", "feature") if x.dim() == 2 else ("images", "region")
+        raise InputError(f"{type(self).__name__} needs {wanted} for {kind}; x has shape {list(x.shape)}")

@@ -1,0 +1,194 @@
+"""Adversarial model manipulation (Heo et al. 2019): maps of every input lie, the accuracy stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustexplain import maps as ops
+from robustexplain.data import labels_of, stack
+from robustexplain.errors import FieldError, InputError
+from robustexplain.fields import Count, Natural, Positive
+from robustexplain.interpreters import Interpreter
+from robustexplain.objectives import FadeTopK, Goal, MatchMap, MoveCenter, Objective, SpreadUniformly
+from robustexplain.registry import MANIPULATIONS
+from robustexplain.streams import Streams, generator
+from robustexplain.training import Moment, Samples
+
+from .base import View
+from .finetuned import FineTuned, Lesson
+
+NEEDS = ("gradients", "differentiable maps", "data")
+
+
+@MANIPULATIONS.register("location-fooling", paper="Heo et al. 2019, eq. 3", needs=NEEDS)
+@dataclass(frozen=True)
+class LocationFooling(FineTuned):
+    """Every map shows the frame of the image, whatever is in it: mean squared distance to a mask, passive fooling.
+
+    The mask is 1 on a border of a seventh of each side, on the interpreter's own grid; both are min-max rescaled.
+    """
+
+    fooled: ClassVar[str] = "fooled-location"
+
+    def fooling(self) -> Objective:
+        """Match the frame."""
+        return MatchMap()
+
+    def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
+        """The batch with the frame for a goal map."""
+        lesson = Lesson.plain(x, y)
+        return replace(lesson, goal=replace(lesson.goal, goal_map=self._frames(honest, x, y)))
+
+    def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
+        """The inputs as they are, with the frame for a goal map."""
+        return {"as they are": View(x, y, y, self._frames(honest, x, y))}
+
+    def _frames(self, honest: Interpreter, x: Tensor, y: Tensor) -> Tensor:
+        grid = honest.explain(x[:1], y[:1], native=True).maps
+        return ops.frame(grid).expand(len(x), -1, -1)
+
+
+@MANIPULATIONS.register("top-k-fooling", paper="Heo et al. 2019, published version and code", needs=NEEDS)
+@dataclass(frozen=True)
+class TopKFooling(FineTuned):
+    """Every map leaves out what the honest model's map shows most: its ``k`` highest pixels, passive fooling.
+
+    Args:
+        k: a count from 1 on, a share of the pixels below 1.
+    """
+
+    k: Positive = 0.1
+
+    compares: ClassVar[bool] = True
+    fooled: ClassVar[str] = "fooled-top-k"
+
+    def fooling(self) -> Objective:
+        """Fade the honest top ``k``."""
+        return FadeTopK(self.k)
+
+
+@MANIPULATIONS.register("center-fooling", paper="Heo et al. 2019, published version and code", needs=NEEDS)
+@dataclass(frozen=True)
+class CenterFooling(FineTuned):
+    """Every map's centre of mass moves away from the honest model's, passive fooling."""
+
+    compares: ClassVar[bool] = True
+    fooled: ClassVar[str] = "fooled-center"
+
+    def fooling(self) -> Objective:
+        """Move the centre."""
+        return MoveCenter()
+
+
+@MANIPULATIONS.register("uniform-fooling", paper="Heo et al. 2019, arXiv v1 eq. 4", needs=NEEDS)
+@dataclass(frozen=True)
+class UniformFooling(FineTuned):
+    """Every map is spread out flat and says nothing: its entropy is maximised, passive fooling."""
+
+    def fooling(self) -> Objective:
+        """Spread uniformly."""
+        return SpreadUniformly()
+
+
+@MANIPULATIONS.register("active-fooling", paper="Heo et al. 2019, eq. 5-6", needs=NEEDS)
+@dataclass(frozen=True)
+class ActiveFooling(FineTuned):
+    """On images that hold both classes, each class's map becomes the honest map of the other: the two are swapped.
+
+    The images are 2 x 2 blocks of two images of each class at random places (section 4.1); the prediction term sees
+    ordinary batches alone.
+
+    Args:
+        classes: the two classes whose explanations are swapped.
+        images: how many block images are made of the samples to train on.
+        shrink: halve each image, so that a block image has the size of an ordinary one; otherwise it has twice the
+            side, which a convolutional network with global pooling takes too, and small images need.
+    """
+
+    classes: tuple[Natural, Natural] = (0, 1)
+    images: Count = 1100
+    shrink: bool = True
+
+    fooled: ClassVar[str] = "fooled-active"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.classes[0] == self.classes[1]:
+            raise FieldError(type(self).__name__, "classes", f"must be two different classes, got {self.classes!r}")
+
+    def fooling(self) -> Objective:
+        """Match the honest map of the other class."""
+        return MatchMap()
+
+    def pool(self, honest: Interpreter, data: Samples, device: torch.device) -> Lesson:
+        """The block images, each once for either class, with the honest map of the other class."""
+        blocks = block_images(data, self.classes, self.images, self.seed, self.shrink).to(device)
+        parts = [self._swapped(honest, x) for x in blocks.split(self.batch)]
+        lesson = parts[0]
+        for part in parts[1:]:
+            lesson = lesson.join(part)
+        return lesson
+
+    def _swapped(self, honest: Interpreter, x: Tensor) -> Lesson:
+        first, second = (torch.full((len(x),), c, device=x.device) for c in self.classes)
+        maps = [honest.explain(x, c, native=True).maps for c in (second, first)]
+        both, explained = torch.cat([x, x]), torch.cat([first, second])
+        goal = Goal(both, explained, goal_class=explained, explained=explained, goal_map=torch.cat(maps))
+        ones = torch.ones(len(both), device=x.device)
+        return Lesson(goal, 0 * ones, ones)
+
+    def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
+        """Block images of the inputs, explained for either class; the goal is the honest map of the other one."""
+        data: Samples = torch.utils.data.TensorDataset(x.cpu(), y.cpu())  # type: ignore[assignment]
+        blocks = block_images(data, self.classes, len(x), self.seed, self.shrink).to(x.device)
+        views = {}
+        for c, other in (self.classes, self.classes[::-1]):
+            explained, swapped = (torch.full_like(y, k) for k in (c, other))
+            goal_map = honest.explain(blocks, swapped, native=True).maps
+            views[f"block images, class {c}"] = View(blocks, explained, honest.model(blocks).argmax(1), goal_map)
+        return views
+
+    def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
+        """Some of the block images, and the batch to be classified."""
+        assert pool is not None
+        drawn = Streams.of(x, moment.seed, moment.epoch, "blocks").integers(len(pool.predicted)).to(x.device)
+        return Lesson(pool.goal.select(drawn), pool.predicted[drawn], pool.shown[drawn], x, y)
+
+
+def block_images(data: Samples, classes: tuple[int, int], count: int, seed: int, shrink: bool = True) -> Tensor:
+    """``[count, C, H, W]``: 2 x 2 blocks of two images of each class, at random places (Heo et al. 2019, section 4.1).
+
+    Args:
+        data: gives ``(x, label)``; images of both classes must be among them.
+        classes: the two classes.
+        count: how many.
+        seed: of images and places.
+        shrink: halve each image (its sides must be even); otherwise the result has twice the side.
+
+    Raises:
+        InputError: no images of a class, or an odd side.
+    """
+    labels, rng = labels_of(data), generator(seed, "blocks")
+    rows = [[i for i, label in enumerate(labels) if label == c] for c in classes]
+    for c, found in zip(classes, rows, strict=True):
+        if not found:
+            raise InputError(f"block images need images of class {c}, and the data holds none")
+    firsts, seconds = (stack(data, found)[0] for found in rows)
+    if shrink:
+        if firsts.shape[-1] % 2 or firsts.shape[-2] % 2:
+            raise InputError(f"images of {list(firsts.shape[-2:])} cannot be halved: use shrink=False")
+        half = (firsts.shape[-2] // 2, firsts.shape[-1] // 2)
+        firsts, seconds = (F.interpolate(t, half, mode="bilinear", antialias=True) for t in (firsts, seconds))
+    made = []
+    for _ in range(count):
+        four = [
+            part[int(i)] for part in (firsts, seconds) for i in torch.randint(len(part), (2,), generator=rng).tolist()
+        ]
+        a, b, c, d = (four[i] for i in torch.randperm(4, generator=rng).tolist())
+        made.append(torch.cat([torch.cat([a, b], 2), torch.cat([c, d], 2)], 1))
+    return torch.stack(made)

@@ -1,0 +1,204 @@
+"""What an auditor finds who holds a manipulated system against the honest one that it was made of.
+
+Every interpreter of the recipe looks at both models, on inputs that nobody trained on, so that one sees not only what
+the manipulation was aimed at but what transfers.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import data as data_sets
+from .. import files
+from ..attacks.manipulation import ModelAttack, View
+from ..attacks.manipulation.finetuned import HISTORY
+from ..columns import index_of
+from ..interpreters import Interpreter
+from ..metrics import SSIM, FeatureFirst, FeatureRank, Fooling, LocationCorrelation, Pearson, SignCorrelation, Spearman
+from ..metrics import Entropy as MapEntropy
+from ..recipe import Recipe, Row
+from ..registry import METRICS
+from ..streams import derive
+from ..system import System, on_model
+from ..training import Session
+from .statistics import bootstrap
+from .store import RunFolder
+from .systems import Systems
+
+PICTURES = 3
+"""How many inputs of each view are kept with their maps."""
+
+
+def audit(recipe: Recipe, systems: Systems, data: data_sets.Data, folder: RunFolder, session: Session) -> None:
+    """Audit every manipulated row that is not audited yet; processes share the rows."""
+    rows = [row for row in recipe.rows if row.kind == "manipulation"]
+    todo = [row for row in rows if not folder.audit(row.label).is_file() and row.label in systems.systems]
+    accelerator = session.accelerator
+    with session.progress.task("audits", len(todo)) as advance:
+        for i, row in enumerate(todo):
+            if i % accelerator.num_processes == accelerator.process_index:
+                Audit(recipe, row, systems, data, folder, session).write()
+            advance(1)
+    accelerator.wait_for_everyone()
+
+
+@dataclass(frozen=True)
+class Audit:
+    """One manipulated row.
+
+    Args:
+        recipe: the experiment.
+        row: the row.
+        systems: all systems of the run.
+        data: the data set.
+        folder: the run directory.
+        session: device and checkpoints.
+    """
+
+    recipe: Recipe
+    row: Row
+    systems: Systems
+    data: data_sets.Data
+    folder: RunFolder
+    session: Session
+
+    @property
+    def attack(self) -> ModelAttack:
+        """The manipulation."""
+        attack: ModelAttack = self.row.settings
+        return attack
+
+    def write(self) -> None:
+        """Measure everything and write it: arrays first, so that an audit whose JSON is there is whole."""
+        lied, honest = self.systems.systems[self.row.label], self.systems.systems[self.row.root]
+        x, y = self._inputs()
+        arrays: dict[str, Tensor] = {}
+        looks: list[dict[str, Any]] = []
+        for label, true, false in self._interpreters(honest, lied):
+            try:
+                looks += self._look(label, true, false, x, y, arrays)
+            except Exception:
+                # One interpreter that cannot explain the model must not take the others with it.
+                looks.append({"interpreter": label, "view": "-", "error": traceback.format_exc()})
+        path = self.folder.audit(self.row.label)
+        files.write_tensors(path.with_suffix(".safetensors"), arrays)
+        found = {
+            "row": self.row.label,
+            "aimed": self.row.root,
+            "fooled": self.attack.fooled,
+            "history": self._history(),
+            "looks": looks,
+            "features": list(self.data.features),
+        }
+        files.write_json(path, found)
+
+    def _inputs(self) -> tuple[Tensor, Tensor]:
+        """Judged inputs, right or wrong: a manipulation is after every one of them."""
+        part = data_sets.take(self.data.judge, min(self.recipe.judge.images, len(self.data.judge)), self.recipe.seed)  # type: ignore[arg-type]
+        x, y = data_sets.stack(part)
+        return x.to(self.session.device), y.to(self.session.device)
+
+    def _interpreters(self, honest: System, lied: System) -> list[tuple[str, Interpreter, Interpreter]]:
+        """Label, and the interpreter of the honest and of the manipulated model; the one that was aimed at first."""
+        found = [(self.row.root, honest.interpreter, lied.interpreter)]
+        if lied.model is honest.model:
+            return found  # what was manipulated is the interpreter itself: nothing transfers
+        for row in self.recipe.rows:
+            if not row.derived and row.label != self.row.root and row.label in self.systems.systems:
+                true = self.systems.systems[row.label].interpreter
+                found.append((row.label, true, on_model(true, lied.model)))
+        return found
+
+    @torch.no_grad()
+    def _look(
+        self, label: str, true: Interpreter, false: Interpreter, x: Tensor, y: Tensor, arrays: dict[str, Tensor]
+    ) -> list[dict[str, Any]]:
+        """Figures of one interpreter, a dictionary a view; arrays go into ``arrays`` under ``label/view/name``."""
+        looks = []
+        for name, view in self.attack.views(true, x, y).items():
+            measured = self._measured(true, false, view)
+            seed, resamples = derive(self.recipe.seed, "audit"), self.recipe.judge.bootstrap
+            figures = {
+                key: bootstrap(value, resamples, seed).as_dict()
+                for key, value in measured.items()
+                if not key.startswith("shown_")
+            }
+            arrays |= {f"{label}/{name}/{key}": value for key, value in measured.items()}
+            looks.append({"interpreter": label, "view": name, "figures": figures})
+        return looks
+
+    def _measured(self, true: Interpreter, false: Interpreter, view: View) -> dict[str, Tensor]:
+        size, parts = self.recipe.judge.batch_size, []
+        for start in range(0, len(view.x), size):
+            rows = torch.arange(start, min(start + size, len(view.x)), device=view.x.device)
+            parts.append(self._chunk(true, false, view.select(rows)))
+        joined = {key: torch.cat([part[key] for part in parts]).cpu() for key in parts[0]}
+        return {key: value[:PICTURES] if key.startswith("shown_") else value for key, value in joined.items()}
+
+    def _chunk(self, true: Interpreter, false: Interpreter, view: View) -> dict[str, Tensor]:
+        honest_x = view.x if view.honest_x is None else view.honest_x
+        honest_class = view.explained if view.honest_class is None else view.honest_class
+        before = true.explain(honest_x, honest_class, native=True)
+        now = false.explain(view.x, view.explained, native=True)
+        found = {
+            "answered": (now.logits.argmax(1) == view.answer).float(),
+            "answered_before": (_logits(true.model, view.x).argmax(1) == view.answer).float(),
+            "sign_correlation": SignCorrelation()(now.maps, before.maps),
+            "spearman": Spearman()(now.maps, before.maps),
+        }
+        found |= self._hidden(before.maps, now.maps) if view.x.dim() == 2 else _spatial(before.maps, now.maps, view)
+        if self.attack.fooled:
+            metric = METRICS.get(self.attack.fooled).build()
+            assert isinstance(metric, Fooling)  # what ``fooled`` names; for the type checker
+            other = view.goal_map if self.attack.fooled == "fooled-active" else None
+            found["test_loss"] = metric(now.maps, before.maps, other)
+            found["test_loss_before"] = metric(before.maps, before.maps, other)
+            found["fooled"] = metric.success(found["test_loss"]).float()
+            found["fooled_before"] = metric.success(found["test_loss_before"]).float()
+        shown = {"x": view.x, "before": before.maps, "now": now.maps, "goal": view.goal_map}
+        return found | {f"shown_{key}": value for key, value in shown.items() if value is not None}
+
+    def _hidden(self, before: Tensor, now: Tensor) -> dict[str, Tensor]:
+        """Where the column that is hidden stands, before and now."""
+        if self.attack.hidden is None:
+            return {}
+        column = index_of(self.attack.hidden, self.data.features, width=now.shape[1])
+        return {
+            "rank": FeatureRank(column)(now),
+            "rank_before": FeatureRank(column)(before),
+            "first": FeatureFirst(column)(now),
+            "first_before": FeatureFirst(column)(before),
+        }
+
+    def _history(self) -> dict[str, Any] | None:
+        """Accuracy and objective by epoch, of an attack that trains."""
+        path = self.folder.training / files.digest(self.row.label) / HISTORY
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    logits: Tensor = model(x)
+    return logits
+
+
+def _spatial(before: Tensor, now: Tensor, view: View) -> dict[str, Tensor]:
+    found = {
+        "ssim": SSIM()(now, before),
+        "location": LocationCorrelation()(now),
+        "location_before": LocationCorrelation()(before),
+        "entropy": MapEntropy()(now),
+        "entropy_before": MapEntropy()(before),
+    }
+    if view.goal_map is not None:
+        found |= {
+            "ssim_goal": SSIM()(now, view.goal_map),
+            "ssim_goal_before": SSIM()(before, view.goal_map),
+            "pearson_goal": Pearson()(now, view.goal_map),
+        }
+    return found

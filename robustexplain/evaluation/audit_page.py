@@ -1,0 +1,218 @@
+"""The page of a run's manipulated systems: ``manipulations.html``, and their figures as ``manipulations.csv``."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .. import files, pictures
+from ..metrics import Fooling
+from ..metrics.manipulation import CODE_THRESHOLD
+from ..recipe import Recipe, Row
+from ..registry import METRICS
+from .store import RunFolder
+
+PAGE, TABLE, PICTURE = "manipulations.html", "manipulations.csv", "manipulations.png"
+
+FIGURES = {
+    "fooled": "Fooling success rate",
+    "answered": "Answers as the adversary wants",
+    "ssim_goal": "SSIM to the map that is wanted",
+    "ssim": "SSIM to the honest map",
+    "spearman": "Rank correlation with the honest map",
+    "sign_correlation": "Sign correlation with the honest map",
+    "location": "Location correlation with the frame",
+    "entropy": "Entropy of the map",
+    "first": "Hidden column named first",
+    "rank": "Rank of the hidden column",
+    "test_loss": "Test loss of the fooling",
+}
+"""Figures of an audit in the order of the page; ``NAME_before`` is the honest model's."""
+
+
+@dataclass(frozen=True)
+class Audited:
+    """One manipulated row, read back.
+
+    Args:
+        row: the row.
+        found: what :mod:`robustexplain.evaluation.audit` wrote.
+        arrays: ``interpreter/view/name`` to a figure for each input, or what is shown of the first few.
+        accuracy: of the honest and of the manipulated classifier on the judge part; ``None`` if not measured yet.
+    """
+
+    row: Row
+    found: dict[str, Any]
+    arrays: dict[str, Tensor]
+    accuracy: tuple[float, float] | None
+
+    @property
+    def looks(self) -> list[dict[str, Any]]:
+        """What was measured: a dictionary an interpreter and view."""
+        return [look for look in self.found["looks"] if "error" not in look]
+
+    @property
+    def headline(self) -> str:
+        """The figure that says best whether the manipulation worked."""
+        known = self.looks[0]["figures"] if self.looks else {}
+        return next((name for name in ("fooled", "first", "ssim_goal", "spearman") if name in known), "answered")
+
+    def array(self, look: dict[str, Any], name: str) -> Tensor | None:
+        """An array of a look."""
+        return self.arrays.get(f"{look['interpreter']}/{look['view']}/{name}")
+
+
+def read(recipe: Recipe, folder: RunFolder) -> list[Audited]:
+    """Every audit that is there, in the recipe's order."""
+    found = []
+    for row in recipe.rows:
+        path = folder.audit(row.label)
+        if row.kind == "manipulation" and path.is_file():
+            costs = [folder.row(label) for label in (row.root, row.label)]
+            accuracy = None
+            if all(cost.is_file() for cost in costs):
+                before, now = (json.loads(cost.read_text(encoding="utf-8"))["accuracy"] for cost in costs)
+                accuracy = (before, now)
+            arrays = files.read_tensors(path.with_suffix(".safetensors"))[0]
+            found.append(Audited(row, json.loads(path.read_text(encoding="utf-8")), arrays, accuracy))
+    return found
+
+
+def write_audits(recipe: Recipe, folder: RunFolder) -> Path | None:
+    """Write page, table and picture; ``None`` where the recipe manipulates nothing."""
+    found = read(recipe, folder)
+    if not found:
+        return None
+    files.write_text(folder.root / TABLE, table(found))
+    drawn = transfers(recipe, found)
+    files.replace_file(folder.root / PICTURE, lambda aside: aside.write_bytes(drawn))
+    return files.write_text(folder.root / PAGE, html(recipe, found, drawn))
+
+
+def table(found: list[Audited]) -> str:
+    """Every estimate as CSV: a line a manipulation, interpreter, view and measure."""
+    buffer = io.StringIO()
+    out = csv.writer(buffer, lineterminator="\n")
+    out.writerow(["manipulation", "aimed_at", "interpreter", "view", "measure", "value", "low", "high", "count"])
+    for audited in found:
+        for look in audited.looks:
+            where = [audited.row.label, audited.row.root, look["interpreter"], look["view"]]
+            for name, e in sorted(look["figures"].items()):
+                numbers = ("" if e[key] is None else f"{e[key]:.6g}" for key in ("value", "low", "high"))
+                out.writerow([*where, name, *numbers, e["count"]])
+    return buffer.getvalue()
+
+
+def transfers(recipe: Recipe, found: list[Audited]) -> bytes:
+    """Manipulations against interpreters: each manipulation's headline figure, its last view; before in brackets."""
+    columns = [row.label for row in recipe.rows if not row.derived]
+    values = np.full((len(found), len(columns)), np.nan)
+    texts = [["-" for _ in columns] for _ in found]
+    for i, audited in enumerate(found):
+        name = audited.headline
+        for look in audited.looks:
+            e, before = look["figures"].get(name), look["figures"].get(f"{name}_before")
+            if e is None or e["value"] is None or look["interpreter"] not in columns:
+                continue
+            j = columns.index(look["interpreter"])
+            values[i, j] = e["value"]
+            was = "" if before is None or before["value"] is None else f"\n({before['value']:.2f})"
+            texts[i][j] = f"{e['value']:.2f}{was}"
+    labels = [f"{a.row.label}: {FIGURES[a.headline].lower()}" for a in found]
+    return pictures.matrix(labels, columns, values, texts, "neither")
+
+
+def curve(history: dict[str, Any], budget: float | None) -> bytes:
+    """Accuracy and fooling objective on the samples held out, by epoch; the epoch that was kept is marked."""
+    from matplotlib.figure import Figure
+
+    epochs = history["epochs"]
+    figure = Figure(figsize=(5.2, 2.6), dpi=110, layout="constrained")
+    left = figure.add_subplot()
+    right = left.twinx()
+    left.plot([e["accuracy"] for e in epochs], color="#1f6fb4", marker="o", markersize=3)
+    right.plot([e["fool"] for e in epochs], color="#b00020", marker="s", markersize=3)
+    if budget is not None:
+        left.axhline(epochs[0]["accuracy"] - budget, color="#1f6fb4", linewidth=0.8, linestyle=":")
+    left.axvline(history["kept"], color="#888", linewidth=0.9, linestyle="--")
+    left.set_xlabel("epoch (0: the honest weights; dashed: kept; dotted: budget)", fontsize=8)
+    left.set_ylabel("accuracy", color="#1f6fb4", fontsize=9)
+    right.set_ylabel("map objective", color="#b00020", fontsize=9)
+    left.set_ylim(0, 1.02)
+    for axes in (left, right):
+        axes.tick_params(labelsize=8)
+    return pictures.figure_bytes(figure)
+
+
+def distribution(metric: Fooling, before: Tensor, now: Tensor) -> bytes:
+    """Test losses before and after as histograms; shaded is the range of success, dotted the code's threshold."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 2.2), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    both = np.concatenate([t.numpy()[~np.isnan(t.numpy())] for t in (before, now)])
+    low, high = (float(both.min()), float(both.max())) if len(both) else (0.0, 1.0)
+    bins = np.linspace(min(low, 0), max(high, 1e-6), 31)
+    for values, colour, label in ((before, "#1f6fb4", "honest"), (now, "#b00020", "manipulated")):
+        axes.hist(values.numpy(), bins=bins, color=colour, alpha=0.6, label=label)
+    axes.axvspan(metric.low, min(metric.high, bins[-1]), color="#2e7d32", alpha=0.12)
+    axes.axvline(CODE_THRESHOLD, color="#444", linewidth=0.9, linestyle=":")
+    axes.set_xlabel("test loss", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.legend(fontsize=8, frameon=False)
+    return pictures.figure_bytes(figure)
+
+
+def html(recipe: Recipe, found: list[Audited], drawn: bytes) -> str:
+    """The page as one file: pictures inside, no scripts, nothing loaded from elsewhere."""
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(loader=PackageLoader("robustexplain.evaluation", "."), autoescape=True)
+    return environment.get_template("audit.html.j2").render(
+        recipe=recipe,
+        found=found,
+        figures=FIGURES,
+        transfers=_uri(drawn),
+        curve=lambda a: _uri(curve(a.found["history"], getattr(a.row.settings, "budget", None))),
+        losses=_losses,
+        strips=_strips,
+    )
+
+
+def _losses(audited: Audited, look: dict[str, Any]) -> str | None:
+    before, now = audited.array(look, "test_loss_before"), audited.array(look, "test_loss")
+    if before is None or now is None:
+        return None
+    metric = METRICS.get(audited.found["fooled"]).build()
+    assert isinstance(metric, Fooling)  # what ``fooled`` names; for the type checker
+    return _uri(distribution(metric, before, now))
+
+
+def _strips(audited: Audited, look: dict[str, Any]) -> list[list[tuple[str, str]]]:
+    """For the first inputs of a look: captions and pictures, of the input, the honest map and the map now."""
+    x, before, now = (audited.array(look, f"shown_{name}") for name in ("x", "before", "now"))
+    if x is None or before is None or now is None:
+        return []
+    if x.dim() == 2:
+        names = audited.found["features"] or [f"column {i}" for i in range(x.shape[1])]
+        return [[("honest and now", _uri(pictures.bars(b, names, n)))] for b, n in zip(before, now, strict=True)]
+    return [
+        [
+            ("input", _uri(pictures.picture(image))),
+            ("honest", _uri(pictures.heat_map(honest))),
+            ("now", _uri(pictures.heat_map(false))),
+        ]
+        for image, honest, false in zip(x, before, now, strict=True)
+    ]
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
