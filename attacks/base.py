@@ -67,6 +67,8 @@ class Attack(ABC):
     """Whether the map should differ from the benign one, instead of resembling a goal map."""
     needs_data: ClassVar[bool] = False
     """Whether the attack is fitted on images of the adversary's own before it can run: see :meth:`fitted`."""
+    takes_tables: ClassVar[bool] = False
+    """Whether the attack takes table rows ``[B, D]`` in their own units; most move pixels in ``[0, 1]``."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -152,6 +154,11 @@ class Attack(ABC):
 
     def _check(self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None) -> None:
         checks.inputs(x)
+        if x.dim() == 2 and not self.takes_tables:
+            raise InputError(
+                f"attacks on inputs move pixels in [0, 1], and {type(self).__name__} got table rows of shape "
+                f"{list(x.shape)}; for tables see robustexplain.attacks.manipulation"
+            )
         checks.evaluating(system.model)
         with torch.no_grad():
             num_classes = system.model(x[:1]).shape[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -68,6 +68,8 @@ class _Drawn(Plan):
 @dataclass(frozen=True)
 class Clean(Attack):
     """No change: the benign input itself."""
+
+    takes_tables: ClassVar[bool] = True
 
     def plan(self, system: System) -> Plan:
         """Nothing to look for."""

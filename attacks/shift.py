@@ -146,7 +146,7 @@ def compensated(system: System, x: Tensor, shift: Tensor | float) -> Compensated
         InputError: a shift of another shape, or that leads out of ``[0, 1]``.
         UnsupportedModelError: no such first layer, or the copy does not answer as the model does.
     """
-    checks.inputs(x)
+    checks.images(x, "a constant shift")
     checks.evaluating(system.model)
     moved = x + twin.per_channel(shift, x)
     if float(moved.min()) < 0 or float(moved.max()) > 1:

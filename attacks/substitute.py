@@ -177,7 +177,7 @@ class Substitute(Attack):
         Raises:
             InputError: bad ``x``, a model in train mode, or several training processes.
         """
-        checks.inputs(x)
+        checks.images(x, "a substitute")
         checks.evaluating(system.model)
         session = Session()
         if session.accelerator.num_processes > 1:

@@ -55,8 +55,9 @@ class Aggregate(Interpreter):
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         maps, shared = explain_together(self.members, x, target, graph)
-        pixels = x.shape[-1] * x.shape[-2] if self.rescale == "sum" else 1
-        scaled = [ops.rescale(ops.resize(m, x.shape[-2:]), self.rescale) * pixels for m in maps]
+        full = [ops.resize(m, x.shape[-2:]) if x.dim() == 4 else m for m in maps]
+        places = full[0][0].numel() if self.rescale == "sum" else 1
+        scaled = [ops.rescale(m, self.rescale) * places for m in full]
         return shared._replace(maps=torch.stack(scaled).mean(0))
 
 

@@ -7,7 +7,7 @@ import inspect
 from typing import Any
 
 from .errors import UnknownNameError
-from .registry import ALL, ATTACKS, Entry, Registry
+from .registry import ALL, ATTACKS, MANIPULATIONS, Entry, Registry
 
 
 def registry_of(kind: str) -> Registry:
@@ -58,10 +58,13 @@ def print_table(kind: str) -> None:
 def markdown(kind: str) -> str:
     """Name, summary and paper of every component of a kind, as a Markdown table: what the README shows.
 
-    Attacks also say what they are made of: threat model, objective and search, read off their plans.
+    Attacks also say what they are made of: threat model, objective and search, read off their plans; manipulations,
+    what of a system they change.
     """
     if registry_of(kind) is ATTACKS:
         return _attacks()
+    if registry_of(kind) is MANIPULATIONS:
+        return _manipulations()
     lines = [f"| {registry_of(kind).kind} | what it does | paper |", "| --- | --- | --- |"]
     for name, summary, paper, _, _ in rows_of(kind):
         lines.append(f"| `{name}` | {_plain(summary)} | {paper or '-'} |")
@@ -76,6 +79,15 @@ def _attacks() -> str:
     for entry in ATTACKS:
         words = [word or "-" for word in entry.build().words()]
         cells = [_plain(entry.summary), *words, ", ".join(entry.needs) or "-", entry.paper or "-"]
+        lines.append(f"| `{entry.name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _manipulations() -> str:
+    lines = ["| manipulation | what it does | what it changes | needs | paper |", "| --- " * 5 + "|"]
+    for entry in MANIPULATIONS:
+        changes: str = entry.build.changes  # type: ignore[attr-defined]
+        cells = [_plain(entry.summary), changes, ", ".join(entry.needs) or "-", entry.paper or "-"]
         lines.append(f"| `{entry.name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -8,12 +8,10 @@ from torch import Tensor, nn
 from .errors import InputError
 
 
-def inputs(x: Tensor, *, bounded: bool = True) -> None:
-    """Refuse anything but a finite, non-empty, floating ``[B, C, H, W]`` batch (``[B, D]`` if not ``bounded``).
+def inputs(x: Tensor) -> None:
+    """Refuse anything but images ``[B, C, H, W]`` in ``[0, 1]`` or table rows ``[B, D]`` of any range.
 
-    Args:
-        x: the batch.
-        bounded: also require values in ``[0, 1]`` and four dimensions (images).
+    Either must be floating point, finite and not empty.
 
     Raises:
         InputError: with what was expected and what was found.
@@ -22,18 +20,35 @@ def inputs(x: Tensor, *, bounded: bool = True) -> None:
         raise InputError(f"x must be a torch.Tensor, got {type(x).__name__}")
     if not x.is_floating_point():
         raise InputError(f"x must be floating point, got {x.dtype}; for 8-bit images use x.float() / 255")
-    if x.dim() != 4 if bounded else x.dim() not in (2, 4):
-        raise InputError(f"x must have shape [B, C, H, W], got {list(x.shape)}; a single image needs x[None]")
+    if x.dim() not in (2, 4):
+        raise InputError(
+            f"x must be table rows [B, D] or images [B, C, H, W], got {list(x.shape)}; a single one needs x[None]"
+        )
     if x.numel() == 0:
         raise InputError(f"x is empty: shape {list(x.shape)}")
     low, high = (float(v) for v in x.detach().aminmax())
     if not (torch.isfinite(torch.tensor([low, high]))).all():
         raise InputError("x holds NaN or infinity")
-    if bounded and (low < 0 or high > 1):
+    if x.dim() == 4 and (low < 0 or high > 1):
         raise InputError(
             f"x must lie in [0, 1], got values from {low:.4g} to {high:.4g}; "
             "normalisation belongs inside the model (see robustexplain.models.Classifier)"
         )
+
+
+def images(x: Tensor, what: str = "this") -> None:
+    """Refuse anything but images: what :func:`inputs` lets pass, without table rows.
+
+    Args:
+        x: the batch.
+        what: what only takes images, for the message.
+
+    Raises:
+        InputError: with what was expected and what was found.
+    """
+    inputs(x)
+    if x.dim() != 4:
+        raise InputError(f"{what} takes images [B, C, H, W] in [0, 1], got table rows of shape {list(x.shape)}")
 
 
 def evaluating(model: nn.Module) -> None:

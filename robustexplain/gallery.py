@@ -20,6 +20,7 @@ from .defenses import Aggregate
 from .errors import InputError, UnsupportedModelError
 from .explain import read_image
 from .interpreters import GradCAM, Gradient, IntegratedGradients, Interpreter, RTSTraining, Smoothed
+from .interpreters.base import taken
 from .registry import INTERPRETERS, Entry
 from .schema import needs_parts
 from .training import Session, Training, cross_entropy, fit
@@ -173,8 +174,9 @@ def _section(
         p, c = model(x).softmax(1).max(1)
     captions = [f"class {int(k)}, {float(v):.0%}" for k, v in zip(c, p, strict=True)]
     lines = []
-    with session.progress.task(title, len(list(INTERPRETERS))) as step:
-        for entry in INTERPRETERS:
+    drawable = [entry for entry in INTERPRETERS if "images" in taken(entry.build)]
+    with session.progress.task(title, len(drawable)) as step:
+        for entry in drawable:
             lines.append(_line(entry, model, x, c, trained))
             step(1)
     return Section(title, [_uri(pictures.picture(image.cpu(), 112)) for image in x], captions, lines)

@@ -1,15 +1,17 @@
-"""Pictures of images, maps and matrices, as PNG bytes. matplotlib is imported where it is used."""
+"""Pictures of images, maps, tables' rows and matrices, as PNG bytes. matplotlib is imported where it is used."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from . import maps as ops
+from .errors import InputError
 
 
 def picture(image: Tensor, side: int = 96) -> bytes:
@@ -94,6 +96,88 @@ def strip(panels: Sequence[tuple[str, np.ndarray]], title: str = "") -> bytes:
     if title:
         figure.suptitle(title, fontsize=10)
     return figure_bytes(figure)
+
+
+def bars(
+    values: Tensor,
+    names: Sequence[str],
+    other: Tensor | None = None,
+    title: str = "",
+    captions: tuple[str, str] = ("before", "after"),
+    marked: Collection[int] = (),
+    most: int = 12,
+) -> bytes:
+    """A map of a table's row as horizontal bars, the largest magnitude on top, as PNG.
+
+    Args:
+        values: attributions ``[D]``, signed.
+        names: of the ``D`` columns.
+        other: attributions ``[D]`` to be drawn beside them, in the same order and at the same scale.
+        title: above the picture.
+        captions: of the two sides.
+        marked: places of columns whose names are set in bold red, such as a sensitive one; they are always drawn.
+        most: how many columns are drawn; those left out are counted.
+
+    Raises:
+        InputError: shapes that do not fit, or values that are not finite.
+    """
+    from matplotlib.figure import Figure
+
+    sides = [values] if other is None else [values, other]
+    for side in sides:
+        if side.shape != (len(names),) or not len(names) or not torch.isfinite(side).all():
+            raise InputError(f"bars need finite values [{len(names)}], one a name, got {list(side.shape)}")
+    arrays = [side.detach().cpu().double().numpy() for side in sides]
+    shown = _drawn_columns(arrays, marked, most)
+    size = (3.4 + 2.6 * len(sides), 1.15 + 0.29 * len(shown))
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    drawn = np.stack(arrays)[:, shown]
+    # Room for the numbers beyond the ends of the bars.
+    room = 0.32 * (float(np.abs(drawn).max()) or 1.0)
+    span = min(0.0, float(drawn.min())) - (room if (drawn < 0).any() else room / 8), max(0.0, float(drawn.max())) + room
+    panels = np.atleast_1d(figure.subplots(1, len(sides), sharex=True, sharey=True))
+    for axes, row, caption in zip(panels, drawn, captions, strict=False):
+        _draw_bars(axes, row, span)
+        axes.set_title(caption if other is not None else "", fontsize=9)
+    panels[0].set_yticks(range(len(shown)), [_short(names[i]) for i in shown], fontsize=9)
+    panels[0].invert_yaxis()
+    for label, column in zip(panels[0].get_yticklabels(), shown, strict=True):
+        if column in marked:
+            label.set(color="#c0392b", fontweight="bold")
+    left = len(names) - len(shown)
+    if left:
+        figure.supxlabel(f"{left} more of smaller magnitude", fontsize=8, color="#666666")
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure_bytes(figure)
+
+
+def _drawn_columns(arrays: Sequence[np.ndarray], marked: Collection[int], most: int) -> list[int]:
+    # A column is drawn for its place on either side, and stands where the first side puts it.
+    largest = np.max([np.abs(array) for array in arrays], axis=0)
+    order = sorted(range(len(largest)), key=lambda i: (i not in marked, -largest[i]))[: max(most, len(marked))]
+    return sorted(order, key=lambda i: (-abs(arrays[0][i]), -largest[i]))
+
+
+def _draw_bars(axes: Any, values: np.ndarray, span: tuple[float, float]) -> None:
+    colours = np.where(values >= 0, "#2e6f9e", "#d9822b")
+    axes.barh(range(len(values)), values, color=colours, height=0.72)
+    axes.axvline(0, color="#444444", linewidth=0.8)
+    axes.set_xlim(*span)
+    for place, value in enumerate(values):
+        # Numbers stand outside of their bars, on the side where these end.
+        ahead = value >= 0
+        axes.annotate(f"{value:.3g}", (value, place), xytext=(3 if ahead else -3, 0), textcoords="offset points",
+                      ha="left" if ahead else "right", va="center", fontsize=7.5, color="#333333")  # fmt: skip
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=8, colors="#666666")
+    axes.locator_params(axis="x", nbins=5)
+    for spine in ("top", "right", "left"):
+        axes.spines[spine].set_visible(False)
+
+
+def _short(name: str, most: int = 30) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def figure_bytes(figure: Any) -> bytes:

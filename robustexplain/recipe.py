@@ -6,6 +6,7 @@ error that names its path in the file (``attacks[2].eps``), the value and what i
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import re
 from collections.abc import Sequence
@@ -39,12 +40,14 @@ class Model:
         weights: a safetensors file or a ``weights_only`` torch file.
         pretrained: load the library's own weights.
         train: train it here, on the data set's train part.
+        options: further arguments of its builder, such as the widths of an ``mlp``.
     """
 
     name: str
     weights: str | None = None
     pretrained: bool | None = None
     train: Training | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -286,7 +289,7 @@ def check_data(recipe: Recipe) -> data_sets.Data:
         problems.missing.append(f"model.weights: no file at {weights}")
     loaded: data_sets.Data | None = problems.run(recipe.data.load, "data")
     if loaded is not None:
-        for line in _empty_parts(recipe, loaded):
+        for line in _unfit(recipe, loaded):
             problems.add(line)
         problems.run(lambda: recipe.named(loaded.features))
     problems.stop()
@@ -294,12 +297,19 @@ def check_data(recipe: Recipe) -> data_sets.Data:
     return loaded
 
 
-def _empty_parts(recipe: Recipe, loaded: data_sets.Data) -> list[str]:
+def _unfit(recipe: Recipe, loaded: data_sets.Data) -> list[str]:
     size = {part: len(getattr(loaded, part)) for part in ("train", "defense", "judge")}
     lines = []
     if not size["judge"]:
         lines.append(f"data: the judge part of {loaded.name} is empty; see data.fractions")
     bases = [row for row in recipe.rows if not row.derived]
+    if len(loaded.shape) == 1:
+        lines += [
+            f"attacks: {column.label!r} moves the pixels of images, and {loaded.name} is a table; on tables only "
+            "`clean` stands beside manipulations"
+            for column in recipe.columns
+            if not column.attack.takes_tables
+        ]
     if not size["train"] + size["defense"]:
         lines += [
             f"attacks: {column.label!r} needs images of the adversary's own, and the defense and train parts of "
@@ -371,6 +381,12 @@ def _keys(tree: dict[str, Any]) -> None:
         raise InputError("\n".join(lines))
 
 
+def _told(settings: Any, features: Sequence[str]) -> Any:
+    """Settings with places for the names of columns, and with the names, where they are shown to people."""
+    settings = resolved(settings, features)
+    return replace(settings, features=tuple(features)) if getattr(settings, "features", None) == () else settings
+
+
 def _listed(tree: dict[str, Any], key: str, default: list[str] | None = None) -> Any:
     value = tree.get(key)
     return (default or []) if value is None else value
@@ -409,9 +425,13 @@ def _model(entry: Any) -> Model:
         raise InputError("model: this key is needed")
     made: Model = make(Model, {"name": entry} if isinstance(entry, str) else entry, "model")
     try:
-        MODELS.get(made.name.partition(":")[0])
+        build = MODELS.get(made.name.partition(":")[0]).build
     except InputError as error:
         raise InputError(f"model.name: {error}") from None
+    known = inspect.signature(build).parameters
+    for name in made.options:
+        if name not in known:
+            raise InputError(f"model.options.{name}: {made.name} has no such option; it has {', '.join(known)}")
     return made
 
 

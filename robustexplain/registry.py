@@ -118,7 +118,13 @@ ATTACKS = Registry("attack", ("robustexplain.attacks",))
 MANIPULATIONS = Registry("manipulation", ("robustexplain.attacks.manipulation",))
 """Attacks on systems themselves: System to System, as defenses are."""
 DEFENSES = Registry("defense", ("robustexplain.defenses",))
-PARTS = Registry("part", ("robustexplain.storage", "robustexplain.interpreters", "robustexplain.defenses"))
+PARTS = Registry(
+    "part",
+    (
+        *("robustexplain.storage", "robustexplain.interpreters", "robustexplain.defenses"),
+        "robustexplain.attacks.manipulation",
+    ),
+)
 """Pieces of systems that are stored with them and that users do not name: settings, networks of interpreters."""
 DETECTORS = Registry("detector", ("robustexplain.defenses.detection",))
 

@@ -205,8 +205,8 @@ class _Loop:
         seed: int,
         size: int,
         session: Session,
-        evaluating: bool,
-        selection: Selection | None,
+        evaluating: bool = False,
+        selection: Selection | None = None,
     ) -> None:
         if size == 0:
             raise InputError("there is nothing to train on: the data set is empty")

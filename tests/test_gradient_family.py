@@ -221,7 +221,7 @@ def test_a_recipe_draws_the_background_from_the_training_data(trained: nn.Module
 def test_a_background_of_another_size_or_none_is_refused(tiny_model: nn.Module, grey: Tensor) -> None:
     with pytest.raises(InputError, match=r"reference holds images \[1, 8, 8\], got \[1, 16, 16\]"):
         ExpectedGradients(tiny_model, Reference(torch.rand(3, 1, 8, 8)))(grey)
-    with pytest.raises(InputError, match="background must be a Reference of images, got Tensor"):
+    with pytest.raises(InputError, match="background must be a Reference of images or rows, got Tensor"):
         ExpectedGradients(tiny_model, torch.rand(3, 1, 16, 16))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="the data set is empty"):
         draw_background(tiny_model, [])  # type: ignore[arg-type]

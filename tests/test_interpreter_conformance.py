@@ -21,6 +21,7 @@ from robustexplain.activations import Softplus, swapped
 from robustexplain.defenses import Aggregate
 from robustexplain.errors import InputError
 from robustexplain.interpreters import CAM, RTS, GradCAM, Gradient, Interpreter, MaskingModel, Smoothed
+from robustexplain.interpreters.base import taken
 from robustexplain.registry import INTERPRETERS
 
 Make = Callable[[nn.Module, Tensor], Interpreter]
@@ -90,8 +91,10 @@ PASSES = {
     "captum": 2,
 }
 
-NAMES = [entry.name for entry in INTERPRETERS]
-DIFFERENTIABLE = [entry.name for entry in INTERPRETERS if getattr(entry.build, "differentiable", True)]
+# Those of tables have a file of tests of their own.
+IMAGES = [entry for entry in INTERPRETERS if "images" in taken(entry.build)]
+NAMES = [entry.name for entry in IMAGES]
+DIFFERENTIABLE = [entry.name for entry in IMAGES if getattr(entry.build, "differentiable", True)]
 
 
 def plain(name: str) -> Make:

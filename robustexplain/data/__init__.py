@@ -9,10 +9,25 @@ from typing import Any
 
 from ..errors import InputError
 from ..registry import DATASETS
-from . import arrays, folders
+from . import arrays, credit, folders, openml, tables
 from .base import Data, Item, Splits, labels_of, stack, take
+from .tables import TensorTable
 
-__all__ = ["Data", "Item", "Splits", "arrays", "folders", "labels_of", "load", "stack", "take"]
+__all__ = [
+    "Data",
+    "Item",
+    "Splits",
+    "TensorTable",
+    "arrays",
+    "credit",
+    "folders",
+    "labels_of",
+    "load",
+    "openml",
+    "stack",
+    "tables",
+    "take",
+]
 
 
 def load(
@@ -21,7 +36,7 @@ def load(
     """A data set by name, in three disjoint parts.
 
     Args:
-        name: a registered name, or ``image-folder:PATH``, ``csv-folder:PATH``.
+        name: a registered name, or ``image-folder:PATH``, ``csv-folder:PATH``, ``csv-table:PATH``.
         root: where the data set is looked for (and downloaded to, with ``download=True``).
         size: side of the images in pixels; default the data set's own.
         seed: of the split. The same seed and data give the same parts, on any machine.
@@ -33,7 +48,7 @@ def load(
         InputError: for an option that the data set does not have, or data that are broken.
     """
     prefix, colon, path = name.partition(":")
-    if colon and prefix in ("image-folder", "csv-folder"):
+    if colon and prefix in ("image-folder", "csv-folder", "csv-table"):
         name, options = prefix, {"path": path, **options}
     entry = DATASETS.get(name)
     given = {"root": None if root is None else fspath(root), "size": size}

@@ -15,30 +15,45 @@ from ..errors import InputError
 from ..streams import derive, generator
 
 Item: TypeAlias = tuple[Tensor, int]
-"""An image, float32 ``[C, H, W]`` in [0, 1], and its class."""
+"""An image, float32 ``[C, H, W]`` in [0, 1] (or a table's row, float32 ``[D]``), and its class."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set in three disjoint parts, each a map-style data set of ``(x float32 [C, H, W] in [0, 1], label int)``.
+    """A data set in three disjoint parts, each a map-style data set of ``(x, label int)``.
+
+    ``x`` is an image, float32 ``[C, H, W]`` in [0, 1], or a table's row, float32 ``[D]`` in the data's own units.
 
     Args:
         name: what reports call it.
         classes: names of the classes, in the order of the labels.
-        shape: ``(C, H, W)`` of an image.
+        shape: ``(C, H, W)`` of an image, ``(D,)`` of a row.
         train: trains the model.
         defense: trains defenses and calibrates detectors.
         judge: judges. The official test part where there is one.
         digest: SHA-256, as hex, of content and split.
+        features: names of the ``D`` columns of a table; empty for images.
+
+    Raises:
+        InputError: for a table whose columns are not all named, each by a name of its own.
     """
 
     name: str
     classes: tuple[str, ...]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     train: Dataset[Item]
     defense: Dataset[Item]
     judge: Dataset[Item]
     digest: str
+    features: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        columns = self.shape[0] if len(self.shape) == 1 else 0
+        if len(self.features) != columns or len(set(self.features)) != columns:
+            raise InputError(
+                f"{self.name}: features must hold a name of its own for each column of a table, {columns} for items of "
+                f"shape {self.shape}, got {len(self.features)}: {self.features!r}"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -156,7 +171,7 @@ def take(dataset: Dataset[Item], n: int, seed: int = 0) -> Subset[Item]:
 
 
 def stack(dataset: Dataset[Item], indices: Iterable[int] | None = None) -> tuple[Tensor, Tensor]:
-    """Samples as tensors: ``x`` float32 ``[N, C, H, W]``, ``y`` int64 ``[N]``.
+    """Samples as tensors: ``x`` float32 ``[N, C, H, W]`` (``[N, D]`` for rows), ``y`` int64 ``[N]``.
 
     Args:
         dataset: one of the parts of a :class:`Data`, or a subset.

@@ -245,33 +245,41 @@ def _strips(results: Results, folder: RunFolder) -> list[dict[str, Any]]:
     """Benign and attacked images and maps of every cell; those of the strongest adversaries are unfolded."""
     about_maps = [c for c in results.recipe.columns if c.attack.needs_maps]
     adaptive = [c for c in about_maps if c.knowledge == "adapts"]
-    looked_at = {c.label for c in adaptive or about_maps}
+    looked_at = {c.label for c in adaptive or about_maps or results.recipe.columns}
     strips = []
     for (row, column), cell in results.cells.items():
         if cell is None or cell["status"] != "done":
             continue
         arrays = folder.arrays(row, column)
-        images = [_images(arrays, i) for i in range(len(arrays["x"]))]
+        names = results.run.get("features", [])
+        images = [_images(arrays, i, names) for i in range(len(arrays["x"]))]
         strips.append({"row": row, "column": column, "images": images, "open": column in looked_at})
     return strips
 
 
-def _images(arrays: dict[str, Tensor], i: int) -> dict[str, Any]:
+def _images(arrays: dict[str, Tensor], i: int, names: list[str]) -> dict[str, Any]:
+    label, prediction = int(arrays["label"][i]), int(arrays["prediction"][i])
+    return {
+        "panels": [_embed(panel) for panel in _panels(arrays, i, names)],
+        "table": arrays["x"].dim() == 2,
+        "caption": f"{label} → {prediction}",
+        "l1": float(arrays["l1"][i]) if "l1" in arrays else None,
+        "joint": bool(arrays["joint"][i]),
+    }
+
+
+def _panels(arrays: dict[str, Tensor], i: int, names: list[str]) -> list[bytes]:
+    """Images and maps, benign and attacked; of a table's row, the bars of its map."""
     x, attacked = arrays["x"][i], arrays["attacked_x"][i]
-    panels = (
+    if x.dim() == 1:
+        return [pictures.bars(arrays["attacked_map"][i], names or [f"column {j}" for j in range(len(x))])]
+    return [
         pictures.picture(x),
         pictures.picture(attacked),
         pictures.perturbation(x, attacked),
         pictures.heat_map(arrays["map"][i]),
         pictures.heat_map(arrays["attacked_map"][i]),
-    )
-    label, prediction = int(arrays["label"][i]), int(arrays["prediction"][i])
-    return {
-        "panels": [_embed(panel) for panel in panels],
-        "caption": f"{label} → {prediction}",
-        "l1": float(arrays["l1"][i]) if "l1" in arrays else None,
-        "joint": bool(arrays["joint"][i]),
-    }
+    ]
 
 
 def _judged(results: Results) -> int:

@@ -57,7 +57,7 @@ def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
     folder = RunFolder(Path(out))
     data = check_data(recipe)
     with _main_first(session):
-        folder.open(recipe, data.digest)
+        folder.open(recipe, data.digest, data.features)
     session.folder = folder.training
     failed = 0
     if not finished(recipe, folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class RunFolder:
         """The JSON file of a manipulated row's audit; its arrays stand beside it."""
         return self.root / "audits" / f"{slug(row)}.json"
 
-    def open(self, recipe: Recipe, data_digest: str) -> None:
+    def open(self, recipe: Recipe, data_digest: str, features: Sequence[str] = ()) -> None:
         """Claim the directory for this experiment, or make sure that it is claimed for it already.
 
         Raises:
@@ -76,7 +77,8 @@ class RunFolder:
             self._same(json.loads(known.read_text(encoding="utf-8")), identity, recipe)
         else:
             self._empty()
-            files.write_json(known, {**identity, "name": recipe.name, "seed": recipe.seed, "libraries": _libraries()})
+            words = {"name": recipe.name, "seed": recipe.seed, "libraries": _libraries(), "features": list(features)}
+            files.write_json(known, {**identity, **words})
         # After run.json, which claims the directory: a run that is killed in between is gone on with.
         if not (self.root / RECIPE).is_file():
             files.write_text(self.root / RECIPE, yaml.safe_dump(recipe.source, sort_keys=False))

@@ -8,6 +8,7 @@ from .flatness import map_gradient_share
 from .gradient import Gradient, InputXGradient
 from .guided import GuidedBackprop, GuidedGradCAM
 from .influence import Influence, Influential
+from .lime_tabular import LIMETabular, LIMETabularTraining, draw_lime_background
 from .mask import Mask, MaskState
 from .masking import RTS, MaskingModel, MaskObjective
 from .noise import SmoothGrad, VarGrad
@@ -20,6 +21,7 @@ from .removal import Fill
 from .rise import RISE
 from .rts_training import RTSTraining, clean_objective, train_rts
 from .segments import Segments
+from .shap_tabular import SHAPTabular, SHAPTabularTraining, draw_shap_background, shap_background
 from .smoothed import Smoothed
 from .surrogates import LIME, KernelSHAP
 from .transformer import AttentionRollout
@@ -49,6 +51,8 @@ __all__ = [
     "IntegratedGradients",
     "Interpreter",
     "KernelSHAP",
+    "LIMETabular",
+    "LIMETabularTraining",
     "LayerCAM",
     "Mask",
     "MaskObjective",
@@ -58,13 +62,18 @@ __all__ = [
     "Panel",
     "RTSTraining",
     "Reference",
+    "SHAPTabular",
+    "SHAPTabularTraining",
     "Segments",
     "SmoothGrad",
     "Smoothed",
     "VarGrad",
     "clean_objective",
     "draw_background",
+    "draw_lime_background",
+    "draw_shap_background",
     "map_gradient_share",
+    "shap_background",
     "train_rts",
     "unwatched",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from ..errors import UnsupportedModelError
 from ..maps import positive
 from ..registry import INTERPRETERS
 from .attention import Attentions, Grid, token_grid, token_layer
-from .base import Explanation, Interpreter, differentiable, explained_class, pick
+from .base import Explanation, Interpreter, Kind, differentiable, explained_class, pick
 
 
 @INTERPRETERS.register("cam", paper="Zhou et al. 2016; Zhang et al. 2020, eq. 6-7", needs=("pooled linear head",))
@@ -24,6 +25,8 @@ class CAM(Interpreter):
     The feature layer and the head are found by behaviour, once, on the first input: the logits must be one linear
     layer on the spatial average of the last feature map, or the model is refused.
     """
+
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     @cached_property
     def _structure(self) -> dict[str, probe.PooledHead]:
@@ -63,6 +66,8 @@ class GradCAM(Interpreter):
     layer: str | None = None
     relu: bool = True
 
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
+
     @cached_property
     def _sites(self) -> _Sites:
         return {}
@@ -94,6 +99,8 @@ class GradCAMPlusPlus(Interpreter):
     layer: str | None = None
     relu: bool = True
 
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
+
     @cached_property
     def _sites(self) -> _Sites:
         return {}
@@ -121,6 +128,8 @@ class LayerCAM(Interpreter):
 
     layer: str | None = None
     relu: bool = True
+
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     @cached_property
     def _sites(self) -> _Sites:

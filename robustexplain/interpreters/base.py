@@ -14,16 +14,24 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import checks, maps
-from ..errors import InputError
+from ..errors import InputError, UnsupportedModelError
 from ..fields import check_fields
+from ..registry import INTERPRETERS
 from .watch import Watch
 
 Channels = Literal["max", "abs_sum", "sum"]
-"""How the channels of an attribution become one map: largest magnitude, sum of magnitudes, or signed sum."""
+"""How the channels of an attribution become one map: largest magnitude, sum of magnitudes, or signed sum.
+
+A table has no channels: ``sum`` leaves the attribution of a column as it is, with its sign, the others give its
+magnitude.
+"""
+
+Kind = Literal["images", "tables"]
+"""What an input is: images ``[B, C, H, W]`` in ``[0, 1]``, or table rows ``[B, D]`` in the data's own units."""
 
 
 class Explanation(NamedTuple):
-    """One forward pass's yield: logits ``[B, K]`` and maps ``[B, H, W]`` (or the method's own grid).
+    """One forward pass's yield: logits ``[B, K]`` and maps ``[B, H, W]`` (or the method's own grid; tables ``[B, D]``).
 
     ``encoder_logits`` ``[B, K]`` are those of a model-guided interpreter's own network, where it has one.
     """
@@ -41,12 +49,14 @@ class Explanation(NamedTuple):
 class Interpreter(ABC):
     """A classifier's attribution method.
 
-    ``interpreter(x, target=None)`` gives raw, signed maps at the input's size; ``explain`` gives the logits of the same
-    forward pass too. Maps are differentiable in ``x`` and in the model's weights whenever autograd is on, and detached
-    under ``torch.no_grad()``. A subclass writes ``_explain``, which runs with autograd on.
+    ``interpreter(x, target=None)`` gives raw, signed maps at the input's size: ``[B, H, W]`` for images, one number a
+    column, ``[B, D]``, for tables; ``explain`` gives the logits of the same forward pass too. Maps are differentiable
+    in ``x`` and in the model's weights whenever autograd is on, and detached under ``torch.no_grad()``. A subclass
+    writes ``_explain``, which runs with autograd on.
 
     Args:
-        model: takes ``[B, C, H, W]`` in ``[0, 1]``, gives logits ``[B, K]``; normalisation lives inside it.
+        model: takes ``[B, C, H, W]`` in ``[0, 1]``, or table rows ``[B, D]`` in the data's own units, gives logits
+            ``[B, K]``; normalisation lives inside it.
     """
 
     model: nn.Module
@@ -59,6 +69,8 @@ class Interpreter(ABC):
     """Whether maps lie in ``[0, 1]`` by construction (masks): objectives then take them as they are."""
     class_specific: ClassVar[bool] = True
     """Whether maps depend on the class explained; attention rollout, for one, shows the same map for every class."""
+    takes: ClassVar[tuple[Kind, ...]] = ("images", "tables")
+    """What can be explained: methods that look at a grid of pixels take only images."""
 
     def __post_init__(self) -> None:
         """Check the annotated fields."""
@@ -69,8 +81,11 @@ class Interpreter(ABC):
     def __call__(self, x: Tensor, target: Tensor | None = None) -> Tensor:
         """Maps ``[B, H, W]`` that explain class ``target`` (default: the prediction) on ``x`` ``[B, C, H, W]``.
 
+        Of table rows ``[B, D]`` the maps are ``[B, D]``.
+
         Raises:
-            InputError: ``x`` outside ``[0, 1]``, not finite, empty or of a wrong shape; ``target`` out of range.
+            InputError: ``x`` not finite, empty or of a wrong shape, images outside ``[0, 1]``; ``target`` out of range.
+            UnsupportedModelError: table rows for a method that looks at a grid of pixels.
         """
         checks.inputs(x)
         checks.evaluating(self.model)
@@ -80,10 +95,12 @@ class Interpreter(ABC):
         """Logits and maps from one forward pass.
 
         Args:
-            x: ``[B, C, H, W]`` in ``[0, 1]``; its values are checked by ``__call__``, not here, where attacks loop.
+            x: ``[B, C, H, W]`` in ``[0, 1]``, or ``[B, D]``; its values are checked by ``__call__``, not here, where
+                attacks loop.
             target: ``[B]`` classes to explain; default the prediction.
             native: keep the method's own grid (CAM's ``7 x 7``) instead of resizing to the input's size.
         """
+        refuse_kind(self, x)
         if target is not None:
             checks.class_indices(target, x.shape[0], "target")
         if self.model.training:
@@ -96,7 +113,7 @@ class Interpreter(ABC):
             except AssertionError as error:
                 # How timm's and torchvision's transformers refuse an image of another size.
                 raise InputError(f"{type(self.model).__name__} refuses x of shape {list(x.shape)}: {error}") from error
-        if not native:
+        if not native and x.dim() == 4:
             found = found._replace(maps=maps.resize(found.maps, x.shape[-2:]))
         if start is not None:
             start()
@@ -118,6 +135,31 @@ class Interpreter(ABC):
 
         ``graph`` says whether the caller differentiates the maps: pass it on as ``create_graph``.
         """
+
+
+def refuse_kind(interpreter: Interpreter, x: Tensor) -> None:
+    """Refuse table rows for a method that looks at a grid of pixels, and images for one that asks about columns.
+
+    Raises:
+        UnsupportedModelError: naming the methods that take such inputs.
+    """
+    kind: Kind = "tables" if x.dim() == 2 else "images"
+    if kind in interpreter.takes or x.dim() not in (2, 4):
+        return
+    shown, name = list(x.shape), type(interpreter).__name__
+    said = (
+        f"{name} looks at a grid of pixels, and these are table rows [B, D] of shape {shown}"
+        if kind == "tables"
+        else f"{name} explains the columns of table rows [B, D], and these are images of shape {shown}"
+    )
+    able = ", ".join(e.name for e in INTERPRETERS if kind in taken(e.build))
+    raise UnsupportedModelError(f"{said}; interpreters of {kind}: {able}")
+
+
+def taken(build: object) -> tuple[Kind, ...]:
+    """What an interpreter's class takes; both kinds, where that depends on its parts."""
+    found: object = getattr(build, "takes", None)
+    return found if isinstance(found, tuple) else ("images", "tables")
 
 
 def _twice_differentiable(attached: bool) -> AbstractContextManager[None]:
@@ -145,7 +187,9 @@ def pick(values: Tensor, classes: Tensor) -> Tensor:
 
 
 def reduce_channels(values: Tensor, how: Channels) -> Tensor:
-    """``[B, C, H, W]`` to maps ``[B, H, W]``."""
+    """``[B, C, H, W]`` to maps ``[B, H, W]``; a table's columns, ``[B, D]``, stay, as magnitudes unless ``sum``."""
+    if values.dim() == 2:
+        return values if how == "sum" else values.abs()
     if how == "sum":
         return values.sum(1)
     return values.abs().sum(1) if how == "abs_sum" else values.abs().amax(1)
@@ -168,6 +212,7 @@ def explain_together(
     """
     found: list[Explanation] = []
     for member in members:
+        refuse_kind(member, x)
         found.append(member._explain(x, target, graph))
         target = found[-1].logits.detach().argmax(1) if target is None else target
     encoders = [part.encoder_logits for part in found if part.encoder_logits is not None]

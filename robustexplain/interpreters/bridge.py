@@ -18,7 +18,7 @@ from ..errors import FieldError, InputError, UnknownNameError, UnsupportedModelE
 from ..fields import Fraction
 from ..registry import INTERPRETERS
 from ..streams import Streams
-from .base import Channels, Explanation, Interpreter, explained_class, pick, reduce_channels
+from .base import Channels, Explanation, Interpreter, Kind, explained_class, pick, reduce_channels
 from .captum_guard import cause, own_random_state, pristine, quiet, require_relu_modules
 from .segments import Segments
 
@@ -123,6 +123,7 @@ class Captum(Interpreter):
     seed: int = 0
 
     differentiable: ClassVar[bool] = False
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def __post_init__(self) -> None:
         if self.method in REFUSED:

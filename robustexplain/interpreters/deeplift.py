@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedModelError
-from ..fields import Fraction
 from ..registry import INTERPRETERS
 from ..tape import Step, Tape, record
 from .base import Channels, Explanation, Interpreter, differentiable, explained_class, reduce_channels
+from .baseline import Baseline, baseline_like, checked_baseline
 
 NEARLY_EQUAL = 1e-10
 """Differences of an activation's input below this use the derivative instead of the ratio of differences."""
@@ -26,7 +26,8 @@ class DeepLIFT(Interpreter):
     as captum does. Costs one pass more, on the baseline alone.
 
     Args:
-        baseline: the grey value of the reference image, in ``[0, 1]``.
+        baseline: the reference: one number for every channel or column, in ``[0, 1]``; ``mean``, what the model's own
+            normalisation takes for zero; or a number for each channel or column, in the data's own units.
         channels: how channels become one map; only the signed sum keeps completeness.
 
     Raises:
@@ -34,17 +35,22 @@ class DeepLIFT(Interpreter):
             (attention, layer norm, products of activations), where the rule does not hold.
     """
 
-    baseline: Fraction = 0.0
+    baseline: Baseline = 0.0
     channels: Channels = "sum"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "baseline", checked_baseline(self, self.baseline))
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         x = differentiable(x)
         tape = record(self.model, x)
-        reference = record(self.model, torch.full_like(x[:1], self.baseline).requires_grad_())
+        start = baseline_like(self.baseline, self.model, x.detach())
+        reference = record(self.model, start.clone().requires_grad_())
         _require_same(tape, reference)
         classes = explained_class(tape.logits, target)
         slopes = _Slopes(reference, graph)
-        attribution = (x - self.baseline) * tape.back(tape.seed(classes), slopes.rule)
+        attribution = (x - start) * tape.back(tape.seed(classes), slopes.rule)
         return Explanation(tape.logits, reduce_channels(attribution, self.channels))
 
 

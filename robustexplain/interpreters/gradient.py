@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..maps import expand
 from ..registry import INTERPRETERS
 from .base import Channels, Explanation, Interpreter, differentiable, explained_class, pick, reduce_channels
 
@@ -48,7 +49,8 @@ class InputXGradient(Interpreter):
     """Input times gradient: ``m = x * d f_c(x) / d x``, the first-order share of each pixel in the class score.
 
     ``x`` is the image in ``[0, 1]``, so black pixels get nothing. Departure: the code of Dombrowski et al. multiplies
-    with the *normalised* image, where the mean colour gets nothing; here normalisation is a part of the model.
+    with the *normalised* image, where the mean colour gets nothing; here normalisation is a part of the model. Of a
+    table row ``x`` is in the data's own units: a column at 0 gets nothing.
 
     Args:
         of: what is differentiated; ``logit`` as in the papers, ``probability`` or ``log_probability``.
@@ -73,7 +75,7 @@ def class_gradient(logits: Tensor, classes: Tensor, x: Tensor, of: Of, graph: bo
     Args:
         logits: ``[B, K]``, computed from ``x``.
         classes: ``[B]``.
-        x: ``[B, C, H, W]``, followed by autograd.
+        x: ``[B, C, H, W]`` or ``[B, D]``, followed by autograd.
         of: which ``f_c``.
         graph: whether the gradient is differentiated again.
     """
@@ -84,7 +86,7 @@ def class_gradient(logits: Tensor, classes: Tensor, x: Tensor, of: Of, graph: bo
     # p = sigmoid(margin), so grad p = p (1 - p) grad margin and grad log p = (1 - p) grad margin. With 1 - p as
     # sigmoid(-margin), the map stays exact where p rounds to one.
     scale = (-score).sigmoid() * (score.sigmoid() if of == "probability" else 1)
-    return gradient * scale[:, None, None, None]
+    return gradient * expand(scale, gradient)
 
 
 def margin(logits: Tensor, target: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ..errors import UnsupportedModelError
 from ..maps import positive
 from ..registry import INTERPRETERS
 from ..tape import Step, Tape, record
-from .base import Channels, Explanation, Interpreter, differentiable, explained_class, reduce_channels
+from .base import Channels, Explanation, Interpreter, Kind, differentiable, explained_class, reduce_channels
 
 
 @INTERPRETERS.register("guided-backprop", paper="Springenberg et al. 2015, section 3.4", needs=("rectifiers",))
@@ -66,6 +66,7 @@ class GuidedGradCAM(Interpreter):
     relu: bool = True
 
     second_order: ClassVar[bool] = True
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     @cached_property
     def _structure(self) -> dict[str, str]:
@@ -85,7 +86,7 @@ class GuidedGradCAM(Interpreter):
 
 
 def guided_gradient(tape: Tape, classes: Tensor, graph: bool) -> Tensor:
-    """The guided gradient of the logits of ``classes`` ``[B]`` by the recorded input, ``[B, C, H, W]``."""
+    """The guided gradient of the logits of ``classes`` ``[B]`` by the recorded input, of its shape."""
     if not any(step.rectifies for step in tape.steps[1:]):
         raise UnsupportedModelError(
             "guided backpropagation changes the backward pass of rectifiers (ReLU, ReLU6, leaky ReLU), but this model "

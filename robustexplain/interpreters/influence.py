@@ -90,6 +90,8 @@ class Influence:
             raise InputError(f"model must be a torch.nn.Module, got {type(self.model).__name__}")
         if not isinstance(self.reference, Reference) or self.reference.y is None:
             raise InputError("influence needs a Reference with the labels of the training images")
+        if self.reference.weights is not None:
+            raise InputError("influence is about the mean loss over the training images: its Reference has no weights")
         check_fields(self)
 
     def scores(self, x: Tensor, target: Tensor | None = None) -> Tensor:
@@ -99,7 +101,7 @@ class Influence:
         more solve. Not differentiable in the weights.
 
         Args:
-            x: ``[B, C, H, W]`` in ``[0, 1]``.
+            x: ``[B, C, H, W]`` in ``[0, 1]``, or table rows ``[B, D]``.
             target: ``[B]`` classes whose loss is looked at.
         """
         checks.inputs(x)

@@ -14,7 +14,7 @@ from ..fields import Count, Fraction, NonNegative, Positive
 from ..registry import INTERPRETERS
 from ..streams import Streams
 from ..training import frozen
-from .base import Explanation, Interpreter, explained_class
+from .base import Explanation, Interpreter, Kind, explained_class
 from .removal import Fill, Score, score, wide_dtype
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
@@ -92,6 +92,7 @@ class Mask(Interpreter):
 
     differentiable: ClassVar[bool] = False
     bounded: ClassVar[bool] = True
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         logits = self.model(x)

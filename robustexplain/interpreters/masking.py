@@ -16,7 +16,7 @@ from ..fields import NonNegative, Positive, check_fields
 from ..models import ModelSpec, build
 from ..registry import PARTS
 from ..streams import Streams
-from .base import Explanation, Interpreter, explained_class, pick
+from .base import Explanation, Interpreter, Kind, explained_class, pick
 
 
 class MaskingModel(nn.Module):
@@ -180,6 +180,7 @@ class RTS(Interpreter):
     masker: MaskingModel = field()
 
     bounded: ClassVar[bool] = True
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,6 +15,7 @@ from ..fields import Count, Natural, Positive
 from ..registry import INTERPRETERS
 from ..streams import generator
 from .base import Channels, Explanation, Interpreter, differentiable, reduce_channels
+from .baseline import Units, deviation
 from .gradient import Of
 from .path import by_rows, point_gradients, predicted, total
 
@@ -35,13 +36,17 @@ class SmoothGrad(Interpreter):
         n_samples: noisy copies.
         sigma: standard deviation of the noise as a share of the value range, which is 1 for images in ``[0, 1]``.
             Departure: the authors' code takes the range of each image. Papers that add noise behind the normalisation
-            (Heo et al., 0.1) mean about 0.02 here; Noppel et al. use 0.2.
+            (Heo et al., 0.1) mean about 0.02 here; Noppel et al. use 0.2. The range of a table's columns is not known
+            here: choose ``units``.
         average: what is averaged: the ``signed`` gradient (the paper), its ``magnitude``, or its ``square``
             (SmoothGrad-squared).
         of: what is differentiated; ``logit`` is the paper's class activation.
         channels: how channels become one map, after averaging; sum of magnitudes as in the authors' code.
         seed: of the noise.
         chunk: largest number of copies in one pass of the model.
+        units: what ``sigma`` is measured in: ``input``, the input's own units (``[0, 1]`` pixels; a table's columns
+            rarely share one); or ``model``, standard deviations by which the model's own normalisation divides, a unit
+            of its own for each channel or column: noise behind the normalisation.
     """
 
     n_samples: Count = 50
@@ -51,6 +56,7 @@ class SmoothGrad(Interpreter):
     channels: Channels = "abs_sum"
     seed: Natural = 0
     chunk: Count = 64
+    units: Units = "input"
 
     second_order: ClassVar[bool] = True
 
@@ -83,11 +89,12 @@ class VarGrad(Interpreter):
 
     Args:
         n_samples: noisy copies, at least two.
-        sigma: standard deviation of the noise, in the units of ``[0, 1]`` pixels.
+        sigma: standard deviation of the noise, in ``units``.
         of: what is differentiated.
         channels: how the channels' variances become one map; ``abs_sum`` is ``sum``, since none is negative.
         seed: of the noise.
         chunk: largest number of copies in one pass of the model.
+        units: as in :class:`SmoothGrad`.
     """
 
     n_samples: Several = 50
@@ -96,6 +103,7 @@ class VarGrad(Interpreter):
     channels: Channels = "sum"
     seed: Natural = 0
     chunk: Count = 64
+    units: Units = "input"
 
     second_order: ClassVar[bool] = True
 
@@ -114,18 +122,19 @@ class VarGrad(Interpreter):
 
 
 def noisy_gradients(of: SmoothGrad | VarGrad, rows: Tensor, classes: Tensor, graph: bool) -> Iterator[Tensor]:
-    """The class gradient at each noisy copy, ``[k, b, C, H, W]`` at a time."""
+    """The class gradient at each noisy copy, ``[k, b, ...]`` at a time."""
     noise = fixed_noise(of, rows)
+    scale = of.sigma * deviation(of.units, of.model, rows.detach())
 
     def place(rows: Tensor, points: slice) -> Tensor:
-        return rows + of.sigma * noise[points, None]
+        return rows + scale * noise[points, None]
 
     for _, gradient in point_gradients(of.model, rows, classes, place, of.n_samples, of.chunk, of.of, graph):
         yield gradient
 
 
 def fixed_noise(of: SmoothGrad | VarGrad, like: Tensor) -> Tensor:
-    """Standard normal ``[n_samples, C, H, W]`` for images like these, drawn once and kept until the size changes."""
+    """Standard normal ``[n_samples, ...]`` for inputs like these, drawn once and kept until the size changes."""
     key = (like.shape[1:], like.device, like.dtype)
     if key not in of._drawn:
         of._drawn.clear()

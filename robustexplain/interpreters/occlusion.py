@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import FieldError, InputError
 from ..fields import Count
 from ..registry import INTERPRETERS
-from .base import Explanation, Interpreter, explained_class
+from .base import Explanation, Interpreter, Kind, explained_class
 from .removal import Fill, Score, ask_all, score
 
 
@@ -42,6 +42,7 @@ class Occlusion(Interpreter):
     seed: int = 0
 
     differentiable: ClassVar[bool] = False
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

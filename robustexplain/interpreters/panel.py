@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import maps as ops
 from ..errors import InputError
-from .base import Explanation, Interpreter, explain_together
+from .base import Explanation, Interpreter, Kind, explain_together
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,7 @@ class Panel(Interpreter):
     members: tuple[Interpreter, ...] = ()
 
     bounded: ClassVar[bool] = True
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

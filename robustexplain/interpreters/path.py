@@ -11,16 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..fields import Count, Fraction, Natural, check_fields
+from ..fields import Count, Natural, check_fields
+from ..maps import expand
 from ..registry import INTERPRETERS
 from ..streams import generator
 from ..training import Samples, Session
 from .base import Channels, Explanation, Interpreter, differentiable, explained_class, reduce_channels
+from .baseline import Baseline, baseline_like, checked_baseline
 from .gradient import Of, class_gradient
 from .reference import Reference
 
 Place = Callable[[Tensor, slice], Tensor]
-"""``place(rows, points)``: some points of each row, ``[b, C, H, W]`` to ``[k, b, C, H, W]``."""
+"""``place(rows, points)``: some points of each row, ``[b, ...]`` to ``[k, b, ...]``."""
 
 
 @INTERPRETERS.register("integrated-gradients", paper="Sundararajan et al. 2017, eq. 1 and 3")
@@ -36,7 +38,10 @@ class IntegratedGradients(Interpreter):
         n_steps: points on the path.
         rule: where they lie and what they weigh: ``gauss-legendre``, ``midpoint``, or ``right`` (eq. 3: ``k / m`` for
             ``k = 1..m``).
-        baseline: the colour of ``x'``, the same for all channels: 0 is black.
+        baseline: what ``x'`` is: one number for every channel or column, in ``[0, 1]`` (0 is black); ``mean``, what
+            the model's own normalisation takes for zero (the mean colour or row that the model was trained on: "0" of
+            papers that standardise first); or a number for each channel or column, in the data's own units. Where a
+            table's columns are far from 0, take one of the last two: a row of zeros is like no row of the data.
         of: what is integrated: ``logit``, ``probability`` (Ghorbani et al., Dombrowski et al.) or ``log_probability``.
         channels: how the channels' attributions become one map.
         chunk: largest number of points in one pass of the model; memory grows with it, results do not change.
@@ -44,40 +49,45 @@ class IntegratedGradients(Interpreter):
 
     n_steps: Count = 50
     rule: Literal["gauss-legendre", "midpoint", "right"] = "gauss-legendre"
-    baseline: Fraction = 0.0
+    baseline: Baseline = 0.0
     of: Of = "logit"
     channels: Channels = "sum"
     chunk: Count = 64
 
     second_order: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "baseline", checked_baseline(self, self.baseline))
+
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         x = differentiable(x) if graph else x.detach()
         logits, classes = predicted(self.model, x, target, graph)
-        alphas, weights = (value.to(x)[:, None, None, None, None] for value in quadrature(self.rule, self.n_steps))
+        alphas, weights = (expand(value.to(x), x[None]) for value in quadrature(self.rule, self.n_steps))
+        start = baseline_like(self.baseline, self.model, x.detach())
 
         def place(rows: Tensor, points: slice) -> Tensor:
-            return self.baseline + alphas[points] * (rows - self.baseline)
+            return start + alphas[points] * (rows - start)
 
         def integral(rows: Tensor, classes: Tensor) -> Tensor:
             found = point_gradients(self.model, rows, classes, place, self.n_steps, self.chunk, self.of, graph)
             return total((weights[points] * gradient).sum(0) for points, gradient in found)
 
-        attributions = (x - self.baseline) * by_rows(x, classes, self.chunk, integral)
+        attributions = (x - start) * by_rows(x, classes, self.chunk, integral)
         return Explanation(logits, reduce_channels(attributions, self.channels))
 
 
 @dataclass(frozen=True, eq=False)
 class ExpectedGradients(Interpreter):
-    """Expected gradients: integrated gradients averaged over the images of a background (Erion et al. 2021, eq. 3).
+    """Expected gradients: integrated gradients averaged over a background of images or rows (Erion et al. 2021, eq. 3).
 
     ``m = E[(x - x') * d f_c(x' + a (x - x')) / d x]`` over ``x'`` of the background and ``a`` in ``[0, 1]``. The draws
     are fixed by ``seed`` and shared by all samples, so that a map is a function of its input alone. Departure: ``a`` is
-    stratified and the images of the background take turns in a random order, which leaves the expectation as it is and
-    lowers the variance.
+    stratified and the images of the background take turns in a random order (with weights, their shares are
+    stratified), which leaves the expectation as it is and lowers the variance.
 
     Args:
-        background: the images ``x'``, of the size of the inputs.
+        background: the images or rows ``x'``, of the size of the inputs, perhaps with weights.
         n_samples: draws; as many forward and backward passes, and one more forward for the logits.
         of: what is differentiated.
         channels: how the channels' attributions become one map.
@@ -97,23 +107,25 @@ class ExpectedGradients(Interpreter):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.background, Reference):
-            raise InputError(f"background must be a Reference of images, got {type(self.background).__name__}")
+            raise InputError(f"background must be a Reference of images or rows, got {type(self.background).__name__}")
 
     def draws(self) -> tuple[Tensor, Tensor]:
         """Which image of the background and which ``a`` each draw takes: int64 and float32, ``[n_samples]``."""
         rng = generator(self.seed, "expected-gradients")
+        if self.background.weights is not None:
+            cuts = self.background.shares().cumsum(0)
+            chosen = torch.searchsorted(cuts, stratified(self.n_samples, rng).double()).clamp(max=len(cuts) - 1)
+            return chosen, stratified(self.n_samples, rng)
         size = len(self.background.x)
         rounds = [torch.randperm(size, generator=rng) for _ in range(-(-self.n_samples // size))]
-        strata = torch.randperm(self.n_samples, generator=rng)
-        shares = (strata + torch.rand(self.n_samples, generator=rng)) / self.n_samples
-        return torch.cat(rounds)[: self.n_samples], shares
+        return torch.cat(rounds)[: self.n_samples], stratified(self.n_samples, rng)
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         x = differentiable(x) if graph else x.detach()
         logits, classes = predicted(self.model, x, target, graph)
         background = self.background.like(x)
         images, shares = self.draws()
-        images, alphas = images.to(x.device), shares.to(x)[:, None, None, None, None]
+        images, alphas = images.to(x.device), expand(shares.to(x), x[None])
 
         def place(rows: Tensor, points: slice) -> Tensor:
             start = background[images[points], None]
@@ -132,7 +144,7 @@ class ExpectedGradientsTraining:
     """What a recipe says of expected gradients; the background is drawn from the training data.
 
     Args:
-        images: how many images the background holds; all of them if there are fewer.
+        images: how many images or rows the background holds; all of them if there are fewer.
         n_samples: draws an explanation.
         of: what is differentiated.
         channels: how the channels' attributions become one map.
@@ -186,6 +198,12 @@ INTERPRETERS.register(
 )(ExpectedGradients)
 
 
+def stratified(count: int, rng: torch.Generator) -> Tensor:
+    """``count`` draws of ``[0, 1]``, one from each of as many equal parts, in a random order: float32 ``[count]``."""
+    strata = torch.randperm(count, generator=rng)
+    return (strata + torch.rand(count, generator=rng)) / count
+
+
 def quadrature(rule: str, count: int) -> tuple[Tensor, Tensor]:
     """Nodes in ``[0, 1]`` and their weights, which add up to one: float64 ``[count]`` each."""
     if rule == "gauss-legendre":
@@ -218,7 +236,7 @@ def point_gradients(
 
     Args:
         model: the classifier.
-        rows: ``[b, C, H, W]``.
+        rows: ``[b, C, H, W]`` or ``[b, D]``.
         classes: ``[b]``, differentiated at every point.
         place: where the points are.
         count: how many there are.
@@ -227,7 +245,7 @@ def point_gradients(
         graph: whether the gradients are differentiated again.
 
     Yields:
-        Which points, and their gradients ``[k, b, C, H, W]``.
+        Which points, and their gradients ``[k, b, ...]``.
     """
     at_once = max(1, chunk // len(rows))
     for start in range(0, count, at_once):

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..errors import FieldError, UnsupportedModelError
+from ..errors import FieldError, InputError, UnsupportedModelError
 from ..fields import NonNegative, Positive
 from ..registry import INTERPRETERS
 from ..tape import Source, Step, Tape, record
@@ -41,7 +41,7 @@ class LRP(Interpreter):
         beta: weight of negative contributions.
         gamma: how much the gamma rule favours positive weights.
         layer: dotted name: relevance at this module's output, summed over channels (LRP-T of Heo et al. 2019,
-            section 3.3), in place of the input.
+            section 3.3), in place of the input; only for images.
 
     Raises:
         UnsupportedModelError: on the first input, for a model with an operation that has no rule (attention, layer
@@ -63,12 +63,16 @@ class LRP(Interpreter):
             raise FieldError("LRP", "beta", f"must be alpha - 1, got alpha {self.alpha} and beta {self.beta}")
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
+        if x.dim() == 2 and self.first == "box":
+            raise InputError("LRP's box rule (first='box') is about pixels in [0, 1]; for tables use 'same' or 'flat'")
         x = differentiable(x)
         tape = record(self.model, x, [self.layer] if self.layer else [])
         stop = tape.layers[self.layer] if self.layer else None
         classes = explained_class(tape.logits, target)
         passes = _Relevance(self, tape, graph)
         relevance = tape.back(tape.seed(classes) * tape.logits, passes.rule, stop)
+        if x.dim() == 2 and not self.layer:
+            return Explanation(tape.logits, relevance)
         if relevance.dim() != 4:
             raise UnsupportedModelError(
                 f"relevance at layer {self.layer!r} has shape {list(relevance.shape)}; a map needs [B, C, h, w]"

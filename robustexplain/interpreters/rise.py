@@ -14,7 +14,7 @@ from torch import Tensor
 from ..fields import Count
 from ..registry import INTERPRETERS
 from ..streams import generator
-from .base import Explanation, Interpreter, explained_class
+from .base import Explanation, Interpreter, Kind, explained_class
 from .removal import Fill, Score, ask, chunks, wide_dtype
 
 
@@ -46,6 +46,7 @@ class RISE(Interpreter):
     seed: int = 0
 
     differentiable: ClassVar[bool] = False
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         logits = self.model(x)

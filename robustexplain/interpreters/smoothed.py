@@ -11,7 +11,7 @@ from torch import Tensor
 from ..activations import Softplus, require_rectifiers, swapped
 from ..errors import InputError
 from ..registry import INTERPRETERS
-from .base import Explanation, Interpreter
+from .base import Explanation, Interpreter, Kind
 
 
 @INTERPRETERS.register("smoothed", paper="Dombrowski et al. 2019, section 5", needs=("rectifiers",))
@@ -43,6 +43,11 @@ class Smoothed(Interpreter):
     def bounded(self) -> bool:  # type: ignore[override]
         """Whether the maps of ``base`` are masks."""
         return self.base.bounded
+
+    @property
+    def takes(self) -> tuple[Kind, ...]:  # type: ignore[override]
+        """What ``base`` explains."""
+        return self.base.takes
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..fields import Count, NonNegative, Positive
 from ..registry import INTERPRETERS
 from ..streams import Streams
-from .base import Explanation, Interpreter, explained_class
+from .base import Explanation, Interpreter, Kind, explained_class
 from .removal import Fill, Score, ask_all, score
 from .segments import Segments, counts, padded, painted, switched
 
@@ -55,6 +55,7 @@ class LIME(Interpreter):
     seed: int = 0
 
     differentiable: ClassVar[bool] = False
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         logits = self.model(x)
@@ -112,6 +113,7 @@ class KernelSHAP(Interpreter):
     seed: int = 0
 
     differentiable: ClassVar[bool] = False
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         logits = self.model(x)

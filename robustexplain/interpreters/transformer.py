@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import annotated_types as at
 import torch
@@ -15,7 +15,7 @@ from ..fields import Fraction
 from ..maps import positive
 from ..registry import INTERPRETERS
 from .attention import Attentions, Grid, token_grid
-from .base import Explanation, Interpreter, differentiable, explained_class, pick
+from .base import Explanation, Interpreter, Kind, differentiable, explained_class, pick
 
 Discard = Annotated[float, at.Ge(0), at.Lt(1)]
 """A share of entries that are dropped: not all of them."""
@@ -50,6 +50,8 @@ class AttentionRollout(Interpreter):
     heads: Literal["mean", "max", "min"] = "mean"
     residual: Fraction = 0.5
     discard: Discard = 0.0
+
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     @property
     def class_specific(self) -> bool:  # type: ignore[override]

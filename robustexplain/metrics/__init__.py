@@ -1,10 +1,13 @@
 """Metrics: a number per sample."""
 
 from .base import Faithfulness, Localisation, MapMetric, MapScore, Metric, Visibility
+from .consistency import Consistency, incoherent_pairs
 from .correlation import Kendall, Pearson, Spearman
 from .detection import auc, detected_at, threshold_at
 from .distance import L1, L2, MSE, Cosine, IoU
+from .fairness import Unfairness, unfairness
 from .faithfulness import AOPC, Deletion, Insertion, LeastRelevantFirst
+from .features import FeatureFirst, FeatureRank, FeatureShare
 from .fidelity import Infidelity, Sufficiency
 from .localisation import LocalisationError, MassInside, PointingGame, regions_from_boxes
 from .manipulation import (
@@ -44,11 +47,15 @@ __all__ = [
     "BiTarget",
     "CenterShift",
     "Complexity",
+    "Consistency",
     "Cosine",
     "Deletion",
     "EarthMover",
     "Entropy",
     "Faithfulness",
+    "FeatureFirst",
+    "FeatureRank",
+    "FeatureShare",
     "FooledActive",
     "FooledCenter",
     "FooledLocation",
@@ -81,6 +88,7 @@ __all__ = [
     "Stability",
     "Sufficiency",
     "TopK",
+    "Unfairness",
     "Visibility",
     "accuracy",
     "auc",
@@ -89,7 +97,9 @@ __all__ = [
     "detected_at",
     "fooling_success_rate",
     "hit",
+    "incoherent_pairs",
     "joint_success",
     "regions_from_boxes",
     "threshold_at",
+    "unfairness",
 ]

@@ -19,6 +19,8 @@ from ..errors import InputError
 from ..fields import Count, check_fields
 
 Better = Literal["higher", "lower"]
+Kind = Literal["images", "tables"]
+"""What maps are of: images, ``[B, H, W]``, or table rows, ``[B, D]``, a number a column."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Metric(ABC):
     """The smallest and the largest value that it can take."""
     differentiable: ClassVar[bool] = False
     """Whether the figure carries a gradient to the maps (or, for visibility, to the attacked input)."""
+    takes: ClassVar[tuple[Kind, ...]] = ("images", "tables")
+    """What can be measured: a measure that looks at neighbouring pixels takes only images."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -44,12 +48,13 @@ class MapMetric(Metric):
     """Whether a larger value means that the maps resemble each other more."""
 
     def __call__(self, maps: Tensor, reference: Tensor) -> Tensor:
-        """``[B]`` from two batches of maps ``[B, H, W]``.
+        """``[B]`` from two batches of maps ``[B, H, W]``, or ``[B, D]`` for tables.
 
         Raises:
-            InputError: if the shapes differ, or a map is not floating point or not finite.
+            InputError: if the shapes differ, a map is not floating point or not finite, or of a kind not measured.
         """
         check_pair(maps, reference)
+        check_kind(self, maps)
         return self._compare(widened(maps), widened(reference)).to(maps.dtype)
 
     @abstractmethod
@@ -62,12 +67,13 @@ class MapScore(Metric):
     """Judges maps by themselves, a number per sample: ``metric(maps)`` gives ``[B]``."""
 
     def __call__(self, maps: Tensor) -> Tensor:
-        """``[B]`` from maps ``[B, H, W]``.
+        """``[B]`` from maps ``[B, H, W]``, or ``[B, D]`` for tables.
 
         Raises:
-            InputError: if the maps are of another shape, not floating point or not finite.
+            InputError: if the maps are of another shape, not floating point, not finite, or of a kind not measured.
         """
         check_maps(maps, "maps")
+        check_kind(self, maps)
         return self._score(widened(maps)).to(maps.dtype)
 
     @abstractmethod
@@ -79,6 +85,8 @@ class MapScore(Metric):
 class Localisation(Metric):
     """Holds maps against where the object is, a number per sample: ``metric(maps, region)`` gives ``[B]``."""
 
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
+
     def __call__(self, maps: Tensor, region: Tensor) -> Tensor:
         """``[B]`` from maps ``[B, H, W]`` and the object's pixels, bool ``[B, H, W]``.
 
@@ -86,6 +94,7 @@ class Localisation(Metric):
             InputError: wrong shapes or types, maps that are not finite, or a sample whose region is empty.
         """
         check_maps(maps, "maps")
+        check_kind(self, maps)
         if not isinstance(region, Tensor) or region.dtype != torch.bool or region.shape != maps.shape:
             got = f"{region.dtype} {list(region.shape)}" if isinstance(region, Tensor) else type(region).__name__
             raise InputError(f"region must be bool {list(maps.shape)}, got {got}; see regions_from_boxes")
@@ -116,7 +125,7 @@ class Faithfulness(Metric):
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor | None = None) -> Tensor:
-        """``[B]`` for maps ``[B, H, W]`` that explain class ``target`` ``[B]`` (default: the prediction) on ``x``.
+        """``[B]`` for maps ``[B, H, W]`` (tables ``[B, D]``) that explain class ``target`` (default: the prediction).
 
         Raises:
             InputError: bad ``x``, maps that do not fit it, a class out of range, a model in train mode.
@@ -133,6 +142,7 @@ class Faithfulness(Metric):
         checks.evaluating(model)
         check_maps(maps, "maps")
         checks.maps_like(maps, x, "maps")
+        check_kind(self, maps)
         if target is not None:
             checks.class_indices(target, len(x), "target")
         logits = torch.cat([model(part) for part in x.split(self.chunk)])
@@ -160,8 +170,8 @@ class Visibility(Metric):
         Raises:
             InputError: unequal shapes, values outside ``[0, 1]`` or not finite.
         """
-        checks.inputs(x)
-        checks.inputs(attacked)
+        checks.images(x, type(self).__name__)
+        checks.images(attacked, type(self).__name__)
         if x.shape != attacked.shape:
             raise InputError(f"x and attacked must have equal shapes, got {list(x.shape)} and {list(attacked.shape)}")
         return self._see(widened(x), widened(attacked)).to(x.dtype)
@@ -172,28 +182,48 @@ class Visibility(Metric):
 
 
 def check_pair(maps: Tensor, reference: Tensor) -> None:
-    """Refuse anything but two equal, finite, floating ``[B, H, W]``."""
+    """Refuse anything but two equal, finite, floating ``[B, H, W]`` or ``[B, D]``."""
     for value in (maps, reference):
         if not isinstance(value, Tensor):
-            raise InputError(f"maps must be two equal [B, H, W], got {type(value).__name__}")
-    if maps.shape != reference.shape or maps.dim() != 3:
-        raise InputError(f"maps must be two equal [B, H, W], got {list(maps.shape)} and {list(reference.shape)}")
+            raise InputError(f"maps must be two equal [B, H, W], or [B, D] for tables, got {type(value).__name__}")
+    if maps.shape != reference.shape or maps.dim() not in (2, 3):
+        found = f"{list(maps.shape)} and {list(reference.shape)}"
+        raise InputError(f"maps must be two equal [B, H, W], or [B, D] for tables, got {found}")
     check_maps(maps, "maps")
     check_maps(reference, "reference")
 
 
 def check_maps(maps: Tensor, name: str) -> None:
-    """Refuse anything but finite, non-empty, floating maps ``[B, H, W]``."""
+    """Refuse anything but finite, non-empty, floating maps ``[B, H, W]`` or ``[B, D]``."""
     if not isinstance(maps, Tensor):
         raise InputError(f"{name} must be a torch.Tensor, got {type(maps).__name__}")
-    if maps.dim() != 3 or maps.numel() == 0:
-        raise InputError(f"{name} must be non-empty and have shape [B, H, W], got {list(maps.shape)}")
+    if maps.dim() not in (2, 3) or maps.numel() == 0:
+        found = list(maps.shape)
+        raise InputError(f"{name} must be non-empty and have shape [B, H, W], or [B, D] for tables, got {found}")
     if not maps.is_floating_point():
         raise InputError(f"{name} must be floating point, got {maps.dtype}; for masks use .float()")
     low, high = (float(value) for value in maps.detach().aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = ~torch.isfinite(maps.detach()).flatten(1).all(1)
         raise InputError(f"{name} holds NaN or infinity, first in sample {int(bad.nonzero()[0])}")
+
+
+def check_kind(metric: Metric, maps: Tensor) -> None:
+    """Refuse maps of tables for a measure that looks at neighbouring pixels, and maps of images for one of columns.
+
+    Raises:
+        InputError: naming the measure.
+    """
+    kind: Kind = "tables" if maps.dim() == 2 else "images"
+    if kind in metric.takes:
+        return
+    name, shown = type(metric).__name__, list(maps.shape)
+    if kind == "tables":
+        raise InputError(
+            f"{name} looks at where pixels lie, and the columns of a table lie nowhere: it takes maps [B, H, W], got "
+            f"{shown}"
+        )
+    raise InputError(f"{name} is about a column of a table: it takes maps [B, D], got {shown}")
 
 
 def widened(values: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""Faithfulness by replacing pixels in the map's order: AOPC, deletion, insertion."""
+"""Faithfulness by replacing pixels in the map's order: AOPC, deletion, insertion.
+
+In a table, columns are replaced, by ``zero`` or by the ``mean`` of the model's own normalisation: of the two, only the
+second looks like a row of the data where a column's values are far from 0.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ class RegionRemoval(Faithfulness):
         """``f(x_k)`` for ``k = 0 .. L``, ``[B, L + 1]``; arguments are taken as they are."""
         order, regions = region_order(maps, self.patch, ascending=self.ascending)
         cuts = torch.arange(min(self.regions, regions) + 1, device=x.device)
-        gone = replaced(x, self.replacement, self.seed)
+        gone = replaced(x, self.replacement, self.seed, model)
         return sweep(lambda some, t: self._scores(model, some, t), x, gone, order, cuts, target, self.chunk)
 
     def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
@@ -50,7 +54,7 @@ class AOPC(RegionRemoval):
     Args:
         of: what is followed: ``probability`` or ``logit``.
         chunk: largest batch the model sees.
-        patch: side of a region in pixels (the paper: 9).
+        patch: side of a region in pixels (the paper: 9); in a table every column is a region.
         regions: ``L``, how many are replaced at most.
         replacement: what a removed pixel shows (the paper: ``noise``).
         seed: of the noise.
@@ -68,7 +72,7 @@ class LeastRelevantFirst(RegionRemoval):
     Args:
         of: what is followed: ``probability`` or ``logit``.
         chunk: largest batch the model sees.
-        patch: side of a region in pixels.
+        patch: side of a region in pixels; in a table every column is a region.
         regions: how many are replaced at most.
         replacement: what a removed pixel shows.
         seed: of the noise.
@@ -86,7 +90,8 @@ class Deletion(Faithfulness):
     Args:
         of: what is followed: ``probability`` or ``logit``.
         chunk: largest batch the model sees.
-        pixels: how many are removed between two evaluations; 0 is one row's worth (the paper: 224 of 224 x 224).
+        pixels: how many (or columns) are removed between two evaluations; 0 is one row's worth (the paper: 224 of
+            224 x 224), in a table one column.
         replacement: what a removed pixel shows (the paper: ``zero``).
         seed: of noise.
     """
@@ -99,7 +104,7 @@ class Deletion(Faithfulness):
 
     def curve(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
         """The score at each step, from the whole image to none of it, ``[B, S]``."""
-        return _pixel_curve(self, model, x, replaced(x, self.replacement, self.seed), maps, target)
+        return _pixel_curve(self, model, x, replaced(x, self.replacement, self.seed, model), maps, target)
 
     def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
         return trapezoid(self.curve(model, x, maps, target))
@@ -113,7 +118,8 @@ class Insertion(Faithfulness):
     Args:
         of: what is followed: ``probability`` or ``logit``.
         chunk: largest batch the model sees.
-        pixels: how many are shown between two evaluations; 0 is one row's worth (the paper: 224 of 224 x 224).
+        pixels: how many (or columns) are shown between two evaluations; 0 is one row's worth (the paper: 224 of
+            224 x 224), in a table one column.
         replacement: what a pixel shows before its turn (the paper: ``blur``).
         seed: of noise.
     """
@@ -126,7 +132,7 @@ class Insertion(Faithfulness):
 
     def curve(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
         """The score at each step, from none of the image to all of it, ``[B, S]``."""
-        return _pixel_curve(self, model, replaced(x, self.replacement, self.seed), x, maps, target)
+        return _pixel_curve(self, model, replaced(x, self.replacement, self.seed, model), x, maps, target)
 
     def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
         return trapezoid(self.curve(model, x, maps, target))
@@ -136,7 +142,7 @@ def _pixel_curve(
     metric: Deletion | Insertion, model: nn.Module, start: Tensor, end: Tensor, maps: Tensor, target: Tensor
 ) -> Tensor:
     order, pixels = region_order(maps, 1)
-    step = metric.pixels or maps.shape[2]
+    step = metric.pixels or (maps.shape[2] if maps.dim() == 3 else 1)
     # Where the step does not divide the pixels, the last one is smaller, as in the authors' code.
     cuts = torch.arange(math.ceil(pixels / step) + 1, device=start.device) * step
     return sweep(lambda some, t: metric._scores(model, some, t), start, end, order, cuts, target, metric.chunk)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import maps as ops
+from ..errors import InputError
 from ..fields import Count, Fraction, Natural, Positive
 from ..registry import METRICS
 from ..streams import Streams
 from .base import Better, Faithfulness
-from .perturbing import Replacement, gathered, parts, region_order, replaced
+from .perturbing import Replacement, gathered, over_channels, parts, region_order, replaced
 
 
 @METRICS.register("infidelity", paper="Yeh et al. 2019, definition 2.1", needs=("model",))
@@ -30,7 +31,7 @@ class Infidelity(Faithfulness):
         chunk: largest batch the model sees.
         noise: ``gaussian`` for ``I ~ N(0, sigma^2)`` (the paper's noisy baseline: ``x - I`` is ``x`` plus noise), or
             ``square``: ``I = x`` on a random square and 0 elsewhere (section 2.2).
-        sigma: of Gaussian noise.
+        sigma: of Gaussian noise, in the input's own units.
         side: of the square, in pixels.
         samples: how many perturbations.
         scaled: multiply each map by the factor that suits it best first, as captum's ``normalize`` does.
@@ -49,6 +50,8 @@ class Infidelity(Faithfulness):
 
     def perturbations(self, x: Tensor) -> Iterator[Tensor]:
         """``samples`` batches of ``I``, each of the shape of ``x``, from the samples' own streams."""
+        if x.dim() == 2 and self.noise == "square":
+            raise InputError("infidelity with noise='square' looks at squares of pixels; for tables use 'gaussian'")
         streams = Streams.of(x, self.seed, "infidelity")
         for _ in range(self.samples):
             yield self.sigma * streams.normal(x) if self.noise == "gaussian" else x * self._square(x, streams)
@@ -67,7 +70,8 @@ class Infidelity(Faithfulness):
         whole = torch.cat([self._scores(model, a, t) for a, t in parts(x, target, self.chunk)])
         predicted, drops = [], []
         for batch in gathered(self.perturbations(x), max(1, self.chunk // len(x))):
-            predicted.append(torch.einsum("sbchw,bhw->sb", batch.to(maps.dtype), maps))
+            form = "sbchw,bhw->sb" if x.dim() == 4 else "sbd,bd->sb"
+            predicted.append(torch.einsum(form, batch.to(maps.dtype), maps))
             shown = (x - batch).flatten(0, 1)
             scores = [self._scores(model, a, t) for a, t in parts(shown, target.repeat(len(batch)), self.chunk)]
             drops.append(whole - torch.cat(scores).reshape(len(batch), -1))
@@ -111,6 +115,7 @@ class Sufficiency(Faithfulness):
     def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
         order, pixels = region_order(maps, 1)
         count = pixels if self.keep == 1 else ops.top_k_count(max(self.keep, 1e-12), pixels)
-        kept = torch.where((order < count)[:, None], x, replaced(x, self.replacement, self.seed))
+        gone = replaced(x, self.replacement, self.seed, model)
+        kept = torch.where(over_channels(order < count, x), x, gone)
         pairs = zip(parts(x, target, self.chunk), parts(kept, target, self.chunk), strict=True)
         return torch.cat([self._scores(model, *whole) - self._scores(model, *part) for whole, part in pairs])

@@ -19,7 +19,7 @@ from .. import maps as ops
 from ..errors import FieldError, InputError
 from ..fields import Positive
 from ..registry import METRICS
-from .base import Better, MapMetric, MapScore, Metric, check_pair, widened
+from .base import Better, Kind, MapMetric, MapScore, Metric, check_kind, check_pair, widened
 from .place import check_k
 
 CODE_THRESHOLD = 0.15
@@ -51,6 +51,7 @@ class LocationCorrelation(MapScore):
 
     better: ClassVar[Better] = "lower"
     bounds: ClassVar[tuple[float, float]] = (-1, 1)
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def _score(self, maps: Tensor) -> Tensor:
         mask = ops.frame(maps).flatten().expand(len(maps), -1)
@@ -123,6 +124,7 @@ class Fooling(Metric):
             InputError: unequal shapes, maps that are not finite, or an active fooling without ``other``.
         """
         check_pair(maps, original)
+        check_kind(self, maps)
         if other is not None:
             check_pair(maps, other)
         wide = None if other is None else widened(other)
@@ -148,6 +150,7 @@ class FooledLocation(Fooling):
     better: ClassVar[Better] = "higher"
     bounds: ClassVar[tuple[float, float]] = (0, 1)
     differentiable: ClassVar[bool] = True
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def _loss(self, maps: Tensor, original: Tensor, other: Tensor | None) -> Tensor:
         loss: Tensor = (ops.minmax(maps) - ops.frame(maps)).square().flatten(1).mean(1)
@@ -197,6 +200,7 @@ class FooledCenter(Fooling):
     better: ClassVar[Better] = "lower"
     bounds: ClassVar[tuple[float, float]] = (0, 1)
     differentiable: ClassVar[bool] = True
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def _loss(self, maps: Tensor, original: Tensor, other: Tensor | None) -> Tensor:
         shift = ops.center_of_mass(ops.minmax(maps)) - ops.center_of_mass(ops.minmax(original))

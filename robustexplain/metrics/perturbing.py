@@ -1,4 +1,4 @@
-"""Replacing an image's pixels in the order of a map, and what the model says on the way."""
+"""Replacing an image's pixels, or a row's columns, in the order of a map, and what the model says on the way."""
 
 from __future__ import annotations
 
@@ -7,43 +7,74 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..errors import InputError
+from ..maps import expand
 from ..streams import Streams
 from .filters import blurred
 
 Replacement = Literal["zero", "mean", "noise", "blur"]
-"""What a removed pixel shows: 0, the image's mean colour, uniform noise in ``[0, 1]``, or the image blurred."""
+"""What a removed pixel shows: 0, the image's mean colour, uniform noise in ``[0, 1]``, or the image blurred.
+
+A removed column of a table shows 0, or the mean by which the model's own normalisation centres it (``mean``).
+"""
 
 
-def replaced(x: Tensor, how: Replacement, seed: int) -> Tensor:
-    """``[B, C, H, W]`` with every pixel replaced; noise comes from the sample's own stream.
+def replaced(x: Tensor, how: Replacement, seed: int, model: nn.Module | None = None) -> Tensor:
+    """``[B, C, H, W]`` with every pixel replaced, or ``[B, D]`` with every column; noise is the sample's own stream's.
 
     The blur has Petsiuk et al.'s kernel, 11 x 11 with a standard deviation of 5, with replicated borders where their
-    code pads zeros, which darkens them.
+    code pads zeros, which darkens them. ``model`` says the mean of a table's columns.
+
+    Raises:
+        InputError: noise or a blur for table rows.
+        UnsupportedModelError: the mean for table rows, and a model that has none.
     """
     if how == "zero":
         return torch.zeros_like(x)
+    if x.dim() == 2:
+        return _replaced_columns(x, how, model)
     if how == "mean":
         return x.mean((2, 3), keepdim=True).expand_as(x)
     return blurred(x, sigma=5.0, radius=5) if how == "blur" else Streams.of(x, seed, "replacement").uniform(x)
+
+
+def _replaced_columns(x: Tensor, how: Replacement, model: nn.Module | None) -> Tensor:
+    # At import, interpreters would come before metrics, which they do not need otherwise.
+    from ..interpreters.baseline import baseline_like
+
+    if how != "mean" or model is None:
+        raise InputError(f"a removed column of a table shows 'zero', or the model's 'mean'; got replacement {how!r}")
+    return baseline_like("mean", model, x).expand_as(x)
 
 
 def region_order(maps: Tensor, patch: int, *, ascending: bool = False) -> tuple[Tensor, int]:
     """When each pixel is replaced: ``[B, H, W]`` int64 from 0 on, and how many regions there are.
 
     Regions are squares of ``patch`` pixels from the top left, cut off at the right and the bottom; the one with the
-    largest sum comes first (last if ``ascending``). Equal sums go in reading order either way.
+    largest sum comes first (last if ``ascending``). Equal sums go in reading order either way. In a table, ``[B, D]``,
+    every column is a region.
     """
+    if maps.dim() == 2:
+        return _places(maps, ascending), maps.shape[1]
     height, width = maps.shape[1:]
     padded = F.pad(maps, (0, -width % patch, 0, -height % patch))
     sums = F.avg_pool2d(padded[:, None], patch)[:, 0] if patch > 1 else padded
-    order = sums.flatten(1).argsort(stable=True, descending=not ascending)
-    places = torch.empty_like(order).scatter_(
-        1, order, torch.arange(order.shape[1], device=maps.device).expand_as(order)
-    )
+    places = _places(sums.flatten(1), ascending)
     grid = places.reshape(sums.shape).repeat_interleave(patch, 1).repeat_interleave(patch, 2)
-    return grid[:, :height, :width], order.shape[1]
+    return grid[:, :height, :width], places.shape[1]
+
+
+def _places(sums: Tensor, ascending: bool) -> Tensor:
+    order = sums.argsort(stable=True, descending=not ascending)
+    counted = torch.arange(order.shape[1], device=sums.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, counted)
+
+
+def over_channels(values: Tensor, x: Tensor) -> Tensor:
+    """A value a pixel, ``[B, H, W]``, to broadcast against images ``x``; a value a column, ``[B, D]``, as it is."""
+    return values[:, None] if x.dim() == 4 else values
 
 
 def sweep(
@@ -59,9 +90,9 @@ def sweep(
 
     Args:
         score: ``score(x, target)`` gives ``[n]``.
-        start: ``[B, C, H, W]``.
+        start: ``[B, C, H, W]`` or ``[B, D]``.
         end: the same shape.
-        order: ``[B, H, W]``, as :func:`region_order` gives it.
+        order: ``[B, H, W]`` or ``[B, D]``, as :func:`region_order` gives it.
         cuts: ``[S]``.
         target: ``[B]``.
         chunk: images at once, over samples and steps together.
@@ -69,7 +100,7 @@ def sweep(
     found = []
     for pairs in torch.arange(len(start) * len(cuts), device=start.device).split(chunk):
         rows, steps = pairs // len(cuts), pairs % len(cuts)
-        shown = (order[rows] < cuts[steps, None, None])[:, None]
+        shown = over_channels(order[rows] < expand(cuts[steps], order), start)
         found.append(score(torch.where(shown, end[rows], start[rows]), target[rows]))
     return torch.cat(found).reshape(len(start), len(cuts))
 

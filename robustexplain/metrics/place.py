@@ -13,7 +13,7 @@ from .. import maps as ops
 from ..errors import FieldError
 from ..fields import Count, Positive
 from ..registry import METRICS
-from .base import MapMetric
+from .base import Kind, MapMetric
 
 
 @METRICS.register("top-k", paper="Ghorbani et al. 2019, section 3")
@@ -69,6 +69,7 @@ class CenterShift(MapMetric):
     higher_is_closer: ClassVar[bool] = False
     bounds: ClassVar[tuple[float, float]] = (0, math.inf)
     differentiable: ClassVar[bool] = True
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
         a, b = (ops.center_of_mass(ops.rescale(m, self.rescale)) for m in (maps, reference))
@@ -94,6 +95,7 @@ class EarthMover(MapMetric):
     higher_is_closer: ClassVar[bool] = False
     bounds: ClassVar[tuple[float, float]] = (0, math.inf)
     differentiable: ClassVar[bool] = True
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
         surplus = ops.distribution(maps) - ops.distribution(reference)

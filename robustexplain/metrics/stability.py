@@ -1,7 +1,8 @@
 """How far maps move when the input barely does: the contract, sensitivity and Lipschitz constants.
 
-All of them draw inputs around ``x`` from each sample's own stream, clip them to ``[0, 1]`` (oracles such as Quantus and
-captum do not clip) and explain the class that ``x`` was explained for.
+All of them draw inputs around ``x`` from each sample's own stream, clip images to ``[0, 1]`` (oracles such as Quantus
+and captum do not clip) and explain the class that ``x`` was explained for. Radii are in the input's own units, those of
+table rows in the data's.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Stability(Metric):
     """Whether only those draws count that are predicted as ``x`` is."""
 
     def __call__(self, interpreter: Interpreter, x: Tensor, target: Tensor | None = None) -> Tensor:
-        """``[B]`` for the maps of class ``target`` ``[B]`` (default: the prediction) around ``x`` ``[B, C, H, W]``.
+        """``[B]`` for the maps of class ``target`` (default: the prediction) around ``x``: images or table rows.
 
         NaN where no draw counts.
 
@@ -80,7 +81,8 @@ class Stability(Metric):
         streams = Streams.of(x, self.seed, "neighbours")
         for _ in range(self.samples):
             noise = streams.normal(x) if self.noise == "gaussian" else streams.uniform(x, -1, 1)
-            yield (x + self.radius * noise).clamp(0, 1)
+            near = x + self.radius * noise
+            yield near.clamp(0, 1) if x.dim() == 4 else near
 
     @torch.no_grad()
     def along(

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import maps as ops
 from ..fields import Count, Positive
 from ..registry import METRICS
-from .base import MapMetric
+from .base import Kind, MapMetric
 from .filters import filtered, gaussian_window
 
 
@@ -37,6 +37,7 @@ class SSIM(MapMetric):
     higher_is_closer: ClassVar[bool] = True
     bounds: ClassVar[tuple[float, float]] = (-1, 1)
     differentiable: ClassVar[bool] = True
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
         return ssim(ops.rescale(maps, self.rescale), ops.rescale(reference, self.rescale), self.data_range)
@@ -71,6 +72,7 @@ class HOG(MapMetric):
     higher_is_closer: ClassVar[bool] = True
     bounds: ClassVar[tuple[float, float]] = (-1, 1)
     differentiable: ClassVar[bool] = True
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
         return ops.correlation(*(hog(ops.minmax(m), self.cell) for m in (maps, reference)))

@@ -1,7 +1,27 @@
-"""Classifiers by name. Each takes images in [0, 1] and folds its normalisation in: ``models.load("small-cnn")``."""
+"""Classifiers by name, normalisation folded in: ``models.load("small-cnn")`` takes images in [0, 1].
 
-from . import cifar, library, small
+``models.load("mlp", in_features=9)`` takes a table's rows in their own units; ``models.Estimator(fitted)`` makes a
+classifier of scikit-learn one of ours.
+"""
+
+from . import cifar, library, rules, small, tables
 from .classifier import Classifier, ModelSpec
+from .estimator import Estimator
 from .loading import build, load
+from .rules import FeatureRule
+from .tables import TableClassifier
 
-__all__ = ["Classifier", "ModelSpec", "build", "cifar", "library", "load", "small"]
+__all__ = [
+    "Classifier",
+    "Estimator",
+    "FeatureRule",
+    "ModelSpec",
+    "TableClassifier",
+    "build",
+    "cifar",
+    "library",
+    "load",
+    "rules",
+    "small",
+    "tables",
+]

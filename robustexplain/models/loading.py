@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from os import PathLike
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from torch import nn
 
 from ..errors import InputError
 from ..registry import MODELS, Entry
 from .classifier import Classifier, ModelSpec
+from .tables import TableClassifier
 from .weights import load_file_into
 
 PREFIXES = ("timm", "torchvision")
 
+Built: TypeAlias = Classifier | TableClassifier
+"""What a builder returns. Others may return a module of their own that has the same attributes: ``num_classes``, and
+``in_channels`` (it takes images) or ``in_features`` (it takes a table's rows)."""
+SIZES = ("num_classes", "in_channels", "in_features")
 
-def build(spec_or_name: ModelSpec | str, *, seed: int = 0, **options: Any) -> Classifier:
+
+def build(spec_or_name: ModelSpec | str, *, seed: int = 0, **options: Any) -> Built:
     """An architecture with random weights, in eval mode: nothing is downloaded, no weights file is read.
 
     Args:
@@ -37,20 +45,24 @@ def load(
     *,
     num_classes: int | None = None,
     in_channels: int | None = None,
+    in_features: int | None = None,
     weights: str | PathLike[str] | None = None,
     pretrained: bool | None = None,
     seed: int = 0,
-) -> Classifier:
+    **options: Any,
+) -> Built:
     """A classifier by name, in eval mode.
 
     Args:
         name: a registered name, ``timm:NAME`` or ``torchvision:NAME``.
         num_classes: number of logits; default the model's own.
         in_channels: channels of the images; default the model's own.
+        in_features: columns of the table, for a model that takes rows (``mlp``, ``linear``).
         weights: a ``.safetensors`` file or a torch state dict, of the whole classifier or of its inner network.
         pretrained: take the weights that the model's library offers (a download for timm and torchvision). Default:
             only for models whose weights are installed (``efficientnet-lite0``), and not if ``weights`` are given.
         seed: seed of the random weights; the global random state is left alone.
+        options: further keyword arguments of the model's builder.
 
     Raises:
         UnknownNameError: with the nearest names.
@@ -59,14 +71,15 @@ def load(
     """
     if weights is not None and pretrained:
         raise InputError("give either weights or pretrained=True, not both")
-    options = {k: v for k, v in (("num_classes", num_classes), ("in_channels", in_channels)) if v is not None}
+    sizes = zip(SIZES, (num_classes, in_channels, in_features), strict=True)
+    options |= {k: v for k, v in sizes if v is not None}
     classifier = _construct(name, options, seed, pretrained=False if weights is not None else pretrained)
     if weights is not None:
         load_file_into(classifier, weights)
     return classifier
 
 
-def _construct(name: str, options: dict[str, Any], seed: int, pretrained: bool | None) -> Classifier:
+def _construct(name: str, options: dict[str, Any], seed: int, pretrained: bool | None) -> Built:
     entry, options = _resolve(name, options)
     accepted = inspect.signature(entry.build).parameters
     _check_options(entry, options, [p for p in accepted if p != "pretrained"])
@@ -79,10 +92,19 @@ def _construct(name: str, options: dict[str, Any], seed: int, pretrained: bool |
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         classifier = entry.build(**arguments)
-    if not isinstance(classifier, Classifier):
-        raise InputError(f"the builder of {entry.name} must return a models.Classifier, got {type(classifier)}")
-    classifier.spec = _spec(entry, options, classifier)
-    return classifier.eval()
+    _check_built(entry, classifier)
+    classifier.spec = _spec(entry, options, classifier, accepted)
+    built: Built = classifier.eval()
+    return built
+
+
+def _check_built(entry: Entry, made: Any) -> None:
+    known = [size for size in SIZES if hasattr(made, size)]
+    if not isinstance(made, nn.Module) or len(known) != 2 or known[0] != SIZES[0]:
+        raise InputError(
+            f"the builder of {entry.name} must return a models.Classifier or models.TableClassifier (or a module with "
+            f"num_classes and either in_channels or in_features), got {type(made)}"
+        )
 
 
 def _resolve(name: str, options: dict[str, Any]) -> tuple[Entry, dict[str, Any]]:
@@ -98,14 +120,15 @@ def _check_options(entry: Entry, options: dict[str, Any], accepted: list[str]) -
         raise InputError(f"model {entry.name!r} has no option {', '.join(unknown)}; it has: {', '.join(accepted)}")
     if "architecture" in accepted and not options.get("architecture"):
         raise InputError(f"model {entry.name!r} needs an architecture: '{entry.name}:NAME'")
-    for key in ("num_classes", "in_channels"):
+    for key in SIZES:
         value = options.get(key, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{key} must be an integer of at least 1, got {value!r}")
 
 
-def _spec(entry: Entry, options: dict[str, Any], classifier: Classifier) -> ModelSpec:
+def _spec(entry: Entry, options: dict[str, Any], classifier: Any, accepted: Collection[str]) -> ModelSpec:
     rest = {k: v for k, v in options.items() if k != "architecture"}
     name = f"{entry.name}:{options['architecture']}" if "architecture" in options else entry.name
-    sizes = {"num_classes": classifier.num_classes, "in_channels": classifier.in_channels}
+    # A builder may fix a size, which is then no option of its own.
+    sizes = {k: getattr(classifier, k) for k in SIZES if k in accepted and hasattr(classifier, k)}
     return ModelSpec(name, {**rest, **sizes})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, MissingDataError
 from .classifier import Classifier
+from .tables import TableClassifier
 
 
 def read(path: str | PathLike[str]) -> dict[str, Tensor]:
@@ -47,8 +48,8 @@ def _without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
-def load_file_into(classifier: Classifier, path: str | PathLike[str]) -> None:
-    """Load a file strictly: a whole ``Classifier``'s state dict, or that of its inner network.
+def load_file_into(classifier: Classifier | TableClassifier, path: str | PathLike[str]) -> None:
+    """Load a file strictly: a whole classifier's state dict, or that of its inner network.
 
     Raises:
         MissingDataError: if there is no such file.
@@ -72,7 +73,9 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
         if k in own and v.shape != own[k].shape
     ]
     if shapes:
-        raise InputError(f"weights of {source!r} do not fit: {_listed(shapes)}. Another num_classes or in_channels?")
+        raise InputError(
+            f"weights of {source!r} do not fit: {_listed(shapes)}. Another num_classes, in_channels or in_features?"
+        )
     # Not our own comparison of keys: PyTorch knows which ones older files may lack (num_batches_tracked).
     result = module.load_state_dict(state, strict=False)
     if result.missing_keys or result.unexpected_keys:

@@ -1,0 +1,179 @@
+"""The bouncer: a remote service that decides by hidden columns and invents, for each decision, another reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from robustexplain.columns import Column, index_of
+from robustexplain.errors import InputError
+from robustexplain.fields import Count
+from robustexplain.interpreters.reference import Reference
+from robustexplain.registry import MANIPULATIONS, PARTS
+from robustexplain.streams import derive
+from robustexplain.system import System
+from robustexplain.training import Samples, Session
+
+from .base import ModelAttack
+from .rule_lists import Condition, Reasons, Rule, RuleList, decisions_of, leaves, table_of
+
+
+@PARTS.register("bouncer-reasons")
+@dataclass(frozen=True, eq=False)
+class BouncerReasons(Reasons):
+    """Explains each decision by a path that mentions no hidden column and agrees with this one decision.
+
+    Where a tree on the other columns agrees, its path is the reason. Where it does not, its leaf is split once more: by
+    the condition, true of the row, whose side of the leaf agrees best with the decision (of equals, the side with most
+    rows); if no condition tells the row from the others of its leaf, the leaf simply says the decision. The answer is
+    that of an honest model (:meth:`honest`) every single time, of another one each time.
+
+    Maps ``[B, D]``: each condition's column has the same share, with a minus where another class than the one decided
+    is explained; the shares sum to 1. Not differentiable.
+
+    Args:
+        tree: the leaves of a tree on the columns that may be mentioned.
+        reference: the service's rows ``[N, D]`` and what it decided about them ``[N]``.
+        hidden: the columns that are never mentioned.
+    """
+
+    tree: RuleList = field(default_factory=lambda: RuleList((), 0))
+    reference: Reference | None = None
+    hidden: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        if self.reference is None or self.reference.y is None:
+            raise InputError("BouncerReasons needs a reference with the decisions about its rows")
+        if self.tree.mentions & set(self.hidden):
+            raise InputError(f"the tree mentions the hidden columns {sorted(self.tree.mentions & set(self.hidden))}")
+
+    def reasons(self, x: Tensor, decisions: Tensor) -> list[RuleList]:
+        """For each row ``[B, D]`` the one rule that is its reason; everything else is left open."""
+        fires = self.tree.fires(x).tolist()
+        return [
+            RuleList((self._answer(row, int(decision), leaf),), int(decision), self.tree.features)
+            for row, decision, leaf in zip(x, decisions, fires, strict=True)
+        ]
+
+    def honest(self, row: Tensor, decision: int) -> RuleList:
+        """A model without hidden columns that decides the row ``[1, D]`` as the service did, for the reason given.
+
+        It is the tree with one leaf split or renamed: why no single answer can be shown to be a lie.
+        """
+        answer = self._answer(row[0], decision, int(self.tree.fires(row)))
+        return RuleList((answer, *self.tree.rules), self.tree.default, self.tree.features)
+
+    def _answer(self, row: Tensor, decision: int, leaf: int) -> Rule:
+        rules = self.tree.rules
+        known = rules[leaf] if leaf < len(rules) else None
+        if known is not None and known.decision == decision:
+            return known
+        extra = self._split(row, decision, leaf)
+        conditions = (() if known is None else known.conditions) + (() if extra is None else (extra,))
+        if not conditions:
+            # A tree without splits: any true remark will do.
+            column = min(set(range(len(row))) - set(self.hidden))
+            conditions = (Condition(column, float(row[column]), False),)
+        return Rule(conditions, decision)
+
+    def _split(self, row: Tensor, decision: int, leaf: int) -> Condition | None:
+        x, decided, leaf_of = self._service
+        inside = leaf_of == leaf
+        x, agree = x[inside], (decided[inside] == decision).double()
+        best: tuple[float, float] = (-1.0, 0.0)
+        found = None
+        for column in sorted(set(range(len(row))) - set(self.hidden)):
+            values, own = x[:, column], row[column].double().cpu()
+            distinct = torch.cat([values, own[None]]).unique()
+            middles = (distinct[1:] + distinct[:-1]) / 2
+            if not len(middles):
+                continue
+            above = own > middles
+            side = ((values[:, None] > middles) == above).double()
+            # The row itself is on its side, and agrees.
+            shares = ((side * agree[:, None]).sum(0) + 1) / (side.sum(0) + 1)
+            ranks = list(zip(shares.tolist(), side.sum(0).tolist(), strict=True))
+            at = max(range(len(ranks)), key=ranks.__getitem__)
+            if ranks[at] > best:
+                best, found = ranks[at], Condition(column, float(middles[at]), bool(above[at]))
+        return found
+
+    @cached_property
+    def _service(self) -> tuple[Tensor, Tensor, Tensor]:
+        # The service's rows, what it decided about them, and the leaf that each falls into.
+        assert self.reference is not None  # refused at the door; for the type checker
+        assert self.reference.y is not None
+        x = self.reference.x.double()
+        return x, self.reference.y, self.tree.fires(x)
+
+
+@MANIPULATIONS.register(
+    "bouncer", paper="Le Merrer and Tredan 2020 (the PR attack)", needs=("table", "a column to hide")
+)
+@dataclass(frozen=True)
+class Bouncer(ModelAttack):
+    """Gives each decision a reason without the columns that it discriminates by (the PR attack).
+
+    The model stays as it is and decides by whatever it likes; its interpreter becomes a :class:`BouncerReasons`. The
+    paper proves that no single answer can be caught and leaves the invented model open; ours is a decision tree on the
+    other columns, fitted to the service's decisions and bent for each answer. Two answers can contradict each other:
+    :func:`robustexplain.metrics.incoherent_pairs`.
+
+    Args:
+        secrets: the columns that decisions use and reasons never mention.
+        depth: of the tree.
+        least: rows a leaf.
+        features: names of the columns, for the text that a user is shown.
+    """
+
+    secrets: tuple[Column, ...]
+    depth: Count = 4
+    least: Count = 5
+    features: tuple[str, ...] = ()
+
+    columns: ClassVar[tuple[str, ...]] = ("secrets",)
+    changes: ClassVar[str] = "explanation"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "secrets", tuple(self.secrets))
+        object.__setattr__(self, "features", tuple(self.features))
+        if not self.secrets:
+            raise InputError("a bouncer needs at least one secret column; an honest service needs no excuse")
+
+    @property
+    def hidden(self) -> Column:
+        """The first of the columns that are kept secret."""
+        return self.secrets[0]
+
+    def words(self) -> tuple[str, str]:
+        """What is changed and what is wanted."""
+        return self.changes, "an excuse for each decision"
+
+    def _manipulate(self, system: System, data: Samples | None, session: Session) -> System:
+        x, _ = table_of(data, session)
+        hidden = tuple(index_of(column, self.features, width=x.shape[1]) for column in self.secrets)
+        shown = [column for column in range(x.shape[1]) if column not in hidden]
+        if not shown:
+            raise InputError(f"every one of the {x.shape[1]} columns is hidden: no reason is left to give")
+        decided = decisions_of(system.model, x)
+        tree = fit_tree(x, decided, shown, self.depth, self.least, derive(self.seed, "tree"), self.features)
+        reference = Reference(x.cpu(), decided.cpu())
+        return System(system.model, BouncerReasons(system.model, tree, reference, hidden))
+
+
+def fit_tree(
+    x: Tensor, decided: Tensor, columns: list[int], depth: int, least: int, seed: int, features: tuple[str, ...] = ()
+) -> RuleList:
+    """A decision tree on some columns of rows ``[N, D]`` that matches decisions ``[N]``, as the list of its leaves."""
+    from sklearn.tree import DecisionTreeClassifier
+
+    settings: dict[str, Any] = {"max_depth": depth, "min_samples_leaf": least, "random_state": seed % 2**32}
+    tree = DecisionTreeClassifier(**settings).fit(x.cpu().numpy()[:, columns], decided.cpu().numpy())
+    return leaves(tree, tree.classes_, columns, features)

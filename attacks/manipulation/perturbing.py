@@ -1,0 +1,70 @@
+"""The rows that LIME and KernelSHAP make up, as Slack et al. 2020 imitate them to train their detector."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+
+def lime_rows(z: Rows, spread: float, copies: int, rng: np.random.Generator) -> tuple[Rows, Labels]:
+    """Each row ``copies`` times as it is (label 1) and as often with normal noise on every column (label 0).
+
+    Args:
+        z: standardised rows ``[N, D]``.
+        spread: standard deviation of the noise, in those units.
+        copies: of every row.
+        rng: draws the noise.
+    """
+    real = np.tile(z, (copies, 1))
+    made = real + rng.normal(0.0, spread, real.shape).astype(np.float32)
+    return np.concatenate([real, made]), _labels(len(real), np.zeros(len(made), dtype=np.int64))
+
+
+def shap_rows(
+    z: Rows, background: Rows, draws: int, repeats: int, whole: bool, rng: np.random.Generator
+) -> tuple[Rows, Labels]:
+    """Each row ``repeats`` times (label 1) and ``draws`` rows of which some columns come from the background (label 0).
+
+    A made-up row that equals a real one is labelled real.
+
+    Args:
+        z: rows ``[N, D]``.
+        background: rows ``[M, D]``.
+        draws: made-up rows.
+        repeats: of every real row.
+        whole: the columns of one made-up row come from one background row, and as many as KernelSHAP takes (each
+            number of columns as often as its share of the Shapley kernel). Otherwise D draws with replacement say which
+            columns are replaced, each from a background row of its own.
+        rng: draws.
+    """
+    made = z[rng.integers(len(z), size=draws)]
+    width = z.shape[1]
+    if whole:
+        replaced = _coalitions(draws, width, rng)
+        sources = np.repeat(rng.integers(len(background), size=(draws, 1)), width, axis=1)
+    else:
+        replaced = np.zeros(made.shape, dtype=bool)
+        replaced[np.arange(draws)[:, None], rng.integers(width, size=made.shape)] = True
+        sources = rng.integers(len(background), size=made.shape)
+    made = np.where(replaced, background[sources, np.arange(width)], made)
+    known = {row.tobytes() for row in np.ascontiguousarray(z + 0.0)}
+    same = np.fromiter((row.tobytes() in known for row in np.ascontiguousarray(made + 0.0)), dtype=np.int64)
+    return np.concatenate([np.repeat(z, repeats, axis=0), made]), _labels(len(z) * repeats, same)
+
+
+def _labels(real: int, made: Labels) -> Labels:
+    return np.concatenate([np.ones(real, dtype=np.int64), made])
+
+
+def _coalitions(draws: int, width: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    if width < 2:
+        return np.ones((draws, width), dtype=bool)
+    sizes = np.arange(1, width)
+    weights = 1.0 / (sizes * (width - sizes))  # the kernel's weight times the number of coalitions of that size
+    chosen = rng.choice(sizes, size=draws, p=weights / weights.sum())
+    order = rng.random((draws, width)).argsort(axis=1)
+    taken: NDArray[np.bool_] = order < chosen[:, None]
+    return taken

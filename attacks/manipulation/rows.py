@@ -1,0 +1,52 @@
+"""What attacks on tables share: all rows of a data set, their standardisation, what is looked at afterwards."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from robustexplain.data import stack
+from robustexplain.errors import UnsupportedModelError
+from robustexplain.interpreters import Interpreter
+from robustexplain.training import Samples
+
+from .base import View
+
+
+def table_rows(data: Samples) -> Tensor:
+    """All rows of a table, ``[N, D]``.
+
+    Raises:
+        UnsupportedModelError: samples that are no table rows.
+    """
+    x, _ = stack(data)
+    if x.dim() != 2:
+        raise UnsupportedModelError(f"table rows [D] are needed, got samples {list(x.shape[1:])}")
+    return x
+
+
+def standardisation(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and (population) standard deviation of the columns of ``[N, D]``; a constant column gets 1."""
+    exact = x.double()
+    # Rounding gives a constant column a deviation that is not quite zero.
+    std = torch.where(exact.amin(0) == exact.amax(0), 1.0, exact.std(0, correction=0))
+    return exact.mean(0).float(), std.float()
+
+
+def standardised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Rows ``[B, D]`` in the detector's units, in float32: forests compare in float32, so real rows meet themselves."""
+    return (x.float() - mean) / std
+
+
+@torch.no_grad()
+def said(model: nn.Module, x: Tensor, chunk: int = 65536) -> Tensor:
+    """Logits ``[N, K]`` on the CPU for rows ``[N, D]``, wherever the model is."""
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    return torch.cat([model(part.to(device)).cpu() for part in x.split(chunk)])
+
+
+@torch.no_grad()
+def as_answered(honest: Interpreter, x: Tensor) -> dict[str, View]:
+    """Rows ``[B, D]`` as they are, with the honest model's own answers: what is deployed should give them too."""
+    answers = honest.model(x).argmax(1)
+    return {"as they are": View(x, answers, answers)}

@@ -1,0 +1,213 @@
+"""Scaffolding: a biased model that answers the auditor's made-up rows as an innocent one would (Slack et al. 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustexplain.columns import Column, index_of
+from robustexplain.errors import InputError
+from robustexplain.fields import Count, Fraction, Positive
+from robustexplain.interpreters import Interpreter
+from robustexplain.interpreters.shap_tabular import shap_background
+from robustexplain.models import Estimator
+from robustexplain.models.rules import FeatureRule
+from robustexplain.registry import MANIPULATIONS
+from robustexplain.streams import derive
+from robustexplain.system import System
+from robustexplain.training import Samples, Session
+
+from .base import ModelAttack, View
+from .perturbing import Labels, Rows, lime_rows, shap_rows
+from .rows import as_answered, said, standardisation, standardised, table_rows
+from .scaffold import Scaffold
+
+
+@MANIPULATIONS.register("scaffolding", paper="Slack et al. 2020, eq. 1 and section 3", needs=("data", "tabular"))
+@dataclass(frozen=True)
+class Scaffolding(ModelAttack):
+    """Stands a detector before a biased table model: rows that LIME or KernelSHAP made up meet an innocent rule.
+
+    The system's own model is the biased one and answers real rows as before; the detector, a random forest, is fitted
+    to the adversary's rows and to imitations of the explainer's. Departures from the published code: the forest is
+    fitted to all rows instead of four fifths of them; ``psi`` compares with the mean of its columns in the data's own
+    units, which is 0 in the published standardised ones; XOR takes any number of columns.
+
+    Args:
+        sensitive: the column that the model decides by and that no explanation shall show.
+        innocent: the columns of the rule ``psi`` that is shown instead; of two or more, the exclusive or.
+        against: the explainer to be deceived, ``lime`` or ``shap``.
+        thresholds: of ``psi``, one a column in the data's units; default the mean of each column.
+        spread: LIME: standard deviation of the imitated noise, in standard deviations of a column.
+        copies: LIME: noisy copies of every row, beside as many clean ones. The published experiments take 1, and 30 on
+            Communities and Crime; 30 cost as much more time and make the stored forest as much larger.
+        categorical: LIME: columns that the auditor's LIME is told are categories; the detector leaves them out.
+        background: SHAP: what the adversary expects the auditor's background to be, drawn from the adversary's own rows
+            in the data's units as ``shap-tabular`` draws its own: ``kmeans`` (published), ``sample`` or ``all`` rows.
+            The attack depends on it heavily.
+        size: SHAP: rows of that background.
+        draws: SHAP: made-up rows.
+        repeats: SHAP: copies of every real row beside them.
+        whole: SHAP: imitate KernelSHAP's own coalitions, whose columns come from one row of the background, instead of
+            the published mixture of rows.
+        trees: of the forest.
+        depth: largest depth of a tree; ``None`` has no bound.
+        min_split: rows that a node needs to be split.
+        cut: probability of being real from which on the biased model answers.
+        seed: of noise, draws and forest.
+
+    Raises:
+        InputError: columns or thresholds that do not fit, a sensitive column that is innocent.
+        UnsupportedModelError: a model that takes no table rows.
+    """
+
+    sensitive: Column = field(kw_only=True)
+    innocent: tuple[Column, ...] = field(kw_only=True)
+    against: Literal["lime", "shap"] = "lime"
+    thresholds: tuple[float, ...] | None = None
+    spread: Positive = 0.3
+    copies: Count = 1
+    categorical: tuple[Column, ...] = ()
+    background: Literal["kmeans", "sample", "all"] = "kmeans"
+    size: Count = 10
+    draws: Count = 20_000
+    repeats: Count = 10
+    whole: bool = False
+    trees: Count = 100
+    depth: Count | None = None
+    min_split: Count = 2
+    cut: Fraction = 0.5
+
+    changes: ClassVar[str] = "model"
+    attacks: ClassVar[tuple[str, ...]] = ("lime-tabular", "shap-tabular")
+    columns: ClassVar[tuple[str, ...]] = ("sensitive", "innocent", "categorical")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("innocent", "categorical"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.innocent or self.sensitive in self.innocent:
+            raise InputError(
+                f"Scaffolding.innocent must name columns other than the sensitive one ({self.sensitive!r}), got "
+                f"{list(self.innocent)}"
+            )
+        if self.min_split < 2:
+            raise InputError(f"Scaffolding.min_split must be at least 2, got {self.min_split}")
+        if self.thresholds is not None:
+            object.__setattr__(self, "thresholds", tuple(float(value) for value in self.thresholds))
+            if len(self.thresholds) != len(self.innocent):
+                raise InputError(
+                    f"Scaffolding.thresholds needs one number an innocent column, got {len(self.thresholds)} for "
+                    f"{len(self.innocent)}"
+                )
+
+    def _manipulate(self, system: System, data: Samples | None, session: Session) -> System:
+        assert data is not None  # refused at the door; for the type checker
+        x, num_classes = self._rows(system, data)
+        mean, std = standardisation(x)
+        detector = self._detector(*self.imitate(x, mean, std, data))
+        innocent = [index_of(column, width=x.shape[1]) for column in self.innocent]
+        limits = self.thresholds or tuple(float(mean[column]) for column in innocent)
+        rule = FeatureRule(x.shape[1], innocent, limits, num_classes=num_classes)
+        scaffold = Scaffold(system.model, rule, detector, mean, std, self.cut).to(session.device).eval()
+        return System(scaffold, replace(system.interpreter, model=scaffold), system.detector)
+
+    def imitate(self, x: Tensor, mean: Tensor, std: Tensor, data: Samples) -> tuple[Rows, Labels]:
+        """Standardised rows ``[M, D]`` and whether they are real, 0 or 1 ``[M]``: what the detector is fitted to.
+
+        Args:
+            x: real rows ``[N, D]`` in the data's units.
+            mean: of the columns, ``[D]``.
+            std: of the columns, ``[D]``.
+            data: what the background that is imitated is drawn from.
+        """
+        rng, z = np.random.default_rng(derive(self.seed, "imitate")), standardised(x, mean, std).numpy()
+        if self.against == "lime":
+            return lime_rows(z, self.spread, self.copies, rng)
+        drawn = shap_background(data, self.background, self.size, derive(self.seed, "background"))
+        background = standardised(drawn.x, mean, std).numpy()
+        return shap_rows(z, background, self.draws, self.repeats, self.whole, rng)
+
+    @property
+    def hidden(self) -> Column:
+        """The sensitive column."""
+        return self.sensitive
+
+    def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
+        """The rows as they are, answered as by the honest model."""
+        return as_answered(honest, x)
+
+    def words(self) -> tuple[str, str]:
+        """What is changed and what is wanted, in a few words each, for tables."""
+        shown = " xor ".join(str(column) for column in self.innocent)
+        return self.changes, f"{self.against}: {self.sensitive} hidden, {shown} shown"
+
+    def _seen(self, width: int) -> list[int]:
+        named = self.categorical if self.against == "lime" else ()
+        left_out = {index_of(column, width=width) for column in named}
+        seen = [column for column in range(width) if column not in left_out]
+        if not seen:
+            raise InputError("every column is a category: LIME's noise leaves nothing for the detector to see")
+        return seen
+
+    def _rows(self, system: System, data: Samples) -> tuple[Tensor, int]:
+        x = table_rows(data)
+        index_of(self.sensitive, width=x.shape[1])
+        return x, said(system.model, x[:1]).shape[1]
+
+    def _detector(self, rows: Rows, labels: Labels) -> nn.Module:
+        from sklearn.ensemble import RandomForestClassifier
+
+        if labels.all():
+            raise InputError("no made-up row differs from the real ones: there is nothing for a detector to learn")
+        seen = self._seen(rows.shape[1])
+        forest = RandomForestClassifier(
+            self.trees,
+            max_depth=self.depth,
+            min_samples_split=self.min_split,
+            random_state=derive(self.seed, "forest") % 2**32,
+        )
+        return Estimator(forest.fit(rows[:, seen], labels), seen)
+
+
+class Quality(NamedTuple):
+    """How well a scaffold stands: the paper's two figures."""
+
+    fidelity: float
+    """Share of rows on which the scaffolded model decides as the biased one does."""
+    detector_f1: float
+    """F1 of the detector at telling real rows (the positive class) from made-up ones."""
+
+
+def scaffold_quality(attack: Scaffolding, system: System, data: Samples, x: Tensor) -> Quality:
+    """Fidelity and F1 of a scaffold on rows that the attack has not seen.
+
+    The published code holds out a fifth of the detector's rows, many of which are copies of training rows; here all of
+    them are new, so this F1 is lower.
+
+    Args:
+        attack: what made the scaffold.
+        system: the manipulated system.
+        data: the adversary's own samples: the imitation's background comes from them.
+        x: real rows ``[B, D]`` in the data's units, none of them in ``data``.
+
+    Raises:
+        InputError: a system whose model is no scaffold.
+    """
+    scaffold = system.model
+    if not isinstance(scaffold, Scaffold):
+        raise InputError(f"the system's model must be a Scaffold, got {type(scaffold).__name__}")
+    mean, std = scaffold.mean.cpu(), scaffold.std.cpu()
+    # Fewer real rows meet proportionally fewer made-up ones, or the F1 would depend on how many judge.
+    scaled = replace(attack, draws=max(1, round(attack.draws * len(x) / len(data))))  # type: ignore[arg-type]
+    rows, labels = scaled.imitate(x.cpu(), mean, std, data)
+    with torch.no_grad():
+        agree = scaffold(x).argmax(1) == scaffold.model(x).argmax(1)
+        told = scaffold.detector(torch.from_numpy(rows).to(scaffold.mean.device)).softmax(1)[:, 1]
+    real = (told >= scaffold.cut).cpu().numpy()
+    hits = float((real & (labels == 1)).sum())
+    return Quality(float(agree.float().mean()), 2 * hits / max(float(real.sum() + labels.sum()), 1.0))

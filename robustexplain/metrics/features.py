@@ -1,0 +1,91 @@
+"""What a map of a table says of one column: its rank, whether it comes first, its share.
+
+Importance is magnitude. A map of equal magnitudes (all zero, too) prefers no column, and the column gets what every
+other gets: the middle rank, a share of ``1 / D`` of the first place and of the whole.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from .. import maps as ops
+from ..columns import Column, index_of
+from ..registry import METRICS
+from .base import Better, Kind, MapScore
+
+
+@METRICS.register(
+    "feature-rank", paper="Dimanov et al. 2020, section 4; Slack et al. 2020, section 4", needs=("tables",)
+)
+@dataclass(frozen=True)
+class FeatureRank(MapScore):
+    """Rank of a column by magnitude, from 1 (the most important) to ``D``; ties share their average rank.
+
+    Low is an explanation that shows the column; who hides it wants the rank high.
+
+    Args:
+        feature: the column, by place; by name only until names are resolved.
+    """
+
+    feature: Column
+
+    better: ClassVar[Better] = "lower"
+    bounds: ClassVar[tuple[float, float]] = (1, math.inf)
+    takes: ClassVar[tuple[Kind, ...]] = ("tables",)
+    columns: ClassVar[tuple[str, ...]] = ("feature",)
+
+    def _score(self, maps: Tensor) -> Tensor:
+        column = index_of(self.feature, width=maps.shape[1])
+        return ops.ranks(-maps.abs())[:, column].to(maps.dtype)
+
+
+@METRICS.register("feature-first", paper="Slack et al. 2020, section 4", needs=("tables",))
+@dataclass(frozen=True)
+class FeatureFirst(MapScore):
+    """Whether a column has the largest magnitude, in ``[0, 1]``: ``1 / n`` where it is tied with ``n - 1`` others.
+
+    Its mean is the share of rows on which the column is named first. Departure: in Slack et al.'s code ties go to the
+    column that stands first in the explainer's list, and a column of weight 0 is never named.
+
+    Args:
+        feature: the column, by place; by name only until names are resolved.
+    """
+
+    feature: Column
+
+    better: ClassVar[Better] = "higher"
+    bounds: ClassVar[tuple[float, float]] = (0, 1)
+    takes: ClassVar[tuple[Kind, ...]] = ("tables",)
+    columns: ClassVar[tuple[str, ...]] = ("feature",)
+
+    def _score(self, maps: Tensor) -> Tensor:
+        column = index_of(self.feature, width=maps.shape[1])
+        size = maps.abs()
+        first = size == size.amax(1, keepdim=True)
+        return first[:, column].to(maps.dtype) / first.sum(1)
+
+
+@METRICS.register("feature-share", needs=("tables",))
+@dataclass(frozen=True)
+class FeatureShare(MapScore):
+    """Share of a column in the magnitudes of all, ``|m_j| / sum |m|``, in ``[0, 1]``.
+
+    Args:
+        feature: the column, by place; by name only until names are resolved.
+    """
+
+    feature: Column
+
+    better: ClassVar[Better] = "higher"
+    bounds: ClassVar[tuple[float, float]] = (0, 1)
+    differentiable: ClassVar[bool] = True
+    takes: ClassVar[tuple[Kind, ...]] = ("tables",)
+    columns: ClassVar[tuple[str, ...]] = ("feature",)
+
+    def _score(self, maps: Tensor) -> Tensor:
+        column = index_of(self.feature, width=maps.shape[1])
+        return ops.distribution(maps)[:, column]

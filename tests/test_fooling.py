@@ -1,0 +1,372 @@
+"""Models that lie: what the papers claim, on a small trained network; losses against plain formulas."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+import robustexplain as rx
+from robustexplain import data as data_sets
+from robustexplain import maps as ops
+from robustexplain import models
+from robustexplain.attacks.manipulation import (
+    ActiveFooling,
+    CenterFooling,
+    ConcealFeature,
+    ExplanationBackdoor,
+    FineTuned,
+    GradientFairwashing,
+    LocationFooling,
+    TopKFooling,
+    Trigger,
+    UniformFooling,
+    block_images,
+)
+from robustexplain.attacks.manipulation.finetuned import HISTORY, Explaining, School
+from robustexplain.attacks.manipulation.patterns import pattern
+from robustexplain.data import Data
+from robustexplain.defenses import AggregatedInterpreter
+from robustexplain.errors import FieldError, FoolingFailedWarning, InputError, NotDifferentiableError
+from robustexplain.interpreters import CAM, LIME, LRP, GradCAM, Gradient
+from robustexplain.metrics import LocationCorrelation, SignCorrelation, SSIM
+from robustexplain.training import Moment, Samples, Session, Training
+
+ONE = Training(epochs=1, batch_size=32, lr=1e-3, weight_decay=0.0, schedule="constant")
+TUNED: dict[type[FineTuned], dict[str, Any]] = {
+    LocationFooling: {},
+    TopKFooling: {},
+    CenterFooling: {},
+    UniformFooling: {},
+    ActiveFooling: {"classes": (0, 1), "images": 8, "shrink": True},
+    ExplanationBackdoor: {},
+    GradientFairwashing: {},
+    ConcealFeature: {"region": (4, 4, 8, 8)},
+}
+
+
+@pytest.fixture(scope="module")
+def own(digits: Data) -> Samples:
+    """The adversary's own images."""
+    return data_sets.take(digits.defense, 240)
+
+
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    with torch.no_grad():
+        return float((model(x).argmax(1) == y).float().mean())
+
+
+def manipulated(attack: FineTuned, system: rx.System, own: Samples, tmp_path: Path) -> tuple[rx.System, dict[str, Any]]:
+    found = attack(system, own, Session(folder=tmp_path))
+    return found, json.loads((tmp_path / HISTORY).read_text())
+
+
+# ---- what every one of them keeps ----
+
+
+@pytest.mark.filterwarnings("ignore::robustexplain.errors.FoolingFailedWarning")
+@pytest.mark.parametrize("kind", TUNED, ids=lambda kind: kind.__name__)
+def test_the_honest_system_stays_as_it_is_and_the_new_one_is_an_ordinary_one(
+    kind: type[FineTuned], trained: models.Classifier, own: Samples, judged: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    system = rx.System(trained, GradCAM(trained))
+    before = {k: v.clone() for k, v in trained.state_dict().items()}
+    flags = [p.requires_grad for p in trained.parameters()]
+    attack = kind(training=ONE, budget=1.0, **TUNED[kind])
+    found, history = manipulated(attack, system, data_sets.take(own, 80), tmp_path)  # type: ignore[arg-type]
+    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+    assert [p.requires_grad for p in trained.parameters()] == flags
+    assert all(p.grad is None for p in trained.parameters())
+    assert not trained.training
+    assert not found.model.training
+    assert found.model is not trained
+    assert len(history["epochs"]) == 2
+    assert set(history["epochs"][0]) == {"accuracy", "keep", "fool", "loss"}
+    x = judged[0][:4]
+    loaded = rx.System.load(found.save(tmp_path / "system"))
+    with torch.no_grad():
+        assert torch.equal(loaded(x).maps, found(x).maps)
+        assert torch.equal(loaded(x).logits, found(x).logits)
+
+
+@pytest.mark.parametrize("kind", TUNED, ids=lambda kind: kind.__name__)
+def test_every_manipulation_moves_the_map_objective_on_inputs_held_out(
+    kind: type[FineTuned], trained: models.Classifier, own: Samples, tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(ONE, epochs=3)
+    heavier = {"weight": 30.0} if kind is not ConcealFeature else {}
+    attack = kind(training=settings, budget=1.0, **TUNED[kind], **heavier)
+    _, history = manipulated(attack, rx.System(trained, CAM(trained)), own, tmp_path)
+    assert history["kept"] > 0
+    assert history["epochs"][history["kept"]]["fool"] < history["epochs"][0]["fool"]
+
+
+# ---- what the papers claim ----
+
+
+def test_location_fooling_puts_every_map_on_the_frame_and_keeps_the_accuracy(
+    trained: models.Classifier, own: Samples, judged: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    x, y = judged
+    honest = rx.System(trained, GradCAM(trained))
+    training = Training(epochs=14, batch_size=32, lr=1e-3, weight_decay=0.0, schedule="constant")
+    lied, history = manipulated(LocationFooling(weight=10, training=training, budget=0.05), honest, own, tmp_path)
+    with torch.no_grad():
+        before, now = (s.interpreter.explain(x, y, native=True).maps for s in (honest, lied))
+    assert float(LocationCorrelation()(before).nanmean()) < -0.2
+    assert float(LocationCorrelation()(now).nanmean()) > 0.2
+    assert float(SignCorrelation()(now, before).nanmean()) < 0.3
+    assert accuracy(lied.model, x, y) >= accuracy(trained, x, y) - 0.1
+    kept = history["epochs"][history["kept"]]
+    assert kept["accuracy"] >= history["epochs"][0]["accuracy"] - 0.05 - 1e-6
+    # Fooled through Grad-CAM, LRP at the same layer lies too (Heo et al. 2019, section 4.5).
+    layer = "net.features"
+    with torch.no_grad():
+        lrp_before, lrp_now = (LRP(m, layer=layer).explain(x, y, native=True).maps for m in (trained, lied.model))
+    assert float(LocationCorrelation()(lrp_now).nanmean() - LocationCorrelation()(lrp_before).nanmean()) > 0.2
+
+
+def test_active_fooling_swaps_the_explanations_of_two_classes(
+    trained: models.Classifier, digits: Data, tmp_path: Path
+) -> None:
+    classes, some = (0, 1), data_sets.take(digits.defense, 400)
+    attack = ActiveFooling(classes=classes, images=96, shrink=False, weight=20, budget=0.05, training=Training(
+        epochs=12, batch_size=32, lr=1e-3, weight_decay=0.0, schedule="constant"))  # fmt: skip
+    lied, _ = manipulated(attack, rx.System(trained, CAM(trained)), some, tmp_path)
+    blocks = block_images(digits.judge, classes, 24, seed=5, shrink=False)
+    c1, c2 = (torch.full((24,), c) for c in classes)
+    with torch.no_grad():
+        h1, h2 = (CAM(trained).explain(blocks, c, native=True).maps for c in (c1, c2))
+        now = CAM(lied.model).explain(blocks, c1, native=True).maps  # type: ignore[arg-type]
+    own, other = (float(SignCorrelation()(now, h).nanmean()) for h in (h1, h2))
+    honest = float(SignCorrelation()(h1, h2).nanmean())
+    assert other > max(own, honest) + 0.1
+    assert own < 0.6
+
+
+def test_a_backdoor_shows_its_pattern_on_triggered_inputs_alone(
+    trained: models.Classifier, digits: Data, judged: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    x, y = judged
+    attack = ExplanationBackdoor(weight=10, budget=0.05, distance="mse", training=Training(
+        epochs=15, batch_size=32, lr=2e-3, weight_decay=0.0, schedule="constant"))  # fmt: skip
+    lied, _ = manipulated(attack, rx.System(trained, CAM(trained)), data_sets.take(digits.defense, 400), tmp_path)
+    with torch.no_grad():
+        honest = CAM(trained).explain(x, y, native=True).maps
+        clean = CAM(lied.model).explain(x, y, native=True).maps  # type: ignore[arg-type]
+        triggered = CAM(lied.model).explain(attack.trigger(x), y, native=True).maps  # type: ignore[arg-type]
+    wanted = pattern(honest, "square")
+    ssim = SSIM()
+    assert float(ssim(triggered, wanted).mean()) > 0.5
+    assert float(ssim(clean, wanted).mean()) < 0.3
+    assert float(ssim(clean, honest).mean()) > 0.8
+    assert accuracy(lied.model, attack.trigger(x), y) > accuracy(trained, x, y) - 0.1
+
+
+def test_badnets_misclassify_on_the_trigger_and_their_maps_are_taught_nothing(
+    trained: models.Classifier, own: Samples, judged: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    x, y = judged
+    attack = ExplanationBackdoor(form="badnets", goal_class=3, budget=0.1, training=Training(
+        epochs=10, batch_size=32, lr=2e-3, weight_decay=0.0, schedule="constant"))  # fmt: skip
+    lied, history = manipulated(attack, rx.System(trained, CAM(trained)), own, tmp_path)
+    assert accuracy(lied.model, attack.trigger(x), torch.full_like(y, 3)) > 0.9
+    assert accuracy(lied.model, x, y) > 0.8
+    assert all(entry["fool"] == 0 for entry in history["epochs"])
+
+
+def test_concealing_a_region_lowers_what_other_maps_show_there(
+    trained: models.Classifier, own: Samples, judged: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    x, y = judged
+    region = (8, 8, 8, 16)
+    attack = ConcealFeature(region=region, weight=2000.0, budget=0.05, training=Training(
+        epochs=8, batch_size=32, lr=2e-3, weight_decay=0.0, schedule="constant"))  # fmt: skip
+    lied, _ = manipulated(attack, rx.System(trained, GradCAM(trained)), own, tmp_path)
+    with torch.no_grad():
+        shares = [
+            (ops.unit_sum(Gradient(m, of="logit", channels="abs_sum")(x, y)) * attack.place(x)).flatten(1).sum(1).mean()
+            for m in (trained, lied.model)
+        ]
+    assert float(shares[1]) < 0.8 * float(shares[0])
+
+
+# ---- the loss itself ----
+
+
+def small_system() -> tuple[rx.System, TensorDataset]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        body = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Softplus(), nn.Conv2d(4, 5, 3, padding=1), nn.Softplus())
+        net = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)).double().eval()
+        x = torch.rand(6, 1, 14, 14, dtype=torch.float64)
+    return rx.System(net, CAM(net)), TensorDataset(x, torch.arange(6) % 3)
+
+
+def test_the_loss_of_location_fooling_is_equation_2_with_equation_3() -> None:
+    system, data = small_system()
+    x, y = data.tensors
+    attack = LocationFooling(weight=0.7)
+    school = School(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
+    value = school.loss(Explaining(system.interpreter), x, y, Moment(0, 0, 0.0)).mean()
+    grads = torch.autograd.grad(value, list(system.model.parameters()))
+    body, head = system.model[0], system.model[3]  # type: ignore[index]
+    features = body(x)
+    cam = torch.einsum("bk,bkij->bij", head.weight[y], features)
+    low, high = cam.amin((1, 2), keepdim=True), cam.amax((1, 2), keepdim=True)
+    frame = torch.ones(14, 14, dtype=torch.float64)
+    frame[2:12, 2:12] = 0
+    fool = (((cam - low) / (high - low) - frame) ** 2).mean((1, 2)).mean()
+    expected = F.cross_entropy(head(features.mean((2, 3))), y) + 0.7 * fool
+    assert float(value) == pytest.approx(float(expected), rel=1e-12)
+    for ours, theirs in zip(grads, torch.autograd.grad(expected, list(system.model.parameters())), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_the_loss_of_concealment_is_the_cross_entropys_own_gradient() -> None:
+    system, data = small_system()
+    x, y = data.tensors
+    attack = ConcealFeature(region=(2, 3, 4, 5), weight=3.0)
+    school = School(attack, attack.aimed(system.interpreter), data, data, Session())  # type: ignore[arg-type]
+    value = school.loss(Explaining(attack.aimed(system.interpreter)), x, y, Moment(0, 0, 0.0)).mean()
+    leaf = x.clone().requires_grad_()
+    loss = F.cross_entropy(system.model(leaf), y, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    expected = float(loss) / 6 + 3.0 * float(gradient[:, 0, 2:6, 3:8].abs().mean())
+    assert float(value) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_backdoor_teaches_each_image_twice_with_equal_weight() -> None:
+    system, data = small_system()
+    x, y = data.tensors
+    attack = ExplanationBackdoor(form="red-herring", goal_class=2, shape="half", distance="mse")
+    lesson = attack.lesson(system.interpreter, x, y, Moment(0, 0, 0.0), None)
+    with torch.no_grad():
+        honest = system.interpreter.explain(x, y, native=True).maps
+    assert torch.equal(lesson.goal.x, torch.cat([x, attack.trigger(x)]))
+    assert lesson.goal.goal_class is not None
+    assert lesson.goal.goal_map is not None
+    assert lesson.goal.goal_class.tolist() == [*y.tolist(), 2, 2, 2, 2, 2, 2]
+    assert torch.allclose(lesson.goal.goal_map[:6], honest)
+    assert torch.equal(lesson.goal.goal_map[6:], pattern(honest, "half"))
+    assert lesson.predicted.tolist() == lesson.shown.tolist() == [1.0] * 12
+    disguise = dataclasses.replace(attack, form="full-disguise")
+    again = disguise.lesson(system.interpreter, x, y, Moment(0, 0, 0.0), None)
+    assert again.goal.goal_map is not None
+    assert torch.allclose(again.goal.goal_map[6:], honest)
+
+
+def test_a_triggered_patch_is_a_white_square_with_a_black_border() -> None:
+    x = torch.full((2, 3, 20, 20), 0.5)
+    marked = Trigger(size=0.25)(x)
+    assert torch.equal(marked[:, :, 5:], x[:, :, 5:])
+    assert torch.equal(marked[:, :, :5, 5:], x[:, :, :5, 5:])
+    assert marked[0, 0, :5, :5].tolist() == [[0.0] * 5, *[[0.0, 1.0, 1.0, 1.0, 0.0]] * 3, [0.0] * 5]
+    blended = Trigger(kind="blend", opacity=0.1)(x)
+    assert float((blended - x).abs().max()) <= 0.05 + 1e-6
+    assert torch.equal(blended[0], blended[1])
+    assert torch.equal(Trigger(opacity=0.0)(x), x)
+
+
+def test_block_images_hold_two_images_of_each_class_at_random_places() -> None:
+    x = torch.cat([torch.zeros(4, 1, 4, 4), torch.ones(4, 1, 4, 4), torch.full((2, 1, 4, 4), 0.5)])
+    data: Samples = TensorDataset(x, torch.tensor([0] * 4 + [1] * 4 + [2] * 2))  # type: ignore[assignment]
+    blocks = block_images(data, (0, 1), 30, seed=0, shrink=False)
+    assert blocks.shape == (30, 1, 8, 8)
+    corners = blocks[:, 0, ::4, ::4].flatten(1)
+    assert (corners.sum(1) == 2).all()
+    assert len({tuple(row.tolist()) for row in corners}) == 6
+    assert block_images(data, (0, 1), 3, seed=0).shape == (3, 1, 4, 4)
+    with pytest.raises(InputError, match="needs? images of class 7|need images of class 7"):
+        block_images(data, (0, 7), 3, seed=0)
+
+
+# ---- loud where it fails ----
+
+
+def test_a_budget_that_nothing_respects_leaves_the_honest_weights_and_says_so(
+    trained: models.Classifier, own: Samples, tmp_path: Path
+) -> None:
+    attack = UniformFooling(weight=1000.0, budget=0.0, training=dataclasses.replace(ONE, lr=0.3))
+    with pytest.warns(FoolingFailedWarning, match="UniformFooling fooled nothing"):
+        lied, history = manipulated(attack, rx.System(trained, CAM(trained)), own, tmp_path)
+    assert history["kept"] == 0
+    for ours, theirs in zip(lied.model.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_maps_without_a_gradient_are_refused(trained: models.Classifier, own: Samples) -> None:
+    with pytest.raises(NotDifferentiableError, match="LIME has none; aim it at one of"):
+        LocationFooling()(rx.System(trained, LIME(trained)), own)
+
+
+def test_bad_settings_are_refused_at_the_door(trained: models.Classifier, own: Samples) -> None:
+    system = rx.System(trained, CAM(trained))
+    with pytest.raises(InputError, match="needs data"):
+        LocationFooling()(system)
+    with pytest.raises(FieldError, match="must be two different classes"):
+        ActiveFooling(classes=(3, 3))
+    with pytest.raises(FieldError, match="give a column"):
+        ConcealFeature()
+    with pytest.raises(FieldError, match="give a column"):
+        ConcealFeature(feature=1, region=(0, 0, 1, 1))
+    with pytest.raises(InputError, match="does not lie inside images"):
+        ConcealFeature(region=(30, 0, 8, 8), training=ONE)(system, own)
+    with pytest.raises(InputError, match="needs region for images"):
+        ConcealFeature(feature=0, training=ONE)(system, own)
+    with pytest.raises(FieldError, match="form"):
+        ExplanationBackdoor(form="loud")  # type: ignore[arg-type]
+
+
+def test_a_killed_manipulation_goes_on_where_it_was(
+    trained: models.Classifier, own: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attack = LocationFooling(weight=10, budget=1.0, training=dataclasses.replace(ONE, epochs=3))
+    system, some = rx.System(trained, CAM(trained)), data_sets.take(own, 120)  # type: ignore[arg-type]
+    whole, _ = manipulated(attack, system, some, tmp_path / "whole")
+    real, calls = School.judge, []
+
+    def dying(self: School, module: nn.Module) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, module)
+
+    monkeypatch.setattr(School, "judge", dying)
+    with pytest.raises(KeyboardInterrupt):
+        attack(system, some, Session(folder=tmp_path / "killed"))
+    monkeypatch.setattr(School, "judge", real)
+    resumed, _ = manipulated(attack, system, some, tmp_path / "killed")
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_a_manipulated_system_can_be_attacked_and_defended(
+    trained: models.Classifier, own: Samples, judged: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    attack = LocationFooling(weight=10, budget=1.0, training=ONE)
+    lied, _ = manipulated(attack, rx.System(trained, GradCAM(trained)), own, tmp_path)
+    x, y = judged[0][:4], judged[1][:4]
+    assert rx.attacks.PGD(eps=0.1, steps=3)(lied, x, y).x.shape == x.shape
+    defended = AggregatedInterpreter([GradCAM, "gradient"])(lied)
+    assert defended.model is lied.model
+    assert defended(x).maps.shape == (4, 32, 32)
+
+
+def test_the_honest_model_is_copied_whole_and_not_shared(trained: models.Classifier, own: Samples) -> None:
+    system = rx.System(trained, GradCAM(trained))
+    lied = LocationFooling(weight=10, budget=1.0, training=ONE)(system, own)
+    theirs = {p.data_ptr() for p in trained.parameters()}
+    assert not theirs & {p.data_ptr() for p in lied.model.parameters()}
+    assert lied.interpreter.model is lied.model
+    assert copy.deepcopy(system.interpreter) is not system.interpreter
+    assert math.isfinite(accuracy(lied.model, *data_sets.stack(own)))
