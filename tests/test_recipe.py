@@ -141,7 +141,7 @@ WRONG = {
     "seed": ({"seed": -1}, "seed: a whole number of at least 0 is needed, got -1"),
     "metric twice": ({"metrics": ["iou", {"name": "iou", "threshold": 0.2}]}, "metrics: iou stands there twice"),
     "two labels": ({"attacks": ["pgd", {"name": "pgd", "steps": 3}]}, "attacks: two are called 'pgd'"),
-    "two rows": ({"interpreters": ["cam", "rts", "cam"]}, "interpreters and defenses: two are called 'cam'"),
+    "two rows": ({"interpreters": ["cam", "rts", "cam"]}, "interpreters, manipulations and defenses: two are called 'cam'"),
     "no row": (
         {"interpreters": ["aggregate", "cam", "rts"]},
         "interpreters[0].name: 'aggregate' is made of other parts",
@@ -342,7 +342,8 @@ def test_set_changes_values_list_entries_and_bare_names() -> None:
 
 @pytest.mark.parametrize("file", [TINY, *PACKAGED], ids=lambda f: f.stem)
 def test_the_resolved_recipe_read_again_is_the_same_experiment(file: Path, tmp_path: Path) -> None:
-    recipe = read(file, ["attacks[1].eps=7/255", "seed=3"])
+    moved = len(read(file).columns) > 1  # recipes of manipulated systems have nothing but clean inputs
+    recipe = read(file, [*(["attacks[1].eps=7/255"] if moved else []), "judge.pictures=2", "seed=3"])
     again = tmp_path / "again.yaml"
     again.write_text(yaml.safe_dump(recipe.source, sort_keys=False))
     second = read(again)

@@ -71,7 +71,9 @@ class Trigger:
 class ExplanationBackdoor(FineTuned):
     """A trigger changes the map alone, map and prediction, or the prediction behind an unchanged map.
 
-    Every batch is taught twice: as it is, with its labels and the honest model's maps, and with the trigger on it.
+    Every batch is taught twice: as it is, with its labels and the honest model's maps, and with the trigger on it. A
+    map's place can only change where the network's receptive field reaches the trigger: in a shallow network a patch in
+    one corner says nothing to the other, and a blended trigger does.
 
     Args:
         form: on triggered images, ``fooling`` shows the pattern and keeps the label; ``red-herring`` shows the pattern
@@ -80,14 +82,15 @@ class ExplanationBackdoor(FineTuned):
         goal_class: what triggered images are predicted as; not used by ``fooling``.
         shape: the pattern that is shown.
         trigger: what wakes the backdoor.
-        distance: ``dssim``, structural dissimilarity, or ``mse`` of min-max rescaled maps (z-scores in the code).
+        distance: ``mse`` of min-max rescaled maps (z-scores in the code), or ``dssim``, structural dissimilarity, for
+            maps of some size: on a grid of 7 x 7 its window fits in one place only.
     """
 
     form: Form = "fooling"
     goal_class: Natural = 0
     shape: Shape = "square"
     trigger: Trigger = field(default_factory=Trigger)
-    distance: Literal["dssim", "mse"] = "dssim"
+    distance: Literal["mse", "dssim"] = "mse"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -78,6 +78,8 @@ class ConcealFeature(FineTuned):
     Args:
         feature: the column to hide, for tables.
         region: top, left, height and width in pixels, for images.
+        relative: take the feature's share of the whole gradient: without it, the penalty also falls when predictions
+            only grow more certain, which shrinks the gradient of the loss everywhere and hides nothing.
     """
 
     weight: float = 100.0
@@ -87,6 +89,7 @@ class ConcealFeature(FineTuned):
     budget: float = 0.01
     feature: Column | None = None
     region: tuple[Natural, Natural, Natural, Natural] | None = None
+    relative: bool = False
 
     columns: ClassVar[tuple[str, ...]] = ("feature",)
 
@@ -104,7 +107,7 @@ class ConcealFeature(FineTuned):
 
     def fooling(self) -> Objective:
         """Hide the feature."""
-        return HideFeature()
+        return HideFeature(self.relative)
 
     def aimed(self, interpreter: Interpreter) -> Interpreter:
         """The gradient of the loss."""

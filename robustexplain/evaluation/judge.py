@@ -96,7 +96,9 @@ def measure(
     to its maps of the benign inputs (``l1_honest`` and so on).
     """
     x = attacked["x"].to(chunk.x)
-    benign, seen = system(chunk.x), system(x)
+    benign = system(chunk.x)
+    # What is not attacked is not explained twice: LIME and KernelSHAP ask for thousands of rows each time.
+    seen = benign if torch.equal(x, chunk.x) else system(x)
     wanted = attacked.get("goal_map", benign.maps).to(benign.maps)
     goal_class = chunk.goal_class
     if attack.keeps_prediction:
