@@ -1,5 +1,6 @@
 """Attacks: system x inputs -> inputs that deceive. Each is a short choice of threat model, objective and search."""
 
+from . import manipulation
 from .adapters import ART, Foolbox, Foreign, Torchattacks
 from .base import Attack, Attacked
 from .bilevel import Bilevel, BilevelSearch
@@ -108,6 +109,7 @@ __all__ = [
     "Update",
     "compensated",
     "fit_universal",
+    "manipulation",
     "random_class_maps",
     "random_classes",
     "random_patch_maps",

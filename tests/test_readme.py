@@ -33,7 +33,7 @@ def test_python_snippets_of_the_readme_run(index: int, tmp_path: Path, monkeypat
     exec(compile(blocks("python")[index], f"README.md python {index}", "exec"), module.__dict__)
 
 
-@pytest.mark.parametrize("page", ["metrics", "attacks"])
+@pytest.mark.parametrize("page", ["metrics", "attacks", "manipulations"])
 def test_the_snippet_of_the_page_runs(page: str) -> None:
     (code,) = blocks("python", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))
     exec(compile(code, f"docs/{page}.md", "exec"), {})
@@ -46,7 +46,7 @@ def test_recipe_of_the_readme_validates() -> None:
     assert {column.knowledge for column in checked.columns} == {"ignores", "carried-over", "adapts"}
 
 
-@pytest.mark.parametrize("kind", ["attacks", "defenses", "interpreters", "metrics"])
+@pytest.mark.parametrize("kind", ["attacks", "manipulations", "defenses", "interpreters", "metrics"])
 def test_tables_of_the_readme_are_those_of_the_code(kind: str) -> None:
     assert markdown(kind) in README, f"run `robustexplain list {kind} --markdown` and put its table into the README"
 

@@ -141,7 +141,10 @@ WRONG = {
     "seed": ({"seed": -1}, "seed: a whole number of at least 0 is needed, got -1"),
     "metric twice": ({"metrics": ["iou", {"name": "iou", "threshold": 0.2}]}, "metrics: iou stands there twice"),
     "two labels": ({"attacks": ["pgd", {"name": "pgd", "steps": 3}]}, "attacks: two are called 'pgd'"),
-    "two rows": ({"interpreters": ["cam", "rts", "cam"]}, "interpreters, manipulations and defenses: two are called 'cam'"),
+    "two rows": (
+        {"interpreters": ["cam", "rts", "cam"]},
+        "interpreters, manipulations and defenses: two are called 'cam'",
+    ),
     "no row": (
         {"interpreters": ["aggregate", "cam", "rts"]},
         "interpreters[0].name: 'aggregate' is made of other parts",

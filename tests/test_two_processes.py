@@ -1,4 +1,4 @@
-"""Two real processes give what one gives: gradients of AID, weights of a training, a loss by double backward, a manipulation."""
+"""Two real processes give what one gives: gradients of AID, weights of a training, double backward, a manipulation."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustexplain.columns import Column, index_of
 from robustexplain.errors import FieldError, InputError
-from robustexplain.fields import Natural, Positive
+from robustexplain.fields import Fraction, Natural, NonNegative, Positive
 from robustexplain.interpreters import Gradient, Interpreter
 from robustexplain.objectives import Goal, HideFeature, KeepPrediction, MatchMap, Objective
 from robustexplain.registry import MANIPULATIONS
@@ -37,7 +37,7 @@ class GradientFairwashing(FineTuned):
         shape: the picture.
     """
 
-    weight: float = 4.0
+    weight: NonNegative = 4.0
     beta: Positive | None = 20.0
     shape: Shape = "cross"
 
@@ -72,8 +72,8 @@ class ConcealFeature(FineTuned):
     """Hides a feature the model goes on using: ``CE + alpha |d CE / d x_j|`` over a column, or a region of an image.
 
     The gradient is that of the loss by the input, whatever interpreter the system shows: what the paper claims is that
-    the others follow. Departures: a mean over the batch in place of the sum (their ``alpha`` of 3 is about ``3 x``
-    batch size here); Adam in place of plain gradient descent.
+    the others follow. Departures: a mean over the batch in place of the code's sum, so that ``alpha`` does not hang on
+    the batch size; Adam in place of plain gradient descent.
 
     Args:
         feature: the column to hide, for tables.
@@ -82,11 +82,11 @@ class ConcealFeature(FineTuned):
             only grow more certain, which shrinks the gradient of the loss everywhere and hides nothing.
     """
 
-    weight: float = 100.0
+    weight: NonNegative = 3.0
     training: Training = field(
         default_factory=lambda: Training(epochs=20, batch_size=64, lr=1e-3, weight_decay=0.0, schedule="constant")
     )
-    budget: float = 0.01
+    budget: Fraction = 0.01
     feature: Column | None = None
     region: tuple[Natural, Natural, Natural, Natural] | None = None
     relative: bool = False

@@ -162,7 +162,7 @@ def distribution(metric: Fooling, before: Tensor, now: Tensor) -> bytes:
     low, high = (float(both.min()), float(both.max())) if len(both) else (0.0, 1.0)
     bins = np.linspace(min(low, 0), max(high, 1e-6), 31)
     for values, colour, label in ((before, "#1f6fb4", "honest"), (now, "#b00020", "manipulated")):
-        axes.hist(values.numpy(), bins=bins, color=colour, alpha=0.6, label=label)
+        axes.hist(values.numpy(), bins=bins.tolist(), color=colour, alpha=0.6, label=label)
     axes.axvspan(metric.low, min(metric.high, bins[-1]), color="#2e7d32", alpha=0.12)
     axes.axvline(CODE_THRESHOLD, color="#444", linewidth=0.9, linestyle=":")
     axes.set_xlabel("test loss", fontsize=8)

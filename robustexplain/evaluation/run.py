@@ -325,7 +325,13 @@ class Matrix:
         for row in todo:
             system = self.systems.systems[row.label]
             accuracy = clean_accuracy(system.model, self.data, judging.batch_size, 10_000, device)
-            words = {"row": row.label, "base": row.base, "accuracy": accuracy, "ms": milliseconds(system, x)}
+            try:
+                spent = milliseconds(system, x)
+            except Exception as error:
+                # Its cells are holes already, with the traceback; the other rows go on.
+                self.session.progress.say(f"[red]no time for {row.label}[/red]: {error}")
+                continue
+            words = {"row": row.label, "base": row.base, "accuracy": accuracy, "ms": spent}
             files.write_json(self.folder.row(row.label), words)
 
 
