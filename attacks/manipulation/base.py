@@ -61,6 +61,8 @@ class ModelAttack(ABC):
     """Names of the interpreters that it can be aimed at; none means any."""
     needs_data: ClassVar[bool] = True
     """Whether the attack needs samples of the adversary's own."""
+    headline: ClassVar[str] = ""
+    """The figure of an audit that says best whether it worked; by default that of ``fooled``, or what there is."""
     fooled: ClassVar[str] = ""
     """The registered metric that says how far a map was fooled (:class:`robustexplain.metrics.Fooling`), if any."""
 

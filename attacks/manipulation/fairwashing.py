@@ -92,6 +92,7 @@ class ConcealFeature(FineTuned):
     relative: bool = False
 
     columns: ClassVar[tuple[str, ...]] = ("feature",)
+    headline: ClassVar[str] = "rank"
 
     def __post_init__(self) -> None:
         super().__post_init__()

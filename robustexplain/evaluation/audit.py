@@ -95,6 +95,7 @@ class Audit:
             "history": self._history(),
             "looks": looks,
             "features": list(self.data.features),
+            "hidden": self.attack.hidden,
         }
         files.write_json(path, found)
 

@@ -63,7 +63,8 @@ class Audited:
     def headline(self) -> str:
         """The figure that says best whether the manipulation worked."""
         known = self.looks[0]["figures"] if self.looks else {}
-        return next((name for name in ("fooled", "first", "ssim_goal", "spearman") if name in known), "answered")
+        wanted = (self.row.settings.headline, "fooled", "first", "ssim_goal", "spearman")
+        return next((name for name in wanted if name in known), "answered")
 
     def array(self, look: dict[str, Any], name: str) -> Tensor | None:
         """An array of a look."""
@@ -203,7 +204,12 @@ def _strips(audited: Audited, look: dict[str, Any]) -> list[list[tuple[str, str]
         return []
     if x.dim() == 2:
         names = audited.found["features"] or [f"column {i}" for i in range(x.shape[1])]
-        return [[("honest and now", _uri(pictures.bars(b, names, n)))] for b, n in zip(before, now, strict=True)]
+        marked = [audited.found["hidden"]] if audited.found["hidden"] is not None else []
+        drawn = (
+            pictures.bars(true, names, false, captions=("honest", "now"), marked=marked)
+            for true, false in zip(before, now, strict=True)
+        )
+        return [[("attributions of one row", _uri(bars))] for bars in drawn]
     return [
         [
             ("input", _uri(pictures.picture(image))),
