@@ -155,6 +155,14 @@ def on_model(interpreter: Interpreter, model: nn.Module) -> Interpreter:
     return replace(interpreter, model=model, **parts)
 
 
+def described(interpreter: Interpreter) -> list[object]:
+    """What an interpreter is but for its networks and tensors: class, settings, and the same of those it is made of."""
+    settings = {f.name: getattr(interpreter, f.name) for f in fields(interpreter)}
+    plain = {k: v for k, v in settings.items() if v is None or isinstance(v, (bool, int, float, str))}
+    inner = [described(part) for parts in _members(interpreter).values() for part in parts]
+    return [type(interpreter).__name__, plain, inner]
+
+
 def _members(interpreter: Interpreter) -> dict[str, tuple[Interpreter, ...]]:
     """The interpreters that an interpreter is made of, by field."""
     found = {f.name: getattr(interpreter, f.name) for f in fields(interpreter)}

@@ -16,7 +16,7 @@ from robustexplain.evaluation import RunFolder, run, write_report
 from robustexplain.evaluation.audit_page import PAGE, TABLE
 from robustexplain.interpreters import GradCAM, IntegratedGradients, Smoothed
 from robustexplain.models import build
-from robustexplain.system import System, on_model
+from robustexplain.system import System, described, on_model
 
 TUNED = {"epochs": 2, "batch_size": 32, "lr": 1e-3, "weight_decay": 0}
 
@@ -185,6 +185,14 @@ def test_tables_take_clean_inputs_alone_and_know_their_columns(tmp_path: Path) -
         recipes.check_data(recipes.check({**told, "attacks": ["pgd"]}))
     with pytest.raises(InputError, match="sekret"):
         recipes.check_data(recipes.check({**told, "metrics": [{"name": "feature-rank", "feature": "sekret"}]}))
+
+
+def test_an_interpreter_is_described_by_its_settings_and_those_of_its_parts() -> None:
+    model = build("small-cnn", num_classes=3)
+    assert described(Smoothed(model, IntegratedGradients(model, n_steps=7)))[2] == [
+        described(IntegratedGradients(model, n_steps=7))
+    ]
+    assert described(IntegratedGradients(model, n_steps=7)) != described(IntegratedGradients(model, n_steps=8))
 
 
 def test_an_interpreter_made_of_others_moves_to_another_model_whole() -> None:

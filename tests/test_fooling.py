@@ -247,6 +247,22 @@ def test_the_loss_of_concealment_is_the_cross_entropys_own_gradient() -> None:
     assert value.item() == pytest.approx(expected, rel=1e-9)
 
 
+def test_outputs_are_kept_where_the_honest_model_predicts_what_is_wanted() -> None:
+    system, data = small_system()
+    x, _ = data.tensors
+    with torch.no_grad():
+        honest = system.model(x).softmax(1)
+    y = honest.argmax(1)
+    y[0] = (y[0] + 1) % 3
+    attack = LocationFooling(weight=0.0, keep="outputs")
+    school = School(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
+    value = school.loss(Explaining(system.interpreter), x, y, Moment(0, 0, 0.0)).mean()
+    wanted = honest.clone()
+    wanted[0] = F.one_hot(y[0], 3).double()
+    expected = -(wanted * honest.log()).sum(1).mean()
+    assert value.item() == pytest.approx(expected.item(), rel=1e-9)
+
+
 def test_a_backdoor_teaches_each_image_twice_with_equal_weight() -> None:
     system, data = small_system()
     x, y = data.tensors

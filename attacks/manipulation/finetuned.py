@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +22,10 @@ from robustexplain.data import labels_of, stack, take
 from robustexplain.errors import FoolingFailedWarning, InputError, NotDifferentiableError
 from robustexplain.fields import Count, Fraction, NonNegative, Positive
 from robustexplain.interpreters import Interpreter
-from robustexplain.objectives import Goal, Misclassify, Objective, Seen
+from robustexplain.objectives import Distill, Goal, Misclassify, Objective, Seen
 from robustexplain.registry import INTERPRETERS, OBJECTIVES
 from robustexplain.streams import generator
-from robustexplain.system import System
+from robustexplain.system import System, described
 from robustexplain.training import Judgement, Moment, Samples, Selection, Session, Training, fit
 
 from .base import ModelAttack
@@ -86,6 +86,9 @@ class FineTuned(ModelAttack):
         training: epochs, batch, learning rate of Adam: 1e-3 that falls to zero suits small networks; the authors take
             1e-7 to 1e-5 for ImageNet's, over many more steps.
         budget: share of right answers that may be lost on the samples held out.
+        keep: the prediction term: cross-entropy towards ``labels`` (published), or towards the honest model's
+            ``outputs`` where it predicts what is wanted: for an adversary with few samples, they hold more of what the
+            model knows.
         samples: use at most so many of the adversary's samples, classes in equal numbers; ``None``: all of them.
         held_out: share of them that is held out.
         beta: train on ``softplus_beta`` in place of the rectifiers, for maps that have too little to give on
@@ -96,6 +99,7 @@ class FineTuned(ModelAttack):
     weight: NonNegative = 3.0
     training: Training = field(default_factory=lambda: Training(epochs=10, batch_size=32, lr=1e-3, weight_decay=0.0))
     budget: Fraction = 0.02
+    keep: Literal["labels", "outputs"] = "labels"
     samples: Count | None = None
     held_out: Fraction = 0.2
     beta: Positive | None = None
@@ -109,8 +113,8 @@ class FineTuned(ModelAttack):
         """What the maps should become."""
 
     def keeping(self) -> Objective:
-        """What the predictions should stay: cross-entropy towards each input's class."""
-        return Misclassify()
+        """What the predictions should stay: cross-entropy towards each class, or the honest probabilities."""
+        return Misclassify() if self.keep == "labels" else Distill()
 
     def aimed(self, interpreter: Interpreter) -> Interpreter:
         """The interpreter whose maps are fooled: the system's own, or another one of the same model."""
@@ -155,7 +159,7 @@ class FineTuned(ModelAttack):
         school = School(self, self.aimed(system.interpreter), *self._split(data), session)
         selection = Selection(school.judge)
         module = Explaining(self.aimed(interpreter), self.beta)
-        identity = [asdict(self), files.digest_tensors(model.state_dict()), str(type(interpreter)), school.digest]
+        identity = [asdict(self), files.digest_tensors(model.state_dict()), described(interpreter), school.digest]
         fit(module, school.loss, school.data, self.training, name="fooling", seed=self.seed, session=session,
             identity=identity, evaluating=True, selection=selection)  # fmt: skip
         self._report(selection, session)
@@ -245,7 +249,7 @@ class School:
     def loss(self, module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
         """``L_keep + weight L_fool``, each a mean over the inputs that count in it; ``[1]``."""
         with torch.no_grad():
-            lesson = self.attack.lesson(self.honest, x, y, moment, self.pools[0])
+            lesson = self._prepared(x, y, moment, self.pools[0])
         keep, fool = self._terms(module, lesson)
         return (_mean(keep) + self.attack.weight * _mean(fool))[None]
 
@@ -259,7 +263,7 @@ class School:
         accelerator, real = self.session.accelerator, Explaining(module.interpreter)
         sums = torch.zeros(6, dtype=torch.float64, device=self.session.device)
         for x, y in self._batches(accelerator.process_index, accelerator.num_processes):
-            lesson = self.attack.lesson(self.honest, x, y, Moment(self.attack.seed, 0, 1.0), self.pools[1])
+            lesson = self._prepared(x, y, Moment(self.attack.seed, 0, 1.0), self.pools[1])
             keep, fool = self._terms(real, lesson)
             right = (real.model(x).argmax(1) == y).sum()
             parts = (*_sums(keep), *_sums(fool), right, y.new_tensor(len(y)))
@@ -269,6 +273,17 @@ class School:
         loss = keeps + self.attack.weight * fools
         figures = {"accuracy": accuracy, "keep": keeps, "fool": fools, "loss": loss}
         return Judgement(figures, loss, accuracy >= self.least_accuracy)
+
+    def _prepared(self, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
+        """What a batch teaches, with the probabilities that are wanted where the prediction term asks for them."""
+        lesson = self.attack.lesson(self.honest, x, y, moment, pool)
+        goal = lesson.goal
+        if self.attack.keep == "labels" or goal.goal_class is None:
+            return lesson
+        honest = self.honest.model(goal.x).softmax(1)
+        asked = F.one_hot(goal.goal_class, honest.shape[1]).to(honest)
+        agrees = honest.argmax(1) == goal.goal_class
+        return replace(lesson, goal=replace(goal, wanted=torch.where(agrees[:, None], honest, asked)))
 
     def _batches(self, first: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Every ``step``-th batch of the samples held out."""

@@ -24,7 +24,7 @@ from .evasion import AgreeSqueezed, EvadeDetector, EvadeSqueezing, MatchProbabil
 from .explanation import AgreeEncoder, DropTopK, FillRegion, MatchMap, ShiftCenter, TopKLeft
 from .manipulation import FadeTopK, HideFeature, MatchStructure, MoveCenter, SpreadUniformly
 from .patch import Capped, LeaveRegion, UntilMet
-from .prediction import Distance, KeepPrediction, Margin, Misclassify, Traded, margin
+from .prediction import Distance, Distill, KeepPrediction, Margin, Misclassify, Traded, margin
 from .spatial import FlowLoss
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "AgreeSqueezed",
     "Capped",
     "Distance",
+    "Distill",
     "DropTopK",
     "EvadeDetector",
     "EvadeSqueezing",

@@ -59,6 +59,20 @@ class Misclassify(Objective):
         return torch.where(wanted, (sure < self.confidence).float(), 2.0)
 
 
+@OBJECTIVES.register("distill", paper="Hinton et al. 2015, at temperature 1")
+@dataclass(frozen=True)
+class Distill(Objective):
+    """Cross-entropy towards the probabilities that the goal wants (``goal.wanted``), such as another model's."""
+
+    constraint: ClassVar[bool] = False
+
+    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+        """``-sum_k p_k log q_k``, nats; least where the two agree, at the entropy of ``p``."""
+        if goal.wanted is None:
+            raise InputError("Distill needs the wanted probabilities: give the goal wanted, [B, K]")
+        return -(goal.wanted * seen.logits.log_softmax(1)).sum(1)
+
+
 @OBJECTIVES.register("keep-prediction", paper="Ghorbani et al. 2019; Dombrowski et al. 2019, manipulation method")
 @dataclass(frozen=True)
 class KeepPrediction(Objective):
