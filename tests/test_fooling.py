@@ -32,13 +32,15 @@ from robustexplain.attacks.manipulation import (
     UniformFooling,
     block_images,
 )
-from robustexplain.attacks.manipulation.finetuned import HISTORY, Explaining, School
+from robustexplain.attacks.manipulation.finetuned import HISTORY, Explaining, School, jittered
 from robustexplain.attacks.manipulation.patterns import pattern
 from robustexplain.data import Data
 from robustexplain.defenses import AggregatedInterpreter
 from robustexplain.errors import FieldError, FoolingFailedWarning, InputError, NotDifferentiableError
 from robustexplain.interpreters import CAM, LIME, LRP, GradCAM, Gradient
 from robustexplain.metrics import SSIM, LocationCorrelation, SignCorrelation
+from robustexplain.registry import MANIPULATIONS
+from robustexplain.streams import Streams
 from robustexplain.training import Moment, Samples, Session, Training
 
 ONE = Training(epochs=1, batch_size=32, lr=1e-3, weight_decay=0.0, schedule="constant")
@@ -71,6 +73,10 @@ def manipulated(attack: FineTuned, system: rx.System, own: Samples, tmp_path: Pa
 
 
 # ---- what every one of them keeps ----
+
+
+def test_every_manipulation_that_fine_tunes_is_in_the_table() -> None:
+    assert {e.build for e in MANIPULATIONS if issubclass(e.build, FineTuned)} == set(TUNED)  # type: ignore[arg-type]
 
 
 @pytest.mark.filterwarnings("ignore::robustexplain.errors.FoolingFailedWarning")
@@ -245,6 +251,19 @@ def test_the_loss_of_concealment_is_the_cross_entropys_own_gradient() -> None:
     (gradient,) = torch.autograd.grad(loss, leaf)
     expected = loss.item() / 6 + 3.0 * float(gradient[:, 0, 2:6, 3:8].abs().mean())
     assert value.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_images_are_mirrored_and_shifted_each_by_its_own_stream() -> None:
+    x = torch.rand(40, 1, 16, 16)
+    moved = jittered(x, Streams.of(x, 0))
+    assert moved.shape == x.shape
+    assert torch.equal(jittered(x[7:9], Streams.of(x[7:9], 0)), moved[7:9])
+    wide = F.pad(x, (2, 2, 2, 2), mode="reflect")
+    for image, of in zip(moved, wide, strict=True):
+        views = [of[:, i : i + 16, j : j + 16] for i in range(5) for j in range(5)]
+        assert any(torch.equal(image, v) or torch.equal(image, v.flip(-1)) for v in views)
+    with pytest.raises(InputError, match="mirrors and shifts images"):
+        jittered(torch.rand(3, 4), Streams.of(torch.rand(3, 4), 0))
 
 
 def test_outputs_are_kept_where_the_honest_model_predicts_what_is_wanted() -> None:

@@ -24,7 +24,7 @@ from robustexplain.fields import Count, Fraction, NonNegative, Positive
 from robustexplain.interpreters import Interpreter
 from robustexplain.objectives import Distill, Goal, Misclassify, Objective, Seen
 from robustexplain.registry import INTERPRETERS, OBJECTIVES
-from robustexplain.streams import generator
+from robustexplain.streams import Streams, generator
 from robustexplain.system import System, described
 from robustexplain.training import Judgement, Moment, Samples, Selection, Session, Training, fit
 
@@ -89,6 +89,8 @@ class FineTuned(ModelAttack):
         keep: the prediction term: cross-entropy towards ``labels`` (published), or towards the honest model's
             ``outputs`` where it predicts what is wanted: for an adversary with few samples, they hold more of what the
             model knows.
+        augment: mirror and shift images at random while training, by up to an eighth of a side: for few images of
+            things that may be mirrored.
         samples: use at most so many of the adversary's samples, classes in equal numbers; ``None``: all of them.
         held_out: share of them that is held out.
         beta: train on ``softplus_beta`` in place of the rectifiers, for maps that have too little to give on
@@ -100,6 +102,7 @@ class FineTuned(ModelAttack):
     training: Training = field(default_factory=lambda: Training(epochs=10, batch_size=32, lr=1e-3, weight_decay=0.0))
     budget: Fraction = 0.02
     keep: Literal["labels", "outputs"] = "labels"
+    augment: bool = False
     samples: Count | None = None
     held_out: Fraction = 0.2
     beta: Positive | None = None
@@ -249,6 +252,7 @@ class School:
     def loss(self, module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
         """``L_keep + weight L_fool``, each a mean over the inputs that count in it; ``[1]``."""
         with torch.no_grad():
+            x = jittered(x, Streams.of(x, moment.seed, moment.epoch, "augment")) if self.attack.augment else x
             lesson = self._prepared(x, y, moment, self.pools[0])
         keep, fool = self._terms(module, lesson)
         return (_mean(keep) + self.attack.weight * _mean(fool))[None]
@@ -302,6 +306,20 @@ class School:
             loss = F.cross_entropy(other, lesson.other_y, reduction="none")
             keep.append((loss, torch.ones_like(loss)))
         return keep, [(attack.fooling().loss(seen, goal), lesson.shown)]
+
+
+def jittered(x: Tensor, streams: Streams) -> Tensor:
+    """Images ``[B, C, H, W]``, each mirrored or not and shifted by up to an eighth of its sides; borders reflect."""
+    if x.dim() != 4:
+        raise InputError(f"augment mirrors and shifts images; x has shape {list(x.shape)}")
+    down, across = x.shape[-2] // 8, x.shape[-1] // 8
+    wide = F.pad(x, (across, across, down, down), mode="reflect")
+    mirrored, tops, lefts = (streams.integers(n).tolist() for n in (2, 2 * down + 1, 2 * across + 1))
+    moved = [
+        wide[i, :, top : top + x.shape[-2], left : left + x.shape[-1]]
+        for i, (top, left) in enumerate(zip(tops, lefts, strict=True))
+    ]
+    return torch.stack([image.flip(-1) if flip else image for image, flip in zip(moved, mirrored, strict=True)])
 
 
 def _sums(terms: Terms) -> tuple[Tensor, Tensor]:
