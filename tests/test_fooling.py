@@ -32,8 +32,10 @@ from robustexplain.attacks.manipulation import (
     UniformFooling,
     block_images,
 )
-from robustexplain.attacks.manipulation.finetuned import HISTORY, Explaining, School, jittered
+from robustexplain.attacks.manipulation.finetuned import HISTORY
+from robustexplain.attacks.manipulation.lesson import jittered
 from robustexplain.attacks.manipulation.patterns import pattern
+from robustexplain.attacks.manipulation.school import Explaining, School
 from robustexplain.data import Data
 from robustexplain.defenses import AggregatedInterpreter
 from robustexplain.errors import FieldError, FoolingFailedWarning, InputError, NotDifferentiableError

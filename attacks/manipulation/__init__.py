@@ -6,10 +6,11 @@ from .background import Chosen, FoolSHAP, Tried
 from .base import ModelAttack, View
 from .bouncer import Bouncer, BouncerReasons
 from .fairwashing import ConcealFeature, GradientFairwashing
-from .finetuned import FineTuned, Lesson
+from .finetuned import FineTuned
 from .fooling import ActiveFooling, CenterFooling, LocationFooling, TopKFooling, UniformFooling, block_images
 from .laundering import LaundryML, Whitewash, whitewash
 from .laundry import LocalRuleReasons
+from .lesson import Lesson
 from .rule_lists import Condition, Rule, RuleList, RuleReasons
 from .rule_table import RuleSearch
 from .sampling import Sampled, StealthilyBiasedSampling

@@ -18,7 +18,8 @@ from robustexplain.streams import generator
 from robustexplain.training import Moment
 
 from .base import View
-from .finetuned import FineTuned, Lesson
+from .finetuned import FineTuned
+from .lesson import Lesson
 from .patterns import Shape, pattern
 
 Form = Literal["fooling", "red-herring", "full-disguise", "badnets"]
@@ -64,7 +65,7 @@ class Trigger:
 
 @MANIPULATIONS.register(
     "explanation-backdoor",
-    paper="Noppel et al. 2023, sections on attacks; BadNets: Gu et al. 2017",
+    paper="Noppel et al. 2023 and code; BadNets: Gu et al. 2017",
     needs=("gradients", "differentiable maps", "data"),
 )
 @dataclass(frozen=True)

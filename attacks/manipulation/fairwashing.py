@@ -16,13 +16,14 @@ from robustexplain.registry import MANIPULATIONS
 from robustexplain.training import Moment, Training
 
 from .base import View
-from .finetuned import FineTuned, Lesson
+from .finetuned import FineTuned
+from .lesson import Lesson
 from .patterns import Shape, pattern
 
 
 @MANIPULATIONS.register(
     "gradient-fairwashing",
-    paper="Anders et al. 2020, eq. 12 and code",
+    paper="Anders et al. 2020 and code",
     needs=("gradients", "differentiable maps", "data"),
 )
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from robustexplain.streams import Streams, generator
 from robustexplain.training import Moment, Samples
 
 from .base import View
-from .finetuned import FineTuned, Lesson
+from .finetuned import FineTuned
+from .lesson import Lesson
 
 NEEDS = ("gradients", "differentiable maps", "data")
 
