@@ -91,6 +91,8 @@ class CenterFooling(FineTuned):
 class UniformFooling(FineTuned):
     """Every map is spread out flat and says nothing: its entropy is maximised, passive fooling."""
 
+    headline: ClassVar[str] = "entropy"
+
     def fooling(self) -> Objective:
         """Spread uniformly."""
         return SpreadUniformly()

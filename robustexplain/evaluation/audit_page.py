@@ -66,6 +66,14 @@ class Audited:
         wanted = (self.row.settings.headline, "fooled", "first", "ssim_goal", "spearman")
         return next((name for name in wanted if name in known), "answered")
 
+    def shown(self, interpreter: str, name: str) -> float | None:
+        """A figure of one interpreter: a success rate's mean over the views, another figure's last view."""
+        looks = [look["figures"].get(name) for look in self.looks if look["interpreter"] == interpreter]
+        known = [e["value"] for e in looks if e is not None and e["value"] is not None]
+        if not known:
+            return None
+        return float(sum(known) / len(known) if name.startswith("fooled") else known[-1])
+
     def array(self, look: dict[str, Any], name: str) -> Tensor | None:
         """An array of a look."""
         return self.arrays.get(f"{look['interpreter']}/{look['view']}/{name}")
@@ -113,20 +121,22 @@ def table(found: list[Audited]) -> str:
 
 
 def transfers(recipe: Recipe, found: list[Audited]) -> bytes:
-    """Manipulations against interpreters: each manipulation's headline figure, its last view; before in brackets."""
+    """Manipulations against interpreters: each one's headline figure, before in brackets.
+
+    A success rate is the mean over all views (both classes that are swapped), another figure that of the last view
+    (the one with the trigger).
+    """
     columns = [row.label for row in recipe.rows if not row.derived]
     values = np.full((len(found), len(columns)), np.nan)
     texts = [["-" for _ in columns] for _ in found]
     for i, audited in enumerate(found):
-        name = audited.headline
-        for look in audited.looks:
-            e, before = look["figures"].get(name), look["figures"].get(f"{name}_before")
-            if e is None or e["value"] is None or look["interpreter"] not in columns:
-                continue
-            j = columns.index(look["interpreter"])
-            values[i, j] = e["value"]
-            was = "" if before is None or before["value"] is None else f"\n({before['value']:.2f})"
-            texts[i][j] = f"{e['value']:.2f}{was}"
+        for j, column in enumerate(columns):
+            now, before = (audited.shown(column, key) for key in (audited.headline, f"{audited.headline}_before"))
+            if now is not None:
+                values[i, j] = now
+                texts[i][j] = f"{now:.2f}" + ("" if before is None else f"\n({before:.2f})")
+    # Shares are coloured as they are; ranks and entropies, which know no common scale, by their own line's largest.
+    values /= np.maximum(np.nan_to_num(values).max(axis=1, keepdims=True), 1.0)
     labels = [f"{a.row.label}: {FIGURES[a.headline].lower()}" for a in found]
     return pictures.matrix(labels, columns, values, texts, "neither")
 
