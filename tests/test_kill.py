@@ -171,8 +171,10 @@ def chunks(root: Path) -> dict[str, int]:
 @pytest.mark.slow
 def test_ctrl_c_in_the_middle_of_a_run_loses_no_finished_batch(nursery: Nursery, tmp_path: Path) -> None:
     root, seen = tmp_path / "run", {}
+    # Enough steps that a run cannot be over before a busy machine has looked and pressed the key.
+    command = ("run", TINY, "--out", root, "--set", "attacks[3].steps=80")
     for least in (1, 4, 9):
-        pid = nursery.start("run", TINY, "--out", root)
+        pid = nursery.start(*command)
         for _ in range(60_000):
             if len(chunks(root)) >= least:
                 break
@@ -183,7 +185,7 @@ def test_ctrl_c_in_the_middle_of_a_run_loses_no_finished_batch(nursery: Nursery,
         assert seen.items() <= now.items(), "a finished batch was lost or made again"
         assert len(now) >= least
         seen = now
-    nursery.start("run", TINY, "--out", root)
+    nursery.start(*command)
     assert nursery.end() == 0
 
 
