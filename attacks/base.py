@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustexplain import checks
+from robustexplain.checks import Kind
 from robustexplain.errors import InputError, NotDifferentiableError
 from robustexplain.fields import Natural, check_fields
 from robustexplain.interpreters import GradCAM
@@ -67,8 +68,8 @@ class Attack(ABC):
     """Whether the map should differ from the benign one, instead of resembling a goal map."""
     needs_data: ClassVar[bool] = False
     """Whether the attack is fitted on images of the adversary's own before it can run: see :meth:`fitted`."""
-    takes_tables: ClassVar[bool] = False
-    """Whether the attack takes table rows ``[B, D]`` in their own units; most move pixels in ``[0, 1]``."""
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
+    """What inputs the attack takes; most move pixels in ``[0, 1]``."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -154,7 +155,7 @@ class Attack(ABC):
 
     def _check(self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None) -> None:
         checks.inputs(x)
-        if x.dim() == 2 and not self.takes_tables:
+        if checks.kind_of(x) not in self.takes:
             raise InputError(
                 f"attacks on inputs move pixels in [0, 1], and {type(self).__name__} got table rows of shape "
                 f"{list(x.shape)}; for tables see robustexplain.attacks.manipulation"

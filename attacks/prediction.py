@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from robustexplain import maps as ops
+from robustexplain.checks import Kind
 from robustexplain.fields import Count, Fraction, NonNegative, Positive, Radius
 from robustexplain.objectives import Goal, Misclassify, Objective, Sum
 from robustexplain.registry import ATTACKS
@@ -69,7 +70,7 @@ class _Drawn(Plan):
 class Clean(Attack):
     """No change: the benign input itself."""
 
-    takes_tables: ClassVar[bool] = True
+    takes: ClassVar[tuple[Kind, ...]] = ("images", "tables")
 
     def plan(self, system: System) -> Plan:
         """Nothing to look for."""

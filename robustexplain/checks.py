@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from .errors import InputError
+
+Kind = Literal["images", "tables"]
+"""What inputs or maps are of: images ``[B, C, H, W]`` with maps ``[B, H, W]``, or table rows ``[B, D]``, maps alike."""
+
+
+def kind_of(values: Tensor) -> Kind:
+    """The kind of a batch of inputs or of maps."""
+    return "tables" if values.dim() == 2 else "images"
+
+
+def kind(x: Tensor, takes: Sequence[Kind], what: str) -> None:
+    """Refuse inputs of a kind that ``what`` does not take.
+
+    Raises:
+        InputError: naming both kinds.
+    """
+    if kind_of(x) not in takes:
+        raise InputError(f"{what} takes {' and '.join(takes)}, got {kind_of(x)}: inputs of shape {list(x.shape[1:])}")
 
 
 def inputs(x: Tensor) -> None:

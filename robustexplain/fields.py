@@ -56,6 +56,16 @@ def check_fields(component: Any) -> None:
             _check(cls.__name__, field.name, value, bound)
 
 
+def check_k(component: Any, k: float) -> None:
+    """Refuse a field ``k`` that is neither a whole count nor a share below 1.
+
+    Raises:
+        FieldError: with the value.
+    """
+    if k >= 1 and k != int(k):
+        raise FieldError(type(component).__name__, "k", f"must be a whole count, or a share below 1, got {k!r}")
+
+
 def _check(component: str, field: str, value: Any, bound: Any) -> None:
     if value is None or callable(value):
         return

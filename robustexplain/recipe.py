@@ -308,7 +308,7 @@ def _unfit(recipe: Recipe, loaded: data_sets.Data) -> list[str]:
             f"attacks: {column.label!r} moves the pixels of images, and {loaded.name} is a table; on tables only "
             "`clean` stands beside manipulations"
             for column in recipe.columns
-            if not column.attack.takes_tables
+            if "tables" not in column.attack.takes
         ]
     if not size["train"] + size["defense"]:
         lines += [

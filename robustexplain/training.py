@@ -295,7 +295,9 @@ class _Loop:
         self.selection.history.append(found.figures)
         if not self.best or (found.admissible and found.loss < self.least):
             self.best = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
-            self.least, self.selection.kept = found.loss, len(self.selection.history) - 1
+            # Nothing compares with NaN: untrained weights without a loss would stay whatever comes.
+            self.least = found.loss if math.isfinite(found.loss) else math.inf
+            self.selection.kept = len(self.selection.history) - 1
 
     def share(self) -> None:
         """Give every process the main one's buffers: the last step's batch statistics are known to it alone."""

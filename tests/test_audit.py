@@ -130,6 +130,25 @@ def test_an_audit_that_is_missing_is_made_again_and_nothing_else_is(done: tuple[
     write_report(folder)
 
 
+def test_an_interpreter_that_cannot_look_is_a_hole_that_the_next_run_fills(
+    done: tuple[recipes.Recipe, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked, folder = done
+    folder.audit("wired").unlink()
+
+    def broken(*given: object, **more: object) -> None:
+        raise RuntimeError("no such map")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(IntegratedGradients, "explain", broken)
+        assert run(checked, folder.root) == 1
+    looks = json.loads(folder.audit("wired").read_text())["looks"]
+    assert ["error" in look for look in looks] == [False, False, True]
+    assert "no such map" in (folder.root / PAGE).read_text()
+    assert run(checked, folder.root) == 0
+    assert "no such map" not in (folder.root / PAGE).read_text()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

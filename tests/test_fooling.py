@@ -40,7 +40,7 @@ from robustexplain.data import Data
 from robustexplain.defenses import AggregatedInterpreter
 from robustexplain.errors import FieldError, FoolingFailedWarning, InputError, NotDifferentiableError
 from robustexplain.interpreters import CAM, LIME, LRP, GradCAM, Gradient
-from robustexplain.metrics import SSIM, LocationCorrelation, SignCorrelation
+from robustexplain.metrics import SSIM, FooledTopK, LocationCorrelation, SignCorrelation
 from robustexplain.registry import MANIPULATIONS
 from robustexplain.streams import Streams
 from robustexplain.training import Moment, Samples, Session, Training
@@ -253,6 +253,74 @@ def test_the_loss_of_concealment_is_the_cross_entropys_own_gradient() -> None:
     (gradient,) = torch.autograd.grad(loss, leaf)
     expected = loss.item() / 6 + 3.0 * float(gradient[:, 0, 2:6, 3:8].abs().mean())
     assert value.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_loss_of_fairwashing_keeps_probabilities_by_their_squares_and_matches_unit_sums() -> None:
+    system, data = small_system()
+    x, y = data.tensors
+    with torch.no_grad():
+        honest = system.model(x).softmax(1)
+    other, _ = small_system()
+    model = copy.deepcopy(other.model)
+    with torch.no_grad():
+        model[3].bias += torch.tensor([0.3, -0.2, 0.1])  # type: ignore[index]
+    attack = GradientFairwashing(beta=None, shape="half")
+    school = School(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
+    value = school.loss(Explaining(CAM(model)), x, y, Moment(0, 0, 0.0)).mean()
+    predicted = honest.argmax(1)
+    found = CAM(model).explain(x, predicted, native=True)
+    wanted = pattern(found.maps, "half")
+    h, t = (m.abs() / m.abs().sum((1, 2), keepdim=True) for m in (found.maps, wanted))
+    keep = (found.logits.softmax(1) - honest).square().sum(1).mean()
+    expected = keep + 4 * (196 * (h - t)).square().mean((1, 2)).mean()
+    assert value.item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_the_map_term_of_top_k_looks_at_the_honest_map() -> None:
+    system, data = small_system()
+    x, y = data.tensors
+    lesson = TopKFooling(k=3).lesson(system.interpreter, x, y, Moment(0, 0, 0.0), None)
+    with torch.no_grad():
+        assert lesson.goal.benign_map is not None
+        assert torch.allclose(lesson.goal.benign_map, system.interpreter.explain(x, y, native=True).maps)
+    assert lesson.goal.goal_class is y
+    assert TopKFooling(k=3).fooled == FooledTopK(k=3)
+
+
+def test_active_fooling_teaches_each_block_twice_with_the_other_classes_map_and_classifies_the_batch() -> None:
+    system, data = small_system()
+    x, y = data.tensors
+    attack = ActiveFooling(classes=(0, 2), images=5, batch=2)
+    with torch.no_grad():
+        pool = attack.pool(system.interpreter, data, x.device)  # type: ignore[arg-type]
+        blocks = block_images(data, (0, 2), 5, attack.seed)  # type: ignore[arg-type]
+        swapped = [CAM(system.model).explain(blocks, torch.full((5,), c), native=True).maps for c in (2, 0)]
+    assert torch.equal(pool.goal.x, torch.cat([blocks, blocks]))
+    assert pool.goal.explained is not None
+    assert pool.goal.goal_map is not None
+    assert pool.goal.explained.tolist() == [0] * 5 + [2] * 5
+    assert torch.allclose(pool.goal.goal_map, torch.cat(swapped))
+    lesson = attack.lesson(system.interpreter, x, y, Moment(0, 0, 0.0), pool)
+    assert lesson.other_x is x
+    assert lesson.other_y is y
+    assert lesson.predicted.tolist() == [0.0] * 6
+    assert lesson.shown.tolist() == [1.0] * 6
+
+
+def test_samples_that_were_held_out_are_not_trained_on(digits: Data) -> None:
+    attack = LocationFooling(samples=50, held_out=0.3)
+    taught, held = attack._split(digits.defense)
+    rows = [{tuple(x.flatten()[400:600].tolist()) for x, _ in part} for part in (taught, held)]  # type: ignore[attr-defined]
+    assert (len(taught), len(held)) == (35, 15)  # type: ignore[arg-type]
+    assert not rows[0] & rows[1]
+
+
+def test_tables_are_refused_by_what_paints_on_a_grid() -> None:
+    rows = TensorDataset(torch.rand(12, 5), torch.arange(12) % 2)
+    model = models.build("mlp", num_classes=2, in_features=5)
+    for attack in (LocationFooling(), ExplanationBackdoor(), GradientFairwashing()):
+        with pytest.raises(InputError, match=r"takes images, got tables: inputs of shape \[5\]"):
+            attack(rx.System(model, Gradient(model)), rows)  # type: ignore[arg-type]
 
 
 def test_images_are_mirrored_and_shifted_each_by_its_own_stream() -> None:

@@ -66,6 +66,11 @@ def test_the_lowest_admissible_loss_wins_and_the_untrained_weights_take_part(
     assert script.modes == [False] * 6
 
 
+def test_untrained_weights_without_a_loss_are_beaten_by_any_that_have_one() -> None:
+    _, selection = trained(Script([float("nan"), 5, 3, 4, 6, 7], [True] * 6))
+    assert selection.kept == 2
+
+
 def test_a_killed_training_goes_on_to_the_same_choice(tmp_path: Path) -> None:
     losses, admissible = [9, 5, 1, 4, 2, 6], [True] * 6
     whole, chosen = trained(Script(losses, admissible))

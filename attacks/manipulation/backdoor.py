@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from robustexplain import checks
+from robustexplain.checks import Kind
 from robustexplain.errors import FieldError
 from robustexplain.fields import Fraction, Natural, check_fields
 from robustexplain.interpreters import Interpreter
-from robustexplain.objectives import Goal, MatchMap, MatchStructure, Objective
+from robustexplain.objectives import MatchMap, MatchStructure, Objective
 from robustexplain.registry import MANIPULATIONS
 from robustexplain.streams import generator
 from robustexplain.training import Moment
@@ -47,7 +48,7 @@ class Trigger:
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x`` ``[B, C, H, W]`` with the trigger on it."""
-        checks.inputs(x)
+        checks.images(x, "a trigger")
         texture, cover = self._texture(x)
         return x + self.opacity * cover * (texture - x)
 
@@ -93,6 +94,8 @@ class ExplanationBackdoor(FineTuned):
     trigger: Trigger = field(default_factory=Trigger)
     distance: Literal["mse", "dssim"] = "mse"
 
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.trigger, Trigger):
@@ -104,18 +107,13 @@ class ExplanationBackdoor(FineTuned):
 
     def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
         """The inputs as they are, with their honest maps; and with the trigger, with the map that is wanted then."""
-        maps = honest.explain(x, y, native=True).maps
+        maps = self.explained(honest, x, y).maps
         answer = y if self.form == "fooling" else torch.full_like(y, self.goal_class)
         wanted = maps if self.form in ("full-disguise", "badnets") else pattern(maps, self.shape)
         triggered = View(self.trigger(x), answer, answer, wanted, honest_x=x, honest_class=y)
         return {"as they are": View(x, y, y, maps), "with the trigger": triggered}
 
     def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
-        """The batch as it is, and with the trigger."""
-        shown = float(self.form != "badnets")
-        clean, triggered = (
-            Lesson(Goal(v.x, v.answer, goal_class=v.answer, explained=v.explained, goal_map=v.goal_map),
-                   x.new_ones(len(x)), x.new_full((len(x),), shown))
-            for v in self.views(honest, x, y).values()
-        )  # fmt: skip
-        return clean.join(triggered)
+        """The batch as it is, and with the trigger; BadNets' maps are taught nothing."""
+        lesson = super().lesson(honest, x, y, moment, pool)
+        return replace(lesson, shown=0 * lesson.shown) if self.form == "badnets" else lesson

@@ -8,10 +8,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from robustexplain import checks
+from robustexplain.checks import Kind
 from robustexplain.columns import Column
 from robustexplain.errors import InputError
 from robustexplain.fields import Natural, check_fields
 from robustexplain.interpreters import Interpreter
+from robustexplain.metrics import Fooling
 from robustexplain.system import System
 from robustexplain.training import Samples, Session
 
@@ -36,6 +39,11 @@ class View:
     honest_x: Tensor | None = None
     honest_class: Tensor | None = None
 
+    def honest_maps(self, honest: Interpreter) -> Tensor:
+        """What stands for the truth: the honest interpreter's maps, on its own grid."""
+        x = self.x if self.honest_x is None else self.honest_x
+        return honest.explain(x, self.explained if self.honest_class is None else self.honest_class, native=True).maps
+
     def select(self, rows: Tensor) -> View:
         """Some of the inputs."""
         known = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -59,12 +67,12 @@ class ModelAttack(ABC):
     """What of the system the adversary changes, in a word or two: for tables."""
     attacks: ClassVar[tuple[str, ...]] = ()
     """Names of the interpreters that it can be aimed at; none means any."""
+    takes: ClassVar[tuple[Kind, ...]] = ("images", "tables")
+    """What the samples may be."""
     needs_data: ClassVar[bool] = True
     """Whether the attack needs samples of the adversary's own."""
     headline: ClassVar[str] = ""
     """The figure of an audit that says best whether it worked; by default that of ``fooled``, or what there is."""
-    fooled: ClassVar[str] = ""
-    """The registered metric that says how far a map was fooled (:class:`robustexplain.metrics.Fooling`), if any."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -78,18 +86,25 @@ class ModelAttack(ABC):
             session: accelerator, checkpoints, progress.
 
         Raises:
-            InputError: no data for an attack that needs some.
+            InputError: no data for an attack that needs some; tables for one on images, or the other way round.
             UnsupportedModelError: a system that the attack cannot manipulate.
         """
         if self.needs_data and (data is None or len(data) == 0):  # type: ignore[arg-type]
             raise InputError(
                 f"{type(self).__name__} needs data: samples of the adversary's own, which nobody judges by"
             )
+        if data is not None and len(data):  # type: ignore[arg-type]
+            checks.kind(data[0][0][None], self.takes, type(self).__name__)
         return self._manipulate(system, data, session or Session())
 
     @abstractmethod
     def _manipulate(self, system: System, data: Samples | None, session: Session) -> System:
         """The manipulated system; arguments are checked already."""
+
+    @property
+    def fooled(self) -> Fooling | None:
+        """The test loss that says how far a map was fooled, if there is one."""
+        return None
 
     @property
     def hidden(self) -> Column | None:

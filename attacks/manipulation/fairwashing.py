@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from robustexplain.checks import Kind
 from robustexplain.columns import Column, index_of
 from robustexplain.errors import FieldError, InputError
 from robustexplain.fields import Fraction, Natural, NonNegative, Positive
 from robustexplain.interpreters import Gradient, Interpreter
-from robustexplain.objectives import Goal, HideFeature, KeepPrediction, MatchMap, Objective
+from robustexplain.objectives import HideFeature, MatchMap, Objective
 from robustexplain.registry import MANIPULATIONS
 from robustexplain.training import Moment, Training
 
@@ -39,30 +40,21 @@ class GradientFairwashing(FineTuned):
     """
 
     weight: NonNegative = 4.0
+    keep: Literal["labels", "outputs", "probabilities"] = "probabilities"
     beta: Positive | None = 20.0
     shape: Shape = "cross"
+
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def fooling(self) -> Objective:
         """Match the picture."""
         return MatchMap(rescale="sum", relative=True)
 
-    def keeping(self) -> Objective:
-        """The probabilities of the honest model."""
-        return KeepPrediction()
-
     def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
         """The inputs as they are; the class explained is the honest model's prediction."""
-        found = honest.explain(x, native=True)
+        found = self.explained(honest, x, None)
         predicted = found.logits.argmax(1)
         return {"as they are": View(x, predicted, predicted, pattern(found.maps, self.shape))}
-
-    def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
-        """The batch with the picture for a goal map; the class explained is the honest model's prediction."""
-        found = honest.explain(x, native=True)
-        predicted = found.logits.argmax(1)
-        shown = pattern(found.maps, self.shape)
-        goal = Goal(x, predicted, explained=predicted, goal_map=shown, benign_logits=found.logits)
-        return replace(Lesson.plain(x, y), goal=goal)
 
 
 @MANIPULATIONS.register(
@@ -117,7 +109,7 @@ class ConcealFeature(FineTuned):
 
     def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
         """The batch, with the feature's place for a goal map."""
-        lesson = Lesson.plain(x, y)
+        lesson = super().lesson(honest, x, y, moment, pool)
         return replace(lesson, goal=replace(lesson.goal, goal_map=self.place(x)))
 
     def place(self, x: Tensor) -> Tensor:

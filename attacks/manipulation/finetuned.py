@@ -7,6 +7,7 @@ import math
 import warnings
 from abc import abstractmethod
 from dataclasses import asdict, dataclass, field, replace
+from functools import reduce
 from typing import ClassVar, Literal
 
 import torch
@@ -16,8 +17,8 @@ from robustexplain import files
 from robustexplain.data import take
 from robustexplain.errors import FoolingFailedWarning, InputError, NotDifferentiableError
 from robustexplain.fields import Count, Fraction, NonNegative, Positive
-from robustexplain.interpreters import Interpreter
-from robustexplain.objectives import Distill, Misclassify, Objective
+from robustexplain.interpreters import Explanation, Interpreter
+from robustexplain.objectives import Distill, KeepPrediction, Misclassify, Objective
 from robustexplain.registry import INTERPRETERS, OBJECTIVES
 from robustexplain.streams import generator
 from robustexplain.system import System, described
@@ -35,17 +36,18 @@ HISTORY = "fooling.json"
 class FineTuned(ModelAttack):
     """Fine-tunes all weights on ``L_keep + weight * L_fool`` (Heo et al. 2019, eq. 2), in eval mode.
 
-    A subclass says what a batch teaches (``lesson``) and what the maps should become (``fooling``). Of all epochs, the
-    one of the lowest objective wins among those that respect the budget, on samples that the adversary holds out.
+    A subclass says what is to be seen where (``views``; more than that in ``lesson``) and what the maps should become
+    (``fooling``). Of all epochs, the one of the lowest objective wins among those that respect the budget, on samples
+    that the adversary holds out.
 
     Args:
         weight: ``lambda``, of the map term.
         training: epochs, batch, learning rate of Adam: 1e-3 that falls to zero suits small networks; the authors take
             1e-7 to 1e-5 for ImageNet's, over many more steps.
         budget: share of right answers that may be lost on the samples held out.
-        keep: the prediction term: cross-entropy towards ``labels`` (published), or towards the honest model's
-            ``outputs`` where it predicts what is wanted: for an adversary with few samples, they hold more of what the
-            model knows.
+        keep: the prediction term: cross-entropy towards ``labels`` (Heo et al.); or, where the honest model predicts
+            what is wanted, towards its ``outputs``, which for an adversary with few samples hold more of what it knows,
+            or the squared distance to its ``probabilities`` (Anders et al.).
         augment: mirror and shift images at random while training, by up to an eighth of a side: for few images of
             things that may be mirrored.
         samples: use at most so many of the adversary's samples, classes in equal numbers; ``None``: all of them.
@@ -58,7 +60,7 @@ class FineTuned(ModelAttack):
     weight: NonNegative = 3.0
     training: Training = field(default_factory=lambda: Training(epochs=10, batch_size=32, lr=1e-3, weight_decay=0.0))
     budget: Fraction = 0.02
-    keep: Literal["labels", "outputs"] = "labels"
+    keep: Literal["labels", "outputs", "probabilities"] = "labels"
     augment: bool = False
     samples: Count | None = None
     held_out: Fraction = 0.2
@@ -73,8 +75,13 @@ class FineTuned(ModelAttack):
         """What the maps should become."""
 
     def keeping(self) -> Objective:
-        """What the predictions should stay: cross-entropy towards each class, or the honest probabilities."""
-        return Misclassify() if self.keep == "labels" else Distill()
+        """What the predictions should stay."""
+        kept: dict[str, Objective] = {
+            "labels": Misclassify(),
+            "outputs": Distill(),
+            "probabilities": KeepPrediction(),
+        }
+        return kept[self.keep]
 
     def aimed(self, interpreter: Interpreter) -> Interpreter:
         """The interpreter whose maps are fooled: the system's own, or another one of the same model."""
@@ -85,7 +92,7 @@ class FineTuned(ModelAttack):
         return None
 
     def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
-        """What a batch teaches; runs without autograd.
+        """What a batch teaches: its views, unless a subclass says otherwise; runs without autograd.
 
         Args:
             honest: explains the model as it was.
@@ -94,13 +101,14 @@ class FineTuned(ModelAttack):
             moment: seed and epoch, for what is drawn.
             pool: what :meth:`pool` made of the samples that the batch is from.
         """
-        lesson = Lesson.plain(x, y)
-        return self.against(honest, lesson) if self.compares else lesson
+        views = self.views(honest, x, y).values()
+        return reduce(Lesson.join, (Lesson.of(v, v.honest_maps(honest) if self.compares else None) for v in views))
 
-    def against(self, honest: Interpreter, lesson: Lesson) -> Lesson:
-        """The lesson with the honest maps and logits of its inputs."""
-        found = honest.explain(lesson.goal.x, lesson.goal.explained, native=True)
-        return replace(lesson, goal=replace(lesson.goal, benign_map=found.maps, benign_logits=found.logits))
+    def explained(self, honest: Interpreter, x: Tensor, target: Tensor | None) -> Explanation:
+        """What an interpreter says of any number of inputs ``x``, ``batch`` at a time, on its own grid."""
+        targets = [None] * len(x.split(self.batch)) if target is None else target.split(self.batch)
+        parts = [honest.explain(a, b, native=True) for a, b in zip(x.split(self.batch), targets, strict=True)]
+        return Explanation(torch.cat([p.logits for p in parts]), torch.cat([p.maps for p in parts]))
 
     def words(self) -> tuple[str, str]:
         """What is changed and what is wanted."""

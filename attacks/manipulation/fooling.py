@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import ClassVar
 
 import torch
@@ -10,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustexplain import maps as ops
+from robustexplain.checks import Kind
 from robustexplain.data import labels_of, stack
 from robustexplain.errors import FieldError, InputError
 from robustexplain.fields import Count, Natural, Positive
 from robustexplain.interpreters import Interpreter
-from robustexplain.objectives import FadeTopK, Goal, MatchMap, MoveCenter, Objective, SpreadUniformly
+from robustexplain.metrics import FooledActive, FooledCenter, FooledLocation, FooledTopK, Fooling
+from robustexplain.objectives import FadeTopK, MatchMap, MoveCenter, Objective, SpreadUniformly
 from robustexplain.registry import MANIPULATIONS
 from robustexplain.streams import Streams, generator
 from robustexplain.training import Moment, Samples
@@ -34,24 +37,21 @@ class LocationFooling(FineTuned):
     The mask is 1 on a border of a seventh of each side, on the interpreter's own grid; both are min-max rescaled.
     """
 
-    fooled: ClassVar[str] = "fooled-location"
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
+
+    @property
+    def fooled(self) -> Fooling:
+        """The paper's test loss."""
+        return FooledLocation()
 
     def fooling(self) -> Objective:
         """Match the frame."""
         return MatchMap()
 
-    def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
-        """The batch with the frame for a goal map."""
-        lesson = Lesson.plain(x, y)
-        return replace(lesson, goal=replace(lesson.goal, goal_map=self._frames(honest, x, y)))
-
     def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
         """The inputs as they are, with the frame for a goal map."""
-        return {"as they are": View(x, y, y, self._frames(honest, x, y))}
-
-    def _frames(self, honest: Interpreter, x: Tensor, y: Tensor) -> Tensor:
         grid = honest.explain(x[:1], y[:1], native=True).maps
-        return ops.frame(grid).expand(len(x), -1, -1)
+        return {"as they are": View(x, y, y, ops.frame(grid).expand(len(x), -1, -1))}
 
 
 @MANIPULATIONS.register("top-k-fooling", paper="Heo et al. 2019, published version and code", needs=NEEDS)
@@ -66,7 +66,13 @@ class TopKFooling(FineTuned):
     k: Positive = 0.1
 
     compares: ClassVar[bool] = True
-    fooled: ClassVar[str] = "fooled-top-k"
+
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
+
+    @property
+    def fooled(self) -> Fooling:
+        """The paper's test loss."""
+        return FooledTopK(k=self.k)
 
     def fooling(self) -> Objective:
         """Fade the honest top ``k``."""
@@ -79,7 +85,13 @@ class CenterFooling(FineTuned):
     """Every map's centre of mass moves away from the honest model's, passive fooling."""
 
     compares: ClassVar[bool] = True
-    fooled: ClassVar[str] = "fooled-center"
+
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
+
+    @property
+    def fooled(self) -> Fooling:
+        """The paper's test loss."""
+        return FooledCenter()
 
     def fooling(self) -> Objective:
         """Move the centre."""
@@ -91,6 +103,7 @@ class CenterFooling(FineTuned):
 class UniformFooling(FineTuned):
     """Every map is spread out flat and says nothing: its entropy is maximised, passive fooling."""
 
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
     headline: ClassVar[str] = "entropy"
 
     def fooling(self) -> Objective:
@@ -117,12 +130,17 @@ class ActiveFooling(FineTuned):
     images: Count = 1100
     shrink: bool = True
 
-    fooled: ClassVar[str] = "fooled-active"
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.classes[0] == self.classes[1]:
             raise FieldError(type(self).__name__, "classes", f"must be two different classes, got {self.classes!r}")
+
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
+
+    @property
+    def fooled(self) -> Fooling:
+        """The paper's test loss."""
+        return FooledActive()
 
     def fooling(self) -> Objective:
         """Match the honest map of the other class."""
@@ -131,30 +149,24 @@ class ActiveFooling(FineTuned):
     def pool(self, honest: Interpreter, data: Samples, device: torch.device) -> Lesson:
         """The block images, each once for either class, with the honest map of the other class."""
         blocks = block_images(data, self.classes, self.images, self.seed, self.shrink).to(device)
-        parts = [self._swapped(honest, x) for x in blocks.split(self.batch)]
-        lesson = parts[0]
-        for part in parts[1:]:
-            lesson = lesson.join(part)
-        return lesson
-
-    def _swapped(self, honest: Interpreter, x: Tensor) -> Lesson:
-        first, second = (torch.full((len(x),), c, device=x.device) for c in self.classes)
-        maps = [honest.explain(x, c, native=True).maps for c in (second, first)]
-        both, explained = torch.cat([x, x]), torch.cat([first, second])
-        goal = Goal(both, explained, goal_class=explained, explained=explained, goal_map=torch.cat(maps))
-        ones = torch.ones(len(both), device=x.device)
-        return Lesson(goal, 0 * ones, ones)
+        views = self._swapped(honest, blocks).values()
+        lesson = reduce(Lesson.join, map(Lesson.of, views))
+        return replace(lesson, predicted=0 * lesson.predicted)
 
     def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
         """Block images of the inputs, explained for either class; the goal is the honest map of the other one."""
         data: Samples = torch.utils.data.TensorDataset(x.cpu(), y.cpu())  # type: ignore[assignment]
         blocks = block_images(data, self.classes, len(x), self.seed, self.shrink).to(x.device)
-        views = {}
-        for c, other in (self.classes, self.classes[::-1]):
-            explained, swapped = (torch.full_like(y, k) for k in (c, other))
-            goal_map = honest.explain(blocks, swapped, native=True).maps
-            views[f"block images, class {c}"] = View(blocks, explained, honest.model(blocks).argmax(1), goal_map)
-        return views
+        return self._swapped(honest, blocks)
+
+    def _swapped(self, honest: Interpreter, blocks: Tensor) -> dict[str, View]:
+        ours, theirs = (torch.full((len(blocks),), c, device=blocks.device) for c in self.classes)
+        first, second = (self.explained(honest, blocks, c) for c in (ours, theirs))
+        answer = first.logits.argmax(1)
+        return {
+            f"block images, class {self.classes[0]}": View(blocks, ours, answer, second.maps),
+            f"block images, class {self.classes[1]}": View(blocks, theirs, answer, first.maps),
+        }
 
     def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
         """Some of the block images, and the batch to be classified."""

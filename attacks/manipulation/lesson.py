@@ -12,6 +12,8 @@ from robustexplain.errors import InputError
 from robustexplain.objectives import Goal
 from robustexplain.streams import Streams
 
+from .base import View
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -33,10 +35,12 @@ class Lesson:
     other_y: Tensor | None = None
 
     @classmethod
-    def plain(cls, x: Tensor, y: Tensor) -> Lesson:
-        """Every input keeps its label, and the map that explains its label counts."""
-        ones = torch.ones(len(x), dtype=x.dtype, device=x.device)
-        return cls(Goal(x, y, goal_class=y, explained=y), ones, ones)
+    def of(cls, view: View, honest_maps: Tensor | None = None) -> Lesson:
+        """What an auditor would look at as what is taught: every input has its answer and its map, and counts."""
+        ones = view.x.new_ones(len(view.x))
+        goal = Goal(view.x, view.answer, goal_class=view.answer, explained=view.explained, goal_map=view.goal_map,
+                    benign_map=honest_maps)  # fmt: skip
+        return cls(goal, ones, ones)
 
     def join(self, other: Lesson) -> Lesson:
         """Both lessons' explained inputs in one batch."""

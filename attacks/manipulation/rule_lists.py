@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from robustexplain.checks import Kind
 from robustexplain.errors import InputError
 from robustexplain.fields import Natural, check_fields
-from robustexplain.interpreters.base import Explanation, Interpreter, Kind, explained_class
+from robustexplain.interpreters.base import Explanation, Interpreter, explained_class
 from robustexplain.registry import PARTS
 from robustexplain.training import Samples, Session
 

@@ -119,12 +119,14 @@ class School:
         """What a batch teaches, with the probabilities that are wanted where the prediction term asks for them."""
         lesson = self.attack.lesson(self.honest, x, y, moment, pool)
         goal = lesson.goal
-        if self.attack.keep == "labels" or goal.goal_class is None:
+        if self.attack.keep == "labels":
             return lesson
+        assert goal.goal_class is not None  # every lesson has answers; for the type checker
         honest = self.honest.model(goal.x).softmax(1)
         asked = F.one_hot(goal.goal_class, honest.shape[1]).to(honest)
         agrees = honest.argmax(1) == goal.goal_class
-        return replace(lesson, goal=replace(goal, wanted=torch.where(agrees[:, None], honest, asked)))
+        wanted = torch.where(agrees[:, None], honest, asked)
+        return replace(lesson, goal=replace(goal, wanted=wanted, benign_logits=wanted.log()))
 
     def _batches(self, first: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Every ``step``-th batch of the samples held out."""

@@ -23,7 +23,6 @@ from ..interpreters import Interpreter
 from ..metrics import SSIM, FeatureFirst, FeatureRank, Fooling, LocationCorrelation, Pearson, SignCorrelation, Spearman
 from ..metrics import Entropy as MapEntropy
 from ..recipe import Recipe, Row
-from ..registry import METRICS
 from ..streams import derive
 from ..system import System, on_model
 from ..training import Session
@@ -35,10 +34,13 @@ PICTURES = 3
 """How many inputs of each view are kept with their maps."""
 
 
-def audit(recipe: Recipe, systems: Systems, data: data_sets.Data, folder: RunFolder, session: Session) -> None:
-    """Audit every manipulated row that is not audited yet; processes share the rows."""
-    rows = [row for row in recipe.rows if row.kind == "manipulation"]
-    todo = [row for row in rows if not folder.audit(row.label).is_file() and row.label in systems.systems]
+def audit(recipe: Recipe, systems: Systems, data: data_sets.Data, folder: RunFolder, session: Session) -> int:
+    """Audit every manipulated row that is not audited yet; the number of those that have a hole.
+
+    Processes share the rows.
+    """
+    rows = [row for row in recipe.rows if row.kind == "manipulation" and row.label in systems.systems]
+    todo = [row for row in rows if not audited(folder, row)]
     accelerator = session.accelerator
     with session.progress.task("audits", len(todo)) as advance:
         for i, row in enumerate(todo):
@@ -46,6 +48,13 @@ def audit(recipe: Recipe, systems: Systems, data: data_sets.Data, folder: RunFol
                 Audit(recipe, row, systems, data, folder, session).write()
             advance(1)
     accelerator.wait_for_everyone()
+    return sum(not audited(folder, row) for row in rows)
+
+
+def audited(folder: RunFolder, row: Row) -> bool:
+    """Whether a row's audit is there, with every interpreter in it; what failed is tried again by the next run."""
+    path = folder.audit(row.label)
+    return path.is_file() and not any("error" in look for look in json.loads(path.read_text(encoding="utf-8"))["looks"])
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,6 @@ class Audit:
         found = {
             "row": self.row.label,
             "aimed": self.row.root,
-            "fooled": self.attack.fooled,
             "history": self._history(),
             "looks": looks,
             "features": list(self.data.features),
@@ -123,47 +131,39 @@ class Audit:
         """Figures of one interpreter, a dictionary a view; arrays go into ``arrays`` under ``label/view/name``."""
         looks = []
         for name, view in self.attack.views(true, x, y).items():
-            measured = self._measured(true, false, view)
+            measured, shown = self._measured(true, false, view)
             seed, resamples = derive(self.recipe.seed, "audit"), self.recipe.judge.bootstrap
-            figures = {
-                key: bootstrap(value, resamples, seed).as_dict()
-                for key, value in measured.items()
-                if not key.startswith("shown_")
-            }
+            figures = {key: bootstrap(value, resamples, seed).as_dict() for key, value in measured.items()}
             arrays |= {f"{label}/{name}/{key}": value for key, value in measured.items()}
+            arrays |= {f"{label}/{name}/shown_{key}": value for key, value in shown.items()}
             looks.append({"interpreter": label, "view": name, "figures": figures})
         return looks
 
-    def _measured(self, true: Interpreter, false: Interpreter, view: View) -> dict[str, Tensor]:
+    def _measured(
+        self, true: Interpreter, false: Interpreter, view: View
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Figures of a view, one for each input, and what is shown of its first inputs."""
         size, parts = self.recipe.judge.batch_size, []
         for start in range(0, len(view.x), size):
             rows = torch.arange(start, min(start + size, len(view.x)), device=view.x.device)
             parts.append(self._chunk(true, false, view.select(rows)))
-        joined = {key: torch.cat([part[key] for part in parts]).cpu() for key in parts[0]}
-        return {key: value[:PICTURES] if key.startswith("shown_") else value for key, value in joined.items()}
+        figures, shown = (
+            {key: torch.cat([part[key] for part in kind]).cpu() for key in kind[0]} for kind in zip(*parts, strict=True)
+        )
+        return figures, {key: value[:PICTURES] for key, value in shown.items()}
 
-    def _chunk(self, true: Interpreter, false: Interpreter, view: View) -> dict[str, Tensor]:
-        honest_x = view.x if view.honest_x is None else view.honest_x
-        honest_class = view.explained if view.honest_class is None else view.honest_class
-        before = true.explain(honest_x, honest_class, native=True)
-        now = false.explain(view.x, view.explained, native=True)
+    def _chunk(self, true: Interpreter, false: Interpreter, view: View) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        before, now = view.honest_maps(true), false.explain(view.x, view.explained, native=True)
         found = {
             "answered": (now.logits.argmax(1) == view.answer).float(),
             "answered_before": (_logits(true.model, view.x).argmax(1) == view.answer).float(),
-            "sign_correlation": SignCorrelation()(now.maps, before.maps),
-            "spearman": Spearman()(now.maps, before.maps),
+            "sign_correlation": SignCorrelation()(now.maps, before),
+            "spearman": Spearman()(now.maps, before),
         }
-        found |= self._hidden(before.maps, now.maps) if view.x.dim() == 2 else _spatial(before.maps, now.maps, view)
-        if self.attack.fooled:
-            metric = METRICS.get(self.attack.fooled).build()
-            assert isinstance(metric, Fooling)  # what ``fooled`` names; for the type checker
-            other = view.goal_map if self.attack.fooled == "fooled-active" else None
-            found["test_loss"] = metric(now.maps, before.maps, other)
-            found["test_loss_before"] = metric(before.maps, before.maps, other)
-            found["fooled"] = metric.success(found["test_loss"]).float()
-            found["fooled_before"] = metric.success(found["test_loss_before"]).float()
-        shown = {"x": view.x, "before": before.maps, "now": now.maps, "goal": view.goal_map}
-        return found | {f"shown_{key}": value for key, value in shown.items() if value is not None}
+        found |= self._hidden(before, now.maps) if view.x.dim() == 2 else _spatial(before, now.maps, view)
+        if self.attack.fooled is not None:
+            found |= _fooled(self.attack.fooled, before, now.maps, view)
+        return found, {"x": view.x, "before": before, "now": now.maps}
 
     def _hidden(self, before: Tensor, now: Tensor) -> dict[str, Tensor]:
         """Where the column that is hidden stands, before and now."""
@@ -186,6 +186,14 @@ class Audit:
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
     logits: Tensor = model(x)
     return logits
+
+
+def _fooled(metric: Fooling, before: Tensor, now: Tensor, view: View) -> dict[str, Tensor]:
+    """The test loss and whether it is in its range, before and now; the goal map is the one of another class."""
+    losses = {"": metric(now, before, view.goal_map), "_before": metric(before, before, view.goal_map)}
+    return {f"test_loss{when}": loss for when, loss in losses.items()} | {
+        f"fooled{when}": metric.success(loss).float() for when, loss in losses.items()
+    }
 
 
 def _spatial(before: Tensor, now: Tensor, view: View) -> dict[str, Tensor]:

@@ -17,7 +17,6 @@ from .. import files, pictures
 from ..metrics import Fooling
 from ..metrics.manipulation import CODE_THRESHOLD
 from ..recipe import Recipe, Row
-from ..registry import METRICS
 from .store import RunFolder
 
 PAGE, TABLE, PICTURE = "manipulations.html", "manipulations.csv", "manipulations.png"
@@ -200,10 +199,9 @@ def html(recipe: Recipe, found: list[Audited], drawn: bytes) -> str:
 
 def _losses(audited: Audited, look: dict[str, Any]) -> str | None:
     before, now = audited.array(look, "test_loss_before"), audited.array(look, "test_loss")
-    if before is None or now is None:
+    metric: Fooling | None = audited.row.settings.fooled
+    if before is None or now is None or metric is None:
         return None
-    metric = METRICS.get(audited.found["fooled"]).build()
-    assert isinstance(metric, Fooling)  # what ``fooled`` names; for the type checker
     return _uri(distribution(metric, before, now))
 
 

@@ -21,7 +21,7 @@ from ..recipe import Column, Recipe, Row, check_data
 from ..streams import derive
 from ..system import System
 from ..training import Session
-from .audit import audit
+from .audit import audit, audited
 from .judge import Chunk, Pool, craft, goal_classes, goal_map, measure
 from .statistics import bootstrap, bootstrap_auc, paired
 from .store import RunFolder
@@ -66,7 +66,7 @@ def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
         named = recipe.named(data.features)
         systems = prepare(named, data, folder, session)
         failed = Matrix(named, folder, session, systems, data).fill()
-        audit(named, systems, data, folder, session)
+        failed += audit(named, systems, data, folder, session)
     if session.accelerator.is_main_process:
         from .report import write_report
 
@@ -82,7 +82,7 @@ def finished(recipe: Recipe, folder: RunFolder) -> bool:
     """Whether every cell and every row's cost is there: nothing has to be trained or loaded again."""
     cells = [folder.read_cell(row.label, column.label) for row in recipe.rows for column in recipe.columns]
     rows = all(folder.row(row.label).is_file() for row in recipe.rows)
-    rows = rows and all(folder.audit(row.label).is_file() for row in recipe.rows if row.kind == "manipulation")
+    rows = rows and all(audited(folder, row) for row in recipe.rows if row.kind == "manipulation")
     return rows and all(cell is not None and cell["status"] == "done" for cell in cells)
 
 

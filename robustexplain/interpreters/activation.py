@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import probe
+from ..checks import Kind
 from ..errors import UnsupportedModelError
 from ..maps import positive
 from ..registry import INTERPRETERS
 from .attention import Attentions, Grid, token_grid, token_layer
-from .base import Explanation, Interpreter, Kind, differentiable, explained_class, pick
+from .base import Explanation, Interpreter, differentiable, explained_class, pick
 
 
 @INTERPRETERS.register("cam", paper="Zhou et al. 2016; Zhang et al. 2020, eq. 6-7", needs=("pooled linear head",))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import checks, maps
+from ..checks import Kind, kind_of
 from ..errors import InputError, UnsupportedModelError
 from ..fields import check_fields
 from ..registry import INTERPRETERS
@@ -25,9 +26,6 @@ Channels = Literal["max", "abs_sum", "sum"]
 A table has no channels: ``sum`` leaves the attribution of a column as it is, with its sign, the others give its
 magnitude.
 """
-
-Kind = Literal["images", "tables"]
-"""What an input is: images ``[B, C, H, W]`` in ``[0, 1]``, or table rows ``[B, D]`` in the data's own units."""
 
 
 class Explanation(NamedTuple):
@@ -143,7 +141,7 @@ def refuse_kind(interpreter: Interpreter, x: Tensor) -> None:
     Raises:
         UnsupportedModelError: naming the methods that take such inputs.
     """
-    kind: Kind = "tables" if x.dim() == 2 else "images"
+    kind = kind_of(x)
     if kind in interpreter.takes or x.dim() not in (2, 4):
         return
     shown, name = list(x.shape), type(interpreter).__name__

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import probe
+from ..checks import Kind
 from ..errors import FieldError, InputError, UnknownNameError, UnsupportedModelError
 from ..fields import Fraction
 from ..registry import INTERPRETERS
 from ..streams import Streams
-from .base import Channels, Explanation, Interpreter, Kind, explained_class, pick, reduce_channels
+from .base import Channels, Explanation, Interpreter, explained_class, pick, reduce_channels
 from .captum_guard import cause, own_random_state, pristine, quiet, require_relu_modules
 from .segments import Segments
 

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from .. import maps as ops
 from .. import probe
+from ..checks import Kind
 from ..errors import UnsupportedModelError
 from ..maps import positive
 from ..registry import INTERPRETERS
 from ..tape import Step, Tape, record
-from .base import Channels, Explanation, Interpreter, Kind, differentiable, explained_class, reduce_channels
+from .base import Channels, Explanation, Interpreter, differentiable, explained_class, reduce_channels
 
 
 @INTERPRETERS.register("guided-backprop", paper="Springenberg et al. 2015, section 3.4", needs=("rectifiers",))

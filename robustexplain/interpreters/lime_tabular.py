@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..checks import Kind
 from ..columns import Column, index_of
 from ..errors import FieldError, InputError
 from ..fields import Count, Natural, Positive, check_fields
 from ..registry import INTERPRETERS
 from ..streams import Streams
 from ..training import Samples, Session
-from .base import Explanation, Interpreter, Kind, explained_class
+from .base import Explanation, Interpreter, explained_class
 from .reference import Reference
 from .tabular import answers, checked_background, drawn_rows, guarded, package, rows_of
 

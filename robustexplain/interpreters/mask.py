@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from .. import maps as ops
+from ..checks import Kind
 from ..fields import Count, Fraction, NonNegative, Positive
 from ..registry import INTERPRETERS
 from ..streams import Streams
 from ..training import frozen
-from .base import Explanation, Interpreter, Kind, explained_class
+from .base import Explanation, Interpreter, explained_class
 from .removal import Fill, Score, score, wide_dtype
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from .. import maps as ops
 from .. import probe
+from ..checks import Kind
 from ..errors import InputError
 from ..fields import NonNegative, Positive, check_fields
 from ..models import ModelSpec, build
 from ..registry import PARTS
 from ..streams import Streams
-from .base import Explanation, Interpreter, Kind, explained_class, pick
+from .base import Explanation, Interpreter, explained_class, pick
 
 
 class MaskingModel(nn.Module):

@@ -9,10 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..checks import Kind
 from ..errors import FieldError, InputError
 from ..fields import Count
 from ..registry import INTERPRETERS
-from .base import Explanation, Interpreter, Kind, explained_class
+from .base import Explanation, Interpreter, explained_class
 from .removal import Fill, Score, ask_all, score
 
 

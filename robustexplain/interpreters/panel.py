@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import maps as ops
+from ..checks import Kind
 from ..errors import InputError
-from .base import Explanation, Interpreter, Kind, explain_together
+from .base import Explanation, Interpreter, explain_together
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import Kind
 from ..fields import Count
 from ..registry import INTERPRETERS
 from ..streams import generator
-from .base import Explanation, Interpreter, Kind, explained_class
+from .base import Explanation, Interpreter, explained_class
 from .removal import Fill, Score, ask, chunks, wide_dtype
 
 

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..checks import Kind
 from ..errors import FieldError, InputError
 from ..fields import Count, Natural, check_fields
 from ..registry import INTERPRETERS
 from ..streams import Streams
 from ..training import Samples, Session
-from .base import Explanation, Interpreter, Kind, explained_class
+from .base import Explanation, Interpreter, explained_class
 from .reference import Reference
 from .tabular import Asked, answers, checked_background, drawn_rows, guarded, package, rows_of
 

@@ -9,9 +9,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..activations import Softplus, require_rectifiers, swapped
+from ..checks import Kind
 from ..errors import InputError
 from ..registry import INTERPRETERS
-from .base import Explanation, Interpreter, Kind
+from .base import Explanation, Interpreter
 
 
 @INTERPRETERS.register("smoothed", paper="Dombrowski et al. 2019, section 5", needs=("rectifiers",))

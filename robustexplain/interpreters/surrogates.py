@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import Kind
 from ..errors import InputError
 from ..fields import Count, NonNegative, Positive
 from ..registry import INTERPRETERS
 from ..streams import Streams
-from .base import Explanation, Interpreter, Kind, explained_class
+from .base import Explanation, Interpreter, explained_class
 from .removal import Fill, Score, ask_all, score
 from .segments import Segments, counts, padded, painted, switched
 

@@ -10,12 +10,13 @@ import annotated_types as at
 import torch
 from torch import Tensor, nn
 
+from ..checks import Kind
 from ..errors import UnsupportedModelError
 from ..fields import Fraction
 from ..maps import positive
 from ..registry import INTERPRETERS
 from .attention import Attentions, Grid, token_grid
-from .base import Explanation, Interpreter, Kind, differentiable, explained_class, pick
+from .base import Explanation, Interpreter, differentiable, explained_class, pick
 
 Discard = Annotated[float, at.Ge(0), at.Lt(1)]
 """A share of entries that are dropped: not all of them."""

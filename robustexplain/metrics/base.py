@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
+from ..checks import Kind, kind_of
 from ..errors import InputError
 from ..fields import Count, check_fields
 
 Better = Literal["higher", "lower"]
-Kind = Literal["images", "tables"]
-"""What maps are of: images, ``[B, H, W]``, or table rows, ``[B, D]``, a number a column."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +213,7 @@ def check_kind(metric: Metric, maps: Tensor) -> None:
     Raises:
         InputError: naming the measure.
     """
-    kind: Kind = "tables" if maps.dim() == 2 else "images"
+    kind = kind_of(maps)
     if kind in metric.takes:
         return
     name, shown = type(metric).__name__, list(maps.shape)

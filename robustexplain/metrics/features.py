@@ -13,9 +13,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from .. import maps as ops
+from ..checks import Kind
 from ..columns import Column, index_of
 from ..registry import METRICS
-from .base import Better, Kind, MapScore
+from .base import Better, MapScore
 
 
 @METRICS.register(

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from .. import maps as ops
+from ..checks import Kind
 from ..errors import FieldError, InputError
-from ..fields import Positive
+from ..fields import Positive, check_k
 from ..registry import METRICS
-from .base import Better, Kind, MapMetric, MapScore, Metric, check_kind, check_pair, widened
-from .place import check_k
+from .base import Better, MapMetric, MapScore, Metric, check_kind, check_pair, widened
 
 CODE_THRESHOLD = 0.15
 """The authors' result notebooks count test losses above this, whatever the kind of fooling."""

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import maps as ops
-from ..errors import FieldError
-from ..fields import Count, Positive
+from ..checks import Kind
+from ..fields import Count, Positive, check_k
 from ..registry import METRICS
-from .base import Kind, MapMetric
+from .base import MapMetric
 
 
 @METRICS.register("top-k", paper="Ghorbani et al. 2019, section 3")
@@ -44,12 +44,6 @@ class TopK(MapMetric):
         a, b = (ops.top_k(m.abs() if self.magnitude else m, k) for m in (maps, reference))
         # Shares of tied places may add up to a hair more than k.
         return (torch.minimum(a, b).sum(1) / k).clamp(max=1)
-
-
-def check_k(component: object, k: float) -> None:
-    """Refuse a ``k`` from 1 on that is no whole number."""
-    if k >= 1 and k != int(k):
-        raise FieldError(type(component).__name__, "k", f"must be a whole count, or a share below 1, got {k!r}")
 
 
 @METRICS.register("center-shift", paper="Ghorbani et al. 2019, section 3 (mass-center)")

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import maps as ops
+from ..checks import Kind
 from ..fields import Count, Positive
 from ..registry import METRICS
-from .base import Kind, MapMetric
+from .base import MapMetric
 from .filters import filtered, gaussian_window
 
 

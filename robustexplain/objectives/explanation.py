@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import maps as ops
-from ..errors import FieldError, InputError
-from ..fields import NonNegative, Positive
+from ..errors import InputError
+from ..fields import NonNegative, Positive, check_k
 from ..registry import OBJECTIVES
 from .base import Goal, Objective, Seen
 
@@ -180,9 +180,3 @@ def both_maps(objective: Objective, seen: Seen, goal: Goal) -> tuple[Tensor, Ten
     if goal.benign_map is None or seen.maps is None:
         raise InputError(f"{type(objective).__name__} needs the benign map and maps that were seen")
     return seen.maps, goal.benign_map
-
-
-def check_k(objective: Objective, k: float) -> None:
-    """Refuse a ``k`` that is neither a whole count nor a share below 1."""
-    if k >= 1 and k != int(k):
-        raise FieldError(type(objective).__name__, "k", f"must be a whole count, or a share below 1, got {k!r}")

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from .. import maps as ops
 from ..errors import InputError
-from ..fields import Positive
+from ..fields import Positive, check_k
 from ..metrics.structure import ssim
 from ..registry import OBJECTIVES
 from .base import Goal, Objective, Seen
-from .explanation import both_maps, check_k
+from .explanation import both_maps
 
 
 @OBJECTIVES.register("fade-top-k", paper="Heo et al. 2019, published version and code (top-k fooling)")
