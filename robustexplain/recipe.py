@@ -10,176 +10,20 @@ import inspect
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from . import data as data_sets
-from . import files
-from .columns import resolved
 from .errors import InputError, MissingDataError
-from .fields import Count, Fraction, check_fields
+from .experiment import Column, GoalMap, Judging, Knowledge, Model, Problems, Recipe, Row
 from .metrics import JUDGED
+from .overrides import changed
 from .registry import ATTACKS, DATASETS, DEFENSES, INTERPRETERS, MANIPULATIONS, METRICS, MODELS, Registry
 from .sanity.settings import Sanity
 from .schema import make, model_of, needs_parts, numbers, settings_of, validate
-from .training import Training
-
-Knowledge = Literal["ignores", "carried-over", "adapts"]
-GoalMap = Literal["benign", "random-patch", "random-class"]
-
-
-@dataclass(frozen=True)
-class Model:
-    """The classifier: a registered name, ``timm:NAME`` or ``torchvision:NAME``, its weights or its training.
-
-    Args:
-        name: as ``models.load`` takes it.
-        weights: a safetensors file or a ``weights_only`` torch file.
-        pretrained: load the library's own weights.
-        train: train it here, on the data set's train part.
-        options: further arguments of its builder, such as the widths of an ``mlp``.
-    """
-
-    name: str
-    weights: str | None = None
-    pretrained: bool | None = None
-    train: Training | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Judging:
-    """How cells are judged.
-
-    Args:
-        images: how many images, from the judge part; as many as there are if fewer.
-        batch_size: of a chunk; chunks are what processes share and what a killed run keeps.
-        targeted: attacks aim at a random other class; otherwise at any other class.
-        only_correct: judge only images that the classifier gets right (Zhang et al. 2020, section 4).
-        plausible: a map is plausible if its IoU with the goal map is above this.
-        bootstrap: resamples for the 95% intervals.
-        pictures: how many images the report shows for each cell.
-        pool: how many images of the defense part (else the train part) adversaries have of their own, where an attack
-            is fitted on data or takes maps of other images.
-    """
-
-    images: Count = 128
-    batch_size: Count = 32
-    targeted: bool = True
-    only_correct: bool = True
-    plausible: Fraction = 0.5
-    bootstrap: Count = 2000
-    pictures: Count = 6
-    pool: Count = 256
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-@dataclass(frozen=True)
-class Row:
-    """An interpreter, a manipulated system, or a defense of either.
-
-    Args:
-        label: as the report writes it.
-        base: label of the row it stands on; its own for an interpreter.
-        name: registered name of the interpreter, manipulation or defense.
-        settings: the manipulation or defense, or the keyword arguments of the interpreter (or of its training).
-        kind: what stands in this row.
-        root: label of the interpreter row that it all began with.
-    """
-
-    label: str
-    base: str
-    name: str
-    settings: Any
-    kind: Literal["interpreter", "manipulation", "defense"] = "interpreter"
-    root: str = ""
-
-    @property
-    def derived(self) -> bool:
-        """Whether the row stands on another one."""
-        return self.label != self.base
-
-
-@dataclass(frozen=True)
-class Column:
-    """An attack and what its adversary knows.
-
-    Args:
-        label: as the report writes it.
-        attack: the attack.
-        knowledge: ``ignores`` (takes the deployed classifier for undefended), ``carried-over`` (crafts on an undefended
-            system of its own making) or ``adapts`` (knows the defense).
-        goal_map: the map that the adversary wants seen.
-        source: label of the row whose system the inputs are crafted on, whatever is judged; ``None``: the judged one.
-    """
-
-    label: str
-    attack: Any
-    knowledge: Knowledge = "ignores"
-    goal_map: GoalMap = "benign"
-    source: str | None = None
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One experiment, checked.
-
-    Args:
-        name: what the report is called.
-        about: what it shows.
-        seed: of everything.
-        data: the data set, not loaded yet.
-        model: the classifier.
-        rows: interpreters, then manipulated systems, then defenses.
-        columns: attacks.
-        metrics: metrics by name, of kinds that a cell can measure.
-        judge: how cells are judged.
-        sanity: how interpreters are checked.
-        source: the resolved recipe as plain data; running it again gives the same experiment.
-    """
-
-    name: str
-    about: str
-    seed: int
-    data: Any
-    model: Model
-    rows: tuple[Row, ...]
-    columns: tuple[Column, ...]
-    metrics: dict[str, Any]
-    judge: Judging
-    sanity: Sanity = field(default_factory=Sanity)
-    source: dict[str, Any] = field(repr=False, default_factory=dict)
-
-    def manipulated(self, row: Row) -> bool:
-        """Whether a manipulation stands in this row, or below it."""
-        below = {r.label: r for r in self.rows}
-        while row.derived and row.kind != "manipulation":
-            row = below[row.base]
-        return row.kind == "manipulation"
-
-    def named(self, features: Sequence[str]) -> Recipe:
-        """The recipe with places for the names of columns.
-
-        Raises:
-            InputError: a column that the data do not have; every problem that was found.
-        """
-        problems = _Problems()
-        rows = [
-            problems.run(lambda r=r: replace(r, settings=resolved(r.settings, features)), r.label) for r in self.rows
-        ]
-        metrics = {n: problems.run(lambda m=m: resolved(m, features), n) for n, m in self.metrics.items()}
-        problems.stop()
-        return replace(self, rows=tuple(rows), metrics=metrics)
-
-    @property
-    def digest(self) -> str:
-        """A hash of what decides the results."""
-        return files.digest(self.source)
 
 
 def read(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
@@ -199,7 +43,7 @@ def read(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not YAML: {error}") from None
     for change in changes:
-        tree = _change(tree, change)
+        tree = changed(tree, change)
     try:
         return check(tree)
     except InputError as error:
@@ -231,7 +75,7 @@ def check(tree: Any) -> Recipe:
     if not isinstance(tree, dict):
         raise InputError(f"a recipe is a YAML mapping, got {type(tree).__name__}")
     tree = numbers(tree)
-    problems = _Problems()
+    problems = Problems()
     problems.run(lambda: _keys(tree))
     seed = tree.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
@@ -283,7 +127,7 @@ def check_data(recipe: Recipe) -> data_sets.Data:
         MissingDataError: files that are not there.
         InputError: a part that is needed and empty; every problem that was found.
     """
-    problems = _Problems()
+    problems = Problems()
     weights = recipe.model.weights
     if weights is not None and not Path(weights).expanduser().is_file():
         problems.missing.append(f"model.weights: no file at {weights}")
@@ -338,37 +182,6 @@ def _unfit(recipe: Recipe, loaded: data_sets.Data) -> list[str]:
     return lines
 
 
-class _Problems:
-    """Collects messages, so that one look at a recipe reports all of them."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.missing: list[str] = []
-
-    def add(self, line: str) -> None:
-        self.lines.append(line)
-
-    def run(self, step: Any, path: str = "") -> Any:
-        try:
-            return step()
-        except InputError as error:
-            lines = self.missing if isinstance(error, MissingDataError) else self.lines
-            lines.append(f"{path}: {error}" if path else str(error))
-            return None
-
-    def each(self, entries: Any, step: Any, path: str) -> list[Any]:
-        if not isinstance(entries, list):
-            self.add(f"{path}: a list is needed, got {entries!r}")
-            return []
-        made = (self.run(lambda i=i, e=e: step(e, f"{path}[{i}]")) for i, e in enumerate(entries))
-        return [value for value in made if value is not None]
-
-    def stop(self) -> None:
-        if self.lines or self.missing:
-            kind = InputError if self.lines else MissingDataError
-            raise kind("\n".join(self.missing + self.lines))
-
-
 def _keys(tree: dict[str, Any]) -> None:
     import difflib
 
@@ -379,12 +192,6 @@ def _keys(tree: dict[str, Any]) -> None:
     lines += [f"{key}: this key is needed" for key in ("data", "model", "interpreters", "attacks") if key not in tree]
     if lines:
         raise InputError("\n".join(lines))
-
-
-def _told(settings: Any, features: Sequence[str]) -> Any:
-    """Settings with places for the names of columns, and with the names, where they are shown to people."""
-    settings = resolved(settings, features)
-    return replace(settings, features=tuple(features)) if getattr(settings, "features", None) == () else settings
 
 
 def _listed(tree: dict[str, Any], key: str, default: list[str] | None = None) -> Any:
@@ -440,7 +247,7 @@ def _labels(entries: Any) -> dict[str, Row]:
     listed = entries if isinstance(entries, list) else []
     named = [e if isinstance(e, dict) else {"name": e} for e in listed]
     labels = [(str(e.get("label", e.get("name"))), str(e.get("name"))) for e in named]
-    return {label: Row(label, label, name, None, root=label) for label, name in labels}
+    return {label: Row(label, label, name, None, label) for label, name in labels}
 
 
 def _interpreter(entry: Any, path: str) -> Row:
@@ -449,7 +256,7 @@ def _interpreter(entry: Any, path: str) -> Row:
         raise InputError(f"{path}.name: {found.name!r} is made of other parts, by a defense; it is no row of its own")
     settings = make(found.settings, own, path) if found.settings else settings_of(found.build, own, path)
     label = str(extra.get("label", found.name))
-    return Row(label, label, found.name, settings, root=label)
+    return Row(label, label, found.name, settings, label)
 
 
 def _derived(kind: Literal["manipulation", "defense"], entry: Any, path: str, bases: dict[str, Row]) -> Row:
@@ -470,7 +277,7 @@ def _derived(kind: Literal["manipulation", "defense"], entry: Any, path: str, ba
         verb = "is aimed at" if kind == "manipulation" else "can defend"
         raise InputError(f"{path}.of: {found.name} {verb} {', '.join(able)}; {extra['of']!r} is {name}")
     label = str(extra.get("label", f"{found.name} ({extra['of']})"))
-    return Row(label, base.label, found.name, made, kind, base.root)
+    return Row(label, base.label, found.name, made, base.root, kind)
 
 
 @dataclass(frozen=True)
@@ -507,34 +314,3 @@ def _metric(entry: Any, path: str) -> tuple[str, Any]:
     if not issubclass(found.build, JUDGED):
         raise InputError(f"{path}: {found.name} needs more than a cell has (see its documentation); use it in Python")
     return found.name, make(found.build, own, path)
-
-
-def _change(tree: Any, change: str) -> Any:
-    """The tree with one ``key.path=value`` applied."""
-    where, equals, text = change.partition("=")
-    if not equals or not where:
-        raise InputError(f"--set takes key.path=value, got {change!r}")
-    steps: list[int | str] = []
-    for part in where.split("."):
-        name, *indices = part.replace("]", "").split("[")
-        steps += [name, *(int(i) for i in indices if i.isdigit())]
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {change}: the value is not YAML: {error}") from None
-    return _put(tree, steps, value, change)
-
-
-def _put(tree: Any, steps: list[int | str], value: Any, change: str) -> Any:
-    if not steps:
-        return value
-    step, rest = steps[0], steps[1:]
-    if isinstance(step, int):
-        if not isinstance(tree, list) or step >= len(tree):
-            raise InputError(f"--set {change}: there is no entry [{step}]")
-        return [_put(item, rest, value, change) if i == step else item for i, item in enumerate(tree)]
-    if isinstance(tree, str):
-        tree = {"name": tree}
-    if tree is not None and not isinstance(tree, dict):
-        raise InputError(f"--set {change}: {step!r} is no key of {type(tree).__name__}")
-    return {**(tree or {}), step: _put((tree or {}).get(step), rest, value, change)}

@@ -14,6 +14,7 @@ from robustexplain import recipe as recipes
 from robustexplain.errors import InputError
 from robustexplain.evaluation import RunFolder, run, write_report
 from robustexplain.evaluation.audit_page import PAGE, TABLE
+from robustexplain.experiment import Recipe
 from robustexplain.interpreters import GradCAM, IntegratedGradients, Smoothed
 from robustexplain.models import build
 from robustexplain.system import System, described, on_model
@@ -46,14 +47,14 @@ def tree(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[recipes.Recipe, RunFolder]:
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, RunFolder]:
     out = tmp_path_factory.mktemp("lies") / "run"
     checked = recipes.check(tree())
     assert run(checked, out) == 0
     return checked, RunFolder(out)
 
 
-def test_rows_stand_on_each_other(done: tuple[recipes.Recipe, RunFolder]) -> None:
+def test_rows_stand_on_each_other(done: tuple[Recipe, RunFolder]) -> None:
     checked, _ = done
     found = {r.label: (r.kind, r.base, r.root, checked.manipulated(r)) for r in checked.rows}
     assert found == {
@@ -66,7 +67,7 @@ def test_rows_stand_on_each_other(done: tuple[recipes.Recipe, RunFolder]) -> Non
 
 
 def test_every_cell_of_a_manipulated_row_is_held_against_the_honest_system(
-    done: tuple[recipes.Recipe, RunFolder],
+    done: tuple[Recipe, RunFolder],
 ) -> None:
     _, folder = done
     honest, lying, defended = (folder.read_cell(row, "clean") for row in ("cam", "lying", "smoothed lie"))
@@ -81,7 +82,7 @@ def test_every_cell_of_a_manipulated_row_is_held_against_the_honest_system(
     assert not torch.equal(*maps)
 
 
-def test_a_manipulated_system_of_a_run_can_be_loaded(done: tuple[recipes.Recipe, RunFolder]) -> None:
+def test_a_manipulated_system_of_a_run_can_be_loaded(done: tuple[Recipe, RunFolder]) -> None:
     _, folder = done
     system = System.load(folder.system("lying"))
     arrays = folder.arrays("lying", "clean")
@@ -90,7 +91,7 @@ def test_a_manipulated_system_of_a_run_can_be_loaded(done: tuple[recipes.Recipe,
 
 
 def test_every_interpreter_of_the_recipe_looks_at_the_manipulated_model(
-    done: tuple[recipes.Recipe, RunFolder],
+    done: tuple[Recipe, RunFolder],
 ) -> None:
     _, folder = done
     found = json.loads(folder.audit("lying").read_text())
@@ -107,7 +108,7 @@ def test_every_interpreter_of_the_recipe_looks_at_the_manipulated_model(
     assert [look["view"] for look in wired["looks"]] == ["as they are", "with the trigger"] * 2
 
 
-def test_page_and_table_show_every_manipulation(done: tuple[recipes.Recipe, RunFolder]) -> None:
+def test_page_and_table_show_every_manipulation(done: tuple[Recipe, RunFolder]) -> None:
     _, folder = done
     page = (folder.root / PAGE).read_text()
     for words in ("lying", "wired", "What transfers", "with the trigger", "Sign correlation with the honest map"):
@@ -119,7 +120,7 @@ def test_page_and_table_show_every_manipulation(done: tuple[recipes.Recipe, RunF
     assert PAGE in (folder.root / "report.html").read_text()
 
 
-def test_an_audit_that_is_missing_is_made_again_and_nothing_else_is(done: tuple[recipes.Recipe, RunFolder]) -> None:
+def test_an_audit_that_is_missing_is_made_again_and_nothing_else_is(done: tuple[Recipe, RunFolder]) -> None:
     checked, folder = done
     path = folder.audit("wired")
     before, cell = path.read_text(), folder.cell("cam", "clean").stat().st_mtime_ns
@@ -131,7 +132,7 @@ def test_an_audit_that_is_missing_is_made_again_and_nothing_else_is(done: tuple[
 
 
 def test_an_interpreter_that_cannot_look_is_a_hole_that_the_next_run_fills(
-    done: tuple[recipes.Recipe, RunFolder], monkeypatch: pytest.MonkeyPatch
+    done: tuple[Recipe, RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked, folder = done
     folder.audit("wired").unlink()

@@ -336,6 +336,16 @@ def test_images_are_mirrored_and_shifted_each_by_its_own_stream() -> None:
         jittered(torch.rand(3, 4), Streams.of(torch.rand(3, 4), 0))
 
 
+def test_an_epoch_is_judged_on_the_models_own_rectifiers(trained: models.Classifier, own: Samples) -> None:
+    interpreter = CAM(trained)
+    school = School(UniformFooling(beta=1.0), interpreter, own, data_sets.take(own, 20), Session())  # type: ignore[arg-type]
+    smooth, plain = (school.judge(Explaining(interpreter, beta)) for beta in (1.0, None))
+    assert smooth == plain
+    x, y = data_sets.stack(data_sets.take(own, 20))  # type: ignore[arg-type]
+    losses = [school.loss(Explaining(interpreter, beta), x, y, Moment(0, 0, 0.0)).item() for beta in (1.0, None)]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+
+
 def test_outputs_are_kept_where_the_honest_model_predicts_what_is_wanted() -> None:
     system, data = small_system()
     x, _ = data.tensors
@@ -403,10 +413,12 @@ def test_block_images_hold_two_images_of_each_class_at_random_places() -> None:
 def test_a_budget_that_nothing_respects_leaves_the_honest_weights_and_says_so(
     trained: models.Classifier, own: Samples, tmp_path: Path
 ) -> None:
-    attack = UniformFooling(weight=1000.0, budget=0.0, training=dataclasses.replace(ONE, lr=0.3))
+    attack = UniformFooling(weight=1000.0, budget=0.0, training=dataclasses.replace(ONE, epochs=2, lr=3e-2))
     with pytest.warns(FoolingFailedWarning, match="UniformFooling fooled nothing"):
         lied, history = manipulated(attack, rx.System(trained, CAM(trained)), own, tmp_path)
     assert history["kept"] == 0
+    honest, *epochs = history["epochs"]
+    assert any(e["loss"] < honest["loss"] for e in epochs), "only the budget speaks against these weights"
     for ours, theirs in zip(lied.model.parameters(), trained.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 

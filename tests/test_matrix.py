@@ -25,7 +25,8 @@ from robustexplain.errors import InputError, RobustExplainWarning, RunMismatchEr
 from robustexplain.evaluation import RunFolder, bootstrap, paired, run, write_report
 from robustexplain.evaluation.report import Results, notes
 from robustexplain.evaluation.store import slug
-from robustexplain.recipe import Recipe, check, read
+from robustexplain.experiment import Recipe
+from robustexplain.recipe import check, read
 from robustexplain.system import System
 
 TINY = Path(__file__).parent / "tiny.yaml"

@@ -17,7 +17,8 @@ from robustexplain.attacks import ADV2, PGD
 from robustexplain.cli import main
 from robustexplain.defenses import AID
 from robustexplain.errors import InputError, MissingDataError
-from robustexplain.recipe import Recipe, check, check_data, read
+from robustexplain.experiment import Recipe
+from robustexplain.recipe import check, check_data, read
 
 ROOT = Path(__file__).parent.parent
 PACKAGED = sorted((ROOT / "recipes").rglob("*.yaml"))

@@ -149,7 +149,20 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("interpreters", "objectives", "metrics", "training", "models", "data", "system", "storage"),
     ("attacks",),
     ("defenses",),
-    ("schema", "recipes", "pictures", "evaluation", "catalogue", "recipe", "explain", "assault", "sanity", "gallery"),
+    (
+        "schema",
+        "recipes",
+        "pictures",
+        "evaluation",
+        "catalogue",
+        "recipe",
+        "experiment",
+        "overrides",
+        "explain",
+        "assault",
+        "sanity",
+        "gallery",
+    ),
     ("cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -21,8 +21,8 @@ from robustexplain.data import Data, TensorTable, credit, tables
 from robustexplain.data.tables import CsvTable
 from robustexplain.errors import InputError, MissingDataError
 from robustexplain.evaluation.systems import classifier
+from robustexplain.experiment import Model
 from robustexplain.interpreters import Gradient
-from robustexplain.recipe import Model
 from robustexplain.schema import make
 from robustexplain.training import Session, Training, cross_entropy, fit
 

@@ -19,10 +19,10 @@ from .. import files
 from ..attacks.manipulation import ModelAttack, View
 from ..attacks.manipulation.finetuned import HISTORY
 from ..columns import index_of
+from ..experiment import Recipe, Row
 from ..interpreters import Interpreter
 from ..metrics import SSIM, FeatureFirst, FeatureRank, Fooling, LocationCorrelation, Pearson, SignCorrelation, Spearman
 from ..metrics import Entropy as MapEntropy
-from ..recipe import Recipe, Row
 from ..streams import derive
 from ..system import System, on_model
 from ..training import Session

@@ -14,9 +14,9 @@ import numpy as np
 from torch import Tensor
 
 from .. import files, pictures
+from ..experiment import Recipe, Row
 from ..metrics import Fooling
 from ..metrics.manipulation import CODE_THRESHOLD
-from ..recipe import Recipe, Row
 from .store import RunFolder
 
 PAGE, TABLE, PICTURE = "manipulations.html", "manipulations.csv", "manipulations.png"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..attacks import Attack, random_class_maps, random_classes, random_patch_maps
+from ..experiment import Column, Judging
 from ..metrics import (
     Faithfulness,
     MapMetric,
@@ -19,7 +20,6 @@ from ..metrics import (
     hit,
     joint_success,
 )
-from ..recipe import Column, Judging
 from ..streams import derive
 from ..system import Explained, System
 

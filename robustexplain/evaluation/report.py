@@ -14,8 +14,9 @@ import numpy as np
 from torch import Tensor
 
 from .. import files, pictures
+from ..experiment import Recipe
 from ..metrics import MapMetric, Metric
-from ..recipe import Recipe, check
+from ..recipe import check
 from ..registry import METRICS
 from .audit_page import PAGE, write_audits
 from .store import MATRIX, RECIPE, REPORT, RUN, RunFolder

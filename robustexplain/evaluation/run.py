@@ -17,7 +17,8 @@ from .. import data as data_sets
 from .. import files
 from ..attacks import Attack
 from ..defenses import Defense
-from ..recipe import Column, Recipe, Row, check_data
+from ..experiment import Column, Recipe, Row
+from ..recipe import check_data
 from ..streams import derive
 from ..system import System
 from ..training import Session

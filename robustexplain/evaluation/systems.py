@@ -10,10 +10,9 @@ from torch import nn
 
 from .. import data as data_sets
 from .. import models
-from ..columns import index_of
 from ..errors import InputError
+from ..experiment import Model, Recipe, Row
 from ..files import digest, digest_tensors
-from ..recipe import Model, Recipe, Row
 from ..registry import INTERPRETERS
 from ..streams import derive
 from ..system import System
@@ -74,9 +73,6 @@ def _save(made: Systems, folder: RunFolder, session: Session) -> None:
 def classifier(settings: Model, data: data_sets.Data, seed: int, session: Session, name: str) -> nn.Module:
     """The classifier, trained on the data set's train part if the recipe says so; frozen, in eval mode."""
     size = {"in_features" if len(data.shape) == 1 else "in_channels": data.shape[0]}
-    options = dict(settings.options)
-    if "columns" in options:
-        options["columns"] = [index_of(column, data.features) for column in options["columns"]]
     model: nn.Module = models.load(
         settings.name,
         num_classes=data.num_classes,
@@ -84,7 +80,7 @@ def classifier(settings: Model, data: data_sets.Data, seed: int, session: Sessio
         pretrained=settings.pretrained,
         seed=derive(seed, "model") % 2**32,
         **size,
-        **options,
+        **settings.options,
     )
     if isinstance(model, models.TableClassifier) and settings.weights is None:
         model.standardise(data_sets.stack(data.train)[0])

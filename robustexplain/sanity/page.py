@@ -17,7 +17,7 @@ from .. import files, pictures
 from ..evaluation.report import SANITY, write_report
 from ..evaluation.statistics import Estimate, bootstrap
 from ..evaluation.store import REPORT, RunFolder
-from ..recipe import Recipe
+from ..experiment import Recipe
 
 TABLE, PAGE = "sanity.csv", "sanity.html"
 

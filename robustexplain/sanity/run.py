@@ -18,8 +18,9 @@ from ..data.base import labels_of, length
 from ..errors import InputError, UnknownNameError, UnsupportedModelError
 from ..evaluation.store import RunFolder, slug
 from ..evaluation.systems import classifier, undefended
+from ..experiment import Recipe, Row
 from ..interpreters import Interpreter
-from ..recipe import Recipe, Row, check_data
+from ..recipe import check_data
 from ..streams import derive, generator
 from ..training import Session
 from .checks import Check, Outcome, cascading, independent, other_labels, shifted
