@@ -549,17 +549,29 @@ def data(number: int) -> TensorDataset:
     return TensorDataset(table(number, seed=11), torch.zeros(number, dtype=torch.int64))
 
 
-def test_a_background_of_kmeans_is_shaps_own(model: nn.Module) -> None:
+def test_a_background_of_kmeans_is_shaps_own_on_standardised_columns(model: nn.Module) -> None:
     shap = pytest.importorskip("shap")
     rows = data(80)
     made = INTERPRETERS.get("shap-tabular").train(model, rows, SHAPTabularTraining(size=7))  # type: ignore[misc]
-    theirs = shap.kmeans(rows.tensors[0].double().numpy(), 7)
-    torch.testing.assert_close(made.background.x.double(), torch.from_numpy(theirs.data))
+    x = rows.tensors[0].double()
+    mean, std = x.mean(0), x.std(0, correction=0)
+    theirs = shap.kmeans(((x - mean) / std).numpy(), 7)
+    torch.testing.assert_close(made.background.x.double(), torch.from_numpy(theirs.data) * std + mean)
     torch.testing.assert_close(made.background.shares(), torch.from_numpy(theirs.weights))
     for column in range(5):
         assert torch.isin(made.background.x[:, column], rows.tensors[0][:, column]).all()
     repeated = TensorDataset(table(2).repeat(5, 1), torch.zeros(10, dtype=torch.int64))
     assert interpreters.shap_background(repeated, "kmeans", 10).x.shape == (2, 5)  # type: ignore[arg-type]
+
+
+def test_large_numbers_do_not_decide_who_is_near_whom() -> None:
+    pytest.importorskip("shap")
+    rng = torch.Generator().manual_seed(0)
+    group = (torch.arange(60) % 2).float()
+    x = torch.stack([group, 1e5 * torch.rand(60, generator=rng), torch.full((60,), 3.0)], 1)
+    found = interpreters.shap_background(TensorDataset(x, group.long()), "kmeans", 2)  # type: ignore[arg-type]
+    assert sorted(found.x[:, 0].tolist()) == [0.0, 1.0]
+    assert found.x[:, 2].tolist() == [3.0, 3.0]
 
 
 def test_a_background_that_is_drawn_comes_from_the_seed(model: nn.Module) -> None:

@@ -116,8 +116,9 @@ class SHAPTabularTraining:
     """What a recipe says of KernelSHAP on tables; the background is drawn from the training data.
 
     Args:
-        background: ``kmeans`` (``shap.kmeans``: centroids whose values are snapped to the nearest of their column,
-            weighted by their clusters; always the same, whatever the seed), ``sample`` (rows drawn by the seed) or
+        background: ``kmeans`` (``shap.kmeans`` of the standardised columns, as Slack et al. standardise their tables:
+            centroids whose values are snapped to the nearest of their column, weighted by their clusters; always the
+            same, whatever the seed), ``sample`` (rows drawn by the seed) or
             ``all`` rows.
         size: how many rows or centroids, at most as many as there are rows; not used for ``all``.
         nsamples: coalitions asked for each row; ``None``: the package's.
@@ -157,11 +158,17 @@ def shap_background(data: Samples, how: str = "kmeans", size: int = 10, seed: in
     if how != "kmeans":
         return Reference(rows)
     shap = package("shap", "a background of k-means centroids")
+    # Distances between rows in their own units are those of the column with the largest numbers.
+    exact = rows.double()
+    std = exact.std(0, correction=0)
+    scaled = (exact - exact.mean(0)) / torch.where(std > 0, std, 1.0)
     with guarded(rows):
         # More clusters than different rows would leave some empty, which the package does not stand.
-        found = shap.kmeans(rows.double().numpy(), min(size, len(rows.unique(dim=0))))
+        found = shap.kmeans(scaled.numpy(), min(size, len(rows.unique(dim=0))))
     weights = torch.from_numpy(np.asarray(found.weights, dtype=np.float64))
-    return Reference(torch.from_numpy(found.data).to(rows.dtype), weights=weights)
+    # The package snaps each value to one that its column has: back to the row that it is from.
+    nearest = (scaled[None] - torch.from_numpy(found.data)[:, None]).abs().argmin(1)
+    return Reference(rows.gather(0, nearest), weights=weights)
 
 
 def draw_shap_background(
