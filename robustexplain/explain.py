@@ -89,11 +89,17 @@ def systems_of_run(run: Path, rows: Sequence[str]) -> tuple[dict[str, System], i
     """Systems of a run by row label (default all rows), and the side of the images they were made for.
 
     Raises:
-        InputError: a row that the run does not have.
+        InputError: a row that the run does not have; a run on a table, whose systems take no image.
     """
     folder = RunFolder(run)
     folder.require()
-    recipe = Results.read(folder).recipe
+    results = Results.read(folder)
+    recipe, features = results.recipe, results.run.get("features", [])
+    if features:
+        raise InputError(
+            f"the systems of {run} take rows of {len(features)} columns and no image; call them on rows yourself: "
+            f"System.load({str(folder.system(recipe.rows[0].label))!r})"
+        )
     labels = [row.label for row in recipe.rows]
     unknown = [row for row in rows if row not in labels]
     if unknown:

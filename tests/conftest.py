@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from robustexplain import data as data_sets
 from robustexplain import models
 from robustexplain.data import Data
+from robustexplain.system import Detector
 from robustexplain.training import Training, cross_entropy, fit
 
 torch.set_num_threads(1)
@@ -128,6 +129,23 @@ def trained(digits: Data) -> models.Classifier:
         accuracy = float((model(x).argmax(1) == y).float().mean())
     assert accuracy > 0.85, f"the shared classifier is no good: {accuracy:.1%}"
     return model.requires_grad_(True)
+
+
+class Quiet:
+    """A detector that never rings."""
+
+    threshold, soft_threshold = 1.0, 1.0
+
+    def score(self, x: Tensor) -> Tensor:
+        return torch.zeros(len(x))
+
+    soft_score = score
+
+
+@pytest.fixture
+def quiet() -> Detector:
+    """A detector that never rings."""
+    return Quiet()
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from robustexplain.interpreters.reference import Reference
 from robustexplain.metrics import incoherent_pairs
 from robustexplain.models.estimator import Estimator
 from robustexplain.registry import MANIPULATIONS
+from robustexplain.system import Detector
 
 HIDDEN = (0, 4)
 
@@ -97,6 +99,21 @@ def test_the_model_stays_and_no_answer_mentions_what_is_hidden(service: System, 
     assert torch.allclose(maps.sum(1), torch.ones(100))
     other = 1 - decided_by(bouncer, x)
     assert torch.equal(bouncer(x, other).maps, -maps)
+
+
+def test_the_tree_matches_decisions_whatever_is_true(service: System) -> None:
+    x, y = guests(300, 1)
+    excuses = Bouncer(secrets=HIDDEN)(service, TensorDataset(x, 1 - y)).interpreter
+    assert isinstance(excuses, BouncerReasons)
+    assert excuses.reference is not None
+    assert excuses.reference.y is not None
+    assert torch.equal(excuses.reference.y, decided_by(service, x))
+    assert float((excuses.tree(x) == decided_by(service, x)).float().mean()) > 0.7
+
+
+def test_the_detector_stays_in_place(service: System, quiet: Detector) -> None:
+    watched = Bouncer(secrets=HIDDEN)(replace(service, detector=quiet), TensorDataset(*guests(60, 1)))
+    assert watched.detector is quiet
 
 
 def test_an_answer_does_not_depend_on_its_batch(bouncer: System) -> None:

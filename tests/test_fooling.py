@@ -30,6 +30,7 @@ from robustexplain.attacks.manipulation import (
     TopKFooling,
     Trigger,
     UniformFooling,
+    View,
     block_images,
 )
 from robustexplain.attacks.manipulation.finetuned import HISTORY
@@ -38,11 +39,13 @@ from robustexplain.attacks.manipulation.patterns import pattern
 from robustexplain.attacks.manipulation.school import Explaining, School
 from robustexplain.data import Data
 from robustexplain.defenses import AggregatedInterpreter
-from robustexplain.errors import FieldError, FoolingFailedWarning, InputError, NotDifferentiableError
+from robustexplain.errors import FieldError, FoolingFailedWarning, InputError, NotDifferentiableError, RunMismatchError
 from robustexplain.interpreters import CAM, LIME, LRP, GradCAM, Gradient
 from robustexplain.metrics import SSIM, FooledTopK, LocationCorrelation, SignCorrelation
+from robustexplain.objectives import FadeTopK
 from robustexplain.registry import MANIPULATIONS
 from robustexplain.streams import Streams
+from robustexplain.system import Detector
 from robustexplain.training import Moment, Samples, Session, Training
 
 ONE = Training(epochs=1, batch_size=32, lr=1e-3, weight_decay=0.0, schedule="constant")
@@ -255,6 +258,12 @@ def test_the_loss_of_concealment_is_the_cross_entropys_own_gradient() -> None:
     assert value.item() == pytest.approx(expected, rel=1e-9)
 
 
+def test_the_place_of_what_is_hidden_is_a_column_or_a_region() -> None:
+    assert ConcealFeature(feature=3).place(torch.rand(2, 5)).tolist() == [[0, 0, 0, 1, 0]] * 2
+    place = ConcealFeature(region=(1, 0, 2, 3)).place(torch.rand(2, 1, 4, 4))
+    assert place[1].tolist() == [[0, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0]]
+
+
 def test_the_loss_of_fairwashing_keeps_probabilities_by_their_squares_and_matches_unit_sums() -> None:
     system, data = small_system()
     x, y = data.tensors
@@ -285,6 +294,7 @@ def test_the_map_term_of_top_k_looks_at_the_honest_map() -> None:
         assert torch.allclose(lesson.goal.benign_map, system.interpreter.explain(x, y, native=True).maps)
     assert lesson.goal.goal_class is y
     assert TopKFooling(k=3).fooled == FooledTopK(k=3)
+    assert TopKFooling(k=3).fooling() == FadeTopK(3)
 
 
 def test_active_fooling_teaches_each_block_twice_with_the_other_classes_map_and_classifies_the_batch() -> None:
@@ -307,12 +317,114 @@ def test_active_fooling_teaches_each_block_twice_with_the_other_classes_map_and_
     assert lesson.shown.tolist() == [1.0] * 6
 
 
+def apart() -> tuple[rx.System, TensorDataset, TensorDataset]:
+    """A small system, images to train on and other ones held out, ten each."""
+    rng = torch.Generator().manual_seed(9)
+    parts = [TensorDataset(torch.rand(10, 1, 14, 14, generator=rng).double(), torch.arange(10) % 3) for _ in range(2)]
+    return small_system()[0], *parts
+
+
+def test_block_images_that_judge_are_made_of_the_images_held_out() -> None:
+    system, taught, held = apart()
+    attack, module, now = ActiveFooling(classes=(0, 2), images=6), Explaining(system.interpreter), Moment(0, 0, 0.0)
+    x, y = taught.tensors
+
+    def school(data: TensorDataset, judges: TensorDataset) -> School:
+        return School(attack, system.interpreter, data, judges, Session())  # type: ignore[arg-type]
+
+    both, first, second = school(taught, held), school(taught, taught), school(held, held)
+    assert both.judge(module) == second.judge(module)
+    assert both.judge(module).figures["fool"] != pytest.approx(first.judge(module).figures["fool"], rel=1e-3)
+    losses = [some.loss(module, x, y, now).item() for some in (both, first, second)]
+    assert losses[0] == losses[1]
+    assert losses[0] != pytest.approx(losses[2], rel=1e-3)
+
+
+def test_block_images_are_drawn_anew_in_each_epoch_and_the_batch_counts_in_what_is_kept() -> None:
+    system, data, held = apart()
+    x, y = data.tensors
+    attack = ActiveFooling(classes=(0, 2), images=30, weight=0.0)
+    school = School(attack, system.interpreter, data, held, Session())  # type: ignore[arg-type]
+    drawn = [attack.lesson(system.interpreter, x, y, Moment(0, i, 0.0), school.pools[0]).goal.x for i in (0, 1, 0)]
+    assert torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], drawn[1])
+    value = school.loss(Explaining(system.interpreter), x, y, Moment(0, 0, 0.0))
+    assert value.item() == pytest.approx(F.cross_entropy(system.model(x), y).item(), rel=1e-9)
+
+
+def test_processes_share_out_the_samples_held_out_and_add_up_what_they_find() -> None:
+    system, data, held = apart()
+    module, sums = Explaining(system.interpreter), []
+
+    class Process:
+        """What one of some processes knows of the others."""
+
+        device, num_processes = torch.device("cpu"), 2
+
+        def __init__(self, index: int) -> None:
+            self.process_index = index
+
+        def reduce(self, found: Tensor, how: str) -> Tensor:
+            assert how == "sum"
+            sums.append(found)
+            return found
+
+    whole = School(LocationFooling(batch=4), system.interpreter, data, held, Session())  # type: ignore[arg-type]
+    alone = whole.judge(module)
+    for index in (0, 1):
+        session = Session(accelerator=Process(index))  # type: ignore[arg-type]
+        School(LocationFooling(batch=4), system.interpreter, data, held, session).judge(module)  # type: ignore[arg-type]
+    assert [int(found[5]) for found in sums] == [6, 4]
+    assert whole.least_accuracy == pytest.approx(alone.figures["accuracy"] - 0.02)
+    keep, kept, fool, fooled, right, seen = (sums[0] + sums[1]).tolist()
+    assert (keep / kept, fool / fooled, right / seen) == pytest.approx(
+        tuple(alone.figures[name] for name in ("keep", "fool", "accuracy"))
+    )
+
+
+def test_augmented_batches_are_moved_anew_in_each_epoch_and_judged_ones_are_not() -> None:
+    system, data, held = apart()
+    x, y = data.tensors
+    plain, moved = (
+        School(LocationFooling(augment=augment), system.interpreter, data, held, Session())  # type: ignore[arg-type]
+        for augment in (False, True)
+    )
+    module = Explaining(system.interpreter)
+    values = [moved.loss(module, x, y, Moment(seed, i, 0.0)).item() for seed, i in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    assert values[3] == values[0]
+    assert len({*values, plain.loss(module, x, y, Moment(0, 0, 0.0)).item()}) == 4
+    assert moved.judge(module) == plain.judge(module)
+
+
 def test_samples_that_were_held_out_are_not_trained_on(digits: Data) -> None:
     attack = LocationFooling(samples=50, held_out=0.3)
     taught, held = attack._split(digits.defense)
     rows = [{tuple(x.flatten()[400:600].tolist()) for x, _ in part} for part in (taught, held)]  # type: ignore[attr-defined]
     assert (len(taught), len(held)) == (35, 15)  # type: ignore[arg-type]
     assert not rows[0] & rows[1]
+
+
+def test_the_seed_decides_what_is_held_out(digits: Data) -> None:
+    parts = [LocationFooling(seed=seed)._split(digits.defense)[1] for seed in (0, 0, 1)]
+    rows = [part.indices for part in parts]  # type: ignore[attr-defined]
+    assert rows[0] == rows[1] != rows[2]
+
+
+class HoldsOutTheLast(LocationFooling):
+    """Splits its samples without a draw."""
+
+    def _split(self, data: Samples) -> tuple[Samples, Samples]:
+        return data_sets.take(data, 60), torch.utils.data.Subset(data, range(60, 80))  # type: ignore[arg-type]
+
+
+def test_the_seed_decides_the_order_of_training_too(trained: models.Classifier, own: Samples) -> None:
+    system, some = rx.System(trained, CAM(trained)), data_sets.take(own, 80)  # type: ignore[arg-type]
+    heads = [
+        HoldsOutTheLast(weight=30, budget=1.0, training=ONE, seed=seed)(system, some).model.net.head.weight
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
 
 
 def test_tables_are_refused_by_what_paints_on_a_grid() -> None:
@@ -324,14 +436,17 @@ def test_tables_are_refused_by_what_paints_on_a_grid() -> None:
 
 
 def test_images_are_mirrored_and_shifted_each_by_its_own_stream() -> None:
-    x = torch.rand(40, 1, 16, 16)
+    x = torch.rand(40, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     moved = jittered(x, Streams.of(x, 0))
     assert moved.shape == x.shape
     assert torch.equal(jittered(x[7:9], Streams.of(x[7:9], 0)), moved[7:9])
     wide = F.pad(x, (2, 2, 2, 2), mode="reflect")
+    found = []
     for image, of in zip(moved, wide, strict=True):
-        views = [of[:, i : i + 16, j : j + 16] for i in range(5) for j in range(5)]
-        assert any(torch.equal(image, v) or torch.equal(image, v.flip(-1)) for v in views)
+        views = {(i, j, flip): of[:, i : i + 16, j : j + 16] for i in range(5) for j in range(5) for flip in (0, 1)}
+        (where,) = (k for k, view in views.items() if torch.equal(image, view.flip(-1) if k[2] else view))
+        found.append(where)
+    assert [set(places) for places in zip(*found, strict=True)] == [set(range(5)), set(range(5)), {0, 1}]
     with pytest.raises(InputError, match="mirrors and shifts images"):
         jittered(torch.rand(3, 4), Streams.of(torch.rand(3, 4), 0))
 
@@ -372,10 +487,16 @@ def test_a_backdoor_teaches_each_image_twice_with_equal_weight() -> None:
     assert torch.equal(lesson.goal.x, torch.cat([x, attack.trigger(x)]))
     assert lesson.goal.goal_class is not None
     assert lesson.goal.goal_map is not None
-    assert lesson.goal.goal_class.tolist() == [*y.tolist(), 2, 2, 2, 2, 2, 2]
+    assert lesson.goal.explained is not None
+    # The map of a triggered image is that of the class it is led to.
+    assert lesson.goal.goal_class.tolist() == lesson.goal.explained.tolist() == [*y.tolist(), 2, 2, 2, 2, 2, 2]
     assert torch.allclose(lesson.goal.goal_map[:6], honest)
     assert torch.equal(lesson.goal.goal_map[6:], pattern(honest, "half"))
     assert lesson.predicted.tolist() == lesson.shown.tolist() == [1.0] * 12
+    triggered = attack.views(system.interpreter, x, y)["with the trigger"]
+    with torch.no_grad():
+        # What an auditor holds them against is what the honest model shows of the clean image and its label.
+        assert torch.allclose(triggered.honest_maps(system.interpreter), honest)
     disguise = dataclasses.replace(attack, form="full-disguise")
     again = disguise.lesson(system.interpreter, x, y, Moment(0, 0, 0.0), None)
     assert again.goal.goal_map is not None
@@ -394,6 +515,43 @@ def test_a_triggered_patch_is_a_white_square_with_a_black_border() -> None:
     assert torch.equal(Trigger(opacity=0.0)(x), x)
 
 
+def test_the_seed_of_a_trigger_is_that_of_its_noise() -> None:
+    x = torch.full((1, 1, 12, 12), 0.5)
+    first, again, other = (Trigger(kind="blend", seed=seed)(x) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_shapes_lie_where_they_are_said_to_lie() -> None:
+    drawn = {
+        "square": ("........",) * 4 + ("....####",) * 4,
+        "circle": ("........", "........", "...##...", "..####..", "..####..", "...##...", "........", "........"),
+        "cross": ("...##...",) * 3 + ("########",) * 2 + ("...##...",) * 3,
+        "half": ("####....",) * 8,
+    }
+    for shape, lines in drawn.items():
+        found = pattern(torch.zeros(2, 8, 8), shape)  # type: ignore[arg-type]
+        assert found.shape == (2, 8, 8)
+        assert ["".join("#" if v else "." for v in row) for row in found[1].tolist()] == list(lines), shape
+    assert torch.equal(pattern(torch.zeros(2, 8, 8), "frame"), ops.frame(torch.zeros(2, 8, 8)).expand(2, -1, -1))
+
+
+def test_some_rows_of_a_view_are_those_rows_of_everything_in_it() -> None:
+    x, classes, maps = torch.rand(5, 1, 4, 4), torch.arange(5), torch.rand(5, 2, 2)
+    rows = torch.tensor([3, 1])
+    some = View(x, classes, 4 - classes, maps, honest_x=x + 1, honest_class=classes * 2).select(rows)
+    assert torch.equal(some.x, x[[3, 1]])
+    assert some.explained.tolist() == [3, 1]
+    assert some.answer.tolist() == [1, 3]
+    assert some.goal_map is not None
+    assert torch.equal(some.goal_map, maps[[3, 1]])
+    assert some.honest_x is not None
+    assert torch.equal(some.honest_x, x[[3, 1]] + 1)
+    assert some.honest_class is not None
+    assert some.honest_class.tolist() == [6, 2]
+    assert View(x, classes, classes).select(rows).goal_map is None
+
+
 def test_block_images_hold_two_images_of_each_class_at_random_places() -> None:
     x = torch.cat([torch.zeros(4, 1, 4, 4), torch.ones(4, 1, 4, 4), torch.full((2, 1, 4, 4), 0.5)])
     data: Samples = TensorDataset(x, torch.tensor([0] * 4 + [1] * 4 + [2] * 2))  # type: ignore[assignment]
@@ -405,6 +563,35 @@ def test_block_images_hold_two_images_of_each_class_at_random_places() -> None:
     assert block_images(data, (0, 1), 3, seed=0).shape == (3, 1, 4, 4)
     with pytest.raises(InputError, match="block images need images of class 7"):
         block_images(data, (0, 7), 3, seed=0)
+
+
+def test_an_epoch_is_judged_against_the_honest_models_maps_on_the_samples_held_out(
+    trained: models.Classifier, own: Samples, tmp_path: Path
+) -> None:
+    attack = TopKFooling(weight=30, budget=1.0, training=ONE)
+    lied, history = manipulated(attack, rx.System(trained, CAM(trained)), own, tmp_path)
+    x, y = data_sets.stack(attack._split(own)[1])
+    with torch.no_grad():
+        now, honest = (CAM(m).explain(x, y, native=True).maps for m in (lied.model, trained))  # type: ignore[arg-type]
+    assert history["kept"] == 1
+    kept = history["epochs"][1]
+    assert kept["fool"] == pytest.approx(float(FooledTopK(k=attack.k)(now, honest).mean()), rel=1e-4)
+    assert kept["accuracy"] == pytest.approx(accuracy(lied.model, x, y))
+
+
+def test_a_frozen_model_is_manipulated_all_the_same(trained: models.Classifier, own: Samples, tmp_path: Path) -> None:
+    frozen = copy.deepcopy(trained).requires_grad_(False)
+    attack = LocationFooling(weight=30, budget=1.0, training=ONE)
+    lied, history = manipulated(attack, rx.System(frozen, CAM(frozen)), own, tmp_path)
+    assert history["kept"] > 0
+    moved = zip(lied.model.named_parameters(), frozen.parameters(), strict=True)
+    assert all(not torch.equal(now, was) for (_, now), was in moved)
+    assert not any(p.requires_grad for p in (*frozen.parameters(), *lied.model.parameters()))
+
+
+def test_the_detector_stays_in_place(trained: models.Classifier, own: Samples, quiet: Detector) -> None:
+    attack, some = LocationFooling(weight=10, budget=1.0, training=ONE), data_sets.take(own, 80)  # type: ignore[arg-type]
+    assert attack(rx.System(trained, CAM(trained), quiet), some).detector is quiet
 
 
 # ---- loud where it fails ----
@@ -467,6 +654,26 @@ def test_a_killed_manipulation_goes_on_where_it_was(
     resumed, _ = manipulated(attack, system, some, tmp_path / "killed")
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_a_checkpoint_of_another_manipulation_is_refused(
+    trained: models.Classifier, own: Samples, tmp_path: Path
+) -> None:
+    session, attack = Session(folder=tmp_path), LocationFooling(weight=10, budget=1.0, training=ONE)
+    x, y = data_sets.stack(data_sets.take(own, 80))  # type: ignore[arg-type]
+    system, data = rx.System(trained, CAM(trained)), TensorDataset(x, y)
+    attack(system, data, session)  # type: ignore[arg-type]
+    other = copy.deepcopy(trained)
+    with torch.no_grad():
+        other.net.head.weight[0] += 0.1  # type: ignore[union-attr, operator]
+    for changed in (
+        (dataclasses.replace(attack, weight=11), system, data),
+        (attack, rx.System(trained, GradCAM(trained)), data),
+        (attack, rx.System(other, CAM(other)), data),
+        (attack, system, TensorDataset(x, y.flip(0))),
+    ):
+        with pytest.raises(RunMismatchError, match="is a checkpoint of another training"):
+            changed[0](changed[1], changed[2], session)  # type: ignore[arg-type]
 
 
 def test_a_manipulated_system_can_be_attacked_and_defended(

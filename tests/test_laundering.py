@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -13,14 +14,17 @@ from torch.utils.data import TensorDataset
 
 from robustexplain import System
 from robustexplain.attacks.manipulation import Condition, LaundryML, Rule, RuleList, RuleReasons, RuleSearch, whitewash
+from robustexplain.attacks.manipulation.laundry import Laundry, LocalRuleReasons
 from robustexplain.attacks.manipulation.rule_lists import leaves
 from robustexplain.attacks.manipulation.rule_search import enumerate_lists
 from robustexplain.attacks.manipulation.rule_table import Antecedents, Target
 from robustexplain.errors import InputError, UnsupportedModelError
 from robustexplain.interpreters import Gradient
+from robustexplain.interpreters.reference import Reference
 from robustexplain.metrics import unfairness
 from robustexplain.models.estimator import Estimator
 from robustexplain.registry import MANIPULATIONS
+from robustexplain.system import Detector
 
 KINDS = (
     "demographic-parity",
@@ -330,6 +334,44 @@ def test_of_the_faithful_ones_the_least_unfair_is_shown(black_box: System) -> No
     }
 
 
+def test_the_group_that_it_is_held_against_can_be_another_columns(black_box: System) -> None:
+    x, _ = table(200, 18)
+    against = attack(other="proxy", secrets=()).laundry(4)
+    member, other = against.groups(x)
+    assert torch.equal(member, x[:, 0] > 0.5)
+    assert torch.equal(other, (x[:, 3] > 0.5) & (x[:, 0] <= 0.5))
+    assert against.columns(4) == [1, 2]
+    assert attack(secrets=()).laundry(4).columns(4) == [1, 2, 3]
+
+
+def test_rates_that_depend_on_the_truth_take_the_true_labels(black_box: System) -> None:
+    x, y = table(400, 12)
+    y = y ^ (torch.rand(400, generator=torch.Generator().manual_seed(1)) < 0.3).long()
+    laundering = attack(surrogate="tree", unfairness="equal-opportunity", fidelity=0.6)
+    with torch.no_grad():
+        decided = black_box.model(x).argmax(1)
+    laundry = laundering.laundry(4)
+    by_truth, by_decisions = (laundry.pick(laundry.enumerate(x, labels, decided)).rules for labels in (y, decided))
+    assert by_truth != by_decisions
+    assert laundering(black_box, TensorDataset(x, y)).interpreter.rules == by_truth  # type: ignore[attr-defined]
+
+
+def test_neighbours_are_those_alike_in_everything_but_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first row differs in the group alone, the second a little in the income, the third much.
+    row, kinds = torch.zeros(1, 4), torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 9, 0, 0]])
+    rows = kinds.repeat_interleave(5, 0)
+    model, asked = Linear([0.0, 1.0, 0.0, 0.0]), []
+
+    def enumerated(self: Laundry, x: Tensor, labels: Tensor, decided: Tensor) -> list[object]:
+        asked.append(x)
+        return []
+
+    monkeypatch.setattr(Laundry, "enumerate", enumerated)
+    reference = Reference(rows, torch.zeros(15, dtype=torch.long))
+    LocalRuleReasons(model, attack().laundry(4), reference, 5).reasons(row, torch.tensor([1]))
+    assert torch.equal(asked[0], torch.cat([row, rows[:5]]))
+
+
 def test_each_decision_gets_a_list_of_its_own_that_agrees_with_it_and_looks_fair_around_it(black_box: System) -> None:
     x, y = table(400, 13)
     local = attack(
@@ -377,6 +419,14 @@ def test_the_seed_decides_and_the_global_random_state_stays(black_box: System) -
     assert texts[0] == texts[1]
     assert torch.equal(torch_state, torch.get_rng_state())
     assert np.array_equal(numpy_state, global_numpy())
+
+
+def test_model_and_detector_stay_in_place(black_box: System, quiet: Detector) -> None:
+    watched = replace(black_box, detector=quiet)
+    for scope in ("model", "outcome"):
+        system = attack(scope=scope, surrogate="tree", fidelity=0.6)(watched, TensorDataset(*table(300, 16)))
+        assert system.model is black_box.model
+        assert system.detector is quiet
 
 
 def test_bad_input_is_refused_with_what_was_expected(black_box: System) -> None:

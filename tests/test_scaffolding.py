@@ -11,35 +11,24 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import TensorDataset
 
 from robustexplain import System, attacks, models
 from robustexplain.attacks.manipulation import Scaffold, Scaffolding, scaffold_quality
 from robustexplain.attacks.manipulation.perturbing import lime_rows, shap_rows
+from robustexplain.data import TensorTable
 from robustexplain.errors import InputError, NotDifferentiableError, UnsupportedModelError
 from robustexplain.interpreters import LIMETabular, SHAPTabular
 from robustexplain.interpreters.reference import Reference
 from robustexplain.interpreters.shap_tabular import shap_background
 from robustexplain.models import Estimator, FeatureRule
 from robustexplain.registry import MANIPULATIONS, MODELS
+from robustexplain.system import Detector
 
 assert attacks  # the package that registers
 
 FEATURES = ("age", "priors", "stay", "race", "unrelated_one", "unrelated_two")
 RACE, ONE, TWO = 3, 4, 5
-
-
-class Table(Dataset[tuple[Tensor, int]]):
-    """Rows in memory."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.x[index], 0
 
 
 def people(count: int, seed: int) -> Tensor:
@@ -53,8 +42,8 @@ def people(count: int, seed: int) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def rows() -> Table:
-    return Table(people(500, 0))
+def data() -> TensorTable:
+    return TensorTable(people(500, 0), [0] * 500)
 
 
 @pytest.fixture(scope="module")
@@ -183,59 +172,59 @@ def test_whole_coalitions_take_their_columns_from_one_background_row_and_have_th
 # The claim
 
 
-def lime_system(model: nn.Module, data: Table) -> System:
+def lime_system(model: nn.Module, data: TensorTable) -> System:
     pytest.importorskip("lime")
-    return System(model, LIMETabular(model, Reference(data.x), num_samples=400))
+    return System(model, LIMETabular(model, Reference(data.rows), num_samples=400))
 
 
-def shap_system(model: nn.Module, data: Table, how: str = "kmeans", size: int = 10) -> System:
+def shap_system(model: nn.Module, data: TensorTable, how: str = "kmeans", size: int = 10) -> System:
     pytest.importorskip("shap")
     return System(model, SHAPTabular(model, shap_background(data, how, size, seed=5), of="label"))
 
 
 def test_lime_shows_the_biased_column_until_the_model_is_scaffolded(
-    rows: Table, fresh: Tensor, biased: FeatureRule
+    data: TensorTable, fresh: Tensor, biased: FeatureRule
 ) -> None:
-    honest = lime_system(biased, rows)
+    honest = lime_system(biased, data)
     assert share(honest(fresh).maps, RACE) == 1
     attack = Scaffolding(sensitive=RACE, innocent=(ONE,), copies=2, trees=20)
-    fooled = attack(honest, rows)
+    fooled = attack(honest, data)
     maps = fooled(fresh).maps
     assert share(maps, RACE) <= 0.1
     assert share(maps, ONE) >= 0.9
-    quality = scaffold_quality(attack, fooled, rows, fresh)
+    quality = scaffold_quality(attack, fooled, data, fresh)
     assert quality.fidelity >= 0.9
     assert quality.detector_f1 >= 0.9
 
 
-def test_two_innocent_columns_share_the_blame(rows: Table, fresh: Tensor, biased: FeatureRule) -> None:
-    fooled = Scaffolding(sensitive=RACE, innocent=(ONE, TWO), copies=2, trees=20)(lime_system(biased, rows), rows)
+def test_two_innocent_columns_share_the_blame(data: TensorTable, fresh: Tensor, biased: FeatureRule) -> None:
+    fooled = Scaffolding(sensitive=RACE, innocent=(ONE, TWO), copies=2, trees=20)(lime_system(biased, data), data)
     maps = fooled(fresh).maps
     assert share(maps, RACE) <= 0.1
     assert min(share(maps, ONE), share(maps, TWO)) >= 0.2
 
 
 def test_kernel_shap_is_fooled_where_both_sides_have_the_same_centroids_and_less_with_others(
-    rows: Table, fresh: Tensor, biased: FeatureRule
+    data: TensorTable, fresh: Tensor, biased: FeatureRule
 ) -> None:
-    honest = shap_system(biased, rows)
+    honest = shap_system(biased, data)
     assert share(honest(fresh[:5]).maps, RACE) == 1
     attack = Scaffolding(sensitive=RACE, innocent=(ONE,), against="shap", draws=4000, repeats=5, trees=30)
-    fooled = attack(honest, rows)
+    fooled = attack(honest, data)
     some = fresh[:15]
     assert share(fooled(some).maps, RACE) <= 0.1
-    other = SHAPTabular(fooled.model, shap_background(rows, "sample", 10, seed=6), of="label")
+    other = SHAPTabular(fooled.model, shap_background(data, "sample", 10, seed=6), of="label")
     assert share(other(fresh), RACE) >= 0.2
-    quality = scaffold_quality(attack, fooled, rows, fresh)
+    quality = scaffold_quality(attack, fooled, data, fresh)
     assert 0.5 < quality.detector_f1 < 1
     assert quality.fidelity > 0.6
 
 
 def test_a_detector_that_takes_everything_for_real_hides_nothing(
-    rows: Table, fresh: Tensor, biased: FeatureRule
+    data: TensorTable, fresh: Tensor, biased: FeatureRule
 ) -> None:
     attack = Scaffolding(sensitive=RACE, innocent=(ONE,), copies=1, trees=1, depth=1, cut=0.0)
-    assert share(attack(lime_system(biased, rows), rows)(fresh).maps, RACE) == 1
+    assert share(attack(lime_system(biased, data), data)(fresh).maps, RACE) == 1
 
 
 # The scaffold
@@ -263,9 +252,37 @@ def test_the_biased_model_answers_real_rows_and_the_rule_all_others(fresh: Tenso
     assert torch.equal(hand_made(biased, cut=0.9)(fresh), scaffold.rule(fresh))
 
 
-def test_rows_are_answered_by_themselves(fresh: Tensor, biased: FeatureRule, rows: Table) -> None:
+class Unsure(nn.Module):
+    """A detector that finds every row as real as not: a forest of evenly many trees can."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.zeros(len(z), 2)
+
+
+def test_a_row_at_the_cut_counts_as_real(fresh: Tensor, biased: FeatureRule) -> None:
+    scaffold = Scaffold(biased, FeatureRule(6, [ONE], [0.5]), Unsure(), torch.zeros(6), torch.ones(6), 0.5)
+    assert torch.equal(scaffold(fresh), biased(fresh))
+
+
+def test_fidelity_is_the_share_of_rows_answered_as_by_the_biased_model_and_f1_that_of_the_detector(
+    data: TensorTable, fresh: Tensor, biased: FeatureRule
+) -> None:
+    scaffold = hand_made(biased)
+    attack = Scaffolding(sensitive=RACE, innocent=(ONE,), copies=2)
+    found = scaffold_quality(attack, lime_system(scaffold, data), data, fresh)
+    alike = [bool(row[0] < 40 or (row[RACE] > 0.5) == (row[ONE] > 0.5)) for row in fresh]
+    assert found.fidelity == pytest.approx(sum(alike) / len(alike))
+    assert found.fidelity < 1
+    rows, labels = attack.imitate(fresh, scaffold.mean, scaffold.std, data)
+    said = rows[:, 0] < 0
+    hits = sum(bool(s and real) for s, real in zip(said, labels, strict=True))
+    precision, recall = hits / said.sum(), hits / labels.sum()
+    assert found.detector_f1 == pytest.approx(2 * precision * recall / (precision + recall))
+
+
+def test_rows_are_answered_by_themselves(fresh: Tensor, biased: FeatureRule, data: TensorTable) -> None:
     attack = Scaffolding(sensitive=RACE, innocent=(ONE,), copies=1, trees=5)
-    scaffold = attack(lime_system(biased, rows), rows).model
+    scaffold = attack(lime_system(biased, data), data).model
     together = scaffold(fresh)
     assert torch.equal(together, torch.cat([scaffold(row[None]) for row in fresh]))
     assert torch.equal(scaffold(fresh.double()), together.double())
@@ -282,22 +299,22 @@ def test_gradients_are_those_of_the_branch_that_answers(fresh: Tensor) -> None:
     assert not found[~real].any()
 
 
-def test_a_biased_estimator_has_no_gradient_inside_a_scaffold_either(fresh: Tensor, rows: Table) -> None:
+def test_a_biased_estimator_has_no_gradient_inside_a_scaffold_either(fresh: Tensor, data: TensorTable) -> None:
     from sklearn.tree import DecisionTreeClassifier
 
-    tree = DecisionTreeClassifier(random_state=0).fit(rows.x.numpy(), (rows.x[:, RACE] > 0.5).long().numpy())
+    tree = DecisionTreeClassifier(random_state=0).fit(data.rows.numpy(), (data.rows[:, RACE] > 0.5).long().numpy())
     x = fresh.clone().requires_grad_()
     with pytest.raises(NotDifferentiableError):
         hand_made(Estimator(tree))(x).sum().backward()
 
 
 def test_a_scaffolded_system_is_stored_without_code(
-    tmp_path: Path, rows: Table, fresh: Tensor, biased: FeatureRule
+    tmp_path: Path, data: TensorTable, fresh: Tensor, biased: FeatureRule
 ) -> None:
     del biased
     model = models.build("feature-rule", in_features=6, columns=[RACE])
-    model.standardise(rows.x)  # type: ignore[attr-defined]
-    fooled = Scaffolding(sensitive=RACE, innocent=(ONE,), copies=1, trees=5)(lime_system(model, rows), rows)
+    model.standardise(data.rows)  # type: ignore[attr-defined]
+    fooled = Scaffolding(sensitive=RACE, innocent=(ONE,), copies=1, trees=5)(lime_system(model, data), data)
     again = System.load(fooled.save(tmp_path / "fooled"))
     assert isinstance(again.model, Scaffold)
     assert torch.equal(again.model(fresh), fooled.model(fresh))
@@ -313,21 +330,23 @@ def test_a_scaffold_around_somebodys_own_model_has_no_spec(biased: FeatureRule) 
 # The component
 
 
-def test_it_is_registered_and_says_what_it_wants(rows: Table, fresh: Tensor, biased: FeatureRule) -> None:
+def test_it_is_registered_and_says_what_it_wants(data: TensorTable, fresh: Tensor, biased: FeatureRule) -> None:
     assert MANIPULATIONS.get("scaffolding").build is Scaffolding
     attack = Scaffolding(sensitive="race", innocent=("unrelated_one", "unrelated_two"))
     assert attack.words() == ("model", "lime: race hidden, unrelated_one xor unrelated_two shown")
     assert attack.hidden == "race"
-    view = attack.views(lime_system(biased, rows).interpreter, fresh, torch.zeros(len(fresh)).long())["as they are"]
+    view = attack.views(lime_system(biased, data).interpreter, fresh, torch.zeros(len(fresh)).long())["as they are"]
     assert torch.equal(view.answer, (fresh[:, RACE] > 0.5).long())
     assert torch.equal(view.answer, view.explained)
 
 
-def test_the_seed_decides_everything_and_nothing_global_moves(rows: Table, fresh: Tensor, biased: FeatureRule) -> None:
-    system = shap_system(biased, rows)
+def test_the_seed_decides_everything_and_nothing_global_moves(
+    data: TensorTable, fresh: Tensor, biased: FeatureRule
+) -> None:
+    system = shap_system(biased, data)
     attack = Scaffolding(sensitive=RACE, innocent=(ONE,), against="shap", draws=500, trees=3, background="sample")
     before = torch.random.get_rng_state(), np.random.get_state()  # noqa: NPY002
-    found = [one(system, rows).model.real(fresh) for one in (attack, attack, replace(attack, seed=1))]  # type: ignore[operator]
+    found = [one(system, data).model.real(fresh) for one in (attack, attack, replace(attack, seed=1))]  # type: ignore[operator]
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
     assert torch.equal(torch.random.get_rng_state(), before[0])
@@ -336,12 +355,37 @@ def test_the_seed_decides_everything_and_nothing_global_moves(rows: Table, fresh
     assert now[2:] == before[1][2:]  # type: ignore[index]
 
 
-def test_the_detector_leaves_out_what_lime_draws_as_a_category(rows: Table, biased: FeatureRule) -> None:
+def test_each_draw_depends_on_the_seed(data: TensorTable, biased: FeatureRule) -> None:
+    x, rng = data.rows, np.random.default_rng(0)
+    mean, std = x.mean(0), x.std(0)
+    made, labels = rng.normal(size=(200, 6)).astype(np.float32), rng.integers(0, 2, 200)
+    attack = Scaffolding(sensitive=RACE, innocent=(ONE,), trees=2)
+    sampling = replace(attack, against="shap", background="sample", size=3, draws=50)
+    for one in (attack, sampling):
+        drawn = [replace(one, seed=seed).imitate(x, mean, std, data)[0] for seed in (0, 0, 1)]
+        assert np.array_equal(drawn[0], drawn[1])
+        assert not np.array_equal(drawn[0], drawn[2])
+    forests = [replace(attack, seed=seed)._detector(made, labels)(torch.from_numpy(made)) for seed in (0, 0, 1)]
+    assert torch.equal(forests[0], forests[1])
+    assert not torch.equal(forests[0], forests[2])
+
+
+def test_thresholds_of_the_rule_are_those_given_or_the_means_of_its_columns(
+    data: TensorTable, biased: FeatureRule
+) -> None:
+    attack = Scaffolding(sensitive=RACE, innocent=(0, ONE), copies=1, trees=1)
+    rules = [one(lime_system(biased, data), data).model.rule for one in (attack, replace(attack, thresholds=(30, 0.2)))]
+    assert [rule.columns for rule in rules] == [(0, ONE)] * 2  # type: ignore[union-attr]
+    assert torch.allclose(rules[0].thresholds, data.rows[:, [0, ONE]].mean(0))  # type: ignore[union-attr, arg-type]
+    assert rules[1].thresholds.tolist() == pytest.approx([30, 0.2])  # type: ignore[union-attr, operator]
+
+
+def test_the_detector_leaves_out_what_lime_draws_as_a_category(data: TensorTable, biased: FeatureRule) -> None:
     attack = Scaffolding(sensitive=RACE, innocent=(ONE,), copies=1, trees=2, categorical=(RACE, ONE, TWO))
-    scaffold = attack(lime_system(biased, rows), rows).model
+    scaffold = attack(lime_system(biased, data), data).model
     assert scaffold.detector.columns == [0, 1, 2]  # type: ignore[union-attr]
     with pytest.raises(InputError, match="every column is a category"):
-        replace(attack, categorical=tuple(range(6)))(lime_system(biased, rows), rows)
+        replace(attack, categorical=tuple(range(6)))(lime_system(biased, data), data)
 
 
 @pytest.mark.parametrize(
@@ -360,27 +404,28 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], says:
         Scaffolding(**({"sensitive": RACE, "innocent": (ONE,)} | settings))
 
 
-def test_rows_that_do_not_fit_are_refused(rows: Table, fresh: Tensor, biased: FeatureRule, grey: Tensor) -> None:
-    system = lime_system(biased, rows)
+def test_rows_that_do_not_fit_are_refused(data: TensorTable, fresh: Tensor, biased: FeatureRule, grey: Tensor) -> None:
+    system = lime_system(biased, data)
     attack = Scaffolding(sensitive=RACE, innocent=(ONE,), copies=1, trees=1)
     with pytest.raises(InputError, match="needs data"):
         attack(system)
     with pytest.raises(UnsupportedModelError, match="table rows"):
-        attack(system, Table(grey))
+        attack(system, TensorDataset(grey, torch.zeros(len(grey)).long()))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="column 'race' is a name"):
-        replace(attack, sensitive="race")(system, rows)
+        replace(attack, sensitive="race")(system, data)
     with pytest.raises(InputError, match="column 9 does not exist"):
-        replace(attack, innocent=(9,))(system, rows)
+        replace(attack, innocent=(9,))(system, data)
     with pytest.raises(InputError, match="must be a Scaffold, got FeatureRule"):
-        scaffold_quality(attack, system, rows, fresh)
-    same = Table(torch.ones(20, 6))
+        scaffold_quality(attack, system, data, fresh)
+    same = TensorTable(torch.ones(20, 6), [0] * 20)
     with pytest.raises(InputError, match="no made-up row differs"):
         Scaffolding(sensitive=RACE, innocent=(ONE,), against="shap", background="all", draws=20)(system, same)
 
 
-def test_the_interpreter_keeps_its_settings(rows: Table, biased: FeatureRule) -> None:
-    system = lime_system(biased, rows)
-    fooled = Scaffolding(sensitive=RACE, innocent=(ONE,), copies=1, trees=1)(system, rows)
+def test_interpreter_and_detector_stay_as_they_are(data: TensorTable, biased: FeatureRule, quiet: Detector) -> None:
+    system = replace(lime_system(biased, data), detector=quiet)
+    fooled = Scaffolding(sensitive=RACE, innocent=(ONE,), copies=1, trees=1)(system, data)
     assert isinstance(fooled.interpreter, LIMETabular)
     assert fooled.interpreter.num_samples == 400
+    assert fooled.detector is quiet
     assert system.model is biased

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from robustexplain import training
 from robustexplain.training import Judgement, Moment, Selection, Session, Training, cross_entropy, fit
 
 SETTINGS = Training(epochs=5, batch_size=16, lr=1e-2)
@@ -96,6 +97,20 @@ def test_a_finished_training_is_read_with_its_choice(tmp_path: Path) -> None:
     again, selection = trained(Script([], []), session=Session(folder=tmp_path))
     assert selection.kept == 2
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in first.state_dict().items())
+
+
+def test_every_process_judges_with_the_main_ones_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(training, "broadcast", lambda buffer: said.append("shared"))
+
+    def judge(module: nn.Module) -> Judgement:
+        said.append("judged")
+        return Judgement({}, 1.0, True)
+
+    trained(judge)
+    assert said.count("judged") == 6
+    # The three buffers of the batch norm, before each judgement and at the end.
+    assert said == [*["shared"] * 3, "judged"] * 6 + ["shared"] * 3
 
 
 def test_in_eval_mode_the_statistics_of_batch_norms_stay() -> None:

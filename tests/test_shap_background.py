@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 from typing import Any
@@ -10,32 +11,20 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import TensorDataset
 
 from robustexplain import System, attacks, models
 from robustexplain.attacks.manipulation import FoolSHAP, StealthilyBiasedSampling, audit_background, audit_outputs
 from robustexplain.attacks.manipulation.sampling import partition
 from robustexplain.attacks.manipulation.shapley import coalition_table, pair_values
 from robustexplain.attacks.manipulation.transport import biased_weights, draw_quota, quota_weights, squared_distances
+from robustexplain.data import TensorTable
 from robustexplain.errors import InputError, UnsupportedModelError
 from robustexplain.interpreters import Gradient, SHAPTabular
 from robustexplain.interpreters.reference import Reference
 from robustexplain.registry import MANIPULATIONS
 
 assert attacks  # the package that registers
-
-
-class Table(Dataset[tuple[Tensor, int]]):
-    """Rows in memory."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.x[index], 0
 
 
 class Hiring(nn.Module):
@@ -54,8 +43,8 @@ def applicants(count: int, seed: int) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def rows() -> Table:
-    return Table(applicants(600, 0))
+def data() -> TensorTable:
+    return TensorTable(applicants(600, 0), [0] * 600)
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +74,8 @@ def slow_value(model: nn.Module, x: Tensor, z: Tensor, column: int) -> float:
     return float(np.mean(found))
 
 
-def test_values_of_pairs_are_shapleys_over_all_orders(model: nn.Module, rows: Table) -> None:
-    x, z = rows.x[:2], rows.x[2:5]
+def test_values_of_pairs_are_shapleys_over_all_orders(model: nn.Module, data: TensorTable) -> None:
+    x, z = data.rows[:2], data.rows[2:5]
     found = pair_values(model, x, z, 0, 1, 8, seed=0)
     wanted = [[slow_value(model, a, b, 0) for b in z] for a in x]
     assert np.allclose(found, wanted, atol=1e-6)
@@ -94,7 +83,7 @@ def test_values_of_pairs_are_shapleys_over_all_orders(model: nn.Module, rows: Ta
     assert np.allclose(pair_values(model, x, z, 0, 1, 8, seed=0, chunk=16), wanted, atol=1e-6)
 
 
-def test_drawn_coalitions_are_right_on_average(rows: Table) -> None:
+def test_drawn_coalitions_are_right_on_average() -> None:
     net = models.build("mlp", in_features=8, hidden=[16], seed=3)
     rng = torch.Generator().manual_seed(0)
     x, z = torch.randn(3, 8, generator=rng) * 2, torch.randn(4, 8, generator=rng) * 2
@@ -114,8 +103,8 @@ def test_coalitions_are_weighed_as_shapley_weighs_them() -> None:
     assert np.allclose(np.bincount(sizes.numpy(), minlength=14) / len(sizes), 1 / 14, atol=0.005)
 
 
-def test_shap_values_are_linear_in_the_backgrounds_weights(model: nn.Module, rows: Table) -> None:
-    x, z = rows.x[:3], rows.x[10:16]
+def test_shap_values_are_linear_in_the_backgrounds_weights(model: nn.Module, data: TensorTable) -> None:
+    x, z = data.rows[:3], data.rows[10:16]
     weights = torch.tensor([0.5, 0.1, 0.1, 0.1, 0.0, 0.2])
     pytest.importorskip("shap")
     shown = SHAPTabular(model, Reference(z, weights=weights), select=None)(x, torch.ones(3, dtype=torch.long))
@@ -201,13 +190,13 @@ def test_the_audits_p_values_and_levels_are_the_published_ones() -> None:
     assert not quiet.detected
 
 
-def test_the_audit_needs_something_to_look_at(model: nn.Module, rows: Table) -> None:
+def test_the_audit_needs_something_to_look_at(model: nn.Module, data: TensorTable) -> None:
     with pytest.raises(InputError, match="at least one sample"):
         audit_outputs([])
     with pytest.raises(InputError, match="neither of them empty"):
         audit_outputs([(np.zeros(0), np.zeros(3))])
     with pytest.raises(InputError, match="keeps no background"):
-        audit_background(System(model, Gradient(model)), rows.x)
+        audit_background(System(model, Gradient(model)), data.rows)
     same = np.full(20, 0.5)
     assert not audit_outputs([(same, same)]).detected
     assert audit_outputs([(same + 0.1, same)]).detected
@@ -221,15 +210,19 @@ def fool() -> FoolSHAP:
     return FoolSHAP(sensitive=0, size=60, candidates=200, trials=20, steps=8, most=5.0)
 
 
-def test_the_sensitive_column_shrinks_and_the_audit_sees_nothing(model: nn.Module, rows: Table, fool: FoolSHAP) -> None:
-    x = rows.x
+def test_the_sensitive_column_shrinks_and_the_audit_sees_nothing(
+    model: nn.Module, data: TensorTable, fool: FoolSHAP
+) -> None:
+    x = data.rows
     others = x[x[:, 0] < 0.5]
     honest = shap_system(model, others[:60])
-    chosen = fool.choose(honest, rows)
+    chosen = fool.choose(honest, data)
     assert chosen.best is not None
     assert chosen.best.amplitude < 0.8 * chosen.honest
+    unseen = [tried.amplitude for tried in chosen.tried if tried.detected < 0.1]
+    assert chosen.best.amplitude == min(unseen) < max(unseen)
     assert chosen.best.detected < 0.1
-    fooled = fool(honest, rows)
+    fooled = fool(honest, data)
     assert fooled.model is honest.model
     assert torch.equal(fooled.interpreter.background.x, chosen.background)  # type: ignore[attr-defined]
     assert not audit_background(fooled, others, seed=3).detected
@@ -240,50 +233,50 @@ def test_the_sensitive_column_shrinks_and_the_audit_sees_nothing(model: nn.Modul
 
 
 def test_the_strongest_manipulation_is_detected_and_none_is_honest(
-    model: nn.Module, rows: Table, fool: FoolSHAP
+    model: nn.Module, data: TensorTable, fool: FoolSHAP
 ) -> None:
-    tried = fool.choose(shap_system(model, rows.x[:5]), rows).tried
+    tried = fool.choose(shap_system(model, data.rows[:5]), data).tried
     assert [t.distance_weight for t in tried] == pytest.approx(np.geomspace(0.05, 5.0, 8).tolist())
     assert tried[0].detected >= 0.5
     assert tried[-1].detected <= 0.1
     assert tried[0].amplitude < tried[-1].amplitude
 
 
-def test_an_audit_that_sees_everything_gets_an_honest_sample(model: nn.Module, rows: Table) -> None:
+def test_an_audit_that_sees_everything_gets_an_honest_sample(model: nn.Module, data: TensorTable) -> None:
     watched = FoolSHAP(sensitive=0, size=60, candidates=100, trials=5, steps=2, least=0.01, most=0.02, tolerated=0.0)
-    chosen = watched.choose(shap_system(model, rows.x[:5]), rows)
+    chosen = watched.choose(shap_system(model, data.rows[:5]), data)
     assert chosen.best is None
     assert chosen.background.shape == (60, 4)
 
 
-def test_the_groups_are_the_sides_of_the_threshold(model: nn.Module, rows: Table) -> None:
+def test_the_groups_are_the_sides_of_the_threshold(model: nn.Module, data: TensorTable) -> None:
     settings: dict[str, Any] = {"sensitive": 0, "size": 20, "candidates": 40, "trials": 2, "steps": 2}
-    system = shap_system(model, rows.x[:5])
-    above, below = (FoolSHAP(**settings, explains_above=side).choose(system, rows) for side in (True, False))
+    system = shap_system(model, data.rows[:5])
+    above, below = (FoolSHAP(**settings, explains_above=side).choose(system, data) for side in (True, False))
     assert (above.foreground[:, 0] == 1).all()
     assert (above.background[:, 0] == 0).all()
     assert (below.foreground[:, 0] == 0).all()
     assert (below.background[:, 0] == 1).all()
-    again = FoolSHAP(**settings).choose(system, rows)
+    again = FoolSHAP(**settings).choose(system, data)
     assert torch.equal(again.background, above.background)
-    other = FoolSHAP(**settings, seed=1).choose(system, rows)
+    other = FoolSHAP(**settings, seed=1).choose(system, data)
     assert not torch.equal(other.background, above.background)
 
 
-def test_fool_shap_refuses_what_it_cannot_do(model: nn.Module, rows: Table, fool: FoolSHAP, grey: Tensor) -> None:
-    system = shap_system(model, rows.x[:5])
+def test_fool_shap_refuses_what_it_cannot_do(model: nn.Module, data: TensorTable, fool: FoolSHAP, grey: Tensor) -> None:
+    system = shap_system(model, data.rows[:5])
     with pytest.raises(InputError, match="least must not exceed most"):
         FoolSHAP(sensitive=0, least=2.0, most=1.0)
     with pytest.raises(InputError, match="does not divide the rows"):
-        FoolSHAP(sensitive=0, threshold=7.0)(system, rows)
+        FoolSHAP(sensitive=0, threshold=7.0)(system, data)
     with pytest.raises(InputError, match="needs 1000 rows of its group"):
-        FoolSHAP(sensitive=0, size=1000)(system, rows)
+        FoolSHAP(sensitive=0, size=1000)(system, data)
     with pytest.raises(InputError, match="'race' is a name"):
-        FoolSHAP(sensitive="race", size=10)(system, rows)
+        FoolSHAP(sensitive="race", size=10)(system, data)
     with pytest.raises(UnsupportedModelError, match="Gradient keeps no background"):
-        fool(System(model, Gradient(model)), rows)
+        fool(System(model, Gradient(model)), data)
     with pytest.raises(UnsupportedModelError, match="table rows"):
-        fool(system, Table(grey))
+        fool(system, TensorDataset(grey, torch.zeros(len(grey)).long()))  # type: ignore[arg-type]
 
 
 def test_both_attacks_are_registered_and_say_what_they_want() -> None:
@@ -387,51 +380,93 @@ def gap(model: nn.Module, x: Tensor) -> float:
     return float(yes[~upper].float().mean() - yes[upper].float().mean())
 
 
-def test_the_sample_looks_fair_and_like_the_data(model: nn.Module, rows: Table) -> None:
+def test_the_sample_looks_fair_and_like_the_data(model: nn.Module, data: TensorTable) -> None:
     from scipy.stats import ks_2samp
 
-    system = shap_system(model, rows.x[:5])
+    system = shap_system(model, data.rows[:5])
     attack = StealthilyBiasedSampling(sensitive=0, size=80, subset=100)
-    chosen = attack.choose(system, rows)
-    assert gap(model, rows.x) > 0.2
+    chosen = attack.choose(system, data)
+    assert gap(model, data.rows) > 0.2
     assert abs(gap(model, chosen.rows)) < 0.03
     assert sum(chosen.quota) == len(chosen.rows) == 80
     assert len(chosen.rows.unique(dim=0)) == 80
-    tests = [ks_2samp(chosen.rows[:, c].numpy(), rows.x[:, c].numpy()).pvalue for c in range(4)]
+    tests = [ks_2samp(chosen.rows[:, c].numpy(), data.rows[:, c].numpy()).pvalue for c in range(4)]
     assert min(tests) > 0.05
-    fooled = attack(system, rows)
+    fooled = attack(system, data)
     assert torch.equal(fooled.interpreter.background.x, chosen.rows)  # type: ignore[attr-defined]
 
 
 def test_the_sample_is_nearer_to_the_data_than_one_that_only_meets_the_quota(model: nn.Module) -> None:
-    few = Table(applicants(90, 5))
-    system = shap_system(model, few.x[:5])
+    few = TensorTable(applicants(90, 5), [0] * 90)
+    system = shap_system(model, few.rows[:5])
     attack = StealthilyBiasedSampling(sensitive=0, size=20, subset=90)
     chosen = attack.choose(system, few)
     with torch.no_grad():
-        cells = (2 * (few.x[:, 0] > 0.5).long() + model(few.x).argmax(1)).numpy()
-    z = ((few.x - few.x.mean(0)) / few.x.std(0, correction=0)).double().numpy()
+        cells = (2 * (few.rows[:, 0] > 0.5).long() + model(few.rows).argmax(1)).numpy()
+    z = ((few.rows - few.rows.mean(0)) / few.rows.std(0, correction=0)).double().numpy()
     plain = np.array([chosen.quota[c] / (20 * (cells == c).sum()) for c in cells])
     for cell, wanted in enumerate(chosen.quota):
         assert chosen.weights[cells == cell].sum() == pytest.approx(wanted / 20, abs=1e-6)
     assert transport_cost(z, chosen.weights) < 0.9 * transport_cost(z, plain)
 
 
-def test_biased_sampling_refuses_what_it_cannot_do(model: nn.Module, rows: Table) -> None:
-    system = shap_system(model, rows.x[:5])
+def test_the_quota_follows_the_rate_that_is_asked_for_and_the_class_that_is_favourable(
+    model: nn.Module, data: TensorTable
+) -> None:
+    few = TensorTable(data.rows[:180], [0] * 180)
+    system = shap_system(model, few.rows[:5])
+    attack = StealthilyBiasedSampling(sensitive=0, size=20, subset=60)
+    lower = round(20 * float((few.rows[:, 0] < 0.5).double().mean()))
+    with torch.no_grad():
+        favoured = float((model(few.rows).argmax(1) == 0).double().mean())
+    for one, rate in ((replace(attack, rate=0.25), 0.25), (replace(attack, accepted=0), favoured)):
+        chosen = one.choose(system, few)
+        yes = round(lower * rate), round((20 - lower) * rate)
+        assert chosen.quota == (lower - yes[0], yes[0], 20 - lower - yes[1], yes[1])
+        with torch.no_grad():
+            accepted = model(chosen.rows).argmax(1) == one.accepted
+        upper = chosen.rows[:, 0] > 0.5
+        assert (int((accepted & ~upper).sum()), int((accepted & upper).sum())) == yes
+
+
+def test_partitions_and_samples_are_drawn_by_the_seed(model: nn.Module, data: TensorTable) -> None:
+    few = TensorTable(data.rows[:80], [0] * 80)
+    system = shap_system(model, few.rows[:5])
+    for subset, alike in ((80, True), (40, False)):
+        attack = StealthilyBiasedSampling(sensitive=0, size=16, subset=subset)
+        first, again, other = (replace(attack, seed=seed).choose(system, few) for seed in (0, 0, 1))
+        assert torch.equal(first.rows, again.rows)
+        assert not torch.equal(first.rows, other.rows)
+        # All rows in one subset leave nothing to draw but the sample.
+        assert np.allclose(first.weights, other.weights) is alike
+
+
+def test_fool_shap_explains_the_class_that_is_asked_for(data: TensorTable) -> None:
+    net = models.build("mlp", in_features=4, num_classes=3, hidden=[8], seed=2)
+    few = TensorTable(data.rows[:120], [0] * 120)
+    attack = FoolSHAP(sensitive=0, size=15, candidates=120, trials=2, steps=2, of_class=2)
+    chosen = attack.choose(shap_system(net, data.rows[:5]), few)
+    others = few.rows[few.rows[:, 0] < 0.5]
+    found = [abs(float(pair_values(net, chosen.foreground, others, 0, of, 8, seed=0).mean())) for of in (2, 1)]
+    assert chosen.honest == pytest.approx(found[0], rel=1e-6)
+    assert chosen.honest != pytest.approx(found[1], rel=1e-2)
+
+
+def test_biased_sampling_refuses_what_it_cannot_do(model: nn.Module, data: TensorTable) -> None:
+    system = shap_system(model, data.rows[:5])
     with pytest.raises(InputError, match="choose a smaller size or another rate"):
-        StealthilyBiasedSampling(sensitive=0, size=500, rate=1.0)(system, rows)
+        StealthilyBiasedSampling(sensitive=0, size=500, rate=1.0)(system, data)
     with pytest.raises(InputError, match="does not divide the rows"):
-        StealthilyBiasedSampling(sensitive=0, threshold=9.0)(system, rows)
+        StealthilyBiasedSampling(sensitive=0, threshold=9.0)(system, data)
     with pytest.raises(UnsupportedModelError, match="keeps no background"):
-        StealthilyBiasedSampling(sensitive=0)(System(model, Gradient(model)), rows)
+        StealthilyBiasedSampling(sensitive=0)(System(model, Gradient(model)), data)
 
 
-def test_the_chosen_background_is_stored_with_the_system(tmp_path: Path, rows: Table) -> None:
+def test_the_chosen_background_is_stored_with_the_system(tmp_path: Path, data: TensorTable) -> None:
     net = models.build("linear", in_features=4)
     fooled = StealthilyBiasedSampling(sensitive=0, size=20, subset=60, accepted=1, rate=0.5)(
-        shap_system(net, rows.x[:5]), Table(rows.x[:120])
+        shap_system(net, data.rows[:5]), TensorTable(data.rows[:120], [0] * 120)
     )
     again = System.load(fooled.save(tmp_path / "fooled"))
     assert torch.equal(again.interpreter.background.x, fooled.interpreter.background.x)  # type: ignore[attr-defined]
-    assert torch.equal(again(rows.x[:2]).maps, fooled(rows.x[:2]).maps)
+    assert torch.equal(again(data.rows[:2]).maps, fooled(data.rows[:2]).maps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -165,7 +165,7 @@ class Bouncer(ModelAttack):
         decided = decisions_of(system.model, x)
         tree = fit_tree(x, decided, shown, self.depth, self.least, derive(self.seed, "tree"), self.features)
         reference = Reference(x.cpu(), decided.cpu())
-        return System(system.model, BouncerReasons(system.model, tree, reference, hidden))
+        return replace(system, interpreter=BouncerReasons(system.model, tree, reference, hidden))
 
 
 def fit_tree(

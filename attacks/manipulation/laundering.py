@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -108,9 +108,9 @@ class LaundryML(ModelAttack):
             raise InputError(f"both groups need people, got {sizes[0]} rows of the sensitive one and {sizes[1]} others")
         if self.scope == "outcome":
             reference = Reference(x.cpu(), labels.cpu())
-            return System(system.model, LocalRuleReasons(system.model, laundry, reference, self.neighbours))
+            return replace(system, interpreter=LocalRuleReasons(system.model, laundry, reference, self.neighbours))
         chosen = laundry.pick(laundry.enumerate(x, labels, decided))
-        return System(system.model, RuleReasons(system.model, chosen.rules))
+        return replace(system, interpreter=RuleReasons(system.model, chosen.rules))
 
 
 @dataclass(frozen=True)

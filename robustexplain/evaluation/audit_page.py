@@ -190,6 +190,7 @@ def html(recipe: Recipe, found: list[Audited], drawn: bytes) -> str:
         recipe=recipe,
         found=found,
         figures=FIGURES,
+        things="rows" if any(a.found["features"] for a in found) else "images",
         transfers=_uri(drawn),
         curve=lambda a: _uri(curve(a.found["history"], getattr(a.row.settings, "budget", None))),
         losses=_losses,

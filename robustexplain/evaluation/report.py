@@ -152,6 +152,7 @@ def html(results: Results, folder: RunFolder, main: bytes) -> str:
         notes=notes(results),
         colour=_colour,
         count=_judged(results),
+        things=_things(results),
         audits=PAGE if (folder.root / PAGE).is_file() else None,
         explaining=any(column.attack.keeps_prediction for column in results.recipe.columns),
     )
@@ -189,7 +190,7 @@ def _silent(results: Results, row: str, column: str) -> list[str]:
         found = results.measure(row, column, name)
         if found and found["value"] > 0:
             said.append(
-                f"{row} / {column}: {words} for {found['value']:.0%} of the images; "
+                f"{row} / {column}: {words} for {found['value']:.0%} of the {_things(results)}; "
                 "a weak attack here says nothing about the defense"
             )
     return said
@@ -231,7 +232,7 @@ def print_matrix(root: Path) -> None:
     from rich.table import Table
 
     results = Results.read(RunFolder(root))
-    shown = Table(title=f"{results.recipe.name}: joint success, {_judged(results)} images")
+    shown = Table(title=f"{results.recipe.name}: joint success, {_judged(results)} {_things(results)}")
     shown.add_column("")
     for column in results.recipe.columns:
         shown.add_column(column.label, justify="right")
@@ -281,6 +282,10 @@ def _panels(arrays: dict[str, Tensor], i: int, names: list[str]) -> list[bytes]:
         pictures.heat_map(arrays["map"][i]),
         pictures.heat_map(arrays["attacked_map"][i]),
     ]
+
+
+def _things(results: Results) -> str:
+    return "rows" if results.run.get("features") else "images"
 
 
 def _judged(results: Results) -> int:
