@@ -216,18 +216,20 @@ def _numpy_sorts(rows: Tensor) -> bool:
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
     """Pearson's correlation of the rows of two ``[B, N]``, ``[B]``; NaN, with zero gradient, if a row is constant."""
-    (a, varies), (b, varies_too) = _standard(a), _standard(b)
-    value = (a * b).sum(1).clamp(-1, 1)
-    return torch.where(varies & varies_too, value, torch.full_like(value, torch.nan))
+    (a, norm_a), (b, norm_b) = _centred(a), _centred(b)
+    # A norm of 0 stands for a constant row.
+    varies = (norm_a > 0) & (norm_b > 0)
+    value = ((a * b).sum(1) / torch.where(varies, norm_a * norm_b, 1)).clamp(-1, 1)
+    return torch.where(varies, value, torch.nan)
 
 
-def _standard(rows: Tensor) -> tuple[Tensor, Tensor]:
-    # Centred rows of norm 1, and which rows vary. The scale cancels: it only keeps squares from under- or overflowing.
-    varies = rows.amax(1, keepdim=True) > rows.amin(1, keepdim=True)
-    rows = rows / _guard(rows.detach().abs().amax(1, keepdim=True))
-    centred = torch.where(varies, rows - rows.mean(1, keepdim=True), torch.zeros_like(rows))
-    norm = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
-    return centred / torch.where(varies, norm, torch.ones_like(norm)), varies[:, 0]
+def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:
+    # Rows less their means, and their norms. The scale cancels: it only keeps squares from under- or overflowing.
+    low, high = rows.detach().amin(1, keepdim=True), rows.detach().amax(1, keepdim=True)
+    varies = high > low
+    scaled = rows / torch.where(varies, torch.maximum(high, -low), 1)
+    centred = scaled - scaled.mean(1, keepdim=True)
+    return centred, torch.where(varies[:, 0], torch.linalg.vector_norm(centred, dim=1), 0)
 
 
 def _guard(scale: Tensor) -> Tensor:

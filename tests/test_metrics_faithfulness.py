@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from robustexplain.metrics import (
 )
 from robustexplain.metrics.fidelity import infidelity
 from robustexplain.metrics.filters import blurred
-from robustexplain.metrics.perturbing import region_order, replaced
+from robustexplain.metrics.perturbing import region_order, replaced, sweep
 from robustexplain.registry import METRICS
 
 KINDS: list[type[Faithfulness]] = [entry.build for entry in METRICS if issubclass(entry.build, Faithfulness)]  # type: ignore[arg-type, misc]
@@ -276,6 +277,68 @@ def test_the_model_never_sees_more_than_a_chunk(
     kind(chunk=4)(model, grey, maps)
     handle.remove()
     assert max(seen) <= 4
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5, 7, 100])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_sweep_shows_each_step_of_each_image_exactly(chunk: int, channels: int, maps: Tensor) -> None:
+    rng = torch.Generator().manual_seed(1)
+    start, end = (torch.rand(5, channels, 16, 16, generator=rng) for _ in range(2))
+    order, _ = region_order(maps, 3)
+    cuts, target = torch.tensor([0, 1, 4, 9, 36]), torch.arange(5)
+    seen: dict[tuple[int, int], Tensor] = {}
+    steps = iter([(step, row) for step in range(5) for row in range(5)])
+
+    def score(x: Tensor, classes: Tensor) -> Tensor:
+        assert len(x) <= chunk
+        at = [next(steps) for _ in x]
+        assert classes.tolist() == [row for _, row in at]
+        seen.update(zip(at, x, strict=True))
+        return torch.tensor([100.0 * step + row for step, row in at])
+
+    found = sweep(score, start, end, order, cuts, target, chunk)
+    assert found.tolist() == [[100.0 * step + row for step in range(5)] for row in range(5)]
+    for (step, row), x in seen.items():
+        assert torch.equal(x, torch.where(order[row] < cuts[step], end[row], start[row]))
+
+
+def test_the_model_runs_on_as_many_inputs_as_the_definition_asks_for_and_one(
+    tiny_model: nn.Module, grey: Tensor, maps: Tensor, target: Tensor
+) -> None:
+    model = copy.deepcopy(tiny_model)
+    seen: list[int] = []
+    handle = model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    # The one tells how many classes there are.
+    for metric, passes in ((Deletion(), 17), (AOPC(patch=4), 17), (Infidelity(samples=6), 7), (Sufficiency(), 2)):
+        for chunk in (256, 4):
+            seen.clear()
+            replace(metric, chunk=chunk)(model, grey, maps, target)  # type: ignore[type-var]
+            assert sum(seen) == 5 * passes + 1, metric
+            # Samples and steps fill batches together, up to the last of them.
+            if isinstance(metric, Deletion | AOPC):
+                assert len(seen) == 1 + math.ceil(5 * passes / chunk)
+    handle.remove()
+
+
+def test_squares_lie_anywhere_inside_and_are_as_large_as_they_can_be() -> None:
+    x = torch.ones(40, 2, 5, 7)
+    x += torch.arange(40.0)[:, None, None, None] / 100
+    drawn = torch.stack(list(Infidelity(noise="square", side=3, samples=50).perturbations(x / 2)))
+    inside = drawn != 0
+    assert torch.equal(drawn[inside], (x / 2).expand_as(drawn)[inside])
+    assert torch.equal(inside[:, :, 0], inside[:, :, 1])
+    rows, columns = inside[:, :, 0].any(3), inside[:, :, 0].any(2)
+    for hit, places in ((rows, 3), (columns, 5)):
+        assert (hit.sum(2) == 3).all()
+        first = hit.int().argmax(2).flatten()
+        assert (hit.int().diff(dim=2).abs().sum(2) <= 2).all()
+        counts = first.bincount(minlength=places).double()
+        assert len(counts) == places
+        # Each place is as likely: within five standard deviations.
+        assert ((counts / len(first) - 1 / places).abs() < 5 * (0.25 / len(first)) ** 0.5).all()
+    assert (inside[:, :, 0].flatten(2).sum(2) == 9).all()
+    whole = next(Infidelity(noise="square", side=6, samples=1).perturbations(x / 2))
+    assert (whole != 0).flatten(1).sum(1).tolist() == [2 * 5 * 6] * 40
 
 
 def test_the_default_target_is_the_prediction(

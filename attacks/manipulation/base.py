@@ -55,8 +55,8 @@ class ModelAttack(ABC):
     """Makes a system that answers as before and whose explanations lie: ``attack(system, data)`` gives a new system.
 
     The system that is handed in stays as it is. The adversary owns what is deployed: the weights, what stands around
-    the model, or the reference samples of its interpreter. A detector of the system stays as it is, with the model that it
-    was fitted to. A subclass writes ``_manipulate``.
+    the model, or the reference samples of its interpreter. A detector of the system stays as it is, with the model that
+    it was fitted to. A subclass writes ``_manipulate``.
 
     Args:
         seed: of whatever is random in the attack.

@@ -97,7 +97,8 @@ class Localisation(Metric):
         if not isinstance(region, Tensor) or region.dtype != torch.bool or region.shape != maps.shape:
             got = f"{region.dtype} {list(region.shape)}" if isinstance(region, Tensor) else type(region).__name__
             raise InputError(f"region must be bool {list(maps.shape)}, got {got}; see regions_from_boxes")
-        empty = ~region.flatten(1).any(1)
+        # As bytes: torch looks for the largest of a row several times as fast as for any.
+        empty = region.view(torch.uint8).amax((1, 2)) == 0
         if empty.any():
             raise InputError(f"region is empty for sample {int(empty.nonzero()[0])}: every sample needs an object")
         return self._locate(widened(maps), region).to(maps.dtype)
@@ -144,9 +145,10 @@ class Faithfulness(Metric):
         check_kind(self, maps)
         if target is not None:
             checks.class_indices(target, len(x), "target")
-        logits = torch.cat([model(part) for part in x.split(self.chunk)])
         if target is None:
-            return logits.argmax(1)
+            return torch.cat([model(part) for part in x.split(self.chunk)]).argmax(1)
+        # How many classes there are, one input tells: the metric itself runs the model on all of them.
+        logits = model(x[:1])
         checks.classes(target, len(x), logits.shape[1], "target")
         return target.to(logits.device).long()
 

@@ -109,16 +109,14 @@ class Cosine(MapMetric):
     differentiable: ClassVar[bool] = True
 
     def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
-        (a, points), (b, points_too) = _unit(maps), _unit(reference)
-        cosine = (a * b).sum(1).clamp(-1, 1)
-        return torch.where(points & points_too, cosine, torch.full_like(cosine, torch.nan))
+        a, b = _scaled(maps.flatten(1)), _scaled(reference.flatten(1))
+        norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
+        points = norms > 0
+        cosine = ((a * b).sum(1) / torch.where(points, norms, 1)).clamp(-1, 1)
+        return torch.where(points, cosine, torch.nan)
 
 
-def _unit(maps: Tensor) -> tuple[Tensor, Tensor]:
-    flat = maps.flatten(1)
-    largest = flat.detach().abs().amax(1, keepdim=True)
-    points = largest > 0
+def _scaled(rows: Tensor) -> Tensor:
     # The largest magnitude cancels: dividing by it keeps the squares of tiny maps from vanishing.
-    scaled = flat / torch.where(points, largest, torch.ones_like(largest))
-    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-    return scaled / torch.where(points, norm, torch.ones_like(norm)), points[:, 0]
+    largest = torch.maximum(rows.detach().amax(1, keepdim=True), -rows.detach().amin(1, keepdim=True))
+    return rows / torch.where(largest > 0, largest, 1)

@@ -53,25 +53,30 @@ class Infidelity(Faithfulness):
         if x.dim() == 2 and self.noise == "square":
             raise InputError("infidelity with noise='square' looks at squares of pixels; for tables use 'gaussian'")
         streams = Streams.of(x, self.seed, "infidelity")
+        if self.noise == "square":
+            yield from self._squares(x, streams)
+            return
         for _ in range(self.samples):
-            yield self.sigma * streams.normal(x) if self.noise == "gaussian" else x * self._square(x, streams)
+            yield self.sigma * streams.normal(x)
 
-    def _square(self, x: Tensor, streams: Streams) -> Tensor:
-        inside = torch.ones_like(x[:, :1], dtype=torch.bool)
-        for axis, length in ((2, x.shape[2]), (3, x.shape[3])):
-            side = min(self.side, length)
-            low = streams.integers(length - side + 1).to(x.device)[:, None]
-            at = torch.arange(length, device=x.device)
-            span = (at >= low) & (at < low + side)
-            inside = inside & (span[:, None, :, None] if axis == 2 else span[:, None, None, :])
-        return inside.to(x.dtype)
+    def _squares(self, x: Tensor, streams: Streams) -> Iterator[Tensor]:
+        height, width = x.shape[2:]
+        down, across = min(self.side, height), min(self.side, width)
+        # All of a sample's corners at once: a draw for each would take as long as the model.
+        drawn = [torch.rand(self.samples, 2, generator=g, dtype=torch.float64) for g in streams.generators]
+        corners = torch.stack(drawn, 1) * torch.tensor([height - down + 1, width - across + 1])
+        square = torch.arange(down)[:, None] * width + torch.arange(across)
+        pixels = x.flatten(2)
+        for rows, columns in zip(*corners.long().unbind(2), strict=True):
+            places = (rows * width + columns)[:, None] + square.flatten()
+            places = places.to(x.device)[:, None].expand(-1, x.shape[1], -1)
+            yield torch.zeros_like(pixels).scatter_(2, places, pixels.gather(2, places)).reshape(x.shape)
 
     def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
         whole = torch.cat([self._scores(model, a, t) for a, t in parts(x, target, self.chunk)])
         predicted, drops = [], []
         for batch in gathered(self.perturbations(x), max(1, self.chunk // len(x))):
-            form = "sbchw,bhw->sb" if x.dim() == 4 else "sbd,bd->sb"
-            predicted.append(torch.einsum(form, batch.to(maps.dtype), maps))
+            predicted.append((batch.to(maps.dtype) * over_channels(maps, x)).flatten(2).sum(2))
             shown = (x - batch).flatten(0, 1)
             scores = [self._scores(model, a, t) for a, t in parts(shown, target.repeat(len(batch)), self.chunk)]
             drops.append(whole - torch.cat(scores).reshape(len(batch), -1))

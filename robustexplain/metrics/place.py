@@ -14,6 +14,7 @@ from ..checks import Kind
 from ..fields import Count, Positive, check_k
 from ..registry import METRICS
 from .base import MapMetric
+from .ranking import top_k_shared
 
 
 @METRICS.register("top-k", paper="Ghorbani et al. 2019, section 3")
@@ -41,9 +42,9 @@ class TopK(MapMetric):
 
     def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
         k = ops.top_k_count(self.k, maps[0].numel())
-        a, b = (ops.top_k(m.abs() if self.magnitude else m, k) for m in (maps, reference))
+        a, b = ((m.abs() if self.magnitude else m).flatten(1) for m in (maps, reference))
         # Shares of tied places may add up to a hair more than k.
-        return (torch.minimum(a, b).sum(1) / k).clamp(max=1)
+        return (top_k_shared(a, b, k) / k).clamp(max=1)
 
 
 @METRICS.register("center-shift", paper="Ghorbani et al. 2019, section 3 (mass-center)")

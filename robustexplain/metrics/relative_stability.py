@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def _relative(before: Tensor, after: Tensor, eps: float) -> Tensor:
     # Norm of the change as a share of each value; eps stands in for a zero, as in Quantus.
-    return norm((after - before) / torch.where(before == 0, torch.full_like(before, eps), before))
+    return norm((after - before).div_(torch.where(before == 0, eps, before)))
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ class Seen(NamedTuple):
 
     def repeated(self, count: int) -> Seen:
         """All rows ``count`` times over."""
+        if count == 1:
+            return self
         features = None if self.features is None else self.features.repeat(count, 1)
         return Seen(self.x.repeat(count, 1), self.logits.repeat(count, 1), self.maps.repeat(count, 1), features)
 
@@ -81,8 +83,8 @@ class Stability(Metric):
         streams = Streams.of(x, self.seed, "neighbours")
         for _ in range(self.samples):
             noise = streams.normal(x) if self.noise == "gaussian" else streams.uniform(x, -1, 1)
-            near = x + self.radius * noise
-            yield near.clamp(0, 1) if x.dim() == 4 else near
+            near = noise.mul_(self.radius).add_(x)
+            yield near.clamp_(0, 1) if x.dim() == 4 else near
 
     @torch.no_grad()
     def along(
@@ -116,12 +118,14 @@ class Stability(Metric):
 
     def _seen(self, interpreter: Interpreter, x: Tensor, target: Tensor | None, layer: str | None) -> Seen:
         found = []
-        for rows in torch.arange(len(x), device=x.device).split(self.chunk):
+        for rows in (slice(at, at + self.chunk) for at in range(0, len(x), self.chunk)):
             part = None if target is None else target[rows]
             logits, maps = interpreter.explain(x[rows], part)[:2]
             check_maps(maps, "maps")
             features = None if layer is None else self._features(interpreter, x[rows], layer)
             found.append(Seen(widened(x[rows]).flatten(1), widened(logits), widened(maps).flatten(1), features))
+        if len(found) == 1:
+            return found[0]
         return Seen(
             torch.cat([seen.x for seen in found]),
             torch.cat([seen.logits for seen in found]),

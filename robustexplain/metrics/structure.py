@@ -16,6 +16,9 @@ from ..registry import METRICS
 from .base import MapMetric
 from .filters import filtered, gaussian_window
 
+_AT_ONCE = 1 << 16
+"""Pixels of a batch that SSIM looks at together on a CPU."""
+
 
 @METRICS.register("ssim", paper="Wang et al. 2004, eq. 13; on maps: Adebayo et al. 2018, section 4")
 @dataclass(frozen=True)
@@ -46,12 +49,20 @@ class SSIM(MapMetric):
 
 def ssim(a: Tensor, b: Tensor, data_range: float) -> Tensor:
     """Mean structural similarity of two batches of planes ``[B, H, W]``, ``[B]`` (Wang et al. 2004, eq. 13)."""
+    # On a CPU some maps at a time: what a large batch builds on the way leaves the caches and costs twice the time.
+    step = max(1, _AT_ONCE // a[0].numel()) if a.device.type == "cpu" else len(a)
+    return torch.cat([_ssim(*some, data_range) for some in zip(a.split(step), b.split(step), strict=True)])
+
+
+def _ssim(a: Tensor, b: Tensor, data_range: float) -> Tensor:
     radius = min(5, (min(a.shape[-2:]) - 1) // 2)
-    stacked = torch.stack([a, b, a * a, b * b, a * b])
-    mu_a, mu_b, aa, bb, ab = filtered(stacked, gaussian_window(radius, 1.5, a)).unbind()
+    # Of the variances only the sum is needed, so of the squares too.
+    stacked = torch.stack([a, b, a * a + b * b, a * b])
+    mu_a, mu_b, squares, product = filtered(stacked, gaussian_window(radius, 1.5, a)).unbind()
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    luminance = (2 * mu_a * mu_b + c1) / (mu_a**2 + mu_b**2 + c1)
-    structure = (2 * (ab - mu_a * mu_b) + c2) / ((aa - mu_a**2) + (bb - mu_b**2) + c2)
+    mu_product, mu_squares = mu_a * mu_b, mu_a * mu_a + mu_b * mu_b
+    luminance = (2 * mu_product + c1) / (mu_squares + c1)
+    structure = (2 * (product - mu_product) + c2) / (squares - mu_squares + c2)
     return (luminance * structure).flatten(1).mean(1)
 
 
