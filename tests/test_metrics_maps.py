@@ -27,6 +27,7 @@ from robustexplain.metrics import (
     Sparseness,
     Spearman,
     TopK,
+    structure,
 )
 from robustexplain.metrics.ranking import inversions
 from robustexplain.metrics.structure import hog, ssim
@@ -168,6 +169,18 @@ def test_ssim_of_a_small_map_against_a_slow_loop() -> None:
         values.append((2 * mx * my + 1e-4) * (2 * vxy + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4)))
     found = ssim(torch.tensor(a)[None], torch.tensor(b)[None], 1.0)
     assert found.item() == pytest.approx(np.mean(values))
+
+
+def test_ssim_of_a_batch_is_that_of_its_parts(a: Tensor, b: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = (torch.cat([m, m.flip(1)[:3]]).requires_grad_() for m in (a, b))
+    together = SSIM()(a, b)
+    slopes = torch.autograd.grad(together.square().sum(), (a, b))
+    for maps_at_once in (1, 2, 3, 7):
+        monkeypatch.setattr(structure, "_AT_ONCE", maps_at_once * 32 * 32)
+        found = SSIM()(a, b)
+        torch.testing.assert_close(found, together)
+        for slope, wanted in zip(torch.autograd.grad(found.square().sum(), (a, b)), slopes, strict=True):
+            torch.testing.assert_close(slope, wanted)
 
 
 def test_torchmetrics_ssim_differs_only_by_its_borders() -> None:
