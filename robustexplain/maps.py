@@ -49,9 +49,8 @@ def minmax(maps: Tensor) -> Tensor:
     flat = per_sample(maps)
     low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
     spread = high - low
-    alive = spread > 0
-    scaled = torch.where(alive, (flat - low) / torch.where(alive, spread, torch.ones_like(spread)), flat * 0)
-    return scaled.reshape(maps.shape)
+    # Divided by infinity, a constant map and its gradient are zero.
+    return ((flat - low) / torch.where(spread > 0, spread, torch.inf)).reshape(maps.shape)
 
 
 def absmax(maps: Tensor) -> Tensor:
@@ -104,16 +103,16 @@ def distribution(maps: Tensor) -> Tensor:
     """
     flat = per_sample(maps).abs()
     total = flat.sum(1, keepdim=True)
-    alive = total > 0
-    shares = flat / torch.where(alive, total, torch.ones_like(total))
-    return torch.where(alive, shares, torch.full_like(flat, 1 / flat.shape[1]))
+    # A zero map is taken for one of ones; the magnitudes' own gradient is zero there.
+    dead = (total == 0).to(flat.dtype)
+    return (flat + dead) / (total + dead * flat.shape[1])
 
 
 def entropy(maps: Tensor) -> Tensor:
     """``-sum p log p`` of :func:`distribution`, in nats, ``[B]``: 0 for one pixel, ``log N`` for a flat or zero map."""
     p = distribution(maps)
-    # log 1 stands in where p = 0, so that neither the value nor the gradient meets log 0.
-    return -(p * torch.where(p > 0, p, torch.ones_like(p)).log()).sum(1)
+    # The smallest number stands in where p = 0, so that neither the value nor the gradient meets log 0.
+    return -(p * p.clamp(min=torch.finfo(p.dtype).tiny).log()).sum(1)
 
 
 def center_of_mass(maps: Tensor) -> Tensor:
@@ -177,35 +176,10 @@ def frame(like: Tensor) -> Tensor:
     return mask
 
 
-def ranks(values: Tensor) -> Tensor:
-    """Ranks 1 to ``N`` of each row of ``[B, N]``, ties by their average; float64 for float64, float32 for the rest."""
-    order = row_order(values.detach())
-    ordered = values.detach().gather(1, order)
-    at = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    edge = torch.ones_like(at[:, :1], dtype=torch.bool)
-    new = ordered[:, 1:] != ordered[:, :-1]
-    kind = torch.float64 if values.dtype == torch.float64 else torch.float32
-    # Without ties, as in most rows, a rank is a place.
-    placed = (at + 1).to(kind)
-    tied = ~new.all(1)
-    if bool(tied.any()):
-        at, new, edge = at[tied], new[tied], edge[tied]
-        # The places where a run of equal values starts and ends, carried to all its members.
-        first = torch.where(torch.cat([edge, new], 1), at, 0).cummax(1).values
-        last = torch.where(torch.cat([new, edge], 1), at, at.shape[1]).flip(1).cummin(1).values.flip(1)
-        placed[tied] = (first + last).to(kind) / 2 + 1
-    return torch.empty_like(ordered, dtype=kind).scatter_(1, order, placed)
-
-
-def row_order(rows: Tensor) -> Tensor:
-    """The indices that sort each row of ``[B, N]``, equal values in any order."""
-    return torch.from_numpy(np.argsort(rows.numpy(), axis=1)) if _numpy_sorts(rows) else rows.argsort(1)
-
-
 def ascending(rows: Tensor) -> Tensor:
     """Each row of ``[B, N]`` sorted; differentiable."""
     if rows.requires_grad:
-        return rows.gather(1, row_order(rows.detach()))
+        return rows.gather(1, rows.detach().argsort(1))
     return torch.from_numpy(np.sort(rows.numpy(), axis=1)) if _numpy_sorts(rows) else rows.sort(1).values
 
 

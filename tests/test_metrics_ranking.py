@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robustexplain import maps as ops
-from robustexplain.metrics import Complexity, Cosine, Kendall, MassInside, Pearson, Sparseness, Spearman, TopK, ranking
+from robustexplain.metrics import Cosine, Kendall, Pearson, Spearman, TopK, ranking
 from robustexplain.metrics.ranking import inversions, kendall_tau, spearman, stable_order, top_k_shared
 
 stats = pytest.importorskip("scipy.stats")
@@ -59,6 +59,13 @@ def test_orders_of_rows_that_do_not_lie_next_to_each_other(mixed: Pairs) -> None
         assert torch.equal(stable_order(rows.T.contiguous().T), stable_order(rows))
         assert torch.equal(spearman(spread[..., 0], spread[..., 1]), spearman(rows, rows.flip(1)))
         assert torch.equal(kendall_tau(spread[..., 0], spread[..., 1]), kendall_tau(rows, rows.flip(1)))
+
+
+def test_ranks_against_scipy_with_and_without_ties(mixed: Pairs) -> None:
+    for rows in mixed:
+        found = ranking.ranks(rows)
+        assert found.dtype == rows.dtype
+        np.testing.assert_array_equal(found, stats.rankdata(rows.numpy(), axis=1))
 
 
 # Inversions
@@ -164,31 +171,7 @@ def test_shared_top_pixels_are_the_overlap_of_memberships(mixed: Pairs, k: int) 
             assert top_k_shared(a, b, k)[row].item() == len(sets[0] & sets[1])
 
 
-# Figures that share no code with the functions of maps
-
-
-@pytest.mark.parametrize("rows", [torch.zeros(2, 9), torch.eye(9)[:3], drawn(4, 60)], ids=["zero", "one", "drawn"])
-def test_scores_of_maps_are_those_of_their_distributions(rows: Tensor) -> None:
-    rows = rows.double().requires_grad_()
-    shares = ops.distribution(rows)
-    n = rows.shape[1]
-    gini = sum((2 * i - n - 1) * share for i, share in enumerate(shares.sort(1).values.unbind(1), 1)) / n
-    for found, wanted in ((Complexity()(rows), ops.entropy(rows)), (Sparseness()(rows), gini)):
-        torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
-        slopes = [torch.autograd.grad(value.sum(), rows, retain_graph=True)[0] for value in (found, wanted)]
-        torch.testing.assert_close(*slopes, atol=1e-12, rtol=1e-9)
-
-
-@pytest.mark.parametrize("mass", ["positive", "magnitude"])
-def test_mass_inside_is_the_share_of_the_distribution_in_the_region(mass: str) -> None:
-    maps, region = drawn(4, 48).reshape(4, 6, 8), drawn(4, 48, seed=1).reshape(4, 6, 8) > 0
-    maps[2], maps[3] = 0, -maps[3].abs()
-    maps.requires_grad_()
-    shares = ops.distribution(ops.positive(maps) if mass == "positive" else maps)
-    found, wanted = MassInside(mass)(maps, region), (shares * region.flatten(1)).sum(1)  # type: ignore[arg-type]
-    torch.testing.assert_close(found, wanted)
-    slopes = [torch.autograd.grad(value.sum(), maps)[0] for value in (found, wanted)]
-    torch.testing.assert_close(*slopes)
+# Correlations of values
 
 
 def test_the_cosine_of_rows_of_any_size() -> None:

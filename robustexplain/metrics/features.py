@@ -17,6 +17,7 @@ from ..checks import Kind
 from ..columns import Column, index_of
 from ..registry import METRICS
 from .base import Better, MapScore
+from .ranking import ranks
 
 
 @METRICS.register(
@@ -41,7 +42,7 @@ class FeatureRank(MapScore):
 
     def _score(self, maps: Tensor) -> Tensor:
         column = index_of(self.feature, width=maps.shape[1])
-        return ops.ranks(-maps.abs())[:, column].to(maps.dtype)
+        return ranks(-maps.abs())[:, column].to(maps.dtype)
 
 
 @METRICS.register("feature-first", paper="Slack et al. 2020, section 4", needs=("tables",))

@@ -90,10 +90,8 @@ class MassInside(Localisation):
     differentiable: ClassVar[bool] = True
 
     def _locate(self, maps: Tensor, region: Tensor) -> Tensor:
-        mass = (maps.clamp(min=0) if self.mass == "positive" else maps.abs()).flatten(1)
-        inside, total = (mass * region.flatten(1)).sum(1), mass.sum(1)
-        share = region.flatten(1).sum(1).to(mass.dtype) / mass.shape[1]
-        return torch.where(total > 0, inside / torch.where(total > 0, total, 1), share).clamp(max=1)
+        shares = ops.distribution(maps.clamp(min=0) if self.mass == "positive" else maps)
+        return (shares * region.flatten(1)).sum(1).clamp(max=1)
 
 
 @METRICS.register(

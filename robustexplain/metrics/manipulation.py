@@ -21,6 +21,7 @@ from ..errors import FieldError, InputError
 from ..fields import Positive, check_k
 from ..registry import METRICS
 from .base import Better, MapMetric, MapScore, Metric, check_kind, check_pair, widened
+from .ranking import ranks
 
 CODE_THRESHOLD = 0.15
 """The authors' result notebooks count test losses above this, whatever the kind of fooling."""
@@ -238,7 +239,7 @@ class FooledActive(Fooling):
 
 
 def _ranked(maps: Tensor) -> Tensor:
-    return ops.ranks(maps.flatten(1))
+    return ranks(maps.flatten(1))
 
 
 def fooling_success_rate(metric: Fooling, maps: Tensor, original: Tensor, other: Tensor | None = None) -> float:

@@ -1,4 +1,4 @@
-"""Figures of ranks, counted exactly: Spearman's and Kendall's correlation, and the top pixels that two maps share.
+"""Ranks, and figures of them, counted exactly: Spearman's and Kendall's correlation, the top pixels that maps share.
 
 All of it is sorting and counting without gradients, in numpy: on a CPU it sorts and compares several times as fast as
 torch. Maps of other devices are brought here; figures go back to theirs.
@@ -50,15 +50,18 @@ def top_k_shared(a: Tensor, b: Tensor, k: int) -> Tensor:
     return shared
 
 
+def ranks(rows: Tensor) -> Tensor:
+    """Ranks 1 to ``N`` of each row of ``[B, N]``, ties by their average; float64 for float64, float32 for the rest."""
+    words = _placed(_codes(_array(rows)))
+    found = np.empty(rows.shape)
+    np.put_along_axis(found, _places(words), _mean_places(_equal(words)) + 1, 1)
+    return torch.from_numpy(found).to(rows.device, torch.float64 if rows.dtype == torch.float64 else torch.float32)
+
+
 def stable_order(rows: Tensor, *, descending: bool = False) -> Tensor:
     """The indices ``[B, N]`` that sort each row, equal values in the order in which they stand either way."""
-    words = _codes(_array(rows)).astype(np.uint64)
-    if descending:
-        words ^= np.uint64(2**32 - 1)
-    words <<= _WORD
-    words |= np.arange(rows.shape[1], dtype=np.uint64)
-    words.sort(axis=1)
-    return torch.from_numpy(words.astype(np.uint32).astype(np.int64)).to(rows.device)
+    codes = _codes(_array(rows))
+    return torch.from_numpy(_places(_placed(~codes if descending else codes))).to(rows.device)
 
 
 def _array(rows: Tensor) -> Rows:
@@ -87,7 +90,7 @@ def _spearman(a: Rows, b: Rows) -> Rows:
     if tied.any():
         x, y = (_mean_places(which[tied]) - middle for which in equal)
         size[tied] = np.sqrt(np.square(x).sum(1)) * np.sqrt(np.square(y).sum(1))
-        product[tied] = (np.take_along_axis(x, places[tied].astype(np.int64), 1) * y).sum(1)
+        product[tied] = (np.take_along_axis(x, _places(second[tied]), 1) * y).sum(1)
     return _ratio(product, size)
 
 
@@ -120,10 +123,19 @@ def _ordered(a: Rows, b: Rows) -> tuple[Rows, Rows]:
     first <<= _WORD
     first |= _codes(b)
     first.sort(axis=1)
-    second = first << _WORD
-    second |= np.arange(a.shape[1], dtype=np.uint64)
-    second.sort(axis=1)
-    return first, second
+    return first, _placed(first)
+
+
+def _placed(values: Rows) -> Rows:
+    # The lower halves of integers sorted, as words that hold a value above its place.
+    words = values.astype(np.uint64) << _WORD
+    words |= np.arange(values.shape[1], dtype=np.uint64)
+    words.sort(axis=1)
+    return words
+
+
+def _places(words: Rows) -> NDArray[np.int64]:
+    return words.astype(np.uint32).astype(np.int64)
 
 
 def _codes(rows: Rows) -> NDArray[np.uint32]:

@@ -28,13 +28,7 @@ class Complexity(MapScore):
     differentiable: ClassVar[bool] = True
 
     def _score(self, maps: Tensor) -> Tensor:
-        flat = maps.flatten(1).abs()
-        total = flat.sum(1)
-        alive = total > 0
-        shares = flat / torch.where(alive, total, 1)[:, None]
-        # A share of 0 counts for nothing: 0 times the logarithm of anything.
-        entropy = -(shares * shares.clamp(min=torch.finfo(shares.dtype).tiny).log()).sum(1)
-        return torch.where(alive, entropy, math.log(flat.shape[1]))
+        return ops.entropy(maps)
 
 
 @METRICS.register("sparseness", paper="Chalasani et al. 2020 (Gini index)")
@@ -50,8 +44,8 @@ class Sparseness(MapScore):
     differentiable: ClassVar[bool] = True
 
     def _score(self, maps: Tensor) -> Tensor:
-        sizes = ops.ascending(maps.flatten(1).abs())
-        n, total = sizes.shape[1], sizes.sum(1)
+        shares = ops.ascending(ops.distribution(maps))
+        n = shares.shape[1]
         weights = (2 * torch.arange(1, n + 1, device=maps.device, dtype=maps.dtype) - n - 1) / n
         # A flat map's shares cancel only up to rounding.
-        return ((sizes * weights).sum(1) / torch.where(total > 0, total, 1)).clamp(min=0)
+        return (shares * weights).sum(1).clamp(min=0)
