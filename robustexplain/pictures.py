@@ -184,7 +184,8 @@ def figure_bytes(figure: Any) -> bytes:
     """A matplotlib figure as PNG."""
     buffer = io.BytesIO()
     # No software or date in the file: the same run gives the same bytes.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    # Tight: a slanted label on the last column would else be cut off.
+    figure.savefig(buffer, format="png", metadata={"Software": None}, bbox_inches="tight")
     return buffer.getvalue()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -72,3 +74,11 @@ def test_one_bright_pixel_does_not_leave_the_rest_black() -> None:
     attribution[0, 0] = 100
     assert float(pictures.magnitudes(attribution).max()) < 1.1
     assert not pictures.magnitudes(torch.zeros(4, 4)).any()
+
+
+def test_no_label_of_a_matrix_is_cut_off() -> None:
+    for name in ("shap k-means 10", "an interpreter with a long name"):
+        drawn = pictures.matrix(["a row " * 8], ["lime", name], np.zeros((1, 2)), [["0", "0"]], "neither")
+        pixels = np.asarray(Image.open(io.BytesIO(drawn)).convert("L"))
+        assert pixels.min() < 100
+        assert all((edge == 255).all() for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]))
