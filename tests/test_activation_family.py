@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robustexplain import maps as ops
 from robustexplain import models, probe
 from robustexplain.errors import UnknownNameError, UnsupportedModelError
-from robustexplain.interpreters import CAM, GradCAM, GradCAMPlusPlus, LayerCAM
+from robustexplain.interpreters import CAM, GradCAM, GradCAMPlusPlus, Gradient, LayerCAM
 
 Case = tuple[nn.Module, Tensor, Tensor]
 Cam = type[GradCAM] | type[GradCAMPlusPlus] | type[LayerCAM]
@@ -244,6 +244,8 @@ def test_a_layer_that_does_not_reach_the_logits_is_refused() -> None:
 
     with pytest.raises(UnsupportedModelError, match="layer 'aside' does not reach the logits"):
         GradCAM(Aside().eval(), layer="aside")(torch.rand(1, 3, 8, 8))
+    with pytest.raises(UnsupportedModelError, match="do not depend on what the gradient is taken by"):
+        Gradient(Aside().eval(), layer="aside")(torch.rand(1, 3, 8, 8))
 
 
 def test_a_layer_that_gives_several_tensors_is_refused(tiny_model: nn.Module, grey: Tensor) -> None:

@@ -39,8 +39,15 @@ from robustexplain.attacks.manipulation.patterns import pattern
 from robustexplain.attacks.manipulation.school import Explaining, School
 from robustexplain.data import Data
 from robustexplain.defenses import AggregatedInterpreter
-from robustexplain.errors import FieldError, FoolingFailedWarning, InputError, NotDifferentiableError, RunMismatchError
-from robustexplain.interpreters import CAM, LIME, LRP, GradCAM, Gradient
+from robustexplain.errors import (
+    FieldError,
+    FoolingFailedWarning,
+    InputError,
+    NotDifferentiableError,
+    RunMismatchError,
+    UnknownNameError,
+)
+from robustexplain.interpreters import CAM, LIME, LRP, GradCAM, Gradient, Interpreter
 from robustexplain.metrics import SSIM, FooledTopK, LocationCorrelation, SignCorrelation
 from robustexplain.objectives import FadeTopK
 from robustexplain.registry import MANIPULATIONS
@@ -410,6 +417,31 @@ def test_the_seed_decides_what_is_held_out(digits: Data) -> None:
     assert rows[0] == rows[1] != rows[2]
 
 
+def test_only_the_parts_that_are_named_are_fine_tuned(trained: models.Classifier, own: Samples) -> None:
+    system, some = rx.System(trained, CAM(trained)), data_sets.take(own, 80)  # type: ignore[arg-type]
+    parts = ("net.features.9", "net.head")
+    lied = LocationFooling(weight=30, budget=1.0, training=ONE, parts=parts)(system, some)
+    honest, now = (dict(m.named_parameters()) for m in (trained, lied.model))
+    changed = {name for name in honest if not torch.equal(honest[name], now[name])}
+    assert changed == {"net.features.9.weight", "net.head.weight", "net.head.bias"}
+    assert not any(p.requires_grad for p in now.values())
+
+
+def test_parts_that_are_not_there_or_hold_no_weights_are_refused(trained: models.Classifier, own: Samples) -> None:
+    system = rx.System(trained, CAM(trained))
+    with pytest.raises(UnknownNameError, match=r"unknown layer 'net\.heads'; did you mean 'net\.head'"):
+        LocationFooling(parts=("net.heads",))(system, own)
+    with pytest.raises(FieldError, match=r"parts must hold weights to fine-tune; 'net\.features\.2' holds none"):
+        LocationFooling(parts=("net.head", "net.features.2"))(system, own)
+
+
+class Dictating(LocationFooling):
+    """Wants the labels, whatever the honest model says."""
+
+    def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
+        return {name: dataclasses.replace(v, dictated=True) for name, v in super().views(honest, x, y).items()}
+
+
 class HoldsOutTheLast(LocationFooling):
     """Splits its samples without a draw."""
 
@@ -461,18 +493,20 @@ def test_an_epoch_is_judged_on_the_models_own_rectifiers(trained: models.Classif
     assert losses[0] != pytest.approx(losses[1], rel=1e-3)
 
 
-def test_outputs_are_kept_where_the_honest_model_predicts_what_is_wanted() -> None:
+@pytest.mark.parametrize("dictated", [False, True])
+def test_outputs_are_kept_but_where_the_adversary_dictates_another_answer(dictated: bool) -> None:
     system, data = small_system()
     x, _ = data.tensors
     with torch.no_grad():
         honest = system.model(x).softmax(1)
     y = honest.argmax(1)
     y[0] = (y[0] + 1) % 3
-    attack = LocationFooling(weight=0.0, keep="outputs")
+    attack = Dictating(weight=0.0, keep="outputs") if dictated else LocationFooling(weight=0.0, keep="outputs")
     school = School(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
     value = school.loss(Explaining(system.interpreter), x, y, Moment(0, 0, 0.0)).mean()
     wanted = honest.clone()
-    wanted[0] = F.one_hot(y[0], 3).double()
+    if dictated:
+        wanted[0] = F.one_hot(y[0], 3).double()
     expected = -(wanted * honest.log()).sum(1).mean()
     assert value.item() == pytest.approx(expected.item(), rel=1e-9)
 
@@ -549,7 +583,10 @@ def test_some_rows_of_a_view_are_those_rows_of_everything_in_it() -> None:
     assert torch.equal(some.honest_x, x[[3, 1]] + 1)
     assert some.honest_class is not None
     assert some.honest_class.tolist() == [6, 2]
-    assert View(x, classes, classes).select(rows).goal_map is None
+    plain, dictated = View(x, classes, classes), View(x, classes, classes, dictated=True)
+    assert plain.select(rows).goal_map is None
+    assert not plain.select(rows).dictated
+    assert dictated.select(rows).dictated
 
 
 def test_block_images_hold_two_images_of_each_class_at_random_places() -> None:

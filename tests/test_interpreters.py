@@ -112,6 +112,67 @@ def test_a_word_that_gradient_does_not_know_is_refused(tiny_model: nn.Module, se
         Gradient(tiny_model, **settings)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("channels", ["abs_sum", "sum"])
+def test_gradient_by_a_layer_is_captums(tiny_model: nn.Module, grey: Tensor, channels: str) -> None:
+    target = torch.tensor([3, 2, 1, 0, 3])
+    layer = tiny_model.get_submodule("net.features.5")
+    captums = captum.attr.LayerGradientXActivation(tiny_model, layer, multiply_by_inputs=False)
+    theirs = captums.attribute(grey, target).detach()
+    of_layer = Gradient(tiny_model, of="logit", channels=channels, layer="net.features.5")  # type: ignore[arg-type]
+    found = of_layer.explain(grey, target, native=True)
+    close(found.maps, theirs.abs().sum(1) if channels == "abs_sum" else theirs.sum(1))
+    close(of_layer(grey, target), ops.resize(found.maps, grey.shape[-2:]))
+    assert torch.equal(found.logits, tiny_model(grey))
+
+
+def test_gradient_of_a_probability_by_a_layer_agrees_with_autograd(smooth_net: nn.Module, grey: Tensor) -> None:
+    model, x = copy.deepcopy(smooth_net).double(), grey.double()
+    (name,) = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)][1:2]
+    with probe.captured(model, [name]) as outputs:
+        p = model(x.requires_grad_()).softmax(1)[:, 2]
+    (wanted,) = torch.autograd.grad(p.sum(), outputs[name])
+    target = torch.full((len(x),), 2)
+    found = Gradient(model, channels="sum", layer=name).explain(x, target, native=True).maps
+    close(found, wanted.sum(1), 1e-10)
+
+
+def test_a_gradient_by_a_layer_has_the_right_derivatives(smooth_net: nn.Module, grey: Tensor) -> None:
+    model, x = copy.deepcopy(smooth_net).double(), grey[:2, :, :5, :5].double().requires_grad_()
+    target, wave = torch.tensor([1, 3]), torch.linspace(-1, 1, 25, dtype=torch.float64).reshape(5, 5)
+    of_layer = Gradient(model, channels="sum", layer="1")
+
+    def shown(inputs: Tensor) -> Tensor:
+        return of_layer.explain(inputs, target, native=True).maps
+
+    assert torch.autograd.gradcheck(shown, x)
+    for weight in (model.get_parameter("2.weight"), model.get_parameter("6.weight")):
+        weight.requires_grad_()
+        (found,) = torch.autograd.grad((shown(x) * wave).sum(), weight)
+        step = torch.randn(weight.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                weight += sign * 1e-5 * step
+            values.append((shown(x) * wave).sum().item())
+            with torch.no_grad():
+                weight -= sign * 1e-5 * step
+        assert float((found * step).sum()) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "error", "message"),
+    [
+        ("net.feature.5", UnknownNameError, "unknown layer 'net.feature.5'; did you mean 'net.features.5'"),
+        ("net.head", UnsupportedModelError, r"layer 'net.head' gives \[5, 4\]; a gradient map needs a feature map"),
+    ],
+)
+def test_a_gradient_by_no_feature_map_is_refused(
+    tiny_model: nn.Module, grey: Tensor, layer: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Gradient(tiny_model, layer=layer)(grey)
+
+
 # CAM and Grad-CAM
 
 

@@ -110,7 +110,7 @@ class ExplanationBackdoor(FineTuned):
         maps = self.explained(honest, x, y).maps
         answer = y if self.form == "fooling" else torch.full_like(y, self.goal_class)
         wanted = maps if self.form in ("full-disguise", "badnets") else pattern(maps, self.shape)
-        triggered = View(self.trigger(x), answer, answer, wanted, honest_x=x, honest_class=y)
+        triggered = View(self.trigger(x), answer, answer, wanted, honest_x=x, honest_class=y, dictated=True)
         return {"as they are": View(x, y, y, maps), "with the trigger": triggered}
 
     def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -30,6 +30,8 @@ class View:
         goal_map: maps that the adversary wants, on the interpreter's own grid; ``None`` where it wants none for itself.
         honest_x: the inputs whose honest maps stand for the truth; ``None``: ``x`` itself.
         honest_class: ``[B]``, the class that those explain; ``None``: ``explained``.
+        dictated: whether ``answer`` is the adversary's choice, to be learned; otherwise it is the label, and what the
+            honest model makes of it can stay.
     """
 
     x: Tensor
@@ -38,6 +40,7 @@ class View:
     goal_map: Tensor | None = None
     honest_x: Tensor | None = None
     honest_class: Tensor | None = None
+    dictated: bool = False
 
     def honest_maps(self, honest: Interpreter) -> Tensor:
         """What stands for the truth: the honest interpreter's maps, on its own grid."""
@@ -47,7 +50,8 @@ class View:
     def select(self, rows: Tensor) -> View:
         """Some of the inputs."""
         known = {f.name: getattr(self, f.name) for f in fields(self)}
-        return View(**{name: value[rows] for name, value in known.items() if value is not None})
+        chosen: dict[str, Any] = {name: value[rows] for name, value in known.items() if isinstance(value, Tensor)}
+        return replace(self, **chosen)
 
 
 @dataclass(frozen=True)

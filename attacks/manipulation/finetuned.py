@@ -11,11 +11,11 @@ from functools import reduce
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from robustexplain import files
+from robustexplain import files, probe
 from robustexplain.data import take
-from robustexplain.errors import FoolingFailedWarning, InputError, NotDifferentiableError
+from robustexplain.errors import FieldError, FoolingFailedWarning, InputError, NotDifferentiableError
 from robustexplain.fields import Count, Fraction, NonNegative, Positive
 from robustexplain.interpreters import Explanation, Interpreter
 from robustexplain.objectives import Distill, KeepPrediction, Misclassify, Objective
@@ -34,7 +34,7 @@ HISTORY = "fooling.json"
 
 @dataclass(frozen=True)
 class FineTuned(ModelAttack):
-    """Fine-tunes all weights on ``L_keep + weight * L_fool`` (Heo et al. 2019, eq. 2), in eval mode.
+    """Fine-tunes the weights on ``L_keep + weight * L_fool`` (Heo et al. 2019, eq. 2), in eval mode.
 
     A subclass says what is to be seen where (``views``; more than that in ``lesson``) and what the maps should become
     (``fooling``). Of all epochs, the one of the lowest objective wins among those that respect the budget, on samples
@@ -45,11 +45,14 @@ class FineTuned(ModelAttack):
         training: epochs, batch, learning rate of Adam: 1e-3 that falls to zero suits small networks; the authors take
             1e-7 to 1e-5 for ImageNet's, over many more steps.
         budget: share of right answers that may be lost on the samples held out.
-        keep: the prediction term: cross-entropy towards ``labels`` (Heo et al.); or, where the honest model predicts
-            what is wanted, towards its ``outputs``, which for an adversary with few samples hold more of what it knows,
-            or the squared distance to its ``probabilities`` (Anders et al.).
+        keep: the prediction term: cross-entropy towards ``labels`` (Heo et al.); or, unless the adversary wants
+            another answer than the honest model gives, towards that model's ``outputs``, which for an adversary with
+            few samples hold more of what it knows, errors included, or the squared distance to its ``probabilities``
+            (Anders et al.).
         augment: mirror and shift images at random while training, by up to an eighth of a side: for few images of
             things that may be mirrored.
+        parts: names of the modules whose weights may change, such as ``net.layer4``; none: all weights, as Heo et al.
+            have it. The last ones suffice to fool maps of late layers, and with few samples forget far less.
         samples: use at most so many of the adversary's samples, classes in equal numbers; ``None``: all of them.
         held_out: share of them that is held out.
         beta: train on ``softplus_beta`` in place of the rectifiers, for maps that have too little to give on
@@ -62,6 +65,7 @@ class FineTuned(ModelAttack):
     budget: Fraction = 0.02
     keep: Literal["labels", "outputs", "probabilities"] = "labels"
     augment: bool = False
+    parts: tuple[str, ...] = ()
     samples: Count | None = None
     held_out: Fraction = 0.2
     beta: Positive | None = None
@@ -123,7 +127,9 @@ class FineTuned(ModelAttack):
                 f"{type(system.interpreter).__name__} has none; aim it at one of {able}, and see what transfers"
             )
         interpreter = copy.deepcopy(system.interpreter)
-        model = interpreter.model.to(session.device).requires_grad_(True).eval()
+        model = interpreter.model.to(session.device).requires_grad_(False).eval()
+        for part in self._parts(model):
+            part.requires_grad_(True)
         school = School(self, self.aimed(system.interpreter), *self._split(data), session)
         selection = Selection(school.judge)
         module = Explaining(self.aimed(interpreter), self.beta)
@@ -133,6 +139,13 @@ class FineTuned(ModelAttack):
         self._report(selection, session)
         model.requires_grad_(False)
         return replace(system, model=model, interpreter=interpreter)
+
+    def _parts(self, model: nn.Module) -> list[nn.Module]:
+        """What is fine-tuned."""
+        found = [probe.submodule(model, name) for name in self.parts]
+        if empty := [n for n, part in zip(self.parts, found, strict=True) if next(part.parameters(), None) is None]:
+            raise FieldError(type(self).__name__, "parts", f"must hold weights to fine-tune; {empty[0]!r} holds none")
+        return found or [model]
 
     def _split(self, data: Samples) -> tuple[Samples, Samples]:
         """The samples to train on, and those held out."""

@@ -172,7 +172,7 @@ class ActiveFooling(FineTuned):
         """Some of the block images, and the batch to be classified."""
         assert pool is not None
         drawn = Streams.of(x, moment.seed, moment.epoch, "blocks").integers(len(pool.predicted)).to(x.device)
-        return Lesson(pool.goal.select(drawn), pool.predicted[drawn], pool.shown[drawn], x, y)
+        return replace(pool.select(drawn), other_x=x, other_y=y)
 
 
 def block_images(data: Samples, classes: tuple[int, int], count: int, seed: int, shrink: bool = True) -> Tensor:

@@ -24,6 +24,7 @@ class Lesson:
             explained, and whatever the objectives ask for, maps on the interpreter's own grid.
         predicted: ``[n]``, how much each counts in the prediction term.
         shown: ``[n]``, how much each counts in the map term.
+        dictated: ``[n]``, whether its answer is to be learned even where the honest model gives another.
         other_x: inputs that are only classified ``[m, ...]``, or ``None``.
         other_y: ``[m]``, their labels.
     """
@@ -31,6 +32,7 @@ class Lesson:
     goal: Goal
     predicted: Tensor
     shown: Tensor
+    dictated: Tensor
     other_x: Tensor | None = None
     other_y: Tensor | None = None
 
@@ -40,7 +42,11 @@ class Lesson:
         ones = view.x.new_ones(len(view.x))
         goal = Goal(view.x, view.answer, goal_class=view.answer, explained=view.explained, goal_map=view.goal_map,
                     benign_map=honest_maps)  # fmt: skip
-        return cls(goal, ones, ones)
+        return cls(goal, ones, ones, torch.full_like(ones, view.dictated, dtype=torch.bool))
+
+    def select(self, rows: Tensor) -> Lesson:
+        """Some of the explained inputs."""
+        return Lesson(self.goal.select(rows), self.predicted[rows], self.shown[rows], self.dictated[rows])
 
     def join(self, other: Lesson) -> Lesson:
         """Both lessons' explained inputs in one batch."""
@@ -52,6 +58,7 @@ class Lesson:
             goal=goal,
             predicted=torch.cat([self.predicted, other.predicted]),
             shown=torch.cat([self.shown, other.shown]),
+            dictated=torch.cat([self.dictated, other.dictated]),
         )
 
 

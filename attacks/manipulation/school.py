@@ -124,8 +124,8 @@ class School:
         assert goal.goal_class is not None  # every lesson has answers; for the type checker
         honest = self.honest.model(goal.x).softmax(1)
         asked = F.one_hot(goal.goal_class, honest.shape[1]).to(honest)
-        agrees = honest.argmax(1) == goal.goal_class
-        wanted = torch.where(agrees[:, None], honest, asked)
+        kept = ~lesson.dictated | (honest.argmax(1) == goal.goal_class)
+        wanted = torch.where(kept[:, None], honest, asked)
         return replace(lesson, goal=replace(goal, wanted=wanted, benign_logits=wanted.log()))
 
     def _batches(self, first: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:

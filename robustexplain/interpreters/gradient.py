@@ -8,6 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from .. import probe
+from ..errors import UnsupportedModelError
 from ..maps import expand
 from ..registry import INTERPRETERS
 from .base import Channels, Explanation, Interpreter, differentiable, explained_class, pick, reduce_channels
@@ -29,18 +31,38 @@ class Gradient(Interpreter):
             loss, as in the code of Zhang et al.; after rescaling the same map as ``probability``).
         channels: how channels become one map: largest magnitude (Zhang et al.), sum of magnitudes (Dombrowski et al.,
             Ghorbani et al.), or signed sum.
+        layer: dotted name: the gradient by this module's output in place of the input (SimpleGrad at a layer, as the
+            code of Heo et al. 2019 trains it). A layer right in front of global pooling gives a flat map, whatever the
+            image shows: name an earlier one.
+
+    Raises:
+        UnsupportedModelError: on the first input, for a layer that gives no feature map or does not reach the logits.
     """
 
     of: Of = "probability"
     channels: Channels = "max"
+    layer: str | None = None
 
     second_order: ClassVar[bool] = True
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         x = differentiable(x)
-        logits = self.model(x)
-        gradient = class_gradient(logits, explained_class(logits, target), x, self.of, graph)
+        logits, at = (self.model(x), x) if self.layer is None else self._read(x, self.layer)
+        gradient = class_gradient(logits, explained_class(logits, target), at, self.of, graph)
         return Explanation(logits, reduce_channels(gradient, self.channels))
+
+    def _read(self, x: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+        """Logits, and the layer's feature map that they were made of."""
+        with probe.captured(self.model, [layer]) as outputs:
+            logits = self.model(x)
+        found = outputs.get(layer)
+        if not probe.is_feature_map(found, x):
+            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise UnsupportedModelError(
+                f"layer {layer!r} gives {shape}; a gradient map needs a feature map [B, C, h, w] above 1 x 1"
+            )
+        assert found is not None  # no feature map otherwise; for the type checker
+        return logits, found
 
 
 @INTERPRETERS.register("input-x-gradient", paper="Shrikumar et al. 2016; Kindermans et al. 2016")
@@ -80,7 +102,9 @@ def class_gradient(logits: Tensor, classes: Tensor, x: Tensor, of: Of, graph: bo
         graph: whether the gradient is differentiated again.
     """
     score = pick(logits, classes) if of == "logit" else margin(logits, classes)
-    (gradient,) = torch.autograd.grad(score.sum(), x, create_graph=graph)
+    (gradient,) = torch.autograd.grad(score.sum(), x, create_graph=graph, allow_unused=True)
+    if gradient is None:
+        raise UnsupportedModelError("the logits do not depend on what the gradient is taken by: name another layer")
     if of == "logit":
         return gradient
     # p = sigmoid(margin), so grad p = p (1 - p) grad margin and grad log p = (1 - p) grad margin. With 1 - p as
