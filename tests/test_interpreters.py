@@ -136,6 +136,15 @@ def test_gradient_of_a_probability_by_a_layer_agrees_with_autograd(smooth_net: n
     close(found, wanted.sum(1), 1e-10)
 
 
+def test_a_pooled_gradient_is_averaged_over_squares(tiny_model: nn.Module, grey: Tensor) -> None:
+    fine, coarse = (Gradient(tiny_model, pool=pool).explain(grey, native=True).maps for pool in (1, 4))
+    blocks = pytest.importorskip("skimage.measure").block_reduce(fine.detach().numpy(), (1, 4, 4), np.mean)
+    close(coarse, torch.from_numpy(blocks))
+    assert Gradient(tiny_model, pool=4)(grey).shape == grey[:, 0].shape
+    with pytest.raises(InputError, match=r"Gradient.pool: maps of \[16, 16\] hold no square of side 17"):
+        Gradient(tiny_model, pool=17)(grey)
+
+
 def test_a_gradient_by_a_layer_has_the_right_derivatives(smooth_net: nn.Module, grey: Tensor) -> None:
     model, x = copy.deepcopy(smooth_net).double(), grey[:2, :, :5, :5].double().requires_grad_()
     target, wave = torch.tensor([1, 3]), torch.linspace(-1, 1, 25, dtype=torch.float64).reshape(5, 5)

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import probe
-from ..errors import UnsupportedModelError
+from ..errors import InputError, UnsupportedModelError
+from ..fields import Count
 from ..maps import expand
 from ..registry import INTERPRETERS
 from .base import Channels, Explanation, Interpreter, differentiable, explained_class, pick, reduce_channels
@@ -34,14 +36,18 @@ class Gradient(Interpreter):
         layer: dotted name: the gradient by this module's output in place of the input (SimpleGrad at a layer, as the
             code of Heo et al. 2019 trains it). A layer right in front of global pooling gives a flat map, whatever the
             image shows: name an earlier one.
+        pool: side of the squares over which the map is averaged, on whose grid it then stands. GRAD in the code of
+            Zhang et al. is pooled by 4: 56 x 56 on images of 224.
 
     Raises:
+        InputError: squares larger than the map, or a table, which has none.
         UnsupportedModelError: on the first input, for a layer that gives no feature map or does not reach the logits.
     """
 
     of: Of = "probability"
     channels: Channels = "max"
     layer: str | None = None
+    pool: Count = 1
 
     second_order: ClassVar[bool] = True
 
@@ -49,7 +55,14 @@ class Gradient(Interpreter):
         x = differentiable(x)
         logits, at = (self.model(x), x) if self.layer is None else self._read(x, self.layer)
         gradient = class_gradient(logits, explained_class(logits, target), at, self.of, graph)
-        return Explanation(logits, reduce_channels(gradient, self.channels))
+        return Explanation(logits, self._pooled(reduce_channels(gradient, self.channels)))
+
+    def _pooled(self, maps: Tensor) -> Tensor:
+        if self.pool == 1:
+            return maps
+        if maps.dim() != 3 or self.pool > min(maps.shape[1:]):
+            raise InputError(f"Gradient.pool: maps of {list(maps.shape[1:])} hold no square of side {self.pool}")
+        return F.avg_pool2d(maps[:, None], self.pool)[:, 0]
 
     def _read(self, x: Tensor, layer: str) -> tuple[Tensor, Tensor]:
         """Logits, and the layer's feature map that they were made of."""

@@ -7,6 +7,7 @@ torch. Maps of other devices are brought here; figures go back to theirs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from .. import maps as ops
 
 Rows = NDArray[Any]
 
-_AT_ONCE = 1 << 18
-"""Values looked at together: what is built on the way, some ten words a value, stays small for any batch."""
+_AT_ONCE = 1 << 16
+"""Values looked at together: what is built on the way, some ten words a value, stays in the caches for any batch."""
 _WORD = np.uint64(32)
 
 
@@ -73,7 +74,10 @@ def _array(rows: Tensor) -> Rows:
 def _by_rows(count: Callable[[Rows, Rows], Rows], a: Tensor, b: Tensor) -> Tensor:
     first, second = _array(a), _array(b)
     step = max(1, _AT_ONCE // first.shape[1])
-    found = [count(first[at : at + step], second[at : at + step]) for at in range(0, len(first), step)]
+    pieces = [slice(at, at + step) for at in range(0, len(first), step)]
+    # numpy sorts and counts on one thread, and lets others run meanwhile: as many as torch would take.
+    with ThreadPoolExecutor(min(torch.get_num_threads(), len(pieces))) as pool:
+        found = list(pool.map(lambda rows: count(first[rows], second[rows]), pieces))
     return torch.from_numpy(np.concatenate(found)).to(a)
 
 
