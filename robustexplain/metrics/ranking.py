@@ -245,8 +245,9 @@ def _pairs_out_of_order(columns: Rows) -> NDArray[np.uint16]:
     # The narrower the type, the more values an instruction compares.
     kind = next(kind for kind in (np.uint8, np.uint16, np.int64) if columns.max() <= np.iinfo(kind).max)
     columns = np.ascontiguousarray(columns, kind)
-    total = np.zeros(columns.shape[1], np.uint16)
-    for at in range(len(columns) - 1):
-        smaller = np.less(columns[at + 1 :], columns[at]).view(np.uint8)
-        total += np.add.reduce(smaller, axis=0, dtype=np.uint8)
-    return total
+    # A distance at a time: all pairs that lie so far apart. A place's count stays below 32.
+    counts, smaller = np.zeros(columns.shape, np.uint8), np.empty(columns.shape, bool)
+    for apart in range(1, len(columns)):
+        found = np.less(columns[apart:], columns[:-apart], out=smaller[apart:])
+        np.add(counts[apart:], found.view(np.uint8), out=counts[apart:])
+    return np.add.reduce(counts, axis=0, dtype=np.uint16)
