@@ -33,6 +33,7 @@ def rts(model: nn.Module, x: Tensor) -> RTS:
 
 INTERPRETERS: dict[str, Callable[[nn.Module, Tensor], Interpreter]] = {
     "gradient": lambda model, x: Gradient(model, of="logit", channels="abs_sum"),
+    "gradient by a layer": lambda model, x: Gradient(model, layer="net.features.5", pool=2),
     "cam": lambda model, x: CAM(model),
     "gradcam": lambda model, x: GradCAM(model, layer="net.features.8", relu=False),
     "smoothed": lambda model, x: Smoothed(model, Gradient(model), Softplus(0.7)),
