@@ -6,8 +6,11 @@ torch. Maps of other devices are brought here; figures go back to theirs.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,8 @@ Rows = NDArray[Any]
 _AT_ONCE = 1 << 16
 """Values looked at together: what is built on the way, some ten words a value, stays in the caches for any batch."""
 _WORD = np.uint64(32)
+_UPPER = 1 if sys.byteorder == "little" else 0
+"""Which half of a 64-bit word is the upper one."""
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
@@ -42,10 +47,8 @@ def top_k_shared(a: Tensor, b: Tensor, k: int) -> Tensor:
     Values tied at the last place share the places left (:func:`robustexplain.maps.top_k`), and are in common to the
     lesser degree.
     """
-    first, second = _array(a), _array(b)
-    chosen = [rows >= np.partition(rows, -k, axis=1)[:, -k, None] for rows in (first, second)]
-    shared = torch.from_numpy(np.count_nonzero(chosen[0] & chosen[1], axis=1)).to(a)
-    tied = torch.from_numpy((np.count_nonzero(chosen, axis=2) > k).any(0)).to(a.device)
+    shared = _by_rows(partial(_shared, k=k), a, b)
+    tied = shared < 0
     if tied.any():
         shared[tied] = torch.minimum(*(ops.top_k(rows.detach()[tied], k) for rows in (a, b))).sum(1)
     return shared
@@ -75,10 +78,23 @@ def _by_rows(count: Callable[[Rows, Rows], Rows], a: Tensor, b: Tensor) -> Tenso
     first, second = _array(a), _array(b)
     step = max(1, _AT_ONCE // first.shape[1])
     pieces = [slice(at, at + step) for at in range(0, len(first), step)]
+    threads = min(torch.get_num_threads(), len(pieces))
     # numpy sorts and counts on one thread, and lets others run meanwhile: as many as torch would take.
-    with ThreadPoolExecutor(min(torch.get_num_threads(), len(pieces))) as pool:
-        found = list(pool.map(lambda rows: count(first[rows], second[rows]), pieces))
+    with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
+        found = list((pool.map if pool else map)(lambda rows: count(first[rows], second[rows]), pieces))
     return torch.from_numpy(np.concatenate(found)).to(a)
+
+
+def _shared(a: Rows, b: Rows, k: int) -> Rows:
+    # How many top pixels two rows share; -1 where more than k are at least as large as the k-th.
+    chosen = []
+    for rows in (a, b):
+        codes = _codes(rows) if rows.dtype == np.float32 else rows
+        chosen.append(codes >= np.partition(codes, -k, axis=1)[:, -k, None])
+    first, second, both = (
+        np.add.reduce(which.view(np.uint8), axis=1, dtype=np.int32) for which in (*chosen, chosen[0] & chosen[1])
+    )
+    return np.where((first > k) | (second > k), -1, both)
 
 
 def _spearman(a: Rows, b: Rows) -> Rows:
@@ -163,7 +179,8 @@ def _dense_ranks(rows: Rows) -> NDArray[np.uint32]:
 
 def _equal(words: Rows) -> NDArray[np.bool_]:
     # Where a sorted row's upper half equals that of the word before it, [B, N - 1].
-    found: NDArray[np.bool_] = (words[:, 1:] ^ words[:, :-1]) < np.uint64(1 << 32)
+    upper = words.view(np.uint32)[:, _UPPER::2]
+    found: NDArray[np.bool_] = upper[:, 1:] == upper[:, :-1]
     return found
 
 
@@ -250,4 +267,5 @@ def _pairs_out_of_order(columns: Rows) -> NDArray[np.uint16]:
     for apart in range(1, len(columns)):
         found = np.less(columns[apart:], columns[:-apart], out=smaller[apart:])
         np.add(counts[apart:], found.view(np.uint8), out=counts[apart:])
-    return np.add.reduce(counts, axis=0, dtype=np.uint16)
+    total: NDArray[np.uint16] = np.add.reduce(counts, axis=0, dtype=np.uint16)
+    return total
