@@ -27,7 +27,7 @@ from robustexplain.metrics import (
     Sparseness,
     Spearman,
     TopK,
-    structure,
+    base,
 )
 from robustexplain.metrics.ranking import inversions
 from robustexplain.metrics.structure import hog, ssim
@@ -176,7 +176,7 @@ def test_ssim_of_a_batch_is_that_of_its_parts(a: Tensor, b: Tensor, monkeypatch:
     together = SSIM()(a, b)
     slopes = torch.autograd.grad(together.square().sum(), (a, b))
     for maps_at_once in (1, 2, 3, 7):
-        monkeypatch.setattr(structure, "_AT_ONCE", maps_at_once * 32 * 32)
+        monkeypatch.setattr(base, "_AT_ONCE", maps_at_once * 32 * 32)
         found = SSIM()(a, b)
         torch.testing.assert_close(found, together)
         for slope, wanted in zip(torch.autograd.grad(found.square().sum(), (a, b)), slopes, strict=True):

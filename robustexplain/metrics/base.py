@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -18,6 +19,9 @@ from .. import checks
 from ..checks import Kind, kind_of
 from ..errors import InputError
 from ..fields import Count, check_fields
+
+_AT_ONCE = 1 << 16
+"""Pixels of a batch that a thread looks at together on a CPU."""
 
 Better = Literal["higher", "lower"]
 
@@ -54,7 +58,7 @@ class MapMetric(Metric):
         """
         check_pair(maps, reference)
         check_kind(self, maps)
-        return self._compare(widened(maps), widened(reference)).to(maps.dtype)
+        return in_pieces(self._compare, widened(maps), widened(reference)).to(maps.dtype)
 
     @abstractmethod
     def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
@@ -73,7 +77,7 @@ class MapScore(Metric):
         """
         check_maps(maps, "maps")
         check_kind(self, maps)
-        return self._score(widened(maps)).to(maps.dtype)
+        return in_pieces(self._score, widened(maps)).to(maps.dtype)
 
     @abstractmethod
     def _score(self, maps: Tensor) -> Tensor:
@@ -101,7 +105,7 @@ class Localisation(Metric):
         empty = region.view(torch.uint8).amax((1, 2)) == 0
         if empty.any():
             raise InputError(f"region is empty for sample {int(empty.nonzero()[0])}: every sample needs an object")
-        return self._locate(widened(maps), region).to(maps.dtype)
+        return in_pieces(self._locate, widened(maps), region).to(maps.dtype)
 
     @abstractmethod
     def _locate(self, maps: Tensor, region: Tensor) -> Tensor:
@@ -180,6 +184,17 @@ class Visibility(Metric):
     @abstractmethod
     def _see(self, x: Tensor, attacked: Tensor) -> Tensor:
         """``[B]``; images are checked."""
+
+
+def in_pieces(measure: Callable[..., Tensor], *batches: Tensor) -> Tensor:
+    """``measure`` of some samples at a time, ``[B]``: on a CPU, what a large batch builds on the way leaves the caches,
+    and each of its blocks comes fresh from the operating system, which costs more than the arithmetic.
+    """
+    first = batches[0]
+    step = max(1, _AT_ONCE * torch.get_num_threads() // first[0].numel())
+    if first.device.type != "cpu" or step >= len(first):
+        return measure(*batches)
+    return torch.cat([measure(*some) for some in zip(*(b.split(step) for b in batches), strict=True)])
 
 
 def check_pair(maps: Tensor, reference: Tensor) -> None:

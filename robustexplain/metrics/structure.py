@@ -16,9 +16,6 @@ from ..registry import METRICS
 from .base import MapMetric
 from .filters import filtered, gaussian_window
 
-_AT_ONCE = 1 << 16
-"""Pixels of a batch that SSIM looks at together on a CPU."""
-
 
 @METRICS.register("ssim", paper="Wang et al. 2004, eq. 13; on maps: Adebayo et al. 2018, section 4")
 @dataclass(frozen=True)
@@ -49,12 +46,6 @@ class SSIM(MapMetric):
 
 def ssim(a: Tensor, b: Tensor, data_range: float) -> Tensor:
     """Mean structural similarity of two batches of planes ``[B, H, W]``, ``[B]`` (Wang et al. 2004, eq. 13)."""
-    # On a CPU some maps at a time: what a large batch builds on the way leaves the caches and costs twice the time.
-    step = max(1, _AT_ONCE // a[0].numel()) if a.device.type == "cpu" else len(a)
-    return torch.cat([_ssim(*some, data_range) for some in zip(a.split(step), b.split(step), strict=True)])
-
-
-def _ssim(a: Tensor, b: Tensor, data_range: float) -> Tensor:
     radius = min(5, (min(a.shape[-2:]) - 1) // 2)
     # Of the variances only the sum is needed, so of the squares too.
     stacked = torch.stack([a, b, a * a + b * b, a * b])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import MissingDataError
 from ..registry import METRICS
-from .base import Better, Visibility
+from .base import Better, Visibility, in_pieces
 from .structure import ssim
 
 
@@ -52,7 +52,7 @@ class ImageSSIM(Visibility):
     differentiable: ClassVar[bool] = True
 
     def _see(self, x: Tensor, attacked: Tensor) -> Tensor:
-        planes = ssim(x.flatten(0, 1), attacked.flatten(0, 1), data_range=1.0)
+        planes = in_pieces(partial(ssim, data_range=1.0), x.flatten(0, 1), attacked.flatten(0, 1))
         return planes.reshape(x.shape[:2]).mean(1)
 
 
