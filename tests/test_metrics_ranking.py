@@ -113,9 +113,8 @@ def test_figures_do_not_depend_on_how_many_rows_are_seen_together(
     mixed: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = [metric(*mixed) for metric in (spearman, kendall_tau)]
-    for at_once, threads in ((1, 1), (2 * 77, 1), (3 * 77 + 5, 1), (1, 3), (2 * 77, 3)):
+    for at_once in (1, 2 * 77, 3 * 77 + 5):
         monkeypatch.setattr(ranking, "_AT_ONCE", at_once)
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         for metric, wanted in zip((spearman, kendall_tau), together, strict=True):
             assert torch.equal(metric(*mixed), wanted)
 

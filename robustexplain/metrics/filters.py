@@ -19,7 +19,9 @@ def filtered(images: Tensor, window: Tensor) -> Tensor:
 
     Two products with banded matrices: on a CPU ten times faster than a convolution of one channel, at any map's size.
     """
-    rows, columns = (_banded(window, side) for side in images.shape[-2:])
+    height, width = images.shape[-2:]
+    rows = _banded(window, height)
+    columns = rows if width == height else _banded(window, width)
     return rows @ images @ columns.mT
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -77,11 +75,7 @@ def _array(rows: Tensor) -> Rows:
 def _by_rows(count: Callable[[Rows, Rows], Rows], a: Tensor, b: Tensor) -> Tensor:
     first, second = _array(a), _array(b)
     step = max(1, _AT_ONCE // first.shape[1])
-    pieces = [slice(at, at + step) for at in range(0, len(first), step)]
-    threads = min(torch.get_num_threads(), len(pieces))
-    # numpy sorts and counts on one thread, and lets others run meanwhile: as many as torch would take.
-    with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
-        found = list((pool.map if pool else map)(lambda rows: count(first[rows], second[rows]), pieces))
+    found = [count(first[at : at + step], second[at : at + step]) for at in range(0, len(first), step)]
     return torch.from_numpy(np.concatenate(found)).to(a)
 
 
@@ -202,6 +196,8 @@ def _mean_places(equal: NDArray[np.bool_]) -> Rows:
 def _tied_pairs(equal: NDArray[np.bool_]) -> Rows:
     # How many pairs of each row are equal, [B].
     pairs, rows = np.zeros(len(equal)), equal.any(1)
+    if not rows.any():
+        return pairs
     starts, lengths = _runs(equal[rows])
     pairs[rows] = np.bincount(starts // (equal.shape[1] + 1), lengths * (lengths - 1) / 2, minlength=rows.sum())
     return pairs

@@ -11,6 +11,7 @@ does nothing else.
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -165,13 +166,13 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore")
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Short operations on one thread, as theirs in numpy: on a busy machine two would mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(params=[1, os.cpu_count()], ids=lambda threads: f"{threads} threads")
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Of torch: one, and as many as it takes by itself; theirs is numpy's either way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
 
 
 def fastest(calls: Sequence[Call], turns: int) -> list[float]:
@@ -204,7 +205,7 @@ def raced(bench: Bench, pairs: dict[str, Pair], turns: int) -> tuple[float, floa
 # What is asserted leaves room for a busy machine: ratios scatter there, by a third in the first and the last sum.
 
 
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("threads")
 def test_metrics_of_maps_alone() -> None:
     bench = Bench(models.build("small-cnn", num_classes=10, in_channels=1).eval())
     total = np.zeros(2)
@@ -226,7 +227,6 @@ def test_metrics_that_run_the_model() -> None:
     assert ours < 1.25 * floor
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_what_a_metric_costs_beside_the_model() -> None:
     bench = Bench(nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 10)).eval())
     ours, theirs, floor = raced(bench, bench.of_models(), 3)
