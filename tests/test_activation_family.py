@@ -244,7 +244,7 @@ def test_a_layer_that_does_not_reach_the_logits_is_refused() -> None:
 
     with pytest.raises(UnsupportedModelError, match="layer 'aside' does not reach the logits"):
         GradCAM(Aside().eval(), layer="aside")(torch.rand(1, 3, 8, 8))
-    with pytest.raises(UnsupportedModelError, match="do not depend on the input, or the layer, that the gradient"):
+    with pytest.raises(UnsupportedModelError, match="do not depend on the input, or the layer, of the gradient"):
         Gradient(Aside().eval(), layer="aside")(torch.rand(1, 3, 8, 8))
 
 

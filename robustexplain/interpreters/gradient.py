@@ -117,7 +117,7 @@ def class_gradient(logits: Tensor, classes: Tensor, x: Tensor, of: Of, graph: bo
     score = pick(logits, classes) if of == "logit" else margin(logits, classes)
     (gradient,) = torch.autograd.grad(score.sum(), x, create_graph=graph, allow_unused=True)
     if gradient is None:
-        raise UnsupportedModelError("the logits do not depend on the input, or the layer, that the gradient is taken by")
+        raise UnsupportedModelError("the logits do not depend on the input, or the layer, of the gradient")
     if of == "logit":
         return gradient
     # p = sigmoid(margin), so grad p = p (1 - p) grad margin and grad log p = (1 - p) grad margin. With 1 - p as
