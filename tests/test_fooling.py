@@ -527,6 +527,8 @@ def test_a_backdoor_teaches_each_image_twice_with_equal_weight() -> None:
     assert torch.allclose(lesson.goal.goal_map[:6], honest)
     assert torch.equal(lesson.goal.goal_map[6:], pattern(honest, "half"))
     assert lesson.predicted.tolist() == lesson.shown.tolist() == [1.0] * 12
+    # Kept outputs are those of clean images: what the trigger calls for is learned.
+    assert lesson.dictated.tolist() == [False] * 6 + [True] * 6
     triggered = attack.views(system.interpreter, x, y)["with the trigger"]
     with torch.no_grad():
         # What an auditor holds them against is what the honest model shows of the clean image and its label.

@@ -23,6 +23,7 @@ from robustexplain.metrics import (
     Entropy,
     Kendall,
     MapScore,
+    MassInside,
     Pearson,
     Sparseness,
     Spearman,
@@ -181,6 +182,18 @@ def test_ssim_of_a_batch_is_that_of_its_parts(a: Tensor, b: Tensor, monkeypatch:
         torch.testing.assert_close(found, together)
         for slope, wanted in zip(torch.autograd.grad(found.square().sum(), (a, b)), slopes, strict=True):
             torch.testing.assert_close(slope, wanted)
+
+
+def test_scores_and_places_of_a_batch_are_those_of_its_parts(a: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    region = a > a.mean((1, 2), keepdim=True)
+    together = Complexity()(a), MassInside()(a, region)
+    monkeypatch.setattr(base, "_AT_ONCE", 32 * 32)
+    seen: list[int] = []
+    score = Complexity._score
+    monkeypatch.setattr(Complexity, "_score", lambda self, maps: seen.append(len(maps)) or score(self, maps))
+    torch.testing.assert_close(Complexity()(a), together[0])
+    torch.testing.assert_close(MassInside()(a, region), together[1])
+    assert seen == [1] * len(a)
 
 
 def test_torchmetrics_ssim_differs_only_by_its_borders() -> None:

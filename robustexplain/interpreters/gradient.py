@@ -37,7 +37,8 @@ class Gradient(Interpreter):
             code of Heo et al. 2019 trains it). A layer right in front of global pooling gives a flat map, whatever the
             image shows: name an earlier one.
         pool: side of the squares over which the map is averaged, on whose grid it then stands. GRAD in the code of
-            Zhang et al. is pooled by 4: 56 x 56 on images of 224.
+            Zhang et al. is pooled by 4: 56 x 56 on images of 224. Choose a divisor of the map's sides: what is left
+            over at the lower and right border is left out.
 
     Raises:
         InputError: squares larger than the map, or a table, which has none.
