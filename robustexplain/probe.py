@@ -213,3 +213,24 @@ def pooled_head(model: nn.Module, x: Tensor) -> PooledHead:
         f"CAM needs logits that are one linear layer on the global average of the last feature map; in "
         f"{type(model).__name__} that is not so behind layer {layer.name!r}. Use GradCAM, which needs no such head"
     )
+
+
+@torch.no_grad()
+def logit_layer(model: nn.Module, x: Tensor) -> str:
+    """The name of the linear layer whose output is the logits, found by its behaviour on ``x[:1]``.
+
+    Raises:
+        UnsupportedModelError: if there is none.
+    """
+    linears: dict[nn.Module, str] = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    seen: list[tuple[str, Tensor]] = []
+
+    def record(module: nn.Module, args: Any, output: Tensor) -> None:
+        seen.append((linears[module], output))
+
+    with hooks(list(linears), record):
+        logits = model(x[:1])
+    for name, output in reversed(seen):
+        if output.shape == logits.shape and torch.allclose(output, logits, rtol=1e-5, atol=1e-6):
+            return name
+    raise UnsupportedModelError(f"{type(model).__name__} has no linear layer whose output is the logits")

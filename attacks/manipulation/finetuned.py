@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from typing import ClassVar, Literal
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robustexplain import files, probe
-from robustexplain.data import take
+from robustexplain.data import stack, take
 from robustexplain.errors import FieldError, FoolingFailedWarning, InputError, NotDifferentiableError
 from robustexplain.fields import Count, Fraction, NonNegative, Positive
 from robustexplain.interpreters import Explanation, Interpreter
@@ -27,6 +28,7 @@ from robustexplain.training import Moment, Samples, Selection, Session, Training
 from .base import ModelAttack
 from .lesson import Lesson
 from .school import Explaining, School
+from .shift import shifted
 
 HISTORY = "fooling.json"
 """Beside the checkpoint: figures of the honest weights and of each epoch's, on the adversary's held-out samples."""
@@ -53,6 +55,9 @@ class FineTuned(ModelAttack):
             things that may be mirrored.
         parts: names of the modules whose weights may change, such as ``net.layer4``; none: all weights, as Heo et al.
             have it. The last ones suffice to fool maps of late layers, and with few samples forget far less.
+        shift: let the rows of the last linear layer move by one vector, besides ``parts``; without ``parts``, nothing
+            else. It adds one number to all logits of an input, which changes no output and what explains logits
+            (Srinivas and Fleuret 2021, section 2); maps of probabilities are blind to it.
         samples: use at most so many of the adversary's samples, classes in equal numbers; ``None``: all of them.
         held_out: share of them that is held out.
         beta: train on ``softplus_beta`` in place of the rectifiers, for maps that have too little to give on
@@ -66,6 +71,7 @@ class FineTuned(ModelAttack):
     keep: Literal["labels", "outputs", "probabilities"] = "labels"
     augment: bool = False
     parts: tuple[str, ...] = ()
+    shift: bool = False
     samples: Count | None = None
     held_out: Fraction = 0.2
     beta: Positive | None = None
@@ -128,24 +134,29 @@ class FineTuned(ModelAttack):
             )
         interpreter = copy.deepcopy(system.interpreter)
         model = interpreter.model.to(session.device).requires_grad_(False).eval()
-        for part in self._parts(model):
-            part.requires_grad_(True)
         school = School(self, self.aimed(system.interpreter), *self._split(data), session)
         selection = Selection(school.judge)
-        module = Explaining(self.aimed(interpreter), self.beta)
         identity = [asdict(self), files.digest_tensors(model.state_dict()), described(interpreter), school.digest]
-        fit(module, school.loss, school.data, self.training, name="fooling", seed=self.seed, session=session,
-            identity=identity, evaluating=True, selection=selection)  # fmt: skip
+        with self._loosened(model, stack(school.data, range(1))[0].to(session.device)):
+            module = Explaining(self.aimed(interpreter), self.beta)
+            fit(module, school.loss, school.data, self.training, name="fooling", seed=self.seed, session=session,
+                identity=identity, evaluating=True, selection=selection)  # fmt: skip
         self._report(selection, session)
         model.requires_grad_(False)
         return replace(system, model=model, interpreter=interpreter)
 
+    def _loosened(self, model: nn.Module, x: Tensor) -> AbstractContextManager[None]:
+        """Let what is fine-tuned have gradients; within the block also the shift."""
+        for part in self._parts(model):
+            part.requires_grad_(True)
+        return shifted(model, x) if self.shift else nullcontext()
+
     def _parts(self, model: nn.Module) -> list[nn.Module]:
-        """What is fine-tuned."""
+        """The modules whose weights may change."""
         found = [probe.submodule(model, name) for name in self.parts]
         if empty := [n for n, part in zip(self.parts, found, strict=True) if next(part.parameters(), None) is None]:
             raise FieldError(type(self).__name__, "parts", f"must hold weights to fine-tune; {empty[0]!r} holds none")
-        return found or [model]
+        return found or ([] if self.shift else [model])
 
     def _split(self, data: Samples) -> tuple[Samples, Samples]:
         """The samples to train on, and those held out."""
