@@ -373,6 +373,21 @@ def test_csv_folder_members_stay_when_rows_come_and_go(tmp_path: Path) -> None:
     assert all(after[name] == before[name] for name, _ in rows[5:])
 
 
+def test_csv_folder_takes_its_parts_from_a_column(tmp_path: Path) -> None:
+    folder = table(tmp_path / "f", [(f"{i}.png", i % 3) for i in range(7)])
+    parts = ["judge", "train", "train", "defense", "judge", "defense", "train"]
+    lines = [f"{i}.png,{i % 3},{part}" for i, part in enumerate(parts)]
+    (folder / "labels.csv").write_text("\n".join(["file,label,part", *lines]))
+    d = data.load(f"csv-folder:{folder}", size=8, part_column="part", seed=3)
+    assert [list(indices(getattr(d, part))) for part in PARTS] == [[1, 2, 6], [3, 5], [0, 4]]
+    assert data.labels_of(d.defense) == [0, 2]
+    other = data.load(f"csv-folder:{folder}", size=8)
+    assert other.digest != d.digest
+    (folder / "labels.csv").write_text("\n".join(["file,label,part", *lines, "x.png,0,test"]))
+    with pytest.raises(InputError, match="line 9: part must be one of train, defense, judge, got 'test'"):
+        data.load(f"csv-folder:{folder}", part_column="part")
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
@@ -382,6 +397,7 @@ def test_csv_folder_members_stay_when_rows_come_and_go(tmp_path: Path) -> None:
         ([("a.png", 0), ("a.png", 1)], {}, "names a file twice"),
         ([], {}, "has no rows"),
         ([("a.png", 0)], {"label_column": "y"}, "no column 'y'"),
+        ([("a.png", 0)], {"part_column": "part"}, "no column 'part'"),
         ([("a.png", 0)], {"classes": ("x",), "num_classes": 2}, "num_classes is 2"),
         ([("a.png", 0)], {"resize": "stretch"}, "resize must be one of"),
         ([("a.png", 0)], {"channels": 2}, "channels must be one of"),

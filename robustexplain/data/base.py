@@ -61,6 +61,10 @@ class Data:
         return len(self.classes)
 
 
+PARTS = ("train", "defense", "judge")
+"""Parts of a data set, in this order everywhere."""
+
+
 @dataclass(frozen=True)
 class Splits:
     """Which samples belong to which part: sorted, disjoint indices."""
@@ -105,6 +109,11 @@ class Splits:
             part = 0 if position < fractions[0] else 1 if position < 1 - fractions[2] else 2
             parts[part].append(index)
         return cls(*(tuple(part) for part in parts))
+
+    @classmethod
+    def named(cls, parts: Sequence[str]) -> Splits:
+        """Parts as they are named, one of ``PARTS`` a sample."""
+        return cls(*(tuple(i for i, part in enumerate(parts) if part == name) for name in PARTS))
 
     def of(self, dataset: Dataset[Item]) -> tuple[Subset[Item], Subset[Item], Subset[Item]]:
         """The three parts of ``dataset``."""

@@ -18,7 +18,7 @@ from ..errors import InputError, MissingDataError
 from ..fields import Count, Fraction, Natural, check_fields
 from ..registry import DATASETS
 from .arrays import default_root
-from .base import Data, Digest, Item, Splits, at_least_one, checked_fractions, checked_labels, one_of
+from .base import PARTS, Data, Digest, Item, Splits, at_least_one, checked_fractions, checked_labels, one_of
 
 _PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
@@ -163,13 +163,17 @@ class ImageFolder:
 class CsvFolder:
     """Your own images: a folder, and a CSV file with a row an image that names the file and its class (an integer).
 
-    Who goes into which part is decided by a hash of the file's name, so that parts stay when rows come or go.
+    Who goes into which part is decided by a hash of the file's name, so that parts stay when rows come or go, or by a
+    column of the file.
 
     Args:
         path: the folder of the images.
         csv: the CSV file, relative to ``path``, with a header row.
         file_column: the column of file names, relative to ``path``.
         label_column: the column of labels, 0 to ``num_classes - 1``.
+        part_column: the column that says ``train``, ``defense`` or ``judge``, for a split that was published or that
+            keeps relatives (crops of a photograph, images of a patient) together; ``seed`` and ``fractions`` have
+            no say then.
         classes: names of the classes, in the order of the labels; default their numbers.
         num_classes: default as many as there are names, else the largest label plus 1.
         seed: of the split.
@@ -183,6 +187,7 @@ class CsvFolder:
     csv: str = "labels.csv"
     file_column: str = "file"
     label_column: str = "label"
+    part_column: str | None = None
     classes: tuple[str, ...] | None = None
     num_classes: Count | None = None
     seed: Natural = 0
@@ -205,7 +210,9 @@ class CsvFolder:
             InputError: for a missing column, a file named twice, or a label that is no class.
         """
         folder = _folder(self.path, "csv-folder")
-        names, labels = self._rows(folder / self.csv)
+        rows = self._rows(folder / self.csv)
+        names = [row[0] for row in rows]
+        labels = [row[1] for row in rows]
         for name in names:
             if not (folder / name).is_file():
                 raise MissingDataError(f"csv-folder: {self.csv} names {name!r}, which is not in {str(folder)!r}")
@@ -213,23 +220,33 @@ class CsvFolder:
         classes = tuple(self.classes or map(str, range(count)))
         checked_labels(labels, count, str(folder / self.csv))
         dataset = Files(folder, names, labels, self.size, self.resize, self.channels)
-        splits = Splits.hashed(names, self.fractions, self.seed)
+        if self.part_column is None:
+            splits = Splits.hashed(names, self.fractions, self.seed)
+        else:
+            splits = Splits.named([row[2] for row in rows])
         digest = dataset.fingerprint().add(classes, splits)
         return Data(f"csv-folder:{folder.resolve().name}", classes, dataset.shape, *splits.of(dataset), digest.hex())
 
-    def _rows(self, path: Path) -> tuple[list[str], list[int]]:
+    def _rows(self, path: Path) -> list[tuple[str, int, str]]:
+        """File, label and part (empty without a column of parts) of each row."""
         if not path.is_file():
             raise MissingDataError(f"csv-folder: no file {str(path)!r}; set csv to the file with the labels")
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv_format.DictReader(file)
-            for column in (self.file_column, self.label_column):
+            for column in filter(None, (self.file_column, self.label_column, self.part_column)):
                 if column not in (reader.fieldnames or ()):
                     raise InputError(f"{str(path)!r} has no column {column!r}; it has {reader.fieldnames}")
-            rows = [(row[self.file_column] or "", self._label(row, path, reader.line_num)) for row in reader]
-        names = [name for name, _ in rows]
-        if not rows or len(set(names)) < len(names):
+            rows = [
+                (
+                    row[self.file_column] or "",
+                    self._label(row, path, reader.line_num),
+                    self._part(row, path, reader.line_num),
+                )
+                for row in reader
+            ]
+        if not rows or len({name for name, _, _ in rows}) < len(rows):
             raise InputError(f"{str(path)!r} " + ("names a file twice" if rows else "has no rows"))
-        return names, [label for _, label in rows]
+        return rows
 
     def _label(self, row: dict[str, str], path: Path, line: int) -> int:
         try:
@@ -237,6 +254,13 @@ class CsvFolder:
         except (TypeError, ValueError):
             got = row[self.label_column]
             raise InputError(f"{str(path)!r}, line {line}: label must be an integer, got {got!r}") from None
+
+    def _part(self, row: dict[str, str], path: Path, line: int) -> str:
+        part = row[self.part_column] if self.part_column else ""
+        if self.part_column and part not in PARTS:
+            known = ", ".join(PARTS)
+            raise InputError(f"{str(path)!r}, line {line}: {self.part_column} must be one of {known}, got {part!r}")
+        return part
 
 
 @DATASETS.register("imagenette", paper="Howard 2019, a subset of ImageNet")
