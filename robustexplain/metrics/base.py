@@ -20,7 +20,7 @@ from ..checks import Kind, kind_of
 from ..errors import InputError
 from ..fields import Count, check_fields
 
-_AT_ONCE = 1 << 18
+_AT_ONCE = 1 << 17
 """Pixels of a batch that a thread looks at together on a CPU."""
 
 Better = Literal["higher", "lower"]
