@@ -56,8 +56,8 @@ class FineTuned(ModelAttack):
         parts: names of the modules whose weights may change, such as ``net.layer4``; none: all weights, as Heo et al.
             have it. The last ones suffice to fool maps of late layers, and with few samples forget far less.
         shift: let the rows of the last linear layer move by one vector, besides ``parts``; without ``parts``, nothing
-            else. It adds one number to all logits of an input, which changes no output and what explains logits
-            (Srinivas and Fleuret 2021, section 2); maps of probabilities are blind to it.
+            else. It adds one number to all logits of an input: no output changes, what explains a logit does (Srinivas
+            and Fleuret 2021, section 2), and maps of probabilities do not.
         samples: use at most so many of the adversary's samples, classes in equal numbers; ``None``: all of them.
         held_out: share of them that is held out.
         beta: train on ``softplus_beta`` in place of the rectifiers, for maps that have too little to give on
