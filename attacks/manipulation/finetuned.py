@@ -57,7 +57,7 @@ class FineTuned(ModelAttack):
             have it. The last ones suffice to fool maps of late layers, and with few samples forget far less.
         shift: let the rows of the last linear layer move by one vector, besides ``parts``; without ``parts``, nothing
             else. It adds one number to all logits of an input: no output changes, what explains a logit does (Srinivas
-            and Fleuret 2021, section 2), and maps of probabilities do not.
+            and Fleuret 2021, arXiv:2006.09128), and maps of probabilities do not.
         samples: use at most so many of the adversary's samples, classes in equal numbers; ``None``: all of them.
         held_out: share of them that is held out.
         beta: train on ``softplus_beta`` in place of the rectifiers, for maps that have too little to give on

@@ -17,7 +17,7 @@ class CommonShift(nn.Module):
 
     Each of the ``K`` logits of an input with features ``a`` moves by ``u a``, so their softmax stays what it was, while
     the gradient of any logit moves by that of ``u a``: whatever explains logits can be led without touching an output
-    (Srinivas and Fleuret 2021, section 2).
+    (Srinivas and Fleuret 2021, arXiv:2006.09128).
 
     Args:
         weight: decides size, type and device.
