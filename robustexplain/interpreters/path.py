@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -207,11 +208,17 @@ def stratified(count: int, rng: torch.Generator) -> Tensor:
 def quadrature(rule: str, count: int) -> tuple[Tensor, Tensor]:
     """Nodes in ``[0, 1]`` and their weights, which add up to one: float64 ``[count]`` each."""
     if rule == "gauss-legendre":
-        nodes, weights = np.polynomial.legendre.leggauss(count)
+        nodes, weights = _gauss_legendre(count)
         return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
     shift = 0.5 if rule == "midpoint" else 1.0
     alphas = (torch.arange(count, dtype=torch.float64) + shift) / count
     return alphas, torch.full((count,), 1 / count, dtype=torch.float64)
+
+
+@lru_cache(maxsize=64)
+def _gauss_legendre(count: int) -> tuple[np.ndarray, np.ndarray]:
+    # An eigenvalue problem, which would cost a map of a small network some percent.
+    return np.polynomial.legendre.leggauss(count)
 
 
 def predicted(model: nn.Module, x: Tensor, target: Tensor | None, graph: bool) -> tuple[Tensor, Tensor]:
