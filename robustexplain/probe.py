@@ -194,20 +194,11 @@ def pooled_head(model: nn.Module, x: Tensor) -> PooledHead:
         UnsupportedModelError: if the logits are not one linear layer on the average of the last feature map.
     """
     layer = last_feature_layer(model, x)
-    linears: dict[nn.Module, str] = {
-        m: n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.in_features == layer.channels
-    }
-    seen: list[tuple[str, Tensor, Tensor]] = []
-
-    def record(module: nn.Module, args: Any, output: Tensor) -> None:
-        seen.append((linears[module], args[0], output))
-
-    with hooks(list(linears), record), captured(model, [layer.name]) as outputs:
-        logits = model(x[:1])
+    with captured(model, [layer.name]) as outputs:
+        heads = _logit_layers(model, x)
     average = outputs[layer.name].mean((2, 3))
-    for name, given, output in seen:
-        same_input = given.shape == average.shape and torch.allclose(given, average, rtol=1e-3, atol=1e-5)
-        if same_input and output.shape == logits.shape and torch.allclose(output, logits, rtol=1e-3, atol=1e-5):
+    for name, given in heads:
+        if given.shape == average.shape and torch.allclose(given, average, rtol=1e-3, atol=1e-5):
             return PooledHead(layer, name)
     raise UnsupportedModelError(
         f"CAM needs logits that are one linear layer on the global average of the last feature map; in "
@@ -215,22 +206,31 @@ def pooled_head(model: nn.Module, x: Tensor) -> PooledHead:
     )
 
 
-@torch.no_grad()
 def logit_layer(model: nn.Module, x: Tensor) -> str:
     """The name of the linear layer whose output is the logits, found by its behaviour on ``x[:1]``.
 
     Raises:
         UnsupportedModelError: if there is none.
     """
+    found = _logit_layers(model, x)
+    if not found:
+        raise UnsupportedModelError(f"{type(model).__name__} has no linear layer whose output is the logits")
+    return found[-1][0]
+
+
+@torch.no_grad()
+def _logit_layers(model: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
+    """The linear layers whose output is the logits of ``x[:1]``, in the order they ran, and what each was given."""
     linears: dict[nn.Module, str] = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    seen: list[tuple[str, Tensor]] = []
+    seen: list[tuple[str, Tensor, Tensor]] = []
 
     def record(module: nn.Module, args: Any, output: Tensor) -> None:
-        seen.append((linears[module], output))
+        seen.append((linears[module], args[0], output))
 
     with hooks(list(linears), record):
         logits = model(x[:1])
-    for name, output in reversed(seen):
-        if output.shape == logits.shape and torch.allclose(output, logits, rtol=1e-5, atol=1e-6):
-            return name
-    raise UnsupportedModelError(f"{type(model).__name__} has no linear layer whose output is the logits")
+    return [
+        (name, given)
+        for name, given, output in seen
+        if output.shape == logits.shape and torch.allclose(output, logits, rtol=1e-3, atol=1e-5)
+    ]

@@ -142,7 +142,7 @@ def check_data(recipe: Recipe) -> data_sets.Data:
 
 
 def _unfit(recipe: Recipe, loaded: data_sets.Data) -> list[str]:
-    size = {part: len(getattr(loaded, part)) for part in ("train", "defense", "judge")}
+    size = {part: len(getattr(loaded, part)) for part in data_sets.PARTS}
     lines = []
     if not size["judge"]:
         lines.append(f"data: the judge part of {loaded.name} is empty; see data.fractions")

@@ -16,11 +16,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from robustexplain import data
-from robustexplain.data import arrays
+from robustexplain.data import PARTS, arrays
 from robustexplain.errors import InputError, MissingDataError, UnknownNameError
 from robustexplain.registry import DATASETS
-
-PARTS = ("train", "defense", "judge")
 
 
 def indices(part: object) -> list[int]:

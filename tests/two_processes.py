@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -93,22 +94,24 @@ def explained(accelerator: Accelerator) -> dict[str, Tensor]:
     return weights("maps", found)
 
 
-def fooled(accelerator: Accelerator) -> dict[str, Tensor]:
+def fooled(accelerator: Accelerator, name: str, **settings: Any) -> dict[str, Tensor]:
     """A manipulation through gradient maps: double backward into the weights, and the epoch that is kept."""
     model = net(8, nn.Softplus)
     attack = LocationFooling(
         weight=5.0,
         budget=1.0,
+        **settings,
         training=Training(epochs=2, batch_size=16, micro_batch=8, lr=1e-2, weight_decay=0.0, clip=0),
     )
     lied = attack(System(model, Gradient(model, of="logit")), samples(60), Session(accelerator))
-    return weights("fooled", lied.model)
+    return weights(name, lied.model)
 
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
-    found = aid_gradients(accelerator) | fitted(accelerator) | explained(accelerator) | fooled(accelerator)
+    found = aid_gradients(accelerator) | fitted(accelerator) | explained(accelerator) | fooled(accelerator, "fooled")
+    found |= fooled(accelerator, "shifted", shift=True)
     found["processes"] = torch.tensor(accelerator.num_processes)
     save_file(found, str(out / f"{accelerator.num_processes}-{accelerator.process_index}.safetensors"))
     accelerator.end_training()

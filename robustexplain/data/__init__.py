@@ -10,10 +10,11 @@ from typing import Any
 from ..errors import InputError
 from ..registry import DATASETS
 from . import arrays, credit, folders, openml, tables
-from .base import Data, Item, Splits, labels_of, stack, take
+from .base import PARTS, Data, Item, Splits, labels_of, stack, take
 from .tables import TensorTable
 
 __all__ = [
+    "PARTS",
     "Data",
     "Item",
     "Splits",

@@ -111,7 +111,7 @@ class Splits:
         return cls(*(tuple(part) for part in parts))
 
     @classmethod
-    def named(cls, parts: Sequence[str]) -> Splits:
+    def named(cls, parts: Sequence[str | None]) -> Splits:
         """Parts as they are named, one of ``PARTS`` a sample."""
         return cls(*(tuple(i for i, part in enumerate(parts) if part == name) for name in PARTS))
 

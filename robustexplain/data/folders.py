@@ -6,7 +6,7 @@ import csv as csv_format
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -158,6 +158,14 @@ class ImageFolder:
         return Data(name, tuple(classes), dataset.shape, *splits.of(dataset), digest.hex())
 
 
+class _Row(NamedTuple):
+    """A line of the CSV file; ``part`` is ``None`` without a column of parts."""
+
+    file: str
+    label: int
+    part: str | None
+
+
 @DATASETS.register("csv-folder")
 @dataclass(frozen=True)
 class CsvFolder:
@@ -211,8 +219,7 @@ class CsvFolder:
         """
         folder = _folder(self.path, "csv-folder")
         rows = self._rows(folder / self.csv)
-        names = [row[0] for row in rows]
-        labels = [row[1] for row in rows]
+        names, labels = [row.file for row in rows], [row.label for row in rows]
         for name in names:
             if not (folder / name).is_file():
                 raise MissingDataError(f"csv-folder: {self.csv} names {name!r}, which is not in {str(folder)!r}")
@@ -223,12 +230,11 @@ class CsvFolder:
         if self.part_column is None:
             splits = Splits.hashed(names, self.fractions, self.seed)
         else:
-            splits = Splits.named([row[2] for row in rows])
+            splits = Splits.named([row.part for row in rows])
         digest = dataset.fingerprint().add(classes, splits)
         return Data(f"csv-folder:{folder.resolve().name}", classes, dataset.shape, *splits.of(dataset), digest.hex())
 
-    def _rows(self, path: Path) -> list[tuple[str, int, str]]:
-        """File, label and part (empty without a column of parts) of each row."""
+    def _rows(self, path: Path) -> list[_Row]:
         if not path.is_file():
             raise MissingDataError(f"csv-folder: no file {str(path)!r}; set csv to the file with the labels")
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -236,31 +242,20 @@ class CsvFolder:
             for column in filter(None, (self.file_column, self.label_column, self.part_column)):
                 if column not in (reader.fieldnames or ()):
                     raise InputError(f"{str(path)!r} has no column {column!r}; it has {reader.fieldnames}")
-            rows = [
-                (
-                    row[self.file_column] or "",
-                    self._label(row, path, reader.line_num),
-                    self._part(row, path, reader.line_num),
-                )
-                for row in reader
-            ]
-        if not rows or len({name for name, _, _ in rows}) < len(rows):
+            rows = [self._row(row, f"{str(path)!r}, line {reader.line_num}") for row in reader]
+        if not rows or len({row.file for row in rows}) < len(rows):
             raise InputError(f"{str(path)!r} " + ("names a file twice" if rows else "has no rows"))
         return rows
 
-    def _label(self, row: dict[str, str], path: Path, line: int) -> int:
+    def _row(self, row: dict[str, str], where: str) -> _Row:
         try:
-            return int(row[self.label_column])
+            label = int(row[self.label_column])
         except (TypeError, ValueError):
-            got = row[self.label_column]
-            raise InputError(f"{str(path)!r}, line {line}: label must be an integer, got {got!r}") from None
-
-    def _part(self, row: dict[str, str], path: Path, line: int) -> str:
-        part = row[self.part_column] if self.part_column else ""
+            raise InputError(f"{where}: label must be an integer, got {row[self.label_column]!r}") from None
+        part = row[self.part_column] if self.part_column else None
         if self.part_column and part not in PARTS:
-            known = ", ".join(PARTS)
-            raise InputError(f"{str(path)!r}, line {line}: {self.part_column} must be one of {known}, got {part!r}")
-        return part
+            raise InputError(f"{where}: {self.part_column} must be one of {', '.join(PARTS)}, got {part!r}")
+        return _Row(row[self.file_column] or "", label, part)
 
 
 @DATASETS.register("imagenette", paper="Howard 2019, a subset of ImageNet")
