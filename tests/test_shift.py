@@ -21,8 +21,6 @@ from robustexplain.interpreters import CAM, LRP, GradCAM, Gradient, Interpreter
 from robustexplain.metrics import FooledLocation
 from robustexplain.training import Moment, Samples, Session, Training
 
-pytestmark = pytest.mark.filterwarnings("ignore::robustexplain.errors.FoolingFailedWarning")
-
 TUNED = Training(epochs=6, batch_size=32, lr=0.1, weight_decay=0.0)
 
 
