@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from robustexplain.metrics import (
     RelativeOutputStability,
     RelativeRepresentationStability,
     Stability,
+    stabilities,
 )
 from robustexplain.registry import METRICS
 
@@ -291,3 +292,43 @@ def drained(batches: Iterator[Tensor]) -> int:
 
 def test_neighbours_come_one_by_one(grey: Tensor) -> None:
     assert drained(LocalLipschitz(samples=3).neighbours(grey)) == 3
+
+
+# Several at once
+
+
+@dataclass(frozen=True, eq=False)
+class Counted(Interpreter):
+    """A gradient map, and how many inputs were explained."""
+
+    asked: list[int] = field(default_factory=list)
+
+    def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
+        self.asked.append(len(x))
+        return Gradient(self.model, of="logit")._explain(x, target, graph)
+
+
+def test_metrics_of_the_same_neighbours_share_their_explanations(tiny_model: nn.Module, grey: Tensor) -> None:
+    interpreter = Counted(tiny_model)
+    layers = [layer.name for layer in probe.feature_layers(tiny_model, grey)]
+    # In an order that puts metrics of other draws between those that share, two layers among them.
+    metrics: list[Stability] = [
+        RelativeRepresentationStability(samples=4, layer=layers[0]),
+        MaxSensitivity(samples=4),
+        LocalLipschitz(samples=3),
+        RelativeRepresentationStability(samples=4),
+        AvgSensitivity(samples=4, seed=1),
+        RelativeInputStability(samples=4),
+        AvgSensitivity(samples=4, relative=False),
+        RelativeOutputStability(samples=4, eps=0.5),
+        MaxSensitivity(samples=4, radius=0.1),
+        LocalLipschitz(samples=4, noise="gaussian"),
+    ]
+    target = torch.tensor([3, 0, 1, 2, 0])
+    found = stabilities(metrics, interpreter, grey, target)
+    assert sum(interpreter.asked) == 5 * (5 + 4 + 5 + 5 + 5)
+    for metric, together in zip(metrics, found, strict=True):
+        assert torch.equal(together, metric(interpreter, grey, target)), metric
+    interpreter.asked.clear()
+    assert stabilities([], interpreter, grey) == []
+    assert not interpreter.asked

@@ -19,6 +19,7 @@ from ..metrics import (
     confidence,
     hit,
     joint_success,
+    stabilities,
 )
 from ..streams import derive
 from ..system import Explained, System
@@ -125,8 +126,11 @@ def measure(
     if goal_class is not None:
         arrays["goal_class"] = goal_class
     true = None if honest is None else honest(chunk.x).maps
+    stable = {name: metric for name, metric in metrics.items() if isinstance(metric, Stability)}
+    # Together: those that draw the same neighbours explain them once.
+    moves = dict(zip(stable, stabilities(list(stable.values()), system.interpreter, x, seen.prediction), strict=True))
     for name, metric in metrics.items():
-        arrays[name] = figure(metric, system, chunk.x, x, benign.maps, seen)
+        arrays[name] = moves[name] if name in moves else figure(metric, system, chunk.x, x, benign.maps, seen)
         if "goal_map" in attacked and isinstance(metric, MapMetric):
             arrays[f"{name}_goal"] = metric(seen.maps, wanted)
         if true is not None and isinstance(metric, MapMetric):
@@ -140,7 +144,7 @@ def figure(metric: Metric, system: System, clean: Tensor, x: Tensor, benign: Ten
     """One metric of a cell's chunk, ``[B]``: of attacked inputs, for the class that is predicted on them.
 
     Args:
-        metric: of a kind in :data:`robustexplain.metrics.JUDGED`.
+        metric: of a kind in :data:`robustexplain.metrics.JUDGED`, but for stability.
         system: what is judged.
         clean: benign inputs ``[B, C, H, W]``.
         x: attacked inputs.
@@ -151,8 +155,6 @@ def figure(metric: Metric, system: System, clean: Tensor, x: Tensor, benign: Ten
         return metric(seen.maps)
     if isinstance(metric, Faithfulness):
         return metric(system.model, x, seen.maps, seen.prediction)
-    if isinstance(metric, Stability):
-        return metric(system.interpreter, x, seen.prediction)
     if isinstance(metric, Visibility):
         return metric(clean, x)
     return _map_metric(metric)(seen.maps, benign)

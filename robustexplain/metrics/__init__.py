@@ -27,7 +27,7 @@ from .place import CenterShift, EarthMover, TopK
 from .prediction import accuracy, confidence, hit, joint_success
 from .relative_stability import RelativeInputStability, RelativeOutputStability, RelativeRepresentationStability
 from .scores import Complexity, Sparseness
-from .stability import AvgSensitivity, LocalLipschitz, MaxSensitivity, Stability
+from .stability import AvgSensitivity, LocalLipschitz, MaxSensitivity, Stability, stabilities
 from .structure import HOG, SSIM
 from .visibility import LPIPS, ImageSSIM, Perturbation
 
@@ -100,6 +100,7 @@ __all__ = [
     "incoherent_pairs",
     "joint_success",
     "regions_from_boxes",
+    "stabilities",
     "threshold_at",
     "unfairness",
 ]

@@ -8,7 +8,7 @@ table rows in the data's.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 
 class Seen(NamedTuple):
-    """Inputs and what was seen of them, each ``[n, ...]`` flattened to ``[n, N]``."""
+    """Inputs and what was seen of them, each ``[n, ...]`` flattened to ``[n, N]``; features of the layers read."""
 
     x: Tensor
     logits: Tensor
     maps: Tensor
-    features: Tensor | None
+    features: dict[str, Tensor]
 
     def repeated(self, count: int) -> Seen:
         """All rows ``count`` times over."""
         if count == 1:
             return self
-        features = None if self.features is None else self.features.repeat(count, 1)
+        features = {layer: value.repeat(count, 1) for layer, value in self.features.items()}
         return Seen(self.x.repeat(count, 1), self.logits.repeat(count, 1), self.maps.repeat(count, 1), features)
 
 
@@ -75,8 +75,7 @@ class Stability(Metric):
         Raises:
             InputError: bad ``x`` or ``target``, a model in train mode, or maps that are not finite.
         """
-        checks.inputs(x)
-        return self.along(interpreter, x, self.neighbours(x), target)
+        return stabilities([self], interpreter, x, target)[0]
 
     def neighbours(self, x: Tensor) -> Iterator[Tensor]:
         """``samples`` batches of inputs near ``x``, each of its shape."""
@@ -86,59 +85,107 @@ class Stability(Metric):
             near = noise.mul_(self.radius).add_(x)
             yield near.clamp_(0, 1) if x.dim() == 4 else near
 
-    @torch.no_grad()
     def along(
         self, interpreter: Interpreter, x: Tensor, neighbours: Iterator[Tensor], target: Tensor | None = None
     ) -> Tensor:
         """The same for given neighbours: batches of the shape of ``x``."""
-        checks.evaluating(interpreter.model)
-        layer = self._layer(interpreter, x)
-        if target is not None:
-            checks.class_indices(target, len(x), "target")
-        center = self._seen(interpreter, x, target, layer)
-        target = center.logits.argmax(1) if target is None else target
-        values = []
-        for batch in gathered(neighbours, max(1, self.chunk // len(x))):
-            count = len(batch)
-            around = self._seen(interpreter, batch.flatten(0, 1), target.repeat(count), layer)
-            repeated = center.repeated(count)
-            moved = self._moved(repeated, around)
-            if self.kept_prediction:
-                kept = around.logits.argmax(1) == repeated.logits.argmax(1)
-                moved = torch.where(kept, moved, torch.full_like(moved, torch.nan))
-            values.append(moved.reshape(count, -1))
-        return _reduced(torch.cat(values), worst=self.worst).to(x.dtype)
+        return _along([self], interpreter, x, neighbours, target)[0]
 
     @abstractmethod
-    def _moved(self, center: Seen, around: Seen) -> Tensor:
+    def _moved(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
         """``[n]``: how far each neighbour's map is from its center's."""
 
     def _layer(self, interpreter: Interpreter, x: Tensor) -> str | None:
+        """The layer whose output is asked for, if any."""
         return None
 
-    def _seen(self, interpreter: Interpreter, x: Tensor, target: Tensor | None, layer: str | None) -> Seen:
-        found = []
-        for rows in (slice(at, at + self.chunk) for at in range(0, len(x), self.chunk)):
-            part = None if target is None else target[rows]
-            logits, maps = interpreter.explain(x[rows], part)[:2]
-            check_maps(maps, "maps")
-            features = None if layer is None else self._features(interpreter, x[rows], layer)
-            found.append(Seen(widened(x[rows]).flatten(1), widened(logits), widened(maps).flatten(1), features))
-        if len(found) == 1:
-            return found[0]
-        return Seen(
-            torch.cat([seen.x for seen in found]),
-            torch.cat([seen.logits for seen in found]),
-            torch.cat([seen.maps for seen in found]),
-            None if layer is None else torch.cat([seen.features for seen in found if seen.features is not None]),
-        )
+    def _counted(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
+        moved = self._moved(center, around, layer)
+        if not self.kept_prediction:
+            return moved
+        kept = around.logits.argmax(1) == center.logits.argmax(1)
+        return torch.where(kept, moved, torch.full_like(moved, torch.nan))
 
-    @staticmethod
-    def _features(interpreter: Interpreter, x: Tensor, layer: str) -> Tensor:
-        # A pass of its own: inside ``explain`` an interpreter may run the model more than once.
-        with probe.captured(interpreter.model, [layer]) as outputs:
-            interpreter.model(x)
-        return widened(outputs[layer]).flatten(1)
+
+def stabilities(
+    metrics: Sequence[Stability], interpreter: Interpreter, x: Tensor, target: Tensor | None = None
+) -> list[Tensor]:
+    """What each metric gives by itself, ``[B]`` each, for fewer explanations.
+
+    Metrics of one ``radius``, ``noise``, ``samples``, ``seed`` and ``chunk`` draw the same neighbours: these are drawn
+    and explained once for all of them.
+
+    Args:
+        metrics: any of this kind, in any order.
+        interpreter: whose maps are judged.
+        x: images or table rows.
+        target: ``[B]`` classes to explain; default the prediction.
+
+    Raises:
+        InputError: bad ``x`` or ``target``, a model in train mode, or maps that are not finite.
+    """
+    checks.inputs(x)
+    sharing: dict[tuple[object, ...], list[int]] = {}
+    for at, metric in enumerate(metrics):
+        drawn = (metric.radius, metric.noise, metric.samples, metric.seed, metric.chunk)
+        sharing.setdefault(drawn, []).append(at)
+    found: dict[int, Tensor] = {}
+    for places in sharing.values():
+        some = [metrics[at] for at in places]
+        found |= zip(places, _along(some, interpreter, x, some[0].neighbours(x), target), strict=True)
+    return [found[at] for at in range(len(metrics))]
+
+
+@torch.no_grad()
+def _along(
+    metrics: Sequence[Stability],
+    interpreter: Interpreter,
+    x: Tensor,
+    neighbours: Iterator[Tensor],
+    target: Tensor | None,
+) -> list[Tensor]:
+    """Several metrics over the same neighbours, ``chunk`` inputs at a time as the first of them has it."""
+    checks.evaluating(interpreter.model)
+    if target is not None:
+        checks.class_indices(target, len(x), "target")
+    chunk, layers = metrics[0].chunk, [metric._layer(interpreter, x) for metric in metrics]
+    read = sorted({layer for layer in layers if layer is not None})
+    center = _seen(interpreter, x, target, read, chunk)
+    target = center.logits.argmax(1) if target is None else target
+    values: list[list[Tensor]] = [[] for _ in metrics]
+    for batch in gathered(neighbours, max(1, chunk // len(x))):
+        count = len(batch)
+        around = _seen(interpreter, batch.flatten(0, 1), target.repeat(count), read, chunk)
+        repeated = center.repeated(count)
+        for metric, layer, own in zip(metrics, layers, values, strict=True):
+            own.append(metric._counted(repeated, around, layer).reshape(count, -1))
+    moves = (_reduced(torch.cat(own), worst=metric.worst) for metric, own in zip(metrics, values, strict=True))
+    return [move.to(x.dtype) for move in moves]
+
+
+def _seen(interpreter: Interpreter, x: Tensor, target: Tensor | None, layers: Sequence[str], chunk: int) -> Seen:
+    found = []
+    for rows in (slice(at, at + chunk) for at in range(0, len(x), chunk)):
+        part = None if target is None else target[rows]
+        logits, maps = interpreter.explain(x[rows], part)[:2]
+        check_maps(maps, "maps")
+        features = _features(interpreter, x[rows], layers) if layers else {}
+        found.append(Seen(widened(x[rows]).flatten(1), widened(logits), widened(maps).flatten(1), features))
+    if len(found) == 1:
+        return found[0]
+    return Seen(
+        torch.cat([seen.x for seen in found]),
+        torch.cat([seen.logits for seen in found]),
+        torch.cat([seen.maps for seen in found]),
+        {layer: torch.cat([seen.features[layer] for seen in found]) for layer in layers},
+    )
+
+
+def _features(interpreter: Interpreter, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+    # A pass of its own: inside ``explain`` an interpreter may run the model more than once.
+    with probe.captured(interpreter.model, layers) as outputs:
+        interpreter.model(x)
+    return {layer: widened(outputs[layer]).flatten(1) for layer in layers}
 
 
 def _reduced(values: Tensor, *, worst: bool) -> Tensor:
@@ -178,7 +225,7 @@ class MaxSensitivity(Stability):
 
     relative: bool = True
 
-    def _moved(self, center: Seen, around: Seen) -> Tensor:
+    def _moved(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
         return _sensitivity(center, around, self.relative)
 
 
@@ -202,7 +249,7 @@ class AvgSensitivity(Stability):
 
     worst: ClassVar[bool] = False
 
-    def _moved(self, center: Seen, around: Seen) -> Tensor:
+    def _moved(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
         return _sensitivity(center, around, self.relative)
 
 
@@ -219,5 +266,5 @@ class LocalLipschitz(Stability):
     no neighbour differs from ``x``.
     """
 
-    def _moved(self, center: Seen, around: Seen) -> Tensor:
+    def _moved(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
         return norm(around.maps - center.maps) / norm(around.x - center.x)
