@@ -142,7 +142,8 @@ class ADV2StAdv(Attack):
         confidence: as in :class:`ADV2` (the code asks for 0.75 on GRAD).
         encoder_weight: as in :class:`ADV2`.
         smoothing: as in :class:`ADV2`.
-        surrogate: as in :class:`ADV2`.
+        surrogate: as in :class:`ADV2`, but that ``auto`` takes ``h(z)`` for gradient maps and ``softplus`` has a
+            ``beta`` of 10: of the two, the first follows them further along a flow.
         pool: as in :class:`ADV2`.
         random_start: begin at a flow of up to 0.1 pixels, as in the code.
         restarts: run this often and keep the best; all but the first begin at random.

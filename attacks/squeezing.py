@@ -147,7 +147,8 @@ class AdaptiveSqueezing(Attack):
         warm_start: share of ``steps`` spent on the prediction alone.
         confidence: ``kappa``: iterates below it count only if none reaches it.
         encoder_weight: of the encoder's cross-entropy for model-guided interpreters.
-        surrogate: what rectifiers compute while directions are sought, as in ADV2.
+        surrogate: what rectifiers compute while directions are sought: ``auto`` takes ADV2's ``h(z)``, which leaves the
+            predictions that must agree as they are, for gradient maps and nothing otherwise.
         restarts: run this often and keep the best; all but the first begin at random.
     """
 

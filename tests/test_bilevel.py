@@ -16,6 +16,7 @@ import robustexplain as rx
 from robustexplain.activations import SmoothGradient, Softplus
 from robustexplain.attacks import ADV2, PGD, Bilevel, BilevelSearch, Linf, SignStep, Stage, random_classes
 from robustexplain.attacks import bilevel as under_test
+from robustexplain.attacks.directions import Hardening
 from robustexplain.attacks.verdict import Best, Progress
 from robustexplain.errors import FieldError, InputError
 from robustexplain.interpreters import CAM, Gradient, Mask, MaskState
@@ -368,10 +369,16 @@ def test_adv2_keeps_the_success_of_pgd_and_the_mask_of_the_benign_image(
     assert float(near.mean()) < 0.6 * float(far.mean())
 
 
-def test_mask_is_followed_through_softplus_as_the_docstring_says(tiny_model: nn.Module) -> None:
+def test_what_stands_in_for_rectifiers_is_what_the_docstring_says(tiny_model: nn.Module) -> None:
     system = rx.System(tiny_model, Mask(tiny_model))
     assert ADV2().plan(system).surrogate == Softplus()  # type: ignore[attr-defined]
     assert ADV2(surrogate="none").plan(system).surrogate is None  # type: ignore[attr-defined]
     plain, gradient = (rx.System(tiny_model, kind(tiny_model)) for kind in (CAM, Gradient))
     assert ADV2().plan(plain).direction.surrogate is None  # type: ignore[attr-defined]
-    assert ADV2().plan(gradient).direction.surrogate == SmoothGradient()  # type: ignore[attr-defined]
+    assert ADV2().plan(gradient).direction.surrogate == Hardening(5.0, 40.0)  # type: ignore[attr-defined]
+    published = ADV2(surrogate="smooth_gradient").plan(gradient)
+    assert published.direction.surrogate == SmoothGradient()  # type: ignore[attr-defined]
+    # A detector's score is followed through a stand-in that leaves it as it is, unless the map needs the other one.
+    for system, word in ((plain, "smooth_gradient"), (gradient, "auto")):
+        assert ADV2().adapted(replace(system, detector=Bright(0.5, 0.5))).surrogate == word
+        assert ADV2(surrogate="none").adapted(replace(system, detector=Bright(0.5, 0.5))).surrogate == "none"
