@@ -39,7 +39,8 @@ class ADV2(Attack):
     the nearest map among those that the real system misclassifies with at least ``confidence``.
 
     Departure: the stand-in is a softplus that turns into the rectifier. ADV2's smoothed derivative ``h(z)``
-    (``surrogate="smooth_gradient"``) follows such maps less far on every network that we measured; see the results.
+    (``surrogate="smooth_gradient"``) follows the gradient, its product with the input, its averages and aggregates of
+    it less far on every network that we measured, and guided Grad-CAM further.
 
     MASK is the end of an optimisation: it is attacked by :class:`BilevelSearch` (section 3.5), and any set of
     interpreters at once on a :class:`~robustexplain.interpreters.panel.Panel` of them.
