@@ -308,6 +308,20 @@ class Counted(Interpreter):
         return Gradient(self.model, of="logit")._explain(x, target, graph)
 
 
+@dataclass(frozen=True)
+class Still(MaxSensitivity):
+    """Every neighbour is the input itself."""
+
+    def neighbours(self, x: Tensor) -> Iterator[Tensor]:
+        yield from [x] * self.samples
+
+
+def test_a_metric_with_neighbours_of_its_own_shares_none(interpreter: Gradient, grey: Tensor) -> None:
+    plain, still = stabilities([MaxSensitivity(samples=2), Still(samples=2)], interpreter, grey)
+    assert torch.equal(plain, MaxSensitivity(samples=2)(interpreter, grey))
+    assert not still.any()
+
+
 def test_metrics_of_the_same_neighbours_share_their_explanations(tiny_model: nn.Module, grey: Tensor) -> None:
     interpreter = Counted(tiny_model)
     layers = [layer.name for layer in probe.feature_layers(tiny_model, grey)]

@@ -127,7 +127,8 @@ def stabilities(
     checks.inputs(x)
     sharing: dict[tuple[object, ...], list[int]] = {}
     for at, metric in enumerate(metrics):
-        drawn = (metric.radius, metric.noise, metric.samples, metric.seed, metric.chunk)
+        # A subclass may draw neighbours of its own.
+        drawn = (type(metric).neighbours, metric.radius, metric.noise, metric.samples, metric.seed, metric.chunk)
         sharing.setdefault(drawn, []).append(at)
     found: dict[int, Tensor] = {}
     for places in sharing.values():

@@ -207,11 +207,11 @@ def raced(bench: Bench, pairs: dict[str, Pair], turns: int) -> tuple[float, floa
     return tuple(total)
 
 
-# What is asserted leaves room for a busy machine: ratios scatter there, by a third in the first and the last sum.
+# What is asserted, but for the first with torch's own number of threads, leaves room for a busy machine: ratios scatter
+# there, by a third in the first and the last sum.
 
 
-@pytest.mark.usefixtures("threads")
-def test_metrics_of_maps_alone() -> None:
+def test_metrics_of_maps_alone(threads: int) -> None:
     bench = Bench(models.build("small-cnn", num_classes=10, in_channels=1).eval())
     total = np.zeros(2)
     for name, pair in bench.of_maps().items():
@@ -220,7 +220,7 @@ def test_metrics_of_maps_alone() -> None:
         total += found
         assert found[0] < 2 * found[1], name
     shown("all metrics of maps alone", *total)
-    assert 12 * total[0] < total[1]
+    assert (20 if threads > 1 else 12) * total[0] < total[1]
 
 
 def test_metrics_that_run_the_model() -> None:
