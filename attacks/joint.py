@@ -115,8 +115,8 @@ class ADV2(Attack):
         """
         if system.detector is None or self.evade:
             return self
-        exact = self.surrogate == "auto" and not system.interpreter.second_order
-        return replace(self, evade=1.0, surrogate="smooth_gradient" if exact else self.surrogate)
+        free = self.surrogate == "auto" and self._stand_in(system) is None
+        return replace(self, evade=1.0, surrogate="smooth_gradient" if free else self.surrogate)
 
     def differentiates(self, system: System) -> bool:
         """Whether the maps themselves are differentiated: MASK's are not, its steps are."""
@@ -142,8 +142,7 @@ class ADV2(Attack):
         return Search(threat, stages, Backward(smooth, self.straight, self.draws), restarts=self.restarts)
 
     def _stand_in(self, system: System) -> Smooth | Hardening | None:
-        hardening = None if isinstance(system.interpreter, Mask) else Hardening(5.0, 40.0)
-        return surrogate_for(system.interpreter, self.surrogate, softplus=hardening, auto="softplus")
+        return surrogate_for(system.interpreter, self.surrogate, softplus=Hardening(5.0, 40.0), auto="softplus")
 
     def objective(self, system: System) -> Objective:
         """What the joint stage minimises against ``system``."""

@@ -27,13 +27,14 @@ def surrogate_for(
     Args:
         interpreter: whose maps are followed.
         word: ``none``, ``smooth_gradient`` (ADV2's ``h(z)``), ``softplus``, or ``auto``.
-        softplus: what ``softplus`` means here; default ``beta = 10``.
-        auto: what ``auto`` means for maps that are gradients; MASK, whose steps are, is always followed by softplus.
+        softplus: what ``softplus`` means here; default, and against MASK, ``beta = 10``.
+        auto: what ``auto`` means for maps that are gradients; for MASK, whose steps are, it means ``softplus``.
     """
-    if word == "auto" and isinstance(interpreter, Mask):
-        word = "softplus"
-    elif word == "auto":
-        word = auto if interpreter.second_order else "none"
+    mask = isinstance(interpreter, Mask)
+    if word == "auto":
+        word = "softplus" if mask else auto if interpreter.second_order else "none"
     if word == "none":
         return None
-    return SmoothGradient() if word == "smooth_gradient" else softplus or Softplus()
+    if word == "smooth_gradient":
+        return SmoothGradient()
+    return Softplus() if mask or softplus is None else softplus

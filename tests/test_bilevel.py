@@ -370,15 +370,15 @@ def test_adv2_keeps_the_success_of_pgd_and_the_mask_of_the_benign_image(
 
 
 def test_what_stands_in_for_rectifiers_is_what_the_docstring_says(tiny_model: nn.Module) -> None:
-    system = rx.System(tiny_model, Mask(tiny_model))
-    assert ADV2().plan(system).surrogate == Softplus()  # type: ignore[attr-defined]
-    assert ADV2(surrogate="none").plan(system).surrogate is None  # type: ignore[attr-defined]
-    plain, gradient = (rx.System(tiny_model, kind(tiny_model)) for kind in (CAM, Gradient))
+    mask, plain, gradient = (rx.System(tiny_model, kind(tiny_model)) for kind in (Mask, CAM, Gradient))
+    for word in ("auto", "softplus"):
+        assert ADV2(surrogate=word).plan(mask).surrogate == Softplus()  # type: ignore[attr-defined, arg-type]
+    assert ADV2(surrogate="none").plan(mask).surrogate is None  # type: ignore[attr-defined]
     assert ADV2().plan(plain).direction.surrogate is None  # type: ignore[attr-defined]
     assert ADV2().plan(gradient).direction.surrogate == Hardening(5.0, 40.0)  # type: ignore[attr-defined]
     published = ADV2(surrogate="smooth_gradient").plan(gradient)
     assert published.direction.surrogate == SmoothGradient()  # type: ignore[attr-defined]
     # A detector's score is followed through a stand-in that leaves it as it is, unless the map needs the other one.
-    for system, word in ((plain, "smooth_gradient"), (gradient, "auto")):
+    for system, word in ((plain, "smooth_gradient"), (gradient, "auto"), (mask, "auto")):
         assert ADV2().adapted(replace(system, detector=Bright(0.5, 0.5))).surrogate == word
         assert ADV2(surrogate="none").adapted(replace(system, detector=Bright(0.5, 0.5))).surrogate == "none"
