@@ -8,6 +8,7 @@ layer of timm. Code that goes through ``torch.compile`` or a C++ extension is ou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,36 @@ class Smooth(Protocol):
         ...
 
 
+class _Softplus(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, beta: float) -> Tensor:
+        ctx.save_for_backward(z)
+        ctx.beta = beta
+        # Flat below beta z = -40, where value and slope are below exp(-40): denormal numbers, which are slow, come of
+        # less. Linear above 80, where the curvature is below exp(-80); the default, 20, would cut it off too early.
+        low = -40 / beta
+        return torch.where(z > low, F.softplus(z.clamp(min=low), beta, threshold=80), 0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * _SoftplusSlope.apply(*ctx.saved_tensors, ctx.beta), None
+
+
+class _SoftplusSlope(torch.autograd.Function):
+    """The sigmoid, cut off where the softplus is: its derivative is made of its value, to any order."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, beta: float) -> Tensor:
+        slope = F.threshold(torch.sigmoid(beta * z), math.exp(-40), 0.0)
+        ctx.save_for_backward(slope)
+        ctx.beta = beta
+        return slope
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return torch.ops.aten.sigmoid_backward(grads[0], *ctx.saved_tensors) * ctx.beta, None
+
+
 @dataclass(frozen=True)
 class Softplus:
     """``log(1 + exp(beta z)) / beta`` (Dombrowski et al. 2019, section 3): forward and backward both smooth."""
@@ -41,10 +72,8 @@ class Softplus:
 
     def __call__(self, z: Tensor) -> Tensor:
         """Softplus of ``z``."""
-        # Flat below beta z = -40, where value and slope are below exp(-40): denormal numbers, which are slow, come of
-        # less. Linear above 80, where the curvature is below exp(-80); the default, 20, would cut it off too early.
-        alive = z > -40 / self.beta
-        return torch.where(alive, F.softplus(torch.where(alive, z, 0), self.beta, threshold=80), 0)
+        result: Tensor = _Softplus.apply(z, self.beta)
+        return result
 
 
 class _SmoothGradient(torch.autograd.Function):

@@ -144,7 +144,7 @@ def test_every_public_name_can_be_had_from_the_package() -> None:
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
         *("progress", "registry", "errors", "fields", "checks", "files", "streams", "maps", "columns"),
-        *("activations", "straight", "squeezers", "probe", "tape", "twin"),
+        *("activations", "straight", "fixed", "squeezers", "probe", "tape", "twin"),
     ),
     ("interpreters", "objectives", "metrics", "training", "models", "data", "system", "storage"),
     ("attacks",),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal, NamedTuple
@@ -17,6 +17,7 @@ from .. import checks, maps
 from ..checks import Kind, kind_of
 from ..errors import InputError, UnsupportedModelError
 from ..fields import check_fields
+from ..fixed import fixed_weights
 from ..registry import INTERPRETERS
 from .watch import Watch
 
@@ -160,9 +161,14 @@ def taken(build: object) -> tuple[Kind, ...]:
     return found if isinstance(found, tuple) else ("images", "tables")
 
 
-def _twice_differentiable(attached: bool) -> AbstractContextManager[None]:
+@contextmanager
+def _twice_differentiable(attached: bool) -> Iterator[None]:
+    if not attached:
+        yield
+        return
     # The fused kernels of attention have no second derivative; the plain one is made of operations that have.
-    return sdpa_kernel(SDPBackend.MATH) if attached else nullcontext()
+    with sdpa_kernel(SDPBackend.MATH), fixed_weights():
+        yield
 
 
 def _recordable(value: Tensor) -> Tensor:

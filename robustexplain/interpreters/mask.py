@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from .. import maps as ops
 from ..checks import Kind
 from ..fields import Count, Fraction, NonNegative, Positive
+from ..fixed import fixed_weights
 from ..registry import INTERPRETERS
 from ..streams import Streams
 from ..training import frozen
@@ -182,7 +184,8 @@ class Mask(Interpreter):
         """
         with torch.enable_grad():
             mask = state.mask if graph and state.mask.requires_grad else state.mask.detach().requires_grad_()
-            loss = self.loss(x, background, mask, classes, shift).sum()
+            with fixed_weights() if graph else nullcontext():
+                loss = self.loss(x, background, mask, classes, shift).sum()
             (gradient,) = torch.autograd.grad(loss, mask, create_graph=graph)
         moved = adam(state._replace(mask=mask if graph else mask.detach()), gradient, self.lr)
         return moved._replace(mask=ops.clipped(moved.mask))

@@ -1,0 +1,141 @@
+"""Convolutions and batch norms with fixed weights, differentiated twice for their inputs alone.
+
+Torch's second derivative of a convolution computes the weights' part also where nobody asks for it, and for grouped
+convolutions one group at a time: on a network of depthwise convolutions that is most of the time of an attack on a
+gradient map. A batch norm in eval mode with fixed weights is affine and has no second derivative at all, but torch's
+computes one. Both are replaced as function calls are, so it does not matter how the model makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_input
+from torch.overrides import TorchFunctionMode
+
+
+class _Layout(NamedTuple):
+    """How a convolution moves over its input, in the order of torch's arguments."""
+
+    stride: int | tuple[int, ...]
+    padding: int | tuple[int, ...]
+    dilation: int | tuple[int, ...]
+    groups: int
+
+
+class _Convolution(torch.autograd.Function):
+    """A convolution as a map of its input alone; its adjoint is :class:`_Adjoint`, and the other way round."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layout: _Layout) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.layout, ctx.shape = layout, x.shape
+        return F.conv2d(x, weight, bias, *layout)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return _Adjoint.apply(grads[0], *ctx.saved_tensors, ctx.layout, ctx.shape), None, None, None
+
+
+class _Adjoint(torch.autograd.Function):
+    """What :class:`_Convolution` does to gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, weight: Tensor, layout: _Layout, shape: torch.Size) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.layout = layout
+        return conv2d_input(shape, weight, gradient, *layout)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return _Convolution.apply(grads[0], *ctx.saved_tensors, None, ctx.layout), None, None, None
+
+
+class _BatchNorm(torch.autograd.Function):
+    """A batch norm in eval mode: gradients are scaled, and that is all."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(scale)
+        return norm(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (scale,) = ctx.saved_tensors
+        return grads[0] * scale.view([1, -1, *[1] * (grads[0].dim() - 2)]), None, None
+
+
+def _convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] | str = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+) -> Tensor | None:
+    """``F.conv2d``, or ``None`` where it must be torch's own."""
+    if input.dim() != 4 or isinstance(padding, str) or not _fixed(input, weight, bias):
+        return None
+    result: Tensor = _Convolution.apply(input, weight, bias, _Layout(stride, padding, dilation, groups))
+    return result
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    """``F.batch_norm``, or ``None`` where it must be torch's own."""
+    if training or running_mean is None or running_var is None or not _fixed(input, running_var, weight, bias):
+        return None
+    scale = (running_var + eps).rsqrt() * (1 if weight is None else weight)
+    norm = partial(F.batch_norm, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias, eps=eps)
+    result: Tensor = _BatchNorm.apply(input, scale, norm)
+    return result
+
+
+def _fixed(x: Tensor, *weights: Tensor | None) -> bool:
+    """Whether only ``x`` is differentiated, all in one precision: autocast chooses its own."""
+    given = [weight for weight in weights if weight is not None]
+    plain = x.requires_grad and torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+    return plain and all(not weight.requires_grad and weight.dtype == x.dtype for weight in given)
+
+
+_REPLACED: dict[Any, Callable[..., Tensor | None]] = {F.conv2d: _convolution, F.batch_norm: _batch_norm}
+
+
+class _Fixed(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        replaced = _REPLACED.get(func)
+        if replaced is not None:
+            with torch._C.DisableTorchFunction():
+                found = replaced(*args, **kwargs)
+            if found is not None:
+                return found
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def fixed_weights() -> Iterator[None]:
+    """Within this block, layers whose weights need no gradient spend nothing on one (per thread).
+
+    Values stay the same bits, and derivatives of every order are exact. Layers whose weights need a
+    gradient, whose batch norm is in train mode, or that run under autocast, stay torch's own.
+    """
+    with _Fixed():
+        yield
