@@ -27,7 +27,7 @@ def surrogate_for(
     Args:
         interpreter: whose maps are followed.
         word: ``none``, ``smooth_gradient`` (ADV2's ``h(z)``), ``softplus``, or ``auto``.
-        softplus: what ``softplus`` means here; default, and against MASK, ``beta = 10``.
+        softplus: what ``softplus`` means here; default ``beta = 10``. Against MASK ``beta`` grows from 10 to 100.
         auto: what ``auto`` means for maps that are gradients; for MASK, whose steps are, it means ``softplus``.
     """
     mask = isinstance(interpreter, Mask)
@@ -37,4 +37,7 @@ def surrogate_for(
         return None
     if word == "smooth_gradient":
         return SmoothGradient()
-    return Softplus() if mask or softplus is None else softplus
+    if mask:
+        # The stand-in's own mask must come near the real one: at beta = 10 they part.
+        return Hardening()
+    return Softplus() if softplus is None else softplus

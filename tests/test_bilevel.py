@@ -372,7 +372,7 @@ def test_adv2_keeps_the_success_of_pgd_and_the_mask_of_the_benign_image(
 def test_what_stands_in_for_rectifiers_is_what_the_docstring_says(tiny_model: nn.Module) -> None:
     mask, plain, gradient = (rx.System(tiny_model, kind(tiny_model)) for kind in (Mask, CAM, Gradient))
     for word in ("auto", "softplus"):
-        assert ADV2(surrogate=word).plan(mask).surrogate == Softplus()  # type: ignore[attr-defined, arg-type]
+        assert ADV2(surrogate=word).plan(mask).surrogate == Hardening(10.0, 100.0)  # type: ignore[attr-defined, arg-type]
     assert ADV2(surrogate="none").plan(mask).surrogate is None  # type: ignore[attr-defined]
     assert ADV2().plan(plain).direction.surrogate is None  # type: ignore[attr-defined]
     assert ADV2().plan(gradient).direction.surrogate == Hardening(5.0, 40.0)  # type: ignore[attr-defined]

@@ -56,6 +56,35 @@ def test_a_cell_measures_maps_models_stability_and_visibility(tmp_path: Path) ->
     assert "matrix.csv" in {p.name for p in (tmp_path / "run").iterdir()}
 
 
+@pytest.mark.filterwarnings("ignore::robustexplain.errors.RobustExplainWarning")
+def test_a_cell_with_a_goal_map_says_how_often_it_is_nearer_than_the_benign_one(tmp_path: Path) -> None:
+    recipe = read(
+        TINY,
+        [
+            "interpreters=[cam]",
+            "defenses=[]",
+            "attacks=[clean, {name: adv2, eps: 0.3, steps: 40, goal_map: random-class}]",
+            "metrics=[l1, iou]",
+            "judge.images=6",
+        ],
+    )
+    assert run(recipe, tmp_path / "run") == 0
+    folder = RunFolder(tmp_path / "run")
+    label = next(c.label for c in recipe.columns if c.goal_map == "random-class")
+    found = folder.arrays("cam", label)
+    # A smaller distance is nearer, and a larger overlap is.
+    assert torch.equal(found["l1_nearer"], (found["l1_goal"] < found["l1"]).float())
+    assert torch.equal(found["iou_nearer"], (found["iou_goal"] > found["iou"]).float())
+    assert 0 < float(found["l1_nearer"].mean())
+    assert "l1_nearer" not in folder.arrays("cam", "clean")
+    cell = folder.read_cell("cam", label)
+    assert cell is not None
+    assert cell["measures"]["l1_nearer"]["value"] == pytest.approx(float(found["l1_nearer"].mean()))
+    report = (tmp_path / "run/report.html").read_text()
+    assert "L1 to the goal map" in report
+    assert "Nearer to the goal map, by IoU" in report
+
+
 @pytest.mark.parametrize("name", [e.name for e in METRICS if not issubclass(e.build, JUDGED)])  # type: ignore[arg-type]
 def test_what_needs_more_than_a_cell_has_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=rf"metrics\[0\]: {name} needs more than a cell has"):

@@ -94,7 +94,8 @@ def measure(
     The map that an attack must resemble to be plausible is its goal map: the benign map, or the one it was given. An
     attack that is after the explanation alone wins where the prediction stays and the map no longer resembles the
     benign one. Where the system is a manipulated one, ``honest`` is what it was made of, and map metrics are also taken
-    to its maps of the benign inputs (``l1_honest`` and so on).
+    to its maps of the benign inputs (``l1_honest`` and so on). Where a goal map was given, they are also taken to it
+    (``l1_goal``), and ``l1_nearer`` is 1 where it is nearer than the benign map.
     """
     x = attacked["x"].to(chunk.x)
     benign = system(chunk.x)
@@ -132,12 +133,19 @@ def measure(
     for name, metric in metrics.items():
         arrays[name] = moves[name] if name in moves else figure(metric, system, chunk.x, x, benign.maps, seen)
         if "goal_map" in attacked and isinstance(metric, MapMetric):
-            arrays[f"{name}_goal"] = metric(seen.maps, wanted)
+            arrays |= _to_goal(name, metric, seen.maps, wanted, arrays[name])
         if true is not None and isinstance(metric, MapMetric):
             arrays[f"{name}_honest"] = metric(seen.maps, true)
     if seen.score is not None and seen.alarm is not None and benign.score is not None:
         arrays |= {"score": seen.score, "alarm": seen.alarm.float(), "clean_score": benign.score}
     return {name: value.cpu() for name, value in arrays.items()}
+
+
+def _to_goal(name: str, metric: MapMetric, maps: Tensor, wanted: Tensor, to_benign: Tensor) -> dict[str, Tensor]:
+    """How near the goal map is, and whether it is nearer than the benign map."""
+    found = metric(maps, wanted)
+    nearer = found > to_benign if metric.higher_is_closer else found < to_benign
+    return {f"{name}_goal": found, f"{name}_nearer": nearer.float()}
 
 
 def figure(metric: Metric, system: System, clean: Tensor, x: Tensor, benign: Tensor, seen: Explained) -> Tensor:

@@ -134,10 +134,7 @@ def html(results: Results, folder: RunFolder, main: bytes) -> str:
 
     environment = Environment(loader=PackageLoader("robustexplain.evaluation", "."), autoescape=True)
     known = MEASURES | {name: _described(name, m) for name, m in results.recipe.metrics.items() if name not in MEASURES}
-    known |= {
-        f"{name}_honest": (f"{known[name][0]}, of the honest system", "against the map of the system before", "neither")
-        for name in results.recipe.metrics
-    }
+    known |= {name: words for metric in results.recipe.metrics for name, words in _other_maps(metric, known).items()}
     return environment.get_template("report.html.j2").render(
         recipe=results.recipe,
         run=results.run,
@@ -156,6 +153,20 @@ def html(results: Results, folder: RunFolder, main: bytes) -> str:
         audits=PAGE if (folder.root / PAGE).is_file() else None,
         explaining=any(column.attack.keeps_prediction for column in results.recipe.columns),
     )
+
+
+def _other_maps(name: str, known: dict[str, tuple[str, str, str]]) -> dict[str, tuple[str, str, str]]:
+    """The words for a metric taken to another map than the benign one."""
+    short = known[name][0].partition(" ")[0]
+    return {
+        f"{name}_goal": (f"{short} to the goal map", "where the adversary asked for a map of its own", "neither"),
+        f"{name}_nearer": (f"Nearer to the goal map, by {short}", "share nearer than to the benign map", "low"),
+        f"{name}_honest": (
+            f"{known[name][0]}, of the honest system",
+            "against the map of the system before",
+            "neither",
+        ),
+    }
 
 
 def _described(name: str, metric: Metric) -> tuple[str, str, str]:

@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 import robustexplain as rx
 from robustexplain import models
+from robustexplain.activations import Softplus, swapped
 from robustexplain.attacks import ADV2, PGD
-from robustexplain.interpreters import CAM, GradCAM
+from robustexplain.interpreters import CAM, GradCAM, Gradient
 
 EPS, SIZE, STEPS = 8 / 255, 1 / 255, 5
 Run = Callable[[], object]
@@ -119,6 +121,33 @@ def test_a_step_of_adv2_on_gradcam_costs_its_counted_passes(model: nn.Module, ba
         return {"step": (found["long"] - found["short"]) / 2, "bare pass": found["forward and backward"]}
 
     assert retried(measure, lambda r: r["step"] <= 1.25)["step"] <= 1.25
+
+
+@pytest.mark.parametrize(("architecture", "most"), [("efficientnet_lite0", 0.7), ("resnet18", 0.95)])
+@pytest.mark.benchmark
+def test_a_gradient_map_is_differentiated_faster_than_by_torch_alone(architecture: str, most: float) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(architecture, num_classes=10).eval().requires_grad_(False)
+    x, target = torch.rand(2, 3, 64, 64), torch.tensor([1, 2])
+    gradient = Gradient(model, of="logit")
+
+    def through(maps: Callable[[Tensor], Tensor]) -> Run:
+        def run() -> None:
+            leaf = x.clone().requires_grad_()
+            with swapped(Softplus(10.0)):
+                torch.autograd.grad(maps(leaf).square().sum(), leaf)
+
+        return run
+
+    def plain(leaf: Tensor) -> Tensor:
+        (found,) = torch.autograd.grad(model(leaf)[range(2), target].sum(), leaf, create_graph=True)
+        return found.abs().amax(1)
+
+    def measure() -> dict[str, float]:
+        ours = through(lambda leaf: gradient.explain(leaf, target).maps)
+        return ratios({"ours": ours, "torch": through(plain)}, "torch", rounds=3)
+
+    assert retried(measure, lambda r: r["ours"] <= most)["ours"] <= most
 
 
 @pytest.mark.benchmark
