@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import robustexplain as rx
-from robustexplain.activations import SmoothGradient, Softplus
+from robustexplain.activations import SmoothGradient
 from robustexplain.attacks import ADV2, PGD, Bilevel, BilevelSearch, Linf, SignStep, Stage, random_classes
 from robustexplain.attacks import bilevel as under_test
 from robustexplain.attacks.directions import Hardening

@@ -75,7 +75,7 @@ def test_a_cell_with_a_goal_map_says_how_often_it_is_nearer_than_the_benign_one(
     # A smaller distance is nearer, and a larger overlap is.
     assert torch.equal(found["l1_nearer"], (found["l1_goal"] < found["l1"]).float())
     assert torch.equal(found["iou_nearer"], (found["iou_goal"] > found["iou"]).float())
-    assert 0 < float(found["l1_nearer"].mean())
+    assert float(found["l1_nearer"].mean()) > 0
     assert "l1_nearer" not in folder.arrays("cam", "clean")
     cell = folder.read_cell("cam", label)
     assert cell is not None
