@@ -109,7 +109,7 @@ def _batch_norm(
 def _fixed(x: Tensor, *weights: Tensor | None) -> bool:
     """Whether only ``x`` is differentiated, all in one precision: autocast chooses its own."""
     given = [weight for weight in weights if weight is not None]
-    plain = x.requires_grad and torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+    plain = x.requires_grad and not torch.is_autocast_enabled(x.device.type)
     return plain and all(not weight.requires_grad and weight.dtype == x.dtype for weight in given)
 
 

@@ -149,6 +149,22 @@ def test_softplus_does_not_overflow() -> None:
     assert torch.autograd.grad(value.sum(), z)[0].tolist() == [0.0, 1.0]
 
 
+def test_softplus_is_exactly_flat_where_its_slope_would_be_a_denormal_number_of_a_few_products() -> None:
+    z = torch.tensor([-5.0, -3.0], requires_grad=True)
+    value = Softplus(10.0)(z)
+    first = slope(Softplus(10.0), z)
+    second = slope(lambda v: slope(Softplus(10.0), v), z)
+    for flat, alive in (value.tolist(), first.tolist(), second.tolist()):
+        assert flat == 0
+        assert 0 < alive < 1e-10
+
+
+def test_softplus_has_a_third_derivative() -> None:
+    s = torch.sigmoid(3.0 * Z)
+    third = slope(lambda a: slope(lambda b: slope(Softplus(3.0), b), a), Z)
+    torch.testing.assert_close(third, 9.0 * s * (1 - s) * (1 - 2 * s), rtol=1e-7, atol=1e-9)
+
+
 @pytest.mark.parametrize("beta", [0.0, -1.0, math.nan])
 def test_a_beta_that_makes_no_sense_is_refused(beta: float) -> None:
     with pytest.raises(InputError, match=r"Softplus\.beta must be"):

@@ -55,6 +55,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "circular": (lambda: convolution(4, 6, padding=1, padding_mode="circular"), (2, 4, 6, 6)),
     "one image without a batch": (lambda: convolution(4, 6), (4, 6, 6)),
     "batch norm": (lambda: norm(nn.BatchNorm2d(4)), (2, 4, 3, 3)),
+    "batch norm with an eps of its own": (lambda: norm(nn.BatchNorm2d(4, eps=0.3)), (2, 4, 3, 3)),
     "batch norm, not affine": (lambda: norm(nn.BatchNorm2d(4, affine=False)), (2, 4, 3, 3)),
     "batch norm of rows": (lambda: norm(nn.BatchNorm1d(4)), (3, 4)),
 }
@@ -130,14 +131,25 @@ def test_weights_written_over_before_the_way_back_are_noticed() -> None:
         y.sum().backward()
 
 
-def test_autocast_keeps_its_own_precision() -> None:
-    layer, x = convolution(4, 6).float(), torch.rand(2, 4, 6, 6, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        with fixed_weights():
+@pytest.mark.parametrize("make", [lambda: convolution(4, 6), lambda: norm(nn.BatchNorm2d(4))], ids=["conv", "norm"])
+def test_autocast_keeps_its_own_precision(make: Callable[[], nn.Module]) -> None:
+    layer, x, found = make().float(), torch.rand(2, 4, 6, 6, requires_grad=True), []
+    for block in (nullcontext(), fixed_weights()):
+        with torch.autocast("cpu", torch.bfloat16), block:
             y = layer(x)
-        theirs = layer(x)
-    assert y.dtype == torch.bfloat16
-    assert torch.equal(y, theirs)
+            found.append((y, *torch.autograd.grad(y.square().sum(), x)))
+    for theirs, ours in zip(*found, strict=True):
+        assert theirs.dtype == ours.dtype
+        assert torch.equal(theirs, ours)
+
+
+def test_a_batch_norm_that_keeps_its_statistics_in_another_precision_is_torchs_own() -> None:
+    layer = norm(nn.BatchNorm2d(4)).float()
+    x = torch.rand(2, 4, 6, 6, dtype=torch.bfloat16, requires_grad=True)
+    with fixed_weights():
+        (gradient,) = torch.autograd.grad(layer(x).square().sum(), x)
+    (theirs,) = torch.autograd.grad(layer(x).square().sum(), x)
+    assert torch.equal(gradient, theirs)
 
 
 def test_the_block_ends_with_an_exception() -> None:
