@@ -37,9 +37,9 @@ class _Softplus(torch.autograd.Function):
         ctx.save_for_backward(z)
         ctx.beta = beta
         # Flat below beta z = -40, where value and slope are below exp(-40): denormal numbers, which are slow, come of
-        # less. Linear above 80, where the curvature is below exp(-80); the default, 20, would cut it off too early.
+        # less.
         low = -40 / beta
-        return torch.where(z > low, F.softplus(z.clamp(min=low), beta, threshold=80), 0)
+        return torch.where(z > low, F.softplus(z.clamp(min=low), beta), 0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

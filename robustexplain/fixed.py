@@ -107,10 +107,9 @@ def _batch_norm(
 
 
 def _fixed(x: Tensor, *weights: Tensor | None) -> bool:
-    """Whether only ``x`` is differentiated, all in one precision: autocast chooses its own."""
-    given = [weight for weight in weights if weight is not None]
+    """Whether only ``x`` is differentiated, in a precision that no autocast chooses."""
     plain = x.requires_grad and not torch.is_autocast_enabled(x.device.type)
-    return plain and all(not weight.requires_grad and weight.dtype == x.dtype for weight in given)
+    return plain and all(weight is None or not weight.requires_grad for weight in weights)
 
 
 _REPLACED: dict[Any, Callable[..., Tensor | None]] = {F.conv2d: _convolution, F.batch_norm: _batch_norm}
