@@ -42,6 +42,10 @@ class Bilevel:
         push: L2 length of the step on the prediction (0.05 in the code).
         reach: largest L2 length of the step on the map (``alpha_max``).
         bisections: of that length (``n_bs``; 10 in the code).
+        rehearse: where the benign map is the goal, look ahead from MASK's first value and not from the mask that
+            follows, and compare with the masks of its run on the benign input at the same steps (ours). Adam's first
+            steps have one length whatever the slope, so they decide where a mask ends; and a mask that follows goes
+            on where MASK has stopped.
     """
 
     follow: Natural = 0
@@ -51,6 +55,7 @@ class Bilevel:
     push: NonNegative = 0.05
     reach: Positive = 0.08
     bisections: Natural = 12
+    rehearse: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -73,7 +78,8 @@ class BilevelSearch(Plan):
     gradient through it); the mask starts as ``g(x; f)``, as in Algorithm 1, and not at 0.5; at a reset Adam's moments
     are those of MASK's own run, which stand at the new mask, and its counter is ``interpreter.steps`` (theirs halve and
     quarter the old ones and count from 100); the longest step does not shrink after 900 steps; nothing is rounded to 8
-    bits.
+    bits; and where the benign map is the goal, (ii) and (iii) give way to a rehearsal of MASK's first steps
+    (``settings.rehearse``).
 
     Args:
         threat: where the input may go.
@@ -140,10 +146,12 @@ class _Run:
     x: Tensor
     best: Best
     seen: Progress
+    lesson: tuple[Goal, ...] | None = None
 
     def all(self) -> None:
         """Every outer step, with a reset before the first and a verdict after the last."""
         settings, steps = self.plan.settings, self.plan.steps
+        self.lesson = self._lesson() if settings.rehearse else None
         for step in range(steps):
             if step % settings.reset == 0:
                 state = self._reset(step / max(steps, 1))
@@ -154,6 +162,21 @@ class _Run:
                 self.seen.flat |= (gradient.flatten(1) == 0).all(1)
             self.x = self._lead(gradient, step / max(steps, 1))
         self._reset(1.0)
+
+    def _lesson(self) -> tuple[Goal, ...] | None:
+        """What to match after each step ahead: MASK's run on the benign inputs; ``None`` if their map is no goal."""
+        goal = self.goal
+        if goal.goal_map is None or goal.benign_map is None or not torch.equal(goal.goal_map, goal.benign_map):
+            return None
+        with torch.no_grad():
+            classes = self.system.model(goal.x).argmax(1)
+        background, streams = self.mask.background(goal.x), Streams.of(goal.x, self.mask.seed, "mask")
+        state, lesson = self.mask.begin(goal.x), []
+        for _ in range(self.plan.settings.ahead):
+            state = self.mask.step(goal.x, background, state, classes, self.mask.shifts(goal.x, streams))
+            lesson.append(replace(goal, goal_map=self._map(state)))
+        self.seen.queries += 1 + self.plan.settings.ahead
+        return tuple(lesson)
 
     def _classes(self, logits: Tensor) -> Tensor:
         return logits.argmax(1) if self.goal.target is None else self.goal.target
@@ -193,22 +216,24 @@ class _Run:
         with torch.no_grad():
             self.classes = self._classes(self.system.model(self.x))
             background = self.mask.background(self.x)
-        for _ in range(self.plan.settings.follow):
+        follow = 0 if self.lesson else self.plan.settings.follow
+        for _ in range(follow):
             state = self.mask.step(self.x, background, state, self.classes, self.mask.shifts(self.x, self.streams))
-        self.seen.queries += 1 + self.plan.settings.follow
+        self.seen.queries += 1 + follow
         return state
 
     def _ahead(self, state: MaskState, progress: float) -> tuple[Tensor, MaskState]:
         """The gradient of the mean map loss over the steps ahead, and where they end."""
         x = self.x.detach().requires_grad_()
-        total = x.new_zeros(len(x))
+        total, goals = x.new_zeros(len(x)), self.lesson or (self.goal,) * self.plan.settings.ahead
+        state = self.mask.begin(x) if self.lesson else state
         with torch.enable_grad(), self._followed(progress):
             background = self.mask.background(x)
-            for _ in range(self.plan.settings.ahead):
+            for goal in goals:
                 shift = self.mask.shifts(x, self.streams)
                 state = self.mask.step(x, background, state, self.classes, shift, graph=True)
                 look = Seen(x, x.new_zeros(len(x), 1), self._map(state), variable=x)
-                total = total + self.plan.match.loss(look, self.goal)
+                total = total + self.plan.match.loss(look, goal)
                 if not self.plan.settings.unroll:
                     state = state._replace(mask=state.mask.detach())
             (gradient,) = torch.autograd.grad(total.sum() / self.plan.settings.ahead, x)

@@ -65,7 +65,7 @@ class ADV2(Attack):
         surrogate: what rectifiers compute while directions are sought: ``auto`` takes ``softplus`` for gradient maps
             and for MASK (whose steps are gradients too; the paper has nothing there) and nothing otherwise; ``none``;
             ``smooth_gradient`` is ``h(z)``, the paper's; the ``beta`` of ``softplus`` grows from 5 to 40 over the joint
-            stage (against MASK from 10 to 100).
+            stage (against MASK it is 40).
         pool: average-pool maps by this factor before comparing them.
         evade: weight of the detector's soft score; 0 ignores it (see :meth:`adapted`).
         norm: ``linf`` or ``l2``.

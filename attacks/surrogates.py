@@ -27,7 +27,7 @@ def surrogate_for(
     Args:
         interpreter: whose maps are followed.
         word: ``none``, ``smooth_gradient`` (ADV2's ``h(z)``), ``softplus``, or ``auto``.
-        softplus: what ``softplus`` means here; default ``beta = 10``. Against MASK ``beta`` grows from 10 to 100.
+        softplus: what ``softplus`` means here; default ``beta = 10``. Against MASK ``beta = 40``.
         auto: what ``auto`` means for maps that are gradients; for MASK, whose steps are, it means ``softplus``.
     """
     mask = isinstance(interpreter, Mask)
@@ -39,5 +39,5 @@ def surrogate_for(
         return SmoothGradient()
     if mask:
         # The stand-in's own mask must come near the real one: at beta = 10 they part.
-        return Hardening()
+        return Softplus(40.0)
     return Softplus() if softplus is None else softplus

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import robustexplain as rx
-from robustexplain.activations import SmoothGradient
+from robustexplain.activations import SmoothGradient, Softplus
 from robustexplain.attacks import ADV2, PGD, Bilevel, BilevelSearch, Linf, SignStep, Stage, random_classes
 from robustexplain.attacks import bilevel as under_test
 from robustexplain.attacks.directions import Hardening
@@ -126,6 +126,57 @@ def test_the_unrolled_gradient_is_that_of_finite_differences(smooth: nn.Module, 
     slope = float((gradient * direction).sum())
     assert abs(slope) > 1e-6
     assert slope == pytest.approx((mean_loss(x + 1e-5 * direction) - mean_loss(x - 1e-5 * direction)) / 2e-5, rel=1e-5)
+
+
+def benign(mask: Mask, x: Tensor) -> Goal:
+    """The benign map is the goal, as where an attack is given none."""
+    map_ = mask.explain(x, native=True).maps
+    return replace(aims(x, map_), benign_map=map_)
+
+
+def test_a_rehearsal_looks_ahead_from_masks_first_value_to_the_masks_of_its_run_on_the_benign_input(
+    smooth: nn.Module, x: Tensor
+) -> None:
+    mask = mask_of(smooth)
+    goal = benign(mask, x)
+    run = run_of(search(Bilevel(ahead=3)), mask, x, goal)
+    lesson = run._lesson()
+    assert lesson is not None
+    now, own = mask.begin(x), smooth(x).argmax(1)
+    for told in lesson:
+        now = mask.step(x, mask.background(x), now, own)
+        torch.testing.assert_close(told.goal_map, 1 - now.mask, rtol=0, atol=0)
+    assert len(lesson) == 3
+    assert run.seen.queries.tolist() == [4] * len(x)
+    run.lesson, run.classes = lesson, CLASSES
+    # The mask that follows is not asked.
+    found, _ = run._ahead(state(x), 0.0)
+    leaf = x.clone().requires_grad_()
+    now, total = mask.begin(leaf), torch.zeros((), dtype=x.dtype)
+    for told in lesson:
+        now = mask.step(leaf, mask.background(leaf), now, CLASSES, graph=True)
+        total = total + (1 - now.mask - told.goal_map).square().sum() / 64
+    (wanted,) = torch.autograd.grad(total / 3, leaf)
+    assert float(wanted.abs().max()) > 0
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-16)
+
+
+def test_on_the_benign_input_itself_nothing_is_left_to_rehearse(smooth: nn.Module, x: Tensor) -> None:
+    mask = mask_of(smooth)
+    run = run_of(search(Bilevel(ahead=3)), mask, x, benign(mask, x))
+    run.lesson, run.classes = run._lesson(), smooth(x).argmax(1)
+    assert not run._ahead(state(x), 0.0)[0].any()
+
+
+def test_a_map_of_the_adversarys_own_has_no_run_to_rehearse(smooth: nn.Module, x: Tensor) -> None:
+    mask = mask_of(smooth)
+    assert run_of(search(Bilevel()), mask, x, aims(x))._lesson() is None
+    other = replace(benign(mask, x), goal_map=torch.rand(len(x), 8, 8, dtype=x.dtype))
+    assert run_of(search(Bilevel()), mask, x, other)._lesson() is None
+    for rehearse in (True, False):
+        run = run_of(search(Bilevel(rehearse=rehearse), steps=1), mask, x, benign(mask, x))
+        run.all()
+        assert (run.lesson is not None) == rehearse
 
 
 class Threshold(nn.Module):
@@ -372,7 +423,7 @@ def test_adv2_keeps_the_success_of_pgd_and_the_mask_of_the_benign_image(
 def test_what_stands_in_for_rectifiers_is_what_the_docstring_says(tiny_model: nn.Module) -> None:
     mask, plain, gradient = (rx.System(tiny_model, kind(tiny_model)) for kind in (Mask, CAM, Gradient))
     for word in ("auto", "softplus"):
-        assert ADV2(surrogate=word).plan(mask).surrogate == Hardening(10.0, 100.0)  # type: ignore[attr-defined, arg-type]
+        assert ADV2(surrogate=word).plan(mask).surrogate == Softplus(40.0)  # type: ignore[attr-defined, arg-type]
     assert ADV2(surrogate="none").plan(mask).surrogate is None  # type: ignore[attr-defined]
     assert ADV2().plan(plain).direction.surrogate is None  # type: ignore[attr-defined]
     assert ADV2().plan(gradient).direction.surrogate == Hardening(5.0, 40.0)  # type: ignore[attr-defined]
