@@ -203,7 +203,8 @@ class Search(Plan):
             problem = live.problem(system, stage.objective, step / max(stage.steps - 1, 1))
             found = self.direction(problem, live.variable, step == 0)
             seen.queries[live.rows] += found.queries
-            seen.flat[live.rows] |= found.no_map_gradient
+            if step == 0:
+                seen.flat[live.rows] |= found.no_map_gradient
             gradient = found.gradient
             if best is not None:
                 seen.follow(live.rows, found.loss, first=step == 0)

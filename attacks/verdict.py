@@ -49,9 +49,9 @@ class Progress:
 
     def judged(self, rows: Tensor, loss: Tensor, counts: Tensor) -> None:
         """Note the loss of a look at the real system, where it ``counts``: meets no fewer constraints than before."""
-        new = self.first[rows].isinf()
-        self.first[rows[new]] = loss[new]
-        self.lowest[rows] = torch.where(counts, torch.minimum(self.lowest[rows], loss), self.lowest[rows])
+        first, lowest = self.first[rows], self.lowest[rows]
+        self.first[rows] = torch.where(first.isinf(), loss, first)
+        self.lowest[rows] = torch.where(counts, torch.minimum(lowest, loss), lowest)
 
     def verdict(self, best: Best) -> tuple[Tensor, Tensor]:
         """``stalled`` and ``misled``, ``[B]`` bool: see :class:`~.search.Found`."""
@@ -80,16 +80,16 @@ class Best:
     ) -> Tensor:
         """Take over what is better (``always``: whatever it is); where all constraints are met, ``[rows]`` bool."""
         unmet, score = rank(objective, seen, goal)
+        least, lowest = self.unmet[rows], self.score[rows]
         # An iterate that gives up a constraint (the label) for a lower loss has got nowhere.
-        progress.judged(rows, score, unmet <= self.unmet[rows])
-        nearer = unmet < self.unmet[rows]
+        progress.judged(rows, score, unmet <= least)
+        nearer = unmet < least
         # A constraint that came to be met is progress, whatever became of the rest.
-        self.satisfied[rows] |= nearer & self.unmet[rows].isfinite()
-        better = nearer | ((unmet == self.unmet[rows]) & (score < self.score[rows]))
-        better = better | always
+        self.satisfied[rows] |= nearer & least.isfinite()
+        better = nearer | ((unmet == least) & (score < lowest)) | always
         at_rows = rows[better]
         self.x[at_rows] = seen.x.detach()[better]
-        self.unmet[at_rows], self.score[at_rows] = unmet[better], score[better]
+        self.unmet[rows], self.score[rows] = torch.where(better, unmet, least), torch.where(better, score, lowest)
         progress.least = sum(part.least for part in _deciding(objective))
         if all(part.constraint for _, part in objective.terms()):
             # Nothing is left to want of a sample that meets constraints alone.

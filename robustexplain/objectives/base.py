@@ -193,10 +193,8 @@ class Sum(Objective):
 
 def sum_losses(parts: tuple[tuple[Weight, Objective], ...], seen: Seen, goal: Goal) -> Tensor:
     """``sum_i weight_i(progress) loss_i``, ``[B]``; zeros if there are no parts."""
-    total = seen.logits.new_zeros(len(seen.logits))
-    for weight, part in parts:
-        total = total + at(weight, seen.progress) * part.loss(seen, goal)
-    return total
+    losses = [at(weight, seen.progress) * part.loss(seen, goal) for weight, part in parts]
+    return sum(losses[1:], losses[0]) if losses else seen.logits.new_zeros(len(seen.logits))
 
 
 def needs_of(objective: Objective) -> frozenset[str]:

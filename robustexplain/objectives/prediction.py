@@ -51,11 +51,12 @@ class Misclassify(Objective):
 
     def unmet(self, seen: Seen, goal: Goal) -> Tensor:
         """0 where met, 1 where predicted as wanted below ``confidence``, 2 where predicted otherwise."""
-        p, prediction = seen.logits.softmax(1), seen.logits.argmax(1)
-        if goal.goal_class is None:
-            wanted, sure = prediction != goal.label, 1 - p.gather(1, goal.label[:, None])[:, 0]
-        else:
-            wanted, sure = prediction == goal.goal_class, p.gather(1, goal.goal_class[:, None])[:, 0]
+        own = goal.label if goal.goal_class is None else goal.goal_class
+        wanted = (seen.logits.argmax(1) == own) != (goal.goal_class is None)
+        if self.confidence == 0:
+            return torch.where(wanted, 0.0, 2.0)
+        p = seen.logits.softmax(1).gather(1, own[:, None])[:, 0]
+        sure = 1 - p if goal.goal_class is None else p
         return torch.where(wanted, (sure < self.confidence).float(), 2.0)
 
 
