@@ -45,7 +45,8 @@ class Bilevel:
         rehearse: where the benign map is the goal, look ahead from MASK's first value and not from the mask that
             follows, and compare with the masks of its run on the benign input at the same steps (ours). Adam's first
             steps have one length whatever the slope, so they decide where a mask ends; and a mask that follows goes
-            on where MASK has stopped.
+            on where MASK has stopped. It leads nearer where MASK's steps end before it rests (photographs), and less
+            near where it rests (32 pixels).
     """
 
     follow: Natural = 0
@@ -55,7 +56,7 @@ class Bilevel:
     push: NonNegative = 0.05
     reach: Positive = 0.08
     bisections: Natural = 12
-    rehearse: bool = True
+    rehearse: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -78,8 +79,7 @@ class BilevelSearch(Plan):
     gradient through it); the mask starts as ``g(x; f)``, as in Algorithm 1, and not at 0.5; at a reset Adam's moments
     are those of MASK's own run, which stand at the new mask, and its counter is ``interpreter.steps`` (theirs halve and
     quarter the old ones and count from 100); the longest step does not shrink after 900 steps; nothing is rounded to 8
-    bits; and where the benign map is the goal, (ii) and (iii) give way to a rehearsal of MASK's first steps
-    (``settings.rehearse``).
+    bits; with ``settings.rehearse``, (ii) and (iii) may give way to a rehearsal of MASK's first steps.
 
     Args:
         threat: where the input may go.

@@ -139,7 +139,7 @@ def test_a_rehearsal_looks_ahead_from_masks_first_value_to_the_masks_of_its_run_
 ) -> None:
     mask = mask_of(smooth)
     goal = benign(mask, x)
-    run = run_of(search(Bilevel(ahead=3)), mask, x, goal)
+    run = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, goal)
     lesson = run._lesson()
     assert lesson is not None
     now, own = mask.begin(x), smooth(x).argmax(1)
@@ -163,16 +163,16 @@ def test_a_rehearsal_looks_ahead_from_masks_first_value_to_the_masks_of_its_run_
 
 def test_on_the_benign_input_itself_nothing_is_left_to_rehearse(smooth: nn.Module, x: Tensor) -> None:
     mask = mask_of(smooth)
-    run = run_of(search(Bilevel(ahead=3)), mask, x, benign(mask, x))
+    run = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, benign(mask, x))
     run.lesson, run.classes = run._lesson(), smooth(x).argmax(1)
     assert not run._ahead(state(x), 0.0)[0].any()
 
 
 def test_a_map_of_the_adversarys_own_has_no_run_to_rehearse(smooth: nn.Module, x: Tensor) -> None:
     mask = mask_of(smooth)
-    assert run_of(search(Bilevel()), mask, x, aims(x))._lesson() is None
+    assert run_of(search(Bilevel(rehearse=True)), mask, x, aims(x))._lesson() is None
     other = replace(benign(mask, x), goal_map=torch.rand(len(x), 8, 8, dtype=x.dtype))
-    assert run_of(search(Bilevel()), mask, x, other)._lesson() is None
+    assert run_of(search(Bilevel(rehearse=True)), mask, x, other)._lesson() is None
     for rehearse in (True, False):
         run = run_of(search(Bilevel(rehearse=rehearse), steps=1), mask, x, benign(mask, x))
         run.all()
