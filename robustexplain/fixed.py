@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +26,16 @@ class _Layout(NamedTuple):
     padding: int | tuple[int, ...]
     dilation: int | tuple[int, ...]
     groups: int
+
+
+class _Norm(NamedTuple):
+    """The fixed numbers of a batch norm."""
+
+    mean: Tensor
+    variance: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
 
 
 class _Convolution(torch.autograd.Function):
@@ -58,17 +67,34 @@ class _Adjoint(torch.autograd.Function):
 
 
 class _BatchNorm(torch.autograd.Function):
-    """A batch norm in eval mode: gradients are scaled, and that is all."""
+    """A batch norm in eval mode; its adjoint, :class:`_Scaling`, is its own."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.save_for_backward(scale)
-        return norm(x)
+    def forward(ctx: Any, x: Tensor, norm: _Norm) -> Tensor:
+        ctx.norm = norm
+        return F.batch_norm(x, norm.mean, norm.variance, norm.weight, norm.bias, eps=norm.eps)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (scale,) = ctx.saved_tensors
-        return grads[0] * scale.view([1, -1, *[1] * (grads[0].dim() - 2)]), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _Scaling.apply(grads[0], ctx.norm), None
+
+
+class _Scaling(torch.autograd.Function):
+    """What :class:`_BatchNorm` does to gradients, and to gradients of these: by torch's own kernel, to the bit."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, norm: _Norm) -> Tensor:
+        ctx.norm = norm
+        mean, variance, weight = norm.mean, norm.variance, norm.weight
+        # In eval mode the input does not matter: the gradient stands in for it.
+        found: Tensor = torch.ops.aten.native_batch_norm_backward(
+            gradient, gradient, weight, mean, variance, None, None, False, norm.eps, [True, False, False]
+        )[0]
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _Scaling.apply(grads[0], ctx.norm), None
 
 
 def _convolution(
@@ -100,9 +126,7 @@ def _batch_norm(
     """``F.batch_norm``, or ``None`` where it must be torch's own."""
     if training or running_mean is None or running_var is None or not _fixed(input, running_var, weight, bias):
         return None
-    scale = (running_var + eps).rsqrt() * (1 if weight is None else weight)
-    norm = partial(F.batch_norm, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias, eps=eps)
-    result: Tensor = _BatchNorm.apply(input, scale, norm)
+    result: Tensor = _BatchNorm.apply(input, _Norm(running_mean, running_var, weight, bias, eps))
     return result
 
 
@@ -133,7 +157,7 @@ class _Fixed(TorchFunctionMode):
 def fixed_weights() -> Iterator[None]:
     """Within this block, layers whose weights need no gradient spend nothing on one (per thread).
 
-    Values stay the same bits, and derivatives of every order are exact. Layers whose weights need a
+    Values and gradients stay the same bits, and derivatives of every order are exact. Layers whose weights need a
     gradient, whose batch norm is in train mode, or that run under autocast, stay torch's own.
     """
     with _Fixed():

@@ -62,7 +62,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_values_are_torchs_own_to_the_bit_and_derivatives_too(name: str) -> None:
+def test_values_and_gradients_are_torchs_own_to_the_bit_and_so_are_derivatives_but_for_rounding(name: str) -> None:
     make, shape = LAYERS[name]
     layer, x = make(), torch.randn(shape, dtype=torch.float64, requires_grad=True)
     found = []
@@ -74,7 +74,8 @@ def test_values_are_torchs_own_to_the_bit_and_derivatives_too(name: str) -> None
             (third,) = torch.autograd.grad(second.pow(2).sum(), x)
         found.append((y, first, second, third))
     assert torch.equal(found[0][0], found[1][0])
-    for theirs, ours in zip(found[0][1:], found[1][1:], strict=True):
+    assert torch.equal(found[0][1], found[1][1])
+    for theirs, ours in zip(found[0][2:], found[1][2:], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
@@ -183,7 +184,8 @@ def test_a_map_of_depthwise_convolutions_is_differentiated_without_a_loop_over_g
     # Along the gradient's own graph, and then back along the forward pass.
     assert seen.names.count("convolution") == layers
     assert seen.names.count("convolution_backward") <= 2 * layers
-    assert "native_batch_norm_backward" not in seen.names
+    assert seen.names.count("native_batch_norm_backward") <= 2 * layers
+    assert "rsqrt" not in seen.names
 
 
 def test_a_step_of_mask_is_differentiated_without_a_loop_over_groups(depthwise: nn.Module) -> None:
