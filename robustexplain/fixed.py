@@ -71,12 +71,14 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, norm: _Norm) -> Tensor:
-        ctx.norm = norm
+        ctx.save_for_backward(norm.mean, norm.variance, norm.weight)
+        ctx.eps = norm.eps
         return F.batch_norm(x, norm.mean, norm.variance, norm.weight, norm.bias, eps=norm.eps)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _Scaling.apply(grads[0], ctx.norm), None
+        mean, variance, weight = ctx.saved_tensors
+        return _Scaling.apply(grads[0], _Norm(mean, variance, weight, None, ctx.eps)), None
 
 
 class _Scaling(torch.autograd.Function):
@@ -84,8 +86,8 @@ class _Scaling(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, norm: _Norm) -> Tensor:
-        ctx.norm = norm
-        mean, variance, weight = norm.mean, norm.variance, norm.weight
+        mean, variance, weight, _, ctx.eps = norm
+        ctx.save_for_backward(mean, variance, weight)
         # In eval mode the input does not matter: the gradient stands in for it.
         found: Tensor = torch.ops.aten.native_batch_norm_backward(
             gradient, gradient, weight, mean, variance, None, None, False, norm.eps, [True, False, False]
@@ -94,7 +96,8 @@ class _Scaling(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _Scaling.apply(grads[0], ctx.norm), None
+        mean, variance, weight = ctx.saved_tensors
+        return _Scaling.apply(grads[0], _Norm(mean, variance, weight, None, ctx.eps)), None
 
 
 def _convolution(

@@ -149,7 +149,11 @@ def test_a_rehearsal_looks_ahead_from_masks_first_value_to_the_masks_of_its_run_
     assert len(lesson) == 3
     assert run.seen.queries.tolist() == [4] * len(x)
     run.lesson, run.classes = lesson, CLASSES
-    # The mask that follows is not asked.
+    # The mask that follows is not asked, and does not follow.
+    follower = run_of(search(Bilevel(follow=5, ahead=3, rehearse=True)), mask, x, goal)
+    follower.lesson = lesson
+    assert torch.equal(follower._follow(state(x)).mask, state(x).mask)
+    assert follower.seen.queries.tolist() == [1] * len(x)
     found, _ = run._ahead(state(x), 0.0)
     leaf = x.clone().requires_grad_()
     now, total = mask.begin(leaf), torch.zeros((), dtype=x.dtype)

@@ -123,8 +123,9 @@ def test_a_batch_norm_in_train_mode_stays_torchs() -> None:
     torch.testing.assert_close(gradient, theirs)
 
 
-def test_weights_written_over_before_the_way_back_are_noticed() -> None:
-    layer = convolution(4, 6)
+@pytest.mark.parametrize("make", [lambda: convolution(4, 6), lambda: norm(nn.BatchNorm2d(4))], ids=["conv", "norm"])
+def test_weights_written_over_before_the_way_back_are_noticed(make: Callable[[], nn.Module]) -> None:
+    layer = make()
     with fixed_weights():
         y = layer(torch.rand(2, 4, 6, 6, dtype=torch.float64, requires_grad=True))
     layer.weight.zero_()  # type: ignore[operator, union-attr]
@@ -184,8 +185,9 @@ def test_a_map_of_depthwise_convolutions_is_differentiated_without_a_loop_over_g
     # Along the gradient's own graph, and then back along the forward pass.
     assert seen.names.count("convolution") == layers
     assert seen.names.count("convolution_backward") <= 2 * layers
-    assert seen.names.count("native_batch_norm_backward") <= 2 * layers
-    assert "rsqrt" not in seen.names
+    # Torch's own takes its kernel once, and a formula of many operations for the other.
+    norms = sum(isinstance(layer, nn.BatchNorm2d) for layer in depthwise.modules())
+    assert seen.names.count("native_batch_norm_backward") == 2 * norms
 
 
 def test_a_step_of_mask_is_differentiated_without_a_loop_over_groups(depthwise: nn.Module) -> None:
