@@ -59,7 +59,7 @@ class _Delete(Plan):
             last = count
             x = torch.where((place[rows] < count)[:, None], fill[rows], goal.x[rows])
             here = goal.select(rows)
-            done = best.update(rows, observe(system, x, here, frozenset()), here, self.aim, progress)
+            done = best.update(rows, observe(system, x, here, frozenset()), here, self.aim)
             progress.queries[rows] += 1
             rows = rows[~done]
         return Found(best.x, progress.queries, progress.flat, *progress.verdict(best))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,17 +23,20 @@ from robustexplain.system import System
 from .threat import Threat
 
 
-def observe(system: System, x: Tensor, goal: Goal, needs: frozenset[str]) -> Seen:
-    """One look at the system: logits always, maps (of the goal's target, on their own grid) and score if needed."""
+def observe(system: System, x: Tensor, goal: Goal, needs: frozenset[str], **known: Any) -> Seen:
+    """One look at the system: logits always, maps (of the goal's target, on their own grid) and score if needed.
+
+    ``known`` is what else the look should carry.
+    """
     score = None
     if "score" in needs:
         if system.detector is None:
             raise InputError("this objective needs a system with a detector, and the system has none")
         score = system.detector.soft_score(x)
     if "maps" not in needs:
-        return Seen(x, system.model(x), score=score, system=system)
+        return Seen(x, system.model(x), score=score, system=system, **known)
     found = system.interpreter.explain(x, goal.target, native=True)
-    return Seen(x, *found, score=score, system=system)
+    return Seen(x, *found, score=score, system=system, **known)
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,20 @@ class Problem:
     def look(self, variable: Tensor, x: Tensor | None = None) -> Seen:
         """One look at the system through the threat model; at ``x``, if the inputs are made already."""
         x = self.place(variable) if x is None else x
-        seen = observe(self.system, x, self.goal, needs_of(self.objective))
-        region = self.threat.region
-        return replace(seen, variable=variable, progress=self.progress, streams=self.streams, region=region)
+        return observe(
+            self.system,
+            x,
+            self.goal,
+            needs_of(self.objective),
+            variable=variable,
+            progress=self.progress,
+            streams=self.streams,
+            region=self.threat.region,
+        )
 
     def loss(self, seen: Seen) -> Tensor:
         """The objective's loss, ``[B]``."""
-        return self.objective.loss(seen, self.goal)
+        return sum_losses(self.objective.terms(), seen, self.goal)
 
 
 @dataclass(frozen=True)
@@ -128,11 +138,7 @@ def followed(surrogate: Smooth | Hardening | None, straight: bool, progress: flo
         progress: of the search, for a stand-in that changes on the way.
     """
     smooth = surrogate.at(progress) if isinstance(surrogate, Hardening) else surrogate
-    with ExitStack() as stack:
-        if smooth is not None:
-            stack.enter_context(swapped(smooth))
-        if straight:
-            stack.enter_context(straight_through())
+    with nullcontext() if smooth is None else swapped(smooth), straight_through() if straight else nullcontext():
         yield
 
 
@@ -187,7 +193,7 @@ class Backward(Direction):
             stuck = _flat(problem, seen, variable) if check else torch.zeros_like(problem.goal.label, dtype=torch.bool)
             loss = problem.loss(seen)
             # The loss may hang on the weights and still not on the input.
-            gradient = _grad_or_none(loss.sum(), variable, again=False)
+            gradient = _grad_or_none(loss, variable, again=False)
             if gradient is None:
                 raise NotDifferentiableError(
                     "the loss carries no gradient to the input: the model's graph is detached (no_grad, NumPy or "
@@ -279,7 +285,7 @@ def _flat(problem: Problem, seen: Seen, variable: Tensor) -> Tensor:
     if not about_maps:
         return torch.zeros_like(problem.goal.label, dtype=torch.bool)
     loss = sum_losses(about_maps, seen, problem.goal)
-    alone = _grad_or_none(loss.sum(), variable)
+    alone = _grad_or_none(loss, variable)
     if alone is None:
         raise NotDifferentiableError("the maps carry no gradient to the input: their graph is detached")
     broken = ~torch.isfinite(alone).flatten(1).all(1)
@@ -293,10 +299,11 @@ def _flat(problem: Problem, seen: Seen, variable: Tensor) -> Tensor:
 
 
 def _grad_or_none(loss: Tensor, variable: Tensor, *, again: bool = True) -> Tensor | None:
-    """The gradient; ``None`` if the graph does not lead to the variable (to the weights it may).
+    """The gradient of the sum of ``loss``; ``None`` if the graph does not lead to the variable (to the weights it may).
 
     The graph is kept to be gone through ``again``.
     """
     if not loss.requires_grad:
         return None
-    return torch.autograd.grad(loss, variable, retain_graph=again, allow_unused=True)[0]
+    ones = torch.ones_like(loss)
+    return torch.autograd.grad(loss, variable, ones, retain_graph=again, allow_unused=True)[0]

@@ -100,7 +100,7 @@ class _Evolve(Plan):
                 look = problem.look((mean + ops.expand(sigma, z) * z).clamp(0, 1))
                 sums.add(problem.loss(look).to(goal.x.dtype), z)
                 if member == 0:
-                    best.update(rows, look, goal, objective, progress)
+                    best.update(rows, look, goal, objective)
             progress.queries += self.population
             ascent, widen = sums.gradients()
             moved, memory = Adam(self.lr * self.decay**step)(mean, -ascent, 0.0, memory)

@@ -25,7 +25,7 @@ from robustexplain.system import System
 from .directions import Backward, Direction, Problem
 from .threat import Threat
 from .updates import Memory, Update
-from .verdict import Best, Progress
+from .verdict import Best, Progress, Rows
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,15 @@ def aim_words(objective: Objective) -> str:
 class _Live:
     """The samples that are still searched for; ``rows`` says which of the batch they are."""
 
-    rows: Tensor
+    rows: Rows
     variable: Tensor
     goal: Goal
     streams: Streams
     threat: Threat
     memory: Memory = ()
     tick: int = 0
+    shown: int = 0
+    """Inputs shown to the system for each of them, and not yet counted by the search."""
     low: Tensor = field(default_factory=lambda: torch.empty(0))
     """``[rows]``: the lowest loss of the last stage, and ...; empty where nobody asks whether it falls."""
     mark: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -117,12 +119,18 @@ class _Live:
     def problem(self, system: System, objective: Objective, progress: float) -> Problem:
         return Problem(system, self.threat, self.goal, objective, self.streams, progress, self.tick)
 
+    def settle(self, seen: Progress) -> None:
+        seen.queries[self.rows] += self.shown
+        self.shown = 0
+
     def keep(self, mask: Tensor) -> None:
-        self.rows, self.variable = self.rows[mask], self.variable[mask]
-        self.goal, self.streams = self.goal.select(mask), self.streams.select(mask.nonzero()[:, 0])
-        self.threat, self.memory = self.threat.select(mask), tuple(m[mask] for m in self.memory)
+        left = mask.nonzero()[:, 0]
+        self.rows = left if isinstance(self.rows, slice) else self.rows[left]
+        self.variable = self.variable[left]
+        self.goal, self.streams = self.goal.select(left), self.streams.select(left)
+        self.threat, self.memory = self.threat.select(left), tuple(m[left] for m in self.memory)
         if len(self.low):
-            self.low, self.mark = self.low[mask], self.mark[mask]
+            self.low, self.mark = self.low[left], self.mark[left]
 
 
 @dataclass(frozen=True)
@@ -192,7 +200,7 @@ class Search(Plan):
             mine = goal.select(rows)
             threat = self.threat.bind(mine.x, own)
             start = threat.start(mine.x, own if self.random_start or attempt else None)
-            live = _Live(rows, start, mine, own, threat)
+            live = _Live(rows if len(rows) < len(wanted) else slice(None), start, mine, own, threat)
             for stage in self.stages:
                 self._stage(system, stage, live, best if stage is self.stages[-1] else None, seen)
         return Found(best.x, seen.queries, seen.flat, *seen.verdict(best))
@@ -202,33 +210,34 @@ class Search(Plan):
         for step in range(stage.steps):
             problem = live.problem(system, stage.objective, step / max(stage.steps - 1, 1))
             found = self.direction(problem, live.variable, step == 0)
-            seen.queries[live.rows] += found.queries
+            live.shown += found.queries
             if step == 0:
                 seen.flat[live.rows] |= found.no_map_gradient
             gradient = found.gradient
             if best is not None:
-                seen.follow(live.rows, found.loss, first=step == 0)
-                leave = self._stuck(live, found.loss, step, stage.steps)
+                if found.seen is None:
+                    seen.follow(live.rows, found.loss, first=step == 0)
+                done = [self._stuck(live, found.loss, step, stage.steps)] if self.patience else []
                 if found.seen is not None or step % self.judge_every == 0:
-                    done = self._judge(problem, live, found.seen, best, seen, last=False)
-                    leave = leave | done if self.early_stop else leave
-                if (self.early_stop or self.patience) and bool(leave.any()):
+                    met = self._judge(problem, live, found.seen, best, last=False)
+                    done += [met] if self.early_stop else []
+                if done and bool((leave := torch.stack(done).any(0)).any()):
+                    live.settle(seen)
                     live.keep(~leave)
                     gradient = gradient[~leave]
-            if not len(live.rows):
+            if not len(live.variable):
                 return
             moved, live.memory = stage.update(live.variable, gradient, problem.progress, live.memory)
             live.variable = live.threat.project(live.goal.x, moved).detach()
             live.tick += 1
         if best is not None:
             problem = live.problem(system, stage.objective, 1.0)
-            self._judge(problem, live, None, best, seen, last=self.returns == "last")
+            self._judge(problem, live, None, best, last=self.returns == "last")
+        live.settle(seen)
 
     def _stuck(self, live: _Live, loss: Tensor, step: int, steps: int) -> Tensor:
         """Where the lowest loss so far hardly fell in a tenth of the steps, ``[rows]`` bool."""
-        none = torch.zeros_like(live.rows, dtype=torch.bool)
-        if not self.patience:
-            return none
+        none = torch.zeros_like(loss, dtype=torch.bool)
         live.low = torch.minimum(live.low, loss) if step else loss
         if step % -(-steps // 10):
             return none
@@ -236,15 +245,13 @@ class Search(Plan):
         live.mark = live.low
         return stuck
 
-    def _judge(
-        self, problem: Problem, live: _Live, look: Seen | None, best: Best, seen: Progress, *, last: bool
-    ) -> Tensor:
+    def _judge(self, problem: Problem, live: _Live, look: Seen | None, best: Best, *, last: bool) -> Tensor:
         """Take over what is better, seen on the real system; where all constraints are met, ``[rows]`` bool."""
         if look is None:
             with torch.no_grad():
                 look = problem.look(live.variable)
-            seen.queries[live.rows] += 1
-        return best.update(live.rows, look, live.goal, problem.objective, seen, always=last)
+            live.shown += 1
+        return best.update(live.rows, look, live.goal, problem.objective, always=last)
 
 
 def _no_gradient(count: int, total: int) -> str:

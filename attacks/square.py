@@ -51,7 +51,7 @@ class _Squares(Plan):
         def shown(rows: Tensor, here: Goal, x: Tensor, *, always: bool = False) -> Tensor:
             progress.queries[rows] += 1
             seen = observe(system, x, here, frozenset())
-            return best.update(rows, seen, here, objective, progress, always=always)
+            return best.update(rows, seen, here, objective, always=always)
 
         rows = torch.arange(len(goal.x), device=goal.x.device)
         for query in range(self.max_queries):

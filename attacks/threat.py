@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 from robustexplain import maps as ops
@@ -66,17 +65,30 @@ class Threat(ABC):
 
 @dataclass(frozen=True)
 class Linf(Threat):
-    """``max |x' - x| <= eps``, in the units of ``[0, 1]`` pixels."""
+    """``max |x' - x| <= eps``, in the units of ``[0, 1]`` pixels; ``sides`` of the box are there once it is bound."""
 
     eps: Eps = 8 / 255
+    sides: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)
+
+    def bind(self, x: Tensor, streams: Streams) -> Linf:
+        """The same box, its sides worked out once."""
+        return replace(self, sides=self._sides(x))
+
+    def select(self, rows: Tensor) -> Linf:
+        """The box around some of the images."""
+        return self if self.sides is None else replace(self, sides=(self.sides[0][rows], self.sides[1][rows]))
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
         """Clip to the box around ``x`` and to ``[0, 1]``."""
-        return torch.min(torch.max(variable, x - self.eps), x + self.eps).clamp(0, 1)
+        low, high = self._sides(x) if self.sides is None else self.sides
+        return variable.clamp(low, high)
 
     def sample(self, x: Tensor, streams: Streams) -> Tensor:
         """Uniform in the box."""
         return x + streams.uniform(x, -self.eps, self.eps)
+
+    def _sides(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return (x - self.eps).clamp(0, 1), (x + self.eps).clamp(0, 1)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from robustexplain import maps as ops
@@ -39,7 +40,7 @@ class SignStep(Update):
 
     def __call__(self, variable: Tensor, gradient: Tensor, progress: float, memory: Memory) -> tuple[Tensor, Memory]:
         """One sign step."""
-        return variable - at(self.size, progress) * gradient.sign(), memory
+        return torch.sub(variable, gradient.sign(), alpha=at(self.size, progress)), memory
 
 
 @dataclass(frozen=True)

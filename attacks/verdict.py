@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from robustexplain.objectives import Goal, Objective, Seen, sum_losses
+from robustexplain import maps as ops
+from robustexplain.objectives import Goal, Objective, Seen, Weight, sum_losses
+
+Rows = Tensor | slice
+"""Which samples of a batch: their indices, or ``slice(None)`` for all of them, which copies nothing."""
 
 
 @dataclass
@@ -17,47 +22,52 @@ class Progress:
     Args:
         queries: inputs shown to the system so far.
         flat: where the map's gradient was exactly zero.
-        first: the loss that decides at the first look at the real system, and ...
-        lowest: the lowest since.
-        followed: the loss as the followed direction saw it first, and ...
+        followed: the loss as a stand-in that was followed saw it first (infinite where none was), and ...
         reached: the lowest it saw since.
-        least: the loss at which nothing is left to gain.
     """
 
     queries: Tensor
     flat: Tensor
-    first: Tensor
-    lowest: Tensor
     followed: Tensor
     reached: Tensor
-    least: float = 0.0
 
     @classmethod
     def none(cls, x: Tensor) -> Progress:
         """Before the first look."""
         far = torch.full((len(x),), torch.inf, device=x.device)
         count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        return cls(count, count > 0, far.clone(), far.clone(), far.clone(), far)
+        return cls(count, count > 0, far, far.clone())
 
-    def follow(self, rows: Tensor, loss: Tensor, *, first: bool) -> None:
-        """Note the loss that a direction saw on its way."""
+    def follow(self, rows: Rows, loss: Tensor, *, first: bool) -> None:
+        """Note the loss that a stand-in saw on its way."""
         loss = loss.float()
         if first:
-            new = self.followed[rows].isinf()
-            self.followed[rows[new]] = loss[new]
+            before = self.followed[rows]
+            self.followed[rows] = torch.where(before.isinf(), loss, before)
         self.reached[rows] = torch.minimum(self.reached[rows], loss)
-
-    def judged(self, rows: Tensor, loss: Tensor, counts: Tensor) -> None:
-        """Note the loss of a look at the real system, where it ``counts``: meets no fewer constraints than before."""
-        first, lowest = self.first[rows], self.lowest[rows]
-        self.first[rows] = torch.where(first.isinf(), loss, first)
-        self.lowest[rows] = torch.where(counts, torch.minimum(lowest, loss), lowest)
 
     def verdict(self, best: Best) -> tuple[Tensor, Tensor]:
         """``stalled`` and ``misled``, ``[B]`` bool: see :class:`~.search.Found`."""
-        stuck = (self.lowest >= self.first) & (self.first > self.least) & ~best.satisfied
+        stuck = best.stalled()
+        # Infinite throughout where no stand-in was followed.
         fell = self.reached < self.followed - 1e-3 * self.followed.abs()
         return stuck, stuck & fell
+
+
+class _Start(NamedTuple):
+    """The first look at the real system: whatever beats it is a gain."""
+
+    unmet: Tensor
+    score: Tensor
+    least: float
+    """The loss at which nothing is left to gain."""
+    alone: bool
+    """Whether there are constraints alone, so that nothing is left to want of a sample that meets them."""
+
+    def beaten(self, unmet: Tensor, score: Tensor) -> Tensor:
+        """Where constraints came to be met, whatever became of the rest, or the loss fell and gave none of them up."""
+        gained = (unmet < self.unmet) | ((unmet == self.unmet) & (score < self.score))
+        return gained | (unmet == 0) if self.alone else gained
 
 
 @dataclass
@@ -67,47 +77,60 @@ class Best:
     x: Tensor
     unmet: Tensor
     score: Tensor
-    satisfied: Tensor
+    gained: Tensor
+    """Where a search that returns its last iterate had got somewhere before that one."""
+    start: _Start | None = None
 
     @classmethod
     def none(cls, x: Tensor) -> Best:
         """Before the first look."""
         far = torch.full((len(x),), torch.inf, device=x.device)
-        return cls(x.clone(), far.clone(), far, torch.zeros(len(x), dtype=torch.bool, device=x.device))
+        return cls(x.clone(), far, far.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device))
 
-    def update(
-        self, rows: Tensor, seen: Seen, goal: Goal, objective: Objective, progress: Progress, *, always: bool = False
-    ) -> Tensor:
-        """Take over what is better (``always``: whatever it is); where all constraints are met, ``[rows]`` bool."""
+    def update(self, rows: Rows, seen: Seen, goal: Goal, objective: Objective, *, always: bool = False) -> Tensor:
+        """Take over what is better (``always``: whatever it is); where all constraints are met, ``[rows]`` bool.
+
+        The first look is at all samples.
+        """
         unmet, score = rank(objective, seen, goal)
-        least, lowest = self.unmet[rows], self.score[rows]
-        # An iterate that gives up a constraint (the label) for a lower loss has got nowhere.
-        progress.judged(rows, score, unmet <= least)
-        nearer = unmet < least
-        # A constraint that came to be met is progress, whatever became of the rest.
-        self.satisfied[rows] |= nearer & least.isfinite()
-        better = nearer | ((unmet == least) & (score < lowest)) | always
-        at_rows = rows[better]
-        self.x[at_rows] = seen.x.detach()[better]
-        self.unmet[rows], self.score[rows] = torch.where(better, unmet, least), torch.where(better, score, lowest)
-        progress.least = sum(part.least for part in _deciding(objective))
-        if all(part.constraint for _, part in objective.terms()):
-            # Nothing is left to want of a sample that meets constraints alone.
-            self.satisfied[rows] |= unmet == 0
+        if self.start is None:
+            alone = all(part.constraint for _, part in objective.terms())
+            self.start = _Start(unmet, score, sum(part.least for _, part in _deciding(objective)), alone)
+        before, lowest = self.unmet[rows], self.score[rows]
+        better = (unmet < before) | ((unmet == before) & (score < lowest))
+        if always:
+            self.gained |= self.start.beaten(self.unmet, self.score)
+            better = torch.ones_like(better)
+        self.x = _put(self.x, rows, torch.where(ops.expand(better, seen.x), seen.x.detach(), self.x[rows]))
+        self.unmet = _put(self.unmet, rows, torch.where(better, unmet, before))
+        self.score = _put(self.score, rows, torch.where(better, score, lowest))
         return unmet == 0
+
+    def stalled(self) -> Tensor:
+        """Where nothing that was seen beats the first look, and something was left to gain, ``[B]`` bool."""
+        if self.start is None:
+            return torch.ones_like(self.gained)
+        gained = self.gained | self.start.beaten(self.unmet, self.score)
+        return (self.start.score > self.start.least) & ~gained
+
+
+def _put(old: Tensor, rows: Rows, new: Tensor) -> Tensor:
+    """``old`` with ``new`` in some rows; ``new`` itself, if it is about all of them."""
+    if isinstance(rows, slice):
+        return new
+    old[rows] = new
+    return old
 
 
 def rank(objective: Objective, seen: Seen, goal: Goal) -> tuple[Tensor, Tensor]:
     """Unmet constraints and the loss that decides among equals (weights as they are at the end of the search)."""
     with torch.no_grad():
-        terms = objective.terms()
-        constraints = [part for _, part in terms if part.constraint]
-        unmet = sum((part.unmet(seen, goal) for part in constraints), torch.zeros(len(seen.x), device=seen.x.device))
-        rest = tuple(t for t in terms if not t[1].constraint) or terms
-        return unmet, sum_losses(rest, seen.at(1.0), goal).float()
+        unmet = [part.unmet(seen, goal) for _, part in objective.terms() if part.constraint]
+        far = sum(unmet[1:], unmet[0]) if unmet else torch.zeros(len(seen.x), device=seen.x.device)
+        # A loss that was followed, and noted, comes with its graph.
+        return far, sum_losses(_deciding(objective), seen.at(1.0), goal).detach().float()
 
 
-def _deciding(objective: Objective) -> list[Objective]:
+def _deciding(objective: Objective) -> tuple[tuple[Weight, Objective], ...]:
     """The parts whose loss decides among iterates that meet as many constraints."""
-    parts = [part for _, part in objective.terms()]
-    return [part for part in parts if not part.constraint] or parts
+    return tuple(term for term in objective.terms() if not term[1].constraint) or objective.terms()

@@ -522,7 +522,7 @@ def test_an_iterate_that_gives_up_the_label_for_a_lower_loss_is_no_progress(benc
     rows = torch.arange(4)
     wrong = system.model(x).detach().roll(1, dims=1)
     for logits in (system.model(x).detach(), wrong):
-        best.update(rows, Seen(x, logits), goal, Away() + 0.0 * KeepPrediction(), progress)
+        best.update(rows, Seen(x, logits), goal, Away() + 0.0 * KeepPrediction())
     kept = system.model(x).argmax(1) == y
     assert bool(kept.any())
     assert torch.equal(progress.verdict(best)[0], kept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -112,7 +112,8 @@ class Seen:
         progress: of the search, in ``[0, 1]``.
         streams: one random stream a sample.
         region: ``[B, H, W]``, 1 where the threat model may change ``x`` (a patch); ``None``: anywhere.
-        noted: what objectives worked out from this look, so that a further one (at squeezed inputs) is paid for once.
+        noted: what objectives worked out from this look (a further one at squeezed inputs, a loss that is followed
+            and then judged), so that it is paid for once.
     """
 
     x: Tensor
@@ -125,7 +126,7 @@ class Seen:
     progress: float = 0.0
     streams: Streams | None = None
     region: Tensor | None = None
-    noted: dict[object, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    noted: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def at(self, progress: float) -> Seen:
         """The same at another moment of the search."""
@@ -151,6 +152,11 @@ class Objective(ABC):
     @abstractmethod
     def loss(self, seen: Seen, goal: Goal) -> Tensor:
         """``[B]``, to be minimised."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether one look has one loss: at every moment of a search, and nothing in it is drawn. It is noted then."""
+        return False
 
     def met(self, seen: Seen, goal: Goal) -> Tensor:
         """``[B]`` bool; an objective that has no threshold of its own is never met."""
@@ -193,8 +199,21 @@ class Sum(Objective):
 
 def sum_losses(parts: tuple[tuple[Weight, Objective], ...], seen: Seen, goal: Goal) -> Tensor:
     """``sum_i weight_i(progress) loss_i``, ``[B]``; zeros if there are no parts."""
-    losses = [at(weight, seen.progress) * part.loss(seen, goal) for weight, part in parts]
+    weighted = [(at(weight, seen.progress), _noted_loss(part, seen, goal)) for weight, part in parts]
+    losses = [loss if weight == 1 else weight * loss for weight, loss in weighted]
     return sum(losses[1:], losses[0]) if losses else seen.logits.new_zeros(len(seen.logits))
+
+
+def _noted_loss(part: Objective, seen: Seen, goal: Goal) -> Tensor:
+    """A part's loss; once for each look, if it is settled."""
+    if not part.settled:
+        return part.loss(seen, goal)
+    # Noted with what it is the loss of, which is kept alive by that: no other object comes to have its id.
+    known: tuple[Objective, Goal, Tensor] | None = seen.noted.get(id(part))
+    fresh = known is None or known[0] is not part or known[1] is not goal
+    if known is None or fresh or (torch.is_grad_enabled() and not known[2].requires_grad):
+        known = seen.noted[id(part)] = (part, goal, part.loss(seen, goal))
+    return known[2]
 
 
 def needs_of(objective: Objective) -> frozenset[str]:

@@ -119,7 +119,7 @@ def squeezed_logits(seen: Seen, squeezer: Squeezer) -> Tensor:
     """``[B, K]`` of the squeezed inputs, looked at once for each look at the inputs themselves."""
     if seen.system is None:
         raise InputError("looking at squeezed inputs needs the system: give what was seen its system")
-    known = seen.noted.get(squeezer)
+    known: Tensor | None = seen.noted.get(squeezer)
     if known is None or (torch.is_grad_enabled() and not known.requires_grad):
         known = seen.noted[squeezer] = seen.system.model(squeezer.straight(seen.x))
     return known

@@ -32,15 +32,20 @@ class Misclassify(Objective):
 
     least: ClassVar[float] = -torch.inf
 
+    @property
+    def settled(self) -> bool:
+        """Unless a target probability is drawn."""
+        return self.smoothing == 0
+
     def loss(self, seen: Seen, goal: Goal) -> Tensor:
         """Cross-entropy, nats."""
-        log_p = seen.logits.log_softmax(1)
         if goal.goal_class is None:
-            return log_p.gather(1, goal.label[:, None])[:, 0]
-        toward = log_p.gather(1, goal.goal_class[:, None])[:, 0]
+            return -F.cross_entropy(seen.logits, goal.label, reduction="none")
         rho = at(self.smoothing, seen.progress)
         if rho == 0 or seen.streams is None:
-            return -toward
+            return F.cross_entropy(seen.logits, goal.goal_class, reduction="none")
+        log_p = seen.logits.log_softmax(1)
+        toward = log_p.gather(1, goal.goal_class[:, None])[:, 0]
         wanted = 1 - rho * seen.streams.uniform(toward)
         rest = (log_p.sum(1) - toward) / (log_p.shape[1] - 1)
         return -(wanted * toward + (1 - wanted) * rest)
@@ -51,13 +56,13 @@ class Misclassify(Objective):
 
     def unmet(self, seen: Seen, goal: Goal) -> Tensor:
         """0 where met, 1 where predicted as wanted below ``confidence``, 2 where predicted otherwise."""
-        own = goal.label if goal.goal_class is None else goal.goal_class
-        wanted = (seen.logits.argmax(1) == own) != (goal.goal_class is None)
+        own, predicted = goal.label if goal.goal_class is None else goal.goal_class, seen.logits.argmax(1)
+        otherwise = 2.0 * (predicted == own if goal.goal_class is None else predicted != own)
         if self.confidence == 0:
-            return torch.where(wanted, 0.0, 2.0)
+            return otherwise
         p = seen.logits.softmax(1).gather(1, own[:, None])[:, 0]
         sure = 1 - p if goal.goal_class is None else p
-        return torch.where(wanted, (sure < self.confidence).float(), 2.0)
+        return torch.where(otherwise > 0, otherwise, (sure < self.confidence).float())
 
 
 @OBJECTIVES.register("distill", paper="Hinton et al. 2015, at temperature 1")

@@ -150,10 +150,15 @@ def test_a_gradient_map_is_differentiated_faster_than_by_torch_alone(architectur
     assert retried(measure, lambda r: r["ours"] <= most)["ours"] <= most
 
 
+@pytest.mark.parametrize(("size", "margin"), [(8, 1.05), (64, 1.02)])
 @pytest.mark.benchmark
-def test_a_step_of_pgd_is_as_fast_as_torchattacks_and_foolboxes(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+def test_a_step_of_pgd_is_as_fast_as_torchattacks_and_foolboxes(model: nn.Module, size: int, margin: float) -> None:
+    """Ours also keeps the best iterate: a dozen operations on ``[B]``, which only a small batch of small images feels.
+
+    The margins are what the clock cannot tell apart, and on eight images of 32 x 32 those operations as well.
+    """
     torchattacks, foolbox = pytest.importorskip("torchattacks"), pytest.importorskip("foolbox")
-    x, y = batch
+    x, y = torch.rand(size, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(size) % 10
     system = rx.System(model, CAM(model))
     watched = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
 
@@ -174,8 +179,7 @@ def test_a_step_of_pgd_is_as_fast_as_torchattacks_and_foolboxes(model: nn.Module
         return {n: (found[f"{n} {3 * STEPS}"] - found[f"{n} {STEPS}"]) / 2 for n in names}
 
     def good(found: dict[str, float]) -> bool:
-        # Ours also keeps the best iterate; five percent is what the clock cannot tell apart.
-        return found["ours"] <= 1.05 * min(found["torchattacks"], found["foolbox"])
+        return found["ours"] <= margin * min(found["torchattacks"], found["foolbox"])
 
     assert good(retried(measure, good))
 
