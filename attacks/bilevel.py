@@ -191,8 +191,7 @@ class _Run:
         state = self.mask.optimise(self.x, self._classes(look.logits))
         # MASK stops some samples earlier, and does not say which: this is the most that it shows.
         self.seen.queries += 1 + self.mask.steps
-        rows = torch.arange(len(self.x), device=self.x.device)
-        self.best.update(rows, replace(look, maps=self._map(state)), self.goal, self.plan.aim)
+        self.best.update(slice(None), replace(look, maps=self._map(state)), self.goal, self.plan.aim)
         return state._replace(step=self.mask.steps)
 
     def _map(self, state: MaskState) -> Tensor:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,20 +23,17 @@ from robustexplain.system import System
 from .threat import Threat
 
 
-def observe(system: System, x: Tensor, goal: Goal, needs: frozenset[str], **known: Any) -> Seen:
-    """One look at the system: logits always, maps (of the goal's target, on their own grid) and score if needed.
-
-    ``known`` is what else the look should carry.
-    """
+def observe(system: System, x: Tensor, goal: Goal, needs: frozenset[str]) -> Seen:
+    """One look at the system: logits always, maps (of the goal's target, on their own grid) and score if needed."""
     score = None
     if "score" in needs:
         if system.detector is None:
             raise InputError("this objective needs a system with a detector, and the system has none")
         score = system.detector.soft_score(x)
     if "maps" not in needs:
-        return Seen(x, system.model(x), score=score, system=system, **known)
+        return Seen(x, system.model(x), score=score, system=system)
     found = system.interpreter.explain(x, goal.target, native=True)
-    return Seen(x, *found, score=score, system=system, **known)
+    return Seen(x, *found, score=score, system=system)
 
 
 @dataclass(frozen=True)
@@ -59,16 +56,9 @@ class Problem:
     def look(self, variable: Tensor, x: Tensor | None = None) -> Seen:
         """One look at the system through the threat model; at ``x``, if the inputs are made already."""
         x = self.place(variable) if x is None else x
-        return observe(
-            self.system,
-            x,
-            self.goal,
-            needs_of(self.objective),
-            variable=variable,
-            progress=self.progress,
-            streams=self.streams,
-            region=self.threat.region,
-        )
+        seen = observe(self.system, x, self.goal, needs_of(self.objective))
+        region = self.threat.region
+        return replace(seen, variable=variable, progress=self.progress, streams=self.streams, region=region)
 
     def loss(self, seen: Seen) -> Tensor:
         """The objective's loss, ``[B]``."""

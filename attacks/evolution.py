@@ -91,7 +91,6 @@ class _Evolve(Plan):
         objective = self.map_weight * scale * MatchMap("sum") + self.prediction_weight * KeepPrediction()
         mean, sigma = goal.x.clone(), goal.x.new_full((len(goal.x),), self.sigma)
         best, progress = Best.none(goal.x), Progress.none(goal.x)
-        rows = torch.arange(len(goal.x), device=goal.x.device)
         memory = Adam().begin(mean)
         for step in range(self.steps):
             problem = Problem(system, self.threat, goal, objective, streams, 1.0, step)
@@ -100,7 +99,7 @@ class _Evolve(Plan):
                 look = problem.look((mean + ops.expand(sigma, z) * z).clamp(0, 1))
                 sums.add(problem.loss(look).to(goal.x.dtype), z)
                 if member == 0:
-                    best.update(rows, look, goal, objective)
+                    best.update(slice(None), look, goal, objective)
             progress.queries += self.population
             ascent, widen = sums.gradients()
             moved, memory = Adam(self.lr * self.decay**step)(mean, -ascent, 0.0, memory)
