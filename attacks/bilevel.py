@@ -42,11 +42,11 @@ class Bilevel:
         push: L2 length of the step on the prediction (0.05 in the code).
         reach: largest L2 length of the step on the map (``alpha_max``).
         bisections: of that length (``n_bs``; 10 in the code).
-        rehearse: where the benign map is the goal, look ahead from MASK's first value and not from the mask that
-            follows, and compare with the masks of its run on the benign input at the same steps (ours). Adam's first
-            steps have one length whatever the slope, so they decide where a mask ends; and a mask that follows goes
-            on where MASK has stopped. It leads nearer where MASK's steps end before it rests (photographs), and less
-            near where it rests (32 pixels).
+        rehearse: look ahead from MASK's first value and not from the mask that follows (ours). Adam's first steps have
+            one length whatever the slope, so they decide where a mask ends; and a mask that follows goes on where
+            MASK has stopped. Where the benign map is the goal, the steps ahead are compared with the masks of MASK's
+            run on the benign input at the same steps. It leads nearer to maps of the adversary's own, and to the
+            benign map where MASK's steps end before it rests (photographs); less near where it rests (32 pixels).
     """
 
     follow: Natural = 0
@@ -79,7 +79,7 @@ class BilevelSearch(Plan):
     gradient through it); the mask starts as ``g(x; f)``, as in Algorithm 1, and not at 0.5; at a reset Adam's moments
     are those of MASK's own run, which stand at the new mask, and its counter is ``interpreter.steps`` (theirs halve and
     quarter the old ones and count from 100); the longest step does not shrink after 900 steps; nothing is rounded to 8
-    bits; with ``settings.rehearse``, (ii) and (iii) may give way to a rehearsal of MASK's first steps.
+    bits; with ``settings.rehearse``, (ii) and (iii) give way to a rehearsal of MASK's first steps.
 
     Args:
         threat: where the input may go.
@@ -146,12 +146,12 @@ class _Run:
     x: Tensor
     best: Best
     seen: Progress
-    lesson: tuple[Goal, ...] | None = None
+    lesson: tuple[Goal, ...] = ()
 
     def all(self) -> None:
         """Every outer step, with a reset before the first and a verdict after the last."""
         settings, steps = self.plan.settings, self.plan.steps
-        self.lesson = self._lesson() if settings.rehearse else None
+        self.lesson = self._lesson() if settings.rehearse else ()
         for step in range(steps):
             if step % settings.reset == 0:
                 state = self._reset(step / max(steps, 1))
@@ -163,20 +163,27 @@ class _Run:
             self.x = self._lead(gradient, step / max(steps, 1))
         self._reset(1.0)
 
-    def _lesson(self) -> tuple[Goal, ...] | None:
-        """What to match after each step ahead: MASK's run on the benign inputs; ``None`` if their map is no goal."""
-        goal = self.goal
-        if goal.goal_map is None or goal.benign_map is None or not torch.equal(goal.goal_map, goal.benign_map):
-            return None
-        with torch.no_grad():
-            classes = self.system.model(goal.x).argmax(1)
-        background, streams = self.mask.background(goal.x), Streams.of(goal.x, self.mask.seed, "mask")
-        state, lesson = self.mask.begin(goal.x), []
+    def _lesson(self) -> tuple[Goal, ...]:
+        """What to match after each step ahead: the goal, or MASK's run on the benign input where that is the goal."""
+        goal, ahead = self.goal, self.plan.settings.ahead
+        if goal.goal_map is None or goal.benign_map is None:
+            return (goal,) * ahead
+        rows = (goal.goal_map == goal.benign_map).flatten(1).all(1).nonzero()[:, 0]
+        lesson = []
+        for shown in self._run_on(goal.x[rows]) if len(rows) else ():
+            lesson.append(replace(goal, goal_map=goal.goal_map.index_copy(0, rows, shown)))
+        self.seen.queries[rows] += 1 + ahead
+        return tuple(lesson) or (goal,) * ahead
+
+    @torch.no_grad()
+    def _run_on(self, x: Tensor) -> list[Tensor]:
+        """The maps of the first ``settings.ahead`` steps of MASK on ``x``."""
+        classes, background = self.system.model(x).argmax(1), self.mask.background(x)
+        state, streams, shown = self.mask.begin(x), Streams.of(x, self.mask.seed, "mask"), []
         for _ in range(self.plan.settings.ahead):
-            state = self.mask.step(goal.x, background, state, classes, self.mask.shifts(goal.x, streams))
-            lesson.append(replace(goal, goal_map=self._map(state)))
-        self.seen.queries += 1 + self.plan.settings.ahead
-        return tuple(lesson)
+            state = self.mask.step(x, background, state, classes, self.mask.shifts(x, streams))
+            shown.append(self._map(state))
+        return shown
 
     def _classes(self, logits: Tensor) -> Tensor:
         return logits.argmax(1) if self.goal.target is None else self.goal.target

@@ -141,7 +141,6 @@ def test_a_rehearsal_looks_ahead_from_masks_first_value_to_the_masks_of_its_run_
     goal = benign(mask, x)
     run = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, goal)
     lesson = run._lesson()
-    assert lesson is not None
     now, own = mask.begin(x), smooth(x).argmax(1)
     for told in lesson:
         now = mask.step(x, mask.background(x), now, own)
@@ -172,15 +171,33 @@ def test_on_the_benign_input_itself_nothing_is_left_to_rehearse(smooth: nn.Modul
     assert not run._ahead(state(x), 0.0)[0].any()
 
 
-def test_a_map_of_the_adversarys_own_has_no_run_to_rehearse(smooth: nn.Module, x: Tensor) -> None:
+def test_a_map_of_the_adversarys_own_is_rehearsed_as_it_is_and_each_sample_has_its_own_lesson(
+    smooth: nn.Module, x: Tensor
+) -> None:
     mask = mask_of(smooth)
-    assert run_of(search(Bilevel(rehearse=True)), mask, x, aims(x))._lesson() is None
-    other = replace(benign(mask, x), goal_map=torch.rand(len(x), 8, 8, dtype=x.dtype))
-    assert run_of(search(Bilevel(rehearse=True)), mask, x, other)._lesson() is None
+    plain = benign(mask, x)
+    assert plain.benign_map is not None
+    own = torch.rand(len(x), 8, 8, dtype=x.dtype, generator=torch.Generator().manual_seed(5))
+    for goal in (aims(x), replace(plain, goal_map=own)):
+        run = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, goal)
+        assert run._lesson() == (goal,) * 3
+        assert run.seen.queries.tolist() == [0] * len(x)
+    mixed = replace(plain, goal_map=torch.cat([own[:1], plain.benign_map[1:]]))
+    run = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, mixed)
+    whole = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, plain)._lesson()
+    for told, wanted in zip(run._lesson(), whole, strict=True):
+        assert told.goal_map is not None and wanted.goal_map is not None
+        assert torch.equal(told.goal_map[0], own[0])
+        torch.testing.assert_close(told.goal_map[1:], wanted.goal_map[1:], rtol=1e-12, atol=1e-12)
+    assert run.seen.queries.tolist() == [0] + [4] * (len(x) - 1)
+
+
+def test_rehearsing_is_a_choice(smooth: nn.Module, x: Tensor) -> None:
+    mask = mask_of(smooth)
     for rehearse in (True, False):
         run = run_of(search(Bilevel(rehearse=rehearse), steps=1), mask, x, benign(mask, x))
         run.all()
-        assert (run.lesson is not None) == rehearse
+        assert bool(run.lesson) == rehearse
 
 
 class Threshold(nn.Module):
