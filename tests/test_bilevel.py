@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import robustexplain as rx
 from robustexplain.activations import SmoothGradient, Softplus
-from robustexplain.attacks import ADV2, PGD, Bilevel, BilevelSearch, Linf, SignStep, Stage, random_classes
+from robustexplain.attacks import ADV2, PGD, Bilevel, BilevelSearch, Linf, SignStep, Stage, random_classes, random_patch_maps
 from robustexplain.attacks import bilevel as under_test
 from robustexplain.attacks.directions import Hardening
 from robustexplain.attacks.verdict import Best, Progress
@@ -439,6 +439,17 @@ def test_adv2_keeps_the_success_of_pgd_and_the_mask_of_the_benign_image(
     benign = mask(x).detach()
     near, far = (L1()(mask(f.x, goal).detach(), benign) for f in (found, pgd))
     assert float(near.mean()) < 0.6 * float(far.mean())
+
+
+def test_a_forged_mask_is_nearer_to_a_random_patch_than_to_the_benign_mask(
+    trained: Classifier, judged: tuple[Tensor, Tensor]
+) -> None:
+    x, y = judged[0][:6], judged[1][:6]
+    goal, patch, mask = random_classes(x, y, 10), random_patch_maps(x), Mask(trained, steps=40)
+    found = ADV2(EPS, 36, 0.01, mask=Bilevel(reset=6))(rx.System(trained, mask), x, y, goal, patch)
+    shown, benign = mask(found.x, goal).detach(), mask(x).detach()
+    assert bool(found.success.all())
+    assert float(L1()(shown, patch).mean()) < 0.9 * float(L1()(shown, benign).mean())
 
 
 def test_what_stands_in_for_rectifiers_is_what_the_docstring_says(tiny_model: nn.Module) -> None:
