@@ -64,8 +64,10 @@ class ADV2(Attack):
             MASK, which see nothing where the prediction is sure.
         surrogate: what rectifiers compute while directions are sought: ``auto`` takes ``softplus`` for gradient maps
             and for MASK (whose steps are gradients too; the paper has nothing there) and nothing otherwise; ``none``;
-            ``smooth_gradient`` is ``h(z)``, the paper's; the ``beta`` of ``softplus`` grows from 5 to 40 over the joint
-            stage (against MASK it is 40).
+            ``smooth_gradient`` is ``h(z)``, the paper's.
+        beta: of ``softplus`` at the start of the joint stage (against MASK it is 40 throughout) ...
+        beta_end: ... and at its end; it grows geometrically. A long search affords a higher one, which is nearer to the
+            rectifier.
         pool: average-pool maps by this factor before comparing them.
         evade: weight of the detector's soft score; 0 ignores it (see :meth:`adapted`).
         norm: ``linf`` or ``l2``.
@@ -88,6 +90,8 @@ class ADV2(Attack):
     encoder_weight: NonNegative = 0.1
     smoothing: Fraction = 0.05
     surrogate: Surrogate = "auto"
+    beta: Positive = 5.0
+    beta_end: Positive = 40.0
     pool: Count = 1
     evade: NonNegative = 0.0
     norm: Norm = "linf"
@@ -142,7 +146,8 @@ class ADV2(Attack):
         return Search(threat, stages, Backward(smooth, self.straight, self.draws), restarts=self.restarts)
 
     def _stand_in(self, system: System) -> Smooth | Hardening | None:
-        return surrogate_for(system.interpreter, self.surrogate, softplus=Hardening(5.0, 40.0), auto="softplus")
+        hardening = Hardening(self.beta, self.beta_end)
+        return surrogate_for(system.interpreter, self.surrogate, softplus=hardening, auto="softplus")
 
     def objective(self, system: System) -> Objective:
         """What the joint stage minimises against ``system``."""

@@ -459,6 +459,8 @@ def test_what_stands_in_for_rectifiers_is_what_the_docstring_says(tiny_model: nn
     assert ADV2(surrogate="none").plan(mask).surrogate is None  # type: ignore[attr-defined]
     assert ADV2().plan(plain).direction.surrogate is None  # type: ignore[attr-defined]
     assert ADV2().plan(gradient).direction.surrogate == Hardening(5.0, 40.0)  # type: ignore[attr-defined]
+    assert ADV2(beta=10, beta_end=90).plan(gradient).direction.surrogate == Hardening(10, 90)  # type: ignore[attr-defined]
+    assert ADV2(beta=10, beta_end=90).plan(mask).surrogate == Softplus(40.0)  # type: ignore[attr-defined]
     published = ADV2(surrogate="smooth_gradient").plan(gradient)
     assert published.direction.surrogate == SmoothGradient()  # type: ignore[attr-defined]
     # A detector's score is followed through a stand-in that leaves it as it is, unless the map needs the other one.
