@@ -14,7 +14,17 @@ from torch import Tensor, nn
 
 import robustexplain as rx
 from robustexplain.activations import SmoothGradient, Softplus
-from robustexplain.attacks import ADV2, PGD, Bilevel, BilevelSearch, Linf, SignStep, Stage, random_classes, random_patch_maps
+from robustexplain.attacks import (
+    ADV2,
+    PGD,
+    Bilevel,
+    BilevelSearch,
+    Linf,
+    SignStep,
+    Stage,
+    random_classes,
+    random_patch_maps,
+)
 from robustexplain.attacks import bilevel as under_test
 from robustexplain.attacks.directions import Hardening
 from robustexplain.attacks.verdict import Best, Progress
@@ -186,7 +196,8 @@ def test_a_map_of_the_adversarys_own_is_rehearsed_as_it_is_and_each_sample_has_i
     run = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, mixed)
     whole = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, plain)._lesson()
     for told, wanted in zip(run._lesson(), whole, strict=True):
-        assert told.goal_map is not None and wanted.goal_map is not None
+        assert told.goal_map is not None
+        assert wanted.goal_map is not None
         assert torch.equal(told.goal_map[0], own[0])
         torch.testing.assert_close(told.goal_map[1:], wanted.goal_map[1:], rtol=1e-12, atol=1e-12)
     assert run.seen.queries.tolist() == [0] + [4] * (len(x) - 1)
