@@ -10,7 +10,7 @@ import torch
 from robustexplain import metrics
 from robustexplain.errors import InputError
 from robustexplain.evaluation import RunFolder, run
-from robustexplain.metrics import JUDGED
+from robustexplain.metrics import JUDGED, L1
 from robustexplain.recipe import read
 from robustexplain.registry import METRICS
 from robustexplain.system import System
@@ -83,6 +83,12 @@ def test_a_cell_with_a_goal_map_says_how_often_it_is_nearer_than_the_benign_one(
     report = (tmp_path / "run/report.html").read_text()
     assert "L1 to the goal map" in report
     assert "Nearer to the goal map, by IoU" in report
+    # The map that was wanted is kept, and shown beside what was reached: six pictures an image, five where there is none.
+    torch.testing.assert_close(L1()(found["attacked_map"], found["goal_map"]), found["l1_goal"][: len(found["goal_map"])])
+    assert "goal_map" not in cell["measures"]
+    assert "goal_map" not in folder.arrays("cam", "clean")
+    strips = [strip.split("</div>")[0].count("<img") for strip in report.split('<div class="strip')[1:]]
+    assert strips == [5] * len(folder.arrays("cam", "clean")["x"]) + [6] * len(found["x"])
 
 
 @pytest.mark.parametrize("name", [e.name for e in METRICS if not issubclass(e.build, JUDGED)])  # type: ignore[arg-type]

@@ -89,7 +89,7 @@ def measure(
     attack: Attack,
     honest: System | None = None,
 ) -> dict[str, Tensor]:
-    """Everything a cell reports of a chunk, ``[B]`` each, and ``x``, ``attacked_x`` and both maps for the pictures.
+    """Everything a cell reports of a chunk, ``[B]`` each, and ``x``, ``attacked_x`` and the maps for the pictures.
 
     The map that an attack must resemble to be plausible is its goal map: the benign map, or the one it was given. An
     attack that is after the explanation alone wins where the prediction stays and the map no longer resembles the
@@ -126,6 +126,8 @@ def measure(
     }
     if goal_class is not None:
         arrays["goal_class"] = goal_class
+    if "goal_map" in attacked:
+        arrays["goal_map"] = wanted
     true = None if honest is None else honest(chunk.x).maps
     stable = {name: metric for name, metric in metrics.items() if isinstance(metric, Stability)}
     # Together: those that draw the same neighbours explain them once.

@@ -282,7 +282,7 @@ def _images(arrays: dict[str, Tensor], i: int, names: list[str]) -> dict[str, An
 
 
 def _panels(arrays: dict[str, Tensor], i: int, names: list[str]) -> list[bytes]:
-    """Images and maps, benign and attacked; of a table's row, the bars of its map."""
+    """Images and maps, benign and attacked, and a goal map that was given; of a table's row, the bars of its map."""
     x, attacked = arrays["x"][i], arrays["attacked_x"][i]
     if x.dim() == 1:
         return [pictures.bars(arrays["attacked_map"][i], names or [f"column {j}" for j in range(len(x))])]
@@ -291,7 +291,7 @@ def _panels(arrays: dict[str, Tensor], i: int, names: list[str]) -> list[bytes]:
         pictures.picture(attacked),
         pictures.perturbation(x, attacked),
         pictures.heat_map(arrays["map"][i]),
-        pictures.heat_map(arrays["attacked_map"][i]),
+        *(pictures.heat_map(arrays[name][i]) for name in ("attacked_map", "goal_map") if name in arrays),
     ]
 
 

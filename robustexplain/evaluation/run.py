@@ -30,7 +30,7 @@ from .systems import Systems, clean_accuracy, prepare
 
 PATIENCE = 10.0
 """Seconds after which a system's time is not measured again: twice is what it takes."""
-PICTURES = ("x", "attacked_x", "map", "attacked_map")
+PICTURES = ("x", "attacked_x", "map", "attacked_map", "goal_map")
 LABELS = ("sample", "label", "prediction", "goal_class")
 
 
