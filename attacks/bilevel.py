@@ -169,12 +169,12 @@ class _Run:
         goal, ahead = self.goal, self.plan.settings.ahead
         if goal.goal_map is None or goal.benign_map is None:
             return (goal,) * ahead
-        rows = (goal.goal_map == goal.benign_map).flatten(1).all(1).nonzero()[:, 0]
-        lesson = []
-        for shown in self._run_on(goal.x[rows]) if len(rows) else ():
-            lesson.append(replace(goal, goal_map=goal.goal_map.index_copy(0, rows, shown)))
+        wanted = goal.goal_map
+        rows = (wanted == goal.benign_map).flatten(1).all(1).nonzero()[:, 0]
+        shown = self._run_on(goal.x[rows]) if len(rows) else []
         self.seen.queries[rows] += 1 + ahead
-        return tuple(lesson) or (goal,) * ahead
+        told = tuple(replace(goal, goal_map=wanted.index_copy(0, rows, maps)) for maps in shown)
+        return told or (goal,) * ahead
 
     @torch.no_grad()
     def _run_on(self, x: Tensor) -> list[Tensor]:
