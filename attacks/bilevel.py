@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -147,12 +148,10 @@ class _Run:
     x: Tensor
     best: Best
     seen: Progress
-    lesson: tuple[Goal, ...] = ()
 
     def all(self) -> None:
         """Every outer step, with a reset before the first and a verdict after the last."""
         settings, steps = self.plan.settings, self.plan.steps
-        self.lesson = self._lesson() if settings.rehearse else ()
         for step in range(steps):
             if step % settings.reset == 0:
                 state = self._reset(step / max(steps, 1))
@@ -164,10 +163,11 @@ class _Run:
             self.x = self._lead(gradient, step / max(steps, 1))
         self._reset(1.0)
 
-    def _lesson(self) -> tuple[Goal, ...]:
-        """What to match after each step ahead: the goal, or MASK's run on the benign input where that is the goal."""
+    @cached_property
+    def lesson(self) -> tuple[Goal, ...]:
+        """What to match after each step ahead: the goal, or in a rehearsal of the benign map MASK's own way to it."""
         goal, ahead = self.goal, self.plan.settings.ahead
-        if goal.goal_map is None or goal.benign_map is None:
+        if not self.plan.settings.rehearse or goal.goal_map is None or goal.benign_map is None:
             return (goal,) * ahead
         wanted = goal.goal_map
         rows = (wanted == goal.benign_map).flatten(1).all(1).nonzero()[:, 0]
@@ -223,7 +223,7 @@ class _Run:
         with torch.no_grad():
             self.classes = self._classes(self.system.model(self.x))
             background = self.mask.background(self.x)
-        follow = 0 if self.lesson else self.plan.settings.follow
+        follow = 0 if self.plan.settings.rehearse else self.plan.settings.follow
         for _ in range(follow):
             state = self.mask.step(self.x, background, state, self.classes, self.mask.shifts(self.x, self.streams))
         self.seen.queries += 1 + follow
@@ -232,11 +232,10 @@ class _Run:
     def _ahead(self, state: MaskState, progress: float) -> tuple[Tensor, MaskState]:
         """The gradient of the mean map loss over the steps ahead, and where they end."""
         x = self.x.detach().requires_grad_()
-        total, goals = x.new_zeros(len(x)), self.lesson or (self.goal,) * self.plan.settings.ahead
-        state = self.mask.begin(x) if self.lesson else state
+        total, state = x.new_zeros(len(x)), self.mask.begin(x) if self.plan.settings.rehearse else state
         with torch.enable_grad(), self._followed(progress):
             background = self.mask.background(x)
-            for goal in goals:
+            for goal in self.lesson:
                 shift = self.mask.shifts(x, self.streams)
                 state = self.mask.step(x, background, state, self.classes, shift, graph=True)
                 look = Seen(x, x.new_zeros(len(x), 1), self._map(state), variable=x)

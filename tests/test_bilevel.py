@@ -150,17 +150,16 @@ def test_a_rehearsal_looks_ahead_from_masks_first_value_to_the_masks_of_its_run_
     mask = mask_of(smooth)
     goal = benign(mask, x)
     run = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, goal)
-    lesson = run._lesson()
+    lesson = run.lesson
     now, own = mask.begin(x), smooth(x).argmax(1)
     for told in lesson:
         now = mask.step(x, mask.background(x), now, own)
         torch.testing.assert_close(told.goal_map, 1 - now.mask, rtol=0, atol=0)
     assert len(lesson) == 3
     assert run.seen.queries.tolist() == [4] * len(x)
-    run.lesson, run.classes = lesson, CLASSES
+    run.classes = CLASSES
     # The mask that follows is not asked, and does not follow.
     follower = run_of(search(Bilevel(follow=5, ahead=3, rehearse=True)), mask, x, goal)
-    follower.lesson = lesson
     assert torch.equal(follower._follow(state(x)).mask, state(x).mask)
     assert follower.seen.queries.tolist() == [1] * len(x)
     found, _ = run._ahead(state(x), 0.0)
@@ -177,7 +176,7 @@ def test_a_rehearsal_looks_ahead_from_masks_first_value_to_the_masks_of_its_run_
 def test_on_the_benign_input_itself_nothing_is_left_to_rehearse(smooth: nn.Module, x: Tensor) -> None:
     mask = mask_of(smooth)
     run = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, benign(mask, x))
-    run.lesson, run.classes = run._lesson(), smooth(x).argmax(1)
+    run.classes = smooth(x).argmax(1)
     assert not run._ahead(state(x), 0.0)[0].any()
 
 
@@ -190,12 +189,12 @@ def test_a_map_of_the_adversarys_own_is_rehearsed_as_it_is_and_each_sample_has_i
     own = torch.rand(len(x), 8, 8, dtype=x.dtype, generator=torch.Generator().manual_seed(5))
     for goal in (aims(x), replace(plain, goal_map=own)):
         run = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, goal)
-        assert run._lesson() == (goal,) * 3
+        assert run.lesson == (goal,) * 3
         assert run.seen.queries.tolist() == [0] * len(x)
     mixed = replace(plain, goal_map=torch.cat([own[:1], plain.benign_map[1:]]))
     run = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, mixed)
-    whole = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, plain)._lesson()
-    for told, wanted in zip(run._lesson(), whole, strict=True):
+    whole = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, plain).lesson
+    for told, wanted in zip(run.lesson, whole, strict=True):
         assert told.goal_map is not None
         assert wanted.goal_map is not None
         assert torch.equal(told.goal_map[0], own[0])
@@ -205,10 +204,11 @@ def test_a_map_of_the_adversarys_own_is_rehearsed_as_it_is_and_each_sample_has_i
 
 def test_rehearsing_is_a_choice(smooth: nn.Module, x: Tensor) -> None:
     mask = mask_of(smooth)
+    goal = benign(mask, x)
     for rehearse in (True, False):
-        run = run_of(search(Bilevel(rehearse=rehearse), steps=1), mask, x, benign(mask, x))
+        run = run_of(search(Bilevel(rehearse=rehearse), steps=1), mask, x, goal)
         run.all()
-        assert bool(run.lesson) == rehearse
+        assert all(told is goal for told in run.lesson) is not rehearse
 
 
 class Threshold(nn.Module):

@@ -126,28 +126,40 @@ def measure(
     }
     if goal_class is not None:
         arrays["goal_class"] = goal_class
+    references = {}
     if "goal_map" in attacked:
-        arrays["goal_map"] = wanted
-    true = None if honest is None else honest(chunk.x).maps
-    stable = {name: metric for name, metric in metrics.items() if isinstance(metric, Stability)}
-    # Together: those that draw the same neighbours explain them once.
-    moves = dict(zip(stable, stabilities(list(stable.values()), system.interpreter, x, seen.prediction), strict=True))
-    for name, metric in metrics.items():
-        arrays[name] = moves[name] if name in moves else figure(metric, system, chunk.x, x, benign.maps, seen)
-        if "goal_map" in attacked and isinstance(metric, MapMetric):
-            arrays |= _to_goal(name, metric, seen.maps, wanted, arrays[name])
-        if true is not None and isinstance(metric, MapMetric):
-            arrays[f"{name}_honest"] = metric(seen.maps, true)
+        references["goal"] = arrays["goal_map"] = wanted
+    if honest is not None:
+        references["honest"] = honest(chunk.x).maps
+    arrays |= _figures(metrics, system, chunk.x, x, benign.maps, seen, references)
     if seen.score is not None and seen.alarm is not None and benign.score is not None:
         arrays |= {"score": seen.score, "alarm": seen.alarm.float(), "clean_score": benign.score}
     return {name: value.cpu() for name, value in arrays.items()}
 
 
-def _to_goal(name: str, metric: MapMetric, maps: Tensor, wanted: Tensor, to_benign: Tensor) -> dict[str, Tensor]:
-    """How near the goal map is, and whether it is nearer than the benign map."""
-    found = metric(maps, wanted)
-    nearer = found > to_benign if metric.higher_is_closer else found < to_benign
-    return {f"{name}_goal": found, f"{name}_nearer": nearer.float()}
+def _figures(
+    metrics: dict[str, Metric],
+    system: System,
+    clean: Tensor,
+    x: Tensor,
+    benign: Tensor,
+    seen: Explained,
+    references: dict[str, Tensor],
+) -> dict[str, Tensor]:
+    """Every metric of a cell's chunk; those of maps to each of ``references`` too, as ``l1_goal`` or ``l1_honest``."""
+    found: dict[str, Tensor] = {}
+    stable = {name: metric for name, metric in metrics.items() if isinstance(metric, Stability)}
+    # Together: those that draw the same neighbours explain them once.
+    moves = dict(zip(stable, stabilities(list(stable.values()), system.interpreter, x, seen.prediction), strict=True))
+    for name, metric in metrics.items():
+        found[name] = moves[name] if name in moves else figure(metric, system, clean, x, benign, seen)
+        if isinstance(metric, MapMetric):
+            found |= {f"{name}_{to}": metric(seen.maps, maps) for to, maps in references.items()}
+            if "goal" in references:
+                goal = found[f"{name}_goal"]
+                nearer = goal > found[name] if metric.higher_is_closer else goal < found[name]
+                found[f"{name}_nearer"] = nearer.float()
+    return found
 
 
 def figure(metric: Metric, system: System, clean: Tensor, x: Tensor, benign: Tensor, seen: Explained) -> Tensor:

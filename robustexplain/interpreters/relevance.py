@@ -35,7 +35,7 @@ class LRP(Interpreter):
         conv: rule of convolutions: ``zplus``, ``epsilon``, ``alphabeta`` or ``gamma``.
         dense: rule of fully connected layers.
         first: rule of the layer that sees the input: ``same`` as the others of its kind, ``flat`` or ``box``
-            (the z-B rule, its box is ``[0, 1]`` carried through the model's own normalisation). z+ and epsilon share
+            (the z-B rule, its box is ``[0, 1]`` carried through the model's own normalisation). All others share
             by ``x w``: pixels near the mean of the normalisation get next to nothing, whatever they mean.
         epsilon: stabiliser of the epsilon rule; all others use 1e-6.
         alpha: weight of positive contributions; ``alpha - beta`` must be 1.
