@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -148,6 +147,11 @@ class _Run:
     x: Tensor
     best: Best
     seen: Progress
+    lesson: tuple[Goal, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # At once: later the model may be the stand-in, and its masks are others.
+        self.lesson = self._lesson()
 
     def all(self) -> None:
         """Every outer step, with a reset before the first and a verdict after the last."""
@@ -163,8 +167,7 @@ class _Run:
             self.x = self._lead(gradient, step / max(steps, 1))
         self._reset(1.0)
 
-    @cached_property
-    def lesson(self) -> tuple[Goal, ...]:
+    def _lesson(self) -> tuple[Goal, ...]:
         """What to match after each step ahead: the goal, or in a rehearsal of the benign map MASK's own way to it."""
         goal, ahead = self.goal, self.plan.settings.ahead
         if not self.plan.settings.rehearse or goal.goal_map is None or goal.benign_map is None:

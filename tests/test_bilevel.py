@@ -161,7 +161,7 @@ def test_a_rehearsal_looks_ahead_from_masks_first_value_to_the_masks_of_its_run_
     # The mask that follows is not asked, and does not follow.
     follower = run_of(search(Bilevel(follow=5, ahead=3, rehearse=True)), mask, x, goal)
     assert torch.equal(follower._follow(state(x)).mask, state(x).mask)
-    assert follower.seen.queries.tolist() == [1] * len(x)
+    assert follower.seen.queries.tolist() == [4 + 1] * len(x)
     found, _ = run._ahead(state(x), 0.0)
     leaf = x.clone().requires_grad_()
     now, total = mask.begin(leaf), torch.zeros((), dtype=x.dtype)
@@ -209,6 +209,22 @@ def test_rehearsing_is_a_choice(smooth: nn.Module, x: Tensor) -> None:
         run = run_of(search(Bilevel(rehearse=rehearse), steps=1), mask, x, goal)
         run.all()
         assert all(told is goal for told in run.lesson) is not rehearse
+
+
+def test_a_rehearsal_of_the_benign_map_is_that_of_the_real_network(
+    trained: Classifier, judged: tuple[Tensor, Tensor]
+) -> None:
+    x, y = judged[0][:3], judged[1][:3]
+    mask = Mask(trained, steps=4)
+    map_ = mask.explain(x, native=True).maps
+    plain = search(Bilevel(ahead=3, rehearse=True), steps=1)
+    lessons = []
+    for plan in (plain, replace(plain, surrogate=Softplus(1.0))):
+        goal = Goal(x, y, random_classes(x, y, 10), map_, benign_map=map_)
+        run = run_of(plan, mask, x, goal)
+        run.all()
+        lessons.append(torch.stack([told.goal_map for told in run.lesson]))  # type: ignore[misc]
+    assert torch.equal(*lessons)
 
 
 class Threshold(nn.Module):
