@@ -35,7 +35,7 @@ class _Softplus(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, beta: float) -> Tensor:
         ctx.save_for_backward(z)
-        ctx.beta = beta
+        ctx.beta, ctx.slope = beta, None
         # Flat below beta z = -40, where value and slope are below exp(-40): denormal numbers, which are slow, come of
         # less.
         low = -40 / beta
@@ -43,22 +43,30 @@ class _Softplus(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0] * _SoftplusSlope.apply(*ctx.saved_tensors, ctx.beta), None
+        (z,) = ctx.saved_tensors
+        # A second derivative comes by here twice, and the slope is the same.
+        ctx.slope = _softplus_slope(z.detach(), ctx.beta) if ctx.slope is None else ctx.slope
+        return grads[0] * _SoftplusSlope.apply(z, ctx.slope, ctx.beta), None
 
 
 class _SoftplusSlope(torch.autograd.Function):
-    """The sigmoid, cut off where the softplus is: its derivative is made of its value, to any order."""
+    """The slope as a function of ``z``: its derivative is made of its value, to any order."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, beta: float) -> Tensor:
-        slope = F.threshold(torch.sigmoid(beta * z), math.exp(-40), 0.0)
+    def forward(ctx: Any, z: Tensor, slope: Tensor, beta: float) -> Tensor:
+        slope = slope.view_as(slope)
         ctx.save_for_backward(slope)
         ctx.beta = beta
         return slope
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return torch.ops.aten.sigmoid_backward(grads[0], *ctx.saved_tensors) * ctx.beta, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return torch.ops.aten.sigmoid_backward(grads[0], *ctx.saved_tensors) * ctx.beta, None, None
+
+
+def _softplus_slope(z: Tensor, beta: float) -> Tensor:
+    """The sigmoid, cut off where the softplus is."""
+    return F.threshold(torch.sigmoid(beta * z), math.exp(-40), 0.0)
 
 
 @dataclass(frozen=True)

@@ -72,14 +72,12 @@ def run_command(
 
 
 def _session(device: str | None) -> Any:
-    from accelerate import Accelerator
-
     from .progress import Bars, Silent
-    from .training import Session
+    from .training import Session, accelerator_for
 
     if device not in (None, "cpu", "cuda", "mps"):
         raise InputError(f"--device: expected cpu, cuda or mps, got {device!r}")
-    accelerator = Accelerator(cpu=device == "cpu")
+    accelerator = accelerator_for(cpu=device == "cpu")
     if device not in (None, accelerator.device.type):
         raise InputError(f"--device {device}: this process has {accelerator.device.type}; check `accelerate env`")
     return Session(accelerator, progress=Bars() if accelerator.is_main_process else Silent())

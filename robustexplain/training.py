@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -71,17 +72,30 @@ class Training:
         return self.lr * 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))
 
 
+def accelerator_for(*, cpu: bool = False) -> Accelerator:
+    """An accelerator whose processes wait for one another for up to a week.
+
+    Processes share out chunks of images, and an attack on one chunk can take hours; torch gives up on a process that
+    is not there after 10 minutes (NCCL) or 30 (Gloo). One that has died is noticed at once, by its launcher.
+
+    Args:
+        cpu: stay on the CPU, whatever the machine has.
+    """
+    return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
+
+
 @dataclass
 class Session:
     """Where and on what training runs: the accelerator, the folder of checkpoints, the progress display.
 
     Args:
-        accelerator: Accelerate's; made on first use.
+        accelerator: Accelerate's. One of your own must wait for others as long as the longest chunk takes: see
+            :func:`accelerator_for`.
         folder: where checkpoints go; ``None`` keeps nothing.
         progress: what is shown while it runs.
     """
 
-    accelerator: Accelerator = field(default_factory=lambda: Accelerator())
+    accelerator: Accelerator = field(default_factory=accelerator_for)
     folder: Path | None = None
     progress: Progress = field(default_factory=Silent)
 

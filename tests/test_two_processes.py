@@ -79,3 +79,9 @@ def test_two_processes_find_what_one_finds(
         for name in names:
             scale = float(one[name].abs().max())
             torch.testing.assert_close(found[name], one[name], rtol=0, atol=relative * scale or 1e-6, msg=name)
+
+
+def test_a_process_waits_for_hours_where_another_attacks_a_longer_chunk(
+    results: tuple[dict[str, Tensor], list[dict[str, Tensor]]],
+) -> None:
+    assert all(float(found["hours"]) > 24 for found in results[1])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from robustexplain.attacks.manipulation import LocationFooling
 from robustexplain.defenses import AID
 from robustexplain.defenses.distillation import AIDLoss
 from robustexplain.interpreters import Gradient, MaskingModel
-from robustexplain.training import Moment, Session, Training, cross_entropy, fit
+from robustexplain.training import Moment, Session, Training, accelerator_for, cross_entropy, fit
 
 
 def net(seed: int, kink: type[nn.Module] = nn.ReLU) -> nn.Module:
@@ -109,10 +110,14 @@ def fooled(accelerator: Accelerator, name: str, **settings: Any) -> dict[str, Te
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
-    accelerator = Accelerator(cpu=True)
+    accelerator = accelerator_for(cpu=True)
     found = aid_gradients(accelerator) | fitted(accelerator) | explained(accelerator) | fooled(accelerator, "fooled")
     found |= fooled(accelerator, "shifted", shift=True)
     found["processes"] = torch.tensor(accelerator.num_processes)
+    if accelerator.num_processes > 1:
+        assert dist.group.WORLD is not None
+        waits = dist.group.WORLD._get_backend(accelerator.device).options._timeout
+        found["hours"] = torch.tensor(waits.total_seconds() / 3600)
     save_file(found, str(out / f"{accelerator.num_processes}-{accelerator.process_index}.safetensors"))
     accelerator.end_training()
 
