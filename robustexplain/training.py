@@ -73,7 +73,7 @@ class Training:
 
 
 def accelerator_for(*, cpu: bool = False) -> Accelerator:
-    """An accelerator whose processes wait for one another for up to a week.
+    """An accelerator whose processes wait for one another for up to a day.
 
     Processes share out chunks of images, and an attack on one chunk can take hours; torch gives up on a process that
     is not there after 10 minutes (NCCL) or 30 (Gloo). One that has died is noticed at once, by its launcher.
@@ -81,7 +81,7 @@ def accelerator_for(*, cpu: bool = False) -> Accelerator:
     Args:
         cpu: stay on the CPU, whatever the machine has.
     """
-    return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
+    return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
 
 
 @dataclass

@@ -84,4 +84,4 @@ def test_two_processes_find_what_one_finds(
 def test_a_process_waits_for_hours_where_another_attacks_a_longer_chunk(
     results: tuple[dict[str, Tensor], list[dict[str, Tensor]]],
 ) -> None:
-    assert all(float(found["hours"]) > 24 for found in results[1])
+    assert all(float(found["hours"]) >= 24 for found in results[1])
