@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustexplain import activations
 from robustexplain.activations import SmoothGradient, Softplus, count_rectifiers, require_rectifiers, swapped
 from robustexplain.errors import InputError, UnsupportedModelError
 
@@ -163,6 +164,33 @@ def test_softplus_has_a_third_derivative() -> None:
     s = torch.sigmoid(3.0 * Z)
     third = slope(lambda a: slope(lambda b: slope(Softplus(3.0), b), a), Z)
     torch.testing.assert_close(third, 9.0 * s * (1 - s) * (1 - 2 * s), rtol=1e-7, atol=1e-9)
+
+
+def test_a_second_derivative_works_the_softplus_slope_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    worked_out = []
+
+    def counted(z: Tensor, beta: float) -> Tensor:
+        worked_out.append(z.shape)
+        return torch.sigmoid(beta * z)
+
+    monkeypatch.setattr(activations, "_softplus_slope", counted)
+    z = Z.clone().requires_grad_()
+    s = torch.sigmoid(3.0 * Z)
+    value = Softplus(3.0)(z)
+    (first,) = torch.autograd.grad(value.square().sum(), z, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), z)
+    assert len(worked_out) == 1
+    torch.testing.assert_close(second, 2 * s * s + 2 * value.detach() * 3.0 * s * (1 - s), rtol=1e-7, atol=1e-9)
+
+
+def test_a_softplus_can_be_gone_through_again_after_its_second_derivative() -> None:
+    z = Z.clone().requires_grad_()
+    value = Softplus(3.0)(z)
+    twice = []
+    for _ in range(2):
+        (first,) = torch.autograd.grad(value.sum(), z, create_graph=True)
+        twice.append(torch.autograd.grad(first.sum(), z)[0])
+    assert torch.equal(*twice)
 
 
 @pytest.mark.parametrize("beta", [0.0, -1.0, math.nan])
