@@ -38,8 +38,8 @@ class Bilevel:
         ahead: differentiable steps after them; the maps of all of them are compared with the goal (``n_step``).
         unroll: differentiate through all the steps ahead. Otherwise, as in the code, the mask is cut from the graph
             after each, and the gradient goes through single steps and through Adam's moments, which stay in it.
-        reset: outer steps between two masks that are optimised anew, and judged (``n_reset``). A mask of a photograph jumps
-            from one to the next, and the best counts: there a small number leads nearer, at MASK's full cost each.
+        reset: outer steps between two masks that are optimised anew, and judged (``n_reset``). A photograph's mask
+            jumps from one to the next, and the best counts: a small number leads nearer, at MASK's full cost each.
         push: L2 length of the step on the prediction (0.05 in the code).
         reach: largest L2 length of the step on the map (``alpha_max``).
         bisections: of that length (``n_bs``; 10 in the code).
