@@ -7,6 +7,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ import torch
 from PIL import Image
 
 from robustexplain import files
-from robustexplain.cli import main
+from robustexplain.cli import _session, main
 from robustexplain.registry import ALL
+from robustexplain.training import Session
 
 TINY = Path(__file__).parent / "tiny.yaml"
 SMALLER = [
@@ -168,6 +170,13 @@ def test_bad_options_of_run_are_refused(words: list[str], expected: str, cli: Ca
     assert code == 2
     assert expected in said
     assert "Traceback" not in said
+
+
+def test_processes_of_the_command_and_of_a_session_wait_for_the_slowest_chunk() -> None:
+    for session in (_session("cpu"), Session()):
+        settings = session.accelerator.init_handler
+        assert settings is not None
+        assert settings.timeout >= timedelta(days=1)
 
 
 def test_a_run_of_another_recipe_is_refused(cli: Call, finished: Path) -> None:
