@@ -19,11 +19,11 @@ from robustexplain.interpreters import GradCAM
 from robustexplain.metrics import hit
 from robustexplain.models import build
 from robustexplain.objectives import Goal
+from robustexplain.random_streams import Streams
 from robustexplain.registry import INTERPRETERS
-from robustexplain.streams import Streams
 from robustexplain.system import System
 
-from .search import Plan
+from .search.loop import Plan
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustexplain import maps as ops
 from robustexplain.fields import Eps, Radius, check_fields
-from robustexplain.streams import Streams
+from robustexplain.random_streams import Streams
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from . import files, pictures
+from . import files, plots
 from .attacks import Attack, Attacked, random_classes, random_patch_maps
 from .errors import InputError
 from .explain import channels_of, read_image, systems_of_model, systems_of_run
 from .metrics import L1, IoU, Spearman, hit
+from .recipe.schema import make, numbers
 from .registry import ATTACKS
-from .schema import make, numbers
 from .system import System
 
 
@@ -175,12 +175,12 @@ def _write_pictures(
         (f"clean\nclass {before['prediction']}, {before['probability']:.0%}", shown),
         (f"attacked\nclass {after['prediction']}, {after['probability']:.0%}", attacked),
         (f"difference x 10\nat most {found['perturbation_linf'] * 255:.1f}/255", change),
-        ("map of the clean image", pictures.coloured(maps["map"][0], x[0])),
+        ("map of the clean image", plots.coloured(maps["map"][0], x[0])),
         (f"map of the attacked image\nIoU with the goal {found['map_iou']:.2f}",
-         pictures.coloured(maps["attacked_map"][0], made.x[0].detach())),
-        ("map that was wanted", pictures.coloured(maps["goal_map"][0], x[0])),
+         plots.coloured(maps["attacked_map"][0], made.x[0].detach())),
+        ("map that was wanted", plots.coloured(maps["goal_map"][0], x[0])),
     ]  # fmt: skip
-    drawn = pictures.strip([(caption, np.asarray(panel)) for caption, panel in panels])
+    drawn = plots.strip([(caption, np.asarray(panel)) for caption, panel in panels])
     files.replace_file(out / "compare.png", lambda aside: aside.write_bytes(drawn))
 
 

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import files, models, pictures
+from . import files, models, plots
 from .errors import InputError, MissingDataError
 from .evaluation.report import Results
 from .evaluation.store import RunFolder
+from .recipe.schema import needs_parts
 from .registry import INTERPRETERS
-from .schema import needs_parts
 from .system import System
 
 
@@ -58,8 +58,8 @@ def explain_image(
         p, c = seen.logits.softmax(1).max(1)
         alarm = "" if seen.alarm is None else f", score {float(seen.score):.2f}" + (" ALARM" if seen.alarm else "")  # type: ignore[arg-type]
         lines.append(f"{label}: class {int(c)}, {float(p):.1%}{alarm}")
-        panels.append((f"{label}\nclass {int(c)}, {float(p):.0%}", pictures.coloured(seen.maps[0], x[0])))
-    files.replace_file(out, lambda aside: aside.write_bytes(pictures.strip([(c, np.asarray(a)) for c, a in panels])))
+        panels.append((f"{label}\nclass {int(c)}, {float(p):.0%}", plots.coloured(seen.maps[0], x[0])))
+    files.replace_file(out, lambda aside: aside.write_bytes(plots.strip([(c, np.asarray(a)) for c, a in panels])))
     return [*lines, f"picture: {out}"]
 
 

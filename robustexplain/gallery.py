@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import data as data_sets
-from . import files, models, pictures
-from .activations import Softplus
+from . import files, models, plots
+from .autograd.rectifiers import Softplus
 from .defenses import Aggregate
 from .errors import InputError, UnsupportedModelError
 from .explain import read_image
 from .interpreters import GradCAM, Gradient, IntegratedGradients, Interpreter, RTSTraining, Smoothed
 from .interpreters.base import taken
+from .recipe.schema import needs_parts
 from .registry import INTERPRETERS, Entry
-from .schema import needs_parts
 from .training import Session, Training, cross_entropy, fit
 
 PARTS: dict[str, Callable[[nn.Module], Interpreter]] = {
@@ -179,7 +179,7 @@ def _section(
         for entry in drawable:
             lines.append(_line(entry, model, x, c, trained))
             step(1)
-    return Section(title, [_uri(pictures.picture(image.cpu(), 112)) for image in x], captions, lines)
+    return Section(title, [_uri(plots.picture(image.cpu(), 112)) for image in x], captions, lines)
 
 
 def _line(
@@ -192,9 +192,7 @@ def _line(
         maps, ms = _explain(_make(entry, model, trained), x, target)
     except UnsupportedModelError as error:
         return Line(**{**vars(plain), "note": str(error)})
-    drawn = [
-        _uri(pictures.heat_map(pictures.magnitudes(m), image.cpu(), 112)) for m, image in zip(maps, x, strict=True)
-    ]
+    drawn = [_uri(plots.heat_map(plots.magnitudes(m), image.cpu(), 112)) for m, image in zip(maps, x, strict=True)]
     return Line(**{**vars(plain), "maps": drawn, "ms": ms})
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from . import __version__, files
-from .activations import Softplus
+from .autograd.rectifiers import Softplus
 from .errors import InputError, MissingDataError
 from .models import build
 from .models.weights import load_state

@@ -14,13 +14,13 @@ from robustexplain.errors import FieldError
 from robustexplain.fields import Fraction, Natural, check_fields
 from robustexplain.interpreters import Interpreter
 from robustexplain.objectives import MatchMap, MatchStructure, Objective
+from robustexplain.random_streams import generator
 from robustexplain.registry import MANIPULATIONS
-from robustexplain.streams import generator
 from robustexplain.training import Moment
 
 from .base import View
 from .finetuned import FineTuned
-from .lesson import Lesson
+from .fooling_batch import Lesson
 from .patterns import Shape, pattern
 
 Form = Literal["fooling", "red-herring", "full-disguise", "badnets"]

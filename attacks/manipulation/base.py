@@ -10,8 +10,8 @@ from torch import Tensor
 
 from robustexplain import checks
 from robustexplain.checks import Kind
-from robustexplain.columns import Column
 from robustexplain.errors import InputError
+from robustexplain.features import Column
 from robustexplain.fields import Natural, check_fields
 from robustexplain.interpreters import Interpreter
 from robustexplain.metrics import Fooling

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from robustexplain.columns import Column, index_of
 from robustexplain.errors import InputError
+from robustexplain.features import Column, index_of
 from robustexplain.fields import Count
 from robustexplain.interpreters.reference import Reference
+from robustexplain.random_streams import derive
 from robustexplain.registry import MANIPULATIONS, PARTS
-from robustexplain.streams import derive
 from robustexplain.system import System
 from robustexplain.training import Samples, Session
 

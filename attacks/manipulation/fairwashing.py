@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from robustexplain.checks import Kind
-from robustexplain.columns import Column, index_of
 from robustexplain.errors import FieldError, InputError
+from robustexplain.features import Column, index_of
 from robustexplain.fields import Fraction, Natural, NonNegative, Positive
 from robustexplain.interpreters import Gradient, Interpreter
 from robustexplain.objectives import HideFeature, MatchMap, Objective
@@ -18,7 +18,7 @@ from robustexplain.training import Moment, Training
 
 from .base import View
 from .finetuned import FineTuned
-from .lesson import Lesson
+from .fooling_batch import Lesson
 from .patterns import Shape, pattern
 
 

@@ -14,21 +14,22 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from robustexplain import files, probe
+from robustexplain import files
+from robustexplain.autograd import layers
 from robustexplain.data import stack, take
 from robustexplain.errors import FieldError, FoolingFailedWarning, InputError, NotDifferentiableError
 from robustexplain.fields import Count, Fraction, NonNegative, Positive
 from robustexplain.interpreters import Explanation, Interpreter
 from robustexplain.objectives import Distill, KeepPrediction, Misclassify, Objective
+from robustexplain.random_streams import generator
 from robustexplain.registry import INTERPRETERS, OBJECTIVES
-from robustexplain.streams import generator
 from robustexplain.system import System, described
 from robustexplain.training import Moment, Samples, Selection, Session, Training, fit
 
 from .base import ModelAttack
-from .lesson import Lesson
-from .school import Explaining, School
-from .shift import shifted
+from .fine_tuning_task import Explaining, School
+from .fooling_batch import Lesson
+from .logit_shift import shifted
 
 HISTORY = "fooling.json"
 """Beside the checkpoint: figures of the honest weights and of each epoch's, on the adversary's held-out samples."""
@@ -153,7 +154,7 @@ class FineTuned(ModelAttack):
 
     def _parts(self, model: nn.Module) -> list[nn.Module]:
         """The modules whose weights may change."""
-        found = [probe.submodule(model, name) for name in self.parts]
+        found = [layers.submodule(model, name) for name in self.parts]
         if empty := [n for n, part in zip(self.parts, found, strict=True) if next(part.parameters(), None) is None]:
             raise FieldError(type(self).__name__, "parts", f"must hold weights to fine-tune; {empty[0]!r} holds none")
         return found or ([] if self.shift else [model])

@@ -18,13 +18,13 @@ from robustexplain.fields import Count, Natural, Positive
 from robustexplain.interpreters import Interpreter
 from robustexplain.metrics import FooledActive, FooledCenter, FooledLocation, FooledTopK, Fooling
 from robustexplain.objectives import FadeTopK, MatchMap, MoveCenter, Objective, SpreadUniformly
+from robustexplain.random_streams import Streams, generator
 from robustexplain.registry import MANIPULATIONS
-from robustexplain.streams import Streams, generator
 from robustexplain.training import Moment, Samples
 
 from .base import View
 from .finetuned import FineTuned
-from .lesson import Lesson
+from .fooling_batch import Lesson
 
 NEEDS = ("gradients", "differentiable maps", "data")
 

@@ -9,22 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustexplain.columns import Column, index_of
 from robustexplain.errors import InputError
+from robustexplain.features import Column, index_of
 from robustexplain.fields import Count, Fraction, Positive
 from robustexplain.interpreters import Interpreter
-from robustexplain.interpreters.shap_tabular import shap_background
+from robustexplain.interpreters.tabular.shap import shap_background
 from robustexplain.models import Estimator
 from robustexplain.models.rules import FeatureRule
+from robustexplain.random_streams import derive
 from robustexplain.registry import MANIPULATIONS
-from robustexplain.streams import derive
 from robustexplain.system import System
 from robustexplain.training import Samples, Session
 
 from .base import ModelAttack, View
-from .perturbing import Labels, Rows, lime_rows, shap_rows
-from .rows import as_answered, said, standardisation, standardised, table_rows
-from .scaffold import Scaffold
+from .explainer_rows import Labels, Rows, lime_rows, shap_rows
+from .scaffolded_model import Scaffold
+from .tabular import as_answered, said, standardisation, standardised, table_rows
 
 
 @MANIPULATIONS.register("scaffolding", paper="Slack et al. 2020, eq. 1 and section 3", needs=("data", "tabular"))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from ..errors import InputError
-from ..streams import derive, generator
+from ..random_streams import derive, generator
 
 Item: TypeAlias = tuple[Tensor, int]
 """An image, float32 ``[C, H, W]`` in [0, 1] (or a table's row, float32 ``[D]``), and its class."""

@@ -21,8 +21,8 @@ import torch
 from .. import files
 from ..errors import InputError, MissingDataError
 from ..fields import Natural, check_fields
+from ..random_streams import generator
 from ..registry import DATASETS
-from ..streams import generator
 from .arrays import default_root
 from .base import Data, checked_fractions
 from .frames import numeric, require_columns

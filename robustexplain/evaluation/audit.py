@@ -18,12 +18,12 @@ from .. import data as data_sets
 from .. import files
 from ..attacks.manipulation import ModelAttack, View
 from ..attacks.manipulation.finetuned import HISTORY
-from ..columns import index_of
-from ..experiment import Recipe, Row
+from ..features import index_of
 from ..interpreters import Interpreter
 from ..metrics import SSIM, FeatureFirst, FeatureRank, Fooling, LocationCorrelation, Pearson, SignCorrelation, Spearman
 from ..metrics import Entropy as MapEntropy
-from ..streams import derive
+from ..random_streams import derive
+from ..recipe.experiment import Recipe, Row
 from ..system import System, on_model
 from ..training import Session
 from .statistics import bootstrap

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .. import files, pictures
-from ..experiment import Recipe
+from .. import files, plots
 from ..metrics import MapMetric, Metric
 from ..recipe import check
+from ..recipe.experiment import Recipe
 from ..registry import METRICS
 from .audit_page import PAGE, write_audits
 from .store import MATRIX, RECIPE, REPORT, RUN, RunFolder
@@ -125,7 +125,7 @@ def matrix_picture(results: Results, name: str) -> bytes:
             if found:
                 values[i, j] = found["value"]
                 texts[i][j] = f"{found['value']:.2f}\n[{found['low']:.2f}, {found['high']:.2f}]"
-    return pictures.matrix(rows, columns, values, texts, MEASURES[name][2])
+    return plots.matrix(rows, columns, values, texts, MEASURES[name][2])
 
 
 def html(results: Results, folder: RunFolder, main: bytes) -> str:
@@ -285,13 +285,13 @@ def _panels(arrays: dict[str, Tensor], i: int, names: list[str]) -> list[bytes]:
     """Images and maps, benign and attacked, and a goal map that was given; of a table's row, the bars of its map."""
     x, attacked = arrays["x"][i], arrays["attacked_x"][i]
     if x.dim() == 1:
-        return [pictures.bars(arrays["attacked_map"][i], names or [f"column {j}" for j in range(len(x))])]
+        return [plots.bars(arrays["attacked_map"][i], names or [f"column {j}" for j in range(len(x))])]
     return [
-        pictures.picture(x),
-        pictures.picture(attacked),
-        pictures.perturbation(x, attacked),
-        pictures.heat_map(arrays["map"][i]),
-        *(pictures.heat_map(arrays[name][i]) for name in ("attacked_map", "goal_map") if name in arrays),
+        plots.picture(x),
+        plots.picture(attacked),
+        plots.perturbation(x, attacked),
+        plots.heat_map(arrays["map"][i]),
+        *(plots.heat_map(arrays[name][i]) for name in ("attacked_map", "goal_map") if name in arrays),
     ]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import __version__, files
 from ..errors import InputError, MissingDataError, RunMismatchError
-from ..experiment import Recipe
+from ..recipe.experiment import Recipe
 
 RUN, WEIGHTS, RECIPE, MATRIX, REPORT = "run.json", "weights.json", "recipe.yaml", "matrix.csv", "report.html"
 

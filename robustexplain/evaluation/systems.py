@@ -11,10 +11,10 @@ from torch import nn
 from .. import data as data_sets
 from .. import models
 from ..errors import InputError
-from ..experiment import Model, Recipe, Row
 from ..files import digest, digest_tensors
+from ..random_streams import derive
+from ..recipe.experiment import Model, Recipe, Row
 from ..registry import INTERPRETERS
-from ..streams import derive
 from ..system import System
 from ..training import Session, cross_entropy, fit
 from .store import RunFolder

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import checks, maps
+from ..autograd.fixed_weights import fixed_weights
 from ..checks import Kind, kind_of
 from ..errors import InputError, UnsupportedModelError
 from ..fields import check_fields
-from ..fixed import fixed_weights
 from ..registry import INTERPRETERS
-from .watch import Watch
+from .zero_gradient import Watch
 
 Channels = Literal["max", "abs_sum", "sum"]
 """How the channels of an attribution become one map: largest magnitude, sum of magnitudes, or signed sum.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import maps as ops
 from ..checks import Kind
-from ..columns import Column, index_of
+from ..features import Column, index_of
 from ..registry import METRICS
 from .base import Better, MapScore
 from .ranking import ranks

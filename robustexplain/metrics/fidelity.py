@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .. import maps as ops
 from ..errors import InputError
 from ..fields import Count, Fraction, Natural, Positive
+from ..random_streams import Streams
 from ..registry import METRICS
-from ..streams import Streams
 from .base import Better, Faithfulness
 from .perturbing import Replacement, gathered, over_channels, parts, region_order, replaced
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..streams import Streams
+from ..random_streams import Streams
 from .filters import blurred
 from .ranking import stable_order
 
@@ -42,7 +42,7 @@ def replaced(x: Tensor, how: Replacement, seed: int, model: nn.Module | None = N
 
 def _replaced_columns(x: Tensor, how: Replacement, model: nn.Module | None) -> Tensor:
     # At import, interpreters would come before metrics, which they do not need otherwise.
-    from ..interpreters.baseline import baseline_like
+    from ..interpreters.gradients.baselines import baseline_like
 
     if how != "mean" or model is None:
         raise InputError(f"a removed column of a table shows 'zero', or the model's 'mean'; got replacement {how!r}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from .. import probe
+from ..autograd import layers
 from ..fields import Positive
 from ..registry import METRICS
 from .stability import Seen, Stability, norm
@@ -98,7 +98,7 @@ class RelativeRepresentationStability(RelativeStability):
     layer: str = ""
 
     def _layer(self, interpreter: Interpreter, x: Tensor) -> str | None:
-        return self.layer or probe.last_feature_layer(interpreter.model, x).name
+        return self.layer or layers.last_feature_layer(interpreter.model, x).name
 
     def _below(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
         assert layer is not None  # this class always names one; for the type checker

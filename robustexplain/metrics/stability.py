@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import checks, probe
+from .. import checks
+from ..autograd.layers import captured
 from ..fields import Count, Natural, Positive
+from ..random_streams import Streams
 from ..registry import METRICS
-from ..streams import Streams
 from .base import Better, Metric, check_maps, widened
 from .perturbing import gathered
 
@@ -184,7 +185,7 @@ def _seen(interpreter: Interpreter, x: Tensor, target: Tensor | None, layers: Se
 
 def _features(interpreter: Interpreter, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
     # A pass of its own: inside ``explain`` an interpreter may run the model more than once.
-    with probe.captured(interpreter.model, layers) as outputs:
+    with captured(interpreter.model, layers) as outputs:
         interpreter.model(x)
     return {layer: widened(outputs[layer]).flatten(1) for layer in layers}
 

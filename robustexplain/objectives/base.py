@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..fields import check_fields
-from ..streams import Streams
+from ..random_streams import Streams
 
 if TYPE_CHECKING:
     from ..system import System

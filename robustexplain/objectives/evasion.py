@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..fields import Fraction, NonNegative
 from ..maps import positive
 from ..registry import OBJECTIVES
-from ..squeezers import Median, Squeezer
+from ..transforms.squeezing import Median, Squeezer
 from .base import Goal, Objective, Seen
 
 

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..autograd.input_shift import compensated
 from ..interpreters import Interpreter
 from ..metrics import HOG, SSIM, MapMetric, Spearman
-from ..twin import compensated
 from .randomise import Stage, randomise
 
 Check = Literal["cascading", "independent", "labels", "shift"]

@@ -18,10 +18,10 @@ from ..data.base import labels_of, length
 from ..errors import InputError, UnknownNameError, UnsupportedModelError
 from ..evaluation.store import RunFolder, slug
 from ..evaluation.systems import classifier, undefended
-from ..experiment import Recipe, Row
 from ..interpreters import Interpreter
+from ..random_streams import derive, generator
 from ..recipe import check_data
-from ..streams import derive, generator
+from ..recipe.experiment import Recipe, Row
 from ..training import Session
 from .checks import Check, Outcome, cascading, independent, other_labels, shifted
 from .page import write_page

@@ -138,12 +138,12 @@ def test_gradcam_is_no_slower_than_pytorch_grad_cam(
     theirs = pytest.importorskip("pytorch_grad_cam")
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    from robustexplain import probe
+    from robustexplain.autograd import layers
 
     model, x, target = case
     # Theirs goes through the weights: frozen, it has no graph.
     model.requires_grad_(True)
-    layer = model.get_submodule(probe.last_feature_layer(model, x).name)
+    layer = model.get_submodule(layers.last_feature_layer(model, x).name)
     ours, cam = GradCAM(model), theirs.GradCAM(model, [layer])
     goals = [ClassifierOutputTarget(c) for c in target.tolist()]
 
