@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import checks
 from .errors import InputError
 from .interpreters.base import Interpreter
+from .registry import PARTS
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Detector(Protocol):
         ...
 
 
+@PARTS.register("system")
 @dataclass(frozen=True, eq=False)
 class System:
     """A classifier, the interpreter that explains it, and perhaps a detector that watches both.

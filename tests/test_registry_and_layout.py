@@ -142,7 +142,7 @@ def test_every_public_name_can_be_had_from_the_package() -> None:
 
 # Rooms from the ground up: a module imports from its own room and from rooms below, and modules never in a circle.
 ROOMS: tuple[str, ...] = (
-    *("errors", "fields", "checks", "files", "random_streams", "registry", "features", "maps", "progress"),
+    *("_version", "errors", "fields", "checks", "files", "random_streams", "registry", "features", "maps", "progress"),
     *("autograd", "transforms", "data", "training", "models", "interpreters", "system", "metrics", "objectives"),
     *("storage", "attacks", "defenses", "plots", "recipes", "recipe", "evaluation", "sanity"),
     *("explain", "assault", "catalogue", "gallery", "cli", "__main__"),
@@ -249,7 +249,7 @@ def test_the_package_itself_imports_nothing_of_its_own_at_run_time() -> None:
     tree.body = [
         node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
     ]
-    assert not list(imports(tree, "__init__"))
+    assert [name for name, _ in imports(tree, "__init__")] == ["_version"]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import UnsupportedModelError
 from ..fields import Positive, check_fields
+from ..registry import PARTS
 
 
 class Smooth(Protocol):
@@ -69,6 +70,7 @@ def _softplus_slope(z: Tensor, beta: float) -> Tensor:
     return F.threshold(torch.sigmoid(beta * z), math.exp(-40), 0.0)
 
 
+@PARTS.register("softplus")
 @dataclass(frozen=True)
 class Softplus:
     """``log(1 + exp(beta z)) / beta`` (Dombrowski et al. 2019, section 3): forward and backward both smooth."""

@@ -9,8 +9,7 @@ from typing import Any, Literal
 from .. import files
 from ..errors import InputError, MissingDataError
 from ..features import index_of, resolved
-from ..fields import Count, Fraction, check_fields
-from ..sanity.settings import Sanity
+from ..fields import Count, Fraction, NonNegative, check_fields
 from ..training import Training
 
 Knowledge = Literal["ignores", "carried-over", "adapts"]
@@ -71,6 +70,28 @@ class Judging:
     bootstrap: Count = 2000
     pictures: Count = 6
     pool: Count = 256
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class Sanity:
+    """How interpreters are checked (``robustexplain sanity``).
+
+    Args:
+        images: how many of the judge part are explained.
+        stages: in how many steps the network is randomised from the logits down; deep layers share a step.
+        shift: constant that the input shift check adds to every pixel.
+        label_epochs: epochs on random labels; they are harder to learn than true ones. 0 takes four times the recipe's.
+        pictures: how many images have their maps drawn.
+    """
+
+    images: Count = 32
+    stages: Count = 12
+    shift: NonNegative = 0.3
+    label_epochs: int = 0
+    pictures: Count = 2
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -20,8 +20,7 @@ from .. import data as data_sets
 from ..errors import InputError, MissingDataError
 from ..metrics import JUDGED
 from ..registry import ATTACKS, DATASETS, DEFENSES, INTERPRETERS, MANIPULATIONS, METRICS, MODELS, Registry
-from ..sanity.settings import Sanity
-from .experiment import Column, GoalMap, Judging, Knowledge, Model, Problems, Recipe, Row
+from .experiment import Column, GoalMap, Judging, Knowledge, Model, Problems, Recipe, Row, Sanity
 from .overrides import changed
 from .schema import make, model_of, needs_parts, numbers, settings_of, validate
 

@@ -18,6 +18,7 @@ from ..evaluation.report import SANITY, write_report
 from ..evaluation.statistics import Estimate, bootstrap
 from ..evaluation.store import REPORT, RunFolder
 from ..recipe.experiment import Recipe
+from .checks import CHECKS
 
 TABLE, PAGE = "sanity.csv", "sanity.html"
 
@@ -53,12 +54,10 @@ class Found:
 
 def read_found(recipe: Recipe, folder: RunFolder) -> list[Found]:
     """Every check that is there, in the recipe's order."""
-    from .run import CHECKS, result
-
     found = []
     for check in CHECKS:
         for row in recipe.rows:
-            path = result(folder, row.label, check)
+            path = folder.sanity(row.label, check)
             if path.is_file():
                 found.append(_read(path, recipe.judge.bootstrap))
     return found

@@ -24,9 +24,9 @@ from robustexplain.attacks import (
     random_classes,
     random_patch_maps,
 )
+from robustexplain.attacks.search import bilevel as under_test
 from robustexplain.attacks.search.best import Best, Progress
 from robustexplain.attacks.search.directions import Hardening
-from robustexplain.attacks.search import bilevel as under_test
 from robustexplain.autograd.rectifiers import SmoothGradient, Softplus
 from robustexplain.errors import FieldError, InputError
 from robustexplain.interpreters import CAM, Gradient, Mask, MaskState
