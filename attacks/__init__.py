@@ -25,9 +25,9 @@ from .prediction.square import Square
 from .prediction.substitute import FittedSubstitute, Substitute
 from .prediction.uap import UAP, Universal
 from .search.bilevel import Bilevel, BilevelSearch
-from .search.directions import Backward, Direction, Estimate, Hardening
-from .search.loop import Found, Plan, Search, Stage
-from .search.universal import Fitted, SharedSearch, fit_universal
+from .search.directions import BetaSchedule, Direction, EstimatedGradient, GradientDirection
+from .search.loop import Plan, Search, SearchResult, Stage
+from .search.universal import Fitted, UniversalSearch, fit_universal
 from .search.updates import Adam, MomentumStep, NormalisedStep, SignStep, Update
 from .threat import L2, Linf, Threat
 
@@ -51,7 +51,7 @@ __all__ = [
     "AdversarialPatch",
     "Attack",
     "Attacked",
-    "Backward",
+    "BetaSchedule",
     "Bilevel",
     "BilevelSearch",
     "Box",
@@ -62,7 +62,7 @@ __all__ = [
     "Direction",
     "Dombrowski",
     "DropInfluence",
-    "Estimate",
+    "EstimatedGradient",
     "Evolution",
     "FeatureDeletion",
     "Fitted",
@@ -70,13 +70,12 @@ __all__ = [
     "Flow",
     "Foolbox",
     "Foreign",
-    "Found",
     "GhorbaniCenter",
     "GhorbaniInfluence",
     "GhorbaniRandom",
     "GhorbaniRegion",
     "GhorbaniTopK",
-    "Hardening",
+    "GradientDirection",
     "HidingPatch",
     "ImagePatch",
     "Linf",
@@ -87,7 +86,7 @@ __all__ = [
     "Plan",
     "RandomSign",
     "Search",
-    "SharedSearch",
+    "SearchResult",
     "Shift",
     "SignStep",
     "Square",
@@ -100,6 +99,7 @@ __all__ = [
     "Torchattacks",
     "Universal",
     "UniversalHidingPatch",
+    "UniversalSearch",
     "Update",
     "compensated",
     "fit_universal",

@@ -20,7 +20,7 @@ class Threat(ABC):
         check_fields(self)
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """For tables."""
         return type(self).__name__
 

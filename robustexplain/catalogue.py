@@ -77,7 +77,7 @@ def _attacks() -> str:
         "| --- " * 7 + "|",
     ]
     for entry in ATTACKS:
-        words = [word or "-" for word in entry.build().words()]
+        words = [word or "-" for word in entry.build().summaries()]
         cells = [_plain(entry.summary), *words, ", ".join(entry.needs) or "-", entry.paper or "-"]
         lines.append(f"| `{entry.name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Columns of a table, given by their place or by their name.
 
 Components keep what they are given; whoever knows the names of the columns (a recipe, from ``data.features``) turns
-names into places with :func:`resolved` before anything runs.
+names into places with :func:`with_indices` before anything runs.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 
 from .errors import InputError, UnknownNameError
 
-Column = int | str
+Feature = int | str
 """A column of a table: its place, counted from 0, or its name."""
 
 T = TypeVar("T")
 
 
-def index_of(column: Column, features: Sequence[str] = (), *, width: int | None = None) -> int:
+def index_of(column: Feature, features: Sequence[str] = (), *, width: int | None = None) -> int:
     """The place of a column.
 
     Args:
@@ -34,7 +34,7 @@ def index_of(column: Column, features: Sequence[str] = (), *, width: int | None 
         if not features:
             raise InputError(
                 f"column {column!r} is a name, and names of columns are not known here: give its place, or put places "
-                "for names first with robustexplain.features.resolved(component, data.features)"
+                "for names first with robustexplain.features.with_indices(component, data.features)"
             )
         if column not in features:
             raise UnknownNameError("column", column, features)
@@ -48,7 +48,7 @@ def index_of(column: Column, features: Sequence[str] = (), *, width: int | None 
     return column
 
 
-def resolved(component: T, features: Sequence[str]) -> T:
+def with_indices(component: T, features: Sequence[str]) -> T:
     """``component`` with places for the names of columns, its nested components too; itself if nothing changes.
 
     A component says which of its fields hold a column, several columns or ``None`` by a class variable
@@ -85,7 +85,7 @@ def _places(value: Any, features: Sequence[str]) -> Any:
 
 def _inside(value: Any, features: Sequence[str]) -> Any:
     if isinstance(value, (list, tuple)):
-        parts = [resolved(part, features) for part in value]
+        parts = [with_indices(part, features) for part in value]
         same = all(new is old for new, old in zip(parts, value, strict=True))
         return value if same else tuple(parts)
-    return resolved(value, features)
+    return with_indices(value, features)

@@ -105,7 +105,7 @@ class System:
             score = self.detector.score(x)
         return Explained(found.logits, found.maps, score, score > self.detector.threshold)
 
-    def undefended(self) -> System:
+    def without_detector(self) -> System:
         """The same without its detector."""
         return replace(self, detector=None)
 

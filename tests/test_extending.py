@@ -20,7 +20,7 @@ from robustexplain.evaluation import RunFolder, run
 from robustexplain.fields import Count, Eps, NonNegative, Positive
 from robustexplain.interpreters import Explanation, Interpreter
 from robustexplain.metrics import MapMetric
-from robustexplain.objectives import Goal, Misclassify, Objective, Seen
+from robustexplain.objectives import Goal, Misclassify, Objective, Observation
 from robustexplain.recipe import check, read
 from robustexplain.registry import ATTACKS, INTERPRETERS, METRICS
 from robustexplain.system import System
@@ -38,7 +38,7 @@ class Blind(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"maps"})
     constraint: ClassVar[bool] = False
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         assert seen.maps is not None
         return seen.maps.square().flatten(1).mean(1)
 

@@ -19,9 +19,9 @@ from robustexplain.system import System
 
 from ..base import Attack
 from ..goals import random_patch_maps
-from ..search.best import Best, Progress
-from ..search.directions import Problem
-from ..search.loop import Found, Plan
+from ..search.best import BestIterates, SearchRecord
+from ..search.directions import StepContext
+from ..search.loop import Plan, SearchResult
 from ..search.updates import Adam
 from ..threat import Linf, Threat
 
@@ -79,24 +79,24 @@ class _Evolve(Plan):
         return KeepPrediction() + MatchMap("sum")
 
     @property
-    def way(self) -> str:
+    def summary(self) -> str:
         return f"evolution strategy, population of {self.population}"
 
     @torch.no_grad()
-    def run(self, system: System, goal: Goal, streams: Streams) -> Found:
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         if goal.goal_map is None:
             raise InputError("evolution needs a goal map")
         # The error of maps that sum to one falls with the square of their size.
         scale = (goal.goal_map[0].numel() / _PIXELS) ** 2
         objective = self.map_weight * scale * MatchMap("sum") + self.prediction_weight * KeepPrediction()
         mean, sigma = goal.x.clone(), goal.x.new_full((len(goal.x),), self.sigma)
-        best, progress = Best.none(goal.x), Progress.none(goal.x)
+        best, progress = BestIterates.none(goal.x), SearchRecord.none(goal.x)
         memory = Adam().begin(mean)
         for step in range(self.steps):
-            problem = Problem(system, self.threat, goal, objective, streams, 1.0, step)
+            problem = StepContext(system, self.threat, goal, objective, streams, 1.0, step)
             sums = _Generation.none(goal.x)
             for member, z in enumerate(latin_normal(goal.x, self.population - 1, streams)):
-                look = problem.look((mean + ops.expand(sigma, z) * z).clamp(0, 1))
+                look = problem.observe((mean + ops.expand(sigma, z) * z).clamp(0, 1))
                 sums.add(problem.loss(look).to(goal.x.dtype), z)
                 if member == 0:
                     best.update(slice(None), look, goal, objective)
@@ -106,7 +106,7 @@ class _Evolve(Plan):
             mean = self.threat.project(goal.x, moved)
             grown = sigma + (widen / sigma).clamp(-self.sigma_step, self.sigma_step)
             sigma = grown.clamp(min=self.sigma / 1000)
-        return Found(best.x, progress.queries, progress.flat, *progress.verdict(best))
+        return SearchResult(best.x, progress.queries, progress.flat, *progress.verdict(best))
 
 
 def latin_normal(x: Tensor, count: int, streams: Streams) -> Iterator[Tensor]:

@@ -20,7 +20,7 @@ from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
 from ..base import Attack
-from ..search.loop import Found, Plan, Search, Stage
+from ..search.loop import Plan, Search, SearchResult, Stage
 from ..search.updates import SignStep
 from ..threat import Threat
 from .ghorbani import RandomSign
@@ -75,10 +75,10 @@ class _Trials(Plan):
         return self.objective
 
     @property
-    def way(self) -> str:
+    def summary(self) -> str:
         return "random search"
 
-    def run(self, system: System, goal: Goal, streams: Streams) -> Found:
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         stage = Stage(self.objective, 0, SignStep(0.0))
         return Search(self.threat, (stage,), RandomSign(), restarts=self.trials + 1).run(system, goal, streams)
 

@@ -15,7 +15,7 @@ from robustexplain.system import System
 from ..adaptive import evasion
 from ..base import Attack
 from ..goals import random_patch_maps
-from ..search.directions import Backward, Hardening
+from ..search.directions import BetaSchedule, GradientDirection
 from ..search.loop import Plan, Search, Stage
 from ..search.surrogates import Surrogate, surrogate_for
 from ..search.updates import Adam
@@ -80,9 +80,9 @@ class Dombrowski(Attack):
         """Adam on both errors."""
         match = self.weight * MatchMap("sum", relative=True) + self.keep * KeepPrediction(self.tolerance)
         stage = Stage(match + evasion(self.evade, system), self.steps, Adam(self.step_size))
-        hardening = Hardening(self.beta, self.beta_end)
+        hardening = BetaSchedule(self.beta, self.beta_end)
         smooth = surrogate_for(system.interpreter, self.surrogate, softplus=hardening, auto="softplus")
-        return Search(Linf(self.eps), (stage,), Backward(smooth, self.straight, self.draws))
+        return Search(Linf(self.eps), (stage,), GradientDirection(smooth, self.straight, self.draws))
 
     def default_goal_map(self, x: Tensor) -> Tensor:
         """A random patch: the benign map would leave nothing to do."""

@@ -18,7 +18,7 @@ from robustexplain.system import System
 from ..adaptive import evasion
 from ..base import Attack
 from ..goals import random_patch_maps
-from ..search.directions import Backward, Direction, Problem, Step
+from ..search.directions import Direction, DirectionResult, GradientDirection, StepContext
 from ..search.loop import Plan, Search, Stage
 from ..search.surrogates import Surrogate, surrogate_for
 from ..search.updates import SignStep
@@ -37,11 +37,13 @@ class RandomSign(Direction):
         return "random signs"
 
     @torch.no_grad()
-    def __call__(self, problem: Problem, variable: Tensor, check: bool) -> Step:
+    def __call__(self, problem: StepContext, variable: Tensor, check: bool) -> DirectionResult:
         """One draw; the look that judges is at the real system."""
-        seen = problem.look(variable)
+        seen = problem.observe(variable)
         noise = problem.streams.normal(variable).sign()
-        return Step(noise, problem.loss(seen), seen, torch.zeros_like(problem.goal.label, dtype=torch.bool), 1)
+        return DirectionResult(
+            noise, problem.loss(seen), seen, torch.zeros_like(problem.goal.label, dtype=torch.bool), 1
+        )
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class _Ghorbani(Attack):
         """Sign descent on the measure; the label (and the detector's silence) are conditions."""
         objective = self.measure + self.keep * KeepPrediction() + evasion(self.evade, system)
         stage = Stage(objective, self.steps, SignStep(self.step_size))
-        direction = Backward(
+        direction = GradientDirection(
             surrogate_for(system.interpreter, self.surrogate, softplus=Softplus(self.beta), auto="softplus"),
             self.straight,
             self.draws,

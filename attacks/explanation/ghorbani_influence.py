@@ -11,7 +11,7 @@ from torch import Tensor
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Eps, NonNegative
 from robustexplain.interpreters import Influence, Reference
-from robustexplain.objectives import Goal, KeepPrediction, Objective, Seen
+from robustexplain.objectives import Goal, KeepPrediction, Objective, Observation
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
@@ -36,7 +36,7 @@ class DropInfluence(Objective):
     constraint: ClassVar[bool] = False
     least: ClassVar[float] = -torch.inf
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``sum over the benign top k of score_i(x')``, for the loss of the benign prediction."""
         if self.influence is None:
             raise InputError("DropInfluence needs an Influence: a model and its training images")
@@ -104,9 +104,9 @@ class GhorbaniInfluence(Attack):
         stage = self._stage()
         return Search(Linf(self.eps), (stage,))
 
-    def words(self) -> tuple[str, str, str]:
+    def summaries(self) -> tuple[str, str, str]:
         """Threat model, objective and search, fitted or not."""
-        return Search(Linf(self.eps), (self._stage(),)).words()
+        return Search(Linf(self.eps), (self._stage(),)).summaries()
 
     def _stage(self) -> Stage:
         objective = DropInfluence(self.influence, self.k) + 0.0 * KeepPrediction()

@@ -17,8 +17,8 @@ from robustexplain.system import System
 from robustexplain.transforms.squeezing import BitDepth, Squeezer, Squeezing, squeezers
 
 from ..base import Attack
-from ..search.directions import Backward
-from ..search.loop import Found, Plan, Search, Stage
+from ..search.directions import GradientDirection
+from ..search.loop import Plan, Search, SearchResult, Stage
 from ..search.surrogates import Surrogate, surrogate_for
 from ..search.updates import SignStep
 from ..threat import Linf, Threat
@@ -75,10 +75,10 @@ class _Squeezed(Plan):
         return self.second.aim
 
     @property
-    def way(self) -> str:
-        return self.second.way + (", after a search among squeezed images" if self.first else "")
+    def summary(self) -> str:
+        return self.second.summary + (", after a search among squeezed images" if self.first else "")
 
-    def run(self, system: System, goal: Goal, streams: Streams) -> Found:
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         queries: int | Tensor = 0
         if self.first is not None:
             near = self.first.run(system, goal, streams)
@@ -183,7 +183,7 @@ class AdaptiveSqueezing(Attack):
         second = Search(
             Linf(self.eps),
             (Stage(Misclassify(), warm, update), Stage(total, self.steps - warm, update)),
-            Backward(surrogate_for(system.interpreter, self.surrogate)),
+            GradientDirection(surrogate_for(system.interpreter, self.surrogate)),
             restarts=self.restarts,
         )
         return _Squeezed(Linf(self.eps), self._first(used), second, len(used))

@@ -19,11 +19,11 @@ from ..adaptive import evasion
 from ..base import Attack
 from ..prediction.gradient import Norm, ball, step
 from ..search.bilevel import Bilevel, BilevelSearch
-from ..search.directions import Backward, Hardening
+from ..search.directions import BetaSchedule, GradientDirection
 from ..search.loop import Plan, Search, Stage
 from ..search.surrogates import Surrogate, surrogate_for
 from ..search.updates import NormalisedStep, SignStep
-from .member_maps import Panel, members_apart
+from .member_maps import MemberMaps, members_apart
 
 
 @ATTACKS.register("adv2", paper="Zhang et al. 2020, eq. 3-4, section 3.6", needs=("gradients", "differentiable maps"))
@@ -43,7 +43,7 @@ class ADV2(Attack):
     it less far on every network that we measured, and guided Grad-CAM further.
 
     MASK is the end of an optimisation: it is attacked by :class:`BilevelSearch` (section 3.5), and any set of
-    interpreters at once on a :class:`~robustexplain.attacks.joint.member_maps.Panel` of them.
+    interpreters at once on a :class:`~robustexplain.attacks.joint.member_maps.MemberMaps` of them.
 
     Args:
         eps: radius of the ball; the paper uses 0.031 in L-infinity.
@@ -143,10 +143,10 @@ class ADV2(Attack):
         size = Ramp(self.step_size, self.step_size * self.decay)
         shrinking = SignStep(size) if self.norm == "linf" else NormalisedStep(size)
         stages = (first, Stage(self.objective(system), self.steps - warm, shrinking))
-        return Search(threat, stages, Backward(smooth, self.straight, self.draws), restarts=self.restarts)
+        return Search(threat, stages, GradientDirection(smooth, self.straight, self.draws), restarts=self.restarts)
 
-    def _stand_in(self, system: System) -> Smooth | Hardening | None:
-        hardening = Hardening(self.beta, self.beta_end)
+    def _stand_in(self, system: System) -> Smooth | BetaSchedule | None:
+        hardening = BetaSchedule(self.beta, self.beta_end)
         return surrogate_for(system.interpreter, self.surrogate, softplus=hardening, auto="softplus")
 
     def objective(self, system: System) -> Objective:
@@ -156,15 +156,15 @@ class ADV2(Attack):
 
     def prediction(self, system: System) -> Objective:
         """What it minimises of the prediction, and of a detector's score."""
-        saturates = system.interpreter.second_order or isinstance(system.interpreter, Mask)
+        saturates = system.interpreter.is_gradient or isinstance(system.interpreter, Mask)
         rho = Ramp(self.smoothing, self.smoothing / 5) if saturates else 0.0
         return Misclassify(self.confidence, rho) + evasion(self.evade, system)
 
     def match(self, system: System) -> Objective:
         """What it minimises of the map."""
-        return MatchMap(rescale="none" if system.interpreter.bounded else "minmax", pool=self.pool)
+        return MatchMap(rescale="none" if system.interpreter.unit_range else "minmax", pool=self.pool)
 
     def _goal(self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None) -> Goal:
-        if goal_map is not None and isinstance(system.interpreter, Panel):
+        if goal_map is not None and isinstance(system.interpreter, MemberMaps):
             goal_map = system.interpreter.wanted(goal_map.to(x), x)
         return super()._goal(system, x, y, goal_class, goal_map)

@@ -16,7 +16,7 @@ from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
 from ..base import Attack
-from ..search.directions import Backward
+from ..search.directions import GradientDirection
 from ..search.loop import Plan, Search, Stage
 from ..search.surrogates import Surrogate, surrogate_for
 from ..search.updates import Adam
@@ -183,5 +183,5 @@ class ADV2StAdv(Attack):
             Stage(pixels.prediction(system) + even, warm, update),
             Stage(pixels.objective(system) + even, self.steps - warm, update),
         )
-        direction = Backward(surrogate_for(system.interpreter, self.surrogate))
+        direction = GradientDirection(surrogate_for(system.interpreter, self.surrogate))
         return Search(Flow(self.bound), stages, direction, random_start=self.random_start, restarts=self.restarts)

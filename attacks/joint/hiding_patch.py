@@ -14,10 +14,10 @@ from robustexplain.system import System
 
 from ..base import Attack
 from ..prediction.patch import PATCH_64_OF_224, Patch, Place, Size
-from ..search.directions import Backward
+from ..search.directions import GradientDirection
 from ..search.loop import Plan, Search, Stage
 from ..search.surrogates import Surrogate, surrogate_for
-from ..search.universal import Fitted, SharedSearch, fit_universal
+from ..search.universal import Fitted, UniversalSearch, fit_universal
 from ..search.updates import SignStep
 
 
@@ -62,7 +62,7 @@ class HidingPatch(Attack):
     def plan(self, system: System) -> Plan:
         """Sign descent on both losses."""
         stage = Stage(hide(self.weight), self.steps, SignStep(self.step_size))
-        direction = Backward(surrogate_for(system.interpreter, self.surrogate))
+        direction = GradientDirection(surrogate_for(system.interpreter, self.surrogate))
         return Search(Patch(self.size, "square", self.place), (stage,), direction)
 
 
@@ -108,9 +108,9 @@ class UniversalHidingPatch(Attack):
     def plan(self, system: System) -> Plan:
         """Mini-batch sign descent on both losses."""
         threat = Patch(self.size, "square", self.place)
-        direction = Backward(surrogate_for(system.interpreter, self.surrogate))
+        direction = GradientDirection(surrogate_for(system.interpreter, self.surrogate))
         update = SignStep(self.step_size)
-        return SharedSearch(threat, hide(self.weight), self.steps, update, self.batch_size, direction)
+        return UniversalSearch(threat, hide(self.weight), self.steps, update, self.batch_size, direction)
 
     def fitted(self, system: System, x: Tensor, y: Tensor) -> Fitted:
         """The attack with its patch computed on ``x`` ``[N, C, H, W]`` with labels ``y`` ``[N]``.

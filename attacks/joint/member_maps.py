@@ -17,7 +17,7 @@ from robustexplain.interpreters.base import Explanation, Interpreter, explain_to
 
 
 @dataclass(frozen=True, eq=False)
-class Panel(Interpreter):
+class MemberMaps(Interpreter):
     """The members' maps one below the other: what an attack on all of them at once looks at.
 
     Zhang et al. 2020, section 5 (Q3), let an ensemble of interpreters vote; an adversary who must satisfy every one of
@@ -35,7 +35,7 @@ class Panel(Interpreter):
 
     members: tuple[Interpreter, ...] = ()
 
-    bounded: ClassVar[bool] = True
+    unit_range: ClassVar[bool] = True
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def __post_init__(self) -> None:
@@ -55,9 +55,9 @@ class Panel(Interpreter):
         return all(member.differentiable for member in self.members)
 
     @property
-    def second_order(self) -> bool:  # type: ignore[override]
+    def is_gradient(self) -> bool:  # type: ignore[override]
         """Whether any member's map is a gradient."""
-        return any(member.second_order for member in self.members)
+        return any(member.is_gradient for member in self.members)
 
     @property
     def class_specific(self) -> bool:  # type: ignore[override]
@@ -76,7 +76,7 @@ class Panel(Interpreter):
 
     def _beside(self, maps: list[Tensor], x: Tensor) -> Tensor:
         size = _common([m.shape[-2:] for m in maps], x.shape[-2:])
-        scaled = (m if member.bounded else ops.minmax(m) for m, member in zip(maps, self.members, strict=True))
+        scaled = (m if member.unit_range else ops.minmax(m) for m, member in zip(maps, self.members, strict=True))
         return torch.cat([F.interpolate(m[:, None], size, mode="nearest-exact")[:, 0] for m in scaled], 1)
 
 
@@ -84,7 +84,7 @@ def members_apart(interpreter: Interpreter) -> Interpreter:
     """A panel of the ``members`` of an interpreter made of several; one that is not stays itself."""
     members = getattr(interpreter, "members", ())
     several = isinstance(members, tuple) and len(members) > 0 and all(isinstance(m, Interpreter) for m in members)
-    return Panel(interpreter.model, members) if several else interpreter
+    return MemberMaps(interpreter.model, members) if several else interpreter
 
 
 def _common(grids: list[torch.Size], limit: torch.Size) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustexplain.errors import InputError
-from robustexplain.features import Column, index_of
+from robustexplain.features import Feature, index_of
 from robustexplain.fields import Count, Fraction, Natural
 from robustexplain.interpreters import Interpreter
 from robustexplain.random_streams import derive
@@ -18,7 +18,7 @@ from robustexplain.registry import MANIPULATIONS
 from robustexplain.system import System
 from robustexplain.training import Samples, Session
 
-from .base import ModelAttack, View
+from .base import Manipulation, View
 from .fool_shap import checked_interpreter, with_background
 from .tabular import as_answered, said, standardisation, standardised, table_rows
 from .transport import draw_quota, quota_weights
@@ -40,7 +40,7 @@ class Sampled(NamedTuple):
 
 @MANIPULATIONS.register("stealthily-biased-sampling", paper="Fukuchi et al. 2020, section 4", needs=("data", "tabular"))
 @dataclass(frozen=True)
-class StealthilyBiasedSampling(ModelAttack):
+class StealthilyBiasedSampling(Manipulation):
     """Draws the interpreter's reference sample so that both groups are accepted alike in it and it looks like the data.
 
     The rows fall in four cells, sensitive group by the model's decision. The quota of the sample has each group at its
@@ -64,7 +64,7 @@ class StealthilyBiasedSampling(ModelAttack):
         UnsupportedModelError: an interpreter without a background.
     """
 
-    sensitive: Column = field(kw_only=True)
+    sensitive: Feature = field(kw_only=True)
     threshold: float | None = None
     accepted: Natural = 1
     rate: Fraction | None = None

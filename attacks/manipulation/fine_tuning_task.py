@@ -16,11 +16,11 @@ from robustexplain import files
 from robustexplain.autograd.rectifiers import Softplus, swapped
 from robustexplain.data import labels_of, stack
 from robustexplain.interpreters import Interpreter
-from robustexplain.objectives import Seen
+from robustexplain.objectives import Observation
 from robustexplain.random_streams import Streams
 from robustexplain.training import Judgement, Moment, Samples, Session
 
-from .fooling_batch import Lesson, jittered
+from .fooling_batch import FoolingBatch, jittered
 
 if TYPE_CHECKING:
     from .finetuned import FineTuned
@@ -51,7 +51,7 @@ class Explaining(nn.Module):
 
 
 @dataclass(frozen=True)
-class School:
+class FineTuningTask:
     """Teaches a batch and judges an epoch.
 
     Args:
@@ -74,7 +74,7 @@ class School:
         return files.digest([labels_of(part) for part in (self.data, self.held)])
 
     @cached_property
-    def pools(self) -> tuple[Lesson | None, Lesson | None]:
+    def pools(self) -> tuple[FoolingBatch | None, FoolingBatch | None]:
         """What lessons draw on: of the samples to train on, and of those held out."""
         with torch.no_grad():
             taught, held = (self.attack.pool(self.honest, part, self.session.device) for part in (self.data, self.held))
@@ -90,8 +90,8 @@ class School:
         """``L_keep + weight L_fool``, each a mean over the inputs that count in it; ``[1]``."""
         with torch.no_grad():
             x = jittered(x, Streams.of(x, moment.seed, moment.epoch, "augment")) if self.attack.augment else x
-            lesson = self._prepared(x, y, moment, self.pools[0])
-        keep, fool = self._terms(module, lesson)
+            batch = self._prepared(x, y, moment, self.pools[0])
+        keep, fool = self._terms(module, batch)
         return (_mean(keep) + self.attack.weight * _mean(fool))[None]
 
     @torch.no_grad()
@@ -104,8 +104,8 @@ class School:
         accelerator, real = self.session.accelerator, Explaining(module.interpreter)
         sums = torch.zeros(6, dtype=torch.float64, device=self.session.device)
         for x, y in self._batches(accelerator.process_index, accelerator.num_processes):
-            lesson = self._prepared(x, y, Moment(self.attack.seed, 0, 1.0), self.pools[1])
-            keep, fool = self._terms(real, lesson)
+            batch = self._prepared(x, y, Moment(self.attack.seed, 0, 1.0), self.pools[1])
+            keep, fool = self._terms(real, batch)
             right = (real.model(x).argmax(1) == y).sum()
             parts = (*_sums(keep), *_sums(fool), right, y.new_tensor(len(y)))
             sums += torch.stack([part.to(sums) for part in parts])
@@ -115,18 +115,18 @@ class School:
         figures = {"accuracy": accuracy, "keep": keeps, "fool": fools, "loss": loss}
         return Judgement(figures, loss, accuracy >= self.least_accuracy)
 
-    def _prepared(self, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
+    def _prepared(self, x: Tensor, y: Tensor, moment: Moment, pool: FoolingBatch | None) -> FoolingBatch:
         """What a batch teaches, with the probabilities that are wanted where the prediction term asks for them."""
-        lesson = self.attack.lesson(self.honest, x, y, moment, pool)
-        goal = lesson.goal
+        batch = self.attack.fooling_batch(self.honest, x, y, moment, pool)
+        goal = batch.goal
         if self.attack.keep == "labels":
-            return lesson
-        assert goal.goal_class is not None  # every lesson has answers; for the type checker
+            return batch
+        assert goal.goal_class is not None  # every batch has answers; for the type checker
         honest = self.honest.model(goal.x).softmax(1)
         asked = F.one_hot(goal.goal_class, honest.shape[1]).to(honest)
-        kept = ~lesson.dictated | (honest.argmax(1) == goal.goal_class)
+        kept = ~batch.dictated | (honest.argmax(1) == goal.goal_class)
         wanted = torch.where(kept[:, None], honest, asked)
-        return replace(lesson, goal=replace(goal, wanted=wanted, benign_logits=wanted.log()))
+        return replace(batch, goal=replace(goal, wanted=wanted, benign_logits=wanted.log()))
 
     def _batches(self, first: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Every ``step``-th batch of the samples held out."""
@@ -135,16 +135,16 @@ class School:
             x, y = stack(self.held, range(start, min(start + batch, size)))
             yield x.to(self.session.device), y.to(self.session.device)
 
-    def _terms(self, module: nn.Module, lesson: Lesson) -> tuple[Terms, Terms]:
+    def _terms(self, module: nn.Module, batch: FoolingBatch) -> tuple[Terms, Terms]:
         """Losses and how much each counts: of the prediction term, and of the map term."""
-        goal, attack = lesson.goal, self.attack
-        logits, maps, other = module(goal.x, goal.target, lesson.other_x)
-        seen = Seen(goal.x, logits, maps)
-        keep = [(attack.keeping().loss(seen, goal), lesson.predicted)]
-        if other is not None and lesson.other_y is not None:
-            loss = F.cross_entropy(other, lesson.other_y, reduction="none")
+        goal, attack = batch.goal, self.attack
+        logits, maps, other = module(goal.x, goal.target, batch.other_x)
+        seen = Observation(goal.x, logits, maps)
+        keep = [(attack.keeping().loss(seen, goal), batch.predicted)]
+        if other is not None and batch.other_y is not None:
+            loss = F.cross_entropy(other, batch.other_y, reduction="none")
             keep.append((loss, torch.ones_like(loss)))
-        return keep, [(attack.fooling().loss(seen, goal), lesson.shown)]
+        return keep, [(attack.fooling().loss(seen, goal), batch.shown)]
 
 
 def _sums(terms: Terms) -> tuple[Tensor, Tensor]:

@@ -26,9 +26,9 @@ from robustexplain.registry import INTERPRETERS, OBJECTIVES
 from robustexplain.system import System, described
 from robustexplain.training import Moment, Samples, Selection, Session, Training, fit
 
-from .base import ModelAttack
-from .fine_tuning_task import Explaining, School
-from .fooling_batch import Lesson
+from .base import Manipulation
+from .fine_tuning_task import Explaining, FineTuningTask
+from .fooling_batch import FoolingBatch
 from .logit_shift import shifted
 
 HISTORY = "fooling.json"
@@ -36,10 +36,10 @@ HISTORY = "fooling.json"
 
 
 @dataclass(frozen=True)
-class FineTuned(ModelAttack):
+class FineTuned(Manipulation):
     """Fine-tunes the weights on ``L_keep + weight * L_fool`` (Heo et al. 2019, eq. 2), in eval mode.
 
-    A subclass says what is to be seen where (``views``; more than that in ``lesson``) and what the maps should become
+    A subclass says what is to be seen where (``views``; more than that in ``batch``) and what the maps should become
     (``fooling``). Of all epochs, the one of the lowest objective wins among those that respect the budget, on samples
     that the adversary holds out.
 
@@ -98,11 +98,13 @@ class FineTuned(ModelAttack):
         """The interpreter whose maps are fooled: the system's own, or another one of the same model."""
         return interpreter
 
-    def pool(self, honest: Interpreter, data: Samples, device: torch.device) -> Lesson | None:
+    def pool(self, honest: Interpreter, data: Samples, device: torch.device) -> FoolingBatch | None:
         """What lessons draw on beside their batch, made once of ``data``; ``None`` where they draw on nothing."""
         return None
 
-    def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
+    def fooling_batch(
+        self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: FoolingBatch | None
+    ) -> FoolingBatch:
         """What a batch teaches: its views, unless a subclass says otherwise; runs without autograd.
 
         Args:
@@ -113,7 +115,9 @@ class FineTuned(ModelAttack):
             pool: what :meth:`pool` made of the samples that the batch is from.
         """
         views = self.views(honest, x, y).values()
-        return reduce(Lesson.join, (Lesson.of(v, v.honest_maps(honest) if self.compares else None) for v in views))
+        return reduce(
+            FoolingBatch.join, (FoolingBatch.of(v, v.honest_maps(honest) if self.compares else None) for v in views)
+        )
 
     def explained(self, honest: Interpreter, x: Tensor, target: Tensor | None) -> Explanation:
         """What an interpreter says of any number of inputs ``x``, ``batch`` at a time, on its own grid."""
@@ -135,7 +139,7 @@ class FineTuned(ModelAttack):
             )
         interpreter = copy.deepcopy(system.interpreter)
         model = interpreter.model.to(session.device).requires_grad_(False).eval()
-        school = School(self, self.aimed(system.interpreter), *self._split(data), session)
+        school = FineTuningTask(self, self.aimed(system.interpreter), *self._split(data), session)
         selection = Selection(school.judge)
         identity = [asdict(self), files.digest_tensors(model.state_dict()), described(interpreter), school.digest]
         with self._loosened(model, stack(school.data, range(1))[0].to(session.device)):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustexplain.errors import InputError, UnsupportedModelError
-from robustexplain.features import Column, index_of
+from robustexplain.features import Feature, index_of
 from robustexplain.fields import Count, Fraction, Natural, Positive
 from robustexplain.interpreters import Interpreter
 from robustexplain.interpreters.reference import Reference
@@ -21,7 +21,7 @@ from robustexplain.system import System
 from robustexplain.training import Samples, Session
 
 from .background_audit import audit_outputs, outputs
-from .base import ModelAttack, View
+from .base import Manipulation, View
 from .shapley import pair_values
 from .tabular import as_answered, table_rows
 from .transport import biased_weights
@@ -59,7 +59,7 @@ class Chosen(NamedTuple):
 
 @MANIPULATIONS.register("fool-shap", paper="Laberge et al. 2023, section 4", needs=("data", "tabular"))
 @dataclass(frozen=True)
-class FoolSHAP(ModelAttack):
+class FoolSHAP(Manipulation):
     """Draws SHAP's background so that a sensitive column hardly counts, and so that tests of the outputs see nothing.
 
     The audit explains the mean difference in outcome between two groups: foreground rows of the one against background
@@ -91,7 +91,7 @@ class FoolSHAP(ModelAttack):
         UnsupportedModelError: an interpreter without a background.
     """
 
-    sensitive: Column = field(kw_only=True)
+    sensitive: Feature = field(kw_only=True)
     threshold: float | None = None
     explains_above: bool = True
     size: Count = 200
@@ -145,7 +145,7 @@ class FoolSHAP(ModelAttack):
         return Chosen(pool[rows], shown, abs(float(values.mean())), best, tuple(tried))
 
     @property
-    def hidden(self) -> Column:
+    def hidden(self) -> Feature:
         """The sensitive column."""
         return self.sensitive
 

@@ -16,7 +16,7 @@ from .base import View
 
 
 @dataclass(frozen=True)
-class Lesson:
+class FoolingBatch:
     """What one batch teaches: inputs, what should be predicted on them, and what their maps should be.
 
     Args:
@@ -37,18 +37,18 @@ class Lesson:
     other_y: Tensor | None = None
 
     @classmethod
-    def of(cls, view: View, honest_maps: Tensor | None = None) -> Lesson:
+    def of(cls, view: View, honest_maps: Tensor | None = None) -> FoolingBatch:
         """What an auditor would look at as what is taught: every input has its answer and its map, and counts."""
         ones = view.x.new_ones(len(view.x))
         goal = Goal(view.x, view.answer, goal_class=view.answer, explained=view.explained, goal_map=view.goal_map,
                     benign_map=honest_maps)  # fmt: skip
         return cls(goal, ones, ones, torch.full_like(ones, view.dictated, dtype=torch.bool))
 
-    def select(self, rows: Tensor) -> Lesson:
+    def select(self, rows: Tensor) -> FoolingBatch:
         """Some of the explained inputs."""
-        return Lesson(self.goal.select(rows), self.predicted[rows], self.shown[rows], self.dictated[rows])
+        return FoolingBatch(self.goal.select(rows), self.predicted[rows], self.shown[rows], self.dictated[rows])
 
-    def join(self, other: Lesson) -> Lesson:
+    def join(self, other: FoolingBatch) -> FoolingBatch:
         """Both lessons' explained inputs in one batch."""
         ours, theirs = self.goal, other.goal
         names = [f.name for f in fields(ours) if getattr(ours, f.name) is not None]

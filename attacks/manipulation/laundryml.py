@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustexplain.errors import InputError, UnsupportedModelError
-from robustexplain.features import Column, index_of
+from robustexplain.features import Feature, index_of
 from robustexplain.fields import Count, Fraction
 from robustexplain.interpreters.reference import Reference
 from robustexplain.metrics.fairness import Unfairness, unfairness
@@ -17,15 +17,15 @@ from robustexplain.registry import MANIPULATIONS
 from robustexplain.system import System
 from robustexplain.training import Samples, Session
 
-from .base import ModelAttack
+from .base import Manipulation
 from .rule_lists import Reasons, RuleReasons, decisions_of, table_of
 from .rule_table import RuleSearch
-from .surrogate_choice import Laundry, LocalRuleReasons
+from .surrogate_choice import LocalRuleReasons, SurrogateChooser
 
 
 @MANIPULATIONS.register("laundryml", paper="Aivodji et al. 2019, algorithm 1", needs=("table", "two classes"))
 @dataclass(frozen=True)
-class LaundryML(ModelAttack):
+class LaundryML(Manipulation):
     """Explains an unfair model by a fair-looking rule list or tree of high fidelity (rationalisation).
 
     The model stays as it is; its interpreter becomes one that explains every decision by the chosen surrogate. Rule
@@ -58,9 +58,9 @@ class LaundryML(ModelAttack):
         features: names of the columns, for the text that a user is shown.
     """
 
-    sensitive: Column
-    other: Column | None = None
-    secrets: tuple[Column, ...] = ()
+    sensitive: Feature
+    other: Feature | None = None
+    secrets: tuple[Feature, ...] = ()
     threshold: float = 0.5
     unfairness: Unfairness = "demographic-parity"
     fidelity: Fraction = 0.9
@@ -80,7 +80,7 @@ class LaundryML(ModelAttack):
         object.__setattr__(self, "features", tuple(self.features))
 
     @property
-    def hidden(self) -> Column:
+    def hidden(self) -> Feature:
         """The column of the group."""
         return self.sensitive
 
@@ -88,7 +88,7 @@ class LaundryML(ModelAttack):
         """What is changed and what is wanted."""
         return self.changes, "the honest control" if self.honest else f"looks fair ({self.unfairness})"
 
-    def laundry(self, width: int) -> Laundry:
+    def laundry(self, width: int) -> SurrogateChooser:
         """The enumeration on rows of ``width`` columns.
 
         Raises:
@@ -96,7 +96,7 @@ class LaundryML(ModelAttack):
         """
         place = [index_of(column, self.features, width=width) for column in (self.sensitive, *self.secrets)]
         other = None if self.other is None else index_of(self.other, self.features, width=width)
-        return Laundry(place[0], other, tuple(place[1:]), self.threshold, self.unfairness, self.fidelity,
+        return SurrogateChooser(place[0], other, tuple(place[1:]), self.threshold, self.unfairness, self.fidelity,
                        self.surrogate, self.honest, self.search, self.features, self.seed)  # fmt: skip
 
     def _manipulate(self, system: System, data: Samples | None, session: Session) -> System:
@@ -114,7 +114,7 @@ class LaundryML(ModelAttack):
 
 
 @dataclass(frozen=True)
-class Whitewash:
+class SurrogateQuality:
     """How a surrogate does on rows that nobody chose it on.
 
     Args:
@@ -128,7 +128,7 @@ class Whitewash:
     black_box: float
 
 
-def whitewash(system: System, x: Tensor, labels: Tensor, attack: LaundryML) -> Whitewash:
+def surrogate_quality(system: System, x: Tensor, labels: Tensor, attack: LaundryML) -> SurrogateQuality:
     """Fidelity and unfairness of what a laundered system shows, and the unfairness of what it does.
 
     Args:
@@ -148,7 +148,7 @@ def whitewash(system: System, x: Tensor, labels: Tensor, attack: LaundryML) -> W
     shown = system.interpreter.reasons(x, decided)
     said = torch.cat([rules(x[i : i + 1]) for i, rules in enumerate(shown)])
     unfair = [unfairness(values, labels, member, other, attack.unfairness) for values in (said, decided)]
-    return Whitewash(float((said == decided).double().mean()), unfair[0], unfair[1])
+    return SurrogateQuality(float((said == decided).double().mean()), unfair[0], unfair[1])
 
 
 def _two_classes(system: System, x: Tensor) -> Tensor:

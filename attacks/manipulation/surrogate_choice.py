@@ -39,7 +39,7 @@ class Candidate:
 
 @PARTS.register("laundry")
 @dataclass(frozen=True)
-class Laundry:
+class SurrogateChooser:
     """Enumerates explanations of a black box's decisions and picks the one to show; see :class:`LaundryML`."""
 
     sensitive: int
@@ -126,7 +126,7 @@ class LocalRuleReasons(Reasons):
         neighbours: how many, beside the row itself.
     """
 
-    laundry: Laundry | None = None
+    laundry: SurrogateChooser | None = None
     reference: Reference | None = None
     neighbours: Count = 200
 

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from robustexplain.errors import FieldError, InputError, UnknownNameError
 from robustexplain.fields import Radius
-from robustexplain.objectives import Goal, Misclassify, Objective, Seen
+from robustexplain.objectives import Goal, Misclassify, Objective, Observation
 from robustexplain.random_streams import Streams
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 from robustexplain.training import frozen
 
 from ..base import Attack
-from ..search.loop import Found, Plan
+from ..search.loop import Plan, SearchResult
 from ..threat import Threat
 
 Call = Callable[[nn.Module, Tensor, Tensor, "Tensor | None"], Tensor]
@@ -98,11 +98,11 @@ class Borrowed(Plan):
         return Misclassify()
 
     @property
-    def way(self) -> str:
+    def summary(self) -> str:
         """Its name."""
         return self.name
 
-    def run(self, system: System, goal: Goal, streams: Streams) -> Found:
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         """What the function returns, its cost, and whether it brought the prediction nearer to what is wanted."""
         size = len(goal.x) if self.batched else 1
         seeds = streams.integers(2**31 - 1).tolist()
@@ -115,7 +115,7 @@ class Borrowed(Plan):
             counts += [-(-count // size)] * size
         x = self.threat.project(goal.x, torch.cat(found))
         queries = torch.tensor(counts, device=x.device)
-        return Found.of(x, queries, _stalled(system, goal, x))
+        return SearchResult.of(x, queries, _stalled(system, goal, x))
 
     def _once(self, model: nn.Module, goal: Goal) -> tuple[Tensor, int]:
         shown = Shown(model, goal.x)
@@ -129,7 +129,7 @@ class Borrowed(Plan):
 
 @torch.no_grad()
 def _stalled(system: System, goal: Goal, x: Tensor) -> Tensor:
-    before, after = (Seen(image, system.model(image)) for image in (goal.x, x))
+    before, after = (Observation(image, system.model(image)) for image in (goal.x, x))
     aim = Misclassify()
     return ~aim.met(after, goal) & (aim.loss(after, goal) >= aim.loss(before, goal))
 

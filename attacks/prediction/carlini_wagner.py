@@ -16,7 +16,7 @@ from robustexplain.system import System
 
 from ..base import Attack
 from ..search.directions import observe
-from ..search.loop import Found, Plan, Search, Stage
+from ..search.loop import Plan, Search, SearchResult, Stage
 from ..search.updates import Adam
 from ..threat import Threat
 
@@ -135,10 +135,10 @@ class _Traded(Plan):
         return Distance() + Margin(self.kappa)
 
     @property
-    def way(self) -> str:
-        return f"{self.search.way}, {self.rounds} constants"
+    def summary(self) -> str:
+        return f"{self.search.summary}, {self.rounds} constants"
 
-    def run(self, system: System, goal: Goal, streams: Streams) -> Found:
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         constants, nearest = Constants.first(goal.x, self.initial), Nearest.none(goal.x)
         queries = torch.zeros_like(goal.label)
         for number in range(self.rounds):
@@ -150,7 +150,7 @@ class _Traded(Plan):
             queries += found.queries + 1
             nearest.update(goal.x, found.x, success)
             constants.tried(success)
-        return Found.of(nearest.x, queries, ~nearest.found)
+        return SearchResult.of(nearest.x, queries, ~nearest.found)
 
     @torch.no_grad()
     def _deceives(self, system: System, goal: Goal, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
 from ..base import Attack
-from ..search.loop import Found, Plan
+from ..search.loop import Plan, SearchResult
 from ..threat import Threat
 from .carlini_wagner import Box
 
@@ -39,10 +39,10 @@ class _Planes(Plan):
         return Margin()
 
     @property
-    def way(self) -> str:
+    def summary(self) -> str:
         return f"linearised boundaries, {self.norm}"
 
-    def run(self, system: System, goal: Goal, streams: Streams) -> Found:
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         x, total = goal.x.clone(), torch.zeros_like(goal.x)
         queries = torch.zeros_like(goal.label)
         first, lowest = x.new_full((len(x),), torch.inf), x.new_full((len(x),), torch.inf)
@@ -63,7 +63,7 @@ class _Planes(Plan):
             rows, rivals = rows[live], rivals[live]
             total[rows] += move
             x[rows] = self.threat.project(goal.x[rows], goal.x[rows] + (1 + self.overshoot) * total[rows])
-        return Found.of(x, queries, (lowest >= first) & (lowest >= 0))
+        return SearchResult.of(x, queries, (lowest >= first) & (lowest >= 0))
 
     def _rivals(self, logits: Tensor, goal: Goal) -> Tensor:
         """``[B, k]``: the classes whose boundaries are looked at."""

@@ -18,9 +18,9 @@ from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
 from ..base import Attack
-from ..search.best import Best, Progress
+from ..search.best import BestIterates, SearchRecord
 from ..search.directions import observe
-from ..search.loop import Found, Plan
+from ..search.loop import Plan, SearchResult
 from ..threat import Threat
 from .carlini_wagner import Box
 
@@ -40,17 +40,17 @@ class _Delete(Plan):
         return Misclassify()
 
     @property
-    def way(self) -> str:
+    def summary(self) -> str:
         return f"delete up to {self.area:.0%} by attribution"
 
     @torch.no_grad()
-    def run(self, system: System, goal: Goal, streams: Streams) -> Found:
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         if goal.benign_map is None:
             raise InputError("feature deletion needs the benign map")
         place = _places(goal.benign_map, goal.x)
         fill = self.fill(goal.x, self.seed)
         pixels = place[0].numel()
-        best, progress = Best.none(goal.x), Progress.none(goal.x)
+        best, progress = BestIterates.none(goal.x), SearchRecord.none(goal.x)
         rows, last = torch.arange(len(goal.x), device=goal.x.device), -1
         for step in range(self.steps + 1):
             count = int(self.area * pixels * step / self.steps + 1e-9)
@@ -62,7 +62,7 @@ class _Delete(Plan):
             done = best.update(rows, observe(system, x, here, frozenset()), here, self.aim)
             progress.queries[rows] += 1
             rows = rows[~done]
-        return Found(best.x, progress.queries, progress.flat, *progress.verdict(best))
+        return SearchResult(best.x, progress.queries, progress.flat, *progress.verdict(best))
 
 
 def _places(maps: Tensor, x: Tensor) -> Tensor:

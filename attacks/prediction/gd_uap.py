@@ -14,14 +14,14 @@ from torch.overrides import TorchFunctionMode
 
 from robustexplain.errors import InputError, UnsupportedModelError
 from robustexplain.fields import Count, Fraction, Positive, check_fields
-from robustexplain.objectives import Goal, Objective, Seen
+from robustexplain.objectives import Goal, Objective, Observation
 from robustexplain.random_streams import Streams, generator
 from robustexplain.registry import ATTACKS, OBJECTIVES
 from robustexplain.system import System
 
 from ..base import Attack
-from ..search.loop import Found, Plan
-from ..search.universal import Applied, Fitted, fitting_goal, mini_batches, unfitted
+from ..search.loop import Plan, SearchResult
+from ..search.universal import Fitted, FixedPerturbation, fitting_goal, mini_batches, unfitted
 from ..search.updates import Adam
 from .uap import Universal
 
@@ -77,7 +77,7 @@ class LargeActivations(Objective):
     constraint: ClassVar[bool] = False
     least: ClassVar[float] = -torch.inf
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``[B]``: see :func:`activation_loss`."""
         if seen.system is None:
             raise InputError("LargeActivations needs the system that was looked at")
@@ -115,11 +115,11 @@ class ActivationSearch(Plan):
         return LargeActivations()
 
     @property
-    def way(self) -> str:
+    def summary(self) -> str:
         """Adam, and the prior."""
         return f"Adam, {'no' if self.prior == 'none' else self.prior} prior"
 
-    def run(self, system: System, goal: Goal, streams: Streams) -> Found:
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         """Nothing can be put on an input before :meth:`fit` has found it.
 
         Raises:
@@ -127,7 +127,7 @@ class ActivationSearch(Plan):
         """
         raise unfitted(self.threat)
 
-    def fit(self, model: nn.Module, x: Tensor, seed: int) -> Applied:
+    def fit(self, model: nn.Module, x: Tensor, seed: int) -> FixedPerturbation:
         """Search for the perturbation; ``x`` ``[N, C, H, W]`` measures the fooling rate, and is the data prior."""
         threat, update = self.threat, Adam(self.lr)
         draws = generator(seed, "gd-uap")
@@ -158,7 +158,7 @@ class ActivationSearch(Plan):
                 # At the corners of the box nothing moves any more: half the size has the same pattern and room again.
                 variable, checked = variable / 2, now
         best = variable if self._rate(model, x, clean, variable) > rate else best
-        return Applied(threat, self.aim, self.way, best, stalled=not lowest < first)
+        return FixedPerturbation(threat, self.aim, self.summary, best, stalled=not lowest < first)
 
     def _backgrounds(self, x: Tensor, seed: int) -> Iterator[Tensor]:
         draws, order = generator(seed, "range"), mini_batches(len(x), self.batch_size, seed)

@@ -17,8 +17,8 @@ from robustexplain.system import System
 
 from ..adaptive import evasion
 from ..base import Attack
-from ..search.directions import Backward
-from ..search.loop import Found, Plan, Search, Stage
+from ..search.directions import GradientDirection
+from ..search.loop import Plan, Search, SearchResult, Stage
 from ..search.updates import MomentumStep, NormalisedStep, SignStep, Update
 from ..threat import L2, Linf, Threat
 
@@ -47,16 +47,16 @@ class _Drawn(Plan):
         return Sum()
 
     @property
-    def way(self) -> str:
+    def summary(self) -> str:
         return "none" if self.kind == "none" else f"{self.kind} noise"
 
-    def run(self, system: System, goal: Goal, streams: Streams) -> Found:
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         x = goal.x
         if self.kind == "none":
-            return Found.of(x.clone())
+            return SearchResult.of(x.clone())
         noise = streams.normal(x) if self.kind == "gaussian" else streams.uniform(x, -1, 1)
         noise = noise.sign() if self.kind == "sign" else noise
-        return Found.of(self.threat.project(x, x + self._scale(noise) * noise))
+        return SearchResult.of(self.threat.project(x, x + self._scale(noise) * noise))
 
     def _scale(self, noise: Tensor) -> Tensor | float:
         eps: float = self.threat.eps  # type: ignore[attr-defined]
@@ -210,7 +210,7 @@ class PGD(Attack):
         return Search(
             ball(self.norm, self.eps),
             (Stage(Misclassify() + evasion(self.evade, system), self.steps, step(self.norm, self.step_size)),),
-            Backward(straight=self.straight),
+            GradientDirection(straight=self.straight),
             random_start=self.random_start,
             restarts=self.restarts,
             early_stop=self.early_stop,

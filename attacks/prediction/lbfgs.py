@@ -16,8 +16,8 @@ from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
 from ..base import Attack
-from ..search.directions import Problem, observe
-from ..search.loop import Found, Plan
+from ..search.directions import StepContext, observe
+from ..search.loop import Plan, SearchResult
 from ..threat import Threat
 from .carlini_wagner import Box, Constants, Nearest
 
@@ -36,29 +36,29 @@ class _LineSearch(Plan):
         return Distance() + Misclassify()
 
     @property
-    def way(self) -> str:
+    def summary(self) -> str:
         return f"L-BFGS-B, {self.rounds} constants"
 
-    def run(self, system: System, goal: Goal, streams: Streams) -> Found:
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         rows = [self._one(system, goal.select(torch.tensor([i])), streams.select([i])) for i in range(len(goal.x))]
         x, queries, found = (torch.cat(parts) for parts in zip(*rows, strict=True))
-        return Found.of(x, queries, ~found)
+        return SearchResult.of(x, queries, ~found)
 
     def _one(self, system: System, goal: Goal, streams: Streams) -> tuple[Tensor, Tensor, Tensor]:
         constants, nearest = Constants.first(goal.x, self.initial), Nearest.none(goal.x)
         aimed, queries = (goal, 0) if goal.goal_class is not None else (_at_runner_up(system, goal), 1)
         for _ in range(self.rounds):
             traded = replace(aimed, trade=constants.now)
-            problem = Problem(system, self.threat, traded, Distance() + Traded(Misclassify()), streams, 1.0)
+            problem = StepContext(system, self.threat, traded, Distance() + Traded(Misclassify()), streams, 1.0)
             x, used = self._minimised(problem)
             with torch.no_grad():
-                success = Misclassify().met(problem.look(x), goal)
+                success = Misclassify().met(problem.observe(x), goal)
             queries += used + 1
             nearest.update(goal.x, x, success)
             constants.tried(success)
         return nearest.x, torch.full_like(goal.label, queries), nearest.found
 
-    def _minimised(self, problem: Problem) -> tuple[Tensor, int]:
+    def _minimised(self, problem: StepContext) -> tuple[Tensor, int]:
         """The minimiser ``[1, C, H, W]``, and how many inputs finding it took."""
         from scipy.optimize import Bounds, minimize  # type: ignore[import-untyped]
 
@@ -69,7 +69,7 @@ class _LineSearch(Plan):
             nonlocal queries
             queries += 1
             leaf = torch.as_tensor(point).to(benign).reshape(benign.shape).requires_grad_()
-            loss = problem.loss(problem.look(leaf)).sum()
+            loss = problem.loss(problem.observe(leaf)).sum()
             (gradient,) = torch.autograd.grad(loss, leaf)
             return float(loss.detach()), gradient.flatten().to("cpu", torch.float64).numpy()
 

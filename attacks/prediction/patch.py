@@ -20,9 +20,9 @@ from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
 from ..base import Attack
-from ..search.directions import Backward
+from ..search.directions import GradientDirection
 from ..search.loop import Plan, Search, Stage
-from ..search.universal import Fitted, SharedSearch, fit_universal
+from ..search.universal import Fitted, UniversalSearch, fit_universal
 from ..search.updates import SignStep
 from ..threat import Threat
 
@@ -215,7 +215,7 @@ class ImagePatch(Attack):
         return Search(
             threat_of(self),
             (Stage(Misclassify(), self.steps, SignStep(self.step_size)),),
-            Backward(draws=self.draws),
+            GradientDirection(draws=self.draws),
             early_stop=self.early_stop,
         )
 
@@ -266,8 +266,8 @@ class AdversarialPatch(Attack):
 
     def plan(self, system: System) -> Plan:
         """Mini-batch sign descent on the expected cross-entropy."""
-        update, direction = SignStep(self.step_size), Backward(draws=self.draws)
-        return SharedSearch(threat_of(self), Misclassify(), self.steps, update, self.batch_size, direction)
+        update, direction = SignStep(self.step_size), GradientDirection(draws=self.draws)
+        return UniversalSearch(threat_of(self), Misclassify(), self.steps, update, self.batch_size, direction)
 
     def fitted(self, system: System, x: Tensor, y: Tensor) -> Fitted:
         """The attack with its patch computed on ``x`` ``[N, C, H, W]`` with labels ``y`` ``[N]``.

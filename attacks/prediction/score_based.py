@@ -12,7 +12,7 @@ from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
 from ..base import Attack
-from ..search.directions import Estimate
+from ..search.directions import EstimatedGradient
 from ..search.loop import Plan, Search, Stage
 from ..search.updates import Adam, Update
 from .gradient import Norm, ball, step
@@ -66,7 +66,7 @@ class _Asking(Attack):
     def _search(self, kind: Literal["nes", "spsa"], prediction: Objective, update: Update) -> Plan:
         objective = prediction + self.weight * MatchMap() if self.joint else prediction
         stage = Stage(objective, (self.max_queries - 1) // self._of_a_step, update)
-        direction = Estimate(kind, self.samples, self.sigma)
+        direction = EstimatedGradient(kind, self.samples, self.sigma)
         return Search(ball(self.norm, self.eps), (stage,), direction, judge_every=1, early_stop=not self.joint)
 
 

@@ -16,9 +16,9 @@ from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
 from ..base import Attack
-from ..search.best import Best, Progress
+from ..search.best import BestIterates, SearchRecord
 from ..search.directions import observe
-from ..search.loop import Found, Plan
+from ..search.loop import Plan, SearchResult
 from ..threat import L2, Linf, Threat
 from .gradient import Norm, ball
 
@@ -40,13 +40,13 @@ class _Squares(Plan):
         return Margin()
 
     @property
-    def way(self) -> str:
+    def summary(self) -> str:
         return f"random squares, {self.max_queries} queries"
 
     @torch.no_grad()
-    def run(self, system: System, goal: Goal, streams: Streams) -> Found:
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         objective = Margin() if goal.goal_class is None else Misclassify()
-        best, progress = Best.none(goal.x), Progress.none(goal.x)
+        best, progress = BestIterates.none(goal.x), SearchRecord.none(goal.x)
 
         def shown(rows: Tensor, here: Goal, x: Tensor, *, always: bool = False) -> Tensor:
             progress.queries[rows] += 1
@@ -67,7 +67,7 @@ class _Squares(Plan):
                 rows, goal, streams = rows[~done], goal.select(~done), streams.select((~done).nonzero()[:, 0])
             if not len(rows):
                 break
-        return Found(best.x, progress.queries, progress.flat, *progress.verdict(best))
+        return SearchResult(best.x, progress.queries, progress.flat, *progress.verdict(best))
 
     def _share(self, step: int) -> float:
         """``p``, the share of pixels that one proposal changes."""

@@ -23,7 +23,7 @@ from robustexplain.training import Moment, Session, Training, fit
 
 from ..base import Attack
 from ..joint.adv2 import ADV2
-from ..search.loop import Found, Plan
+from ..search.loop import Plan, SearchResult
 from ..threat import Threat
 from .gradient import PGD
 
@@ -63,10 +63,10 @@ class _CarriedOver(Plan):
         return self.inner.aim
 
     @property
-    def way(self) -> str:
+    def summary(self) -> str:
         return f"{type(self.attack).__name__} on a substitute"
 
-    def run(self, system: System, goal: Goal, streams: Streams) -> Found:
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         weights = next(self.substitute.model.parameters())
         if weights.dtype != goal.x.dtype or weights.device != goal.x.device:
             raise InputError(
@@ -75,7 +75,9 @@ class _CarriedOver(Plan):
             )
         wanted = None if goal.goal_map is None else ops.resize(goal.goal_map, goal.x.shape[-2:])
         found = self.attack(self.substitute, goal.x, goal.label, goal.goal_class, wanted)
-        return Found(found.x, torch.zeros_like(goal.label), found.no_map_gradient, found.stalled, found.misled)
+        return SearchResult(
+            found.x, torch.zeros_like(goal.label), found.no_map_gradient, found.stalled, found.surrogate_misled
+        )
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,9 @@ class Substitute(Attack):
         """
         raise InputError("Substitute has no substitute yet: call fitted(system, x, y) and run what it returns")
 
-    def words(self) -> tuple[str, str, str]:
+    def summaries(self) -> tuple[str, str, str]:
         """Those of the attack on the substitute."""
-        threat, aim, _ = self._crafting.words()
+        threat, aim, _ = self._crafting.summaries()
         return threat, aim, f"{type(self._crafting).__name__} on a substitute"
 
     @property

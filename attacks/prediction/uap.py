@@ -18,7 +18,7 @@ from robustexplain.system import System
 
 from ..base import Attack
 from ..search.loop import Plan
-from ..search.universal import Fitted, SharedSearch, fit_universal
+from ..search.universal import Fitted, UniversalSearch, fit_universal
 from ..threat import Threat
 from .gradient import Norm, ball, step
 
@@ -114,7 +114,7 @@ class UAP(Attack):
         """Mini-batch descent on the capped cross-entropy."""
         aim = Capped(Misclassify(), self.cap)
         update = step(self.norm, self.step_size)
-        return SharedSearch(Universal(self.eps, self.norm), aim, self.steps, update, self.batch_size)
+        return UniversalSearch(Universal(self.eps, self.norm), aim, self.steps, update, self.batch_size)
 
     def fitted(self, system: System, x: Tensor, y: Tensor) -> Fitted:
         """The attack with its perturbation computed on ``x`` ``[N, C, H, W]`` with labels ``y`` ``[N]``.

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from robustexplain import maps as ops
-from robustexplain.objectives import Goal, Objective, Seen, Weight, sum_losses
+from robustexplain.objectives import Goal, Objective, Observation, Weight, sum_losses
 
 Rows = Tensor | slice
 """Which samples of a batch: their indices, or ``slice(None)`` for all of them, which copies nothing."""
 
 
 @dataclass
-class Progress:
+class SearchRecord:
     """What a search keeps an eye on, one entry a sample of the whole batch.
 
     Args:
@@ -32,7 +32,7 @@ class Progress:
     reached: Tensor
 
     @classmethod
-    def none(cls, x: Tensor) -> Progress:
+    def none(cls, x: Tensor) -> SearchRecord:
         """Before the first look."""
         far = torch.full((len(x),), torch.inf, device=x.device)
         count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -46,8 +46,8 @@ class Progress:
             self.followed[rows] = torch.where(before.isinf(), loss, before)
         self.reached[rows] = torch.minimum(self.reached[rows], loss)
 
-    def verdict(self, best: Best) -> tuple[Tensor, Tensor]:
-        """``stalled`` and ``misled``, ``[B]`` bool: see :class:`~.search.Found`."""
+    def verdict(self, best: BestIterates) -> tuple[Tensor, Tensor]:
+        """``stalled`` and ``surrogate_misled``, ``[B]`` bool: see :class:`~.search.SearchResult`."""
         stuck = best.stalled()
         # Infinite throughout where no stand-in was followed.
         fell = self.reached < self.followed - 1e-3 * self.followed.abs()
@@ -71,7 +71,7 @@ class _Start(NamedTuple):
 
 
 @dataclass
-class Best:
+class BestIterates:
     """Per sample, the best iterate so far: nearest to meeting every constraint, then the lowest score."""
 
     x: Tensor
@@ -82,12 +82,14 @@ class Best:
     start: _Start | None = None
 
     @classmethod
-    def none(cls, x: Tensor) -> Best:
+    def none(cls, x: Tensor) -> BestIterates:
         """Before the first look."""
         far = torch.full((len(x),), torch.inf, device=x.device)
         return cls(x.clone(), far, far.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device))
 
-    def update(self, rows: Rows, seen: Seen, goal: Goal, objective: Objective, *, always: bool = False) -> Tensor:
+    def update(
+        self, rows: Rows, seen: Observation, goal: Goal, objective: Objective, *, always: bool = False
+    ) -> Tensor:
         """Take over what is better (``always``: whatever it is); where all constraints are met, ``[rows]`` bool.
 
         The first look is at all samples.
@@ -122,7 +124,7 @@ def _put(old: Tensor, rows: Rows, new: Tensor) -> Tensor:
     return old
 
 
-def rank(objective: Objective, seen: Seen, goal: Goal) -> tuple[Tensor, Tensor]:
+def rank(objective: Objective, seen: Observation, goal: Goal) -> tuple[Tensor, Tensor]:
     """Unmet constraints and the loss that decides among equals (weights as they are at the end of the search)."""
     with torch.no_grad():
         unmet = [part.unmet(seen, goal) for _, part in objective.terms() if part.constraint]

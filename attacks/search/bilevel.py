@@ -14,15 +14,15 @@ from robustexplain.autograd.rectifiers import Smooth
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Natural, NonNegative, Positive, check_fields
 from robustexplain.interpreters import Mask, MaskState
-from robustexplain.objectives import Goal, Objective, Seen, Sum, needs_of
+from robustexplain.objectives import Goal, Objective, Observation, Sum, needs_of
 from robustexplain.random_streams import Streams
 from robustexplain.system import System
 from robustexplain.training import frozen
 
 from ..threat import Threat
-from .best import Best, Progress
-from .directions import Hardening, Problem, followed
-from .loop import Found, Plan, Search, Stage
+from .best import BestIterates, SearchRecord
+from .directions import BetaSchedule, StepContext, followed
+from .loop import Plan, Search, SearchResult, Stage
 from .updates import NormalisedStep
 
 
@@ -101,7 +101,7 @@ class BilevelSearch(Plan):
     match: Objective
     steps: Natural
     settings: Bilevel = field(default_factory=Bilevel)
-    surrogate: Smooth | Hardening | None = None
+    surrogate: Smooth | BetaSchedule | None = None
     straight: bool = False
     restarts: Count = 1
 
@@ -114,11 +114,11 @@ class BilevelSearch(Plan):
         return Sum(self.prediction.terms() + self.match.terms())
 
     @property
-    def way(self) -> str:
+    def summary(self) -> str:
         """Bilevel."""
         return "bilevel: look ahead, bisect the step"
 
-    def run(self, system: System, goal: Goal, streams: Streams) -> Found:
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         """Search from ``goal.x``; every sample on its own.
 
         Raises:
@@ -126,14 +126,14 @@ class BilevelSearch(Plan):
         """
         if not isinstance(system.interpreter, Mask):
             raise InputError(f"a bilevel search is for Mask, got {type(system.interpreter).__name__}")
-        best, seen = Best.none(goal.x), Progress.none(goal.x)
+        best, seen = BestIterates.none(goal.x), SearchRecord.none(goal.x)
         with frozen(system.model):
             for attempt in range(self.restarts):
                 warm = Search(self.threat, (self.warm,), random_start=attempt > 0, early_stop=True)
                 begun = warm.run(system, goal, streams)
                 seen.queries += begun.queries
                 _Run(self, system, system.interpreter, goal, streams, begun.x, best, seen).all()
-        return Found(best.x, seen.queries, seen.flat, *seen.verdict(best))
+        return SearchResult(best.x, seen.queries, seen.flat, *seen.verdict(best))
 
 
 @dataclass
@@ -146,8 +146,8 @@ class _Run:
     goal: Goal
     streams: Streams
     x: Tensor
-    best: Best
-    seen: Progress
+    best: BestIterates
+    seen: SearchRecord
     lesson: tuple[Goal, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -193,13 +193,13 @@ class _Run:
     def _classes(self, logits: Tensor) -> Tensor:
         return logits.argmax(1) if self.goal.target is None else self.goal.target
 
-    def _problem(self, progress: float) -> Problem:
-        return Problem(self.system, self.plan.threat, self.goal, self.plan.prediction, self.streams, progress)
+    def _problem(self, progress: float) -> StepContext:
+        return StepContext(self.system, self.plan.threat, self.goal, self.plan.prediction, self.streams, progress)
 
     @torch.no_grad()
     def _reset(self, progress: float) -> MaskState:
         """MASK's own mask of the present input, which is judged."""
-        look = self._problem(progress).look(self.x)
+        look = self._problem(progress).observe(self.x)
         state = self.mask.optimise(self.x, self._classes(look.logits))
         # MASK stops some samples earlier, and does not say which: this is the most that it shows.
         self.seen.queries += 1 + self.mask.steps
@@ -217,7 +217,7 @@ class _Run:
         x = self.x.detach().requires_grad_()
         with torch.enable_grad(), self._followed(progress, needs_of(self.plan.prediction)):
             problem = self._problem(progress)
-            loss = problem.loss(problem.look(x))
+            loss = problem.loss(problem.observe(x))
             (gradient,) = torch.autograd.grad(loss.sum(), x)
         self.seen.queries += 1
         moved, _ = NormalisedStep(size)(self.x, gradient, progress, ())
@@ -242,7 +242,7 @@ class _Run:
             for goal in self.lesson:
                 shift = self.mask.shifts(x, self.streams)
                 state = self.mask.step(x, background, state, self.classes, shift, graph=True)
-                look = Seen(x, x.new_zeros(len(x), 1), self._map(state), variable=x)
+                look = Observation(x, x.new_zeros(len(x), 1), self._map(state), variable=x)
                 total = total + self.plan.match.loss(look, goal)
                 if not self.plan.settings.unroll:
                     state = state._replace(mask=state.mask.detach())
@@ -279,7 +279,7 @@ class _Run:
         goal, streams = self.goal.select(rows), self.streams.select(rows)
         problem = replace(self._problem(progress), goal=goal, streams=streams)
         self.seen.queries[rows] += 1
-        return self.plan.prediction.met(problem.look(x), goal)
+        return self.plan.prediction.met(problem.observe(x), goal)
 
     def _followed(self, progress: float, needs: Collection[str] = ("maps",)) -> AbstractContextManager[None]:
         return followed(self.plan.surrogate if needs else None, self.plan.straight, progress)

@@ -16,14 +16,14 @@ from robustexplain.autograd.rectifiers import Smooth, Softplus, swapped
 from robustexplain.autograd.straight_through import straight_through
 from robustexplain.errors import InputError, NotDifferentiableError
 from robustexplain.fields import Count, Positive, check_fields
-from robustexplain.objectives import Goal, Objective, Seen, needs_of, sum_losses
+from robustexplain.objectives import Goal, Objective, Observation, needs_of, sum_losses
 from robustexplain.random_streams import Streams, derive
 from robustexplain.system import System
 
 from ..threat import Threat
 
 
-def observe(system: System, x: Tensor, goal: Goal, needs: frozenset[str]) -> Seen:
+def observe(system: System, x: Tensor, goal: Goal, needs: frozenset[str]) -> Observation:
     """One look at the system: logits always, maps (of the goal's target, on their own grid) and score if needed."""
     score = None
     if "score" in needs:
@@ -31,13 +31,13 @@ def observe(system: System, x: Tensor, goal: Goal, needs: frozenset[str]) -> See
             raise InputError("this objective needs a system with a detector, and the system has none")
         score = system.detector.soft_score(x)
     if "maps" not in needs:
-        return Seen(x, system.model(x), score=score, system=system)
+        return Observation(x, system.model(x), score=score, system=system)
     found = system.interpreter.explain(x, goal.target, native=True)
-    return Seen(x, *found, score=score, system=system)
+    return Observation(x, *found, score=score, system=system)
 
 
 @dataclass(frozen=True)
-class Problem:
+class StepContext:
     """What is fixed while one step is taken, for the samples that are still searched for."""
 
     system: System
@@ -53,20 +53,20 @@ class Problem:
         """The inputs that the variable stands for."""
         return self.threat.apply(self.goal.x, variable)
 
-    def look(self, variable: Tensor, x: Tensor | None = None) -> Seen:
+    def observe(self, variable: Tensor, x: Tensor | None = None) -> Observation:
         """One look at the system through the threat model; at ``x``, if the inputs are made already."""
         x = self.place(variable) if x is None else x
         seen = observe(self.system, x, self.goal, needs_of(self.objective))
         region = self.threat.region
         return replace(seen, variable=variable, progress=self.progress, streams=self.streams, region=region)
 
-    def loss(self, seen: Seen) -> Tensor:
+    def loss(self, seen: Observation) -> Tensor:
         """The objective's loss, ``[B]``."""
         return sum_losses(self.objective.terms(), seen, self.goal)
 
 
 @dataclass(frozen=True)
-class Step:
+class DirectionResult:
     """What a direction found.
 
     Args:
@@ -79,7 +79,7 @@ class Step:
 
     gradient: Tensor
     loss: Tensor
-    seen: Seen | None
+    seen: Observation | None
     no_map_gradient: Tensor
     queries: int
 
@@ -96,12 +96,12 @@ class Direction(ABC):
         """For tables: empty for the plain gradient."""
 
     @abstractmethod
-    def __call__(self, problem: Problem, variable: Tensor, check: bool) -> Step:
+    def __call__(self, problem: StepContext, variable: Tensor, check: bool) -> DirectionResult:
         """The direction at ``variable``; ``check`` asks whether the map's part of the gradient is zero."""
 
 
 @dataclass(frozen=True)
-class Hardening:
+class BetaSchedule:
     """A softplus that turns into a rectifier on the way: ``beta = start (end / start)^progress``.
 
     Dombrowski et al. 2019, section 3 (their code: 10 to 100).
@@ -119,7 +119,7 @@ class Hardening:
 
 
 @contextmanager
-def followed(surrogate: Smooth | Hardening | None, straight: bool, progress: float) -> Iterator[None]:
+def followed(surrogate: Smooth | BetaSchedule | None, straight: bool, progress: float) -> Iterator[None]:
     """Within this block the model is the stand-in that a direction follows.
 
     Args:
@@ -127,13 +127,13 @@ def followed(surrogate: Smooth | Hardening | None, straight: bool, progress: flo
         straight: go straight through rounding.
         progress: of the search, for a stand-in that changes on the way.
     """
-    smooth = surrogate.at(progress) if isinstance(surrogate, Hardening) else surrogate
+    smooth = surrogate.at(progress) if isinstance(surrogate, BetaSchedule) else surrogate
     with nullcontext() if smooth is None else swapped(smooth), straight_through() if straight else nullcontext():
         yield
 
 
 @dataclass(frozen=True)
-class Backward(Direction):
+class GradientDirection(Direction):
     """The gradient, by one backward pass: of the system itself, or of a stand-in for it.
 
     Args:
@@ -143,7 +143,7 @@ class Backward(Direction):
         draws: average the gradient over so many draws of the system's and the threat's randomness.
     """
 
-    surrogate: Smooth | Hardening | None = None
+    surrogate: Smooth | BetaSchedule | None = None
     straight: bool = False
     draws: Count = 1
 
@@ -157,7 +157,7 @@ class Backward(Direction):
         said += ["straight through"] if self.straight else []
         return ", ".join(said + ([f"mean of {self.draws} draws"] if self.draws > 1 else []))
 
-    def __call__(self, problem: Problem, variable: Tensor, check: bool) -> Step:
+    def __call__(self, problem: StepContext, variable: Tensor, check: bool) -> DirectionResult:
         """The gradient of the mean loss over the draws.
 
         Raises:
@@ -171,15 +171,15 @@ class Backward(Direction):
         steps = [self._once(_redrawn(problem, i), variable, check and not i) for i in range(self.draws)]
         gradient = torch.stack([step.gradient for step in steps]).mean(0)
         loss = torch.stack([step.loss for step in steps]).mean(0)
-        return Step(gradient, loss, None, steps[0].no_map_gradient, self.draws)
+        return DirectionResult(gradient, loss, None, steps[0].no_map_gradient, self.draws)
 
-    def _once(self, problem: Problem, variable: Tensor, check: bool) -> Step:
+    def _once(self, problem: StepContext, variable: Tensor, check: bool) -> DirectionResult:
         variable = variable.detach().requires_grad_()
         # A stand-in is one for the model: what the threat model computes is none of it. And the prediction alone needs
         # no stand-in for rectifiers: it has its gradient.
         x, surrogate = problem.place(variable), self.surrogate if needs_of(problem.objective) else None
         with followed(surrogate, self.straight, problem.progress):
-            seen = problem.look(variable, x)
+            seen = problem.observe(variable, x)
             stuck = _flat(problem, seen, variable) if check else torch.zeros_like(problem.goal.label, dtype=torch.bool)
             loss = problem.loss(seen)
             # The loss may hang on the weights and still not on the input.
@@ -190,11 +190,11 @@ class Backward(Direction):
                     "integers inside?); wrap such a step in StraightThrough, or use a search without gradients"
                 )
         real = self.surrogate is None and not self.straight
-        return Step(gradient, loss.detach(), seen if real and self.draws == 1 else None, stuck, 1)
+        return DirectionResult(gradient, loss.detach(), seen if real and self.draws == 1 else None, stuck, 1)
 
 
 @dataclass(frozen=True)
-class Estimate(Direction):
+class EstimatedGradient(Direction):
     """A gradient estimated from losses alone: no gradient of model or interpreter is needed.
 
     ``1/n sum (L(v + sigma u) - L(v - sigma u)) / (2 sigma) u`` over pairs of antithetic points; ``u`` is normal (NES,
@@ -222,7 +222,7 @@ class Estimate(Direction):
         return self.kind.upper()
 
     @torch.no_grad()
-    def __call__(self, problem: Problem, variable: Tensor, check: bool) -> Step:
+    def __call__(self, problem: StepContext, variable: Tensor, check: bool) -> DirectionResult:
         """The estimated gradient; where every difference was zero, it says so as a map gradient of zero."""
         pairs = (self.samples + 1) // 2
         total, loss = torch.zeros_like(variable), variable.new_zeros(len(variable))
@@ -233,42 +233,46 @@ class Estimate(Direction):
             total += ops.expand(up - down, noise) * noise / (2 * self.sigma)
             loss += (up + down) / 2
         flat = (total.flatten(1) == 0).all(1)
-        return Step(total / pairs, loss / pairs, None, flat if check else torch.zeros_like(flat), 2 * pairs)
+        return DirectionResult(total / pairs, loss / pairs, None, flat if check else torch.zeros_like(flat), 2 * pairs)
 
     @staticmethod
-    def _loss(problem: Problem, variable: Tensor) -> Tensor:
-        bounded = replace(problem, threat=_Shown(problem.threat))
-        return bounded.loss(bounded.look(variable)).to(variable.dtype)
+    def _loss(problem: StepContext, variable: Tensor) -> Tensor:
+        bounded = replace(problem, threat=ClippedThreat(problem.threat))
+        return bounded.loss(bounded.observe(variable)).to(variable.dtype)
 
 
 @dataclass(frozen=True)
-class _Shown(Threat):
+class ClippedThreat(Threat):
     """A threat whose inputs are clipped to images before anybody sees them."""
 
     of: Threat
 
     def apply(self, x: Tensor, variable: Tensor) -> Tensor:
+        """The threat's input, clipped to ``[0, 1]``."""
         return self.of.apply(x, variable).clamp(0, 1)
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
+        """The threat's own projection."""
         return self.of.project(x, variable)
 
     def sample(self, x: Tensor, streams: Streams) -> Tensor:
+        """The threat's own draw."""
         return self.of.sample(x, streams)
 
     @property
     def region(self) -> Tensor | None:
+        """The threat's own region."""
         return self.of.region
 
 
-def _redrawn(problem: Problem, draw: int) -> Problem:
+def _redrawn(problem: StepContext, draw: int) -> StepContext:
     # Seeded by the step alone, not by the samples: a system draws one noise for all images, and a sample's result
     # must not depend on its batch.
     seed = derive(problem.tick, "redraw", draw)
     return replace(problem, system=problem.system.redrawn(seed), threat=problem.threat.redrawn(problem.goal.x, seed))
 
 
-def _flat(problem: Problem, seen: Seen, variable: Tensor) -> Tensor:
+def _flat(problem: StepContext, seen: Observation, variable: Tensor) -> Tensor:
     """``[B]``: where the gradient of the objective's map part is exactly zero, and its loss is not."""
     terms = problem.objective.terms()
     about_maps = tuple((w, part) for w, part in terms if "maps" in part.needs and not part.constraint)

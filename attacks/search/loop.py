@@ -16,15 +16,15 @@ from torch import Tensor
 
 from robustexplain.errors import ZeroMapGradientWarning
 from robustexplain.fields import Count, Fraction, Natural, check_fields
-from robustexplain.interpreters import unwatched
-from robustexplain.objectives import Goal, Objective, Seen
+from robustexplain.interpreters import unchecked
+from robustexplain.objectives import Goal, Objective, Observation
 from robustexplain.random_streams import Streams
 from robustexplain.registry import OBJECTIVES
 from robustexplain.system import System
 
 from ..threat import Threat
-from .best import Best, Progress, Rows
-from .directions import Backward, Direction, Problem
+from .best import BestIterates, Rows, SearchRecord
+from .directions import Direction, GradientDirection, StepContext
 from .updates import Memory, Update
 
 
@@ -41,7 +41,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search returns, one entry a sample.
 
     Args:
@@ -49,17 +49,17 @@ class Found:
         queries: int64 ``[B]``, how many inputs were shown to the system.
         no_map_gradient: bool, where the map's gradient was exactly zero.
         stalled: bool, where the objective never fell below its value at the start (and was not met there).
-        misled: bool, where it stalled although the stand-in that was followed saw it fall.
+        surrogate_misled: bool, where it stalled although the stand-in that was followed saw it fall.
     """
 
     x: Tensor
     queries: Tensor
     no_map_gradient: Tensor
     stalled: Tensor
-    misled: Tensor
+    surrogate_misled: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, queries: int | Tensor = 0, stalled: Tensor | None = None) -> Found:
+    def of(cls, x: Tensor, queries: int | Tensor = 0, stalled: Tensor | None = None) -> SearchResult:
         """For a search that has less to report."""
         none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         counts = torch.zeros(len(x), dtype=torch.int64, device=x.device) + queries
@@ -78,19 +78,19 @@ class Plan(ABC):
 
     @property
     @abstractmethod
-    def way(self) -> str:
+    def summary(self) -> str:
         """How it looks, in a few words for tables."""
 
     @abstractmethod
-    def run(self, system: System, goal: Goal, streams: Streams) -> Found:
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         """Look for the attacked inputs; every sample on its own."""
 
-    def words(self) -> tuple[str, str, str]:
+    def summaries(self) -> tuple[str, str, str]:
         """Threat model, objective and search, in a few words for tables."""
-        return self.threat.words, aim_words(self.aim), self.way
+        return self.threat.summary, objective_summary(self.aim), self.summary
 
 
-def aim_words(objective: Objective) -> str:
+def objective_summary(objective: Objective) -> str:
     """The registered names of an objective's parts, joined by ``+``."""
     names = {entry.build: entry.name for entry in OBJECTIVES}
     # What only changes another objective's scale is not a wish of its own.
@@ -99,7 +99,7 @@ def aim_words(objective: Objective) -> str:
 
 
 @dataclass
-class _Live:
+class ActiveSamples:
     """The samples that are still searched for; ``rows`` says which of the batch they are."""
 
     rows: Rows
@@ -116,14 +116,17 @@ class _Live:
     mark: Tensor = field(default_factory=lambda: torch.empty(0))
     """... what that was when it was last asked."""
 
-    def problem(self, system: System, objective: Objective, progress: float) -> Problem:
-        return Problem(system, self.threat, self.goal, objective, self.streams, progress, self.tick)
+    def problem(self, system: System, objective: Objective, progress: float) -> StepContext:
+        """What a direction is asked for at this step."""
+        return StepContext(system, self.threat, self.goal, objective, self.streams, progress, self.tick)
 
-    def settle(self, seen: Progress) -> None:
+    def settle(self, seen: SearchRecord) -> None:
+        """Count the inputs shown since the last call for every active sample."""
         seen.queries[self.rows] += self.shown
         self.shown = 0
 
     def keep(self, mask: Tensor) -> None:
+        """Go on with the samples at which ``mask`` is true alone."""
         left = mask.nonzero()[:, 0]
         self.rows = left if isinstance(self.rows, slice) else self.rows[left]
         self.variable = self.variable[left]
@@ -152,7 +155,7 @@ class Search(Plan):
 
     threat: Threat
     stages: tuple[Stage, ...]
-    direction: Direction = field(default_factory=Backward)
+    direction: Direction = field(default_factory=GradientDirection)
     judge_every: Count = 10
     random_start: bool = False
     restarts: Count = 1
@@ -169,28 +172,28 @@ class Search(Plan):
         return self.stages[-1].objective
 
     @property
-    def way(self) -> str:
+    def summary(self) -> str:
         """The update, what its direction comes from, and the warm start."""
         said = self.direction.words
         update = type(self.stages[-1].update).__name__
-        warm = f"after {aim_words(self.stages[0].objective)}" if len(self.stages) > 1 else ""
+        warm = f"after {objective_summary(self.stages[0].objective)}" if len(self.stages) > 1 else ""
         return ", ".join(part for part in (update, said, warm) if part)
 
-    def run(self, system: System, goal: Goal, streams: Streams) -> Found:
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         """Search from ``goal.x``; every sample on its own.
 
         Raises:
             NotDifferentiableError: if the direction is a gradient, and the maps or logits carry none.
         """
-        with unwatched(), torch.set_grad_enabled(self.direction.needs_graph):
+        with unchecked(), torch.set_grad_enabled(self.direction.needs_graph):
             found = self._run(system, goal, streams)
         dead = found.no_map_gradient
         if bool(dead.any()):
             warnings.warn(_no_gradient(int(dead.sum()), len(dead)), ZeroMapGradientWarning, stacklevel=4)
         return found
 
-    def _run(self, system: System, goal: Goal, streams: Streams) -> Found:
-        best, seen = Best.none(goal.x), Progress.none(goal.x)
+    def _run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
+        best, seen = BestIterates.none(goal.x), SearchRecord.none(goal.x)
         for attempt in range(self.restarts):
             wanted = best.unmet > (0 if self.early_stop else -1)
             rows = wanted.nonzero()[:, 0]
@@ -200,12 +203,14 @@ class Search(Plan):
             mine = goal.select(rows)
             threat = self.threat.bind(mine.x, own)
             start = threat.start(mine.x, own if self.random_start or attempt else None)
-            live = _Live(rows if len(rows) < len(wanted) else slice(None), start, mine, own, threat)
+            live = ActiveSamples(rows if len(rows) < len(wanted) else slice(None), start, mine, own, threat)
             for stage in self.stages:
                 self._stage(system, stage, live, best if stage is self.stages[-1] else None, seen)
-        return Found(best.x, seen.queries, seen.flat, *seen.verdict(best))
+        return SearchResult(best.x, seen.queries, seen.flat, *seen.verdict(best))
 
-    def _stage(self, system: System, stage: Stage, live: _Live, best: Best | None, seen: Progress) -> None:
+    def _stage(
+        self, system: System, stage: Stage, live: ActiveSamples, best: BestIterates | None, seen: SearchRecord
+    ) -> None:
         live.memory = stage.update.begin(live.variable)
         for step in range(stage.steps):
             problem = live.problem(system, stage.objective, step / max(stage.steps - 1, 1))
@@ -235,7 +240,7 @@ class Search(Plan):
             self._judge(problem, live, None, best, last=self.returns == "last")
         live.settle(seen)
 
-    def _stuck(self, live: _Live, loss: Tensor, step: int, steps: int) -> Tensor:
+    def _stuck(self, live: ActiveSamples, loss: Tensor, step: int, steps: int) -> Tensor:
         """Where the lowest loss so far hardly fell in a tenth of the steps, ``[rows]`` bool."""
         none = torch.zeros_like(loss, dtype=torch.bool)
         live.low = torch.minimum(live.low, loss) if step else loss
@@ -245,11 +250,13 @@ class Search(Plan):
         live.mark = live.low
         return stuck
 
-    def _judge(self, problem: Problem, live: _Live, look: Seen | None, best: Best, *, last: bool) -> Tensor:
+    def _judge(
+        self, problem: StepContext, live: ActiveSamples, look: Observation | None, best: BestIterates, *, last: bool
+    ) -> Tensor:
         """Take over what is better, seen on the real system; where all constraints are met, ``[rows]`` bool."""
         if look is None:
             with torch.no_grad():
-                look = problem.look(live.variable)
+                look = problem.observe(live.variable)
             live.shown += 1
         return best.update(live.rows, look, live.goal, problem.objective, always=last)
 

@@ -7,7 +7,7 @@ from typing import Literal
 from robustexplain.autograd.rectifiers import Smooth, SmoothGradient, Softplus
 from robustexplain.interpreters import Interpreter, Mask
 
-from .directions import Hardening
+from .directions import BetaSchedule
 
 Surrogate = Literal["auto", "none", "smooth_gradient", "softplus"]
 """What rectifiers compute while directions are sought."""
@@ -19,9 +19,9 @@ def surrogate_for(
     interpreter: Interpreter,
     word: Surrogate,
     *,
-    softplus: Smooth | Hardening | None = None,
+    softplus: Smooth | BetaSchedule | None = None,
     auto: Auto = "smooth_gradient",
-) -> Smooth | Hardening | None:
+) -> Smooth | BetaSchedule | None:
     """The stand-in that ``word`` means; ``auto`` needs one only where the map is a gradient, or made of some.
 
     Args:
@@ -32,7 +32,7 @@ def surrogate_for(
     """
     mask = isinstance(interpreter, Mask)
     if word == "auto":
-        word = "softplus" if mask else auto if interpreter.second_order else "none"
+        word = "softplus" if mask else auto if interpreter.is_gradient else "none"
     if word == "none":
         return None
     if word == "smooth_gradient":

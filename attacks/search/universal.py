@@ -12,7 +12,7 @@ from torch import Tensor
 from robustexplain import checks
 from robustexplain.errors import InputError, ZeroMapGradientWarning
 from robustexplain.fields import Count, check_fields
-from robustexplain.interpreters import unwatched
+from robustexplain.interpreters import unchecked
 from robustexplain.objectives import Goal, Objective
 from robustexplain.random_streams import Streams, generator
 from robustexplain.system import System
@@ -20,13 +20,13 @@ from robustexplain.system import System
 from ..base import Attack
 from ..threat import Threat
 from .best import rank
-from .directions import Backward, Direction, Problem
-from .loop import Found, Plan
+from .directions import Direction, GradientDirection, StepContext
+from .loop import Plan, SearchResult
 from .updates import Update
 
 
 @dataclass(frozen=True)
-class SharedSearch(Plan):
+class UniversalSearch(Plan):
     """One variable for all images: each step moves it along the mean gradient of a mini-batch.
 
     What is random in the threat model (where a patch lies) is drawn anew for every image and step, so the variable
@@ -46,7 +46,7 @@ class SharedSearch(Plan):
     steps: Count
     update: Update
     batch_size: Count = 32
-    direction: Direction = field(default_factory=Backward)
+    direction: Direction = field(default_factory=GradientDirection)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -57,12 +57,12 @@ class SharedSearch(Plan):
         return self.objective
 
     @property
-    def way(self) -> str:
+    def summary(self) -> str:
         """The update, and what its direction comes from."""
         said = (type(self.update).__name__, self.direction.words, "on mini-batches")
         return ", ".join(part for part in said if part)
 
-    def run(self, system: System, goal: Goal, streams: Streams) -> Found:
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         """Nothing can be put on an input before :meth:`fit` has found it.
 
         Raises:
@@ -70,14 +70,14 @@ class SharedSearch(Plan):
         """
         raise unfitted(self.threat)
 
-    def fit(self, system: System, goal: Goal, seed: int) -> Applied:
+    def fit(self, system: System, goal: Goal, seed: int) -> FixedPerturbation:
         """Search for the variable on the images ``goal.x`` ``[N, C, H, W]``.
 
         It is the last iterate, as published.
         """
         streams = Streams.of(goal.x, seed, "shared")
         rows, dead = mini_batches(len(goal.x), self.batch_size, seed), False
-        with unwatched(), torch.set_grad_enabled(self.direction.needs_graph):
+        with unchecked(), torch.set_grad_enabled(self.direction.needs_graph):
             variable = self.threat.start(goal.x[:1])
             memory, before = self.update.begin(variable), self._mean_rank(system, goal, streams, variable)
             for now in range(self.steps):
@@ -97,12 +97,12 @@ class SharedSearch(Plan):
                 ZeroMapGradientWarning,
                 stacklevel=3,
             )
-        return Applied(self.threat, self.objective, self.way, variable, stalled, dead)
+        return FixedPerturbation(self.threat, self.objective, self.summary, variable, stalled, dead)
 
-    def _problem(self, system: System, goal: Goal, streams: Streams, rows: Tensor, now: int) -> Problem:
+    def _problem(self, system: System, goal: Goal, streams: Streams, rows: Tensor, now: int) -> StepContext:
         mine, own = goal.select(rows), streams.select(rows)
         progress = now / max(self.steps - 1, 1)
-        return Problem(system, self.threat.bind(mine.x, own), mine, self.objective, own, progress, now)
+        return StepContext(system, self.threat.bind(mine.x, own), mine, self.objective, own, progress, now)
 
     @torch.no_grad()
     def _mean_rank(self, system: System, goal: Goal, streams: Streams, variable: Tensor) -> tuple[float, float]:
@@ -110,7 +110,7 @@ class SharedSearch(Plan):
         unmet, score = 0.0, 0.0
         for rows in torch.arange(len(goal.x)).split(self.batch_size):
             problem = self._problem(system, goal, streams, rows, self.steps - 1)
-            look = problem.look(variable.expand(len(rows), *variable.shape[1:]))
+            look = problem.observe(variable.expand(len(rows), *variable.shape[1:]))
             far, loss = rank(self.objective, look, problem.goal)
             unmet, score = unmet + float(far.double().sum()), score + float(loss.double().sum())
         return unmet / len(goal.x), score / len(goal.x)
@@ -120,7 +120,7 @@ def unfitted(threat: Threat) -> InputError:
     """What to say to who runs an attack before it is fitted."""
     return InputError(
         f"this attack is computed on images first: attack = attack.fitted(system, x, y), with images and labels of the "
-        f"adversary's own, and then attack(system, ...); nothing has been fitted for its threat model {threat.words!r}"
+        f"adversary's own, and then attack(system, ...); nothing has been fitted for its threat {threat.summary!r}"
     )
 
 
@@ -132,7 +132,7 @@ def mini_batches(count: int, size: int, seed: int) -> Iterator[Tensor]:
 
 
 @dataclass(frozen=True, eq=False)
-class Applied(Plan):
+class FixedPerturbation(Plan):
     """What was fitted, put on every input as it is: no search, and no input shown to the system.
 
     Args:
@@ -157,11 +157,11 @@ class Applied(Plan):
         return self.objective
 
     @property
-    def way(self) -> str:
+    def summary(self) -> str:
         """How it was looked for."""
         return self.said
 
-    def run(self, system: System, goal: Goal, streams: Streams) -> Found:
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         """The inputs with the variable on them; ``stalled`` and ``no_map_gradient`` are the fit's."""
         count = len(goal.x)
         variable = self.variable.to(goal.x).expand(count, *self.variable.shape[1:])
@@ -169,7 +169,7 @@ class Applied(Plan):
         stalled, dead, no = (
             torch.full((count,), said, device=x.device) for said in (self.stalled, self.no_map_gradient, False)
         )
-        return Found(x, torch.zeros(count, dtype=torch.int64, device=x.device), dead, stalled, no)
+        return SearchResult(x, torch.zeros(count, dtype=torch.int64, device=x.device), dead, stalled, no)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +185,7 @@ class Fitted(Attack):
     """
 
     of: Attack
-    applied: Applied
+    applied: FixedPerturbation
 
     def plan(self, system: System) -> Plan:
         """Put it on."""
@@ -193,7 +193,7 @@ class Fitted(Attack):
 
 
 def fit_universal(attack: Attack, system: System, x: Tensor, y: Tensor, goal_class: int | None) -> Fitted:
-    """Fit an attack whose plan is a :class:`SharedSearch`.
+    """Fit an attack whose plan is a :class:`UniversalSearch`.
 
     Args:
         attack: not fitted yet.
@@ -207,8 +207,8 @@ def fit_universal(attack: Attack, system: System, x: Tensor, y: Tensor, goal_cla
         NotDifferentiableError: the attack needs the gradient of maps that have none.
     """
     plan = attack.plan(system)
-    if not isinstance(plan, SharedSearch):
-        raise InputError(f"{type(attack).__name__} plans no SharedSearch: it cannot be fitted by fit_universal")
+    if not isinstance(plan, UniversalSearch):
+        raise InputError(f"{type(attack).__name__} plans no UniversalSearch: it cannot be fitted by fit_universal")
     goal = fitting_goal(attack, system, x, y, goal_class)
     return Fitted(attack, plan.fit(system, goal, attack.seed), seed=attack.seed)
 

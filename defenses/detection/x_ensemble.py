@@ -193,7 +193,7 @@ class XEnsemble(Defense):
         clean: Tensor,
         session: Session,
     ) -> XEnsembleDetector:
-        forged = attack_in_batches(self.attack, system.undefended(), x, y, self.training.batch_size, self.seed)
+        forged = attack_in_batches(self.attack, system.without_detector(), x, y, self.training.batch_size, self.seed)
         both = torch.cat([x, forged])
         labels = torch.cat([torch.zeros(len(x)), torch.ones(len(x))]).long()
         networks = []

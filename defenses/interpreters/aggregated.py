@@ -47,11 +47,11 @@ class Aggregate(Interpreter):
         return all(member.differentiable for member in self.members)
 
     @property
-    def second_order(self) -> bool:  # type: ignore[override]
+    def is_gradient(self) -> bool:  # type: ignore[override]
         """Whether any member's map is a gradient."""
-        return any(member.second_order for member in self.members)
+        return any(member.is_gradient for member in self.members)
 
-    bounded: ClassVar[bool] = False
+    unit_range: ClassVar[bool] = False
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         maps, shared = explain_together(self.members, x, target, graph)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import data as data_sets
 from .. import files
-from ..attacks.manipulation import ModelAttack, View
+from ..attacks.manipulation import Manipulation, View
 from ..attacks.manipulation.finetuned import HISTORY
 from ..features import index_of
 from ..interpreters import Interpreter
@@ -78,9 +78,9 @@ class Audit:
     session: Session
 
     @property
-    def attack(self) -> ModelAttack:
+    def attack(self) -> Manipulation:
         """The manipulation."""
-        attack: ModelAttack = self.row.settings
+        attack: Manipulation = self.row.settings
         return attack
 
     def write(self) -> None:

@@ -190,7 +190,7 @@ def notes(results: Results) -> list[str]:
 SILENT = {
     "no_map_gradient": "the search found no map gradient",
     "stalled": "the search never got its objective below where it began",
-    "misled": "the stand-in that the search followed improved and the real system did not",
+    "surrogate_misled": "the stand-in that the search followed improved and the real system did not",
 }
 
 

@@ -24,7 +24,7 @@ from .perturbation.segments import Segments
 from .reference import Reference
 from .tabular.lime import LIMETabular, LIMETabularTraining, draw_lime_background
 from .tabular.shap import SHAPTabular, SHAPTabularTraining, draw_shap_background, shap_background
-from .zero_gradient import unwatched
+from .zero_gradient import unchecked
 
 __all__ = [
     "CAM",
@@ -73,5 +73,5 @@ __all__ = [
     "map_gradient_share",
     "shap_background",
     "train_rts",
-    "unwatched",
+    "unchecked",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..autograd.rectifiers import Smooth, Softplus, swapped
 from ..random_streams import generator
 from .base import Interpreter
-from .zero_gradient import unwatched
+from .zero_gradient import unchecked
 
 
 def map_gradient_share(
@@ -42,7 +42,7 @@ def map_gradient_share(
 def _gradient(interpreter: Interpreter, x: Tensor, target: Tensor, direction: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
     # The figure says it.
-    with unwatched():
+    with unchecked():
         maps = interpreter.explain(x, target).maps
         # Each map at its own scale, so that twins of other scale compare.
         size = torch.linalg.vector_norm(maps.detach().flatten(1), dim=1)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..errors import ZeroMapGradientWarning
 
-_unwatched: ContextVar[bool] = ContextVar("unwatched", default=False)
+_unwatched: ContextVar[bool] = ContextVar("unchecked", default=False)
 
 
 @contextmanager
-def unwatched() -> Iterator[None]:
+def unchecked() -> Iterator[None]:
     """Maps made in this block keep silent: whoever differentiates them looks at the gradient himself."""
     token = _unwatched.set(True)
     try:
@@ -29,7 +29,7 @@ def unwatched() -> Iterator[None]:
 
 
 @dataclass
-class Watch:
+class ZeroGradientCheck:
     """Looks at the first gradients that come back to the input of an interpreter, until one is not zero."""
 
     name: str

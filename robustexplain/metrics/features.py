@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import maps as ops
 from ..checks import Kind
-from ..features import Column, index_of
+from ..features import Feature, index_of
 from ..registry import METRICS
 from .base import Better, MapScore
 from .ranking import ranks
@@ -30,10 +30,10 @@ class FeatureRank(MapScore):
     Low is an explanation that shows the column; who hides it wants the rank high.
 
     Args:
-        feature: the column, by place; by name only until names are resolved.
+        feature: the column, by place; by name only until names are with_indices.
     """
 
-    feature: Column
+    feature: Feature
 
     better: ClassVar[Better] = "lower"
     bounds: ClassVar[tuple[float, float]] = (1, math.inf)
@@ -54,10 +54,10 @@ class FeatureFirst(MapScore):
     column that stands first in the explainer's list, and a column of weight 0 is never named.
 
     Args:
-        feature: the column, by place; by name only until names are resolved.
+        feature: the column, by place; by name only until names are with_indices.
     """
 
-    feature: Column
+    feature: Feature
 
     better: ClassVar[Better] = "higher"
     bounds: ClassVar[tuple[float, float]] = (0, 1)
@@ -77,10 +77,10 @@ class FeatureShare(MapScore):
     """Share of a column in the magnitudes of all, ``|m_j| / sum |m|``, in ``[0, 1]``.
 
     Args:
-        feature: the column, by place; by name only until names are resolved.
+        feature: the column, by place; by name only until names are with_indices.
     """
 
-    feature: Column
+    feature: Feature
 
     better: ClassVar[Better] = "higher"
     bounds: ClassVar[tuple[float, float]] = (0, 1)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from .. import files
 from ..errors import InputError, MissingDataError
-from ..features import index_of, resolved
+from ..features import index_of, with_indices
 from ..fields import Count, Fraction, NonNegative, check_fields
 from ..training import Training
 
@@ -158,7 +158,7 @@ class Recipe:
         metrics: metrics by name, of kinds that a cell can measure.
         judge: how cells are judged.
         sanity: how interpreters are checked.
-        source: the resolved recipe as plain data; running it again gives the same experiment.
+        source: the with_indices recipe as plain data; running it again gives the same experiment.
     """
 
     name: str
@@ -188,9 +188,10 @@ class Recipe:
         """
         problems = Problems()
         rows = [
-            problems.run(lambda r=r: replace(r, settings=resolved(r.settings, features)), r.label) for r in self.rows
+            problems.run(lambda r=r: replace(r, settings=with_indices(r.settings, features)), r.label)
+            for r in self.rows
         ]
-        metrics = {n: problems.run(lambda m=m: resolved(m, features), n) for n, m in self.metrics.items()}
+        metrics = {n: problems.run(lambda m=m: with_indices(m, features), n) for n, m in self.metrics.items()}
         model = problems.run(lambda: self.model.named(features), "model.options")
         problems.stop()
         return replace(self, rows=tuple(rows), metrics=metrics, model=model)
@@ -203,7 +204,7 @@ class Recipe:
 
 def told(settings: Any, features: Sequence[str]) -> Any:
     """Settings with places for the names of columns, and with the names, where they are shown to people."""
-    settings = resolved(settings, features)
+    settings = with_indices(settings, features)
     return replace(settings, features=tuple(features)) if getattr(settings, "features", None) == () else settings
 
 

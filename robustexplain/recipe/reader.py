@@ -280,7 +280,9 @@ def _derived(kind: Literal["manipulation", "defense"], entry: Any, path: str, ba
 
 
 @dataclass(frozen=True)
-class _Play:
+class ColumnSettings:
+    """What the entry of an attack says beside the attack's own settings."""
+
     knowledge: Knowledge | list[Knowledge] = "ignores"
     goal_map: GoalMap = "benign"
     source: str | list[str] | None = None
@@ -290,7 +292,7 @@ class _Play:
 def _column(entry: Any, path: str, rows: list[str]) -> list[Column]:
     found, own, extra = _split(ATTACKS, entry, path, ("knowledge", "goal_map", "source", "label"))
     attack = make(found.build, own, path)
-    play = validate(model_of(_Play), extra, path)
+    play = validate(model_of(ColumnSettings), extra, path)
     levels = play.knowledge if isinstance(play.knowledge, list) else [play.knowledge]
     sources = play.source if isinstance(play.source, list) else [play.source]
     for source in sources:

@@ -101,7 +101,7 @@ def test_a_missing_library_is_named_with_the_extra_that_has_it(
     attack: Attack, name: str, bench: tuple[rx.System, Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    assert attack.words()[1] == "misclassify"
+    assert attack.summaries()[1] == "misclassify"
     with pytest.raises(InputError, match=rf"needs {name} .*pip install 'robustexplain\[attacks\]'"):
         attack(*bench[:3])
 
@@ -133,7 +133,7 @@ def test_any_function_is_an_attack(bench: tuple[rx.System, Tensor, Tensor, Tenso
     assert found.queries.tolist() == [1] * 6
     assert float(found.x.max()) <= 1
     assert torch.equal(found.x, Foreign(brighter)(system, x, y, goal).x), "a sample draws from its own stream"
-    assert Foreign(brighter).words() == ("as set", "misclassify", "brighter")
+    assert Foreign(brighter).summaries() == ("as set", "misclassify", "brighter")
 
 
 @pytest.mark.parametrize("bad", [lambda m, x, y, g: x[..., :4], lambda m, x, y, g: x * torch.nan, lambda m, x, y, g: 1])

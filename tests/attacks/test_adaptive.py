@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import robustexplain as rx
-from robustexplain.attacks import ADV2, PGD, Backward, Linf, random_classes
-from robustexplain.attacks.search.directions import Problem
+from robustexplain.attacks import ADV2, PGD, GradientDirection, Linf, random_classes
+from robustexplain.attacks.search.directions import StepContext
 from robustexplain.autograd.rectifiers import Softplus, swapped
 from robustexplain.autograd.straight_through import StraightThrough, straight_through
 from robustexplain.errors import InputError, NotDifferentiableError
@@ -141,8 +141,8 @@ def test_the_gradient_of_several_draws_is_the_mean_of_each_draws(
     noisy = rx.System(model, SmoothGrad(model, n_samples=2, seed=5))
     goal = Goal(x, y, (y + 1) % 10, goal_map=torch.rand(3, *x.shape[2:], dtype=torch.float64))
     objective = Misclassify() + 500.0 * MatchMap()
-    problem = Problem(noisy, Linf(EPS), goal, objective, Streams.of(x, 0), 0.0, tick=7)
-    found = Backward(Softplus(), draws=3)(problem, x, check=False)
+    problem = StepContext(noisy, Linf(EPS), goal, objective, Streams.of(x, 0), 0.0, tick=7)
+    found = GradientDirection(Softplus(), draws=3)(problem, x, check=False)
     gradients, losses = [], []
     for draw in range(3):
         other = noisy.redrawn(derive(7, "redraw", draw))

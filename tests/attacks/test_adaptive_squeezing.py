@@ -22,7 +22,7 @@ from robustexplain.errors import FieldError, InputError
 from robustexplain.interpreters import CAM
 from robustexplain.metrics import L1
 from robustexplain.models import Classifier
-from robustexplain.objectives import AgreeSqueezed, EvadeSqueezing, Goal, MatchProbabilities, Seen
+from robustexplain.objectives import AgreeSqueezed, EvadeSqueezing, Goal, MatchProbabilities, Observation
 from robustexplain.random_streams import Streams
 from robustexplain.transforms.squeezing import (
     BitDepth,
@@ -185,14 +185,14 @@ def counted(model: nn.Module) -> Iterator[list[int]]:
     handle.remove()
 
 
-def sight(model: nn.Module) -> tuple[Seen, Goal, dict[str, list[list[float]]]]:
+def sight(model: nn.Module) -> tuple[Observation, Goal, dict[str, list[list[float]]]]:
     """A look at random images, and the probabilities on squeezed ones."""
     x = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     with torch.no_grad():
         logits = model(x)
         p = {n: model(squeezer(n)(x)).softmax(1).tolist() for n in ("median-3", "bit-depth-1")}
     goal = Goal(x, torch.arange(4), wanted=model(x.flip(0)).softmax(1).detach())
-    return Seen(x, logits, system=rx.System(model, CAM(model))), goal, p
+    return Observation(x, logits, system=rx.System(model, CAM(model))), goal, p
 
 
 @pytest.fixture
@@ -250,7 +250,7 @@ def test_squeezed_inputs_are_looked_at_once_a_look(double: Classifier) -> None:
         total.loss(seen.at(0.5), goal)
     assert sizes == [4, 4]
     with pytest.raises(InputError, match="give what was seen its system"):
-        AgreeSqueezed(used).loss(Seen(seen.x, seen.logits), goal)
+        AgreeSqueezed(used).loss(Observation(seen.x, seen.logits), goal)
 
 
 # --- the detector ---
@@ -426,9 +426,9 @@ def test_the_detectors_squeezers_count_and_not_the_fields(smoothed: Bench) -> No
     x, y, goal = smoothed.x[:4], smoothed.y[:4], smoothed.goal[:4]
     short = replace(ROUGH, steps=6, squeezed_steps=2)
     told = replace(short, squeezers=("median-3",), threshold=detector_of(smoothed.system).threshold)
-    knowing, blind = short(smoothed.system, x, y, goal), told(smoothed.system.undefended(), x, y, goal)
+    knowing, blind = short(smoothed.system, x, y, goal), told(smoothed.system.without_detector(), x, y, goal)
     assert torch.equal(knowing.x, blind.x)
-    assert not torch.equal(knowing.x, short(smoothed.system.undefended(), x, y, goal).x)
+    assert not torch.equal(knowing.x, short(smoothed.system.without_detector(), x, y, goal).x)
 
 
 def test_every_input_that_is_shown_is_counted(blind: Bench) -> None:

@@ -25,8 +25,8 @@ from robustexplain.attacks import (
     random_patch_maps,
 )
 from robustexplain.attacks.search import bilevel as under_test
-from robustexplain.attacks.search.best import Best, Progress
-from robustexplain.attacks.search.directions import Hardening
+from robustexplain.attacks.search.best import BestIterates, SearchRecord
+from robustexplain.attacks.search.directions import BetaSchedule
 from robustexplain.autograd.rectifiers import SmoothGradient, Softplus
 from robustexplain.errors import FieldError, InputError
 from robustexplain.interpreters import CAM, Gradient, Mask, MaskState
@@ -71,7 +71,7 @@ def search(settings: Bilevel, steps: int = 3, eps: float = EPS, confidence: floa
 
 def run_of(plan: BilevelSearch, mask: Mask, x: Tensor, goal: Goal) -> under_test._Run:
     system = rx.System(mask.model, mask)
-    return under_test._Run(plan, system, mask, goal, Streams.of(x, 0), x, Best.none(x), Progress.none(x))
+    return under_test._Run(plan, system, mask, goal, Streams.of(x, 0), x, BestIterates.none(x), SearchRecord.none(x))
 
 
 def aims(x: Tensor, goal_map: Tensor | None = None) -> Goal:
@@ -485,8 +485,8 @@ def test_what_stands_in_for_rectifiers_is_what_the_docstring_says(tiny_model: nn
         assert ADV2(surrogate=word).plan(mask).surrogate == Softplus(40.0)  # type: ignore[attr-defined, arg-type]
     assert ADV2(surrogate="none").plan(mask).surrogate is None  # type: ignore[attr-defined]
     assert ADV2().plan(plain).direction.surrogate is None  # type: ignore[attr-defined]
-    assert ADV2().plan(gradient).direction.surrogate == Hardening(5.0, 40.0)  # type: ignore[attr-defined]
-    assert ADV2(beta=10, beta_end=90).plan(gradient).direction.surrogate == Hardening(10, 90)  # type: ignore[attr-defined]
+    assert ADV2().plan(gradient).direction.surrogate == BetaSchedule(5.0, 40.0)  # type: ignore[attr-defined]
+    assert ADV2(beta=10, beta_end=90).plan(gradient).direction.surrogate == BetaSchedule(10, 90)  # type: ignore[attr-defined]
     assert ADV2(beta=10, beta_end=90).plan(mask).surrogate == Softplus(40.0)  # type: ignore[attr-defined]
     published = ADV2(surrogate="smooth_gradient").plan(gradient)
     assert published.direction.surrogate == SmoothGradient()  # type: ignore[attr-defined]

@@ -28,7 +28,7 @@ from robustexplain.attacks import (
     random_classes,
     random_patch_maps,
 )
-from robustexplain.attacks.search.directions import Backward, Problem
+from robustexplain.attacks.search.directions import GradientDirection, StepContext
 from robustexplain.autograd.rectifiers import Softplus
 from robustexplain.data import Data, stack, take
 from robustexplain.errors import InputError, NotDifferentiableError, ZeroMapGradientWarning
@@ -41,8 +41,8 @@ from robustexplain.objectives import (
     Goal,
     MatchMap,
     Misclassify,
+    Observation,
     Ramp,
-    Seen,
     needs_of,
 )
 from robustexplain.random_streams import Streams
@@ -353,25 +353,25 @@ def test_an_adaptive_attack_lowers_the_detectors_score(bench: Bench) -> None:
     blind = ADV2(EPS, steps=60, step_size=0.01)
     adaptive = blind.adapted(system)
     assert (adaptive.evade, adaptive.steps, adaptive.eps) == (1.0, blind.steps, blind.eps)
-    assert blind.adapted(system.undefended()) is blind
+    assert blind.adapted(system.without_detector()) is blind
     unaware, aware = blind(system, x, y, goal), adaptive(system, x, y, goal)
     assert float(aware.success.float().mean()) >= 0.9
     high, low = (float(detector.soft_score(found.x).mean()) for found in (unaware, aware))
     assert low < high - 0.2
     with pytest.raises(InputError, match="needs a system with a detector"):
-        adaptive(system.undefended(), x, y, goal)
+        adaptive(system.without_detector(), x, y, goal)
 
 
 # --- objectives, against slow float64 loops ---
 
 
-def sight(batch: int = 6, classes: int = 5) -> tuple[Seen, Goal]:
+def sight(batch: int = 6, classes: int = 5) -> tuple[Observation, Goal]:
     rng = torch.Generator().manual_seed(5)
     logits = torch.randn(batch, classes, generator=rng, dtype=torch.float64)
     maps, wanted = torch.randn(2, batch, 4, 4, generator=rng, dtype=torch.float64)
     label = torch.arange(batch) % classes
     x = torch.rand(batch, 1, 4, 4, generator=rng, dtype=torch.float64)
-    seen = Seen(x, logits, maps, logits.flip(0), score=torch.linspace(-1, 1, batch, dtype=torch.float64))
+    seen = Observation(x, logits, maps, logits.flip(0), score=torch.linspace(-1, 1, batch, dtype=torch.float64))
     return seen, Goal(x, label, (label + 2) % classes, wanted)
 
 
@@ -516,8 +516,8 @@ def test_a_stand_in_is_one_for_the_model_and_not_for_what_the_threat_model_compu
     goal = Goal(bench.x[:2], bench.y[:2], bench.goal[:2], goal_map=torch.rand(2, 8, 8))
     threat, aim = Clamped(0.1), Misclassify() + MatchMap()
     streams = Streams.of(goal.x, 0)
-    problem = Problem(system, threat, goal, aim, streams, 0.0)
+    problem = StepContext(system, threat, goal, aim, streams, 0.0)
     handle = bench.model.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
-    Backward(Softplus(1.0))(problem, goal.x, False)
+    GradientDirection(Softplus(1.0))(problem, goal.x, False)
     handle.remove()
     assert torch.equal(seen[-1], goal.x)

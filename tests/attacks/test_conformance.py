@@ -344,14 +344,14 @@ def test_works_under_bfloat16_autocast(case: Case) -> None:
 
 def test_reports_what_it_cost_and_whether_it_got_anywhere(case: Case) -> None:
     found = case.run()
-    assert found.queries.shape == found.stalled.shape == found.misled.shape == (5,)
+    assert found.queries.shape == found.stalled.shape == found.surrogate_misled.shape == (5,)
     assert found.queries.dtype == torch.int64
-    assert found.stalled.dtype == found.misled.dtype == torch.bool
-    assert not bool((found.misled & ~found.stalled).any())
+    assert found.stalled.dtype == found.surrogate_misled.dtype == torch.bool
+    assert not bool((found.surrogate_misled & ~found.stalled).any())
 
 
 def test_says_what_it_is_made_of(case: Case) -> None:
-    assert all(isinstance(word, str) for word in case.attack.words())
+    assert all(isinstance(word, str) for word in case.attack.summaries())
 
 
 @pytest.mark.parametrize("entry", list(ATTACKS), ids=lambda e: e.name)

@@ -46,7 +46,16 @@ from robustexplain.interpreters import (
 )
 from robustexplain.metrics import SSIM, CenterShift, Pearson, TopK
 from robustexplain.models import Classifier
-from robustexplain.objectives import DropTopK, FillRegion, Goal, KeepPrediction, MatchMap, Seen, ShiftCenter, TopKLeft
+from robustexplain.objectives import (
+    DropTopK,
+    FillRegion,
+    Goal,
+    KeepPrediction,
+    MatchMap,
+    Observation,
+    ShiftCenter,
+    TopKLeft,
+)
 from robustexplain.random_streams import Streams
 
 EPS = 0.06
@@ -80,10 +89,10 @@ def shares(model: nn.Module, x: Tensor, classes: Tensor, *, graph: bool) -> tupl
 # Objectives
 
 
-def sight(maps: Tensor, benign: Tensor, goal_map: Tensor | None = None) -> tuple[Seen, Goal]:
+def sight(maps: Tensor, benign: Tensor, goal_map: Tensor | None = None) -> tuple[Observation, Goal]:
     x = torch.zeros(len(maps), 1, 2, 2, dtype=maps.dtype)
     goal = Goal(x, torch.zeros(len(maps), dtype=torch.int64), goal_map=goal_map, benign_map=benign)
-    return Seen(x, torch.zeros(len(maps), 3, dtype=maps.dtype), maps), goal
+    return Observation(x, torch.zeros(len(maps), 3, dtype=maps.dtype), maps), goal
 
 
 @pytest.fixture
@@ -165,7 +174,7 @@ def test_the_published_weight_of_the_output_at_1000_classes() -> None:
     rng = torch.Generator().manual_seed(2)
     logits, benign = (torch.randn(1, 1000, generator=rng, dtype=torch.float64) for _ in range(2))
     x = torch.zeros(1, 1, 2, 2)
-    seen, goal = Seen(x, logits), Goal(x, torch.zeros(1, dtype=torch.int64), benign_logits=benign)
+    seen, goal = Observation(x, logits), Goal(x, torch.zeros(1, dtype=torch.int64), benign_logits=benign)
     published = 1e6 * F.mse_loss(logits.softmax(1), benign.softmax(1))
     torch.testing.assert_close(Dombrowski().keep * KeepPrediction().loss(seen, goal).mean(), published)
 
@@ -407,14 +416,14 @@ def test_adapting_to_a_detector_makes_its_silence_a_condition(bench: Bench) -> N
     for attack in (GhorbaniTopK(0.1, 15, 0.02), Dombrowski(steps=15, step_size=0.02)):
         adaptive = attack.adapted(system)
         assert adaptive.adapted(system) is adaptive
-        assert attack.adapted(system.undefended()) is attack
+        assert attack.adapted(system.without_detector()) is attack
         aware, unaware = (a(system, bench.x[:6], bench.y[:6]).x for a in (adaptive, attack))
         limit = Roughness.soft_threshold
         quiet = Roughness().soft_score(bench.x[:6]) < limit
         assert bool((Roughness().soft_score(aware)[quiet] < limit).all())
         assert float(Roughness().soft_score(aware).mean()) < float(Roughness().soft_score(unaware).mean())
         with pytest.raises(InputError, match="needs a system with a detector"):
-            adaptive(system.undefended(), bench.x[:2], bench.y[:2])
+            adaptive(system.without_detector(), bench.x[:2], bench.y[:2])
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from robustexplain.errors import FieldError, InputError, NotDifferentiableError
 from robustexplain.interpreters import CAM, GradCAM, Gradient, Mask
 from robustexplain.metrics import L1
 from robustexplain.models import Classifier
-from robustexplain.objectives import FlowLoss, Goal, Seen
+from robustexplain.objectives import FlowLoss, Goal, Observation
 from robustexplain.random_streams import Streams
 
 
@@ -145,9 +145,11 @@ def test_without_a_flow_yet_there_is_a_direction() -> None:
 # The flow loss
 
 
-def seen_with(moved: Tensor) -> tuple[Seen, Goal]:
+def seen_with(moved: Tensor) -> tuple[Observation, Goal]:
     x = moved.new_zeros(len(moved), 1, *moved.shape[-2:])
-    return Seen(x, moved.new_zeros(len(moved), 2), variable=moved), Goal(x, torch.zeros(len(moved), dtype=torch.int64))
+    return Observation(x, moved.new_zeros(len(moved), 2), variable=moved), Goal(
+        x, torch.zeros(len(moved), dtype=torch.int64)
+    )
 
 
 @pytest.mark.parametrize("neighbours", ["axes", "diagonals"])
@@ -325,14 +327,14 @@ def test_adv2_on_stadv_follows_gradient_maps_through_a_surrogate(
     system, x, y, goal = bench
     attack = ADV2StAdv(steps=4, warm_start=0.0)
     gradient = rx.System(system.model, Gradient(system.model, of="logit"))
-    assert attack.plan(gradient).words()[2] == "Adam, SmoothGradient, after misclassify + flow-loss"
+    assert attack.plan(gradient).summaries()[2] == "Adam, SmoothGradient, after misclassify + flow-loss"
     assert not bool(attack(gradient, x[:2], y[:2], goal[:2]).no_map_gradient.any())
     with pytest.raises(NotDifferentiableError, match="Mask has none"):
         attack(rx.System(system.model, Mask(system.model, steps=1)), x[:2], y[:2], goal[:2])
 
 
 def test_equation_21_weighs_three_losses(bench: tuple[rx.System, Tensor, Tensor, Tensor]) -> None:
-    words = ADV2StAdv().plan(bench[0]).words()
+    words = ADV2StAdv().plan(bench[0]).summaries()
     assert words == (
         "Flow",
         "misclassify + match-map + agree-encoder + flow-loss",

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 import robustexplain as rx
 from robustexplain.attacks import ADV2, PGD, Attacked, random_classes
-from robustexplain.attacks.joint.member_maps import Panel, members_apart
+from robustexplain.attacks.joint.member_maps import MemberMaps, members_apart
 from robustexplain.defenses import Aggregate
 from robustexplain.errors import InputError, NotDifferentiableError
 from robustexplain.interpreters import CAM, RTS, GradCAM, Gradient, InputXGradient, Interpreter, Mask, MaskingModel
 from robustexplain.maps import minmax
 from robustexplain.metrics import L1
 from robustexplain.models import Classifier
-from robustexplain.objectives import Goal, MatchMap, Seen
+from robustexplain.objectives import Goal, MatchMap, Observation
 
 EPS = 0.125
 
@@ -46,7 +46,7 @@ def masked(model: nn.Module, x: Tensor) -> RTS:
 
 def test_the_members_maps_stand_one_below_the_other_on_a_common_grid(model: nn.Module, x: Tensor) -> None:
     members = (CAM(model), Gradient(model))
-    maps = Panel(model, members).explain(x, native=True).maps
+    maps = MemberMaps(model, members).explain(x, native=True).maps
     side = members[0].explain(x, native=True).maps.shape[-1]
     assert side < 16
     assert maps.shape == (5, 32, 16)
@@ -62,16 +62,16 @@ def test_matching_a_panel_is_the_mean_over_members_of_matching_each(model: nn.Mo
 
     def loss(interpreter: Interpreter, rescale: str) -> Tensor:
         now, wanted = (interpreter.explain(v, label, native=True) for v in (x, x.flip(0)))
-        seen = Seen(x, now.logits, now.maps)
+        seen = Observation(x, now.logits, now.maps)
         return MatchMap(rescale).loss(seen, Goal(x, label, goal_map=wanted.maps)).detach()  # type: ignore[arg-type]
 
-    parts = [loss(member, "none" if member.bounded else "minmax") for member in members]
+    parts = [loss(member, "none" if member.unit_range else "minmax") for member in members]
     assert len({round(float(part[0]), 6) for part in parts}) == 3
-    torch.testing.assert_close(loss(Panel(model, members), "none"), torch.stack(parts).mean(0))
+    torch.testing.assert_close(loss(MemberMaps(model, members), "none"), torch.stack(parts).mean(0))
 
 
 def test_grids_that_do_not_divide_each_other_meet_on_a_multiple(model: nn.Module, x: Tensor) -> None:
-    panel = Panel(model, (CAM(model), CAM(model)))
+    panel = MemberMaps(model, (CAM(model), CAM(model)))
     maps = [torch.rand(5, 2, 3, dtype=x.dtype), torch.rand(5, 3, 5, dtype=x.dtype)]
     found = panel._beside(maps, x)
     assert found.shape == (5, 12, 15)
@@ -82,20 +82,25 @@ def test_grids_that_do_not_divide_each_other_meet_on_a_multiple(model: nn.Module
 
 
 def test_members_explain_one_class_and_the_first_ones_logits_are_given(model: nn.Module, x: Tensor) -> None:
-    panel = Panel(model, (CAM(model), GradCAM(model)))
+    panel = MemberMaps(model, (CAM(model), GradCAM(model)))
     predicted = model(x).argmax(1)
     found, wanted = panel.explain(x), panel.explain(x, predicted)
     torch.testing.assert_close(found.maps, wanted.maps)
     torch.testing.assert_close(found.logits, model(x))
     assert panel(x).shape == (5, 16, 16)
-    assert Panel(model, (masked(model, x), CAM(model))).explain(x).encoder_logits is not None
+    assert MemberMaps(model, (masked(model, x), CAM(model))).explain(x).encoder_logits is not None
 
 
 def test_it_is_what_its_members_are(model: nn.Module, x: Tensor) -> None:
-    plain = Panel(model, (CAM(model), GradCAM(model)))
-    assert (plain.differentiable, plain.second_order, plain.bounded, plain.class_specific) == (True, False, True, True)
-    assert Panel(model, (CAM(model), Gradient(model))).second_order
-    assert not Panel(model, (CAM(model), Mask(model))).differentiable
+    plain = MemberMaps(model, (CAM(model), GradCAM(model)))
+    assert (plain.differentiable, plain.is_gradient, plain.unit_range, plain.class_specific) == (
+        True,
+        False,
+        True,
+        True,
+    )
+    assert MemberMaps(model, (CAM(model), Gradient(model))).is_gradient
+    assert not MemberMaps(model, (CAM(model), Mask(model))).differentiable
 
 
 @pytest.mark.parametrize(
@@ -110,13 +115,13 @@ def test_bad_members_are_refused(
     members: Callable[[nn.Module], tuple[Interpreter, ...]], says: str, model: nn.Module
 ) -> None:
     with pytest.raises(InputError, match=says):
-        Panel(model, members(model))
+        MemberMaps(model, members(model))
 
 
 def test_a_goal_map_is_wanted_of_every_member_on_its_own_grid(model: nn.Module, x: Tensor) -> None:
     members = (CAM(model), Gradient(model))
     wanted = torch.rand(5, 16, 16, generator=torch.Generator().manual_seed(2), dtype=x.dtype)
-    found = Panel(model, members).wanted(wanted, x)
+    found = MemberMaps(model, members).wanted(wanted, x)
     side = members[0].explain(x, native=True).maps.shape[-1]
     small = F.interpolate(wanted[:, None], (side, side), mode="bilinear", align_corners=False, antialias=True)[:, 0]
     each = 16 // side
@@ -127,7 +132,7 @@ def test_a_goal_map_is_wanted_of_every_member_on_its_own_grid(model: nn.Module, 
 def test_only_what_is_made_of_several_comes_apart(model: nn.Module) -> None:
     members = (CAM(model), Gradient(model))
     apart = members_apart(Aggregate(model, members))
-    assert isinstance(apart, Panel)
+    assert isinstance(apart, MemberMaps)
     assert apart.members == members
     cam = CAM(model)
     assert members_apart(cam) is cam
@@ -153,7 +158,7 @@ def test_one_attack_keeps_the_maps_of_all_interpreters(
     x, y, goal, pgd = bench
     members = (CAM(trained), GradCAM(trained), InputXGradient(trained, channels="abs_sum"))
     attack = ADV2(EPS, steps=45, step_size=0.01)
-    found = attack(rx.System(trained, Panel(trained, members)), x, y, goal)
+    found = attack(rx.System(trained, MemberMaps(trained, members)), x, y, goal)
     assert float(found.success.float().mean()) >= 0.95
     for member, share in zip(members, (0.6, 0.6, 0.9), strict=True):
         benign = member(x).detach()
@@ -170,7 +175,7 @@ def test_one_goal_map_is_shown_by_all_of_them(
     x, y, goal, _ = bench
     members = (CAM(trained), GradCAM(trained))
     wanted = members[0](x.flip(0)).detach()
-    system, attack = rx.System(trained, Panel(trained, members)), ADV2(EPS, steps=45, step_size=0.01)
+    system, attack = rx.System(trained, MemberMaps(trained, members)), ADV2(EPS, steps=45, step_size=0.01)
     found, other = attack(system, x, y, goal, wanted), attack(system, x, y, goal)
     for member in members:
         assert distance(member, found.x, goal, wanted) < 0.7 * distance(member, other.x, goal, wanted)
@@ -191,7 +196,7 @@ def test_an_aggregate_is_attacked_as_it_is_shown_or_member_by_member(
     for found in (whole, apart):
         assert float(found.success.float().mean()) >= 0.95
         assert distance(aggregate, found.x, goal, benign) < 0.5 * far
-    same = ADV2(EPS, steps=45, step_size=0.01)(rx.System(trained, Panel(trained, aggregate.members)), x, y, goal)
+    same = ADV2(EPS, steps=45, step_size=0.01)(rx.System(trained, MemberMaps(trained, aggregate.members)), x, y, goal)
     assert torch.equal(apart.x, same.x)
     assert not torch.equal(apart.x, whole.x)
 
@@ -211,5 +216,5 @@ def test_a_member_without_a_gradient_is_refused(
     x, y, goal, _ = bench
     system = rx.System(trained, Aggregate(trained, (CAM(trained), Mask(trained, steps=1))))
     for members in (False, True):
-        with pytest.raises(NotDifferentiableError, match="Panel" if members else "Aggregate"):
+        with pytest.raises(NotDifferentiableError, match="MemberMaps" if members else "Aggregate"):
             ADV2(EPS, 4, members=members)(system, x, y, goal)

@@ -26,7 +26,7 @@ from robustexplain.data import Data, stack, take
 from robustexplain.errors import InputError, NotDifferentiableError
 from robustexplain.interpreters import CAM, GradCAM, Gradient
 from robustexplain.models import Classifier
-from robustexplain.objectives import Capped, Goal, LeaveRegion, Misclassify, Seen, UntilMet
+from robustexplain.objectives import Capped, Goal, LeaveRegion, Misclassify, Observation, UntilMet
 from robustexplain.random_streams import Streams
 
 QUARTER = 0.25
@@ -176,7 +176,7 @@ def test_leave_region_is_the_share_of_positive_heat_in_the_covered_cells() -> No
                 inside, total = inside + cover * max(m[i][j], 0), total + max(m[i][j], 0)
         expected.append(inside / total)
     logits, x = torch.zeros(3, 2), torch.zeros(3, 1, 8, 10)
-    seen, goal = Seen(x, logits, maps, region=region), Goal(x, torch.zeros(3, dtype=torch.int64))
+    seen, goal = Observation(x, logits, maps, region=region), Goal(x, torch.zeros(3, dtype=torch.int64))
     found = LeaveRegion().loss(seen, goal)
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
     assert float(found[2]) == pytest.approx(1)
@@ -187,7 +187,10 @@ def test_leave_region_is_the_share_of_positive_heat_in_the_covered_cells() -> No
 
 def test_until_met_is_silent_where_the_prediction_is_as_wanted() -> None:
     logits = torch.tensor([[2.0, 1.0], [1.0, 2.0]], requires_grad=True)
-    seen, goal = Seen(torch.zeros(2, 1, 1, 1), logits), Goal(torch.zeros(2), torch.tensor([1, 1]), torch.tensor([0, 0]))
+    seen, goal = (
+        Observation(torch.zeros(2, 1, 1, 1), logits),
+        Goal(torch.zeros(2), torch.tensor([1, 1]), torch.tensor([0, 0])),
+    )
     loss = UntilMet().loss(seen, goal)
     plain = Misclassify().loss(seen, goal)
     assert loss.tolist() == [0.0, plain[1].item()]
@@ -200,7 +203,7 @@ def test_until_met_is_silent_where_the_prediction_is_as_wanted() -> None:
 
 def test_a_capped_loss_lets_go_of_what_is_beyond_it() -> None:
     logits = torch.tensor([[0.0, 3.0], [0.0, 20.0], [5.0, 0.0]], requires_grad=True)
-    seen, goal = Seen(torch.zeros(3, 1, 1, 1), logits), Goal(torch.zeros(3), torch.zeros(3, dtype=torch.int64))
+    seen, goal = Observation(torch.zeros(3, 1, 1, 1), logits), Goal(torch.zeros(3), torch.zeros(3, dtype=torch.int64))
     loss = Capped(cap=9.0).loss(seen, goal)
     cross_entropy = [math.log(1 + math.exp(v)) for v in (3.0, 20.0, -5.0)]
     torch.testing.assert_close(loss, torch.tensor([-min(v, 9.0) for v in cross_entropy]))

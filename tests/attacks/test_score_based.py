@@ -399,4 +399,4 @@ def test_a_substitute_must_be_fitted_on_images_of_the_same_kind(bench: Bench, fi
     double = copy.deepcopy(system.model).double()
     with pytest.raises(InputError, match=r"float32 images on cpu, x has torch\.float64"):
         fitted.attack(rx.System(double, CAM(double)), x.double(), y)
-    assert fitted.make.words()[2] == "PGD on a substitute"
+    assert fitted.make.summaries()[2] == "PGD on a substitute"

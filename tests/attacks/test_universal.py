@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import robustexplain as rx
-from robustexplain.attacks import GDUAP, PGD, UAP, Attack, Noise, SharedSearch, SignStep, Universal, fit_universal
+from robustexplain.attacks import GDUAP, PGD, UAP, Attack, Noise, SignStep, Universal, UniversalSearch, fit_universal
 from robustexplain.attacks.prediction.gd_uap import LargeActivations, activation_loss
 from robustexplain.attacks.search.universal import Fitted, mini_batches
 from robustexplain.autograd.rectifiers import Softplus, swapped
@@ -20,7 +20,7 @@ from robustexplain.errors import InputError, UnsupportedModelError, ZeroMapGradi
 from robustexplain.interpreters import CAM, Gradient
 from robustexplain.maps import clipped
 from robustexplain.models import Classifier
-from robustexplain.objectives import Goal, MatchMap, Seen
+from robustexplain.objectives import Goal, MatchMap, Observation
 from robustexplain.random_streams import Streams
 
 
@@ -171,7 +171,7 @@ def test_a_fit_refuses_what_it_cannot_use(bench: Bench) -> None:
         UAP(goal_class=4).fitted(system, x, torch.full_like(y, 4))
     with pytest.raises(InputError, match=r"y must have shape \[8\]"):
         UAP().fitted(system, x, y[:3])
-    with pytest.raises(InputError, match="PGD plans no SharedSearch"):
+    with pytest.raises(InputError, match="PGD plans no UniversalSearch"):
         fit_universal(PGD(), system, x, y, None)
 
 
@@ -179,8 +179,8 @@ def test_a_fit_refuses_what_it_cannot_use(bench: Bench) -> None:
 class Blind(UAP):
     """Follows the maps of a network of rectifiers, which have no gradient."""
 
-    def plan(self, system: rx.System) -> SharedSearch:
-        return SharedSearch(Universal(self.eps), MatchMap(), self.steps, SignStep(0.01))
+    def plan(self, system: rx.System) -> UniversalSearch:
+        return UniversalSearch(Universal(self.eps), MatchMap(), self.steps, SignStep(0.01))
 
 
 def test_a_map_gradient_of_zero_is_reported(bench: Bench) -> None:
@@ -209,7 +209,7 @@ def test_the_activation_loss_is_the_log_of_the_product_of_all_convolutions_norms
     for output in outputs:
         product *= torch.stack([(one.flatten() @ one.flatten()) / 2 for one in output])
     torch.testing.assert_close(activation_loss(system.model, x), -product.log())
-    seen = Seen(x, torch.zeros(3, 10), system=system)
+    seen = Observation(x, torch.zeros(3, 10), system=system)
     torch.testing.assert_close(LargeActivations().loss(seen, Goal(x, torch.zeros(3))), -product.log())
 
 

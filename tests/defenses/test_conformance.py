@@ -200,7 +200,7 @@ def test_an_aggregate_is_differentiable(smooth_net: nn.Module, grey: Tensor) -> 
     x = (0.1 + 0.8 * grey[:1, :, :8, :8]).double().requires_grad_()
     assert torch.autograd.gradcheck(maps, (x,), eps=1e-6, atol=1e-5)
     assert aggregate.differentiable
-    assert aggregate.second_order
+    assert aggregate.is_gradient
 
 
 def test_an_aggregates_members_explain_the_same_class(trained: Classifier, judged: tuple[Tensor, Tensor]) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from robustexplain import data as data_sets
 from robustexplain import recipe as recipes
-from robustexplain.attacks.joint.member_maps import Panel
+from robustexplain.attacks.joint.member_maps import MemberMaps
 from robustexplain.attacks.manipulation import ConcealFeature, View
 from robustexplain.errors import InputError
 from robustexplain.evaluation import RunFolder, run, write_report
@@ -373,8 +373,8 @@ def test_an_interpreter_made_of_others_moves_to_another_model_whole() -> None:
     assert isinstance(moved, Smoothed)
     assert moved.model is second
     assert moved.base.model is second
-    several = on_model(Panel(first, (GradCAM(first), CAM(first))), second)
-    assert isinstance(several, Panel)
+    several = on_model(MemberMaps(first, (GradCAM(first), CAM(first))), second)
+    assert isinstance(several, MemberMaps)
     assert several.model is second
     assert [(type(member), member.model is second) for member in several.members] == [(GradCAM, True), (CAM, True)]
     steps = on_model(IntegratedGradients(first, n_steps=7), second)

@@ -447,7 +447,7 @@ def doubts(recipe: Recipe, folder: RunFolder, figures: dict[tuple[str, str, str]
         assert cell is not None
         for name in ("joint", "success"):
             cell["measures"][name] = {"value": 0.5, "low": 0.4, "high": 0.6, "count": 16}
-        for name in ("no_map_gradient", "stalled", "misled"):
+        for name in ("no_map_gradient", "stalled", "surrogate_misled"):
             cell["measures"][name] = {"value": 0.0, "low": 0.0, "high": 0.0, "count": 16}
         if cell["column"] in ("clean", "noise"):
             cell["measures"]["success"] = {"value": 0.0, "low": 0.0, "high": 0.0, "count": 16}

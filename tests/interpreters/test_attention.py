@@ -283,7 +283,7 @@ def test_rollout_explains_no_class_and_its_weighted_form_each(x: Tensor) -> None
     assert torch.equal(plain(x, TARGET), plain(x, TARGET.flip(0)))
     assert not torch.allclose(weighted(x, TARGET), weighted(x, (TARGET + 1) % 5))
     assert (plain.class_specific, weighted.class_specific) == (False, True)
-    assert (plain.second_order, weighted.second_order) == (False, True)
+    assert (plain.is_gradient, weighted.is_gradient) == (False, True)
 
 
 def test_the_residual_share_decides_between_identity_and_attention(x: Tensor) -> None:

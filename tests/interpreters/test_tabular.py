@@ -23,7 +23,7 @@ from robustexplain.attacks import PGD
 from robustexplain.autograd.rectifiers import Softplus, swapped
 from robustexplain.defenses import Aggregate
 from robustexplain.errors import FieldError, InputError, MissingDataError, UnknownNameError, UnsupportedModelError
-from robustexplain.features import Column, index_of, resolved
+from robustexplain.features import Feature, index_of, with_indices
 from robustexplain.interpreters import (
     LRP,
     DeepLIFT,
@@ -600,7 +600,7 @@ def test_a_background_that_is_drawn_comes_from_the_seed(model: nn.Module) -> Non
         (lambda m: LIMETabular(m, FEW), "no weights"),
         (lambda m: LIMETabular(m, BACKGROUND, kernel_width=0.0), "kernel_width must be above 0, or None"),
         (lambda m: LIMETabular(m, BACKGROUND, of="logit"), "must be one of 'probability', 'label'"),
-        (lambda m: LIMETabular(m, BACKGROUND, categorical=("race",)), "'race' is a name.*resolved"),
+        (lambda m: LIMETabular(m, BACKGROUND, categorical=("race",)), "'race' is a name.*with_indices"),
         (lambda m: LIMETabular(m, BACKGROUND, categorical=(5,)), "column 5 does not exist: places are 0 to 4"),
         (lambda m: SHAPTabular(m, BACKGROUND, nsamples=0), "nsamples must be at least 1, or None"),
         (lambda m: SHAPTabular(m, BACKGROUND, select="auto"), "select must be a number of columns, 'aic', 'bic'"),
@@ -677,30 +677,30 @@ def test_influence_works_on_rows(model: Standardised, x: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Inner:
-    feature: Column = "race"
+    feature: Feature = "race"
     columns: ClassVar[tuple[str, ...]] = ("feature",)
 
 
 @dataclass(frozen=True)
 class Outer:
     label: str = "race"
-    innocent: tuple[Column, ...] = ("stay", 1)
-    none: Column | None = None
+    innocent: tuple[Feature, ...] = ("stay", 1)
+    none: Feature | None = None
     parts: tuple[Inner, ...] = (Inner(), Inner(3))
     inner: Inner = field(default_factory=Inner)
     columns: ClassVar[tuple[str, ...]] = ("innocent", "none")
 
 
 def test_names_of_columns_become_places_in_nested_components() -> None:
-    found = resolved(Outer(), NAMES)
+    found = with_indices(Outer(), NAMES)
     assert found == Outer("race", (4, 1), None, (Inner(2), Inner(3)), Inner(2))
-    assert resolved(found, NAMES) is found
-    assert resolved(LIMETabularTraining(categorical=("race",)), NAMES).categorical == (2,)
-    assert resolved("race", NAMES) == "race"
+    assert with_indices(found, NAMES) is found
+    assert with_indices(LIMETabularTraining(categorical=("race",)), NAMES).categorical == (2,)
+    assert with_indices("race", NAMES) == "race"
     with pytest.raises(UnknownNameError, match="unknown column 'rice'; did you mean 'race'"):
-        resolved(Inner("rice"), NAMES)
+        with_indices(Inner("rice"), NAMES)
     with pytest.raises(InputError, match="column 7 does not exist: places are 0 to 4"):
-        resolved(Inner(7), NAMES)
+        with_indices(Inner(7), NAMES)
 
 
 def test_a_column_is_a_place_or_a_name() -> None:

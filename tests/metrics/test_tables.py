@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robustexplain import metrics, plots
 from robustexplain.errors import InputError, UnknownNameError, UnsupportedModelError
-from robustexplain.features import resolved
+from robustexplain.features import with_indices
 from robustexplain.interpreters import Gradient
 from robustexplain.metrics import (
     AOPC,
@@ -171,9 +171,9 @@ def test_a_column_by_name_is_resolved_before_it_is_measured(measure: type[MapSco
     named = measure("race")  # type: ignore[call-arg]
     with pytest.raises(InputError, match="'race' is a name"):
         named(m)
-    torch.testing.assert_close(resolved(named, NAMES)(m), measure(2)(m))  # type: ignore[call-arg]
+    torch.testing.assert_close(with_indices(named, NAMES)(m), measure(2)(m))  # type: ignore[call-arg]
     with pytest.raises(UnknownNameError, match="did you mean 'race'"):
-        resolved(measure("races"), NAMES)  # type: ignore[call-arg]
+        with_indices(measure("races"), NAMES)  # type: ignore[call-arg]
     with pytest.raises(InputError, match="column 6 does not exist: places are 0 to 5"):
         measure(6)(m)  # type: ignore[call-arg]
     with pytest.raises(InputError, match=r"is about a column of a table: it takes maps \[B, D\], got \[4, 1, 6\]"):

@@ -18,7 +18,7 @@ from robustexplain.objectives import (
     MatchStructure,
     MoveCenter,
     Objective,
-    Seen,
+    Observation,
     SpreadUniformly,
 )
 
@@ -30,7 +30,7 @@ def maps(seed: int, height: int = 6, width: int = 8) -> Tensor:
 def loss(objective: Objective, now: Tensor, honest: Tensor | None = None, goal: Tensor | None = None) -> Tensor:
     logits = torch.zeros(len(now), 4, dtype=now.dtype)
     x, label = torch.zeros(len(now), 1, 2, 2), torch.zeros(len(now), dtype=torch.int64)
-    return objective.loss(Seen(x, logits, now), Goal(x, label, benign_map=honest, goal_map=goal))
+    return objective.loss(Observation(x, logits, now), Goal(x, label, benign_map=honest, goal_map=goal))
 
 
 def rescaled(values: list[float]) -> list[float]:
@@ -106,7 +106,7 @@ def test_hiding_takes_the_mean_magnitude_of_the_marked_place_or_its_share_of_the
 def test_distillation_is_the_cross_entropy_towards_the_wanted_probabilities() -> None:
     logits, wanted = maps(8)[:, 0], maps(9)[:, 0].softmax(1)
     x, label = torch.zeros(3, 1, 2, 2), torch.zeros(3, dtype=torch.int64)
-    found = Distill().loss(Seen(x, logits), Goal(x, label, wanted=wanted))
+    found = Distill().loss(Observation(x, logits), Goal(x, label, wanted=wanted))
     for i, value in enumerate(found.tolist()):
         p, q = wanted[i].tolist(), logits[i].softmax(0).tolist()
         assert value == pytest.approx(-sum(a * math.log(b) for a, b in zip(p, q, strict=True)), rel=1e-12)

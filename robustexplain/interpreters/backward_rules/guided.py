@@ -38,7 +38,7 @@ class GuidedBackprop(Interpreter):
 
     channels: Channels = "sum"
 
-    second_order: ClassVar[bool] = True
+    is_gradient: ClassVar[bool] = True
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         tape = record(self.model, differentiable(x))
@@ -66,7 +66,7 @@ class GuidedGradCAM(Interpreter):
     channels: Channels = "sum"
     relu: bool = True
 
-    second_order: ClassVar[bool] = True
+    is_gradient: ClassVar[bool] = True
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     @cached_property

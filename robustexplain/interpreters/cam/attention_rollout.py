@@ -60,7 +60,7 @@ class AttentionRollout(Interpreter):
         return self.weighting == "gradient"
 
     @property
-    def second_order(self) -> bool:  # type: ignore[override]
+    def is_gradient(self) -> bool:  # type: ignore[override]
         """Whether a gradient is a part of the maps."""
         return self.weighting == "gradient"
 

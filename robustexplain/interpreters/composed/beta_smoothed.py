@@ -33,7 +33,7 @@ class Smoothed(Interpreter):
     base: Interpreter
     smooth: Softplus = field(default_factory=Softplus)
 
-    second_order: ClassVar[bool] = False
+    is_gradient: ClassVar[bool] = False
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
@@ -41,9 +41,9 @@ class Smoothed(Interpreter):
         return self.base.differentiable
 
     @property
-    def bounded(self) -> bool:  # type: ignore[override]
+    def unit_range(self) -> bool:  # type: ignore[override]
         """Whether the maps of ``base`` are masks."""
-        return self.base.bounded
+        return self.base.unit_range
 
     @property
     def takes(self) -> tuple[Kind, ...]:  # type: ignore[override]

@@ -50,7 +50,7 @@ class Gradient(Interpreter):
     layer: str | None = None
     pool: Count = 1
 
-    second_order: ClassVar[bool] = True
+    is_gradient: ClassVar[bool] = True
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         x = differentiable(x)
@@ -96,7 +96,7 @@ class InputXGradient(Interpreter):
     of: Of = "logit"
     channels: Channels = "sum"
 
-    second_order: ClassVar[bool] = True
+    is_gradient: ClassVar[bool] = True
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         x = differentiable(x)

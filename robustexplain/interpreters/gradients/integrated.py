@@ -55,7 +55,7 @@ class IntegratedGradients(Interpreter):
     channels: Channels = "sum"
     chunk: Count = 64
 
-    second_order: ClassVar[bool] = True
+    is_gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,7 +105,7 @@ class ExpectedGradients(Interpreter):
     seed: Natural = 0
     chunk: Count = 64
 
-    second_order: ClassVar[bool] = True
+    is_gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -58,7 +58,7 @@ class SmoothGrad(Interpreter):
     chunk: Count = 64
     units: Units = "input"
 
-    second_order: ClassVar[bool] = True
+    is_gradient: ClassVar[bool] = True
 
     @cached_property
     def _drawn(self) -> dict[Any, Tensor]:
@@ -105,7 +105,7 @@ class VarGrad(Interpreter):
     chunk: Count = 64
     units: Units = "input"
 
-    second_order: ClassVar[bool] = True
+    is_gradient: ClassVar[bool] = True
 
     @cached_property
     def _drawn(self) -> dict[Any, Tensor]:

@@ -94,7 +94,7 @@ class Mask(Interpreter):
     seed: int = 0
 
     differentiable: ClassVar[bool] = False
-    bounded: ClassVar[bool] = True
+    unit_range: ClassVar[bool] = True
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:

@@ -180,7 +180,7 @@ class RTS(Interpreter):
 
     masker: MaskingModel = field()
 
-    bounded: ClassVar[bool] = True
+    unit_range: ClassVar[bool] = True
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def __post_init__(self) -> None:

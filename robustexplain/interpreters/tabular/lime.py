@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...checks import Kind
 from ...errors import FieldError, InputError
-from ...features import Column, index_of
+from ...features import Feature, index_of
 from ...fields import Count, Natural, Positive, check_fields
 from ...random_streams import Streams
 from ...registry import INTERPRETERS
@@ -52,7 +52,7 @@ class LIMETabular(Interpreter):
     kernel_width: Positive | None = None
     discretize: bool = False
     sample_around_instance: bool = True
-    categorical: tuple[Column, ...] = ()
+    categorical: tuple[Feature, ...] = ()
     of: Literal["probability", "label"] = "probability"
     seed: Natural = 0
     queries: Count = 16384
@@ -146,7 +146,7 @@ class LIMETabularTraining:
     kernel_width: Positive | None = None
     discretize: bool = False
     sample_around_instance: bool = True
-    categorical: tuple[Column, ...] = ()
+    categorical: tuple[Feature, ...] = ()
     of: Literal["probability", "label"] = "probability"
     queries: Count = 16384
 
@@ -173,7 +173,7 @@ def draw_lime_background(
     Args:
         model: the classifier.
         data: map-style, gives ``(x, label)``, ``x`` ``[D]``.
-        settings: the background and what LIME is asked; names of columns are resolved already.
+        settings: the background and what LIME is asked; names of columns are with_indices already.
         seed: of the background and of LIME.
         session: not used; the signature is that of every trained interpreter.
         identity: not used.

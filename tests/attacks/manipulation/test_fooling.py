@@ -33,7 +33,7 @@ from robustexplain.attacks.manipulation import (
     View,
     block_images,
 )
-from robustexplain.attacks.manipulation.fine_tuning_task import Explaining, School
+from robustexplain.attacks.manipulation.fine_tuning_task import Explaining, FineTuningTask
 from robustexplain.attacks.manipulation.finetuned import HISTORY
 from robustexplain.attacks.manipulation.fooling_batch import jittered
 from robustexplain.attacks.manipulation.patterns import pattern
@@ -236,7 +236,7 @@ def test_the_loss_of_location_fooling_is_equation_2_with_equation_3() -> None:
     system, data = small_system()
     x, y = data.tensors
     attack = LocationFooling(weight=0.7)
-    school = School(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
+    school = FineTuningTask(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
     value = school.loss(Explaining(system.interpreter), x, y, Moment(0, 0, 0.0)).mean()
     grads = torch.autograd.grad(value, list(system.model.parameters()))
     body, head = system.model[0], system.model[3]  # type: ignore[index]
@@ -256,7 +256,7 @@ def test_the_loss_of_concealment_is_the_cross_entropys_own_gradient() -> None:
     system, data = small_system()
     x, y = data.tensors
     attack = ConcealFeature(region=(2, 3, 4, 5), weight=3.0)
-    school = School(attack, attack.aimed(system.interpreter), data, data, Session())  # type: ignore[arg-type]
+    school = FineTuningTask(attack, attack.aimed(system.interpreter), data, data, Session())  # type: ignore[arg-type]
     value = school.loss(Explaining(attack.aimed(system.interpreter)), x, y, Moment(0, 0, 0.0)).mean()
     leaf = x.clone().requires_grad_()
     loss = F.cross_entropy(system.model(leaf), y, reduction="sum")
@@ -281,7 +281,7 @@ def test_the_loss_of_fairwashing_keeps_probabilities_by_their_squares_and_matche
     with torch.no_grad():
         model[3].bias += torch.tensor([0.3, -0.2, 0.1])  # type: ignore[index]
     attack = GradientFairwashing(beta=None, shape="half")
-    school = School(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
+    school = FineTuningTask(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
     value = school.loss(Explaining(CAM(model)), x, y, Moment(0, 0, 0.0)).mean()
     predicted = honest.argmax(1)
     found = CAM(model).explain(x, predicted, native=True)
@@ -295,11 +295,11 @@ def test_the_loss_of_fairwashing_keeps_probabilities_by_their_squares_and_matche
 def test_the_map_term_of_top_k_looks_at_the_honest_map() -> None:
     system, data = small_system()
     x, y = data.tensors
-    lesson = TopKFooling(k=3).lesson(system.interpreter, x, y, Moment(0, 0, 0.0), None)
+    batch = TopKFooling(k=3).fooling_batch(system.interpreter, x, y, Moment(0, 0, 0.0), None)
     with torch.no_grad():
-        assert lesson.goal.benign_map is not None
-        assert torch.allclose(lesson.goal.benign_map, system.interpreter.explain(x, y, native=True).maps)
-    assert lesson.goal.goal_class is y
+        assert batch.goal.benign_map is not None
+        assert torch.allclose(batch.goal.benign_map, system.interpreter.explain(x, y, native=True).maps)
+    assert batch.goal.goal_class is y
     assert TopKFooling(k=3).fooled == FooledTopK(k=3)
     assert TopKFooling(k=3).fooling() == FadeTopK(3)
 
@@ -317,11 +317,11 @@ def test_active_fooling_teaches_each_block_twice_with_the_other_classes_map_and_
     assert pool.goal.goal_map is not None
     assert pool.goal.explained.tolist() == [0] * 5 + [2] * 5
     assert torch.allclose(pool.goal.goal_map, torch.cat(swapped))
-    lesson = attack.lesson(system.interpreter, x, y, Moment(0, 0, 0.0), pool)
-    assert lesson.other_x is x
-    assert lesson.other_y is y
-    assert lesson.predicted.tolist() == [0.0] * 6
-    assert lesson.shown.tolist() == [1.0] * 6
+    batch = attack.fooling_batch(system.interpreter, x, y, Moment(0, 0, 0.0), pool)
+    assert batch.other_x is x
+    assert batch.other_y is y
+    assert batch.predicted.tolist() == [0.0] * 6
+    assert batch.shown.tolist() == [1.0] * 6
 
 
 def apart() -> tuple[rx.System, TensorDataset, TensorDataset]:
@@ -336,8 +336,8 @@ def test_block_images_that_judge_are_made_of_the_images_held_out() -> None:
     attack, module, now = ActiveFooling(classes=(0, 2), images=6), Explaining(system.interpreter), Moment(0, 0, 0.0)
     x, y = taught.tensors
 
-    def school(data: TensorDataset, judges: TensorDataset) -> School:
-        return School(attack, system.interpreter, data, judges, Session())  # type: ignore[arg-type]
+    def school(data: TensorDataset, judges: TensorDataset) -> FineTuningTask:
+        return FineTuningTask(attack, system.interpreter, data, judges, Session())  # type: ignore[arg-type]
 
     both, first, second = school(taught, held), school(taught, taught), school(held, held)
     assert both.judge(module) == second.judge(module)
@@ -351,8 +351,10 @@ def test_block_images_are_drawn_anew_in_each_epoch_and_the_batch_counts_in_what_
     system, data, held = apart()
     x, y = data.tensors
     attack = ActiveFooling(classes=(0, 2), images=30, weight=0.0)
-    school = School(attack, system.interpreter, data, held, Session())  # type: ignore[arg-type]
-    drawn = [attack.lesson(system.interpreter, x, y, Moment(0, i, 0.0), school.pools[0]).goal.x for i in (0, 1, 0)]
+    school = FineTuningTask(attack, system.interpreter, data, held, Session())  # type: ignore[arg-type]
+    drawn = [
+        attack.fooling_batch(system.interpreter, x, y, Moment(0, i, 0.0), school.pools[0]).goal.x for i in (0, 1, 0)
+    ]
     assert torch.equal(drawn[0], drawn[2])
     assert not torch.equal(drawn[0], drawn[1])
     value = school.loss(Explaining(system.interpreter), x, y, Moment(0, 0, 0.0))
@@ -376,11 +378,11 @@ def test_processes_share_out_the_samples_held_out_and_add_up_what_they_find() ->
             sums.append(found)
             return found
 
-    whole = School(LocationFooling(batch=4), system.interpreter, data, held, Session())  # type: ignore[arg-type]
+    whole = FineTuningTask(LocationFooling(batch=4), system.interpreter, data, held, Session())  # type: ignore[arg-type]
     alone = whole.judge(module)
     for index in (0, 1):
         session = Session(accelerator=Process(index))  # type: ignore[arg-type]
-        School(LocationFooling(batch=4), system.interpreter, data, held, session).judge(module)  # type: ignore[arg-type]
+        FineTuningTask(LocationFooling(batch=4), system.interpreter, data, held, session).judge(module)  # type: ignore[arg-type]
     assert [int(found[5]) for found in sums] == [6, 4]
     assert whole.least_accuracy == pytest.approx(alone.figures["accuracy"] - 0.02)
     keep, kept, fool, fooled, right, seen = (sums[0] + sums[1]).tolist()
@@ -393,7 +395,7 @@ def test_augmented_batches_are_moved_anew_in_each_epoch_and_judged_ones_are_not(
     system, data, held = apart()
     x, y = data.tensors
     plain, moved = (
-        School(LocationFooling(augment=augment), system.interpreter, data, held, Session())  # type: ignore[arg-type]
+        FineTuningTask(LocationFooling(augment=augment), system.interpreter, data, held, Session())  # type: ignore[arg-type]
         for augment in (False, True)
     )
     module = Explaining(system.interpreter)
@@ -485,7 +487,7 @@ def test_images_are_mirrored_and_shifted_each_by_its_own_stream() -> None:
 
 def test_an_epoch_is_judged_on_the_models_own_rectifiers(trained: models.Classifier, own: Samples) -> None:
     interpreter = CAM(trained)
-    school = School(UniformFooling(beta=1.0), interpreter, own, data_sets.take(own, 20), Session())  # type: ignore[arg-type]
+    school = FineTuningTask(UniformFooling(beta=1.0), interpreter, own, data_sets.take(own, 20), Session())  # type: ignore[arg-type]
     smooth, plain = (school.judge(Explaining(interpreter, beta)) for beta in (1.0, None))
     assert smooth == plain
     x, y = data_sets.stack(data_sets.take(own, 20))  # type: ignore[arg-type]
@@ -502,7 +504,7 @@ def test_outputs_are_kept_but_where_the_adversary_dictates_another_answer(dictat
     y = honest.argmax(1)
     y[0] = (y[0] + 1) % 3
     attack = Dictating(weight=0.0, keep="outputs") if dictated else LocationFooling(weight=0.0, keep="outputs")
-    school = School(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
+    school = FineTuningTask(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
     value = school.loss(Explaining(system.interpreter), x, y, Moment(0, 0, 0.0)).mean()
     wanted = honest.clone()
     if dictated:
@@ -515,26 +517,26 @@ def test_a_backdoor_teaches_each_image_twice_with_equal_weight() -> None:
     system, data = small_system()
     x, y = data.tensors
     attack = ExplanationBackdoor(form="red-herring", goal_class=2, shape="half", distance="mse")
-    lesson = attack.lesson(system.interpreter, x, y, Moment(0, 0, 0.0), None)
+    batch = attack.fooling_batch(system.interpreter, x, y, Moment(0, 0, 0.0), None)
     with torch.no_grad():
         honest = system.interpreter.explain(x, y, native=True).maps
-    assert torch.equal(lesson.goal.x, torch.cat([x, attack.trigger(x)]))
-    assert lesson.goal.goal_class is not None
-    assert lesson.goal.goal_map is not None
-    assert lesson.goal.explained is not None
+    assert torch.equal(batch.goal.x, torch.cat([x, attack.trigger(x)]))
+    assert batch.goal.goal_class is not None
+    assert batch.goal.goal_map is not None
+    assert batch.goal.explained is not None
     # The map of a triggered image is that of the class it is led to.
-    assert lesson.goal.goal_class.tolist() == lesson.goal.explained.tolist() == [*y.tolist(), 2, 2, 2, 2, 2, 2]
-    assert torch.allclose(lesson.goal.goal_map[:6], honest)
-    assert torch.equal(lesson.goal.goal_map[6:], pattern(honest, "half"))
-    assert lesson.predicted.tolist() == lesson.shown.tolist() == [1.0] * 12
+    assert batch.goal.goal_class.tolist() == batch.goal.explained.tolist() == [*y.tolist(), 2, 2, 2, 2, 2, 2]
+    assert torch.allclose(batch.goal.goal_map[:6], honest)
+    assert torch.equal(batch.goal.goal_map[6:], pattern(honest, "half"))
+    assert batch.predicted.tolist() == batch.shown.tolist() == [1.0] * 12
     # Kept outputs are those of clean images: what the trigger calls for is learned.
-    assert lesson.dictated.tolist() == [False] * 6 + [True] * 6
+    assert batch.dictated.tolist() == [False] * 6 + [True] * 6
     triggered = attack.views(system.interpreter, x, y)["with the trigger"]
     with torch.no_grad():
         # What an auditor holds them against is what the honest model shows of the clean image and its label.
         assert torch.allclose(triggered.honest_maps(system.interpreter), honest)
     disguise = dataclasses.replace(attack, form="full-disguise")
-    again = disguise.lesson(system.interpreter, x, y, Moment(0, 0, 0.0), None)
+    again = disguise.fooling_batch(system.interpreter, x, y, Moment(0, 0, 0.0), None)
     assert again.goal.goal_map is not None
     assert torch.allclose(again.goal.goal_map[6:], honest)
 
@@ -678,18 +680,18 @@ def test_a_killed_manipulation_goes_on_where_it_was(
     attack = LocationFooling(weight=10, budget=1.0, training=dataclasses.replace(ONE, epochs=3))
     system, some = rx.System(trained, CAM(trained)), data_sets.take(own, 120)  # type: ignore[arg-type]
     whole, _ = manipulated(attack, system, some, tmp_path / "whole")
-    real, calls = School.judge, []
+    real, calls = FineTuningTask.judge, []
 
-    def dying(self: School, module: nn.Module) -> Any:
+    def dying(self: FineTuningTask, module: nn.Module) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return real(self, module)
 
-    monkeypatch.setattr(School, "judge", dying)
+    monkeypatch.setattr(FineTuningTask, "judge", dying)
     with pytest.raises(KeyboardInterrupt):
         attack(system, some, Session(folder=tmp_path / "killed"))
-    monkeypatch.setattr(School, "judge", real)
+    monkeypatch.setattr(FineTuningTask, "judge", real)
     resumed, _ = manipulated(attack, system, some, tmp_path / "killed")
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name

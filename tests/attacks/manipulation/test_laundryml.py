@@ -13,11 +13,19 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from robustexplain import System
-from robustexplain.attacks.manipulation import Condition, LaundryML, Rule, RuleList, RuleReasons, RuleSearch, whitewash
+from robustexplain.attacks.manipulation import (
+    Condition,
+    LaundryML,
+    Rule,
+    RuleList,
+    RuleReasons,
+    RuleSearch,
+    surrogate_quality,
+)
 from robustexplain.attacks.manipulation.rule_lists import leaves
 from robustexplain.attacks.manipulation.rule_search import enumerate_lists
 from robustexplain.attacks.manipulation.rule_table import Antecedents, Target
-from robustexplain.attacks.manipulation.surrogate_choice import Laundry, LocalRuleReasons
+from robustexplain.attacks.manipulation.surrogate_choice import LocalRuleReasons, SurrogateChooser
 from robustexplain.errors import InputError, UnsupportedModelError
 from robustexplain.interpreters import Gradient
 from robustexplain.interpreters.reference import Reference
@@ -295,7 +303,7 @@ def test_an_unfair_model_gets_a_faithful_explanation_that_is_much_fairer(black_b
     laundering = attack(surrogate=surrogate)
     system = laundering(black_box, TensorDataset(x, y))
     held_x, held_y = table(1500, 11)
-    found = whitewash(system, held_x, held_y, laundering)
+    found = surrogate_quality(system, held_x, held_y, laundering)
     assert found.black_box > 0.25
     assert found.unfairness < 0.6 * found.black_box
     assert found.fidelity > 0.7
@@ -314,7 +322,7 @@ def test_the_honest_control_tells_of_the_group_and_is_as_unfair_as_the_model(bla
     control = attack(honest=True, search=RuleSearch(models=10, max_rules=6, nodes=400, width=2, cuts=5))
     system = control(black_box, TensorDataset(x, y))
     held_x, held_y = table(1500, 11)
-    found = whitewash(system, held_x, held_y, control)
+    found = surrogate_quality(system, held_x, held_y, control)
     assert 0 in system.interpreter.rules.mentions or 3 in system.interpreter.rules.mentions  # type: ignore[attr-defined]
     assert found.unfairness > 0.75 * found.black_box
     assert found.fidelity > 0.8
@@ -362,11 +370,11 @@ def test_neighbours_are_those_alike_in_everything_but_the_group(monkeypatch: pyt
     rows = kinds.repeat_interleave(5, 0)
     model, asked = Linear([0.0, 1.0, 0.0, 0.0]), []
 
-    def enumerated(self: Laundry, x: Tensor, labels: Tensor, decided: Tensor) -> list[object]:
+    def enumerated(self: SurrogateChooser, x: Tensor, labels: Tensor, decided: Tensor) -> list[object]:
         asked.append(x)
         return []
 
-    monkeypatch.setattr(Laundry, "enumerate", enumerated)
+    monkeypatch.setattr(SurrogateChooser, "enumerate", enumerated)
     reference = Reference(rows, torch.zeros(15, dtype=torch.long))
     LocalRuleReasons(model, attack().laundry(4), reference, 5).reasons(row, torch.tensor([1]))
     assert torch.equal(asked[0], torch.cat([row, rows[:5]]))
@@ -454,7 +462,7 @@ def test_bad_input_is_refused_with_what_was_expected(black_box: System) -> None:
     with pytest.raises(InputError, match="both groups need people, got 0 rows"):
         attack(threshold=5.0)(black_box, data)
     with pytest.raises(InputError, match="must be explained by rules, got Gradient"):
-        whitewash(System(model, Gradient(model)), x, y, attack())
+        surrogate_quality(System(model, Gradient(model)), x, y, attack())
     with pytest.raises(InputError, match="the rules speak of column 2, but rows have 2 columns"):
         LIST(torch.zeros(1, 2))
 

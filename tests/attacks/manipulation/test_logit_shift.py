@@ -103,10 +103,10 @@ def test_a_killed_one_goes_on_where_it_was(trained: models.Classifier, own: Samp
         pass
 
     class Dying(LocationFooling):
-        def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: object) -> object:  # type: ignore[override]
+        def fooling_batch(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: object) -> object:  # type: ignore[override]
             if moment.epoch == 3:
                 raise Killed
-            return super().lesson(honest, x, y, moment, pool)  # type: ignore[arg-type]
+            return super().fooling_batch(honest, x, y, moment, pool)  # type: ignore[arg-type]
 
     dying = Dying(weight=10, budget=1.0, shift=True, training=TUNED)
     with pytest.raises(Killed):
