@@ -125,7 +125,7 @@ def _digits(
 ) -> Section:
     fit(model, cross_entropy, data.train, training, name=f"{name} on digits", session=session)
     model = model.requires_grad_(False).eval()
-    x, _ = data_sets.stack(data_sets.take(data.judge, count))
+    x, _ = data_sets.stack(data_sets.take(data.test, count))
 
     def trained(entry: Entry) -> Interpreter:
         assert entry.train is not None

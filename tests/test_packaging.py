@@ -28,7 +28,7 @@ ROOMS = (
     "metrics",
 )
 FEW = [
-    *("--set", "model.train.epochs=1", "--set", "interpreters=[gradcam]", "--set", "judge.bootstrap=50"),
+    *("--set", "model.train.epochs=1", "--set", "interpreters=[gradcam]", "--set", "evaluation.bootstrap=50"),
     *("--set", "data.fractions=[0.1, 0.1, 0.8]", "--set", "defenses=[{name: beta-smoothing, of: gradcam}]"),
     *("--set", "attacks=[clean, {name: pgd, eps: 0.2, steps: 2}]"),
 ]

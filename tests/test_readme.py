@@ -43,7 +43,7 @@ def test_recipe_of_the_readme_validates() -> None:
     (text,) = blocks("yaml")
     checked = recipe.check(yaml.safe_load(text))
     assert [row.name for row in checked.rows] == ["gradcam", "aggregated"]
-    assert {column.knowledge for column in checked.columns} == {"ignores", "carried-over", "adapts"}
+    assert {column.knowledge for column in checked.columns} == {"oblivious", "transfer", "adaptive"}
 
 
 @pytest.mark.parametrize("kind", ["attacks", "manipulations", "defenses", "interpreters", "metrics"])

@@ -127,7 +127,7 @@ class ImageFolder:
         size: side in pixels; the shorter side is scaled to it and the centre cut out, unless ``resize`` says else.
         resize: ``"crop"`` or ``"squash"`` (whole image, proportions changed).
         channels: 3 for colour, 1 for grey.
-        fractions: shares of train, defense and judge; ``(0, 0, 1)`` for a folder that is only judged on.
+        fractions: shares of train, defense and test; ``(0, 0, 1)`` for a folder that is only judged on.
     """
 
     path: str
@@ -179,7 +179,7 @@ class CsvFolder:
         csv: the CSV file, relative to ``path``, with a header row.
         file_column: the column of file names, relative to ``path``.
         label_column: the column of labels, 0 to ``num_classes - 1``.
-        part_column: the column that says ``train``, ``defense`` or ``judge``, for a split that was published or that
+        part_column: the column that says ``train``, ``defense`` or ``test``, for a split that was published or that
             keeps relatives (crops of a photograph, images of a patient) together; ``seed`` and ``fractions`` have
             no say then.
         classes: names of the classes, in the order of the labels; default their numbers.
@@ -188,7 +188,7 @@ class CsvFolder:
         size: side in pixels.
         resize: ``"squash"`` (whole image, proportions changed) or ``"crop"``.
         channels: 3 for colour, 1 for grey.
-        fractions: expected shares of train, defense and judge; ``(0, 0, 1)`` for a folder that is only judged on.
+        fractions: expected shares of train, defense and test; ``(0, 0, 1)`` for a folder that is only judged on.
     """
 
     path: str

@@ -45,7 +45,7 @@ class Audited:
         row: the row.
         found: what :mod:`robustexplain.evaluation.audit` wrote.
         arrays: ``interpreter/view/name`` to a figure for each input, or what is shown of the first few.
-        accuracy: of the honest and of the manipulated classifier on the judge part; ``None`` if not measured yet.
+        accuracy: of the honest and of the manipulated classifier on the test part; ``None`` if not measured yet.
     """
 
     row: Row

@@ -21,7 +21,7 @@ from ..metrics import (
     stabilities,
 )
 from ..random_streams import derive
-from ..recipe.experiment import Column, Judging
+from ..recipe.experiment import Column, Evaluation
 from ..system import Explained, System
 
 SEARCH = ("no_map_gradient", "stalled", "surrogate_misled", "queries")
@@ -37,7 +37,7 @@ class Chunk:
         x: ``[B, C, H, W]``.
         y: labels ``[B]``.
         goal_class: ``[B]``, or ``None`` for untargeted attacks.
-        samples: ``[B]``, positions in the judge part.
+        samples: ``[B]``, positions in the test part.
     """
 
     index: int
@@ -85,7 +85,7 @@ def measure(
     chunk: Chunk,
     attacked: dict[str, Tensor],
     metrics: dict[str, Metric],
-    judging: Judging,
+    settings: Evaluation,
     attack: Attack,
     honest: System | None = None,
 ) -> dict[str, Tensor]:
@@ -106,7 +106,7 @@ def measure(
     if attack.keeps_prediction:
         goal_class = benign.prediction
     success = hit(seen.logits, chunk.y, goal_class)
-    plausible = _map_metric(metrics["iou"])(seen.maps, wanted) > judging.plausible
+    plausible = _map_metric(metrics["iou"])(seen.maps, wanted) > settings.plausible
     if attack.moves_map:
         plausible = ~plausible
     arrays = {

@@ -156,7 +156,7 @@ class Matrix:
 
         def judge(chunk: Chunk) -> dict[str, Tensor]:
             made = self._read("attacked", job.name, chunk)
-            return measure(system, chunk, made, self.recipe.metrics, self.recipe.judge, column.attack, honest)
+            return measure(system, chunk, made, self.recipe.metrics, self.recipe.evaluation, column.attack, honest)
 
         name = f"{row.label} / {column.label}"
         self._shard("judged", name, chunks, judge, lambda steps: None)
@@ -211,9 +211,9 @@ class Matrix:
         where = f"on {row.label}"
         if column.source is not None:
             target, where = self.systems.systems[column.source], f"on {column.source}"
-        elif column.knowledge == "carried-over":
+        elif column.knowledge == "transfer":
             target, where = self.systems.replicas[row.root], f"from {row.root}"
-        elif column.knowledge == "adapts":
+        elif column.knowledge == "adaptive":
             attack = attack.adapted(target)
         elif row.kind == "defense":
             target = Defense.plain_view(target, base)
@@ -225,27 +225,27 @@ class Matrix:
         return Job(f"{type(attack).__name__} {made} {where}", attack, target)
 
     def _chunks(self) -> list[Chunk]:
-        """The judged images: the first of the judge part's order, those that the classifier gets right."""
-        judging, device = self.recipe.judge, self.session.device
-        order = data_sets.take(self.data.judge, len(self.data.judge), self.recipe.seed)  # type: ignore[arg-type]
+        """The judged images: the first of the test part's order, those that the classifier gets right."""
+        settings, device = self.recipe.evaluation, self.session.device
+        order = data_sets.take(self.data.test, len(self.data.test), self.recipe.seed)  # type: ignore[arg-type]
         rows: list[int] = []
         for start in range(0, len(order), 64):
-            if len(rows) >= judging.images:
+            if len(rows) >= settings.images:
                 break
             positions = list(range(start, min(start + 64, len(order))))
             x, y = data_sets.stack(order, positions)
             with torch.no_grad():
                 right = self.systems.model(x.to(device)).argmax(1).cpu() == y
-            rows += [p for p, ok in zip(positions, right.tolist(), strict=True) if ok or not judging.only_correct]
-        rows = rows[: judging.images]
-        return [self._chunk(i, order, rows) for i in range(0, len(rows), judging.batch_size)]
+            rows += [p for p, ok in zip(positions, right.tolist(), strict=True) if ok or not settings.only_correct]
+        rows = rows[: settings.images]
+        return [self._chunk(i, order, rows) for i in range(0, len(rows), settings.batch_size)]
 
     def _chunk(self, start: int, order: Any, rows: list[int]) -> Chunk:
-        size = self.recipe.judge.batch_size
+        size = self.recipe.evaluation.batch_size
         mine = rows[start : start + size]
         x, y = (t.to(self.session.device) for t in data_sets.stack(order, mine))
         classes = self.data.num_classes
-        goal = goal_classes(x, y, classes, self.recipe.seed, self.recipe.judge.targeted)
+        goal = goal_classes(x, y, classes, self.recipe.seed, self.recipe.evaluation.targeted)
         return Chunk(start // size, x, y, goal, torch.tensor([order.indices[i] for i in mine], device=x.device))
 
     def _pool(self) -> Pool:
@@ -258,12 +258,12 @@ class Matrix:
     def _fitting(self) -> tuple[Tensor, Tensor]:
         """The adversary's own images and labels: of the defense part, else of the train part."""
         part = self.data.defense if len(self.data.defense) else self.data.train  # type: ignore[arg-type]
-        size = min(len(part), self.recipe.judge.pool)  # type: ignore[arg-type]
+        size = min(len(part), self.recipe.evaluation.pool)  # type: ignore[arg-type]
         x, y = data_sets.stack(data_sets.take(part, size, self.recipe.seed))
         return x.to(self.session.device), y.to(self.session.device)
 
     def _write_cell(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> None:
-        resamples, seed = self.recipe.judge.bootstrap, derive(self.recipe.seed, "statistics")
+        resamples, seed = self.recipe.evaluation.bootstrap, derive(self.recipe.seed, "statistics")
         measures = {
             name: bootstrap(value, resamples, seed).as_dict()
             for name, value in arrays.items()
@@ -283,7 +283,7 @@ class Matrix:
         }
         if "score" in arrays:
             measures["auc"] = bootstrap_auc(arrays["clean_score"], arrays["score"], resamples, seed).as_dict()
-        shown = self.recipe.judge.pictures
+        shown = self.recipe.evaluation.pictures
         kept = {k: (v[:shown] if k in PICTURES else v) for k, v in arrays.items()}
         self.folder.write_cell(row.label, column.label, summary, kept)
 
@@ -293,7 +293,7 @@ class Matrix:
             return {}
         plain = self.folder.arrays(row.base, column.label)
         names = [n for n in (*self.recipe.metrics, "success", "joint") if n in plain]
-        resamples, seed = self.recipe.judge.bootstrap, derive(self.recipe.seed, "paired")
+        resamples, seed = self.recipe.evaluation.bootstrap, derive(self.recipe.seed, "paired")
         return {name: paired(arrays[name], plain[name], resamples, seed).as_dict() for name in names}
 
     def _compare_late(self) -> None:
@@ -317,16 +317,16 @@ class Matrix:
 
     def _costs(self) -> None:
         """What each row costs: clean accuracy and time an input, measured once."""
-        judging, device = self.recipe.judge, self.session.device
+        settings, device = self.recipe.evaluation, self.session.device
         todo = [row for row in self.recipe.rows if row.label in self.systems.systems]
         todo = [row for row in todo if not self.folder.row(row.label).is_file()]
         if not todo:
             return
-        part = data_sets.take(self.data.judge, min(judging.batch_size, len(self.data.judge)), self.recipe.seed)  # type: ignore[arg-type]
+        part = data_sets.take(self.data.test, min(settings.batch_size, len(self.data.test)), self.recipe.seed)  # type: ignore[arg-type]
         x = data_sets.stack(part)[0].to(device)
         for row in todo:
             system = self.systems.systems[row.label]
-            accuracy = clean_accuracy(system.model, self.data, judging.batch_size, 10_000, device)
+            accuracy = clean_accuracy(system.model, self.data, settings.batch_size, 10_000, device)
             try:
                 spent = milliseconds(system, x)
             except Exception as error:

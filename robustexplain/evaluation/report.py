@@ -182,7 +182,7 @@ def notes(results: Results) -> list[str]:
     said = []
     for (row, column), cell in results.cells.items():
         said += _silent(results, row, column)
-        if cell and cell.get("knowledge") == "adapts" and cell["status"] == "done":
+        if cell and cell.get("knowledge") == "adaptive" and cell["status"] == "done":
             said += _weaker(results, row, column)
     return said + _noise(results)
 
@@ -212,7 +212,7 @@ def _weaker(results: Results, row: str, column: str) -> list[str]:
     adapts = results.measure(row, column, "joint")
     for other in results.recipe.columns:
         ignores = results.measure(row, other.label, "joint")
-        if other.knowledge == "adapts" or adapts is None or ignores is None:
+        if other.knowledge == "adaptive" or adapts is None or ignores is None:
             continue
         if ignores["low"] > adapts["high"]:
             return [
@@ -257,7 +257,7 @@ def print_matrix(root: Path) -> None:
 def _strips(results: Results, folder: RunFolder) -> list[dict[str, Any]]:
     """Benign and attacked images and maps of every cell; those of the strongest adversaries are unfolded."""
     about_maps = [c for c in results.recipe.columns if c.attack.needs_maps]
-    adaptive = [c for c in about_maps if c.knowledge == "adapts"]
+    adaptive = [c for c in about_maps if c.knowledge == "adaptive"]
     looked_at = {c.label for c in adaptive or about_maps or results.recipe.columns}
     strips = []
     for (row, column), cell in results.cells.items():

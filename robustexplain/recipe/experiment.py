@@ -12,7 +12,7 @@ from ..features import index_of, with_indices
 from ..fields import Count, Fraction, NonNegative, check_fields
 from ..training import Training
 
-Knowledge = Literal["ignores", "carried-over", "adapts"]
+Knowledge = Literal["oblivious", "transfer", "adaptive"]
 GoalMap = Literal["benign", "random-patch", "random-class"]
 
 
@@ -47,11 +47,11 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Judging:
+class Evaluation:
     """How cells are judged.
 
     Args:
-        images: how many images, from the judge part; as many as there are if fewer.
+        images: how many images, from the test part; as many as there are if fewer.
         batch_size: of a chunk; chunks are what processes share and what a killed run keeps.
         targeted: attacks aim at a random other class; otherwise at any other class.
         only_correct: judge only images that the classifier gets right (Zhang et al. 2020, section 4).
@@ -80,7 +80,7 @@ class Sanity:
     """How interpreters are checked (``robustexplain sanity``).
 
     Args:
-        images: how many of the judge part are explained.
+        images: how many of the test part are explained.
         stages: in how many steps the network is randomised from the logits down; deep layers share a step.
         shift: constant that the input shift check adds to every pixel.
         label_epochs: epochs on random labels; they are harder to learn than true ones. 0 takes four times the recipe's.
@@ -130,15 +130,15 @@ class Column:
     Args:
         label: as the report writes it.
         attack: the attack.
-        knowledge: ``ignores`` (takes the deployed classifier for undefended), ``carried-over`` (crafts on an undefended
-            system of its own making) or ``adapts`` (knows the defense).
+        knowledge: ``oblivious`` (takes the deployed classifier for undefended), ``transfer`` (crafts on an undefended
+            system of its own making) or ``adaptive`` (knows the defense).
         goal_map: the map that the adversary wants seen.
         source: label of the row whose system the inputs are crafted on, whatever is judged; ``None``: the judged one.
     """
 
     label: str
     attack: Any
-    knowledge: Knowledge = "ignores"
+    knowledge: Knowledge = "oblivious"
     goal_map: GoalMap = "benign"
     source: str | None = None
 
@@ -156,7 +156,7 @@ class Recipe:
         rows: interpreters, then manipulated systems, then defenses.
         columns: attacks.
         metrics: metrics by name, of kinds that a cell can measure.
-        judge: how cells are judged.
+        evaluation: how cells are judged.
         sanity: how interpreters are checked.
         source: the with_indices recipe as plain data; running it again gives the same experiment.
     """
@@ -169,7 +169,7 @@ class Recipe:
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
     metrics: dict[str, Any]
-    judge: Judging
+    evaluation: Evaluation
     sanity: Sanity = field(default_factory=Sanity)
     source: dict[str, Any] = field(repr=False, default_factory=dict)
 

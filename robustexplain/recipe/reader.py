@@ -20,7 +20,7 @@ from .. import data as data_sets
 from ..errors import InputError, MissingDataError
 from ..metrics import JUDGED
 from ..registry import ATTACKS, DATASETS, DEFENSES, INTERPRETERS, MANIPULATIONS, METRICS, MODELS, Registry
-from .experiment import Column, GoalMap, Judging, Knowledge, Model, Problems, Recipe, Row, Sanity
+from .experiment import Column, Evaluation, GoalMap, Knowledge, Model, Problems, Recipe, Row, Sanity
 from .overrides import changed
 from .schema import make, model_of, needs_parts, numbers, settings_of, validate
 
@@ -65,7 +65,7 @@ def find(path: str | Path) -> Path:
 
 _TOP = {
     *("name", "about", "seed", "data", "model", "interpreters", "manipulations", "defenses"),
-    *("attacks", "metrics", "judge", "sanity"),
+    *("attacks", "metrics", "evaluation", "sanity"),
 }
 
 
@@ -81,7 +81,7 @@ def check(tree: Any) -> Recipe:
         problems.add(f"seed: a whole number of at least 0 is needed, got {seed!r}")
     data = problems.run(lambda: _component(DATASETS, tree.get("data"), "data"))
     model = problems.run(lambda: _model(tree.get("model")))
-    judge = problems.run(lambda: make(Judging, tree.get("judge") or {}, "judge"))
+    evaluation = problems.run(lambda: make(Evaluation, tree.get("evaluation") or {}, "evaluation"))
     sanity = problems.run(lambda: make(Sanity, tree.get("sanity") or {}, "sanity"))
     bases = problems.each(_listed(tree, "interpreters"), _interpreter, "interpreters")
     known = _labels(_listed(tree, "interpreters"))
@@ -115,7 +115,7 @@ def check(tree: Any) -> Recipe:
         measured["iou"] = METRICS.get("iou").build()
     about = str(tree.get("about", "")).strip()
     return Recipe(
-        name, about, seed, data, model, tuple(bases + lied + defended), tuple(flat), measured, judge, sanity, tree
+        name, about, seed, data, model, tuple(bases + lied + defended), tuple(flat), measured, evaluation, sanity, tree
     )
 
 
@@ -143,8 +143,8 @@ def check_data(recipe: Recipe) -> data_sets.Data:
 def _unfit(recipe: Recipe, loaded: data_sets.Data) -> list[str]:
     size = {part: len(getattr(loaded, part)) for part in data_sets.PARTS}
     lines = []
-    if not size["judge"]:
-        lines.append(f"data: the judge part of {loaded.name} is empty; see data.fractions")
+    if not size["test"]:
+        lines.append(f"data: the test part of {loaded.name} is empty; see data.fractions")
     bases = [row for row in recipe.rows if not row.derived]
     if len(loaded.shape) == 1:
         lines += [
@@ -283,7 +283,7 @@ def _derived(kind: Literal["manipulation", "defense"], entry: Any, path: str, ba
 class ColumnSettings:
     """What the entry of an attack says beside the attack's own settings."""
 
-    knowledge: Knowledge | list[Knowledge] = "ignores"
+    knowledge: Knowledge | list[Knowledge] = "oblivious"
     goal_map: GoalMap = "benign"
     source: str | list[str] | None = None
     label: str | None = None

@@ -59,7 +59,7 @@ def read_found(recipe: Recipe, folder: RunFolder) -> list[Found]:
         for row in recipe.rows:
             path = folder.sanity(row.label, check)
             if path.is_file():
-                found.append(_read(path, recipe.judge.bootstrap))
+                found.append(_read(path, recipe.evaluation.bootstrap))
     return found
 
 

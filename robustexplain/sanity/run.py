@@ -94,8 +94,8 @@ class _Runner:
         self.identity = [data.digest, files.digest_tensors(self.model.state_dict())]
         if session.accelerator.is_main_process:
             folder.same_weights(self.identity[1])
-        count = min(recipe.sanity.images, length(data.judge))
-        x, _ = data_sets.stack(data_sets.take(data.judge, count))
+        count = min(recipe.sanity.images, length(data.test))
+        x, _ = data_sets.stack(data_sets.take(data.test, count))
         self.x = x.to(session.device)
         with torch.no_grad():
             self.target = self.model(self.x).argmax(1)

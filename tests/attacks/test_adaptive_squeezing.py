@@ -258,7 +258,7 @@ def test_squeezed_inputs_are_looked_at_once_a_look(double: Classifier) -> None:
 
 @pytest.fixture(scope="module")
 def held_out(digits: Data) -> Tensor:
-    return stack(digits.judge)[0]
+    return stack(digits.test)[0]
 
 
 def watch(model: Classifier, digits: Data, names: tuple[str, ...]) -> rx.System:

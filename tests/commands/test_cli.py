@@ -22,7 +22,7 @@ from robustexplain.training import Session
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 SMALLER = [
-    *("--set", "interpreters=[cam, gradient]", "--set", "model.train.epochs=1", "--set", "judge.bootstrap=50"),
+    *("--set", "interpreters=[cam, gradient]", "--set", "model.train.epochs=1", "--set", "evaluation.bootstrap=50"),
     *("--set", "defenses=[{name: beta-smoothing, of: gradient}]"),
     *("--set", "attacks=[clean, {name: pgd, eps: 0.2, steps: 2, step_size: 0.1}]"),
 ]

@@ -79,7 +79,7 @@ def test_digits_have_an_empty_border_and_the_original_inside() -> None:
 
     d = data.load("digits")
     assert (d.shape, d.num_classes, d.classes[3]) == ((1, 32, 32), 10, "3")
-    x, y = data.stack(d.judge)
+    x, y = data.stack(d.test)
     assert x.dtype == torch.float32
     assert y.dtype == torch.int64
     assert float(x.min()) == 0.0
@@ -88,7 +88,7 @@ def test_digits_have_an_empty_border_and_the_original_inside() -> None:
     assert float(x.sum()) == float(inner.sum())
     # An enlargement by 3 keeps the middle pixel of each 3x3 block.
     bunch = load_digits()
-    where = indices(d.judge)
+    where = indices(d.test)
     torch.testing.assert_close(inner[:, 0, 1::3, 1::3], torch.from_numpy(bunch.images[where]).float() / 16)
     assert y.tolist() == bunch.target[where].tolist()
 
@@ -127,7 +127,7 @@ def test_splits_of_rare_classes_are_fair() -> None:
     """A class of one sample goes anywhere with the probability of the share, not always into the same part."""
     labels = list(range(1000))
     splits = data.Splits.stratified(labels, (0.5, 0.3, 0.2), seed=0)
-    assert [len(p) for p in (splits.train, splits.defense, splits.judge)] == [500, 300, 200]
+    assert [len(p) for p in (splits.train, splits.defense, splits.test)] == [500, 300, 200]
     assert min(splits.train) < 20
     assert max(splits.train) > 980
 
@@ -135,10 +135,10 @@ def test_splits_of_rare_classes_are_fair() -> None:
 def test_splits_may_leave_parts_empty() -> None:
     for fractions, sizes in (((0, 0, 1), [0, 0, 9]), ((1, 0, 0), [9, 0, 0]), ((0.7, 0.3, 0.0), [6, 3, 0])):
         splits = data.Splits.stratified([0, 1, 2] * 3, fractions, seed=0)
-        assert [len(p) for p in (splits.train, splits.defense, splits.judge)] == sizes
+        assert [len(p) for p in (splits.train, splits.defense, splits.test)] == sizes
     hashed = data.Splits.hashed([str(i) for i in range(200)], (0, 0, 1), 0)
-    assert hashed.judge == tuple(range(200))
-    assert not data.Splits.hashed([str(i) for i in range(200)], (0.4, 0.6, 0), 0).judge
+    assert hashed.test == tuple(range(200))
+    assert not data.Splits.hashed([str(i) for i in range(200)], (0.4, 0.6, 0), 0).test
 
 
 @pytest.mark.parametrize("bad", [(0.5, 0.3, 0.3), (0.5, 0.5), (1.2, -0.4, 0.2)])
@@ -151,7 +151,7 @@ def test_fractions_must_sum_to_one(bad: tuple[float, ...]) -> None:
 
 
 def test_take_is_balanced_nested_and_reproducible() -> None:
-    dataset = data.load("digits").judge
+    dataset = data.load("digits").test
     fifty = data.take(dataset, 50, seed=1)
     assert set(Counter(data.labels_of(fifty)).values()) == {5}
     assert list(data.take(dataset, 50, seed=1).indices) == list(fifty.indices)
@@ -163,7 +163,7 @@ def test_take_is_balanced_nested_and_reproducible() -> None:
 
 
 def test_stack_keeps_the_order_asked_for() -> None:
-    dataset = data.load("digits").judge
+    dataset = data.load("digits").test
     x, y = data.stack(dataset, [5, 2])
     assert torch.equal(x[0], dataset[5][0])
     assert y.tolist() == [dataset[5][1], dataset[2][1]]
@@ -178,10 +178,10 @@ def test_labels_of_any_dataset() -> None:
 
 def test_parts_go_through_a_loader_with_workers(folder: Path) -> None:
     d = data.load("image-folder", path=str(folder), size=8, fractions=(0, 0, 1))
-    assert len(pickle.dumps(d.judge)) > 0
-    batches = list(DataLoader(d.judge, batch_size=16))
+    assert len(pickle.dumps(d.test)) > 0
+    batches = list(DataLoader(d.test, batch_size=16))
     assert [list(x.shape) for x, _ in batches] == [[16, 3, 8, 8], [15, 3, 8, 8]]
-    assert torch.equal(torch.cat([y for _, y in batches]), data.stack(d.judge)[1])
+    assert torch.equal(torch.cat([y for _, y in batches]), data.stack(d.test)[1])
 
 
 # Fashion-MNIST, CIFAR-10, Imagenette ----------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def test_fashion_mnist_reads_idx_files_plain_and_compressed(fashion: Path) -> No
     d = data.load("fashion-mnist", root=fashion)
     assert (d.shape, d.num_classes, d.classes[9]) == ((1, 28, 28), 10, "Ankle boot")
     train, defense = indices(d.train), indices(d.defense)
-    assert (len(train), len(defense), len(d.judge)) == (100, 20, 30)  # type: ignore[arg-type]
+    assert (len(train), len(defense), len(d.test)) == (100, 20, 30)  # type: ignore[arg-type]
     assert sorted(train + defense) == list(range(120))
     assert all(9 <= n <= 11 for n in Counter(data.labels_of(d.train)).values())
     rng = np.random.default_rng(0)
@@ -206,7 +206,7 @@ def test_fashion_mnist_is_found_where_torchvision_puts_it(fashion: Path) -> None
     raw.mkdir(parents=True)
     for file in fashion.glob("*ubyte*"):
         file.rename(raw / file.name)
-    assert data.load("fashion-mnist", root=fashion / "elsewhere", size=14).judge[0][0].shape == (1, 14, 14)
+    assert data.load("fashion-mnist", root=fashion / "elsewhere", size=14).test[0][0].shape == (1, 14, 14)
 
 
 def test_digest_sees_a_single_pixel(fashion: Path) -> None:
@@ -270,9 +270,9 @@ def test_cifar10_puts_channels_first(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", TinyCIFAR)
     d = data.load("cifar10", root=tmp_path)
     assert d.shape == (3, 32, 32)
-    assert (len(indices(d.train)), len(indices(d.defense)), len(d.judge)) == (40, 10, 10)  # type: ignore[arg-type]
+    assert (len(indices(d.train)), len(indices(d.defense)), len(d.test)) == (40, 10, 10)  # type: ignore[arg-type]
     expected = TinyCIFAR("", False, False).data[4].transpose(2, 0, 1).astype(np.float32) / 255
-    np.testing.assert_allclose(d.judge[4][0].numpy(), expected)
+    np.testing.assert_allclose(d.test[4][0].numpy(), expected)
 
 
 def test_imagenette_judges_on_the_official_validation_part(tmp_path: Path) -> None:
@@ -284,8 +284,8 @@ def test_imagenette_judges_on_the_official_validation_part(tmp_path: Path) -> No
                 picture(tmp_path / "imagenette2-160" / part / wnid / f"{i}.JPEG", size=(30, 20))
     d = data.load("imagenette", root=tmp_path, variant="160px", size=16, defense_share=0.25)
     assert (d.classes[0], d.num_classes, d.shape) == ("tench", 10, (3, 16, 16))
-    assert (len(indices(d.train)), len(indices(d.defense)), len(d.judge)) == (30, 10, 20)  # type: ignore[arg-type]
-    assert data.labels_of(d.judge) == [c for c in range(10) for _ in range(2)]
+    assert (len(indices(d.train)), len(indices(d.defense)), len(d.test)) == (30, 10, 20)  # type: ignore[arg-type]
+    assert data.labels_of(d.test) == [c for c in range(10) for _ in range(2)]
 
 
 # Folders --------------------------------------------------------------------------------------------------------------
@@ -297,7 +297,7 @@ def test_image_folder_crops_the_centre_like_torchvision(folder: Path) -> None:
     d = data.load(f"image-folder:{folder}", size=6, fractions=(0, 0, 1))
     assert d.name == "image-folder:pictures"
     assert d.classes == ("ant", "bee", "cat")
-    x, label = d.judge[12]
+    x, label = d.test[12]
     path = sorted((folder / "ant").iterdir())[12]
     reference = Compose([Resize(6, InterpolationMode.BICUBIC), CenterCrop(6), ToTensor()])
     torch.testing.assert_close(x, reference(Image.open(path)))
@@ -311,7 +311,7 @@ def test_squash_keeps_the_whole_image(tmp_path: Path) -> None:
     folder = table(tmp_path / "f", [("a.png", 0)])
     Image.fromarray(pixels).save(folder / "a.png")
     options: dict[str, Any] = {"path": str(folder), "size": 10, "fractions": (0, 0, 1), "channels": 1}
-    squashed, cropped = (data.load("csv-folder", resize=r, **options).judge[0][0] for r in ("squash", "crop"))
+    squashed, cropped = (data.load("csv-folder", resize=r, **options).test[0][0] for r in ("squash", "crop"))
     assert squashed.shape == cropped.shape == (1, 10, 10)
     assert float(squashed[..., -1].min()) > 0.9
     assert float(cropped.max()) == 0.0
@@ -339,17 +339,17 @@ def test_a_broken_image_is_named(folder: Path) -> None:
     (folder / "ant" / "0.png").write_bytes(good[:-30])
     (folder / "ant" / "1.png").write_text("no image")
     Image.fromarray(np.zeros((9, 9), np.uint16)).save(folder / "ant" / "10.png")
-    judge = data.load("image-folder", path=str(folder), size=8, fractions=(0, 0, 1)).judge
+    test = data.load("image-folder", path=str(folder), size=8, fractions=(0, 0, 1)).test
     for index, name in ((0, "0.png"), (1, "1.png"), (2, "10.png")):
         with pytest.raises(InputError, match=rf"cannot read the image .*ant/{name}"):
-            judge[index]
+            test[index]
 
 
 def test_csv_folder_reads_labels_and_names(tmp_path: Path) -> None:
     folder = table(tmp_path / "f", [("a.png", 2), ("b.png", 0)])
     d = data.load(f"csv-folder:{folder}", size=8, fractions=(0, 0, 1), num_classes=1000)
     assert (d.num_classes, d.classes[999], d.shape) == (1000, "999", (3, 8, 8))
-    assert data.labels_of(d.judge) == [2, 0]
+    assert data.labels_of(d.test) == [2, 0]
     named = data.load(f"csv-folder:{folder}", classes=("x", "y", "z"))
     assert named.classes == ("x", "y", "z")
     assert data.load(f"csv-folder:{folder}").num_classes == 3
@@ -373,7 +373,7 @@ def test_csv_folder_members_stay_when_rows_come_and_go(tmp_path: Path) -> None:
 
 def test_csv_folder_takes_its_parts_from_a_column(tmp_path: Path) -> None:
     folder = table(tmp_path / "f", [(f"{i}.png", i % 3) for i in range(7)])
-    parts = ["judge", "train", "train", "defense", "judge", "defense", "train"]
+    parts = ["test", "train", "train", "defense", "test", "defense", "train"]
     lines = [f"{i}.png,{i % 3},{part}" for i, part in enumerate(parts)]
     (folder / "labels.csv").write_text("\n".join(["file,label,part", *lines]))
     d = data.load(f"csv-folder:{folder}", size=8, part_column="part", seed=3)
@@ -382,7 +382,7 @@ def test_csv_folder_takes_its_parts_from_a_column(tmp_path: Path) -> None:
     other = data.load(f"csv-folder:{folder}", size=8)
     assert other.digest != d.digest
     (folder / "labels.csv").write_text("\n".join(["file,label,part", *lines, "x.png,0,test"]))
-    with pytest.raises(InputError, match="line 9: part must be one of train, defense, judge, got 'test'"):
+    with pytest.raises(InputError, match="line 9: part must be one of train, defense, test, got 'test'"):
         data.load(f"csv-folder:{folder}", part_column="part")
 
 

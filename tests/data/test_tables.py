@@ -418,10 +418,10 @@ def test_openml_without_a_network_or_a_table_says_so(tmp_path: Path, monkeypatch
 def test_rows_in_memory_are_a_data_set_like_others() -> None:
     rows = torch.arange(40.0).view(20, 2)
     d = tables.table("t", rows, [i % 2 for i in range(20)], classes=("a", "b"), features=("u", "v"))
-    assert [len(part) for part in (d.train, d.defense, d.judge)] == [10, 6, 4]  # type: ignore[arg-type]
-    for part in (d.train, d.defense, d.judge):
+    assert [len(part) for part in (d.train, d.defense, d.test)] == [10, 6, 4]  # type: ignore[arg-type]
+    for part in (d.train, d.defense, d.test):
         assert sorted(data.labels_of(part)) == [0] * (len(part) // 2) + [1] * (len(part) // 2)  # type: ignore[arg-type]
-    x, y = data.stack(data.take(d.judge, 2))
+    x, y = data.stack(data.take(d.test, 2))
     assert (x.shape, x.dtype, sorted(y.tolist())) == ((2, 2), torch.float32, [0, 1])
     assert all(int(row[0]) // 2 % 2 == label for row, label in zip(x, y, strict=True))
 
@@ -537,7 +537,7 @@ def xor(count: int = 400) -> Data:
 
 
 def accuracy(model: torch.nn.Module, d: Data) -> float:
-    x, y = data.stack(d.judge)
+    x, y = data.stack(d.test)
     with torch.no_grad():
         return float((model(x).argmax(1) == y).float().mean())
 
@@ -565,7 +565,7 @@ def test_a_recipes_weights_keep_their_standardisation(tmp_path: Path) -> None:
     save_file(trained.state_dict(), str(tmp_path / "w.safetensors"))
     again = classifier(Model("mlp", weights=str(tmp_path / "w.safetensors")), d, 0, Session(), "xor")
     assert again.mean.tolist() == [[1.0, 3.0]]  # type: ignore[operator, union-attr]
-    x, _ = data.stack(d.judge)
+    x, _ = data.stack(d.test)
     assert torch.equal(again(x), trained(x))
 
 

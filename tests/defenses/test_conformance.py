@@ -319,7 +319,7 @@ def watched(trained: Classifier, digits: Data, judged: tuple[Tensor, Tensor]) ->
     defense = XEnsemble(attack=attack, training=Training(epochs=4, batch_size=32, lr=5e-3), trees=60)
     x, y = judged
     forged = attack(system, x, y, random_classes(x, y, 10)).x
-    return Watched(defense(system, take(digits.defense, 300)), x, forged, stack(digits.judge)[0])
+    return Watched(defense(system, take(digits.defense, 300)), x, forged, stack(digits.test)[0])
 
 
 def test_x_ensemble_tells_attacked_from_clean(watched: Watched) -> None:

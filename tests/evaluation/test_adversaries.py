@@ -104,7 +104,7 @@ def test_a_source_that_is_no_row_is_refused() -> None:
 
 
 def test_an_attack_is_fitted_on_images_that_nobody_judges(tmp_path: Path) -> None:
-    folder, results = results_of(tmp_path, "attacks=[own-images]", "judge.pool=30")
+    folder, results = results_of(tmp_path, "attacks=[own-images]", "evaluation.pool=30")
     loaded = check_data(results.recipe)
     means = [float(loaded.defense[i][0].mean()) for i in range(len(loaded.defense))]  # type: ignore[arg-type]
     arrays = folder.arrays("cam", "own-images")

@@ -49,8 +49,8 @@ def tree(**changes: Any) -> dict[str, Any]:
             },
         ],
         "defenses": [{"name": "beta-smoothing", "of": "lying", "label": "smoothed lie"}],
-        "attacks": ["clean", {"name": "pgd", "steps": 2, "knowledge": ["ignores", "carried-over"]}],
-        "judge": {"images": 12, "batch_size": 6, "bootstrap": 50, "pictures": 2},
+        "attacks": ["clean", {"name": "pgd", "steps": 2, "knowledge": ["oblivious", "transfer"]}],
+        "evaluation": {"images": 12, "batch_size": 6, "bootstrap": 50, "pictures": 2},
     }
     return {**base, **changes}
 
@@ -192,7 +192,7 @@ def test_a_hidden_column_has_its_rank_before_and_now() -> None:
 
 def test_inputs_are_of_the_judge_part_by_the_seed_of_the_recipe() -> None:
     audit = an_audit()
-    x, y = data_sets.stack(data_sets.take(audit.data.judge, 12, 5))
+    x, y = data_sets.stack(data_sets.take(audit.data.test, 12, 5))
     assert torch.equal(audit._inputs()[0], x)
     assert torch.equal(audit._inputs()[1], y)
 

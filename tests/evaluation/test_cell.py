@@ -30,7 +30,7 @@ def test_a_cell_measures_maps_models_stability_and_visibility(tmp_path: Path) ->
             "defenses=[]",
             "attacks=[clean, {name: pgd, eps: 0.1, steps: 3}]",
             f"metrics={WANTED}",
-            "judge.images=6",
+            "evaluation.images=6",
         ],
     )
     assert run(recipe, tmp_path / "run") == 0
@@ -65,7 +65,7 @@ def test_a_cell_with_a_goal_map_says_how_often_it_is_nearer_than_the_benign_one(
             "defenses=[]",
             "attacks=[clean, {name: adv2, eps: 0.3, steps: 40, goal_map: random-class}]",
             "metrics=[l1, iou]",
-            "judge.images=6",
+            "evaluation.images=6",
         ],
     )
     assert run(recipe, tmp_path / "run") == 0

@@ -137,11 +137,11 @@ def test_text_of_a_recipe_is_escaped_in_the_report(finished: tuple[Recipe, RunFo
 def test_rows_that_share_the_attacked_system_share_the_attacked_inputs(finished: tuple[Recipe, RunFolder]) -> None:
     recipe, folder = finished
     for row in recipe.rows:
-        for column in ("pgd", "adv2, ignores", "adv2, carried-over"):
+        for column in ("pgd", "adv2, oblivious", "adv2, transfer"):
             mine, base = folder.arrays(row.label, column), folder.arrays(row.base, column)
             assert torch.equal(mine["attacked_x"], base["attacked_x"])
             assert torch.equal(mine["sample"], base["sample"])
-    plain, adapted = (folder.arrays("aid (rts)", c)["attacked_x"] for c in ("adv2, ignores", "adv2, adapts"))
+    plain, adapted = (folder.arrays("aid (rts)", c)["attacked_x"] for c in ("adv2, oblivious", "adv2, adaptive"))
     assert not torch.equal(plain, adapted)
 
 
@@ -154,7 +154,7 @@ def test_every_figure_of_a_cell_is_that_of_a_fresh_pass_of_the_saved_system(
         for column in recipe.columns:
             arrays = folder.arrays(row.label, column.label)
             shown = len(arrays["attacked_x"])
-            assert shown == recipe.judge.pictures
+            assert shown == recipe.evaluation.pictures
             with torch.no_grad():
                 seen, benign = system(arrays["attacked_x"]), system(arrays["x"])
             goal = arrays["goal_class"][:shown]
@@ -175,7 +175,7 @@ def test_joint_success_is_all_of_its_three_parts(finished: tuple[Recipe, RunFold
             a = folder.arrays(row.label, column.label)
             quiet = 1 - a.get("alarm", torch.zeros(16))
             assert torch.equal(a["joint"], a["success"] * a["plausible"] * quiet)
-            assert torch.equal(a["plausible"], (a["iou"] > recipe.judge.plausible).float())
+            assert torch.equal(a["plausible"], (a["iou"] > recipe.evaluation.plausible).float())
             total += int(a["joint"].sum())
     assert 0 < total < 24 * 16
     assert "alarm" in folder.arrays("x-ensemble (cam)", "pgd")
@@ -310,7 +310,7 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_old_one_and_nothing_asid
     [
         ("attacks[3].eps=0.15", r"recipe differs \(recipe: attacks\[3\]\.eps\)"),
         ("seed=1", r"recipe differs \(recipe: seed\)"),
-        ("judge.images=8", r"recipe differs \(recipe: judge\.images\)"),
+        ("evaluation.images=8", r"recipe differs \(recipe: evaluation\.images\)"),
         ("data.seed=1", r"data, recipe differs \(recipe: data\.seed\)"),
     ],
 )
@@ -364,10 +364,10 @@ def test_a_run_that_is_killed_while_it_claims_its_directory_can_go_on(
 
 def test_distinct_labels_have_distinct_files() -> None:
     labels = [
-        "adv2, adapts",
-        "adv2 adapts",
-        "ADV2, adapts",
-        "adv2-adapts",
+        "adv2, adaptive",
+        "adv2 adaptive",
+        "ADV2, adaptive",
+        "adv2-adaptive",
         "adv2",
         "é",
         "è",
@@ -428,9 +428,9 @@ def test_defended_rows_are_compared_with_the_undefended_one_sample_by_sample(
     finished: tuple[Recipe, RunFolder],
 ) -> None:
     _, folder = finished
-    cell = folder.read_cell("aid (rts)", "adv2, adapts")
+    cell = folder.read_cell("aid (rts)", "adv2, adaptive")
     assert cell is not None
-    mine, base = (folder.arrays(row, "adv2, adapts")["l1"].double() for row in ("aid (rts)", "rts"))
+    mine, base = (folder.arrays(row, "adv2, adaptive")["l1"].double() for row in ("aid (rts)", "rts"))
     assert cell["against_undefended"]["l1"]["value"] == pytest.approx(float((mine - base).mean()))
     plain = folder.read_cell("rts", "pgd")
     assert plain is not None
@@ -463,11 +463,11 @@ def test_figures_that_give_no_reason_for_doubt_get_no_note(finished: tuple[Recip
 
 
 def test_an_adaptive_attack_weaker_than_an_ignorant_one_is_noted(finished: tuple[Recipe, RunFolder]) -> None:
-    said = doubts(*finished, {("aid (rts)", "adv2, adapts", "joint"): (0.2, 0.1, 0.3)})
+    said = doubts(*finished, {("aid (rts)", "adv2, adaptive", "joint"): (0.2, 0.1, 0.3)})
     assert said.startswith("aid (rts): ")
-    assert "does better than 'adv2, adapts' (0.20)" in said
+    assert "does better than 'adv2, adaptive' (0.20)" in said
     assert said.count("\n") == 0
-    assert doubts(*finished, {("aid (rts)", "adv2, adapts", "joint"): (0.4, 0.3, 0.5)}) == ""  # intervals overlap
+    assert doubts(*finished, {("aid (rts)", "adv2, adaptive", "joint"): (0.4, 0.3, 0.5)}) == ""  # intervals overlap
 
 
 def test_noise_that_does_as_well_as_an_attack_is_noted(finished: tuple[Recipe, RunFolder]) -> None:
@@ -477,11 +477,11 @@ def test_noise_that_does_as_well_as_an_attack_is_noted(finished: tuple[Recipe, R
 
 
 def test_a_search_without_a_map_gradient_is_noted(finished: tuple[Recipe, RunFolder]) -> None:
-    said = doubts(*finished, {("cam", "adv2, ignores", "no_map_gradient"): (0.25, 0.1, 0.4)})
-    assert said.startswith("cam / adv2, ignores: the search found no map gradient for 25% of the images")
+    said = doubts(*finished, {("cam", "adv2, oblivious", "no_map_gradient"): (0.25, 0.1, 0.4)})
+    assert said.startswith("cam / adv2, oblivious: the search found no map gradient for 25% of the images")
 
 
 def test_a_limited_run_judges_that_many_images(small: tuple[Recipe, Path]) -> None:
     _, root = small
-    assert quiet_run(read(TINY, [*SMALL, "judge.images=3"]), root) == 0
+    assert quiet_run(read(TINY, [*SMALL, "evaluation.images=3"]), root) == 0
     assert len(RunFolder(root).arrays("cam", "pgd")["success"]) == 3

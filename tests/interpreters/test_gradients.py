@@ -213,7 +213,7 @@ def test_a_recipe_draws_the_background_from_the_training_data(trained: nn.Module
     assert len(set(rows)) == 16
     assert set(rows) <= pool
     assert not torch.equal(draw_background(trained, digits.train, settings, seed=4).background.x, made.background.x)
-    x, _ = data_sets.stack(data_sets.take(digits.judge, 3))
+    x, _ = data_sets.stack(data_sets.take(digits.test, 3))
     rx.System(trained, made).save(tmp_path / "system")
     assert torch.equal(rx.System.load(tmp_path / "system").interpreter(x), made(x))
 

@@ -121,7 +121,7 @@ WRONG = {
     "not a number": ({"attacks": [{"name": "pgd", "eps": float("nan")}]}, "attacks[0].eps: "),
     "knowledge": (
         {"attacks": [{"name": "pgd", "knowledge": "adapt"}]},
-        "attacks[0].knowledge: input should be 'ignores'",
+        "attacks[0].knowledge: input should be 'oblivious'",
     ),
     "no knowledge": ({"attacks": [{"name": "pgd", "knowledge": []}]}, "attacks: at least one is needed"),
     "goal map of PGD": (
@@ -138,7 +138,7 @@ WRONG = {
     ),
     "of is missing": ({"defenses": [{"name": "aid"}]}, "defenses[0].of: this key is needed"),
     "fractions": ({"data": {"name": "digits", "fractions": [0.5, 0.5, 0.5]}}, "data: fractions must be three shares"),
-    "judge": ({"judge": {"images": 0}}, "judge.images: input should be greater than or equal to 1, got 0"),
+    "judge": ({"evaluation": {"images": 0}}, "evaluation.images: input should be greater than or equal to 1, got 0"),
     "seed": ({"seed": -1}, "seed: a whole number of at least 0 is needed, got -1"),
     "metric twice": ({"metrics": ["iou", {"name": "iou", "threshold": 0.2}]}, "metrics: iou stands there twice"),
     "two labels": ({"attacks": ["pgd", {"name": "pgd", "steps": 3}]}, "attacks: two are called 'pgd'"),
@@ -170,10 +170,17 @@ def test_the_unbroken_recipe_is_accepted(tree: dict[str, Any]) -> None:
 
 
 def test_all_mistakes_are_reported_at_once(tree: dict[str, Any]) -> None:
-    tree |= {"data": "digit", "model": "small", "seed": "zero", "metrics": ["l3"], "judge": {"image": 1}, "notes": 1}
+    tree |= {
+        "data": "digit",
+        "model": "small",
+        "seed": "zero",
+        "metrics": ["l3"],
+        "evaluation": {"image": 1},
+        "notes": 1,
+    }
     tree["interpreters"][0] = {"name": "cam", "colour": "red"}
     tree["defenses"][0]["wait"] = 1
-    tree["attacks"][2] |= {"eps": 300, "knowledge": "adapts"}
+    tree["attacks"][2] |= {"eps": 300, "knowledge": "adaptive"}
     tree["attacks"].append("pdg")
     paths = [line.split(":")[0] for line in message(tree).splitlines()]
     assert sorted(paths) == [
@@ -182,7 +189,7 @@ def test_all_mistakes_are_reported_at_once(tree: dict[str, Any]) -> None:
         "data.name",
         "defenses[0].wait",
         "interpreters[0].colour",
-        "judge.image",
+        "evaluation.image",
         "metrics[0].name",
         "model.name",
         "notes",
@@ -236,7 +243,7 @@ def test_missing_weights_and_missing_images_are_reported_together(tree: dict[str
     [
         ([0.5, 0, 0.5], ["defenses[0]: 'aid (rts)' trains", "defenses[1]: 'x-ensemble (cam)' trains"]),
         ([0, 0.5, 0.5], ["model.train, interpreters[1]: trains, and the train part of digits is empty"]),
-        ([0.5, 0.5, 0], ["data: the judge part of digits is empty"]),
+        ([0.5, 0.5, 0], ["data: the test part of digits is empty"]),
     ],
 )
 def test_an_empty_part_that_is_needed_is_refused(
@@ -329,15 +336,15 @@ def test_set_changes_values_list_entries_and_bare_names() -> None:
     changes = [
         "attacks[2].eps=4/255",
         "attacks[0].label=benign",
-        "judge.images=3",
+        "evaluation.images=3",
         "model.train.lr=1e-4",
         "metrics=[l1]",
     ]
     recipe = read(TINY, [*changes, "interpreters[0]=gradcam", "interpreters[0].label=cam"])
     assert recipe.columns[2].attack.eps == 4 / 255
     assert recipe.columns[0].label == "benign"
-    assert recipe.judge.images == 3
-    assert recipe.judge.batch_size == read(TINY).judge.batch_size
+    assert recipe.evaluation.images == 3
+    assert recipe.evaluation.batch_size == read(TINY).evaluation.batch_size
     assert recipe.model.train is not None
     assert recipe.model.train.lr == 1e-4
     assert (recipe.rows[0].name, recipe.rows[0].label) == ("gradcam", "cam")
@@ -347,12 +354,17 @@ def test_set_changes_values_list_entries_and_bare_names() -> None:
 @pytest.mark.parametrize("file", [TINY, *PACKAGED], ids=lambda f: f.stem)
 def test_the_resolved_recipe_read_again_is_the_same_experiment(file: Path, tmp_path: Path) -> None:
     moved = len(read(file).columns) > 1  # recipes of manipulated systems have nothing but clean inputs
-    recipe = read(file, [*(["attacks[1].eps=7/255"] if moved else []), "judge.pictures=2", "seed=3"])
+    recipe = read(file, [*(["attacks[1].eps=7/255"] if moved else []), "evaluation.pictures=2", "seed=3"])
     again = tmp_path / "again.yaml"
     again.write_text(yaml.safe_dump(recipe.source, sort_keys=False))
     second = read(again)
     assert second.digest == recipe.digest
-    assert (second.rows, second.columns, second.judge, second.seed) == (recipe.rows, recipe.columns, recipe.judge, 3)
+    assert (second.rows, second.columns, second.evaluation, second.seed) == (
+        recipe.rows,
+        recipe.columns,
+        recipe.evaluation,
+        3,
+    )
 
 
 def test_the_digest_knows_every_change_and_no_order_of_keys(tree: dict[str, Any]) -> None:
@@ -368,9 +380,9 @@ def test_labels_name_the_defended_row_and_the_knowledge() -> None:
     assert [row.label for row in recipe.rows] == ["cam", "rts", "aid (rts)", "x-ensemble (cam)"]
     assert [row.base for row in recipe.rows] == ["cam", "rts", "rts", "cam"]
     assert [column.label for column in recipe.columns] == [
-        "clean", "noise", "pgd", "adv2, ignores", "adv2, carried-over", "adv2, adapts",
+        "clean", "noise", "pgd", "adv2, oblivious", "adv2, transfer", "adv2, adaptive",
     ]  # fmt: skip
-    assert [column.knowledge for column in recipe.columns[2:]] == ["ignores", "ignores", "carried-over", "adapts"]
+    assert [column.knowledge for column in recipe.columns[2:]] == ["oblivious", "oblivious", "transfer", "adaptive"]
 
 
 def test_a_nested_entry_changes_the_defaults_of_its_field_and_not_of_its_class(tree: dict[str, Any]) -> None:

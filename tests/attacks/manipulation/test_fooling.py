@@ -160,7 +160,7 @@ def test_active_fooling_swaps_the_explanations_of_two_classes(
     attack = ActiveFooling(classes=classes, images=96, shrink=False, weight=10, budget=0.05, training=Training(
         epochs=6, batch_size=32, lr=1e-3, weight_decay=0.0))  # fmt: skip
     lied, _ = manipulated(attack, rx.System(trained, CAM(trained)), some, tmp_path)
-    blocks = block_images(digits.judge, classes, 24, seed=5, shrink=False)
+    blocks = block_images(digits.test, classes, 24, seed=5, shrink=False)
     c1, c2 = (torch.full((24,), c) for c in classes)
     with torch.no_grad():
         h1, h2 = (CAM(trained).explain(blocks, c, native=True).maps for c in (c1, c2))
@@ -340,7 +340,7 @@ def test_block_images_that_judge_are_made_of_the_images_held_out() -> None:
         return FineTuningTask(attack, system.interpreter, data, judges, Session())  # type: ignore[arg-type]
 
     both, first, second = school(taught, held), school(taught, taught), school(held, held)
-    assert both.judge(module) == second.judge(module)
+    assert both.judge(module) == second.evaluation(module)
     assert both.judge(module).figures["fool"] != pytest.approx(first.judge(module).figures["fool"], rel=1e-3)
     losses = [some.loss(module, x, y, now).item() for some in (both, first, second)]
     assert losses[0] == losses[1]
