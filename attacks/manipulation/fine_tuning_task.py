@@ -130,7 +130,7 @@ class FineTuningTask:
 
     def _batches(self, first: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Every ``step``-th batch of the samples held out."""
-        size, batch = len(self.held), self.attack.batch  # type: ignore[arg-type]
+        size, batch = len(self.held), self.attack.batch_size  # type: ignore[arg-type]
         for start in range(first * batch, size, step * batch):
             x, y = stack(self.held, range(start, min(start + batch, size)))
             yield x.to(self.session.device), y.to(self.session.device)

@@ -63,7 +63,7 @@ class FineTuned(Manipulation):
         held_out: share of them that is held out.
         beta: train on ``softplus_beta`` in place of the rectifiers, for maps that have too little to give on
             rectifiers; what is kept is judged, and deployed, with the model's own.
-        batch: largest number of samples in a pass while epochs are judged.
+        batch_size: largest number of samples in a pass while epochs are judged.
     """
 
     weight: NonNegative = 3.0
@@ -76,7 +76,7 @@ class FineTuned(Manipulation):
     samples: Count | None = None
     held_out: Fraction = 0.2
     beta: Positive | None = None
-    batch: Count = 64
+    batch_size: Count = 64
 
     compares: ClassVar[bool] = False
     """Whether the map term looks at the honest model's maps."""
@@ -121,8 +121,8 @@ class FineTuned(Manipulation):
 
     def explained(self, honest: Interpreter, x: Tensor, target: Tensor | None) -> Explanation:
         """What an interpreter says of any number of inputs ``x``, ``batch`` at a time, on its own grid."""
-        targets = [None] * len(x.split(self.batch)) if target is None else target.split(self.batch)
-        parts = [honest.explain(a, b, native=True) for a, b in zip(x.split(self.batch), targets, strict=True)]
+        targets = [None] * len(x.split(self.batch_size)) if target is None else target.split(self.batch_size)
+        parts = [honest.explain(a, b, native=True) for a, b in zip(x.split(self.batch_size), targets, strict=True)]
         return Explanation(torch.cat([p.logits for p in parts]), torch.cat([p.maps for p in parts]))
 
     def words(self) -> tuple[str, str]:

@@ -54,7 +54,7 @@ class RelativeInputStability(RelativeStability):
         noise: how neighbours are drawn (the paper: Gaussian, 0.05).
         samples: how many.
         seed: of the draws.
-        chunk: largest batch the interpreter sees.
+        batch_size: largest batch the interpreter sees.
         eps: floor of the denominator, and what a value of 0 counts as when something is divided by it.
     """
 
@@ -72,7 +72,7 @@ class RelativeOutputStability(RelativeStability):
         noise: how neighbours are drawn (the paper: Gaussian, 0.05).
         samples: how many.
         seed: of the draws.
-        chunk: largest batch the interpreter sees.
+        batch_size: largest batch the interpreter sees.
         eps: floor of the denominator, and what a map's value of 0 counts as when something is divided by it.
     """
 
@@ -90,7 +90,7 @@ class RelativeRepresentationStability(RelativeStability):
         noise: how neighbours are drawn (the paper: Gaussian, 0.05).
         samples: how many.
         seed: of the draws.
-        chunk: largest batch the interpreter sees.
+        batch_size: largest batch the interpreter sees.
         eps: floor of the denominator, and what a value of 0 counts as when something is divided by it.
         layer: the layer's dotted name; empty is the last feature map.
     """

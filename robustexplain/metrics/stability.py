@@ -52,14 +52,14 @@ class Stability(Metric):
         noise: how neighbours are drawn.
         samples: how many.
         seed: of the draws.
-        chunk: largest batch the interpreter sees.
+        batch_size: largest batch the interpreter sees.
     """
 
     radius: Positive = 0.02
     noise: Literal["uniform", "gaussian"] = "uniform"
     samples: Count = 10
     seed: Natural = 0
-    chunk: Count = 256
+    batch_size: Count = 256
 
     better: ClassVar[Better] = "lower"
     bounds: ClassVar[tuple[float, float]] = (0, torch.inf)
@@ -113,8 +113,8 @@ def stabilities(
 ) -> list[Tensor]:
     """What each metric gives by itself, ``[B]`` each, for fewer explanations.
 
-    Metrics of one ``radius``, ``noise``, ``samples``, ``seed`` and ``chunk`` draw the same neighbours: these are drawn
-    and explained once for all of them.
+    Metrics of one ``radius``, ``noise``, ``samples``, ``seed`` and ``batch_size`` draw the same neighbours: these are
+    drawn and explained once for all of them.
 
     Args:
         metrics: any of this kind, in any order.
@@ -129,7 +129,7 @@ def stabilities(
     sharing: dict[tuple[object, ...], list[int]] = {}
     for at, metric in enumerate(metrics):
         # A subclass may draw neighbours of its own.
-        drawn = (type(metric).neighbours, metric.radius, metric.noise, metric.samples, metric.seed, metric.chunk)
+        drawn = (type(metric).neighbours, metric.radius, metric.noise, metric.samples, metric.seed, metric.batch_size)
         sharing.setdefault(drawn, []).append(at)
     found: dict[int, Tensor] = {}
     for places in sharing.values():
@@ -146,18 +146,18 @@ def _along(
     neighbours: Iterator[Tensor],
     target: Tensor | None,
 ) -> list[Tensor]:
-    """Several metrics over the same neighbours, ``chunk`` inputs at a time as the first of them has it."""
+    """Several metrics over the same neighbours, ``batch_size`` inputs at a time as the first of them has it."""
     checks.evaluating(interpreter.model)
     if target is not None:
         checks.class_indices(target, len(x), "target")
-    chunk, layers = metrics[0].chunk, [metric._layer(interpreter, x) for metric in metrics]
+    batch_size, layers = metrics[0].batch_size, [metric._layer(interpreter, x) for metric in metrics]
     read = sorted({layer for layer in layers if layer is not None})
-    center = _seen(interpreter, x, target, read, chunk)
+    center = _seen(interpreter, x, target, read, batch_size)
     target = center.logits.argmax(1) if target is None else target
     values: list[list[Tensor]] = [[] for _ in metrics]
-    for batch in gathered(neighbours, max(1, chunk // len(x))):
+    for batch in gathered(neighbours, max(1, batch_size // len(x))):
         count = len(batch)
-        around = _seen(interpreter, batch.flatten(0, 1), target.repeat(count), read, chunk)
+        around = _seen(interpreter, batch.flatten(0, 1), target.repeat(count), read, batch_size)
         repeated = center.repeated(count)
         for metric, layer, own in zip(metrics, layers, values, strict=True):
             own.append(metric._counted(repeated, around, layer).reshape(count, -1))
@@ -165,9 +165,9 @@ def _along(
     return [move.to(x.dtype) for move in moves]
 
 
-def _seen(interpreter: Interpreter, x: Tensor, target: Tensor | None, layers: Sequence[str], chunk: int) -> Seen:
+def _seen(interpreter: Interpreter, x: Tensor, target: Tensor | None, layers: Sequence[str], batch_size: int) -> Seen:
     found = []
-    for rows in (slice(at, at + chunk) for at in range(0, len(x), chunk)):
+    for rows in (slice(at, at + batch_size) for at in range(0, len(x), batch_size)):
         part = None if target is None else target[rows]
         logits, maps = interpreter.explain(x[rows], part)[:2]
         check_maps(maps, "maps")
@@ -220,7 +220,7 @@ class MaxSensitivity(Stability):
         noise: how neighbours are drawn.
         samples: how many (the paper: 50).
         seed: of the draws.
-        chunk: largest batch the interpreter sees.
+        batch_size: largest batch the interpreter sees.
         relative: divide by the map's norm, as Quantus and captum do; the paper does not. An all-zero map is then NaN if
             it stays, infinite if it moves.
     """
@@ -243,7 +243,7 @@ class AvgSensitivity(Stability):
         noise: how neighbours are drawn.
         samples: how many.
         seed: of the draws.
-        chunk: largest batch the interpreter sees.
+        batch_size: largest batch the interpreter sees.
         relative: as in :class:`MaxSensitivity`.
     """
 

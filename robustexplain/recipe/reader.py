@@ -20,6 +20,7 @@ from .. import data as data_sets
 from ..errors import InputError, MissingDataError
 from ..metrics import JUDGED
 from ..registry import ATTACKS, DATASETS, DEFENSES, INTERPRETERS, MANIPULATIONS, METRICS, MODELS, Registry
+from ..renamed import KNOWLEDGE, SECTIONS, renamed
 from .experiment import Column, Evaluation, GoalMap, Knowledge, Model, Problems, Recipe, Row, Sanity
 from .overrides import changed
 from .schema import make, model_of, needs_parts, numbers, settings_of, validate
@@ -187,7 +188,8 @@ def _keys(tree: dict[str, Any]) -> None:
     lines = []
     for key in sorted(set(map(str, tree)) - _TOP):
         near = difflib.get_close_matches(key, _TOP, n=1)
-        lines.append(f"{key}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known: {sorted(_TOP)}"))
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {sorted(_TOP)}"
+        lines.append(f"{key}: unknown key" + (renamed(key, SECTIONS) or hint))
     lines += [f"{key}: this key is needed" for key in ("data", "model", "interpreters", "attacks") if key not in tree]
     if lines:
         raise InputError("\n".join(lines))
@@ -292,6 +294,10 @@ class ColumnSettings:
 def _column(entry: Any, path: str, rows: list[str]) -> list[Column]:
     found, own, extra = _split(ATTACKS, entry, path, ("knowledge", "goal_map", "source", "label"))
     attack = make(found.build, own, path)
+    known_by = extra.get("knowledge")
+    for word in known_by if isinstance(known_by, list) else [known_by]:
+        if said := renamed(word, KNOWLEDGE):
+            raise InputError(f"{path}.knowledge: unknown word {word!r}{said}")
     play = validate(model_of(ColumnSettings), extra, path)
     levels = play.knowledge if isinstance(play.knowledge, list) else [play.knowledge]
     sources = play.source if isinstance(play.source, list) else [play.source]

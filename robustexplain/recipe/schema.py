@@ -16,6 +16,7 @@ from torch import nn
 
 from ..errors import FieldError, InputError
 from ..interpreters.base import Interpreter
+from ..renamed import FIELDS, renamed
 
 _FRACTION = re.compile(r"^\s*([+-]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*$")
 _EXPONENT = re.compile(r"^\s*[+-]?\d+(?:\.\d*)?[eE][+-]?\d+\s*$")
@@ -125,8 +126,9 @@ def _line(model: type[BaseModel], problem: Any, path: str) -> str:
     if problem["type"] == "extra_forbidden":
         known = _known_keys(model, problem["loc"][:-1])
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known)) or 'none'}"
-        return f"{where}: unknown key; {hint}"
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(sorted(known)) or 'none'}"
+        word = problem["loc"][-1]
+        return f"{where}: unknown key" + (renamed(word, FIELDS) if FIELDS.get(word) in known else hint)
     if problem["type"] == "missing":
         return f"{where}: this key is needed"
     said = problem["msg"].removeprefix("Value error, ")

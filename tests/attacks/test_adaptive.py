@@ -138,7 +138,7 @@ def test_the_gradient_of_several_draws_is_the_mean_of_each_draws(
 
     model = copy.deepcopy(trained).double()
     x, y = judged[0][:3].double(), judged[1][:3]
-    noisy = rx.System(model, SmoothGrad(model, n_samples=2, seed=5))
+    noisy = rx.System(model, SmoothGrad(model, samples=2, seed=5))
     goal = Goal(x, y, (y + 1) % 10, goal_map=torch.rand(3, *x.shape[2:], dtype=torch.float64))
     objective = Misclassify() + 500.0 * MatchMap()
     problem = StepContext(noisy, Linf(EPS), goal, objective, Streams.of(x, 0), 0.0, tick=7)
@@ -165,7 +165,7 @@ def test_averaging_over_draws_fools_a_smoothgrad_whose_seed_is_unknown(
 ) -> None:
     x, y = judged[0][:4], judged[1][:4]
     goal = random_classes(x, y, 10)
-    deployed = SmoothGrad(trained, n_samples=1, seed=1234)
+    deployed = SmoothGrad(trained, samples=1, seed=1234)
     guessed = rx.System(trained, replace(deployed, seed=0))
 
     def distance(image: Tensor, seed: int) -> float:

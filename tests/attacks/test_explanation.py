@@ -329,7 +329,7 @@ def test_without_a_surrogate_a_saliency_attack_goes_nowhere_and_says_so(bench: B
 
 def test_random_signs_work_on_interpreters_without_a_gradient_and_ask_once_a_step(bench: Bench) -> None:
     model, few = bench.model, slice(0, 2)
-    system = rx.System(model, RISE(model, masks=20, grid=4))
+    system = rx.System(model, RISE(model, samples=20, grid=4))
     found = GhorbaniRandom(0.1, 3, 0.05)(system, bench.x[few], bench.y[few])
     assert found.queries.tolist() == [4, 4]
     moved = (found.x - bench.x[few]).abs()
@@ -391,7 +391,7 @@ def test_as_near_the_target_map_as_the_published_loop_after_as_many_steps(bench:
     [
         saliency,
         lambda m: InputXGradient(m, channels="abs_sum"),
-        lambda m: IntegratedGradients(m, n_steps=4, channels="abs_sum"),
+        lambda m: IntegratedGradients(m, steps=4, channels="abs_sum"),
         lambda m: GuidedBackprop(m, channels="abs_sum"),
         LRP,
         GradCAM,
@@ -535,7 +535,7 @@ def test_a_compensated_system_answers_alike_and_only_maps_with_a_zero_move(shift
         (saliency(model), True),
         (GradCAM(model), True),
         (InputXGradient(model), False),
-        (IntegratedGradients(model, n_steps=4), False),
+        (IntegratedGradients(model, steps=4), False),
         (LRP(model, first="same"), False),
     ):
         system = rx.System(model, interpreter)

@@ -102,7 +102,7 @@ def test_every_input_shown_is_counted_and_the_budget_is_kept(bench: Bench, attac
 def test_they_need_no_gradient_of_the_model(bench: Bench, attack: Attack) -> None:
     system, x, y, _ = (bench[0], *(t[:6] for t in bench[1:]))
     sealed = Sealed(system.model).eval()
-    blind = rx.System(sealed, RISE(sealed, masks=8))
+    blind = rx.System(sealed, RISE(sealed, samples=8))
     open_ = attack(system, x, y)
     assert torch.equal(attack(blind, x, y).x, open_.x)
 
@@ -237,7 +237,7 @@ def test_a_budget_that_pays_for_no_step_is_refused(attack: type[NES] | type[SPSA
 def blind(model: nn.Module) -> list[Interpreter]:
     return [
         LIME(model, samples=30),
-        RISE(model, masks=30),
+        RISE(model, samples=30),
         Captum(model, "Occlusion", {"sliding_window_shapes": (1, 8, 8), "strides": (1, 8, 8)}),
     ]
 
@@ -363,7 +363,7 @@ def test_the_substitute_never_sees_a_gradient_of_the_system(bench: Bench, digits
     sealed = Sealed(system.model).eval()
     make = Substitute(rounds=2, training=Training(epochs=1, batch_size=16))
     own = stack(take(digits.defense, 32))
-    blind_, open_ = (make.fitted(s, *own) for s in (rx.System(sealed, RISE(sealed, masks=4)), system))
+    blind_, open_ = (make.fitted(s, *own) for s in (rx.System(sealed, RISE(sealed, samples=4)), system))
     assert torch.equal(blind_(system, x, y, goal).x, open_(system, x, y, goal).x)
 
 

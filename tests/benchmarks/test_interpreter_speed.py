@@ -89,7 +89,7 @@ def test_integrated_gradients_cost_their_passes(
     case: tuple[nn.Module, Tensor, Tensor], request: pytest.FixtureRequest
 ) -> None:
     model, x, target = case
-    ours = IntegratedGradients(model, n_steps=POINTS, chunk=CHUNK)
+    ours = IntegratedGradients(model, steps=POINTS, batch_size=CHUNK)
     theirs = captum.attr.IntegratedGradients(model)
     passes = floor(model, x, target, POINTS * len(x) // CHUNK)
     times = least(
@@ -108,7 +108,7 @@ def test_integrated_gradients_cost_their_passes(
 @pytest.mark.benchmark
 def test_smoothgrad_costs_its_passes(case: tuple[nn.Module, Tensor, Tensor], request: pytest.FixtureRequest) -> None:
     model, x, target = case
-    ours = SmoothGrad(model, n_samples=POINTS, chunk=CHUNK)
+    ours = SmoothGrad(model, samples=POINTS, batch_size=CHUNK)
     theirs = captum.attr.NoiseTunnel(captum.attr.Saliency(model))
     passes = floor(model, x, target, POINTS * len(x) // CHUNK)
     times = least(

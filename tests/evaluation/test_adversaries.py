@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustexplain.attacks import Attack, Found, Linf, Plan
+from robustexplain.attacks import Attack, Linf, Plan, SearchResult
 from robustexplain.errors import InputError, RobustExplainWarning
 from robustexplain.evaluation import RunFolder, run
 from robustexplain.evaluation.report import Results, notes
@@ -35,9 +35,9 @@ class _Add(Plan):
     aim: ClassVar[Objective] = Sum()
     way: ClassVar[str] = "adds"
 
-    def run(self, system: System, goal: Goal, streams: Streams) -> Found:
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         none = torch.full((len(goal.x),), self.stalled)
-        return Found.of((goal.x + self.delta).clamp(0, 1), queries=7, stalled=none)
+        return SearchResult.of((goal.x + self.delta).clamp(0, 1), queries=7, stalled=none)
 
 
 @dataclass(frozen=True)

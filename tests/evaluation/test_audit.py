@@ -36,7 +36,7 @@ def tree(**changes: Any) -> dict[str, Any]:
         "name": "lies",
         "data": {"name": "digits", "size": 16, "fractions": [0.4, 0.1, 0.5]},
         "model": {"name": "small-cnn", "train": {"epochs": 2, "lr": 1e-2}},
-        "interpreters": ["cam", {"name": "integrated-gradients", "n_steps": 2, "label": "ig"}],
+        "interpreters": ["cam", {"name": "integrated-gradients", "steps": 2, "label": "ig"}],
         "manipulations": [
             {"name": "location-fooling", "of": "cam", "label": "lying", "weight": 30, "budget": 1, "training": TUNED},
             {
@@ -127,7 +127,7 @@ def an_audit(label: str = "lying", honest: System | None = None, lied: System | 
 
 
 def ig_of(system: System) -> System:
-    return System(system.model, IntegratedGradients(system.model, n_steps=2))
+    return System(system.model, IntegratedGradients(system.model, steps=2))
 
 
 def nets() -> tuple[nn.Module, nn.Module]:
@@ -361,10 +361,10 @@ def test_systems_of_a_table_explain_no_image(on_a_table: tuple[dict[str, Any], R
 
 def test_an_interpreter_is_described_by_its_settings_and_those_of_its_parts() -> None:
     model = build("small-cnn", num_classes=3)
-    assert described(Smoothed(model, IntegratedGradients(model, n_steps=7)))[2] == [
-        described(IntegratedGradients(model, n_steps=7))
+    assert described(Smoothed(model, IntegratedGradients(model, steps=7)))[2] == [
+        described(IntegratedGradients(model, steps=7))
     ]
-    assert described(IntegratedGradients(model, n_steps=7)) != described(IntegratedGradients(model, n_steps=8))
+    assert described(IntegratedGradients(model, steps=7)) != described(IntegratedGradients(model, steps=8))
 
 
 def test_an_interpreter_made_of_others_moves_to_another_model_whole() -> None:
@@ -377,6 +377,6 @@ def test_an_interpreter_made_of_others_moves_to_another_model_whole() -> None:
     assert isinstance(several, MemberMaps)
     assert several.model is second
     assert [(type(member), member.model is second) for member in several.members] == [(GradCAM, True), (CAM, True)]
-    steps = on_model(IntegratedGradients(first, n_steps=7), second)
+    steps = on_model(IntegratedGradients(first, steps=7), second)
     assert isinstance(steps, IntegratedGradients)
-    assert steps.n_steps == 7
+    assert steps.steps == 7

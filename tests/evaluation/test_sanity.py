@@ -80,7 +80,7 @@ def test_a_shift_that_the_bias_takes_back_moves_only_methods_with_a_reference_po
     still = (interpreters.Gradient, interpreters.GradCAM, interpreters.CAM, interpreters.GuidedBackprop)
     moved = (
         interpreters.InputXGradient,
-        lambda m: interpreters.IntegratedGradients(m, n_steps=8),
+        lambda m: interpreters.IntegratedGradients(m, steps=8),
         interpreters.DeepLIFT,
         interpreters.LRP,
     )

@@ -42,17 +42,17 @@ def background(x: Tensor) -> interpreters.Reference:
 
 
 MAKE: dict[str, Make] = {
-    "integrated-gradients": lambda model, x: interpreters.IntegratedGradients(model, n_steps=5, chunk=10),
-    "expected-gradients": lambda model, x: interpreters.ExpectedGradients(model, background(x), n_samples=6),
+    "integrated-gradients": lambda model, x: interpreters.IntegratedGradients(model, steps=5, batch_size=10),
+    "expected-gradients": lambda model, x: interpreters.ExpectedGradients(model, background(x), samples=6),
     # The logit's gradient has no derivative on a network of rectifiers; the probability's has one.
-    "smoothgrad": lambda model, x: interpreters.SmoothGrad(model, n_samples=4, of="probability"),
-    "vargrad": lambda model, x: interpreters.VarGrad(model, n_samples=4, sigma=0.5, of="log_probability"),
+    "smoothgrad": lambda model, x: interpreters.SmoothGrad(model, samples=4, of="probability"),
+    "vargrad": lambda model, x: interpreters.VarGrad(model, samples=4, sigma=0.5, of="log_probability"),
     "rts": lambda model, x: RTS(model, masker(model, x)),
     "smoothed": lambda model, x: Smoothed(model, GradCAM(model), Softplus(5.0)),
     "aggregate": lambda model, x: Aggregate(model, (Gradient(model), GradCAM(model))),
     "mask": lambda model, x: interpreters.Mask(model, steps=6, l1=0.01, tv=0.1, of="logit"),
     "occlusion": lambda model, x: interpreters.Occlusion(model, window=5, stride=3),
-    "rise": lambda model, x: interpreters.RISE(model, masks=20, grid=4),
+    "rise": lambda model, x: interpreters.RISE(model, samples=20, grid=4),
     "lime": lambda model, x: interpreters.LIME(model, samples=30, segments=interpreters.Segments(number=9)),
     "kernel-shap": lambda model, x: interpreters.KernelSHAP(model, 30, interpreters.Segments(number=9)),
     "captum": lambda model, x: interpreters.Captum(model, options={"n_steps": 4}),
@@ -60,8 +60,8 @@ MAKE: dict[str, Make] = {
 
 # Without kinks of the method's own; the network's are smoothed by the tests.
 SMOOTH: dict[str, Make] = {
-    "smoothgrad": lambda model, x: interpreters.SmoothGrad(model, n_samples=3, channels="sum"),
-    "vargrad": lambda model, x: interpreters.VarGrad(model, n_samples=3, sigma=1.5, of="log_probability"),
+    "smoothgrad": lambda model, x: interpreters.SmoothGrad(model, samples=3, channels="sum"),
+    "vargrad": lambda model, x: interpreters.VarGrad(model, samples=3, sigma=1.5, of="log_probability"),
     "gradcam++": lambda model, x: interpreters.GradCAMPlusPlus(model, relu=False),
     "layercam": lambda model, x: interpreters.LayerCAM(model, relu=False),
     "gradient": lambda model, x: Gradient(model, channels="sum"),

@@ -87,7 +87,7 @@ def test_input_x_gradient_of_a_linear_model_adds_up_to_its_logit() -> None:
 def test_integrated_gradients_are_captums(case: Case, rule: Any, method: str) -> None:
     model, x, target = case
     theirs = captum.attr.IntegratedGradients(model).attribute(x, 0.25, target, n_steps=7, method=method)
-    close(IntegratedGradients(model, n_steps=7, rule=rule, baseline=0.25)(x, target), theirs.float().sum(1))
+    close(IntegratedGradients(model, steps=7, rule=rule, baseline=0.25)(x, target), theirs.float().sum(1))
 
 
 def test_integrated_gradients_at_the_defaults_are_captums_at_its_own(case: Case) -> None:
@@ -100,7 +100,7 @@ def test_integrated_gradients_at_the_defaults_are_captums_at_its_own(case: Case)
 def test_integrated_gradients_of_a_probability_are_captums(case: Case) -> None:
     model, x, target = case
     theirs = captum.attr.IntegratedGradients(probabilities(model)).attribute(x, target=target, n_steps=5)
-    found = IntegratedGradients(model, n_steps=5, of="probability", channels="abs_sum")(x, target)
+    found = IntegratedGradients(model, steps=5, of="probability", channels="abs_sum")(x, target)
     close(found, theirs.float().abs().sum(1), 1e-3)
 
 
@@ -108,7 +108,7 @@ def test_integrated_gradients_of_a_probability_are_captums(case: Case) -> None:
 def test_integrated_gradients_are_complete(smooth_net: nn.Module, grey: Tensor, of: Any) -> None:
     model, x = copy.deepcopy(smooth_net).double(), grey.double()
     target = torch.tensor([0, 1, 2, 3, 0])
-    maps = IntegratedGradients(model, n_steps=20, baseline=0.5, of=of)(x, target)
+    maps = IntegratedGradients(model, steps=20, baseline=0.5, of=of)(x, target)
 
     def score(x: Tensor) -> Tensor:
         z = model(x)
@@ -123,7 +123,7 @@ def test_integrated_gradients_of_a_trained_network_are_complete_to_a_percent(
 ) -> None:
     x, y = judged
     with torch.no_grad():
-        maps = IntegratedGradients(trained, n_steps=100, rule="midpoint")(x, y)
+        maps = IntegratedGradients(trained, steps=100, rule="midpoint")(x, y)
         change = (trained(x) - trained(0 * x)).gather(1, y[:, None])[:, 0]
     assert float((maps.sum((1, 2)) - change).abs().max() / change.abs().max()) < 0.01
 
@@ -134,7 +134,7 @@ def test_the_right_rule_is_the_papers_sum(smooth_net: nn.Module, grey: Tensor) -
     for k in range(1, m + 1):
         point = (x * k / m).requires_grad_()
         wanted += torch.autograd.grad(model(point)[0, 2], point)[0] / m
-    close(IntegratedGradients(model, n_steps=m, rule="right")(x, torch.tensor([2])), (x * wanted).sum(1), 1e-12)
+    close(IntegratedGradients(model, steps=m, rule="right")(x, torch.tensor([2])), (x * wanted).sum(1), 1e-12)
 
 
 def test_the_class_explained_is_the_predicted_one_along_the_whole_path(
@@ -144,7 +144,7 @@ def test_the_class_explained_is_the_predicted_one_along_the_whole_path(
     prediction = trained(x).argmax(1)
     assert (trained(x * 0.02).argmax(1) != prediction).any(), "the example is too easy"
     theirs = captum.attr.IntegratedGradients(trained).attribute(x, target=prediction, n_steps=10)
-    close(IntegratedGradients(trained, n_steps=10)(x), theirs.float().sum(1))
+    close(IntegratedGradients(trained, steps=10)(x), theirs.float().sum(1))
 
 
 # Expected gradients
@@ -156,7 +156,7 @@ def some(x: Tensor, number: int) -> Reference:
 
 def test_expected_gradients_are_a_slow_loop_over_their_draws(smooth_net: nn.Module, grey: Tensor) -> None:
     model, x = copy.deepcopy(smooth_net).double(), grey.double()
-    interpreter = ExpectedGradients(model, some(x, 4), n_samples=6)
+    interpreter = ExpectedGradients(model, some(x, 4), samples=6)
     target = torch.tensor([0, 1, 2, 3, 0])
     wanted = torch.zeros_like(x)
     for i, share in zip(*(v.tolist() for v in interpreter.draws()), strict=True):
@@ -176,9 +176,9 @@ def test_the_expectation_is_integrated_gradients_averaged_over_the_background(sm
         for start in background.x
     ]
     exact = torch.stack(each).float().mean(0).sum(1)
-    found = ExpectedGradients(smooth_net, background, n_samples=4000, chunk=1000)(x, target)
+    found = ExpectedGradients(smooth_net, background, samples=4000, batch_size=1000)(x, target)
     close(found, exact, 2e-3)
-    few = [ExpectedGradients(smooth_net, background, n_samples=8, seed=s)(x, target) for s in range(60)]
+    few = [ExpectedGradients(smooth_net, background, samples=8, seed=s)(x, target) for s in range(60)]
     close(torch.stack(few).mean(0), exact, 2e-2)
 
 
@@ -191,22 +191,22 @@ def test_captums_gradient_shap_comes_to_the_same_expectation(smooth_net: nn.Modu
         np.random.seed(0)  # noqa: NPY002
         theirs = captum.attr.GradientShap(smooth_net).attribute(x, background.x, 4000, 0.0, target)
     np.random.set_state(before)  # noqa: NPY002
-    found = ExpectedGradients(smooth_net, background, n_samples=4000, chunk=1000)(x, target)
+    found = ExpectedGradients(smooth_net, background, samples=4000, batch_size=1000)(x, target)
     # Theirs is a Monte Carlo estimate: 4000 draws err by a few percent of the largest value.
     close(found, theirs.float().sum(1), 5e-2)
 
 
 def test_draws_use_every_image_equally_often_and_every_stratum_once(tiny_model: nn.Module, grey: Tensor) -> None:
-    images, shares = ExpectedGradients(tiny_model, some(grey, 5), n_samples=20).draws()
+    images, shares = ExpectedGradients(tiny_model, some(grey, 5), samples=20).draws()
     assert torch.bincount(images).tolist() == [4] * 5
     assert (shares * 20).floor().sort().values.tolist() == list(range(20))
-    other, _ = ExpectedGradients(tiny_model, some(grey, 5), n_samples=20, seed=1).draws()
+    other, _ = ExpectedGradients(tiny_model, some(grey, 5), samples=20, seed=1).draws()
     assert not torch.equal(images, other)
 
 
 def test_a_recipe_draws_the_background_from_the_training_data(trained: nn.Module, digits: Data, tmp_path: Path) -> None:
     entry = INTERPRETERS.get("expected-gradients")
-    settings = ExpectedGradientsTraining(images=16, n_samples=8)
+    settings = ExpectedGradientsTraining(images=16, samples=8)
     made = entry.train(trained, digits.train, settings, seed=3)  # type: ignore[misc]
     pool = {tuple(x.flatten().tolist()) for x, _ in (digits.train[i] for i in range(len(digits.train)))}  # type: ignore[arg-type]
     rows = [tuple(row.flatten().tolist()) for row in made.background.x]
@@ -251,7 +251,7 @@ def test_smoothgrad_is_captums(case: Case, same_noise: Any, average: Any, tunnel
     theirs = captum.attr.NoiseTunnel(captum.attr.Saliency(model)).attribute(
         x, nt_type=tunnel, nt_samples=5, stdevs=0.1, target=target, abs=magnitude
     )
-    found = SmoothGrad(model, n_samples=5, sigma=0.1, average=average, channels="sum")(x, target)
+    found = SmoothGrad(model, samples=5, sigma=0.1, average=average, channels="sum")(x, target)
     close(found, theirs.sum(1).detach())
     close(SmoothGrad(model, 5, 0.1, average)(x, target), theirs.abs().sum(1).detach())
 
@@ -264,18 +264,18 @@ def test_vargrad_is_captums(case: Case, same_noise: Any) -> None:
     theirs = captum.attr.NoiseTunnel(captum.attr.Saliency(model)).attribute(
         x, nt_type="vargrad", nt_samples=5, stdevs=0.1, target=target, abs=False
     )
-    close(VarGrad(model, n_samples=5, sigma=0.1)(x, target), theirs.sum(1).detach())
+    close(VarGrad(model, samples=5, sigma=0.1)(x, target), theirs.sum(1).detach())
 
 
 def test_the_noise_is_the_same_for_every_sample_and_follows_the_seed(tiny_model: nn.Module, grey: Tensor) -> None:
     x = grey[:1].expand(3, -1, -1, -1)
-    maps = SmoothGrad(tiny_model, n_samples=3)(x)
+    maps = SmoothGrad(tiny_model, samples=3)(x)
     close(maps[1:], maps[:1].expand(2, -1, -1), 1e-5)
-    assert not torch.allclose(maps, SmoothGrad(tiny_model, n_samples=3, seed=1)(x), rtol=1e-2)
+    assert not torch.allclose(maps, SmoothGrad(tiny_model, samples=3, seed=1)(x), rtol=1e-2)
 
 
 def test_noise_is_drawn_anew_for_another_size(tiny_model: nn.Module, grey: Tensor) -> None:
-    interpreter = SmoothGrad(tiny_model, n_samples=3)
+    interpreter = SmoothGrad(tiny_model, samples=3)
     first = interpreter(grey)
     assert interpreter(grey[..., :12]).shape == (5, 16, 12)
     assert torch.equal(interpreter(grey), first)
@@ -284,8 +284,8 @@ def test_noise_is_drawn_anew_for_another_size(tiny_model: nn.Module, grey: Tenso
 def test_little_noise_leaves_the_gradient_and_no_variance(smooth_net: nn.Module, grey: Tensor) -> None:
     model, x = copy.deepcopy(smooth_net).double(), grey.double()
     gradient = captum.attr.Saliency(model).attribute(x.clone().requires_grad_(), model(x).argmax(1), abs=False)
-    close(SmoothGrad(model, n_samples=4, sigma=1e-7, channels="sum")(x), gradient.sum(1), 1e-5)
-    assert float(VarGrad(model, n_samples=4, sigma=1e-7)(x).detach().max()) < 1e-10
+    close(SmoothGrad(model, samples=4, sigma=1e-7, channels="sum")(x), gradient.sum(1), 1e-5)
+    assert float(VarGrad(model, samples=4, sigma=1e-7)(x).detach().max()) < 1e-10
 
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
@@ -299,20 +299,20 @@ def test_the_merged_variance_is_torchs(offset: float) -> None:
 # What they share
 
 
-def all_of_them(model: nn.Module, x: Tensor, number: int, chunk: int) -> list[Interpreter]:
+def all_of_them(model: nn.Module, x: Tensor, number: int, batch_size: int) -> list[Interpreter]:
     return [
-        IntegratedGradients(model, n_steps=number, chunk=chunk),
-        ExpectedGradients(model, some(x, 3), n_samples=number, chunk=chunk),
-        SmoothGrad(model, n_samples=number, chunk=chunk),
-        VarGrad(model, n_samples=number, chunk=chunk),
+        IntegratedGradients(model, steps=number, batch_size=batch_size),
+        ExpectedGradients(model, some(x, 3), samples=number, batch_size=batch_size),
+        SmoothGrad(model, samples=number, batch_size=batch_size),
+        VarGrad(model, samples=number, batch_size=batch_size),
     ]
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 7, 12])
-def test_the_chunk_changes_passes_and_nothing_else(tiny_model: nn.Module, grey: Tensor, chunk: int) -> None:
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 12])
+def test_the_chunk_changes_passes_and_nothing_else(tiny_model: nn.Module, grey: Tensor, batch_size: int) -> None:
     model, x = copy.deepcopy(tiny_model).double(), grey.double()
     whole = all_of_them(model, x, 7, 1000)
-    for interpreter, other in zip(all_of_them(model, x, 7, chunk), whole, strict=True):
+    for interpreter, other in zip(all_of_them(model, x, 7, batch_size), whole, strict=True):
         sizes: list[int] = []
         with model.register_forward_pre_hook(lambda m, args, sizes=sizes: sizes.append(len(args[0]))):
             maps = interpreter(x)
@@ -320,7 +320,7 @@ def test_the_chunk_changes_passes_and_nothing_else(tiny_model: nn.Module, grey: 
         # The first pass gives the logits; the others share out seven points of five samples.
         assert sizes[0] == 5
         assert sum(sizes[1:]) == 7 * 5
-        assert max(sizes[1:]) <= chunk
+        assert max(sizes[1:]) <= batch_size
 
 
 def test_without_autograd_memory_does_not_grow_with_the_points(tiny_model: nn.Module, grey: Tensor) -> None:
@@ -350,13 +350,13 @@ def test_without_autograd_memory_does_not_grow_with_the_points(tiny_model: nn.Mo
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda m: IntegratedGradients(m, n_steps=0), r"IntegratedGradients\.n_steps must be at least 1, got 0"),
+        (lambda m: IntegratedGradients(m, steps=0), r"IntegratedGradients\.steps must be at least 1, got 0"),
         (lambda m: IntegratedGradients(m, rule="left"), r"rule must be one of 'gauss-legendre', .*got 'left'"),
         (lambda m: IntegratedGradients(m, baseline=2.0), r"baseline must be at most 1, got 2\.0"),
         (lambda m: SmoothGrad(m, sigma=0.0), r"SmoothGrad\.sigma must be above 0"),
         (lambda m: SmoothGrad(m, average="median"), "average must be one of"),
-        (lambda m: SmoothGrad(m, chunk=0), r"chunk must be at least 1"),
-        (lambda m: VarGrad(m, n_samples=1), r"VarGrad\.n_samples must be at least 2, got 1"),
+        (lambda m: SmoothGrad(m, batch_size=0), r"batch_size must be at least 1"),
+        (lambda m: VarGrad(m, samples=1), r"VarGrad\.samples must be at least 2, got 1"),
         (lambda m: InputXGradient(m, of="loss"), r"InputXGradient\.of must be one of .*got 'loss'"),
     ],
 )

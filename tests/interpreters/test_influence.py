@@ -107,7 +107,7 @@ def test_scores_are_those_of_the_exact_inverse(
     target = torch.tensor([0, 1, 2, 1])
     damping = 0.3 if solver == "cg" else 1.0
     wanted = exact(tiny, names, reference, x, target, damping, curvature == "gauss_newton")
-    made = Influence(tiny, reference, parameters, curvature, damping, solver, 500, 1e-9, scale=1.2, chunk=16)
+    made = Influence(tiny, reference, parameters, curvature, damping, solver, 500, 1e-9, scale=1.2, batch_size=16)
     found = made.scores(x, target)
     assert found.shape == (4, 30)
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-8)

@@ -77,13 +77,15 @@ def test_every_fill_serves_every_method(cls: type[Interpreter], how: str, model:
 
 @pytest.mark.parametrize("queries", [1, 7, 1000])
 @pytest.mark.parametrize("cls", [Occlusion, RISE, LIME, KernelSHAP])
-def test_the_size_of_a_pass_changes_nothing(cls: type[Interpreter], queries: int, model: nn.Module, x: Tensor) -> None:
+def test_the_size_of_a_pass_changes_nothing(
+    cls: type[Interpreter], batch_size: int, model: nn.Module, x: Tensor
+) -> None:
     few = {Occlusion: {"window": 6}, RISE: {"masks": 9}}.get(cls, {"samples": 20, "segments": Segments(number=9)})
     sizes: list[int] = []
     with model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0]))):
-        found = cls(model, queries=queries, **few)(x)  # type: ignore[call-arg]
+        found = cls(model, batch_size=batch_size, **few)(x)  # type: ignore[call-arg]
     torch.testing.assert_close(found, cls(model, **few)(x))  # type: ignore[arg-type]
-    assert max(sizes) <= max(queries, len(x))
+    assert max(sizes) <= max(batch_size, len(x))
 
 
 @pytest.mark.parametrize("cls", [RISE, LIME, KernelSHAP])
@@ -123,7 +125,7 @@ def fall(model: nn.Module, x: Tensor, order: Tensor, share: float = 0.2) -> floa
     "made",
     [
         lambda m: Occlusion(m, 4, 2, Fill("blur", blur=0.2), "logit"),
-        lambda m: RISE(m, masks=5, keep=0.3),
+        lambda m: RISE(m, samples=5, keep=0.3),
         lambda m: LIME(m, 20, Segments(number=4), ridge=0.5),
         lambda m: KernelSHAP(m, 20, Segments(number=4)),
     ],
@@ -187,7 +189,7 @@ def test_occlusion_refuses_windows_that_make_no_sense(
 
 
 def test_rise_is_the_weighted_mean_of_its_masks(model: nn.Module, x: Tensor) -> None:
-    rise = RISE(model, masks=6, grid=3, keep=0.4, seed=3)
+    rise = RISE(model, samples=6, grid=3, keep=0.4, seed=3)
     masks = rise._enlarged(*rise._draws(), x)
     with torch.no_grad():
         c = model(x).argmax(1)
@@ -199,7 +201,7 @@ def test_rise_is_the_weighted_mean_of_its_masks(model: nn.Module, x: Tensor) -> 
 
 
 def test_rise_masks_are_enlarged_coin_tosses_cut_out_at_random(model: nn.Module, x: Tensor) -> None:
-    rise = RISE(model, masks=4000, grid=5, keep=0.3)
+    rise = RISE(model, samples=4000, grid=5, keep=0.3)
     cells, places = rise._draws()
     masks = rise._enlarged(cells, places, x)
     assert masks.shape == (4000, 16, 12)
@@ -223,7 +225,7 @@ def test_rise_finds_the_only_pixels_that_count() -> None:
             seen = x[:, 0, :4, :4].mean((1, 2))
             return torch.stack([4 * seen, 2 - 4 * seen], 1)
 
-    maps = RISE(Corner().eval(), masks=600, grid=4)(torch.ones(1, 1, 16, 16))
+    maps = RISE(Corner().eval(), samples=600, grid=4)(torch.ones(1, 1, 16, 16))
     assert float(maps[0, :4, :4].mean()) > 1.15 * float(maps[0, 8:, 8:].mean())
 
 

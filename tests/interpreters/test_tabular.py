@@ -103,16 +103,16 @@ FEW = Reference(table(4, seed=4), weights=torch.tensor([1.0, 5.0, 2.0, 2.0]))
 
 Make = Callable[[nn.Module], Interpreter]
 MAKE: dict[str, Make] = {
-    "integrated-gradients": lambda m: IntegratedGradients(m, n_steps=5, baseline="mean"),
-    "expected-gradients": lambda m: ExpectedGradients(m, FEW, n_samples=6),
-    "smoothgrad": lambda m: SmoothGrad(m, n_samples=4, of="probability", units="model", channels="sum"),
-    "vargrad": lambda m: VarGrad(m, n_samples=4, sigma=0.5, of="log_probability", units="model"),
+    "integrated-gradients": lambda m: IntegratedGradients(m, steps=5, baseline="mean"),
+    "expected-gradients": lambda m: ExpectedGradients(m, FEW, samples=6),
+    "smoothgrad": lambda m: SmoothGrad(m, samples=4, of="probability", units="model", channels="sum"),
+    "vargrad": lambda m: VarGrad(m, samples=4, sigma=0.5, of="log_probability", units="model"),
     "gradient": lambda m: Gradient(m, channels="sum"),
     "deeplift": lambda m: DeepLIFT(m, MEAN),
     "smoothed": lambda m: Smoothed(m, Gradient(m, channels="sum"), Softplus(3.0)),
     "aggregate": lambda m: Aggregate(m, (InputXGradient(m), DeepLIFT(m))),
-    "lime-tabular": lambda m: LIMETabular(m, BACKGROUND, num_samples=150, categorical=(2,)),
-    "shap-tabular": lambda m: SHAPTabular(m, FEW, nsamples=16),
+    "lime-tabular": lambda m: LIMETabular(m, BACKGROUND, samples=150, categorical=(2,)),
+    "shap-tabular": lambda m: SHAPTabular(m, FEW, samples=16),
 }
 IMAGES_ONLY = [e.name for e in INTERPRETERS if taken(e.build) == ("images",)]
 OTHERS = ("smoothed", "aggregate")
@@ -279,7 +279,7 @@ def test_attributions_add_up_to_the_difference_from_the_baseline(
     cls: type[Interpreter], baseline: object, model: nn.Module, x: Tensor
 ) -> None:
     model, x, target = model.double(), x.double(), torch.tensor([0, 1, 2, 0, 1, 2])
-    options = {"n_steps": 500, "chunk": 4000} if cls is IntegratedGradients else {}
+    options = {"steps": 500, "batch_size": 4000} if cls is IntegratedGradients else {}
     maps = cls(model, baseline=baseline, **options)(x, target)  # type: ignore[call-arg]
     row = {"mean": MEAN, 0.0: (0.0,) * 5}.get(baseline, baseline)  # type: ignore[call-overload]
     base = model(torch.tensor([row], dtype=torch.float64))
@@ -325,12 +325,12 @@ def test_a_baseline_for_each_channel_is_a_colour(tiny_model: nn.Module, grey: Te
 
 
 def test_expected_gradients_count_rows_by_their_weights(model: nn.Module, x: Tensor) -> None:
-    images, shares = ExpectedGradients(model, FEW, n_samples=40).draws()
+    images, shares = ExpectedGradients(model, FEW, samples=40).draws()
     assert images.bincount(minlength=4).sub(torch.tensor([4, 20, 8, 8])).abs().max() <= 1
     assert shares.sort().values.mul(40).floor().long().tolist() == list(range(40))
     all_on_one = Reference(FEW.x, weights=torch.tensor([0.0, 0.0, 3.0, 0.0]))
-    maps = ExpectedGradients(model.double(), all_on_one, n_samples=4000, chunk=4000)(x.double())
-    wanted = IntegratedGradients(model, 4000, "midpoint", tuple(FEW.x[2].tolist()), chunk=4000)(x.double())
+    maps = ExpectedGradients(model.double(), all_on_one, samples=4000, batch_size=4000)(x.double())
+    wanted = IntegratedGradients(model, 4000, "midpoint", tuple(FEW.x[2].tolist()), batch_size=4000)(x.double())
     torch.testing.assert_close(maps, wanted, rtol=1e-2, atol=1e-2 * float(wanted.abs().max()))
 
 
@@ -399,7 +399,7 @@ LIME_SETTINGS: list[dict[str, object]] = [
 def test_lime_is_the_lime_packages(settings: dict[str, object], model: nn.Module, x: Tensor) -> None:
     lime_tabular = pytest.importorskip("lime.lime_tabular")
     target = torch.tensor([2, 0, 1, 1, 0, 2])
-    maps = LIMETabular(model, BACKGROUND, num_samples=400, seed=9, **settings)(x, target)  # type: ignore[arg-type]
+    maps = LIMETabular(model, BACKGROUND, samples=400, seed=9, **settings)(x, target)  # type: ignore[arg-type]
 
     def proba(rows: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -430,7 +430,7 @@ def test_lime_finds_the_slopes_of_a_linear_probability_per_standard_deviation() 
             return torch.stack([1 - p, p], 1).log()
 
     background = Reference(table(500))
-    maps = LIMETabular(Linear().eval(), background, num_samples=2000)(table(3, 5), torch.ones(3, dtype=torch.int64))
+    maps = LIMETabular(Linear().eval(), background, samples=2000)(table(3, 5), torch.ones(3, dtype=torch.int64))
     wanted = slopes * background.x.std(0, correction=0)
     torch.testing.assert_close(maps, wanted.expand(3, -1), rtol=0.02, atol=1e-4)
 
@@ -442,7 +442,7 @@ def test_shap_is_the_shap_packages(of: str, background: Reference, model: nn.Mod
     from shap.utils._legacy import DenseData
 
     x, target = x[:4], torch.tensor([2, 0, 1, 1])
-    maps = SHAPTabular(model, background, nsamples=14, of=of, seed=9)(x, target)  # type: ignore[arg-type]
+    maps = SHAPTabular(model, background, samples=14, of=of, seed=9)(x, target)  # type: ignore[arg-type]
 
     def said(rows: np.ndarray, c: int) -> np.ndarray:
         with torch.no_grad():
@@ -515,7 +515,7 @@ def test_both_name_the_column_that_a_biased_model_goes_by(name: str) -> None:
     rows[:, 2] = torch.arange(12) % 2
     interpreter: Interpreter
     if name == "lime":
-        interpreter = LIMETabular(model, Reference(table(200)), num_samples=500)
+        interpreter = LIMETabular(model, Reference(table(200)), samples=500)
     else:
         interpreter = SHAPTabular(model, Reference(table(10)), of="label")
     assert (interpreter(rows).abs().argmax(1) == 2).all()
@@ -525,8 +525,8 @@ def test_the_packages_are_silent(model: nn.Module, x: Tensor, capfd: pytest.Capt
     pytest.importorskip("shap")
     logger, many = logging.getLogger("shap"), Reference(table(101))
     level = logger.level
-    SHAPTabular(model, many, nsamples=10)(x[:1])
-    LIMETabular(model, many, num_samples=50)(x[:1])
+    SHAPTabular(model, many, samples=10)(x[:1])
+    LIMETabular(model, many, samples=50)(x[:1])
     out, err = capfd.readouterr()
     assert out == err == ""
     assert logger.level == level
@@ -582,9 +582,9 @@ def test_a_background_that_is_drawn_comes_from_the_seed(model: nn.Module) -> Non
     assert not torch.equal(some[0].background.x, some[2].background.x)
     assert len(some[0].background.x.unique(dim=0)) == 9
     assert [s.seed for s in some] == [1, 1, 2]
-    everything = train(model, rows, SHAPTabularTraining("all", of="label", select=None, queries=7))
+    everything = train(model, rows, SHAPTabularTraining("all", of="label", select=None, batch_size=7))
     assert torch.equal(everything.background.x, rows.tensors[0])
-    assert (everything.of, everything.select, everything.queries) == ("label", None, 7)
+    assert (everything.of, everything.select, everything.batch_size) == ("label", None, 7)
     lime = INTERPRETERS.get("lime-tabular").train
     assert lime is not None
     assert torch.equal(lime(model, rows).background.x, rows.tensors[0])
@@ -602,7 +602,7 @@ def test_a_background_that_is_drawn_comes_from_the_seed(model: nn.Module) -> Non
         (lambda m: LIMETabular(m, BACKGROUND, of="logit"), "must be one of 'probability', 'label'"),
         (lambda m: LIMETabular(m, BACKGROUND, categorical=("race",)), "'race' is a name.*with_indices"),
         (lambda m: LIMETabular(m, BACKGROUND, categorical=(5,)), "column 5 does not exist: places are 0 to 4"),
-        (lambda m: SHAPTabular(m, BACKGROUND, nsamples=0), "nsamples must be at least 1, or None"),
+        (lambda m: SHAPTabular(m, BACKGROUND, samples=0), "samples must be at least 1, or None"),
         (lambda m: SHAPTabular(m, BACKGROUND, select="auto"), "select must be a number of columns, 'aic', 'bic'"),
         (lambda m: SHAPTabular(m, BACKGROUND)(torch.rand(2, 4)), r"the reference holds rows \[5\], got \[4\]"),
         (lambda m: SHAPTabularTraining(select=0), "select"),
@@ -641,7 +641,7 @@ def test_weights_that_are_no_distribution_are_refused(weights: Tensor, message: 
 @pytest.mark.parametrize(
     "build",
     [
-        lambda m: SHAPTabular(m, FEW, nsamples=20, of="label", select=None, seed=4),
+        lambda m: SHAPTabular(m, FEW, samples=20, of="label", select=None, seed=4),
         lambda m: LIMETabular(m, BACKGROUND, 100, 1.5, categorical=(2, 3), seed=4),
         lambda m: IntegratedGradients(m, 4, baseline=MEAN),
         lambda m: SmoothGrad(m, 4, units="model"),

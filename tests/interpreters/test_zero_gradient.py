@@ -31,9 +31,9 @@ FLAT = [
     lambda model: Gradient(model, of="logit"),
     lambda model: Gradient(model, of="logit", channels="sum"),
     GuidedBackprop,
-    lambda model: SmoothGrad(model, n_samples=2),
+    lambda model: SmoothGrad(model, samples=2),
 ]
-LIVELY = [GradCAM, CAM, LRP, DeepLIFT, InputXGradient, lambda model: IntegratedGradients(model, n_steps=4)]
+LIVELY = [GradCAM, CAM, LRP, DeepLIFT, InputXGradient, lambda model: IntegratedGradients(model, steps=4)]
 
 
 @pytest.fixture

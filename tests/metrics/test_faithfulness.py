@@ -265,7 +265,7 @@ def test_a_figure_depends_neither_on_the_batch_nor_on_the_chunk(
     assert together.isfinite().all()
     alone = torch.cat([kind()(model, x[i : i + 1], m[i : i + 1], target[i : i + 1]) for i in range(5)])
     torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(kind(chunk=3)(model, x, m, target), together, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(kind(batch_size=3)(model, x, m, target), together, rtol=1e-9, atol=1e-12)
 
 
 def test_the_model_never_sees_more_than_a_chunk(
@@ -274,14 +274,14 @@ def test_the_model_never_sees_more_than_a_chunk(
     model = copy.deepcopy(tiny_model)
     seen: list[int] = []
     handle = model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-    kind(chunk=4)(model, grey, maps)
+    kind(batch_size=4)(model, grey, maps)
     handle.remove()
     assert max(seen) <= 4
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 5, 7, 100])
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 7, 100])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_sweep_shows_each_step_of_each_image_exactly(chunk: int, channels: int, maps: Tensor) -> None:
+def test_a_sweep_shows_each_step_of_each_image_exactly(batch_size: int, channels: int, maps: Tensor) -> None:
     rng = torch.Generator().manual_seed(1)
     start, end = (torch.rand(5, channels, 16, 16, generator=rng) for _ in range(2))
     order, _ = region_order(maps, 3)
@@ -290,13 +290,13 @@ def test_a_sweep_shows_each_step_of_each_image_exactly(chunk: int, channels: int
     steps = iter([(step, row) for step in range(5) for row in range(5)])
 
     def score(x: Tensor, classes: Tensor) -> Tensor:
-        assert len(x) <= chunk
+        assert len(x) <= batch_size
         at = [next(steps) for _ in x]
         assert classes.tolist() == [row for _, row in at]
         seen.update(zip(at, x, strict=True))
         return torch.tensor([100.0 * step + row for step, row in at])
 
-    found = sweep(score, start, end, order, cuts, target, chunk)
+    found = sweep(score, start, end, order, cuts, target, batch_size)
     assert found.tolist() == [[100.0 * step + row for step in range(5)] for row in range(5)]
     for (step, row), x in seen.items():
         assert torch.equal(x, torch.where(order[row] < cuts[step], end[row], start[row]))
@@ -310,13 +310,13 @@ def test_the_model_runs_on_as_many_inputs_as_the_definition_asks_for_and_one(
     handle = model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     # The one tells how many classes there are.
     for metric, passes in ((Deletion(), 17), (AOPC(patch=4), 17), (Infidelity(samples=6), 7), (Sufficiency(), 2)):
-        for chunk in (256, 4):
+        for batch_size in (256, 4):
             seen.clear()
-            replace(metric, chunk=chunk)(model, grey, maps, target)  # type: ignore[type-var]
+            replace(metric, batch_size=batch_size)(model, grey, maps, target)  # type: ignore[type-var]
             assert sum(seen) == 5 * passes + 1, metric
             # Samples and steps fill batches together, up to the last of them.
             if isinstance(metric, Deletion | AOPC):
-                assert len(seen) == 1 + math.ceil(5 * passes / chunk)
+                assert len(seen) == 1 + math.ceil(5 * passes / batch_size)
     handle.remove()
 
 
@@ -387,7 +387,7 @@ def test_bad_arguments_are_refused(
         ("target holds class 4", lambda: kind()(tiny_model, grey, maps, target * 0 + 4)),
         (r"target must have shape \[5\]", lambda: kind()(tiny_model, grey, maps, target[:2])),
         ("eval mode", lambda: kind()(copy.deepcopy(tiny_model).train(), grey, maps)),
-        (r"chunk must be at least 1, got 0", lambda: kind(chunk=0)(tiny_model, grey, maps)),
+        (r"batch_size must be at least 1, got 0", lambda: kind(batch_size=0)(tiny_model, grey, maps)),
         (r"of must be one of 'probability', 'logit'", lambda: kind(of="loss")(tiny_model, grey, maps)),  # type: ignore[arg-type]
     ]
     for words, call in cases:

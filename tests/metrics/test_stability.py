@@ -229,7 +229,7 @@ def test_a_figure_depends_neither_on_the_batch_nor_on_the_chunk(
     assert (together.isfinite() & (together >= 0)).all()
     alone = torch.cat([kind(samples=4)(interpreter, x[i : i + 1], target[i : i + 1]) for i in range(5)])
     torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-12)
-    torch.testing.assert_close(kind(samples=4, chunk=3)(interpreter, x, target), together, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(kind(samples=4, batch_size=3)(interpreter, x, target), together, rtol=1e-6, atol=1e-12)
     flipped = kind(samples=4)(interpreter, x.flip(0), target.flip(0)).flip(0)
     torch.testing.assert_close(flipped, together, rtol=1e-6, atol=1e-12)
 

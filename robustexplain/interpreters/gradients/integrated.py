@@ -32,11 +32,11 @@ class IntegratedGradients(Interpreter):
     """Integrated gradients: ``m = (x - x') * mean of d f_c / d x`` on the line from ``x'`` (Sundararajan et al. eq. 1).
 
     Complete: a map under ``channels="sum"`` adds up to ``f_c(x) - f_c(x')``, as far as the quadrature goes. Costs
-    ``n_steps`` forward and backward passes and the one that gives the logits. The explained class is the prediction on
+    ``steps`` forward and backward passes and the one that gives the logits. The explained class is the prediction on
     ``x`` at every point of the path.
 
     Args:
-        n_steps: points on the path.
+        steps: points on the path.
         rule: where they lie and what they weigh: ``gauss-legendre``, ``midpoint``, or ``right`` (eq. 3: ``k / m`` for
             ``k = 1..m``).
         baseline: what ``x'`` is: one number for every channel or column, in ``[0, 1]`` (0 is black); ``mean``, what
@@ -45,15 +45,15 @@ class IntegratedGradients(Interpreter):
             table's columns are far from 0, take one of the last two: a row of zeros is like no row of the data.
         of: what is integrated: ``logit``, ``probability`` (Ghorbani et al., Dombrowski et al.) or ``log_probability``.
         channels: how the channels' attributions become one map.
-        chunk: largest number of points in one pass of the model; memory grows with it, results do not change.
+        batch_size: largest number of points in one pass of the model; memory grows with it, results do not change.
     """
 
-    n_steps: Count = 50
+    steps: Count = 50
     rule: Literal["gauss-legendre", "midpoint", "right"] = "gauss-legendre"
     baseline: Baseline = 0.0
     of: Of = "logit"
     channels: Channels = "sum"
-    chunk: Count = 64
+    batch_size: Count = 64
 
     is_gradient: ClassVar[bool] = True
 
@@ -64,7 +64,7 @@ class IntegratedGradients(Interpreter):
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         x = differentiable(x) if graph else x.detach()
         logits, classes = predicted(self.model, x, target, graph)
-        alphas, weights = (value.to(x) for value in quadrature(self.rule, self.n_steps))
+        alphas, weights = (value.to(x) for value in quadrature(self.rule, self.steps))
         alphas = expand(alphas, x[None])
         start = baseline_like(self.baseline, self.model, x.detach())
 
@@ -73,10 +73,10 @@ class IntegratedGradients(Interpreter):
             return torch.addcmul(start, alphas[points], rows - start)
 
         def integral(rows: Tensor, classes: Tensor) -> Tensor:
-            found = point_gradients(self.model, rows, classes, place, self.n_steps, self.chunk, self.of, graph)
+            found = point_gradients(self.model, rows, classes, place, self.steps, self.batch_size, self.of, graph)
             return total(torch.tensordot(weights[points], gradient, 1) for points, gradient in found)
 
-        attributions = (x - start) * by_rows(x, classes, self.chunk, integral)
+        attributions = (x - start) * by_rows(x, classes, self.batch_size, integral)
         return Explanation(logits, reduce_channels(attributions, self.channels))
 
 
@@ -91,19 +91,19 @@ class ExpectedGradients(Interpreter):
 
     Args:
         background: the images or rows ``x'``, of the size of the inputs, perhaps with weights.
-        n_samples: draws; as many forward and backward passes, and one more forward for the logits.
+        samples: draws; as many forward and backward passes, and one more forward for the logits.
         of: what is differentiated.
         channels: how the channels' attributions become one map.
         seed: of the draws.
-        chunk: largest number of points in one pass of the model.
+        batch_size: largest number of points in one pass of the model.
     """
 
     background: Reference = field()
-    n_samples: Count = 50
+    samples: Count = 50
     of: Of = "logit"
     channels: Channels = "sum"
     seed: Natural = 0
-    chunk: Count = 64
+    batch_size: Count = 64
 
     is_gradient: ClassVar[bool] = True
 
@@ -113,15 +113,15 @@ class ExpectedGradients(Interpreter):
             raise InputError(f"background must be a Reference of images or rows, got {type(self.background).__name__}")
 
     def draws(self) -> tuple[Tensor, Tensor]:
-        """Which image of the background and which ``a`` each draw takes: int64 and float32, ``[n_samples]``."""
+        """Which image of the background and which ``a`` each draw takes: int64 and float32, ``[samples]``."""
         rng = generator(self.seed, "expected-gradients")
         if self.background.weights is not None:
             cuts = self.background.shares().cumsum(0)
-            chosen = torch.searchsorted(cuts, stratified(self.n_samples, rng).double()).clamp(max=len(cuts) - 1)
-            return chosen, stratified(self.n_samples, rng)
+            chosen = torch.searchsorted(cuts, stratified(self.samples, rng).double()).clamp(max=len(cuts) - 1)
+            return chosen, stratified(self.samples, rng)
         size = len(self.background.x)
-        rounds = [torch.randperm(size, generator=rng) for _ in range(-(-self.n_samples // size))]
-        return torch.cat(rounds)[: self.n_samples], stratified(self.n_samples, rng)
+        rounds = [torch.randperm(size, generator=rng) for _ in range(-(-self.samples // size))]
+        return torch.cat(rounds)[: self.samples], stratified(self.samples, rng)
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         x = differentiable(x) if graph else x.detach()
@@ -135,11 +135,11 @@ class ExpectedGradients(Interpreter):
             return start + alphas[points] * (rows - start)
 
         def expectation(rows: Tensor, classes: Tensor) -> Tensor:
-            found = point_gradients(self.model, rows, classes, place, self.n_samples, self.chunk, self.of, graph)
+            found = point_gradients(self.model, rows, classes, place, self.samples, self.batch_size, self.of, graph)
             terms = (((rows - background[images[points], None]) * gradient).sum(0) for points, gradient in found)
-            return total(terms) / self.n_samples
+            return total(terms) / self.samples
 
-        return Explanation(logits, reduce_channels(by_rows(x, classes, self.chunk, expectation), self.channels))
+        return Explanation(logits, reduce_channels(by_rows(x, classes, self.batch_size, expectation), self.channels))
 
 
 @dataclass(frozen=True)
@@ -148,17 +148,17 @@ class ExpectedGradientsTraining:
 
     Args:
         images: how many images or rows the background holds; all of them if there are fewer.
-        n_samples: draws an explanation.
+        samples: draws an explanation.
         of: what is differentiated.
         channels: how the channels' attributions become one map.
-        chunk: largest number of points in one pass of the model.
+        batch_size: largest number of points in one pass of the model.
     """
 
     images: Count = 64
-    n_samples: Count = 50
+    samples: Count = 50
     of: Of = "logit"
     channels: Channels = "sum"
-    chunk: Count = 64
+    batch_size: Count = 64
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -188,8 +188,8 @@ def draw_background(
         raise InputError("there is no background to draw from: the data set is empty")
     chosen = torch.randperm(size, generator=generator(seed, "background"))[: settings.images].sort().values
     images = torch.stack([torch.as_tensor(data[i][0]) for i in chosen.tolist()])
-    return ExpectedGradients(model, Reference(images), settings.n_samples, settings.of, settings.channels, seed,
-                             settings.chunk)  # fmt: skip
+    return ExpectedGradients(model, Reference(images), settings.samples, settings.of, settings.channels, seed,
+                             settings.batch_size)  # fmt: skip
 
 
 INTERPRETERS.register(
@@ -230,16 +230,16 @@ def predicted(model: nn.Module, x: Tensor, target: Tensor | None, graph: bool) -
     return logits, explained_class(logits, target)
 
 
-def by_rows(x: Tensor, classes: Tensor, chunk: int, work: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """``work`` on at most ``chunk`` samples at a time."""
-    parts = zip(x.split(chunk), classes.split(chunk), strict=True)
+def by_rows(x: Tensor, classes: Tensor, batch_size: int, work: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """``work`` on at most ``batch_size`` samples at a time."""
+    parts = zip(x.split(batch_size), classes.split(batch_size), strict=True)
     return torch.cat([work(rows, wanted) for rows, wanted in parts])
 
 
 def point_gradients(
-    model: nn.Module, rows: Tensor, classes: Tensor, place: Place, count: int, chunk: int, of: Of, graph: bool
+    model: nn.Module, rows: Tensor, classes: Tensor, place: Place, count: int, batch_size: int, of: Of, graph: bool
 ) -> Iterator[tuple[slice, Tensor]]:
-    """The class gradient at ``count`` points of each row, as many at a time as a pass of ``chunk`` samples holds.
+    """The class gradient at ``count`` points of each row, as many at a time as a pass of ``batch_size`` samples holds.
 
     Without ``graph``, what a pass has recorded is freed before the next one.
 
@@ -249,14 +249,14 @@ def point_gradients(
         classes: ``[b]``, differentiated at every point.
         place: where the points are.
         count: how many there are.
-        chunk: samples a pass.
+        batch_size: samples a pass.
         of: what is differentiated.
         graph: whether the gradients are differentiated again.
 
     Yields:
         Which points, and their gradients ``[k, b, ...]``.
     """
-    at_once = max(1, chunk // len(rows))
+    at_once = max(1, batch_size // len(rows))
     for start in range(0, count, at_once):
         span = slice(start, min(start + at_once, count))
         points = place(rows, span).flatten(0, 1)

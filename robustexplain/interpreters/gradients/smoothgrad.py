@@ -29,11 +29,11 @@ class SmoothGrad(Interpreter):
     """SmoothGrad: the mean gradient over noisy copies, ``1/n sum_i d f_c(x + e_i) / d x`` (Smilkov et al. 2017).
 
     The noise is fixed by ``seed`` and the same for every sample: a map is a function of its input alone, and its
-    derivative is exact. Noisy copies may leave ``[0, 1]``, as in the paper. Costs ``n_samples`` forward and backward
+    derivative is exact. Noisy copies may leave ``[0, 1]``, as in the paper. Costs ``samples`` forward and backward
     passes and one forward for the logits.
 
     Args:
-        n_samples: noisy copies.
+        samples: noisy copies.
         sigma: standard deviation of the noise as a share of the value range, which is 1 for images in ``[0, 1]``.
             Departure: the authors' code takes the range of each image. Papers that add noise behind the normalisation
             (Heo et al., 0.1) mean about 0.02 here; Noppel et al. use 0.2. The range of a table's columns is not known
@@ -43,19 +43,19 @@ class SmoothGrad(Interpreter):
         of: what is differentiated; ``logit`` is the paper's class activation.
         channels: how channels become one map, after averaging; sum of magnitudes as in the authors' code.
         seed: of the noise.
-        chunk: largest number of copies in one pass of the model.
+        batch_size: largest number of copies in one pass of the model.
         units: what ``sigma`` is measured in: ``input``, the input's own units (``[0, 1]`` pixels; a table's columns
             rarely share one); or ``model``, standard deviations by which the model's own normalisation divides, a unit
             of its own for each channel or column: noise behind the normalisation.
     """
 
-    n_samples: Count = 50
+    samples: Count = 50
     sigma: Positive = 0.15
     average: Literal["signed", "magnitude", "square"] = "signed"
     of: Of = "logit"
     channels: Channels = "abs_sum"
     seed: Natural = 0
-    chunk: Count = 64
+    batch_size: Count = 64
     units: Units = "input"
 
     is_gradient: ClassVar[bool] = True
@@ -70,9 +70,9 @@ class SmoothGrad(Interpreter):
 
         def mean(rows: Tensor, classes: Tensor) -> Tensor:
             found = noisy_gradients(self, rows, classes, graph)
-            return total(self._averaged(gradient).sum(0) for gradient in found) / self.n_samples
+            return total(self._averaged(gradient).sum(0) for gradient in found) / self.samples
 
-        return Explanation(logits, reduce_channels(by_rows(x, classes, self.chunk, mean), self.channels))
+        return Explanation(logits, reduce_channels(by_rows(x, classes, self.batch_size, mean), self.channels))
 
     def _averaged(self, gradient: Tensor) -> Tensor:
         if self.average == "signed":
@@ -88,21 +88,21 @@ class VarGrad(Interpreter):
     The population variance (divided by ``n``), as captum's. Noise, cost and settings are those of :class:`SmoothGrad`.
 
     Args:
-        n_samples: noisy copies, at least two.
+        samples: noisy copies, at least two.
         sigma: standard deviation of the noise, in ``units``.
         of: what is differentiated.
         channels: how the channels' variances become one map; ``abs_sum`` is ``sum``, since none is negative.
         seed: of the noise.
-        chunk: largest number of copies in one pass of the model.
+        batch_size: largest number of copies in one pass of the model.
         units: as in :class:`SmoothGrad`.
     """
 
-    n_samples: Several = 50
+    samples: Several = 50
     sigma: Positive = 0.15
     of: Of = "logit"
     channels: Channels = "sum"
     seed: Natural = 0
-    chunk: Count = 64
+    batch_size: Count = 64
     units: Units = "input"
 
     is_gradient: ClassVar[bool] = True
@@ -118,7 +118,7 @@ class VarGrad(Interpreter):
         def spread(rows: Tensor, classes: Tensor) -> Tensor:
             return variance(noisy_gradients(self, rows, classes, graph))
 
-        return Explanation(logits, reduce_channels(by_rows(x, classes, self.chunk, spread), self.channels))
+        return Explanation(logits, reduce_channels(by_rows(x, classes, self.batch_size, spread), self.channels))
 
 
 def noisy_gradients(of: SmoothGrad | VarGrad, rows: Tensor, classes: Tensor, graph: bool) -> Iterator[Tensor]:
@@ -129,17 +129,17 @@ def noisy_gradients(of: SmoothGrad | VarGrad, rows: Tensor, classes: Tensor, gra
     def place(rows: Tensor, points: slice) -> Tensor:
         return rows + scale * noise[points, None]
 
-    for _, gradient in point_gradients(of.model, rows, classes, place, of.n_samples, of.chunk, of.of, graph):
+    for _, gradient in point_gradients(of.model, rows, classes, place, of.samples, of.batch_size, of.of, graph):
         yield gradient
 
 
 def fixed_noise(of: SmoothGrad | VarGrad, like: Tensor) -> Tensor:
-    """Standard normal ``[n_samples, ...]`` for inputs like these, drawn once and kept until the size changes."""
+    """Standard normal ``[samples, ...]`` for inputs like these, drawn once and kept until the size changes."""
     key = (like.shape[1:], like.device, like.dtype)
     if key not in of._drawn:
         of._drawn.clear()
         # Drawn on the CPU in float32, so that every device and precision sees the same noise.
-        draws = torch.randn(of.n_samples, *like.shape[1:], generator=generator(of.seed, "noise"))
+        draws = torch.randn(of.samples, *like.shape[1:], generator=generator(of.seed, "noise"))
         of._drawn[key] = draws.to(like.device, like.dtype)
     return of._drawn[key]
 

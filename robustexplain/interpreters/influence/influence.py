@@ -69,7 +69,7 @@ class Influence:
         iterations: of the solver, at most.
         tolerance: relative residual at which the solver stops.
         scale: of ``lissa``.
-        chunk: training images a pass.
+        batch_size: training images a pass.
 
     Raises:
         InputError: a reference without labels; a solver that does not converge or meets negative curvature.
@@ -84,7 +84,7 @@ class Influence:
     iterations: Count = 500
     tolerance: Positive = 1e-5
     scale: Positive = 10.0
-    chunk: Count = 256
+    batch_size: Count = 256
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -134,7 +134,7 @@ class Influence:
         if self.parameters == "head":
             head = self._head(like)
             with torch.no_grad():
-                x = torch.cat([features(self.model, head, part) for part in x.split(self.chunk)])
+                x = torch.cat([features(self.model, head, part) for part in x.split(self.batch_size)])
             logits: Logits = linear(head.in_features, head.bias is not None)
             weights = flat(list(head.parameters()))
         else:
@@ -169,7 +169,7 @@ class Influence:
     def _curvature(self, problem: _Problem, v: Tensor) -> Tensor:
         """``(H + damping) v`` for a vector ``v``."""
         total = self.damping * v
-        for x, y in _batches(problem, self.chunk):
+        for x, y in _batches(problem, self.batch_size):
             weights = problem.weights.clone().requires_grad_()
             logits = problem.logits(weights, x)
             if self.curvature == "hessian":
@@ -186,7 +186,7 @@ class Influence:
     def _products(self, problem: _Problem, directions: Tensor) -> Tensor:
         """``directions_b^T grad L(z_i)``, ``[B, N]``, differentiable in ``directions``."""
         columns = []
-        for x, y in _batches(problem, self.chunk):
+        for x, y in _batches(problem, self.batch_size):
             weights = problem.weights.clone().requires_grad_()
             losses = F.cross_entropy(problem.logits(weights, x), y, reduction="none")
             columns.append(torch.stack([directional(losses, weights, d, graph=True) for d in directions]))

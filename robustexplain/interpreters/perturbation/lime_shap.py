@@ -42,7 +42,7 @@ class LIME(Interpreter):
         width: of the kernel, in cosine distance.
         ridge: of the regression's penalty on squared weights.
         of: the score that is explained.
-        queries: images a forward pass, at most (or the batch, if that is larger).
+        batch_size: images a forward pass, at most (or the batch, if that is larger).
         seed: of the coalitions.
     """
 
@@ -52,7 +52,7 @@ class LIME(Interpreter):
     width: Positive = 0.25
     ridge: NonNegative = 1.0
     of: Score = "probability"
-    queries: Count = 256
+    batch_size: Count = 256
     seed: int = 0
 
     differentiable: ClassVar[bool] = False
@@ -70,7 +70,7 @@ class LIME(Interpreter):
             return switched(patches, together[:, part])
 
         fill = self.fill(given, self.seed)
-        found = ask_all(self.model, given, fill, keep, self.samples, classes, self.of, self.queries).double().cpu()
+        found = ask_all(self.model, given, fill, keep, self.samples, classes, self.of, self.batch_size).double().cpu()
         values = [ridge(z.double(), y, self._weights(z), self.ridge) for z, y in zip(drawn, found, strict=True)]
         return Explanation(logits, painted(patches, values).to(x.dtype))
 
@@ -99,7 +99,7 @@ class KernelSHAP(Interpreter):
         segments: the patches.
         fill: what stands in for a patch that is off.
         of: the score that is shared out.
-        queries: images a forward pass, at most (or the batch, if that is larger).
+        batch_size: images a forward pass, at most (or the batch, if that is larger).
         seed: of the coalitions.
 
     Raises:
@@ -110,7 +110,7 @@ class KernelSHAP(Interpreter):
     segments: Segments = field(default_factory=Segments)
     fill: Fill = field(default_factory=Fill)
     of: Score = "probability"
-    queries: Count = 256
+    batch_size: Count = 256
     seed: int = 0
 
     differentiable: ClassVar[bool] = False
@@ -130,7 +130,7 @@ class KernelSHAP(Interpreter):
             return switched(patches, together[:, part])
 
         fill = self.fill(given, self.seed)
-        found = ask_all(self.model, given, fill, keep, longest + 1, classes, self.of, self.queries).double().cpu()
+        found = ask_all(self.model, given, fill, keep, longest + 1, classes, self.of, self.batch_size).double().cpu()
         whole = score(logits.detach(), classes, self.of).double().cpu()
         values = [
             shapley(z.double(), w, y[1 : len(z) + 1] - y[0], float(full - y[0]))

@@ -31,7 +31,7 @@ class Occlusion(Interpreter):
         stride: step in pixels; default half a window.
         fill: what covers the window.
         of: the score that falls.
-        queries: images a forward pass, at most (or the batch, if that is larger).
+        batch_size: images a forward pass, at most (or the batch, if that is larger).
         seed: of a fill of noise.
     """
 
@@ -39,7 +39,7 @@ class Occlusion(Interpreter):
     stride: Count | None = None
     fill: Fill = field(default_factory=Fill)
     of: Score = "probability"
-    queries: Count = 256
+    batch_size: Count = 256
     seed: int = 0
 
     differentiable: ClassVar[bool] = False
@@ -64,7 +64,7 @@ class Occlusion(Interpreter):
             return 1 - rows[index // len(columns)][:, :, None] * columns[index % len(columns)][:, None]
 
         fill = self.fill(given, self.seed)
-        found = ask_all(self.model, given, fill, keep, number, classes, self.of, self.queries)
+        found = ask_all(self.model, given, fill, keep, number, classes, self.of, self.batch_size)
         falls = score(logits.detach(), classes, self.of)[:, None] - found
         falls = falls.reshape(-1, len(rows), len(columns))
         # A window is a product of intervals: so are the sums over the windows that cover a pixel.

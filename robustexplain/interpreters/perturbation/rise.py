@@ -26,24 +26,24 @@ class RISE(Interpreter):
 
     A mask is a ``grid x grid`` of coin tosses, enlarged bilinearly by a cell more than the image and cut out at a
     random place (section 3.2). The masks come from ``seed`` alone: all samples see the same ones. Its noise falls with
-    ``1 / sqrt(masks)``. Not differentiable: the graphs of all those passes would have to be kept.
+    ``1 / sqrt(samples)``. Not differentiable: the graphs of all those passes would have to be kept.
 
     Args:
-        masks: N; the paper takes 4000 to 8000 at 224 pixels.
+        samples: ``N`` masks; the paper takes 4000 to 8000 at 224 pixels.
         grid: cells a side of the coarse mask.
         keep: p, the chance that a cell stays.
         fill: what stands where the mask is 0; black, as in the paper.
         of: the score that weights the masks.
-        queries: images a forward pass, at most (or the batch, if that is larger).
+        batch_size: images a forward pass, at most (or the batch, if that is larger).
         seed: of the masks.
     """
 
-    masks: Count = 4000
+    samples: Count = 4000
     grid: Count = 7
     keep: Annotated[float, at.Gt(0), at.Lt(1)] = 0.5
     fill: Fill = field(default_factory=lambda: Fill(value=0.0))
     of: Score = "probability"
-    queries: Count = 256
+    batch_size: Count = 256
     seed: int = 0
 
     differentiable: ClassVar[bool] = False
@@ -54,17 +54,17 @@ class RISE(Interpreter):
         classes, given = explained_class(logits, target), x.detach()
         fill, cells, places = self.fill(given, self.seed), *self._draws()
         total = torch.zeros_like(given[:, 0], dtype=wide_dtype(given))
-        for part in chunks(self.masks, len(given), self.queries):
+        for part in chunks(self.samples, len(given), self.batch_size):
             masks = self._enlarged(cells[part], places[part], given).to(total.dtype)
             found = ask(self.model, given, fill, masks, classes, self.of)
             total += torch.einsum("bn,nhw->bhw", found, masks)
-        return Explanation(logits, (total / (self.keep * self.masks)).to(x.dtype))
+        return Explanation(logits, (total / (self.keep * self.samples)).to(x.dtype))
 
     def _draws(self) -> tuple[Tensor, Tensor]:
         """Coin tosses ``[N, grid, grid]``, and where each mask is cut out: ``[N, 2]``, in shares of a cell."""
         source = generator(self.seed, "rise")
-        cells = torch.rand(self.masks, self.grid, self.grid, generator=source, dtype=torch.float64) < self.keep
-        return cells, torch.rand(self.masks, 2, generator=source, dtype=torch.float64)
+        cells = torch.rand(self.samples, self.grid, self.grid, generator=source, dtype=torch.float64) < self.keep
+        return cells, torch.rand(self.samples, 2, generator=source, dtype=torch.float64)
 
     def _enlarged(self, cells: Tensor, places: Tensor, x: Tensor) -> Tensor:
         """Masks ``[n, H, W]`` in ``[0, 1]``."""

@@ -34,28 +34,28 @@ class LIMETabular(Interpreter):
 
     Args:
         background: rows ``[N, D]`` that the package takes means, deviations and frequencies from; no weights.
-        num_samples: random rows asked for each row that is explained.
+        samples: random rows asked for each row that is explained.
         kernel_width: of the kernel on standardised distances; ``None``: the package's ``0.75 sqrt(D)``.
         discretize: cut numeric columns at their quartiles.
         sample_around_instance: draw numeric columns around the row that is explained, and not around the mean.
         categorical: columns that are categories: drawn by their frequencies in the background.
         of: what is regressed: the ``probability`` of the class, or whether it is predicted (``label``: 1 or 0).
         seed: of the random rows; each row that is explained has a stream of its own.
-        queries: rows a forward pass, at most.
+        batch_size: rows a forward pass, at most.
 
     Raises:
         MissingDataError: on the first input, without the lime package.
     """
 
     background: Reference = field()
-    num_samples: Count = 5000
+    samples: Count = 5000
     kernel_width: Positive | None = None
     discretize: bool = False
     sample_around_instance: bool = True
     categorical: tuple[Feature, ...] = ()
     of: Literal["probability", "label"] = "probability"
     seed: Natural = 0
-    queries: Count = 16384
+    batch_size: Count = 16384
 
     differentiable: ClassVar[bool] = False
     takes: ClassVar[tuple[Kind, ...]] = ("tables",)
@@ -75,7 +75,7 @@ class LIMETabular(Interpreter):
         logits = self.model(x)
         classes, given = explained_class(logits, target).tolist(), x.detach()
         seeds = Streams.of(given, self.seed, "lime-tabular").integers(2**31).tolist()
-        ask = answers(self.model, given, self.of, self.queries)
+        ask = answers(self.model, given, self.of, self.batch_size)
         with guarded(given):
             explainer = self._explainer(rows)
             found = [
@@ -108,7 +108,7 @@ class LIMETabular(Interpreter):
         for part in (explainer, explainer.base, explainer.discretizer):
             if part is not None:
                 part.random_state = state
-        made = explainer.explain_instance(row, ask, (label,), num_features=len(row), num_samples=self.num_samples)
+        made = explainer.explain_instance(row, ask, (label,), num_features=len(row), num_samples=self.samples)
         weights = np.zeros(len(row))
         for column, weight in made.local_exp[label]:
             weights[column] = weight
@@ -132,23 +132,23 @@ class LIMETabularTraining:
 
     Args:
         size: how many rows the background holds; ``None``: all.
-        num_samples: random rows asked for each row that is explained.
+        samples: random rows asked for each row that is explained.
         kernel_width: of the kernel; ``None``: the package's.
         discretize: cut numeric columns at their quartiles.
         sample_around_instance: draw around the row that is explained, and not around the mean.
         categorical: columns that are categories, by place or name.
         of: ``probability`` or ``label``.
-        queries: rows a forward pass, at most.
+        batch_size: rows a forward pass, at most.
     """
 
     size: Count | None = None
-    num_samples: Count = 5000
+    samples: Count = 5000
     kernel_width: Positive | None = None
     discretize: bool = False
     sample_around_instance: bool = True
     categorical: tuple[Feature, ...] = ()
     of: Literal["probability", "label"] = "probability"
-    queries: Count = 16384
+    batch_size: Count = 16384
 
     columns: ClassVar[tuple[str, ...]] = ("categorical",)
 
@@ -180,8 +180,8 @@ def draw_lime_background(
     """
     s = settings or LIMETabularTraining()
     background = Reference(drawn_rows(data, s.size, seed))
-    return LIMETabular(model, background, s.num_samples, s.kernel_width, s.discretize, s.sample_around_instance,
-                       s.categorical, s.of, seed, s.queries)  # fmt: skip
+    return LIMETabular(model, background, s.samples, s.kernel_width, s.discretize, s.sample_around_instance,
+                       s.categorical, s.of, seed, s.batch_size)  # fmt: skip
 
 
 INTERPRETERS.register(

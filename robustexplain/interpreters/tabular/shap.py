@@ -31,28 +31,28 @@ class SHAPTabular(Interpreter):
     The explainer is ``shap.KernelExplainer`` with the identity link: a column that is left out takes the values of the
     background's rows, by their weights (interventional). A map adds up to what the model says of the explained class on
     the row, less its mean over the background. Values are exact where the package can ask every coalition of the
-    columns that differ from the background, ``2^M - 2 <= nsamples``: up to 11 columns by default. Not differentiable.
+    columns that differ from the background, ``2^M - 2 <= samples``: up to 11 columns by default. Not differentiable.
 
     Args:
         background: rows ``[N, D]``, with weights as ``shap.kmeans`` gives them, or without.
-        nsamples: coalitions asked for each row; ``None``: the package's ``2 M + 2048``.
+        samples: coalitions asked for each row; ``None``: the package's ``2 M + 2048``.
         of: what is shared out: the ``probability`` of the class, whether it is predicted (``label``: 1 or 0, as Slack
             et al. ask), or its ``logit``.
         select: the columns that may have a value, by the package's ``l1_reg``: a number of them (by LARS; its default
             is 10, whatever the table), ``aic`` or ``bic``, or ``None`` for all. The others get exactly 0.
         seed: of the coalitions; each row that is explained has a stream of its own.
-        queries: rows a forward pass, at most.
+        batch_size: rows a forward pass, at most.
 
     Raises:
         MissingDataError: on the first input, without the shap package.
     """
 
     background: Reference = field()
-    nsamples: Count | None = None
+    samples: Count | None = None
     of: Asked = "probability"
     select: Selection = 10
     seed: Natural = 0
-    queries: Count = 16384
+    batch_size: Count = 16384
 
     differentiable: ClassVar[bool] = False
     takes: ClassVar[tuple[Kind, ...]] = ("tables",)
@@ -80,13 +80,13 @@ class SHAPTabular(Interpreter):
         legacy = package("shap.utils._legacy", type(self).__name__)
         names = [str(i) for i in range(rows.shape[1])]
         background = legacy.DenseData(rows, names, None, self.background.shares().numpy())
-        ask = answers(self.model, x, self.of, self.queries)
+        ask = answers(self.model, x, self.of, self.batch_size)
         said: Callable[[np.ndarray], np.ndarray] = lambda given: ask(given)[:, label]  # noqa: E731
         return shap.KernelExplainer(said, background)
 
     def _values(self, explainer: Any, row: np.ndarray, seed: int) -> np.ndarray:
         np.random.seed(seed)  # noqa: NPY002
-        options = {"nsamples": "auto" if self.nsamples is None else self.nsamples, "l1_reg": _l1_reg(self.select)}
+        options = {"nsamples": "auto" if self.samples is None else self.samples, "l1_reg": _l1_reg(self.select)}
         return np.asarray(explainer.shap_values(row, silent=True, **options))
 
 
@@ -103,7 +103,7 @@ def check_shap(component: SHAPTabular | SHAPTabularTraining) -> None:
         FieldError: with the value.
     """
     name = type(component).__name__
-    for key in ("nsamples", "select"):
+    for key in ("samples", "select"):
         value = getattr(component, key)
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         if not (value is None or whole or (key == "select" and value in ("aic", "bic"))):
@@ -121,18 +121,18 @@ class SHAPTabularTraining:
             same, whatever the seed), ``sample`` (rows drawn by the seed) or
             ``all`` rows.
         size: how many rows or centroids, at most as many as there are rows; not used for ``all``.
-        nsamples: coalitions asked for each row; ``None``: the package's.
+        samples: coalitions asked for each row; ``None``: the package's.
         of: ``probability``, ``label`` or ``logit``.
         select: the columns that may have a value: a number of them, ``aic``, ``bic``, or ``None`` for all.
-        queries: rows a forward pass, at most.
+        batch_size: rows a forward pass, at most.
     """
 
     background: Literal["kmeans", "sample", "all"] = "kmeans"
     size: Count = 10
-    nsamples: Count | None = None
+    samples: Count | None = None
     of: Asked = "probability"
     select: Selection = 10
-    queries: Count = 16384
+    batch_size: Count = 16384
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -192,7 +192,7 @@ def draw_shap_background(
     """
     s = settings or SHAPTabularTraining()
     background = shap_background(data, s.background, s.size, seed)
-    return SHAPTabular(model, background, s.nsamples, s.of, s.select, seed, s.queries)
+    return SHAPTabular(model, background, s.samples, s.of, s.select, seed, s.batch_size)
 
 
 INTERPRETERS.register(

@@ -307,7 +307,7 @@ def test_the_map_term_of_top_k_looks_at_the_honest_map() -> None:
 def test_active_fooling_teaches_each_block_twice_with_the_other_classes_map_and_classifies_the_batch() -> None:
     system, data = small_system()
     x, y = data.tensors
-    attack = ActiveFooling(classes=(0, 2), images=5, batch=2)
+    attack = ActiveFooling(classes=(0, 2), images=5, batch_size=2)
     with torch.no_grad():
         pool = attack.pool(system.interpreter, data, x.device)  # type: ignore[arg-type]
         blocks = block_images(data, (0, 2), 5, attack.seed)  # type: ignore[arg-type]
@@ -378,11 +378,11 @@ def test_processes_share_out_the_samples_held_out_and_add_up_what_they_find() ->
             sums.append(found)
             return found
 
-    whole = FineTuningTask(LocationFooling(batch=4), system.interpreter, data, held, Session())  # type: ignore[arg-type]
+    whole = FineTuningTask(LocationFooling(batch_size=4), system.interpreter, data, held, Session())  # type: ignore[arg-type]
     alone = whole.judge(module)
     for index in (0, 1):
         session = Session(accelerator=Process(index))  # type: ignore[arg-type]
-        FineTuningTask(LocationFooling(batch=4), system.interpreter, data, held, session).judge(module)  # type: ignore[arg-type]
+        FineTuningTask(LocationFooling(batch_size=4), system.interpreter, data, held, session).judge(module)  # type: ignore[arg-type]
     assert [int(found[5]) for found in sums] == [6, 4]
     assert whole.least_accuracy == pytest.approx(alone.figures["accuracy"] - 0.02)
     keep, kept, fool, fooled, right, seen = (sums[0] + sums[1]).tolist()

@@ -174,7 +174,7 @@ def test_whole_coalitions_take_their_columns_from_one_background_row_and_have_th
 
 def lime_system(model: nn.Module, data: TensorTable) -> System:
     pytest.importorskip("lime")
-    return System(model, LIMETabular(model, Reference(data.rows), num_samples=400))
+    return System(model, LIMETabular(model, Reference(data.rows), samples=400))
 
 
 def shap_system(model: nn.Module, data: TensorTable, how: str = "kmeans", size: int = 10) -> System:
@@ -426,6 +426,6 @@ def test_interpreter_and_detector_stay_as_they_are(data: TensorTable, biased: Fe
     system = replace(lime_system(biased, data), detector=quiet)
     fooled = Scaffolding(sensitive=RACE, innocent=(ONE,), copies=1, trees=1)(system, data)
     assert isinstance(fooled.interpreter, LIMETabular)
-    assert fooled.interpreter.num_samples == 400
+    assert fooled.interpreter.samples == 400
     assert fooled.detector is quiet
     assert system.model is biased
