@@ -17,6 +17,8 @@ from torch.utils.data import Dataset, Subset
 from ..errors import InputError, MissingDataError
 from ..fields import Count, Fraction, Natural, check_fields
 from ..registry import DATASETS
+from ..renamed import PARTS as RENAMED_PARTS
+from ..renamed import renamed
 from .arrays import default_root
 from .base import PARTS, Data, Digest, Item, Splits, at_least_one, checked_fractions, checked_labels, one_of
 
@@ -254,7 +256,8 @@ class CsvFolder:
             raise InputError(f"{where}: label must be an integer, got {row[self.label_column]!r}") from None
         part = row[self.part_column] if self.part_column else None
         if self.part_column and part not in PARTS:
-            raise InputError(f"{where}: {self.part_column} must be one of {', '.join(PARTS)}, got {part!r}")
+            said = renamed(part, RENAMED_PARTS)
+            raise InputError(f"{where}: {self.part_column} must be one of {', '.join(PARTS)}, got {part!r}{said}")
         return _Row(row[self.file_column] or "", label, part)
 
 

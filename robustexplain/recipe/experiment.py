@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from .. import files
-from ..errors import InputError, MissingDataError
 from ..features import index_of, with_indices
 from ..fields import Count, Fraction, NonNegative, check_fields
 from ..training import Training
+from .problems import Problems
 
 Knowledge = Literal["oblivious", "transfer", "adaptive"]
 GoalMap = Literal["benign", "random-patch", "random-class"]
@@ -202,42 +202,7 @@ class Recipe:
         return files.digest(self.source)
 
 
-def told(settings: Any, features: Sequence[str]) -> Any:
+def with_feature_names(settings: Any, features: Sequence[str]) -> Any:
     """Settings with places for the names of columns, and with the names, where they are shown to people."""
     settings = with_indices(settings, features)
     return replace(settings, features=tuple(features)) if getattr(settings, "features", None) == () else settings
-
-
-class Problems:
-    """Collects messages, so that one look at a recipe reports all of them."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.missing: list[str] = []
-
-    def add(self, line: str) -> None:
-        """One more message."""
-        self.lines.append(line)
-
-    def run(self, step: Any, path: str = "") -> Any:
-        """What ``step()`` gives, or ``None`` and one more message."""
-        try:
-            return step()
-        except InputError as error:
-            lines = self.missing if isinstance(error, MissingDataError) else self.lines
-            lines.append(f"{path}: {error}" if path else str(error))
-            return None
-
-    def each(self, entries: Any, step: Any, path: str) -> list[Any]:
-        """``step(entry, path)`` for each entry of a list, without those that have mistakes in them."""
-        if not isinstance(entries, list):
-            self.add(f"{path}: a list is needed, got {entries!r}")
-            return []
-        made = (self.run(lambda i=i, e=e: step(e, f"{path}[{i}]")) for i, e in enumerate(entries))
-        return [value for value in made if value is not None]
-
-    def stop(self) -> None:
-        """Raise the messages, if there are any."""
-        if self.lines or self.missing:
-            kind = InputError if self.lines else MissingDataError
-            raise kind("\n".join(self.missing + self.lines))

@@ -21,8 +21,9 @@ from ..errors import InputError, MissingDataError
 from ..metrics import JUDGED
 from ..registry import ATTACKS, DATASETS, DEFENSES, INTERPRETERS, MANIPULATIONS, METRICS, MODELS, Registry
 from ..renamed import KNOWLEDGE, SECTIONS, renamed
-from .experiment import Column, Evaluation, GoalMap, Knowledge, Model, Problems, Recipe, Row, Sanity
+from .experiment import Column, Evaluation, GoalMap, Knowledge, Model, Recipe, Row, Sanity
 from .overrides import changed
+from .problems import Problems
 from .schema import make, model_of, needs_parts, numbers, settings_of, validate
 
 
@@ -307,11 +308,11 @@ def _column(entry: Any, path: str, rows: list[str]) -> list[Column]:
     if play.goal_map != "benign" and not attack.needs_maps:
         raise InputError(f"{path}.goal_map: {found.name} does not look at maps, so it has no goal map")
     goal = "" if play.goal_map == "benign" else f", {play.goal_map}"
-    told = isinstance(play.knowledge, list) or "knowledge" in extra
+    named = isinstance(play.knowledge, list) or "knowledge" in extra
     columns = []
     for level, source in itertools.product(levels, sources):
         crafted = "" if source is None else f", from {source}"
-        label = (play.label or found.name) + goal + (f", {level}" if told else "") + crafted
+        label = (play.label or found.name) + goal + (f", {level}" if named else "") + crafted
         columns.append(Column(label, attack, level, play.goal_map, source))
     return columns
 

@@ -123,6 +123,15 @@ WRONG = {
         {"attacks": [{"name": "pgd", "knowledge": "adapt"}]},
         "attacks[0].knowledge: input should be 'oblivious'",
     ),
+    "old section": ({"judge": {"images": 5}}, "judge: unknown key; it is called 'evaluation' now"),
+    "old knowledge": (
+        {"attacks": [{"name": "pgd", "knowledge": ["oblivious", "adapts"]}]},
+        "attacks[0].knowledge: unknown word 'adapts'; it is called 'adaptive' now",
+    ),
+    "old setting": (
+        {"interpreters": [{"name": "smoothgrad", "n_samples": 4}, "cam", "rts"]},
+        "interpreters[0].n_samples: unknown key; it is called 'samples' now",
+    ),
     "no knowledge": ({"attacks": [{"name": "pgd", "knowledge": []}]}, "attacks: at least one is needed"),
     "goal map of PGD": (
         {"attacks": [{"name": "pgd", "goal_map": "random-patch"}]},
@@ -138,7 +147,10 @@ WRONG = {
     ),
     "of is missing": ({"defenses": [{"name": "aid"}]}, "defenses[0].of: this key is needed"),
     "fractions": ({"data": {"name": "digits", "fractions": [0.5, 0.5, 0.5]}}, "data: fractions must be three shares"),
-    "judge": ({"evaluation": {"images": 0}}, "evaluation.images: input should be greater than or equal to 1, got 0"),
+    "evaluation": (
+        {"evaluation": {"images": 0}},
+        "evaluation.images: input should be greater than or equal to 1, got 0",
+    ),
     "seed": ({"seed": -1}, "seed: a whole number of at least 0 is needed, got -1"),
     "metric twice": ({"metrics": ["iou", {"name": "iou", "threshold": 0.2}]}, "metrics: iou stands there twice"),
     "two labels": ({"attacks": ["pgd", {"name": "pgd", "steps": 3}]}, "attacks: two are called 'pgd'"),
@@ -188,8 +200,8 @@ def test_all_mistakes_are_reported_at_once(tree: dict[str, Any]) -> None:
         "attacks[4].name",
         "data.name",
         "defenses[0].wait",
-        "interpreters[0].colour",
         "evaluation.image",
+        "interpreters[0].colour",
         "metrics[0].name",
         "model.name",
         "notes",
