@@ -17,8 +17,8 @@ from .attacks import Attack, Attacked, random_classes, random_patch_maps
 from .errors import InputError
 from .explain import channels_of, read_image, systems_of_model, systems_of_run
 from .metrics import L1, IoU, Spearman, hit
-from .recipe.schema import make, numbers
 from .registry import ATTACKS
+from .schema import make, numbers
 from .system import System
 
 
@@ -57,6 +57,7 @@ def attack_image(
     interpreter: str = "gradcam",
     wish: Wish | None = None,
     size: int | None = None,
+    trust_code: bool = False,
 ) -> list[str]:
     """Attack an image and write the attacked image, the maps before and after, and the numbers.
 
@@ -74,6 +75,7 @@ def attack_image(
         interpreter: ... and its interpreter's.
         wish: what the adversary wants.
         size: side to resize to; default what the system was made for.
+        trust_code: whether code of the user's own that the run's recipe names may run.
 
     Returns:
         The numbers, a line each.
@@ -85,7 +87,9 @@ def attack_image(
         raise InputError("attack needs either --run DIRECTORY or --model NAME")
     attack = attack_of(name, settings)
     rows = [row] if row else []
-    systems, side = systems_of_run(run, rows) if run is not None else systems_of_model(str(model), [interpreter])
+    systems, side = (
+        systems_of_run(run, rows, trust_code) if run is not None else systems_of_model(str(model), [interpreter])
+    )
     system = next(iter(systems.values()))
     x = read_image(image, channels=channels_of(system), size=size or side)
     return _attack(attack, system, x, wish or Wish(), out)

@@ -22,6 +22,9 @@ Recipe = Annotated[str, typer.Argument(help="A YAML file, or the name of a packa
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change a value: --set attacks[2].eps=4/255. Repeatable.")]
 Seed = Annotated[int | None, typer.Option(help="Another seed than the recipe's.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Judge at most so many images.")]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Let the Python files that the recipe names (model.file, data.file) run.")
+]
 
 
 def main() -> None:
@@ -49,11 +52,12 @@ def run_command(
     limit: Limit = None,
     device: Annotated[str | None, typer.Option(help="cpu, or leave it to Accelerate.")] = None,
     seed: Seed = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Run a recipe, or go on with a run that was stopped: the same command again."""
     from .recipe import read
 
-    checked = read(recipe, _changes(changes, seed, limit))
+    checked = read(recipe, _changes(changes, seed, limit), trust_code=trust_code)
     session = _session(device)
     from .evaluation import run
 
@@ -103,12 +107,14 @@ def sanity_command(
     limit: Annotated[int | None, typer.Option(min=1, help="Explain at most so many images.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, or leave it to Accelerate.")] = None,
     seed: Seed = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Check whether a recipe's interpreters depend on the model: weights and labels at random, inputs shifted."""
     from .recipe import read
     from .sanity.run import run_sanity
 
-    checked = read(recipe, [*_changes(changes, seed, None), *([f"sanity.images={limit}"] if limit else [])])
+    limited = [f"sanity.images={limit}"] if limit else []
+    checked = read(recipe, [*_changes(changes, seed, None), *limited], trust_code=trust_code)
     session = _session(device)
     folder = out or Path("runs") / checked.name
     failed = run_sanity(checked, folder, session, check or [])
@@ -125,11 +131,12 @@ def validate_command(
     recipe: Recipe,
     changes: Set = None,
     data: Annotated[bool, typer.Option(help="Also look whether data and weights are there.")] = True,
+    trust_code: TrustCode = False,
 ) -> None:
     """Check a recipe without running it."""
     from .recipe import check_data, read
 
-    checked = read(recipe, changes or [])
+    checked = read(recipe, changes or [], trust_code=trust_code)
     if data:
         check_data(checked)
     cells = len(checked.rows) * len(checked.columns)
@@ -159,11 +166,12 @@ def explain_command(
     interpreter: Annotated[list[str] | None, typer.Option(help="Interpreters for --model. Repeatable.")] = None,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("explained.png"),
     size: Annotated[int | None, typer.Option(min=1, help="Side to resize to; default the model's own.")] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Explain one image: prediction, maps and alarms, as a picture."""
     from .explain import explain_image
 
-    for line in explain_image(image, run, row or [], model, interpreter or ["gradcam"], out, size):
+    for line in explain_image(image, run, row or [], model, interpreter or ["gradcam"], out, size, trust_code):
         typer.echo(line)
 
 
@@ -182,14 +190,16 @@ def attack_command(
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("attacked"),
     size: Annotated[int | None, typer.Option(min=1, help="Side to resize to; default the model's own.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the random class and patch.")] = 0,
+    trust_code: TrustCode = False,
 ) -> None:
     """Attack one image: the attacked image, the maps before and after, and the numbers."""
     from .assault import Wish, attack_image
 
     wish = Wish(goal_class, untargeted, goal_map, seed)
     for line in attack_image(
-        image, attack, changes or [], out, run=run, row=row, model=model, interpreter=interpreter, wish=wish, size=size
-    ):
+        image, attack, changes or [], out, run=run, row=row, model=model, interpreter=interpreter, wish=wish, size=size,
+        trust_code=trust_code,
+    ):  # fmt: skip
         typer.echo(line)
 
 

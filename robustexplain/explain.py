@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import files, models, plots
 from .errors import InputError, MissingDataError
 from .evaluation.report import Results
 from .evaluation.store import RunFolder
-from .recipe.schema import needs_parts
-from .registry import INTERPRETERS
+from .interpreters import InterpreterSpec
 from .system import System
 
 
@@ -27,6 +27,7 @@ def explain_image(
     interpreters: Sequence[str],
     out: Path,
     size: int | None = None,
+    trust_code: bool = False,
 ) -> list[str]:
     """Explain an image with the systems of a run, or with a classifier and interpreters by name.
 
@@ -38,6 +39,7 @@ def explain_image(
         interpreters: names, for ``model``.
         out: the picture to write.
         size: side to resize to; default what the systems were made for.
+        trust_code: whether code of the user's own that the run's recipe names may run.
 
     Returns:
         A line a system: prediction, confidence, alarm.
@@ -47,7 +49,9 @@ def explain_image(
     """
     if (run is None) == (model is None):
         raise InputError("explain needs either --run DIRECTORY or --model NAME")
-    systems, side = systems_of_run(run, rows) if run is not None else systems_of_model(str(model), interpreters)
+    systems, side = (
+        systems_of_run(run, rows, trust_code) if run is not None else systems_of_model(str(model), interpreters)
+    )
     first = next(iter(systems.values()))
     x = read_image(image, channels=channels_of(first), size=size or side)
     panels = [("image", x[0].permute(1, 2, 0).expand(-1, -1, 3).numpy())]
@@ -85,8 +89,10 @@ def read_image(path: Path, channels: int = 3, size: int | None = None) -> Tensor
     return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
 
 
-def systems_of_run(run: Path, rows: Sequence[str]) -> tuple[dict[str, System], int | None]:
+def systems_of_run(run: Path, rows: Sequence[str], trust_code: bool = False) -> tuple[dict[str, System], int | None]:
     """Systems of a run by row label (default all rows), and the side of the images they were made for.
+
+    ``trust_code``: whether code of the user's own that the run's recipe names may run; without it, it is refused.
 
     Raises:
         InputError: a row that the run does not have; a run on a table, whose systems take no image.
@@ -94,7 +100,8 @@ def systems_of_run(run: Path, rows: Sequence[str]) -> tuple[dict[str, System], i
     folder = RunFolder(run)
     folder.require()
     results = Results.read(folder)
-    recipe, features = results.recipe, results.run.get("features", [])
+    recipe = results.recipe.trusting() if trust_code else results.recipe
+    features = results.run.get("features", [])
     if features:
         raise InputError(
             f"the systems of {run} take rows of {len(features)} columns and no image; call them on rows yourself: "
@@ -104,8 +111,15 @@ def systems_of_run(run: Path, rows: Sequence[str]) -> tuple[dict[str, System], i
     unknown = [row for row in rows if row not in labels]
     if unknown:
         raise InputError(f"{run} has no row {unknown[0]!r}; it has: {', '.join(labels)}")
-    side = int(recipe.data.load().shape[-1])
-    return {label: System.load(folder.system(label)) for label in labels if not rows or label in rows}, side
+    data = recipe.data.load()
+
+    def own() -> nn.Module | None:
+        # A module for each system: its weights are read into it.
+        bare = replace(recipe.model, weights=None)
+        return bare.load(data.shape, data.num_classes, 0) if bare.file is not None else None
+
+    wanted = [label for label in labels if not rows or label in rows]
+    return {label: System.load(folder.system(label), model=own()) for label in wanted}, int(data.shape[-1])
 
 
 def systems_of_model(name: str, interpreters: Sequence[str]) -> tuple[dict[str, System], int | None]:
@@ -116,11 +130,10 @@ def systems_of_model(name: str, interpreters: Sequence[str]) -> tuple[dict[str, 
     """
     model = models.load(name)
     systems = {}
-    for wanted in interpreters:
-        entry = INTERPRETERS.get(wanted)
-        if entry.train is not None or needs_parts(entry.build):
-            raise InputError(f"{wanted!r} needs more than a model; train it in a recipe and use --run")
-        systems[wanted] = System(model, entry.build(model))
+    for wanted in map(InterpreterSpec, interpreters):
+        if wanted.refusal is not None:
+            raise InputError(f"{wanted.refusal}; train it in a recipe and use --run")
+        systems[wanted.name] = System(model, wanted.build(model))
     return systems, model.input_size
 
 
