@@ -279,7 +279,7 @@ def _holds_network(hint: Any) -> bool:
 
 
 @cache
-def _has_network(component: type) -> bool:
+def _has_network(component: Any) -> bool:
     if not dataclasses.is_dataclass(component):
         return False
     hints = typing.get_type_hints(component)

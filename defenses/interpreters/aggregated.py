@@ -94,9 +94,9 @@ def resolve(member: InterpreterSpec | type[Interpreter] | str) -> InterpreterSpe
     return InterpreterSpec.of(member)
 
 
-def member_of(system: System, member: InterpreterSpec) -> Interpreter:
+def member_of(system: System, member: InterpreterSpec | type[Interpreter] | str) -> Interpreter:
     """The system's own interpreter for a member of its class without settings, else a new one of the system's model."""
-    own = system.interpreter
+    own, member = system.interpreter, resolve(member)
     if type(own) is member.entry.build and not member.settings:
         return own
     if member.entry.train is not None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..registry import INTERPRETERS, PARTS, Entry
-from ..schema import needs_parts, numbers, settings_of
+from ..schema import needs_parts, settings_of
 from .base import Interpreter
 
 Scalar: TypeAlias = "bool | int | float | str | None"
@@ -42,14 +42,11 @@ class InterpreterSpec:
         self._checked(self.name)
 
     @classmethod
-    def of(
-        cls, value: InterpreterSpec | type[Interpreter] | str | Mapping[str, Any], path: str = ""
-    ) -> InterpreterSpec:
+    def of(cls, value: Given) -> InterpreterSpec:
         """The spec that a name, a class, a mapping with a ``name`` or a spec stands for.
 
         Args:
             value: ``"gradcam"``, ``GradCAM``, ``{"name": "smoothgrad", "samples": 20}`` or a spec.
-            path: where it stands in a recipe, for errors.
 
         Raises:
             InputError: for anything else, an unknown name or unknown settings.
@@ -62,21 +59,19 @@ class InterpreterSpec:
             return cls(value)
         if isinstance(value, Mapping) and isinstance(value.get("name"), str):
             return cls(value["name"], {str(key): part for key, part in value.items() if key != "name"})
-        raise InputError(
-            f"{path or 'an interpreter'}: an interpreter's name or class, or a mapping with a name, is needed, "
-            f"got {value!r}"
-        )
+        raise InputError(f"an interpreter's name or class, or a mapping with a name, is needed, got {value!r}")
 
     @classmethod
     def from_entry(cls, entry: Any, path: str) -> InterpreterSpec:
         """As :meth:`of`, with errors that begin with ``path``."""
-        if isinstance(entry, dict) and isinstance(entry.get("name"), str):
+        if isinstance(entry, dict) and isinstance(entry.get("name"), str) and entry["name"] in INTERPRETERS:
             own = {key: value for key, value in entry.items() if key != "name"}
-            build = _entry(entry["name"], path).build
-            settings_of(build, numbers(own), path)
-        elif isinstance(entry, str):
-            _entry(entry, path)
-        return cls.of(numbers(entry), path)
+            build: Any = INTERPRETERS.get(entry["name"]).build
+            settings_of(build, own, path)
+        try:
+            return cls.of(entry)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
 
     @property
     def entry(self) -> Entry:
@@ -109,19 +104,13 @@ class InterpreterSpec:
             # Nothing to check but the name; fields of a class that is trained elsewhere need not be readable here.
             INTERPRETERS.get(self.name)
             return {}
-        return settings_of(self.entry.build, given, path)
+        build: Any = self.entry.build
+        return settings_of(build, given, path)
 
     def __str__(self) -> str:
         """The name, with the settings behind it: ``smoothgrad(samples=20)``."""
         said = ", ".join(f"{key}={value!r}" for key, value in dict(self.settings).items())
         return f"{self.name}({said})" if said else self.name
-
-
-def _entry(name: str, path: str) -> Entry:
-    try:
-        return INTERPRETERS.get(name)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
 
 
 def _plain(value: Any) -> Setting:

@@ -67,10 +67,9 @@ def _refused(error: Exception) -> str:
 
 def _state_of(content: Any, file: str, key: str | None) -> dict[str, Tensor]:
     if key is not None:
-        found = content.get(key) if isinstance(content, dict) else None
-        if not _is_state(found):
+        if key not in _nested(content):
             raise InputError(f"{file!r} holds no state dict under {key!r}; it has {_listed(_nested(content))}")
-        return dict(found)
+        return dict(content[key])
     if _is_state(content):
         return dict(content)
     nested = _nested(content)

@@ -88,7 +88,7 @@ class _Census:
             InputError: what :func:`load` refuses.
         """
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            line = event.start_mark.line + 1
+            line = event.start_mark.line + 1 if event.start_mark else 0
             tag = getattr(event, "tag", None)
             if tag not in (None, "tag:yaml.org,2002:str"):
                 raise InputError(f"is not YAML of plain data: line {line} has the tag {tag!r}")
@@ -103,7 +103,7 @@ class _Census:
                 self._key(event, line)
                 self._count(1, event.anchor, line)
             elif isinstance(event, yaml.AliasEvent):
-                self._count(self._repeated(event.anchor, line), None, line)
+                self._count(self._repeated(str(event.anchor), line), None, line)
 
     def _repeated(self, anchor: str, line: int) -> int:
         if any(part.anchor == anchor for part in self.open):
