@@ -58,7 +58,8 @@ class OwnCode:
             raise InputError(
                 f"{self.file} is another file than the recipe's: its SHA-256 is {seen}, expected {self.sha256}"
             )
-        module = self._run(content, f"robustexplain_own_{seen[:16]}")
+        place = hashlib.sha256(f"{Path(self.file).resolve()}:{seen}".encode()).hexdigest()
+        module = self._run(content, f"robustexplain_own_{place[:16]}")
         value = getattr(module, self.name, None)
         if not callable(value):
             known = [n for n, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__]

@@ -271,7 +271,8 @@ def _union(hint: Any) -> tuple[Any, ...]:
 def _holds_network(hint: Any) -> bool:
     """Whether a field holds a network, or a component that is made of one (an interpreter)."""
     for part in _union(hint):
-        if isinstance(part, type) and (issubclass(part, nn.Module) or _has_network(part)):
+        cls: Any = part if isinstance(part, type) else type(None)
+        if issubclass(cls, nn.Module) or _has_network(cls):
             return True
         if get_origin(part) is tuple and any(_holds_network(a) for a in get_args(part) if a is not Ellipsis):
             return True

@@ -108,7 +108,7 @@ def _model(recipe: Recipe, data: data_sets.Data) -> nn.Module | None:
     """The classifier as far as it costs nothing: a registered one takes no memory, one's own code is run.
 
     Raises:
-        InputError: an architecture that there is not, one that refuses such inputs, or weights that do not fit.
+        InputError: an architecture that there is not, or weights that do not fit.
     """
     settings = recipe.model
     if settings.file is not None:
@@ -119,12 +119,8 @@ def _model(recipe: Recipe, data: data_sets.Data) -> nn.Module | None:
             model = models.build(settings.name, num_classes=data.num_classes, **size, **settings.options)
         if next((p for p in model.parameters() if not p.is_meta), None) is not None:
             return None
-        model(torch.empty(1, *data.shape, device="meta"))
     except InputError:
         raise
-    except AssertionError as error:
-        # How timm's and torchvision's transformers refuse an image of another size.
-        raise InputError(f"{settings.name} refuses inputs of shape {list(data.shape)}: {error}") from error
     except Exception:
         # What cannot be built without memory is not looked at before it is built.
         return None
@@ -205,6 +201,27 @@ def metrics_of_another_kind(of: Situation) -> list[str]:
     ]
 
 
+def another_size(of: Situation) -> list[str]:
+    """A model that was made for images of one size and takes no others."""
+    side = getattr(of.model, "input_size", None)
+    if of.model is None or of.kind == "tables" or side in (None, of.data.shape[-1]):
+        return []
+    try:
+        _forward(of)
+    except AssertionError as error:
+        # How timm's and torchvision's transformers refuse an image.
+        return [f"model: {of.recipe.model.name} refuses images of shape {list(of.data.shape)}: {error}"]
+    except Exception:  # what only a run on numbers can tell
+        return []
+    return []
+
+
+def _forward(of: Situation) -> None:
+    assert of.model is not None
+    device = next((p.device for p in of.model.parameters()), torch.device("cpu"))
+    of.model(torch.zeros(1, *of.data.shape, device=device, requires_grad=True))
+
+
 def unknown_layers(of: Situation) -> list[str]:
     """Layers that the model does not have."""
     lines = []
@@ -222,10 +239,12 @@ def no_attention(of: Situation) -> list[str]:
     wanted = [w for w, name, _ in of.interpreters() if INTERPRETERS.get(name).build is AttentionRollout]
     if not wanted or of.model is None or of.kind == "tables":
         return []
-    device = next((p.device for p in of.model.parameters()), torch.device("cpu"))
     seen: list[torch.Tensor] = []
-    with Attentions(seen.append):
-        of.model(torch.zeros(1, *of.data.shape, device=device, requires_grad=True))
+    try:
+        with Attentions(seen.append):
+            _forward(of)
+    except Exception:  # another finding's, or what only a run on numbers can tell
+        return []
     said = f"{of.recipe.model.name} computes no self-attention, which attention rollout follows"
     return [] if seen else [f"{where}: {said}; use gradcam or gradient" for where in wanted]
 
@@ -258,6 +277,7 @@ FINDINGS: tuple[Callable[[Situation], list[str]], ...] = (
     nothing_to_train_on,
     interpreters_of_another_kind,
     metrics_of_another_kind,
+    another_size,
     unknown_layers,
     no_attention,
     large_pools,
