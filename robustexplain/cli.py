@@ -142,7 +142,7 @@ def list_command(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
 ) -> None:
     """List what there is of a kind: name, paper, needs and defaults, read off the classes."""
-    from .catalogue import markdown, print_table
+    from .commands.list import markdown, print_table
 
     if as_markdown:
         typer.echo(markdown(kind))
@@ -161,7 +161,7 @@ def explain_command(
     size: Annotated[int | None, typer.Option(min=1, help="Side to resize to; default the model's own.")] = None,
 ) -> None:
     """Explain one image: prediction, maps and alarms, as a picture."""
-    from .explain import explain_image
+    from .commands.explain import explain_image
 
     for line in explain_image(image, run, row or [], model, interpreter or ["gradcam"], out, size):
         typer.echo(line)
@@ -184,7 +184,7 @@ def attack_command(
     seed: Annotated[int, typer.Option(min=0, help="Of the random class and patch.")] = 0,
 ) -> None:
     """Attack one image: the attacked image, the maps before and after, and the numbers."""
-    from .assault import Wish, attack_image
+    from .commands.attack import Wish, attack_image
 
     wish = Wish(goal_class, untargeted, goal_map, seed)
     for line in attack_image(
@@ -202,7 +202,7 @@ def gallery_command(
     device: Annotated[str | None, typer.Option(help="cpu, or leave it to Accelerate.")] = None,
 ) -> None:
     """Show every interpreter on the same images: digits, and photographs where ImageNet weights are installed."""
-    from .gallery import write_gallery
+    from .commands.gallery_page import write_gallery
 
     for section in write_gallery(out, image or [], _session(device), count, size):
         shown = sum(bool(line.maps) for line in section.lines)

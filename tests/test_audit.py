@@ -14,13 +14,13 @@ from torch import nn
 from robustexplain import data as data_sets
 from robustexplain import recipe as recipes
 from robustexplain.attacks.manipulation import ConcealFeature, View
+from robustexplain.commands.explain import systems_of_run
 from robustexplain.errors import InputError
 from robustexplain.evaluation import RunFolder, run, write_report
 from robustexplain.evaluation.audit import Audit, audit
 from robustexplain.evaluation.audit_page import PAGE, TABLE
 from robustexplain.evaluation.systems import Systems
 from robustexplain.experiment import Recipe, Row
-from robustexplain.explain import systems_of_run
 from robustexplain.interpreters import CAM, GradCAM, IntegratedGradients, Panel, Smoothed
 from robustexplain.metrics import SSIM, Entropy, FooledLocation, LocationCorrelation, Pearson, SignCorrelation, Spearman
 from robustexplain.models import build

@@ -12,8 +12,9 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from robustexplain import gallery, models, pictures
+from robustexplain import models, pictures
 from robustexplain.cli import app
+from robustexplain.commands import gallery_page as gallery
 from robustexplain.errors import MissingDataError
 from robustexplain.interpreters.base import taken
 from robustexplain.registry import INTERPRETERS

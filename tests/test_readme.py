@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from robustexplain import recipe
-from robustexplain.catalogue import markdown
+from robustexplain.commands.list import markdown
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

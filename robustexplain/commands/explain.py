@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import files, models, pictures
-from .errors import InputError, MissingDataError
-from .evaluation.report import Results
-from .evaluation.store import RunFolder
-from .registry import INTERPRETERS
-from .schema import needs_parts
-from .system import System
+from .. import files, models, pictures
+from ..errors import InputError, MissingDataError
+from ..evaluation.report import Results
+from ..evaluation.store import RunFolder
+from ..registry import INTERPRETERS
+from ..schema import needs_parts
+from ..system import System
 
 
 def explain_image(

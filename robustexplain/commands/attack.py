@@ -12,14 +12,14 @@ import torch
 import yaml
 from torch import Tensor
 
-from . import files, pictures
-from .attacks import Attack, Attacked, random_classes, random_patch_maps
-from .errors import InputError
+from .. import files, pictures
+from ..attacks import Attack, Attacked, random_classes, random_patch_maps
+from ..errors import InputError
+from ..metrics import L1, IoU, Spearman, hit
+from ..registry import ATTACKS
+from ..schema import make, numbers
+from ..system import System
 from .explain import channels_of, read_image, systems_of_model, systems_of_run
-from .metrics import L1, IoU, Spearman, hit
-from .registry import ATTACKS
-from .schema import make, numbers
-from .system import System
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import data as data_sets
-from . import files, models, pictures
-from .activations import Softplus
-from .defenses import Aggregate
-from .errors import InputError, UnsupportedModelError
+from .. import data as data_sets
+from .. import files, models, pictures
+from ..activations import Softplus
+from ..defenses import Aggregate
+from ..errors import InputError, UnsupportedModelError
+from ..interpreters import GradCAM, Gradient, IntegratedGradients, Interpreter, RTSTraining, Smoothed
+from ..interpreters.base import taken
+from ..registry import INTERPRETERS, Entry
+from ..schema import needs_parts
+from ..training import Session, Training, cross_entropy, fit
 from .explain import read_image
-from .interpreters import GradCAM, Gradient, IntegratedGradients, Interpreter, RTSTraining, Smoothed
-from .interpreters.base import taken
-from .registry import INTERPRETERS, Entry
-from .schema import needs_parts
-from .training import Session, Training, cross_entropy, fit
 
 PARTS: dict[str, Callable[[nn.Module], Interpreter]] = {
     "smoothed": lambda model: Smoothed(model, Gradient(model), Softplus(3.0)),
@@ -221,7 +221,7 @@ def _html(sections: Sequence[Section]) -> str:
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     environment = Environment(
-        loader=PackageLoader("robustexplain", "."), autoescape=select_autoescape(default=True), trim_blocks=True
+        loader=PackageLoader("robustexplain", "commands"), autoescape=select_autoescape(default=True), trim_blocks=True
     )
     context: dict[str, Any] = {"sections": sections}
     return environment.get_template("gallery.html.j2").render(**context)

@@ -6,8 +6,8 @@ import dataclasses
 import inspect
 from typing import Any
 
-from .errors import UnknownNameError
-from .registry import ALL, ATTACKS, MANIPULATIONS, Entry, Registry
+from ..errors import UnknownNameError
+from ..registry import ALL, ATTACKS, MANIPULATIONS, Entry, Registry
 
 
 def registry_of(kind: str) -> Registry:

@@ -1,0 +1,1 @@
+"""The verbs of the ``robustexplain`` command, one file each."""
