@@ -1,4 +1,4 @@
-"""Every interpreter on the same images, as one page: what ``robustexplain gallery`` does."""
+"""Every interpreter on the same images, as one page."""
 
 from __future__ import annotations
 
