@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -84,6 +85,8 @@ def _second_interrupt_leaves() -> Iterator[None]:
 
     def first(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+        # Towards its end Python gives signals back to the system, which would kill: the little that is left is let be.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     usual = signal.getsignal(signal.SIGINT)

@@ -211,7 +211,7 @@ def press():
     if left:
         left -= 1
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(10)
+        time.sleep(0.2)
 
 def app():
     try:
