@@ -92,8 +92,8 @@ def page() -> str:
         "# Everything there is",
         "Written by `robustexplain list all --markdown > docs/zoo.md`, from the classes and the recipes themselves.",
     ]
-    for kind in KINDS:
-        parts += [f"## {kind.capitalize()}", _ABOUT[kind], markdown(kind)]
+    for kind in sorted(KINDS, key=[*_ABOUT, *KINDS].index):
+        parts += [f"## {kind.capitalize()}", *filter(None, [_ABOUT.get(kind)]), markdown(kind)]
     return "\n\n".join(parts)
 
 
@@ -101,7 +101,7 @@ _ABOUT = {
     "attacks": "Make inputs that deceive a system.",
     "manipulations": "Make systems that deceive: the adversary owns the model, and no input is touched.",
     "defenses": "Make a system harder to deceive.",
-    "detectors": "Part of a system: they look at an input and ring.",
+    "detectors": "Part of a system: they give each input a score, and an alarm where it is above a threshold.",
     "interpreters": "Say which parts of an input a prediction rests on.",
     "metrics": "A number per sample.",
     "objectives": "What an adversary, or a defense in training, wants of logits and maps.",
