@@ -6,7 +6,7 @@ import atexit
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated
@@ -33,7 +33,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-for name, verb in {
+VERBS: dict[str, Callable[..., None]] = {
     "run": run,
     "report": report,
     "sanity": sanity,
@@ -43,7 +43,8 @@ for name, verb in {
     "explain": explain,
     "attack": attack,
     "gallery": gallery,
-}.items():
+}
+for name, verb in VERBS.items():
     app.command(name)(verb)
 
 
