@@ -88,6 +88,11 @@ def test_files_that_the_docs_name_are_there() -> None:
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     for path in re.findall(r"`((?:attacks|defenses|robustexplain)/[\w/]+\.py)`", text):
         assert (ROOT / path).is_file(), path
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`(test_\w+\.py)`", contributing):
+        assert list((ROOT / "tests").rglob(name)), name
+    for room in re.findall(r"`((?:attacks|defenses|robustexplain)/[\w/.]*)`", contributing):
+        assert (ROOT / room).exists(), room
 
 
 def test_pages_of_the_reference_name_what_there_is() -> None:
