@@ -1,41 +1,35 @@
 """Attacks: system x inputs -> inputs that deceive. Each is a short choice of threat model, objective and search."""
 
 from . import manipulation
-from .adapters import ART, Foolbox, Foreign, Torchattacks
 from .base import Attack, Attacked
-from .bilevel import Bilevel, BilevelSearch
-from .blackbox import NES, SPSA
-from .deepfool import DeepFool
-from .deletion import FeatureDeletion
-from .directions import Backward, Direction, Estimate, Hardening
-from .evolution import Evolution
-from .explanation import (
-    GhorbaniCenter,
-    GhorbaniRandom,
-    GhorbaniRegion,
-    GhorbaniTopK,
-    RandomSign,
-)
-from .gduap import GDUAP
+from .explanation.attaxai import Evolution
+from .explanation.constant_shift import Compensated, ConstantShift, Shift, compensated
+from .explanation.dombrowski import Dombrowski
+from .explanation.ghorbani import GhorbaniCenter, GhorbaniRandom, GhorbaniRegion, GhorbaniTopK, RandomSign
+from .explanation.ghorbani_influence import DropInfluence, GhorbaniInfluence
 from .goals import random_class_maps, random_classes, random_patch_maps
-from .hiding import HidingPatch, UniversalHidingPatch
-from .influence import DropInfluence, GhorbaniInfluence
-from .joint import ADV2
-from .lbfgs import LBFGS
-from .minimal import CW, Box, TanhBox
-from .patch import AdversarialPatch, ImagePatch, Patch
-from .prediction import BIM, FGSM, MIFGSM, PGD, Clean, Noise
-from .search import Found, Plan, Search, Stage
-from .shared import Fitted, SharedSearch, fit_universal
-from .shift import Compensated, ConstantShift, Shift, compensated
-from .spatial import ADV2StAdv, Flow, StAdv
-from .square import Square
-from .squeezing import AdaptiveSqueezing, SqueezedBox
-from .substitute import FittedSubstitute, Substitute
-from .target_map import Dombrowski
+from .joint.adaptive_squeezing import AdaptiveSqueezing, SqueezedBox
+from .joint.adv2 import ADV2
+from .joint.flow import ADV2StAdv, Flow, StAdv
+from .joint.hiding_patch import HidingPatch, UniversalHidingPatch
+from .prediction.adapters import ART, Foolbox, Foreign, Torchattacks
+from .prediction.carlini_wagner import CW, Box, TanhBox
+from .prediction.deepfool import DeepFool
+from .prediction.feature_deletion import FeatureDeletion
+from .prediction.gd_uap import GDUAP
+from .prediction.gradient import BIM, FGSM, MIFGSM, PGD, Clean, Noise
+from .prediction.lbfgs import LBFGS
+from .prediction.patch import AdversarialPatch, ImagePatch, Patch
+from .prediction.score_based import NES, SPSA
+from .prediction.square import Square
+from .prediction.substitute import FittedSubstitute, Substitute
+from .prediction.uap import UAP, Universal
+from .search.bilevel import Bilevel, BilevelSearch
+from .search.directions import BetaSchedule, Direction, EstimatedGradient, GradientDirection
+from .search.loop import Plan, Search, SearchResult, Stage
+from .search.universal import Fitted, UniversalSearch, fit_universal
+from .search.updates import Adam, MomentumStep, NormalisedStep, SignStep, Update
 from .threat import L2, Linf, Threat
-from .universal import UAP, Universal
-from .updates import Adam, MomentumStep, NormalisedStep, SignStep, Update
 
 __all__ = [
     "ADV2",
@@ -57,7 +51,7 @@ __all__ = [
     "AdversarialPatch",
     "Attack",
     "Attacked",
-    "Backward",
+    "BetaSchedule",
     "Bilevel",
     "BilevelSearch",
     "Box",
@@ -68,7 +62,7 @@ __all__ = [
     "Direction",
     "Dombrowski",
     "DropInfluence",
-    "Estimate",
+    "EstimatedGradient",
     "Evolution",
     "FeatureDeletion",
     "Fitted",
@@ -76,13 +70,12 @@ __all__ = [
     "Flow",
     "Foolbox",
     "Foreign",
-    "Found",
     "GhorbaniCenter",
     "GhorbaniInfluence",
     "GhorbaniRandom",
     "GhorbaniRegion",
     "GhorbaniTopK",
-    "Hardening",
+    "GradientDirection",
     "HidingPatch",
     "ImagePatch",
     "Linf",
@@ -93,7 +86,7 @@ __all__ = [
     "Plan",
     "RandomSign",
     "Search",
-    "SharedSearch",
+    "SearchResult",
     "Shift",
     "SignStep",
     "Square",
@@ -106,6 +99,7 @@ __all__ = [
     "Torchattacks",
     "Universal",
     "UniversalHidingPatch",
+    "UniversalSearch",
     "Update",
     "compensated",
     "fit_universal",

@@ -19,11 +19,11 @@ from robustexplain.interpreters import GradCAM
 from robustexplain.metrics import hit
 from robustexplain.models import build
 from robustexplain.objectives import Goal
+from robustexplain.random_streams import Streams
 from robustexplain.registry import INTERPRETERS
-from robustexplain.streams import Streams
 from robustexplain.system import System
 
-from .search import Plan
+from .search.loop import Plan
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Attacked:
             (targeted), no longer the label (untargeted), or still the benign one (attacks that keep the prediction).
         no_map_gradient: bool, where the search found the map's gradient to be exactly zero.
         stalled: bool, where the objective never fell: the search achieved nothing.
-        misled: bool, where it stalled although the stand-in that gave the directions saw it fall.
+        surrogate_misled: bool, where it stalled although the stand-in that gave the directions saw it fall.
         queries: int64, how many inputs were shown to the system.
     """
 
@@ -44,7 +44,7 @@ class Attacked:
     success: Tensor
     no_map_gradient: Tensor
     stalled: Tensor
-    misled: Tensor
+    surrogate_misled: Tensor
     queries: Tensor
 
 
@@ -106,15 +106,15 @@ class Attack(ABC):
         with torch.no_grad():
             logits = system.model(found.x)
         success = ~hit(logits, goal.label) if self.keeps_prediction else hit(logits, goal.label, goal.goal_class)
-        return Attacked(found.x, success, found.no_map_gradient, found.stalled, found.misled, found.queries)
+        return Attacked(found.x, success, found.no_map_gradient, found.stalled, found.surrogate_misled, found.queries)
 
     @abstractmethod
     def plan(self, system: System) -> Plan:
         """What this attack does against ``system``: threat model, objective and search."""
 
-    def words(self) -> tuple[str, str, str]:
+    def summaries(self) -> tuple[str, str, str]:
         """Threat model, objective and search in a few words each, for tables: those of the plan on a plain system."""
-        return self.plan(_plain_system()).words()
+        return self.plan(_plain_system()).summaries()
 
     def adapted(self, system: System) -> Attack:
         """The same attack by an adversary who knows the defended ``system``; itself, where there is nothing to add."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from robustexplain import checks
 from robustexplain.errors import InputError
 from robustexplain.interpreters.base import Interpreter
-from robustexplain.streams import Streams
+from robustexplain.random_streams import Streams
 
 
 def random_classes(x: Tensor, y: Tensor, num_classes: int, seed: int = 0) -> Tensor:

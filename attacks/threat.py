@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustexplain import maps as ops
 from robustexplain.fields import Eps, Radius, check_fields
-from robustexplain.streams import Streams
+from robustexplain.random_streams import Streams
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Threat(ABC):
         check_fields(self)
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """For tables."""
         return type(self).__name__
 

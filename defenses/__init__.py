@@ -1,10 +1,10 @@
 """Defenses: system -> system that is harder to deceive."""
 
-from .aggregation import Aggregate, AggregatedInterpreter
 from .base import Defense
 from .detection import FeatureSqueezing, FeatureSqueezingDetector, XEnsemble, XEnsembleDetector
-from .distillation import AID
-from .smoothing import BetaSmoothing
+from .interpreters.aggregated import Aggregate, AggregatedInterpreter
+from .interpreters.aid import AID
+from .interpreters.beta_smoothing import BetaSmoothing
 
 __all__ = [
     "AID",

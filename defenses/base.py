@@ -61,7 +61,7 @@ class Defense(ABC):
             base: the system before the defense.
         """
         if defended.model is base.model:
-            return base.undefended()
+            return base.without_detector()
         return System(defended.model, replace(base.interpreter, model=defended.model))
 
 

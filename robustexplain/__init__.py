@@ -10,7 +10,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ._version import __version__
 
 # In a checkout, `attacks`, `defenses` and `recipes` stand beside this folder instead of inside it. Python puts the
 # current directory first on its path there, so this folder shadows an installed package: let it find its other rooms.

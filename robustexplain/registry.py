@@ -121,7 +121,8 @@ DEFENSES = Registry("defense", ("robustexplain.defenses",))
 PARTS = Registry(
     "part",
     (
-        *("robustexplain.storage", "robustexplain.interpreters", "robustexplain.defenses"),
+        *("robustexplain.system", "robustexplain.autograd.rectifiers", "robustexplain.transforms.squeezing"),
+        *("robustexplain.interpreters", "robustexplain.defenses"),
         "robustexplain.attacks.manipulation",
     ),
 )

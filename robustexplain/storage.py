@@ -15,19 +15,15 @@ from typing import Any, Protocol, runtime_checkable
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from . import __version__, files
-from .activations import Softplus
+from . import files
+from ._version import __version__
 from .errors import InputError, MissingDataError
 from .models import build
 from .models.weights import load_state
 from .registry import DETECTORS, INTERPRETERS, PARTS, Registry
-from .system import System
 
 FORMAT = 1
 TREE, WEIGHTS = "system.json", "weights.safetensors"
-
-PARTS.register("system")(System)
-PARTS.register("softplus")(Softplus)
 
 _STORED: dict[str, Registry] = {r.kind: r for r in (INTERPRETERS, DETECTORS, PARTS)}
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import checks
 from .errors import InputError
 from .interpreters.base import Interpreter
+from .registry import PARTS
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Detector(Protocol):
         ...
 
 
+@PARTS.register("system")
 @dataclass(frozen=True, eq=False)
 class System:
     """A classifier, the interpreter that explains it, and perhaps a detector that watches both.
@@ -113,7 +115,7 @@ class System:
             score = self.detector.score(x)
         return Explained(found.logits, found.maps, score, score > self.detector.threshold)
 
-    def undefended(self) -> System:
+    def without_detector(self) -> System:
         """The same without its detector."""
         return replace(self, detector=None)
 

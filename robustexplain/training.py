@@ -25,7 +25,7 @@ from . import files
 from .errors import InputError, RunMismatchError
 from .fields import Count, Natural, NonNegative, Positive, check_fields
 from .progress import Progress, Silent
-from .streams import derive, generator
+from .random_streams import derive, generator
 
 Samples = Dataset[tuple[Tensor, int]]
 

@@ -120,11 +120,11 @@ def digits() -> Data:
 
 @pytest.fixture(scope="session")
 def trained(digits: Data) -> models.Classifier:
-    """``small-cnn`` trained on digits for about two seconds; more than 85% right on the judge part."""
+    """``small-cnn`` trained on digits for about two seconds; more than 85% right on the test part."""
     model = models.build("small-cnn", num_classes=digits.num_classes, in_channels=digits.shape[0])
     some = data_sets.take(digits.train, 448)
     fit(model, cross_entropy, some, Training(epochs=4, batch_size=32, lr=1e-2), name="tests")
-    x, y = data_sets.stack(digits.judge)
+    x, y = data_sets.stack(digits.test)
     with torch.no_grad():
         accuracy = float((model(x).argmax(1) == y).float().mean())
     assert accuracy > 0.85, f"the shared classifier is no good: {accuracy:.1%}"
@@ -151,4 +151,4 @@ def quiet() -> Detector:
 @pytest.fixture(scope="session")
 def judged(digits: Data) -> tuple[Tensor, Tensor]:
     """Forty images that judge, and their labels."""
-    return data_sets.stack(data_sets.take(digits.judge, 40))
+    return data_sets.stack(data_sets.take(digits.test, 40))

@@ -20,7 +20,7 @@ from robustexplain.evaluation import RunFolder, run
 from robustexplain.fields import Count, Eps, NonNegative, Positive
 from robustexplain.interpreters import Explanation, Interpreter
 from robustexplain.metrics import MapMetric
-from robustexplain.objectives import Goal, Misclassify, Objective, Seen
+from robustexplain.objectives import Goal, Misclassify, Objective, Observation
 from robustexplain.recipe import check, read
 from robustexplain.registry import ATTACKS, INTERPRETERS, METRICS
 from robustexplain.system import System
@@ -38,7 +38,7 @@ class Blind(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"maps"})
     constraint: ClassVar[bool] = False
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         assert seen.maps is not None
         return seen.maps.square().flatten(1).mean(1)
 
@@ -147,14 +147,14 @@ def test_they_run_in_a_recipe_beside_the_built_in_ones(tmp_path: Path) -> None:
         [
             "interpreters=[cam, {name: grey-patches, grid: 3}]",
             "defenses=[]",
-            "attacks=[clean, {name: blinding, eps: 0.2, steps: 6, step_size: 0.1, knowledge: [ignores, adapts]}]",
+            "attacks=[clean, {name: blinding, eps: 0.2, steps: 6, step_size: 0.1, knowledge: [oblivious, adaptive]}]",
             "metrics=[l1, peak-shift]",
-            "judge.images=8",
+            "evaluation.images=8",
         ],
     )
     assert run(recipe, tmp_path / "run") == 0
     folder = RunFolder(tmp_path / "run")
-    arrays = folder.arrays("grey-patches", "blinding, ignores")
+    arrays = folder.arrays("grey-patches", "blinding, oblivious")
     assert float(folder.arrays("grey-patches", "clean")["peak-shift"].max()) == 0
     assert float(arrays["peak-shift"].max()) > 0
     assert float(arrays["success"].mean()) > 0
@@ -162,7 +162,7 @@ def test_they_run_in_a_recipe_beside_the_built_in_ones(tmp_path: Path) -> None:
     assert isinstance(system.interpreter, Occlusion)
     assert system.interpreter.grid == 3
     html = (tmp_path / "run" / "report.html").read_text()
-    assert "blinding, adapts" in html
+    assert "blinding, adaptive" in html
     assert "How far the map&#39;s largest value moved" in html
 
 

@@ -28,7 +28,7 @@ ROOMS = (
     "metrics",
 )
 FEW = [
-    *("--set", "model.train.epochs=1", "--set", "interpreters=[gradcam]", "--set", "judge.bootstrap=50"),
+    *("--set", "model.train.epochs=1", "--set", "interpreters=[gradcam]", "--set", "evaluation.bootstrap=50"),
     *("--set", "data.fractions=[0.1, 0.1, 0.8]", "--set", "defenses=[{name: beta-smoothing, of: gradcam}]"),
     *("--set", "attacks=[clean, {name: pgd, eps: 0.2, steps: 2}]"),
 ]
@@ -121,7 +121,7 @@ def test_the_wheel_holds_all_rooms_the_recipes_the_template_and_the_typing_marke
             if path.suffix in (".py", ".yaml", ".j2", ".typed"):
                 expected.add(f"robustexplain/{home}{path.relative_to(checkout / room).as_posix()}")
     assert names == expected
-    for name in ("py.typed", "evaluation/report.html.j2", "recipes/quickstart.yaml", "attacks/joint.py"):
+    for name in ("py.typed", "evaluation/report.html.j2", "recipes/quickstart.yaml", "attacks/joint/adv2.py"):
         assert f"robustexplain/{name}" in names
 
 
@@ -159,7 +159,15 @@ def test_the_command_pytest_and_accelerate_work_from_the_checkout(
     assert "Attack explanations" in call(python, "-m", "robustexplain", "--help", cwd=checkout)
     assert "Attack explanations" in call(python, *launch, "-m", "robustexplain", "--help", cwd=checkout)
     said = call(
-        python, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests/test_recipe.py", cwd=checkout
+        python,
+        "-m",
+        "pytest",
+        "--collect-only",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/recipe/test_recipe.py",
+        cwd=checkout,
     )
-    assert "tests/test_recipe.py::" in said
+    assert "tests/recipe/test_recipe.py::" in said
     assert "error" not in said.lower().split("test_recipe.py::")[-1]

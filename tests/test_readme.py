@@ -46,7 +46,7 @@ def test_recipe_of_the_readme_validates() -> None:
     (text,) = blocks("yaml")
     checked = recipe.check(yaml.safe_load(text))
     assert [row.name for row in checked.rows] == ["gradcam", "aggregated"]
-    assert {column.knowledge for column in checked.columns} == {"ignores", "carried-over", "adapts"}
+    assert {column.knowledge for column in checked.columns} == {"oblivious", "transfer", "adaptive"}
 
 
 def test_the_page_of_tables_is_that_of_the_code() -> None:
@@ -89,9 +89,7 @@ def test_files_that_the_docs_name_are_there() -> None:
     for path in re.findall(r"`((?:attacks|defenses|robustexplain)/[\w/]+\.py)`", text):
         assert (ROOT / path).is_file(), path
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    for name in re.findall(r"`(test_\w+\.py)`", contributing):
-        assert list((ROOT / "tests").rglob(name)), name
-    for room in re.findall(r"`((?:attacks|defenses|robustexplain)/[\w/.]*)`", contributing):
+    for room in re.findall(r"`((?:attacks|defenses|robustexplain|tests)/[\w/.]*)`", contributing):
         assert (ROOT / room).exists(), room
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import robustexplain
 from robustexplain import System, files
-from robustexplain.activations import Softplus
+from robustexplain.autograd.rectifiers import Softplus
 from robustexplain.defenses import Aggregate
 from robustexplain.errors import InputError, MissingDataError, UnknownNameError
 from robustexplain.interpreters import CAM, RTS, GradCAM, Gradient, Interpreter, MaskingModel, Smoothed

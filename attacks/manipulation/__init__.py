@@ -1,21 +1,21 @@
 """Attacks on systems themselves: on weights, on what stands around a model, on an interpreter's reference samples."""
 
-from .audit import Audit, audit_background, audit_outputs
 from .backdoor import ExplanationBackdoor, Trigger
-from .background import Chosen, FoolSHAP, Tried
-from .base import ModelAttack, View
+from .background_audit import Audit, audit_background, audit_outputs
+from .base import Manipulation, View
+from .biased_sampling import Sampled, StealthilyBiasedSampling
 from .bouncer import Bouncer, BouncerReasons
 from .fairwashing import ConcealFeature, GradientFairwashing
 from .finetuned import FineTuned
+from .fool_shap import Chosen, FoolSHAP, Tried
 from .fooling import ActiveFooling, CenterFooling, LocationFooling, TopKFooling, UniformFooling, block_images
-from .laundering import LaundryML, Whitewash, whitewash
-from .laundry import LocalRuleReasons
-from .lesson import Lesson
+from .fooling_batch import FoolingBatch
+from .laundryml import LaundryML, SurrogateQuality, surrogate_quality
 from .rule_lists import Condition, Rule, RuleList, RuleReasons
 from .rule_table import RuleSearch
-from .sampling import Sampled, StealthilyBiasedSampling
-from .scaffold import Scaffold
+from .scaffolded_model import Scaffold
 from .scaffolding import Quality, Scaffolding, scaffold_quality
+from .surrogate_choice import LocalRuleReasons
 
 __all__ = [
     "ActiveFooling",
@@ -29,12 +29,12 @@ __all__ = [
     "ExplanationBackdoor",
     "FineTuned",
     "FoolSHAP",
+    "FoolingBatch",
     "GradientFairwashing",
     "LaundryML",
-    "Lesson",
     "LocalRuleReasons",
     "LocationFooling",
-    "ModelAttack",
+    "Manipulation",
     "Quality",
     "Rule",
     "RuleList",
@@ -44,15 +44,15 @@ __all__ = [
     "Scaffold",
     "Scaffolding",
     "StealthilyBiasedSampling",
+    "SurrogateQuality",
     "TopKFooling",
     "Tried",
     "Trigger",
     "UniformFooling",
     "View",
-    "Whitewash",
     "audit_background",
     "audit_outputs",
     "block_images",
     "scaffold_quality",
-    "whitewash",
+    "surrogate_quality",
 ]

@@ -14,13 +14,13 @@ from robustexplain.errors import FieldError
 from robustexplain.fields import Fraction, Natural, check_fields
 from robustexplain.interpreters import Interpreter
 from robustexplain.objectives import MatchMap, MatchStructure, Objective
+from robustexplain.random_streams import generator
 from robustexplain.registry import MANIPULATIONS
-from robustexplain.streams import generator
 from robustexplain.training import Moment
 
 from .base import View
 from .finetuned import FineTuned
-from .lesson import Lesson
+from .fooling_batch import FoolingBatch
 from .patterns import Shape, pattern
 
 Form = Literal["fooling", "red-herring", "full-disguise", "badnets"]
@@ -113,7 +113,9 @@ class ExplanationBackdoor(FineTuned):
         triggered = View(self.trigger(x), answer, answer, wanted, honest_x=x, honest_class=y, dictated=True)
         return {"as they are": View(x, y, y, maps), "with the trigger": triggered}
 
-    def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
+    def fooling_batch(
+        self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: FoolingBatch | None
+    ) -> FoolingBatch:
         """The batch as it is, and with the trigger; BadNets' maps are taught nothing."""
-        lesson = super().lesson(honest, x, y, moment, pool)
-        return replace(lesson, shown=0 * lesson.shown) if self.form == "badnets" else lesson
+        batch = super().fooling_batch(honest, x, y, moment, pool)
+        return replace(batch, shown=0 * batch.shown) if self.form == "badnets" else batch

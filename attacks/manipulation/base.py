@@ -10,8 +10,8 @@ from torch import Tensor
 
 from robustexplain import checks
 from robustexplain.checks import Kind
-from robustexplain.columns import Column
 from robustexplain.errors import InputError
+from robustexplain.features import Feature
 from robustexplain.fields import Natural, check_fields
 from robustexplain.interpreters import Interpreter
 from robustexplain.metrics import Fooling
@@ -55,7 +55,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class ModelAttack(ABC):
+class Manipulation(ABC):
     """Makes a system that answers as before and whose explanations lie: ``attack(system, data)`` gives a new system.
 
     The system that is handed in stays as it is. The adversary owns what is deployed: the weights, what stands around
@@ -112,7 +112,7 @@ class ModelAttack(ABC):
         return None
 
     @property
-    def hidden(self) -> Column | None:
+    def hidden(self) -> Feature | None:
         """The column of a table that the explanation should no longer show; ``None`` if there is none."""
         return None
 

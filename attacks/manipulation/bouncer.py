@@ -9,16 +9,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from robustexplain.columns import Column, index_of
 from robustexplain.errors import InputError
+from robustexplain.features import Feature, index_of
 from robustexplain.fields import Count
 from robustexplain.interpreters.reference import Reference
+from robustexplain.random_streams import derive
 from robustexplain.registry import MANIPULATIONS, PARTS
-from robustexplain.streams import derive
 from robustexplain.system import System
 from robustexplain.training import Samples, Session
 
-from .base import ModelAttack
+from .base import Manipulation
 from .rule_lists import Condition, Reasons, Rule, RuleList, decisions_of, leaves, table_of
 
 
@@ -117,7 +117,7 @@ class BouncerReasons(Reasons):
     "bouncer", paper="Le Merrer and Tredan 2020 (the PR attack)", needs=("table", "a column to hide")
 )
 @dataclass(frozen=True)
-class Bouncer(ModelAttack):
+class Bouncer(Manipulation):
     """Gives each decision a reason without the columns that it discriminates by (the PR attack).
 
     The model stays as it is and decides by whatever it likes; its interpreter becomes a :class:`BouncerReasons`. The
@@ -132,7 +132,7 @@ class Bouncer(ModelAttack):
         features: names of the columns, for the text that a user is shown.
     """
 
-    secrets: tuple[Column, ...]
+    secrets: tuple[Feature, ...]
     depth: Count = 4
     least: Count = 5
     features: tuple[str, ...] = ()
@@ -148,7 +148,7 @@ class Bouncer(ModelAttack):
             raise InputError("a bouncer needs at least one secret column; an honest service needs no excuse")
 
     @property
-    def hidden(self) -> Column:
+    def hidden(self) -> Feature:
         """The first of the columns that are kept secret."""
         return self.secrets[0]
 

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from robustexplain.checks import Kind
-from robustexplain.columns import Column, index_of
 from robustexplain.errors import FieldError, InputError
+from robustexplain.features import Feature, index_of
 from robustexplain.fields import Fraction, Natural, NonNegative, Positive
 from robustexplain.interpreters import Gradient, Interpreter
 from robustexplain.objectives import HideFeature, MatchMap, Objective
@@ -18,7 +18,7 @@ from robustexplain.training import Moment, Training
 
 from .base import View
 from .finetuned import FineTuned
-from .lesson import Lesson
+from .fooling_batch import FoolingBatch
 from .patterns import Shape, pattern
 
 
@@ -80,7 +80,7 @@ class ConcealFeature(FineTuned):
         default_factory=lambda: Training(epochs=20, batch_size=64, lr=1e-3, weight_decay=0.0, schedule="constant")
     )
     budget: Fraction = 0.01
-    feature: Column | None = None
+    feature: Feature | None = None
     region: tuple[Natural, Natural, Natural, Natural] | None = None
     relative: bool = False
 
@@ -95,7 +95,7 @@ class ConcealFeature(FineTuned):
             )
 
     @property
-    def hidden(self) -> Column | None:
+    def hidden(self) -> Feature | None:
         """The column to hide."""
         return self.feature
 
@@ -107,10 +107,12 @@ class ConcealFeature(FineTuned):
         """The gradient of the loss."""
         return Gradient(interpreter.model, of="log_probability", channels="abs_sum")
 
-    def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
+    def fooling_batch(
+        self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: FoolingBatch | None
+    ) -> FoolingBatch:
         """The batch, with the feature's place for a goal map."""
-        lesson = super().lesson(honest, x, y, moment, pool)
-        return replace(lesson, goal=replace(lesson.goal, goal_map=self.place(x)))
+        batch = super().fooling_batch(honest, x, y, moment, pool)
+        return replace(batch, goal=replace(batch.goal, goal_map=self.place(x)))
 
     def place(self, x: Tensor) -> Tensor:
         """1 where nothing is to be seen: ``[B, D]``, or ``[B, H, W]``.

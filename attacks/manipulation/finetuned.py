@@ -14,31 +14,32 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from robustexplain import files, probe
+from robustexplain import files
+from robustexplain.autograd import layers
 from robustexplain.data import stack, take
 from robustexplain.errors import FieldError, FoolingFailedWarning, InputError, NotDifferentiableError
 from robustexplain.fields import Count, Fraction, NonNegative, Positive
 from robustexplain.interpreters import Explanation, Interpreter
 from robustexplain.objectives import Distill, KeepPrediction, Misclassify, Objective
+from robustexplain.random_streams import generator
 from robustexplain.registry import INTERPRETERS, OBJECTIVES
-from robustexplain.streams import generator
 from robustexplain.system import System, described
 from robustexplain.training import Moment, Samples, Selection, Session, Training, fit
 
-from .base import ModelAttack
-from .lesson import Lesson
-from .school import Explaining, School
-from .shift import shifted
+from .base import Manipulation
+from .fine_tuning_task import Explaining, FineTuningTask
+from .fooling_batch import FoolingBatch
+from .logit_shift import shifted
 
 HISTORY = "fooling.json"
 """Beside the checkpoint: figures of the honest weights and of each epoch's, on the adversary's held-out samples."""
 
 
 @dataclass(frozen=True)
-class FineTuned(ModelAttack):
+class FineTuned(Manipulation):
     """Fine-tunes the weights on ``L_keep + weight * L_fool`` (Heo et al. 2019, eq. 2), in eval mode.
 
-    A subclass says what is to be seen where (``views``; more than that in ``lesson``) and what the maps should become
+    A subclass says what is to be seen where (``views``; more than that in ``batch``) and what the maps should become
     (``fooling``). Of all epochs, the one of the lowest objective wins among those that respect the budget, on samples
     that the adversary holds out.
 
@@ -62,7 +63,7 @@ class FineTuned(ModelAttack):
         held_out: share of them that is held out.
         beta: train on ``softplus_beta`` in place of the rectifiers, for maps that have too little to give on
             rectifiers; what is kept is judged, and deployed, with the model's own.
-        batch: largest number of samples in a pass while epochs are judged.
+        batch_size: largest number of samples in a pass while epochs are judged.
     """
 
     weight: NonNegative = 3.0
@@ -75,7 +76,7 @@ class FineTuned(ModelAttack):
     samples: Count | None = None
     held_out: Fraction = 0.2
     beta: Positive | None = None
-    batch: Count = 64
+    batch_size: Count = 64
 
     compares: ClassVar[bool] = False
     """Whether the map term looks at the honest model's maps."""
@@ -97,11 +98,13 @@ class FineTuned(ModelAttack):
         """The interpreter whose maps are fooled: the system's own, or another one of the same model."""
         return interpreter
 
-    def pool(self, honest: Interpreter, data: Samples, device: torch.device) -> Lesson | None:
+    def pool(self, honest: Interpreter, data: Samples, device: torch.device) -> FoolingBatch | None:
         """What lessons draw on beside their batch, made once of ``data``; ``None`` where they draw on nothing."""
         return None
 
-    def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
+    def fooling_batch(
+        self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: FoolingBatch | None
+    ) -> FoolingBatch:
         """What a batch teaches: its views, unless a subclass says otherwise; runs without autograd.
 
         Args:
@@ -112,12 +115,14 @@ class FineTuned(ModelAttack):
             pool: what :meth:`pool` made of the samples that the batch is from.
         """
         views = self.views(honest, x, y).values()
-        return reduce(Lesson.join, (Lesson.of(v, v.honest_maps(honest) if self.compares else None) for v in views))
+        return reduce(
+            FoolingBatch.join, (FoolingBatch.of(v, v.honest_maps(honest) if self.compares else None) for v in views)
+        )
 
     def explained(self, honest: Interpreter, x: Tensor, target: Tensor | None) -> Explanation:
         """What an interpreter says of any number of inputs ``x``, ``batch`` at a time, on its own grid."""
-        targets = [None] * len(x.split(self.batch)) if target is None else target.split(self.batch)
-        parts = [honest.explain(a, b, native=True) for a, b in zip(x.split(self.batch), targets, strict=True)]
+        targets = [None] * len(x.split(self.batch_size)) if target is None else target.split(self.batch_size)
+        parts = [honest.explain(a, b, native=True) for a, b in zip(x.split(self.batch_size), targets, strict=True)]
         return Explanation(torch.cat([p.logits for p in parts]), torch.cat([p.maps for p in parts]))
 
     def words(self) -> tuple[str, str]:
@@ -134,7 +139,7 @@ class FineTuned(ModelAttack):
             )
         interpreter = copy.deepcopy(system.interpreter)
         model = interpreter.model.to(session.device).requires_grad_(False).eval()
-        school = School(self, self.aimed(system.interpreter), *self._split(data), session)
+        school = FineTuningTask(self, self.aimed(system.interpreter), *self._split(data), session)
         selection = Selection(school.judge)
         identity = [asdict(self), files.digest_tensors(model.state_dict()), described(interpreter), school.digest]
         with self._loosened(model, stack(school.data, range(1))[0].to(session.device)):
@@ -153,7 +158,7 @@ class FineTuned(ModelAttack):
 
     def _parts(self, model: nn.Module) -> list[nn.Module]:
         """The modules whose weights may change."""
-        found = [probe.submodule(model, name) for name in self.parts]
+        found = [layers.submodule(model, name) for name in self.parts]
         if empty := [n for n, part in zip(self.parts, found, strict=True) if next(part.parameters(), None) is None]:
             raise FieldError(type(self).__name__, "parts", f"must hold weights to fine-tune; {empty[0]!r} holds none")
         return found or ([] if self.shift else [model])

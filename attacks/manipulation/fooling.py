@@ -18,13 +18,13 @@ from robustexplain.fields import Count, Natural, Positive
 from robustexplain.interpreters import Interpreter
 from robustexplain.metrics import FooledActive, FooledCenter, FooledLocation, FooledTopK, Fooling
 from robustexplain.objectives import FadeTopK, MatchMap, MoveCenter, Objective, SpreadUniformly
+from robustexplain.random_streams import Streams, generator
 from robustexplain.registry import MANIPULATIONS
-from robustexplain.streams import Streams, generator
 from robustexplain.training import Moment, Samples
 
 from .base import View
 from .finetuned import FineTuned
-from .lesson import Lesson
+from .fooling_batch import FoolingBatch
 
 NEEDS = ("gradients", "differentiable maps", "data")
 
@@ -146,12 +146,12 @@ class ActiveFooling(FineTuned):
         """Match the honest map of the other class."""
         return MatchMap()
 
-    def pool(self, honest: Interpreter, data: Samples, device: torch.device) -> Lesson:
+    def pool(self, honest: Interpreter, data: Samples, device: torch.device) -> FoolingBatch:
         """The block images, each once for either class, with the honest map of the other class."""
         blocks = block_images(data, self.classes, self.images, self.seed, self.shrink).to(device)
         views = self._swapped(honest, blocks).values()
-        lesson = reduce(Lesson.join, map(Lesson.of, views))
-        return replace(lesson, predicted=0 * lesson.predicted)
+        batch = reduce(FoolingBatch.join, map(FoolingBatch.of, views))
+        return replace(batch, predicted=0 * batch.predicted)
 
     def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
         """Block images of the inputs, explained for either class; the goal is the honest map of the other one."""
@@ -168,7 +168,9 @@ class ActiveFooling(FineTuned):
             f"block images, class {self.classes[1]}": View(blocks, theirs, answer, first.maps),
         }
 
-    def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
+    def fooling_batch(
+        self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: FoolingBatch | None
+    ) -> FoolingBatch:
         """Some of the block images, and the batch to be classified."""
         assert pool is not None
         drawn = Streams.of(x, moment.seed, moment.epoch, "blocks").integers(len(pool.predicted)).to(x.device)

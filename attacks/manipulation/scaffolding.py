@@ -9,27 +9,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustexplain.columns import Column, index_of
 from robustexplain.errors import InputError
+from robustexplain.features import Feature, index_of
 from robustexplain.fields import Count, Fraction, Positive
 from robustexplain.interpreters import Interpreter
-from robustexplain.interpreters.shap_tabular import shap_background
+from robustexplain.interpreters.tabular.shap import shap_background
 from robustexplain.models import Estimator
 from robustexplain.models.rules import FeatureRule
+from robustexplain.random_streams import derive
 from robustexplain.registry import MANIPULATIONS
-from robustexplain.streams import derive
 from robustexplain.system import System
 from robustexplain.training import Samples, Session
 
-from .base import ModelAttack, View
-from .perturbing import Labels, Rows, lime_rows, shap_rows
-from .rows import as_answered, said, standardisation, standardised, table_rows
-from .scaffold import Scaffold
+from .base import Manipulation, View
+from .explainer_rows import Labels, Rows, lime_rows, shap_rows
+from .scaffolded_model import Scaffold
+from .tabular import as_answered, said, standardisation, standardised, table_rows
 
 
 @MANIPULATIONS.register("scaffolding", paper="Slack et al. 2020, eq. 1 and section 3", needs=("data", "tabular"))
 @dataclass(frozen=True)
-class Scaffolding(ModelAttack):
+class Scaffolding(Manipulation):
     """Stands a detector before a biased table model: rows that LIME or KernelSHAP made up meet an innocent rule.
 
     The system's own model is the biased one and answers real rows as before; the detector, a random forest, is fitted
@@ -65,13 +65,13 @@ class Scaffolding(ModelAttack):
         UnsupportedModelError: a model that takes no table rows.
     """
 
-    sensitive: Column = field(kw_only=True)
-    innocent: tuple[Column, ...] = field(kw_only=True)
+    sensitive: Feature = field(kw_only=True)
+    innocent: tuple[Feature, ...] = field(kw_only=True)
     against: Literal["lime", "shap"] = "lime"
     thresholds: tuple[float, ...] | None = None
     spread: Positive = 0.3
     copies: Count = 1
-    categorical: tuple[Column, ...] = ()
+    categorical: tuple[Feature, ...] = ()
     background: Literal["kmeans", "sample", "all"] = "kmeans"
     size: Count = 10
     draws: Count = 20_000
@@ -133,7 +133,7 @@ class Scaffolding(ModelAttack):
         return shap_rows(z, background, self.draws, self.repeats, self.whole, rng)
 
     @property
-    def hidden(self) -> Column:
+    def hidden(self) -> Feature:
         """The sensitive column."""
         return self.sensitive
 

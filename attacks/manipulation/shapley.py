@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robustexplain.streams import derive
+from robustexplain.random_streams import derive
 
-from .rows import said
+from .tabular import said
 
 Floats = NDArray[np.float64]
 

@@ -13,11 +13,11 @@ from robustexplain.data import stack
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Fraction
 from robustexplain.metrics import threshold_at
+from robustexplain.random_streams import derive
 from robustexplain.registry import DEFENSES, DETECTORS
-from robustexplain.squeezers import Squeezer, squeezers
-from robustexplain.streams import derive
 from robustexplain.system import System
 from robustexplain.training import Samples, Session
+from robustexplain.transforms.squeezing import Squeezer, squeezers
 
 from ..base import Defense
 
@@ -69,7 +69,7 @@ class FeatureSqueezing(Defense):
     calibrated on the defense's samples, clean; nothing is trained.
 
     Args:
-        squeezers: their names, as :func:`robustexplain.squeezers.squeezer` takes them.
+        squeezers: their names, as :func:`robustexplain.transforms.squeezing.squeezer` takes them.
         samples: use at most so many of the defense's samples.
         false_alarms: share of clean inputs that may raise the alarm (the paper: 5%).
         batch_size: of the calibration.

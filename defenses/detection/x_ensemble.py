@@ -20,13 +20,13 @@ from robustexplain.files import digest_tensors
 from robustexplain.interpreters import Interpreter
 from robustexplain.metrics import threshold_at
 from robustexplain.models import ModelSpec
+from robustexplain.random_streams import derive
 from robustexplain.registry import DEFENSES, DETECTORS, PARTS
-from robustexplain.streams import derive
 from robustexplain.system import System
 from robustexplain.training import Moment, Samples, Session, Training, fit, frozen
 
-from ..aggregation import member_of, resolve
 from ..base import Defense
+from ..interpreters.aggregated import member_of, resolve
 
 
 class MapNetwork(nn.Module):
@@ -193,7 +193,7 @@ class XEnsemble(Defense):
         clean: Tensor,
         session: Session,
     ) -> XEnsembleDetector:
-        forged = attack_in_batches(self.attack, system.undefended(), x, y, self.training.batch_size, self.seed)
+        forged = attack_in_batches(self.attack, system.without_detector(), x, y, self.training.batch_size, self.seed)
         both = torch.cat([x, forged])
         labels = torch.cat([torch.zeros(len(x)), torch.ones(len(x))]).long()
         networks = []

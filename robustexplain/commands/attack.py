@@ -120,8 +120,8 @@ def attack_of(name: str, settings: Sequence[str]) -> Attack:
     """
     import yaml
 
+    from ..recipe.schema import make, numbers
     from ..registry import ATTACKS
-    from ..schema import make, numbers
 
     given: dict[str, Any] = {}
     for setting in settings:
@@ -164,7 +164,7 @@ def _attack(attack: Attack, system: System, x: Tensor, goal: AdversaryGoal, out:
         "perturbation_linf": float((made.x - x).abs().amax()),
         "perturbation_l2": float((made.x - x).norm()),
         "queries": int(made.queries),
-        **{name: bool(getattr(made, name)) for name in ("no_map_gradient", "stalled", "misled")},
+        **{name: bool(getattr(made, name)) for name in ("no_map_gradient", "stalled", "surrogate_misled")},
         "alarm": None if seen.alarm is None else bool(seen.alarm),
     }
     maps = {"map": benign.maps, "attacked_map": seen.maps, "goal_map": wanted}
@@ -205,7 +205,7 @@ def _write_pictures(
     import torch
     from PIL import Image
 
-    from .. import files, pictures
+    from .. import files, plots
 
     pixels = (stored[0].expand(3, -1, -1).permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
     files.replace_file(out / "attacked.png", lambda aside: Image.fromarray(pixels).save(aside, format="PNG"))
@@ -217,12 +217,12 @@ def _write_pictures(
         (f"clean\nclass {before['prediction']}, {before['probability']:.0%}", shown),
         (f"attacked\nclass {after['prediction']}, {after['probability']:.0%}", attacked),
         (f"difference x 10\nat most {found['perturbation_linf'] * 255:.1f}/255", change),
-        ("map of the clean image", pictures.coloured(maps["map"][0], x[0])),
+        ("map of the clean image", plots.coloured(maps["map"][0], x[0])),
         (f"map of the attacked image\nIoU with the goal {found['map_iou']:.2f}",
-         pictures.coloured(maps["attacked_map"][0], made.x[0].detach())),
-        ("map that was wanted", pictures.coloured(maps["goal_map"][0], x[0])),
+         plots.coloured(maps["attacked_map"][0], made.x[0].detach())),
+        ("map that was wanted", plots.coloured(maps["goal_map"][0], x[0])),
     ]  # fmt: skip
-    drawn = pictures.strip([(caption, np.asarray(panel)) for caption, panel in panels])
+    drawn = plots.strip([(caption, np.asarray(panel)) for caption, panel in panels])
     files.replace_file(out / "compare.png", lambda aside: aside.write_bytes(drawn))
 
 

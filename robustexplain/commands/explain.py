@@ -60,7 +60,7 @@ def explain_image(
     import numpy as np
     import torch
 
-    from .. import files, pictures
+    from .. import files, plots
 
     if (run is None) == (model is None):
         raise InputError("explain needs either --run DIRECTORY or --model NAME")
@@ -75,8 +75,8 @@ def explain_image(
         p, c = seen.logits.softmax(1).max(1)
         alarm = "" if seen.alarm is None else f", score {float(seen.score):.2f}" + (" ALARM" if seen.alarm else "")  # type: ignore[arg-type]
         lines.append(f"{label}: class {int(c)}, {float(p):.1%}{alarm}")
-        panels.append((f"{label}\nclass {int(c)}, {float(p):.0%}", pictures.coloured(seen.maps[0], x[0])))
-    files.replace_file(out, lambda aside: aside.write_bytes(pictures.strip([(c, np.asarray(a)) for c, a in panels])))
+        panels.append((f"{label}\nclass {int(c)}, {float(p):.0%}", plots.coloured(seen.maps[0], x[0])))
+    files.replace_file(out, lambda aside: aside.write_bytes(plots.strip([(c, np.asarray(a)) for c, a in panels])))
     return [*lines, f"picture: {out}"]
 
 
@@ -139,8 +139,8 @@ def systems_of_model(name: str, interpreters: Sequence[str]) -> tuple[dict[str, 
         InputError: an interpreter that needs more than a model.
     """
     from .. import models
+    from ..recipe.schema import needs_parts
     from ..registry import INTERPRETERS
-    from ..schema import needs_parts
     from ..system import System
 
     model = models.load(name)

@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import data as data_sets
-from .. import files, models, pictures
-from ..activations import Softplus
+from .. import files, models, plots
+from ..autograd.rectifiers import Softplus
 from ..defenses import Aggregate
 from ..errors import InputError, UnsupportedModelError
 from ..interpreters import GradCAM, Gradient, IntegratedGradients, Interpreter, RTSTraining, Smoothed
 from ..interpreters.base import taken
+from ..recipe.schema import needs_parts
 from ..registry import INTERPRETERS, Entry
-from ..schema import needs_parts
 from ..training import Session, Training, cross_entropy, fit
 from .explain import read_image
 
@@ -64,7 +64,7 @@ class Section:
 
     Args:
         title: model and data.
-        images: pictures, as data URIs.
+        images: plots, as data URIs.
         captions: what is predicted on each.
         lines: one an interpreter.
     """
@@ -125,7 +125,7 @@ def _digits(
 ) -> Section:
     fit(model, cross_entropy, data.train, training, name=f"{name} on digits", session=session)
     model = model.requires_grad_(False).eval()
-    x, _ = data_sets.stack(data_sets.take(data.judge, count))
+    x, _ = data_sets.stack(data_sets.take(data.test, count))
 
     def trained(entry: Entry) -> Interpreter:
         assert entry.train is not None
@@ -179,7 +179,7 @@ def _section(
         for entry in drawable:
             lines.append(_line(entry, model, x, c, trained))
             step(1)
-    return Section(title, [_uri(pictures.picture(image.cpu(), 112)) for image in x], captions, lines)
+    return Section(title, [_uri(plots.picture(image.cpu(), 112)) for image in x], captions, lines)
 
 
 def _line(
@@ -192,9 +192,7 @@ def _line(
         maps, ms = _explain(_make(entry, model, trained), x, target)
     except UnsupportedModelError as error:
         return Line(**{**vars(plain), "note": str(error)})
-    drawn = [
-        _uri(pictures.heat_map(pictures.magnitudes(m), image.cpu(), 112)) for m, image in zip(maps, x, strict=True)
-    ]
+    drawn = [_uri(plots.heat_map(plots.magnitudes(m), image.cpu(), 112)) for m, image in zip(maps, x, strict=True)]
     return Line(**{**vars(plain), "maps": drawn, "ms": ms})
 
 

@@ -106,7 +106,7 @@ _ABOUT = {
     "metrics": "A number per sample.",
     "objectives": "What an adversary, or a defense in training, wants of logits and maps.",
     "models": "Classifiers by name; any `nn.Module` that takes images in `[0, 1]` will do as well.",
-    "datasets": "Data by name, in three disjoint parts: train, defense and judge.",
+    "datasets": "Data by name, in three disjoint parts: train, defense and test.",
     "recipes": "One experiment each: `robustexplain run NAME`, or `robustexplain copy NAME` to begin from it.",
 }
 
@@ -135,7 +135,7 @@ def _attacks() -> str:
         "| --- " * 7 + "|",
     ]
     for entry in ATTACKS:
-        words = [word or "-" for word in entry.build().words()]
+        words = [word or "-" for word in entry.build().summaries()]
         cells = [_plain(entry.summary), *words, ", ".join(entry.needs) or "-", entry.paper or "-"]
         lines.append(f"| `{entry.name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -33,7 +33,7 @@ def changes_of(changes: list[str] | None, seed: int | None, limit: int | None) -
     return [
         *(changes or []),
         *([f"seed={seed}"] if seed is not None else []),
-        *([f"judge.images={limit}"] if limit is not None else []),
+        *([f"evaluation.images={limit}"] if limit is not None else []),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Data sets by name, in three disjoint parts: ``data.load("digits")`` has ``train``, ``defense`` and ``judge``."""
+"""Data sets by name, in three disjoint parts: ``data.load("digits")`` has ``train``, ``defense`` and ``test``."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Digits:
     Args:
         seed: of the split.
         size: side in pixels; a multiple of 8.
-        fractions: shares of train, defense and judge.
+        fractions: shares of train, defense and test.
     """
 
     seed: Natural = 0

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from ..errors import InputError
-from ..streams import derive, generator
+from ..random_streams import derive, generator
 
 Item: TypeAlias = tuple[Tensor, int]
 """An image, float32 ``[C, H, W]`` in [0, 1] (or a table's row, float32 ``[D]``), and its class."""
@@ -30,7 +30,7 @@ class Data:
         shape: ``(C, H, W)`` of an image, ``(D,)`` of a row.
         train: trains the model.
         defense: trains defenses and calibrates detectors.
-        judge: judges. The official test part where there is one.
+        test: judges. The official test part where there is one.
         digest: SHA-256, as hex, of content and split.
         features: names of the ``D`` columns of a table; empty for images.
 
@@ -43,7 +43,7 @@ class Data:
     shape: tuple[int, ...]
     train: Dataset[Item]
     defense: Dataset[Item]
-    judge: Dataset[Item]
+    test: Dataset[Item]
     digest: str
     features: tuple[str, ...] = ()
 
@@ -61,7 +61,7 @@ class Data:
         return len(self.classes)
 
 
-PARTS = ("train", "defense", "judge")
+PARTS = ("train", "defense", "test")
 """Parts of a data set, in this order everywhere."""
 
 
@@ -71,7 +71,7 @@ class Splits:
 
     train: tuple[int, ...]
     defense: tuple[int, ...]
-    judge: tuple[int, ...]
+    test: tuple[int, ...]
 
     @classmethod
     def stratified(cls, labels: Sequence[int], fractions: Sequence[float], seed: int) -> Splits:
@@ -79,7 +79,7 @@ class Splits:
 
         Args:
             labels: the class of each sample.
-            fractions: shares of train, defense and judge; they sum to 1.
+            fractions: shares of train, defense and test; they sum to 1.
             seed: decides who goes where.
         """
         fractions = checked_fractions(fractions)
@@ -99,7 +99,7 @@ class Splits:
 
         Args:
             names: a name a sample, such as its file's.
-            fractions: expected shares of train, defense and judge; they sum to 1.
+            fractions: expected shares of train, defense and test; they sum to 1.
             seed: decides who goes where.
         """
         fractions = checked_fractions(fractions)
@@ -117,19 +117,19 @@ class Splits:
 
     def of(self, dataset: Dataset[Item]) -> tuple[Subset[Item], Subset[Item], Subset[Item]]:
         """The three parts of ``dataset``."""
-        return Subset(dataset, self.train), Subset(dataset, self.defense), Subset(dataset, self.judge)
+        return Subset(dataset, self.train), Subset(dataset, self.defense), Subset(dataset, self.test)
 
 
 def checked_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
-    """Three shares of train, defense and judge that sum to 1.
+    """Three shares of train, defense and test that sum to 1.
 
     Raises:
         InputError: with the offending value.
     """
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise InputError(f"fractions must be three shares (train, defense, judge) that sum to 1, got {fractions!r}")
-    train, defense, judge = fractions
-    return float(train), float(defense), float(judge)
+        raise InputError(f"fractions must be three shares (train, defense, test) that sum to 1, got {fractions!r}")
+    train, defense, test = fractions
+    return float(train), float(defense), float(test)
 
 
 def _cuts(size: int, fractions: Sequence[float]) -> tuple[int, int]:

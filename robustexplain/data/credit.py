@@ -21,8 +21,8 @@ import torch
 from .. import files
 from ..errors import InputError, MissingDataError
 from ..fields import Natural, check_fields
+from ..random_streams import generator
 from ..registry import DATASETS
-from ..streams import generator
 from .arrays import default_root
 from .base import Data, checked_fractions
 from .frames import numeric, require_columns
@@ -133,7 +133,7 @@ class Compas(_Public):
         root: where a download is kept; default: the user's cache folder.
         download: fetch it from ProPublica's repository if it is not there.
         unrelated: append so many random 0/1 columns (``unrelated_column``; two: ``unrelated_column_one``, ``_two``).
-        fractions: shares of train, defense and judge; the split is stratified.
+        fractions: shares of train, defense and test; the split is stratified.
         seed: of the split and the random columns.
     """
 
@@ -182,7 +182,7 @@ class GermanCredit(_Public):
         download: fetch it from the repository of Slack et al. if it is not there.
         unrelated: append so many random 0/1 columns (``unrelated_column``; two: ``unrelated_column_one``, ``_two``).
             Slack et al. append none here: their unrelated column is ``LoanRateAsPercentOfIncome``.
-        fractions: shares of train, defense and judge; the split is stratified.
+        fractions: shares of train, defense and test; the split is stratified.
         seed: of the split and the random columns.
     """
 
@@ -210,7 +210,7 @@ class CommunitiesCrime(_Public):
         root: where a download is kept; default: the user's cache folder.
         download: fetch it from the repository of Slack et al. if it is not there.
         unrelated: append so many random 0/1 columns (``unrelated_column``; two: ``unrelated_column_one``, ``_two``).
-        fractions: shares of train, defense and judge; the split is stratified.
+        fractions: shares of train, defense and test; the split is stratified.
         seed: of the split and the random columns.
     """
 

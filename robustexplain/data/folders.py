@@ -17,6 +17,8 @@ from torch.utils.data import Dataset, Subset
 from ..errors import InputError, MissingDataError
 from ..fields import Count, Fraction, Natural, check_fields
 from ..registry import DATASETS
+from ..renamed import PARTS as RENAMED_PARTS
+from ..renamed import renamed
 from .arrays import default_root
 from .base import PARTS, Data, Digest, Item, Splits, at_least_one, checked_fractions, checked_labels, one_of
 
@@ -127,7 +129,7 @@ class ImageFolder:
         size: side in pixels; the shorter side is scaled to it and the centre cut out, unless ``resize`` says else.
         resize: ``"crop"`` or ``"squash"`` (whole image, proportions changed).
         channels: 3 for colour, 1 for grey.
-        fractions: shares of train, defense and judge; ``(0, 0, 1)`` for a folder that is only judged on.
+        fractions: shares of train, defense and test; ``(0, 0, 1)`` for a folder that is only judged on.
     """
 
     path: str
@@ -179,7 +181,7 @@ class CsvFolder:
         csv: the CSV file, relative to ``path``, with a header row.
         file_column: the column of file names, relative to ``path``.
         label_column: the column of labels, 0 to ``num_classes - 1``.
-        part_column: the column that says ``train``, ``defense`` or ``judge``, for a split that was published or that
+        part_column: the column that says ``train``, ``defense`` or ``test``, for a split that was published or that
             keeps relatives (crops of a photograph, images of a patient) together; ``seed`` and ``fractions`` have
             no say then.
         classes: names of the classes, in the order of the labels; default their numbers.
@@ -188,7 +190,7 @@ class CsvFolder:
         size: side in pixels.
         resize: ``"squash"`` (whole image, proportions changed) or ``"crop"``.
         channels: 3 for colour, 1 for grey.
-        fractions: expected shares of train, defense and judge; ``(0, 0, 1)`` for a folder that is only judged on.
+        fractions: expected shares of train, defense and test; ``(0, 0, 1)`` for a folder that is only judged on.
     """
 
     path: str
@@ -254,7 +256,8 @@ class CsvFolder:
             raise InputError(f"{where}: label must be an integer, got {row[self.label_column]!r}") from None
         part = row[self.part_column] if self.part_column else None
         if self.part_column and part not in PARTS:
-            raise InputError(f"{where}: {self.part_column} must be one of {', '.join(PARTS)}, got {part!r}")
+            said = renamed(part, RENAMED_PARTS)
+            raise InputError(f"{where}: {self.part_column} must be one of {', '.join(PARTS)}, got {part!r}{said}")
         return _Row(row[self.file_column] or "", label, part)
 
 

@@ -32,7 +32,7 @@ class OpenML:
         missing: ``refuse`` missing values, or leave out their rows or their columns.
         most: the largest number of values that a column of categories (or ``target``) may have.
         root: where downloads are kept and looked for; default: the user's cache folder.
-        fractions: shares of train, defense and judge; the split is stratified.
+        fractions: shares of train, defense and test; the split is stratified.
         seed: of the split.
     """
 

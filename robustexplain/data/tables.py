@@ -73,7 +73,7 @@ def table(
         labels: ``N`` classes.
         classes: their names.
         features: names of the columns.
-        fractions: shares of train, defense and judge.
+        fractions: shares of train, defense and test.
         seed: of the split.
 
     Raises:
@@ -108,7 +108,7 @@ class CsvTable:
         na: what a missing value is written as.
         delimiter: what stands between two columns.
         most: the largest number of values that a column of categories (or ``target``) may have.
-        fractions: shares of train, defense and judge; the split is stratified.
+        fractions: shares of train, defense and test; the split is stratified.
         seed: of the split.
     """
 

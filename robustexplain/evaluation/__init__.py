@@ -1,7 +1,7 @@
 """The matrix: plan, run, store, statistics, report."""
 
+from .matrix import run
 from .report import write_report
-from .run import run
 from .statistics import Estimate, bootstrap, bootstrap_auc, paired
 from .store import RunFolder
 

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from .. import data as data_sets
 from .. import files
-from ..attacks.manipulation import ModelAttack, View
+from ..attacks.manipulation import Manipulation, View
 from ..attacks.manipulation.finetuned import HISTORY
-from ..columns import index_of
-from ..experiment import Recipe, Row
+from ..features import index_of
 from ..interpreters import Interpreter
 from ..metrics import SSIM, FeatureFirst, FeatureRank, Fooling, LocationCorrelation, Pearson, SignCorrelation, Spearman
 from ..metrics import Entropy as MapEntropy
-from ..streams import derive
+from ..random_streams import derive
+from ..recipe.experiment import Recipe, Row
 from ..system import System, on_model
 from ..training import Session
 from .statistics import bootstrap
@@ -78,9 +78,9 @@ class Audit:
     session: Session
 
     @property
-    def attack(self) -> ModelAttack:
+    def attack(self) -> Manipulation:
         """The manipulation."""
-        attack: ModelAttack = self.row.settings
+        attack: Manipulation = self.row.settings
         return attack
 
     def write(self) -> None:
@@ -109,7 +109,7 @@ class Audit:
 
     def _inputs(self) -> tuple[Tensor, Tensor]:
         """Judged inputs, right or wrong: a manipulation is after every one of them."""
-        part = data_sets.take(self.data.judge, min(self.recipe.judge.images, len(self.data.judge)), self.recipe.seed)  # type: ignore[arg-type]
+        part = data_sets.take(self.data.test, min(self.recipe.evaluation.images, len(self.data.test)), self.recipe.seed)  # type: ignore[arg-type]
         x, y = data_sets.stack(part)
         return x.to(self.session.device), y.to(self.session.device)
 
@@ -132,7 +132,7 @@ class Audit:
         looks = []
         for name, view in self.attack.views(true, x, y).items():
             measured, shown = self._measured(true, false, view)
-            seed, resamples = derive(self.recipe.seed, "audit"), self.recipe.judge.bootstrap
+            seed, resamples = derive(self.recipe.seed, "audit"), self.recipe.evaluation.bootstrap
             figures = {key: bootstrap(value, resamples, seed).as_dict() for key, value in measured.items()}
             arrays |= {f"{label}/{name}/{key}": value for key, value in measured.items()}
             arrays |= {f"{label}/{name}/shown_{key}": value for key, value in shown.items()}
@@ -143,7 +143,7 @@ class Audit:
         self, true: Interpreter, false: Interpreter, view: View
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Figures of a view, one for each input, and what is shown of its first inputs."""
-        size, parts = self.recipe.judge.batch_size, []
+        size, parts = self.recipe.evaluation.batch_size, []
         for start in range(0, len(view.x), size):
             rows = torch.arange(start, min(start + size, len(view.x)), device=view.x.device)
             parts.append(self._chunk(true, false, view.select(rows)))

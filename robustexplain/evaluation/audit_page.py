@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .. import files, pictures
-from ..experiment import Recipe, Row
+from .. import files, plots
 from ..metrics import Fooling
 from ..metrics.manipulation import CODE_THRESHOLD
+from ..recipe.experiment import Recipe, Row
 from .store import RunFolder
 
 PAGE, TABLE, PICTURE = "manipulations.html", "manipulations.csv", "manipulations.png"
@@ -45,7 +45,7 @@ class Audited:
         row: the row.
         found: what :mod:`robustexplain.evaluation.audit` wrote.
         arrays: ``interpreter/view/name`` to a figure for each input, or what is shown of the first few.
-        accuracy: of the honest and of the manipulated classifier on the judge part; ``None`` if not measured yet.
+        accuracy: of the honest and of the manipulated classifier on the test part; ``None`` if not measured yet.
     """
 
     row: Row
@@ -137,7 +137,7 @@ def transfers(recipe: Recipe, found: list[Audited]) -> bytes:
     # Shares are coloured as they are; ranks and entropies, which know no common scale, by their own line's largest.
     values /= np.maximum(np.nan_to_num(values).max(axis=1, keepdims=True), 1.0)
     labels = [f"{a.row.label}: {FIGURES[a.headline].lower()}" for a in found]
-    return pictures.matrix(labels, columns, values, texts, "neither")
+    return plots.matrix(labels, columns, values, texts, "neither")
 
 
 def curve(history: dict[str, Any], budget: float | None) -> bytes:
@@ -159,7 +159,7 @@ def curve(history: dict[str, Any], budget: float | None) -> bytes:
     left.set_ylim(0, 1.02)
     for axes in (left, right):
         axes.tick_params(labelsize=8)
-    return pictures.figure_bytes(figure)
+    return plots.figure_bytes(figure)
 
 
 def distribution(metric: Fooling, before: Tensor, now: Tensor) -> bytes:
@@ -178,7 +178,7 @@ def distribution(metric: Fooling, before: Tensor, now: Tensor) -> bytes:
     axes.set_xlabel("test loss", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.legend(fontsize=8, frameon=False)
-    return pictures.figure_bytes(figure)
+    return plots.figure_bytes(figure)
 
 
 def html(recipe: Recipe, found: list[Audited], drawn: bytes) -> str:
@@ -215,15 +215,15 @@ def _strips(audited: Audited, look: dict[str, Any]) -> list[list[tuple[str, str]
         names = audited.found["features"] or [f"column {i}" for i in range(x.shape[1])]
         marked = [audited.found["hidden"]] if audited.found["hidden"] is not None else []
         drawn = (
-            pictures.bars(true, names, false, captions=("honest", "now"), marked=marked)
+            plots.bars(true, names, false, captions=("honest", "now"), marked=marked)
             for true, false in zip(before, now, strict=True)
         )
         return [[("attributions of one row", _uri(bars))] for bars in drawn]
     return [
         [
-            ("input", _uri(pictures.picture(image))),
-            ("honest", _uri(pictures.heat_map(honest))),
-            ("now", _uri(pictures.heat_map(false))),
+            ("input", _uri(plots.picture(image))),
+            ("honest", _uri(plots.heat_map(honest))),
+            ("now", _uri(plots.heat_map(false))),
         ]
         for image, honest, false in zip(x, before, now, strict=True)
     ]

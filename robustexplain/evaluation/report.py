@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .. import files, pictures
-from ..experiment import Recipe
+from .. import files, plots
 from ..metrics import MapMetric, Metric
 from ..recipe import check
+from ..recipe.experiment import Recipe
 from ..registry import METRICS
 from .audit_page import PAGE, write_audits
 from .store import MATRIX, RECIPE, REPORT, RUN, RunFolder
@@ -125,7 +125,7 @@ def matrix_picture(results: Results, name: str) -> bytes:
             if found:
                 values[i, j] = found["value"]
                 texts[i][j] = f"{found['value']:.2f}\n[{found['low']:.2f}, {found['high']:.2f}]"
-    return pictures.matrix(rows, columns, values, texts, MEASURES[name][2])
+    return plots.matrix(rows, columns, values, texts, MEASURES[name][2])
 
 
 def html(results: Results, folder: RunFolder, main: bytes) -> str:
@@ -182,7 +182,7 @@ def notes(results: Results) -> list[str]:
     said = []
     for (row, column), cell in results.cells.items():
         said += _silent(results, row, column)
-        if cell and cell.get("knowledge") == "adapts" and cell["status"] == "done":
+        if cell and cell.get("knowledge") == "adaptive" and cell["status"] == "done":
             said += _weaker(results, row, column)
     return said + _noise(results)
 
@@ -190,7 +190,7 @@ def notes(results: Results) -> list[str]:
 SILENT = {
     "no_map_gradient": "the search found no map gradient",
     "stalled": "the search never got its objective below where it began",
-    "misled": "the stand-in that the search followed improved and the real system did not",
+    "surrogate_misled": "the stand-in that the search followed improved and the real system did not",
 }
 
 
@@ -212,7 +212,7 @@ def _weaker(results: Results, row: str, column: str) -> list[str]:
     adapts = results.measure(row, column, "joint")
     for other in results.recipe.columns:
         ignores = results.measure(row, other.label, "joint")
-        if other.knowledge == "adapts" or adapts is None or ignores is None:
+        if other.knowledge == "adaptive" or adapts is None or ignores is None:
             continue
         if ignores["low"] > adapts["high"]:
             return [
@@ -258,7 +258,7 @@ def print_matrix(root: Path) -> None:
 def _strips(results: Results, folder: RunFolder) -> list[dict[str, Any]]:
     """Benign and attacked images and maps of every cell; those of the strongest adversaries are unfolded."""
     about_maps = [c for c in results.recipe.columns if c.attack.needs_maps]
-    adaptive = [c for c in about_maps if c.knowledge == "adapts"]
+    adaptive = [c for c in about_maps if c.knowledge == "adaptive"]
     looked_at = {c.label for c in adaptive or about_maps or results.recipe.columns}
     strips = []
     for (row, column), cell in results.cells.items():
@@ -286,13 +286,13 @@ def _panels(arrays: dict[str, Tensor], i: int, names: list[str]) -> list[bytes]:
     """Images and maps, benign and attacked, and a goal map that was given; of a table's row, the bars of its map."""
     x, attacked = arrays["x"][i], arrays["attacked_x"][i]
     if x.dim() == 1:
-        return [pictures.bars(arrays["attacked_map"][i], names or [f"column {j}" for j in range(len(x))])]
+        return [plots.bars(arrays["attacked_map"][i], names or [f"column {j}" for j in range(len(x))])]
     return [
-        pictures.picture(x),
-        pictures.picture(attacked),
-        pictures.perturbation(x, attacked),
-        pictures.heat_map(arrays["map"][i]),
-        *(pictures.heat_map(arrays[name][i]) for name in ("attacked_map", "goal_map") if name in arrays),
+        plots.picture(x),
+        plots.picture(attacked),
+        plots.perturbation(x, attacked),
+        plots.heat_map(arrays["map"][i]),
+        *(plots.heat_map(arrays[name][i]) for name in ("attacked_map", "goal_map") if name in arrays),
     ]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..metrics import auc
-from ..streams import derive
+from ..random_streams import derive
 
 
 @dataclass(frozen=True)

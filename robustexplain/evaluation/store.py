@@ -13,9 +13,10 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from .. import __version__, files
+from .. import files
+from .._version import __version__
 from ..errors import InputError, MissingDataError, RunMismatchError
-from ..experiment import Recipe
+from ..recipe.experiment import Recipe
 
 RUN, WEIGHTS, RECIPE, MATRIX, REPORT = "run.json", "weights.json", "recipe.yaml", "matrix.csv", "report.html"
 
@@ -64,6 +65,10 @@ class RunFolder:
     def audit(self, row: str) -> Path:
         """The JSON file of a manipulated row's audit; its arrays stand beside it."""
         return self.root / "audits" / f"{slug(row)}.json"
+
+    def sanity(self, row: str, check: str) -> Path:
+        """The JSON file of one sanity check of one interpreter; its arrays stand beside it."""
+        return self.root / "sanity" / f"{slug(row)}--{check}.json"
 
     def open(self, recipe: Recipe, data_digest: str, features: Sequence[str] = ()) -> None:
         """Claim the directory for this experiment, or make sure that it is claimed for it already.

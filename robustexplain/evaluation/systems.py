@@ -11,10 +11,10 @@ from torch import nn
 from .. import data as data_sets
 from .. import models
 from ..errors import InputError
-from ..experiment import Model, Recipe, Row
 from ..files import digest, digest_tensors
+from ..random_streams import derive
+from ..recipe.experiment import Model, Recipe, Row
 from ..registry import INTERPRETERS
-from ..streams import derive
 from ..system import System
 from ..training import Session, cross_entropy, fit
 from .store import RunFolder
@@ -54,7 +54,7 @@ def prepare(recipe: Recipe, data: data_sets.Data, folder: RunFolder, session: Se
             session.progress.say(f"[red]{row.label} could not be made[/red]; its cells stay empty")
     if session.accelerator.is_main_process:
         _save(made, folder, session)
-    if any(column.knowledge == "carried-over" for column in recipe.columns):
+    if any(column.knowledge == "transfer" for column in recipe.columns):
         _replicas(recipe, data, made, session)
     return made
 
@@ -119,7 +119,7 @@ def undefended(
 
 
 def _replicas(recipe: Recipe, data: data_sets.Data, made: Systems, session: Session) -> None:
-    """The undefended systems that a carried-over attack is crafted on: the same recipe under another seed.
+    """The undefended systems that a transfer attack is crafted on: the same recipe under another seed.
 
     A classifier that is not trained here has no other seed: the attacker then has the deployed weights.
     """
@@ -137,8 +137,8 @@ def _replicas(recipe: Recipe, data: data_sets.Data, made: Systems, session: Sess
 
 @torch.no_grad()
 def clean_accuracy(model: nn.Module, data: data_sets.Data, size: int, images: int, device: torch.device) -> float:
-    """Accuracy on up to ``images`` samples of the judge part."""
-    part = data_sets.take(data.judge, min(images, len(data.judge)))  # type: ignore[arg-type]
+    """Accuracy on up to ``images`` samples of the test part."""
+    part = data_sets.take(data.test, min(images, len(data.test)))  # type: ignore[arg-type]
     right = 0
     for start in range(0, len(part), size):
         x, y = data_sets.stack(part, range(start, min(start + size, len(part))))

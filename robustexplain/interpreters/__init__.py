@@ -1,31 +1,30 @@
 """Interpreters: attribution methods that are differentiable in the input and in the model's weights."""
 
-from .activation import CAM, GradCAM, GradCAMPlusPlus, LayerCAM
+from .backward_rules.deeplift import DeepLIFT
+from .backward_rules.guided import GuidedBackprop, GuidedGradCAM
+from .backward_rules.lrp import LRP
 from .base import Explanation, Interpreter
-from .bridge import Captum
-from .deeplift import DeepLIFT
-from .flatness import map_gradient_share
-from .gradient import Gradient, InputXGradient
-from .guided import GuidedBackprop, GuidedGradCAM
-from .influence import Influence, Influential
-from .lime_tabular import LIMETabular, LIMETabularTraining, draw_lime_background
-from .mask import Mask, MaskState
-from .masking import RTS, MaskingModel, MaskObjective
-from .noise import SmoothGrad, VarGrad
-from .occlusion import Occlusion
-from .panel import Panel
-from .path import ExpectedGradients, ExpectedGradientsTraining, IntegratedGradients, draw_background
+from .cam.attention_rollout import AttentionRollout
+from .cam.cam import CAM, GradCAM, GradCAMPlusPlus, LayerCAM
+from .captum.bridge import Captum
+from .composed.beta_smoothed import Smoothed
+from .gradients.gradient import Gradient, InputXGradient
+from .gradients.integrated import ExpectedGradients, ExpectedGradientsTraining, IntegratedGradients, draw_background
+from .gradients.smoothgrad import SmoothGrad, VarGrad
+from .influence.influence import Influence, Influential
+from .map_gradient_share import map_gradient_share
+from .masks.mask import Mask, MaskState
+from .masks.rts import RTS, MaskingModel, MaskObjective
+from .masks.rts_training import RTSTraining, clean_objective, train_rts
+from .perturbation.lime_shap import LIME, KernelSHAP
+from .perturbation.occlusion import Occlusion
+from .perturbation.removal import Fill
+from .perturbation.rise import RISE
+from .perturbation.segments import Segments
 from .reference import Reference
-from .relevance import LRP
-from .removal import Fill
-from .rise import RISE
-from .rts_training import RTSTraining, clean_objective, train_rts
-from .segments import Segments
-from .shap_tabular import SHAPTabular, SHAPTabularTraining, draw_shap_background, shap_background
-from .smoothed import Smoothed
-from .surrogates import LIME, KernelSHAP
-from .transformer import AttentionRollout
-from .watch import unwatched
+from .tabular.lime import LIMETabular, LIMETabularTraining, draw_lime_background
+from .tabular.shap import SHAPTabular, SHAPTabularTraining, draw_shap_background, shap_background
+from .zero_gradient import unchecked
 
 __all__ = [
     "CAM",
@@ -59,7 +58,6 @@ __all__ = [
     "MaskState",
     "MaskingModel",
     "Occlusion",
-    "Panel",
     "RTSTraining",
     "Reference",
     "SHAPTabular",
@@ -75,5 +73,5 @@ __all__ = [
     "map_gradient_share",
     "shap_background",
     "train_rts",
-    "unwatched",
+    "unchecked",
 ]

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import checks, maps
+from ..autograd.fixed_weights import fixed_weights
 from ..checks import Kind, kind_of
 from ..errors import InputError, UnsupportedModelError
 from ..fields import check_fields
-from ..fixed import fixed_weights
 from ..registry import INTERPRETERS
-from .watch import Watch
+from .zero_gradient import ZeroGradientCheck
 
 Channels = Literal["max", "abs_sum", "sum"]
 """How the channels of an attribution become one map: largest magnitude, sum of magnitudes, or signed sum.
@@ -62,9 +62,9 @@ class Interpreter(ABC):
 
     differentiable: ClassVar[bool] = True
     """Whether maps carry a gradient to ``x`` and to the weights."""
-    second_order: ClassVar[bool] = False
+    is_gradient: ClassVar[bool] = False
     """Whether the maps are themselves a gradient: their derivative vanishes where the model is piecewise linear."""
-    bounded: ClassVar[bool] = False
+    unit_range: ClassVar[bool] = False
     """Whether maps lie in ``[0, 1]`` by construction (masks): objectives then take them as they are."""
     class_specific: ClassVar[bool] = True
     """Whether maps depend on the class explained; attention rollout, for one, shows the same map for every class."""
@@ -106,7 +106,7 @@ class Interpreter(ABC):
             raise InputError("the model is in train mode, where batch norm mixes samples; call model.eval() first")
         attached = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad(), _twice_differentiable(attached):
-            x, start = self._watched(_recordable(x)) if attached else (_recordable(x), None)
+            x, start = self._gradient_checked(_recordable(x)) if attached else (_recordable(x), None)
             try:
                 found = self._explain(x, None if target is None else _recordable(target), attached)
             except AssertionError as error:
@@ -118,15 +118,15 @@ class Interpreter(ABC):
             start()
         return found if attached else found.detach()
 
-    def _watched(self, x: Tensor) -> tuple[Tensor, Callable[[], None] | None]:
+    def _gradient_checked(self, x: Tensor) -> tuple[Tensor, Callable[[], None] | None]:
         # A gradient map on rectifiers has no derivative; nobody would notice (see flatness.py).
-        if not self.second_order or not x.requires_grad or not self._watch.needed:
+        if not self.is_gradient or not x.requires_grad or not self._zero_gradient_check.needed:
             return x, None
-        return self._watch.over(x)
+        return self._zero_gradient_check.over(x)
 
     @cached_property
-    def _watch(self) -> Watch:
-        return Watch(type(self).__name__)
+    def _zero_gradient_check(self) -> ZeroGradientCheck:
+        return ZeroGradientCheck(type(self).__name__)
 
     @abstractmethod
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:

@@ -116,16 +116,16 @@ class Localisation(Metric):
 class Faithfulness(Metric):
     """Holds maps against what the model does: ``metric(model, x, maps, target=None)`` gives ``[B]``.
 
-    The model runs without autograd, and never on more than ``chunk`` inputs at once: samples and perturbation steps
-    are batched together.
+    The model runs without autograd, and never on more than ``batch_size`` inputs at once: samples and perturbation
+    steps are batched together.
 
     Args:
         of: what of the model is followed: the softmax ``probability`` of the target, or its ``logit``.
-        chunk: largest batch the model sees.
+        batch_size: largest batch the model sees.
     """
 
     of: Literal["probability", "logit"] = "probability"
-    chunk: Count = 256
+    batch_size: Count = 256
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor | None = None) -> Tensor:
@@ -150,14 +150,14 @@ class Faithfulness(Metric):
         if target is not None:
             checks.class_indices(target, len(x), "target")
         if target is None:
-            return torch.cat([model(part) for part in x.split(self.chunk)]).argmax(1)
+            return torch.cat([model(part) for part in x.split(self.batch_size)]).argmax(1)
         # How many classes there are, one input tells: the metric itself runs the model on all of them.
         logits = model(x[:1])
         checks.classes(target, len(x), logits.shape[1], "target")
         return target.to(logits.device).long()
 
     def _scores(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        # What the model gives each row's target, [n]; at most ``chunk`` rows at once are the caller's business.
+        # What the model gives each row's target, [n]; at most ``batch_size`` rows at once are the caller's business.
         logits = widened(model(x))
         values = logits.softmax(1) if self.of == "probability" else logits
         return values.gather(1, target[:, None])[:, 0]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import checks
 from ..errors import InputError
-from ..streams import generator
+from ..random_streams import generator
 
 if TYPE_CHECKING:
     from ..system import System

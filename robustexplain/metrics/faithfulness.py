@@ -36,7 +36,7 @@ class RegionRemoval(Faithfulness):
         order, regions = region_order(maps, self.patch, ascending=self.ascending)
         cuts = torch.arange(min(self.regions, regions) + 1, device=x.device)
         gone = replaced(x, self.replacement, self.seed, model)
-        return sweep(lambda some, t: self._scores(model, some, t), x, gone, order, cuts, target, self.chunk)
+        return sweep(lambda some, t: self._scores(model, some, t), x, gone, order, cuts, target, self.batch_size)
 
     def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
         curve = self.curve(model, x, maps, target)
@@ -53,7 +53,7 @@ class AOPC(RegionRemoval):
 
     Args:
         of: what is followed: ``probability`` or ``logit``.
-        chunk: largest batch the model sees.
+        batch_size: largest batch the model sees.
         patch: side of a region in pixels (the paper: 9); in a table every column is a region.
         regions: ``L``, how many are replaced at most.
         replacement: what a removed pixel shows (the paper: ``noise``).
@@ -71,7 +71,7 @@ class LeastRelevantFirst(RegionRemoval):
 
     Args:
         of: what is followed: ``probability`` or ``logit``.
-        chunk: largest batch the model sees.
+        batch_size: largest batch the model sees.
         patch: side of a region in pixels; in a table every column is a region.
         regions: how many are replaced at most.
         replacement: what a removed pixel shows.
@@ -89,7 +89,7 @@ class Deletion(Faithfulness):
 
     Args:
         of: what is followed: ``probability`` or ``logit``.
-        chunk: largest batch the model sees.
+        batch_size: largest batch the model sees.
         pixels: how many (or columns) are removed between two evaluations; 0 is one row's worth (the paper: 224 of
             224 x 224), in a table one column.
         replacement: what a removed pixel shows (the paper: ``zero``).
@@ -117,7 +117,7 @@ class Insertion(Faithfulness):
 
     Args:
         of: what is followed: ``probability`` or ``logit``.
-        chunk: largest batch the model sees.
+        batch_size: largest batch the model sees.
         pixels: how many (or columns) are shown between two evaluations; 0 is one row's worth (the paper: 224 of
             224 x 224), in a table one column.
         replacement: what a pixel shows before its turn (the paper: ``blur``).
@@ -145,4 +145,4 @@ def _pixel_curve(
     step = metric.pixels or (maps.shape[2] if maps.dim() == 3 else 1)
     # Where the step does not divide the pixels, the last one is smaller, as in the authors' code.
     cuts = torch.arange(math.ceil(pixels / step) + 1, device=start.device) * step
-    return sweep(lambda some, t: metric._scores(model, some, t), start, end, order, cuts, target, metric.chunk)
+    return sweep(lambda some, t: metric._scores(model, some, t), start, end, order, cuts, target, metric.batch_size)

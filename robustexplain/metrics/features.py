@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import maps as ops
 from ..checks import Kind
-from ..columns import Column, index_of
+from ..features import Feature, index_of
 from ..registry import METRICS
 from .base import Better, MapScore
 from .ranking import ranks
@@ -33,7 +33,7 @@ class FeatureRank(MapScore):
         feature: the column, by place; by name only until names are resolved.
     """
 
-    feature: Column
+    feature: Feature
 
     better: ClassVar[Better] = "lower"
     bounds: ClassVar[tuple[float, float]] = (1, math.inf)
@@ -57,7 +57,7 @@ class FeatureFirst(MapScore):
         feature: the column, by place; by name only until names are resolved.
     """
 
-    feature: Column
+    feature: Feature
 
     better: ClassVar[Better] = "higher"
     bounds: ClassVar[tuple[float, float]] = (0, 1)
@@ -80,7 +80,7 @@ class FeatureShare(MapScore):
         feature: the column, by place; by name only until names are resolved.
     """
 
-    feature: Column
+    feature: Feature
 
     better: ClassVar[Better] = "higher"
     bounds: ClassVar[tuple[float, float]] = (0, 1)

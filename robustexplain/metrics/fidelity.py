@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .. import maps as ops
 from ..errors import InputError
 from ..fields import Count, Fraction, Natural, Positive
+from ..random_streams import Streams
 from ..registry import METRICS
-from ..streams import Streams
 from .base import Better, Faithfulness
 from .perturbing import Replacement, gathered, over_channels, parts, region_order, replaced
 
@@ -28,7 +28,7 @@ class Infidelity(Faithfulness):
 
     Args:
         of: what is followed: ``probability`` or ``logit``.
-        chunk: largest batch the model sees.
+        batch_size: largest batch the model sees.
         noise: ``gaussian`` for ``I ~ N(0, sigma^2)`` (the paper's noisy baseline: ``x - I`` is ``x`` plus noise), or
             ``square``: ``I = x`` on a random square and 0 elsewhere (section 2.2).
         sigma: of Gaussian noise, in the input's own units.
@@ -73,12 +73,12 @@ class Infidelity(Faithfulness):
             yield torch.zeros_like(pixels).scatter_(2, places, pixels.gather(2, places)).reshape(x.shape)
 
     def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
-        whole = torch.cat([self._scores(model, a, t) for a, t in parts(x, target, self.chunk)])
+        whole = torch.cat([self._scores(model, a, t) for a, t in parts(x, target, self.batch_size)])
         predicted, drops = [], []
-        for batch in gathered(self.perturbations(x), max(1, self.chunk // len(x))):
+        for batch in gathered(self.perturbations(x), max(1, self.batch_size // len(x))):
             predicted.append((batch.to(maps.dtype) * over_channels(maps, x)).flatten(2).sum(2))
             shown = (x - batch).flatten(0, 1)
-            scores = [self._scores(model, a, t) for a, t in parts(shown, target.repeat(len(batch)), self.chunk)]
+            scores = [self._scores(model, a, t) for a, t in parts(shown, target.repeat(len(batch)), self.batch_size)]
             drops.append(whole - torch.cat(scores).reshape(len(batch), -1))
         return infidelity(torch.cat(predicted), torch.cat(drops), scaled=self.scaled)
 
@@ -105,7 +105,7 @@ class Sufficiency(Faithfulness):
 
     Args:
         of: what is followed: ``probability`` or ``logit``.
-        chunk: largest batch the model sees.
+        batch_size: largest batch the model sees.
         keep: share of pixels kept, at least one pixel.
         replacement: what the other pixels show.
         seed: of noise.
@@ -122,5 +122,5 @@ class Sufficiency(Faithfulness):
         count = pixels if self.keep == 1 else ops.top_k_count(max(self.keep, 1e-12), pixels)
         gone = replaced(x, self.replacement, self.seed, model)
         kept = torch.where(over_channels(order < count, x), x, gone)
-        pairs = zip(parts(x, target, self.chunk), parts(kept, target, self.chunk), strict=True)
+        pairs = zip(parts(x, target, self.batch_size), parts(kept, target, self.batch_size), strict=True)
         return torch.cat([self._scores(model, *whole) - self._scores(model, *part) for whole, part in pairs])

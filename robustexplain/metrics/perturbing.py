@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..streams import Streams
+from ..random_streams import Streams
 from .filters import blurred
 from .ranking import stable_order
 
@@ -42,7 +42,7 @@ def replaced(x: Tensor, how: Replacement, seed: int, model: nn.Module | None = N
 
 def _replaced_columns(x: Tensor, how: Replacement, model: nn.Module | None) -> Tensor:
     # At import, interpreters would come before metrics, which they do not need otherwise.
-    from ..interpreters.baseline import baseline_like
+    from ..interpreters.gradients.baselines import baseline_like
 
     if how != "mean" or model is None:
         raise InputError(f"a removed column of a table shows 'zero', or the model's 'mean'; got replacement {how!r}")
@@ -84,7 +84,7 @@ def sweep(
     order: Tensor,
     cuts: Tensor,
     target: Tensor,
-    chunk: int,
+    batch_size: int,
 ) -> Tensor:
     """Scores ``[B, S]`` of images that show ``end`` where ``order < cuts[s]`` and ``start`` elsewhere.
 
@@ -95,13 +95,13 @@ def sweep(
         order: ``[B, H, W]`` or ``[B, D]``, as :func:`region_order` gives it.
         cuts: ``[S]``.
         target: ``[B]``.
-        chunk: images at once, over samples and steps together.
+        batch_size: images at once, over samples and steps together.
     """
     batch, limits = len(start), cuts.tolist()
     order = over_channels(order, start).float()
     found = []
-    for first in range(0, batch * len(cuts), chunk):
-        stretches = list(_stretches(first, min(first + chunk, batch * len(cuts)), batch))
+    for first in range(0, batch * len(cuts), batch_size):
+        stretches = list(_stretches(first, min(first + batch_size, batch * len(cuts)), batch))
         shown = [_mixed(start[rows], end[rows], order[rows], limits[step]) for step, rows in stretches]
         found.append(score(_joined(shown), _joined([target[rows] for _, rows in stretches])))
     return torch.cat(found).reshape(len(cuts), batch).mT
@@ -131,9 +131,9 @@ def trapezoid(curve: Tensor) -> Tensor:
     return torch.trapezoid(curve, dim=1) / (curve.shape[1] - 1)
 
 
-def parts(x: Tensor, target: Tensor, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of at most ``chunk`` rows."""
-    return zip(x.split(chunk), target.split(chunk), strict=True)
+def parts(x: Tensor, target: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of at most ``batch_size`` rows."""
+    return zip(x.split(batch_size), target.split(batch_size), strict=True)
 
 
 def gathered(batches: Iterator[Tensor], count: int) -> Iterator[Tensor]:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from .. import probe
+from ..autograd import layers
 from ..fields import Positive
 from ..registry import METRICS
-from .stability import Seen, Stability, norm
+from .stability import Explanations, Stability, norm
 
 if TYPE_CHECKING:
     from ..interpreters.base import Interpreter
@@ -35,12 +35,12 @@ class RelativeStability(Stability):
 
     kept_prediction: ClassVar[bool] = True
 
-    def _moved(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
+    def _moved(self, center: Explanations, around: Explanations, layer: str | None) -> Tensor:
         below = self._below(center, around, layer).clamp(min=self.eps)
         return _relative(center.maps, around.maps, self.eps) / below
 
     @abstractmethod
-    def _below(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
+    def _below(self, center: Explanations, around: Explanations, layer: str | None) -> Tensor:
         """The denominator, ``[n]``."""
 
 
@@ -54,11 +54,11 @@ class RelativeInputStability(RelativeStability):
         noise: how neighbours are drawn (the paper: Gaussian, 0.05).
         samples: how many.
         seed: of the draws.
-        chunk: largest batch the interpreter sees.
+        batch_size: largest batch the interpreter sees.
         eps: floor of the denominator, and what a value of 0 counts as when something is divided by it.
     """
 
-    def _below(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
+    def _below(self, center: Explanations, around: Explanations, layer: str | None) -> Tensor:
         return _relative(center.x, around.x, self.eps)
 
 
@@ -72,11 +72,11 @@ class RelativeOutputStability(RelativeStability):
         noise: how neighbours are drawn (the paper: Gaussian, 0.05).
         samples: how many.
         seed: of the draws.
-        chunk: largest batch the interpreter sees.
+        batch_size: largest batch the interpreter sees.
         eps: floor of the denominator, and what a map's value of 0 counts as when something is divided by it.
     """
 
-    def _below(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
+    def _below(self, center: Explanations, around: Explanations, layer: str | None) -> Tensor:
         return norm(around.logits - center.logits)
 
 
@@ -90,7 +90,7 @@ class RelativeRepresentationStability(RelativeStability):
         noise: how neighbours are drawn (the paper: Gaussian, 0.05).
         samples: how many.
         seed: of the draws.
-        chunk: largest batch the interpreter sees.
+        batch_size: largest batch the interpreter sees.
         eps: floor of the denominator, and what a value of 0 counts as when something is divided by it.
         layer: the layer's dotted name; empty is the last feature map.
     """
@@ -98,8 +98,8 @@ class RelativeRepresentationStability(RelativeStability):
     layer: str = ""
 
     def _layer(self, interpreter: Interpreter, x: Tensor) -> str | None:
-        return self.layer or probe.last_feature_layer(interpreter.model, x).name
+        return self.layer or layers.last_feature_layer(interpreter.model, x).name
 
-    def _below(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
+    def _below(self, center: Explanations, around: Explanations, layer: str | None) -> Tensor:
         assert layer is not None  # this class always names one; for the type checker
         return _relative(center.features[layer], around.features[layer], self.eps)

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import checks, probe
+from .. import checks
+from ..autograd.layers import captured
 from ..fields import Count, Natural, Positive
+from ..random_streams import Streams
 from ..registry import METRICS
-from ..streams import Streams
 from .base import Better, Metric, check_maps, widened
 from .perturbing import gathered
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from ..interpreters.base import Interpreter
 
 
-class Seen(NamedTuple):
+class Explanations(NamedTuple):
     """Inputs and what was seen of them, each ``[n, ...]`` flattened to ``[n, N]``; features of the layers read."""
 
     x: Tensor
@@ -34,12 +35,12 @@ class Seen(NamedTuple):
     maps: Tensor
     features: dict[str, Tensor]
 
-    def repeated(self, count: int) -> Seen:
+    def repeated(self, count: int) -> Explanations:
         """All rows ``count`` times over."""
         if count == 1:
             return self
         features = {layer: value.repeat(count, 1) for layer, value in self.features.items()}
-        return Seen(self.x.repeat(count, 1), self.logits.repeat(count, 1), self.maps.repeat(count, 1), features)
+        return Explanations(self.x.repeat(count, 1), self.logits.repeat(count, 1), self.maps.repeat(count, 1), features)
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,14 @@ class Stability(Metric):
         noise: how neighbours are drawn.
         samples: how many.
         seed: of the draws.
-        chunk: largest batch the interpreter sees.
+        batch_size: largest batch the interpreter sees.
     """
 
     radius: Positive = 0.02
     noise: Literal["uniform", "gaussian"] = "uniform"
     samples: Count = 10
     seed: Natural = 0
-    chunk: Count = 256
+    batch_size: Count = 256
 
     better: ClassVar[Better] = "lower"
     bounds: ClassVar[tuple[float, float]] = (0, torch.inf)
@@ -92,14 +93,14 @@ class Stability(Metric):
         return _along([self], interpreter, x, neighbours, target)[0]
 
     @abstractmethod
-    def _moved(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
+    def _moved(self, center: Explanations, around: Explanations, layer: str | None) -> Tensor:
         """``[n]``: how far each neighbour's map is from its center's."""
 
     def _layer(self, interpreter: Interpreter, x: Tensor) -> str | None:
         """The layer whose output is asked for, if any."""
         return None
 
-    def _counted(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
+    def _counted(self, center: Explanations, around: Explanations, layer: str | None) -> Tensor:
         moved = self._moved(center, around, layer)
         if not self.kept_prediction:
             return moved
@@ -112,8 +113,8 @@ def stabilities(
 ) -> list[Tensor]:
     """What each metric gives by itself, ``[B]`` each, for fewer explanations.
 
-    Metrics of one ``radius``, ``noise``, ``samples``, ``seed`` and ``chunk`` draw the same neighbours: these are drawn
-    and explained once for all of them.
+    Metrics of one ``radius``, ``noise``, ``samples``, ``seed`` and ``batch_size`` draw the same neighbours: these are
+    drawn and explained once for all of them.
 
     Args:
         metrics: any of this kind, in any order.
@@ -128,7 +129,7 @@ def stabilities(
     sharing: dict[tuple[object, ...], list[int]] = {}
     for at, metric in enumerate(metrics):
         # A subclass may draw neighbours of its own.
-        drawn = (type(metric).neighbours, metric.radius, metric.noise, metric.samples, metric.seed, metric.chunk)
+        drawn = (type(metric).neighbours, metric.radius, metric.noise, metric.samples, metric.seed, metric.batch_size)
         sharing.setdefault(drawn, []).append(at)
     found: dict[int, Tensor] = {}
     for places in sharing.values():
@@ -145,18 +146,18 @@ def _along(
     neighbours: Iterator[Tensor],
     target: Tensor | None,
 ) -> list[Tensor]:
-    """Several metrics over the same neighbours, ``chunk`` inputs at a time as the first of them has it."""
+    """Several metrics over the same neighbours, ``batch_size`` inputs at a time as the first of them has it."""
     checks.evaluating(interpreter.model)
     if target is not None:
         checks.class_indices(target, len(x), "target")
-    chunk, layers = metrics[0].chunk, [metric._layer(interpreter, x) for metric in metrics]
+    batch_size, layers = metrics[0].batch_size, [metric._layer(interpreter, x) for metric in metrics]
     read = sorted({layer for layer in layers if layer is not None})
-    center = _seen(interpreter, x, target, read, chunk)
+    center = _seen(interpreter, x, target, read, batch_size)
     target = center.logits.argmax(1) if target is None else target
     values: list[list[Tensor]] = [[] for _ in metrics]
-    for batch in gathered(neighbours, max(1, chunk // len(x))):
+    for batch in gathered(neighbours, max(1, batch_size // len(x))):
         count = len(batch)
-        around = _seen(interpreter, batch.flatten(0, 1), target.repeat(count), read, chunk)
+        around = _seen(interpreter, batch.flatten(0, 1), target.repeat(count), read, batch_size)
         repeated = center.repeated(count)
         for metric, layer, own in zip(metrics, layers, values, strict=True):
             own.append(metric._counted(repeated, around, layer).reshape(count, -1))
@@ -164,17 +165,19 @@ def _along(
     return [move.to(x.dtype) for move in moves]
 
 
-def _seen(interpreter: Interpreter, x: Tensor, target: Tensor | None, layers: Sequence[str], chunk: int) -> Seen:
+def _seen(
+    interpreter: Interpreter, x: Tensor, target: Tensor | None, layers: Sequence[str], batch_size: int
+) -> Explanations:
     found = []
-    for rows in (slice(at, at + chunk) for at in range(0, len(x), chunk)):
+    for rows in (slice(at, at + batch_size) for at in range(0, len(x), batch_size)):
         part = None if target is None else target[rows]
         logits, maps = interpreter.explain(x[rows], part)[:2]
         check_maps(maps, "maps")
         features = _features(interpreter, x[rows], layers) if layers else {}
-        found.append(Seen(widened(x[rows]).flatten(1), widened(logits), widened(maps).flatten(1), features))
+        found.append(Explanations(widened(x[rows]).flatten(1), widened(logits), widened(maps).flatten(1), features))
     if len(found) == 1:
         return found[0]
-    return Seen(
+    return Explanations(
         torch.cat([seen.x for seen in found]),
         torch.cat([seen.logits for seen in found]),
         torch.cat([seen.maps for seen in found]),
@@ -184,7 +187,7 @@ def _seen(interpreter: Interpreter, x: Tensor, target: Tensor | None, layers: Se
 
 def _features(interpreter: Interpreter, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
     # A pass of its own: inside ``explain`` an interpreter may run the model more than once.
-    with probe.captured(interpreter.model, layers) as outputs:
+    with captured(interpreter.model, layers) as outputs:
         interpreter.model(x)
     return {layer: widened(outputs[layer]).flatten(1) for layer in layers}
 
@@ -204,7 +207,7 @@ def norm(rows: Tensor) -> Tensor:
     return length
 
 
-def _sensitivity(center: Seen, around: Seen, relative: bool) -> Tensor:
+def _sensitivity(center: Explanations, around: Explanations, relative: bool) -> Tensor:
     moved = norm(around.maps - center.maps)
     return moved / norm(center.maps) if relative else moved
 
@@ -219,14 +222,14 @@ class MaxSensitivity(Stability):
         noise: how neighbours are drawn.
         samples: how many (the paper: 50).
         seed: of the draws.
-        chunk: largest batch the interpreter sees.
+        batch_size: largest batch the interpreter sees.
         relative: divide by the map's norm, as Quantus and captum do; the paper does not. An all-zero map is then NaN if
             it stays, infinite if it moves.
     """
 
     relative: bool = True
 
-    def _moved(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
+    def _moved(self, center: Explanations, around: Explanations, layer: str | None) -> Tensor:
         return _sensitivity(center, around, self.relative)
 
 
@@ -242,7 +245,7 @@ class AvgSensitivity(Stability):
         noise: how neighbours are drawn.
         samples: how many.
         seed: of the draws.
-        chunk: largest batch the interpreter sees.
+        batch_size: largest batch the interpreter sees.
         relative: as in :class:`MaxSensitivity`.
     """
 
@@ -250,7 +253,7 @@ class AvgSensitivity(Stability):
 
     worst: ClassVar[bool] = False
 
-    def _moved(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
+    def _moved(self, center: Explanations, around: Explanations, layer: str | None) -> Tensor:
         return _sensitivity(center, around, self.relative)
 
 
@@ -267,5 +270,5 @@ class LocalLipschitz(Stability):
     no neighbour differs from ``x``.
     """
 
-    def _moved(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
+    def _moved(self, center: Explanations, around: Explanations, layer: str | None) -> Tensor:
         return norm(around.maps - center.maps) / norm(around.x - center.x)

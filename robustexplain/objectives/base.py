@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..fields import check_fields
-from ..streams import Streams
+from ..random_streams import Streams
 
 if TYPE_CHECKING:
     from ..system import System
@@ -98,7 +98,7 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Observation:
     """What the adversary sees of the current inputs; what no objective asked for is ``None``.
 
     Args:
@@ -128,7 +128,7 @@ class Seen:
     region: Tensor | None = None
     noted: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def at(self, progress: float) -> Seen:
+    def at(self, progress: float) -> Observation:
         """The same at another moment of the search."""
         return replace(self, progress=progress)
 
@@ -150,7 +150,7 @@ class Objective(ABC):
         check_fields(self)
 
     @abstractmethod
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``[B]``, to be minimised."""
 
     @property
@@ -158,11 +158,11 @@ class Objective(ABC):
         """Whether one look has one loss: at every moment of a search, and nothing in it is drawn. It is noted then."""
         return False
 
-    def met(self, seen: Seen, goal: Goal) -> Tensor:
+    def met(self, seen: Observation, goal: Goal) -> Tensor:
         """``[B]`` bool; an objective that has no threshold of its own is never met."""
         return torch.zeros(len(seen.logits), dtype=torch.bool, device=seen.logits.device)
 
-    def unmet(self, seen: Seen, goal: Goal) -> Tensor:
+    def unmet(self, seen: Observation, goal: Goal) -> Tensor:
         """``[B]``: how far a constraint is from being met, in whole steps; 0 is met."""
         return (~self.met(seen, goal)).float()
 
@@ -187,25 +187,25 @@ class Sum(Objective):
         """The weighted parts."""
         return self.parts
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """The weighted sum of the parts' losses, ``[B]``."""
         return sum_losses(self.parts, seen, goal)
 
-    def met(self, seen: Seen, goal: Goal) -> Tensor:
+    def met(self, seen: Observation, goal: Goal) -> Tensor:
         """Where every constraint is met; nowhere if there is none."""
         met = [part.met(seen, goal) for _, part in self.parts if part.constraint]
         return torch.stack(met).all(0) if met else super().met(seen, goal)
 
 
-def sum_losses(parts: tuple[tuple[Weight, Objective], ...], seen: Seen, goal: Goal) -> Tensor:
+def sum_losses(parts: tuple[tuple[Weight, Objective], ...], seen: Observation, goal: Goal) -> Tensor:
     """``sum_i weight_i(progress) loss_i``, ``[B]``; zeros if there are no parts."""
     weighted = [(at(weight, seen.progress), _noted_loss(part, seen, goal)) for weight, part in parts]
     losses = [loss if weight == 1 else weight * loss for weight, loss in weighted]
     return sum(losses[1:], losses[0]) if losses else seen.logits.new_zeros(len(seen.logits))
 
 
-def _noted_loss(part: Objective, seen: Seen, goal: Goal) -> Tensor:
-    """A part's loss; once for each look, if it is settled."""
+def _noted_loss(part: Objective, seen: Observation, goal: Goal) -> Tensor:
+    """A part's loss; once for each observe, if it is settled."""
     if not part.settled:
         return part.loss(seen, goal)
     # Noted with what it is the loss of, which is kept alive by that: no other object comes to have its id.

@@ -13,8 +13,8 @@ from ..errors import InputError
 from ..fields import Fraction, NonNegative
 from ..maps import positive
 from ..registry import OBJECTIVES
-from ..squeezers import Median, Squeezer
-from .base import Goal, Objective, Seen
+from ..transforms.squeezing import Median, Squeezer
+from .base import Goal, Objective, Observation
 
 
 @OBJECTIVES.register("evade-detector", paper="Carlini and Wagner 2017 (adaptive attacks)", needs=("detector",))
@@ -32,13 +32,13 @@ class EvadeDetector(Objective):
 
     needs: ClassVar[frozenset[str]] = frozenset({"score"})
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``max(score - threshold + margin, 0)``."""
         if seen.score is None:
             raise InputError("EvadeDetector needs a system with a detector")
         return positive(seen.score - self.threshold + self.margin)
 
-    def met(self, seen: Seen, goal: Goal) -> Tensor:
+    def met(self, seen: Observation, goal: Goal) -> Tensor:
         """The score is below the threshold."""
         if seen.score is None:
             raise InputError("EvadeDetector needs a system with a detector")
@@ -58,7 +58,7 @@ class AgreeSqueezed(Objective):
 
     constraint: ClassVar[bool] = False
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``-sum_k f_k(x) log f_k(psi(x))``, nats; at least the entropy of ``f(x)``."""
         p = seen.logits.softmax(1)
         return -sum_over((p * squeezed_logits(seen, s).log_softmax(1)).sum(1) for s in self.squeezers)
@@ -83,13 +83,13 @@ class EvadeSqueezing(Objective):
     threshold: NonNegative = 1.0
     share: Fraction = 0.75
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``sum_i w_i max(||f(x) - f(psi_i(x))||_1 - share threshold, 0)``."""
         followed = [(w, s) for w, s in zip(self.weights, self.squeezers, strict=True) if w]
         hinges = (w * positive(_distance(seen, s) - self.share * self.threshold) for w, s in followed)
         return sum_over(hinges) if followed else seen.logits.new_zeros(len(seen.logits))
 
-    def met(self, seen: Seen, goal: Goal) -> Tensor:
+    def met(self, seen: Observation, goal: Goal) -> Tensor:
         """No distance exceeds the threshold."""
         with torch.no_grad():
             return torch.stack([_distance(seen, s) <= self.threshold for s in self.squeezers]).all(0)
@@ -108,14 +108,14 @@ class MatchProbabilities(Objective):
 
     constraint: ClassVar[bool] = False
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``max(||f(x) - f(x_+)||_1 - slack, 0)``."""
         if goal.wanted is None:
             raise InputError("MatchProbabilities needs the wanted probabilities: give the goal wanted, [B, K]")
         return positive((seen.logits.softmax(1) - goal.wanted).abs().sum(1) - self.slack)
 
 
-def squeezed_logits(seen: Seen, squeezer: Squeezer) -> Tensor:
+def squeezed_logits(seen: Observation, squeezer: Squeezer) -> Tensor:
     """``[B, K]`` of the squeezed inputs, looked at once for each look at the inputs themselves."""
     if seen.system is None:
         raise InputError("looking at squeezed inputs needs the system: give what was seen its system")
@@ -130,5 +130,5 @@ def sum_over(values: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(values)).sum(0)
 
 
-def _distance(seen: Seen, squeezer: Squeezer) -> Tensor:
+def _distance(seen: Observation, squeezer: Squeezer) -> Tensor:
     return (seen.logits.softmax(1) - squeezed_logits(seen, squeezer).softmax(1)).abs().sum(1)

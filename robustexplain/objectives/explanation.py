@@ -13,7 +13,7 @@ from .. import maps as ops
 from ..errors import InputError
 from ..fields import NonNegative, Positive, check_k
 from ..registry import OBJECTIVES
-from .base import Goal, Objective, Seen
+from .base import Goal, Objective, Observation
 
 
 @OBJECTIVES.register("match-map", paper="Zhang et al. 2020, eq. 3", needs=("gradients",))
@@ -40,7 +40,7 @@ class MatchMap(Objective):
         """Always."""
         return True
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """Mean over pixels of the squared difference."""
         if goal.goal_map is None or seen.maps is None:
             raise InputError("MatchMap needs a goal map and maps that were seen")
@@ -60,7 +60,7 @@ class AgreeEncoder(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"maps"})
     constraint: ClassVar[bool] = False
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """Cross-entropy, nats; zero for an interpreter without an encoder."""
         if seen.encoder_logits is None or goal.goal_class is None:
             return seen.logits.new_zeros(len(seen.logits))
@@ -87,7 +87,7 @@ class DropTopK(Objective):
         super().__post_init__()
         check_k(self, self.k)
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``sum over the benign top k of |m| / sum |m|``."""
         now, benign = both_maps(self, seen, goal)
         chosen = ops.top_k(benign.abs(), ops.top_k_count(self.k, benign[0].numel()))
@@ -115,7 +115,7 @@ class TopKLeft(Objective):
         super().__post_init__()
         check_k(self, self.k)
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``|top_k(m) and top_k(benign)|``; pixels tied at the last place share the places left."""
         now, benign = (m.detach().abs() for m in both_maps(self, seen, goal))
         k = ops.top_k_count(self.k, benign[0].numel())
@@ -143,7 +143,7 @@ class ShiftCenter(Objective):
     constraint: ClassVar[bool] = False
     least: ClassVar[float] = -math.inf
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``-||C(m) - (C(benign) - nudge u)||^2``, ``u`` the unit vector from the benign centre to the middle."""
         now, benign = both_maps(self, seen, goal)
         start = ops.center_of_mass(benign)
@@ -168,7 +168,7 @@ class FillRegion(Objective):
     constraint: ClassVar[bool] = False
     least: ClassVar[float] = -1.0
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``-sum of |m| r / sum |m|`` with the region ``r``."""
         if goal.goal_map is None or seen.maps is None:
             raise InputError("FillRegion needs a goal map, the region, and maps that were seen")
@@ -176,7 +176,7 @@ class FillRegion(Objective):
         return -(ops.unit_sum(seen.maps) * region).flatten(1).sum(1)
 
 
-def both_maps(objective: Objective, seen: Seen, goal: Goal) -> tuple[Tensor, Tensor]:
+def both_maps(objective: Objective, seen: Observation, goal: Goal) -> tuple[Tensor, Tensor]:
     """The map that is seen and the benign one.
 
     Raises:

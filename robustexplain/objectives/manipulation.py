@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..fields import Positive, check_k
 from ..metrics.structure import ssim
 from ..registry import OBJECTIVES
-from .base import Goal, Objective, Seen
+from .base import Goal, Objective, Observation
 from .explanation import both_maps
 
 
@@ -38,7 +38,7 @@ class FadeTopK(Objective):
         super().__post_init__()
         check_k(self, self.k)
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``1/k sum over the honest top k of h^2``."""
         now, honest = both_maps(self, seen, goal)
         k = ops.top_k_count(self.k, honest[0].numel())
@@ -59,7 +59,7 @@ class MoveCenter(Objective):
     constraint: ClassVar[bool] = False
     least: ClassVar[float] = -2.0
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """In ``[-2, 0]``."""
         now, honest = both_maps(self, seen, goal)
         shift = ops.center_of_mass(ops.minmax(now)) - ops.center_of_mass(ops.minmax(honest))
@@ -76,7 +76,7 @@ class SpreadUniformly(Objective):
     constraint: ClassVar[bool] = False
     least: ClassVar[float] = -math.inf
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``sum_j p_j log p_j`` with ``p = |h| / sum |h|``."""
         return -ops.entropy(_maps(self, seen))
 
@@ -95,7 +95,7 @@ class MatchStructure(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"maps"})
     constraint: ClassVar[bool] = False
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``(1 - SSIM(m, goal)) / 2``."""
         if goal.goal_map is None:
             raise InputError("MatchStructure needs a goal map")
@@ -120,7 +120,7 @@ class HideFeature(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"maps"})
     constraint: ClassVar[bool] = False
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``mean over the region of |m|``, or ``sum over the region of |m| / sum |m|``."""
         if goal.goal_map is None:
             raise InputError("HideFeature needs a goal map: the region, 1 where nothing is to be seen")
@@ -131,7 +131,7 @@ class HideFeature(Objective):
         return (maps.flatten(1).abs() * region).sum(1) / region.sum(1)
 
 
-def _maps(objective: Objective, seen: Seen) -> Tensor:
+def _maps(objective: Objective, seen: Observation) -> Tensor:
     if seen.maps is None:
         raise InputError(f"{type(objective).__name__} needs maps that were seen")
     return seen.maps

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..fields import Positive
 from ..maps import positive
 from ..registry import OBJECTIVES
-from .base import Goal, Objective, Seen
+from .base import Goal, Objective, Observation
 from .prediction import Misclassify
 
 
@@ -31,7 +31,7 @@ class LeaveRegion(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"maps"})
     constraint: ClassVar[bool] = False
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """The share, ``[B]``."""
         if seen.maps is None or seen.region is None:
             raise InputError("LeaveRegion needs maps that were seen, and a threat model that has a region (a patch)")
@@ -50,15 +50,15 @@ class UntilMet(Objective):
 
     of: Objective = field(default_factory=Misclassify)
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``[B]``; the gradient is zero where it is met, too."""
         return torch.where(self.of.met(seen, goal), 0, self.of.loss(seen, goal))
 
-    def met(self, seen: Seen, goal: Goal) -> Tensor:
+    def met(self, seen: Observation, goal: Goal) -> Tensor:
         """Where the other is."""
         return self.of.met(seen, goal)
 
-    def unmet(self, seen: Seen, goal: Goal) -> Tensor:
+    def unmet(self, seen: Observation, goal: Goal) -> Tensor:
         """As far as the other is."""
         return self.of.unmet(seen, goal)
 
@@ -79,15 +79,15 @@ class Capped(Objective):
 
     least: ClassVar[float] = -torch.inf
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``max(loss, -cap)``, ``[B]``."""
         loss = self.of.loss(seen, goal)
         return torch.where(loss < -self.cap, -self.cap, loss)
 
-    def met(self, seen: Seen, goal: Goal) -> Tensor:
+    def met(self, seen: Observation, goal: Goal) -> Tensor:
         """Where the other is."""
         return self.of.met(seen, goal)
 
-    def unmet(self, seen: Seen, goal: Goal) -> Tensor:
+    def unmet(self, seen: Observation, goal: Goal) -> Tensor:
         """As far as the other is."""
         return self.of.unmet(seen, goal)

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..fields import Fraction, NonNegative
 from ..maps import positive
 from ..registry import OBJECTIVES
-from .base import Goal, Objective, Seen, Weight, at
+from .base import Goal, Objective, Observation, Weight, at
 
 
 @OBJECTIVES.register("misclassify", paper="Madry et al. 2018; Zhang et al. 2020, section 3.6 (label smoothing)")
@@ -28,9 +28,9 @@ class Misclassify(Objective):
 
     Examples:
         >>> import torch
-        >>> from robustexplain.objectives import Goal, Misclassify, Seen
+        >>> from robustexplain.objectives import Goal, Misclassify, Observation
         >>> x, logits = torch.rand(1, 1, 32, 32), torch.zeros(1, 10)
-        >>> Misclassify().loss(Seen(x, logits), Goal(x, torch.tensor([3]), goal_class=torch.tensor([7])))
+        >>> Misclassify().loss(Observation(x, logits), Goal(x, torch.tensor([3]), goal_class=torch.tensor([7])))
         tensor([2.3026])
     """
 
@@ -44,7 +44,7 @@ class Misclassify(Objective):
         """Unless a target probability is drawn."""
         return self.smoothing == 0
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """Cross-entropy, nats."""
         if goal.goal_class is None:
             return -F.cross_entropy(seen.logits, goal.label, reduction="none")
@@ -57,11 +57,11 @@ class Misclassify(Objective):
         rest = (log_p.sum(1) - toward) / (log_p.shape[1] - 1)
         return -(wanted * toward + (1 - wanted) * rest)
 
-    def met(self, seen: Seen, goal: Goal) -> Tensor:
+    def met(self, seen: Observation, goal: Goal) -> Tensor:
         """Predicted as wanted, with at least ``confidence``."""
         return self.unmet(seen, goal) == 0
 
-    def unmet(self, seen: Seen, goal: Goal) -> Tensor:
+    def unmet(self, seen: Observation, goal: Goal) -> Tensor:
         """0 where met, 1 where predicted as wanted below ``confidence``, 2 where predicted otherwise."""
         own, predicted = goal.label if goal.goal_class is None else goal.goal_class, seen.logits.argmax(1)
         otherwise = 2.0 * (predicted == own if goal.goal_class is None else predicted != own)
@@ -79,7 +79,7 @@ class Distill(Objective):
 
     constraint: ClassVar[bool] = False
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``-sum_k p_k log q_k``, nats; least where the two agree, at the entropy of ``p``."""
         if goal.wanted is None:
             raise InputError("Distill needs the wanted probabilities: give the goal wanted, [B, K]")
@@ -99,11 +99,11 @@ class KeepPrediction(Objective):
 
     tolerance: Fraction = 1.0
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``||p(x') - p(x)||^2``."""
         return (seen.logits.softmax(1) - self._benign(seen, goal)).square().sum(1)
 
-    def met(self, seen: Seen, goal: Goal) -> Tensor:
+    def met(self, seen: Observation, goal: Goal) -> Tensor:
         """The label is predicted, with about the benign confidence."""
         same = seen.logits.argmax(1) == goal.label
         if self.tolerance >= 1:
@@ -112,7 +112,7 @@ class KeepPrediction(Objective):
         return same & (moved.gather(1, goal.label[:, None])[:, 0].abs() <= self.tolerance)
 
     @staticmethod
-    def _benign(seen: Seen, goal: Goal) -> Tensor:
+    def _benign(seen: Observation, goal: Goal) -> Tensor:
         if goal.benign_logits is None:
             raise InputError("KeepPrediction needs the benign logits: give the goal benign_logits")
         return goal.benign_logits.softmax(1)
@@ -134,11 +134,11 @@ class Margin(Objective):
 
     least: ClassVar[float] = -torch.inf
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``max(rival - wanted, -kappa)``, in logits."""
         return positive(margin(seen.logits, goal) + self.kappa) - self.kappa
 
-    def met(self, seen: Seen, goal: Goal) -> Tensor:
+    def met(self, seen: Observation, goal: Goal) -> Tensor:
         """The wanted class leads, by ``kappa`` or more."""
         lead = -margin(seen.logits, goal)
         return (lead > 0) & (lead >= self.kappa)
@@ -159,7 +159,7 @@ class Distance(Objective):
 
     constraint: ClassVar[bool] = False
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``||x' - x||_2^2``."""
         return (seen.x - goal.x).square().flatten(1).sum(1)
 
@@ -172,12 +172,12 @@ class Traded(Objective):
 
     least: ClassVar[float] = -torch.inf
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``trade * loss``."""
         if goal.trade is None:
             raise InputError("Traded needs a goal with trade, one constant a sample")
         return goal.trade * self.of.loss(seen, goal)
 
-    def met(self, seen: Seen, goal: Goal) -> Tensor:
+    def met(self, seen: Observation, goal: Goal) -> Tensor:
         """Where the other is."""
         return self.of.met(seen, goal)

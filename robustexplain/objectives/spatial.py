@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..registry import OBJECTIVES
-from .base import Goal, Objective, Seen
+from .base import Goal, Objective, Observation
 
 EPSILON = 1e-8
 """Under the root of :class:`FlowLoss`, in squared pixels."""
@@ -38,7 +38,7 @@ class FlowLoss(Objective):
 
     constraint: ClassVar[bool] = False
 
-    def loss(self, seen: Seen, goal: Goal) -> Tensor:
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """Mean over pixels of the summed distances to the four neighbours, in pixels."""
         flow = seen.variable
         if flow is None or flow.dim() != 4 or flow.shape[1] != 2:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ..autograd.input_shift import compensated
 from ..interpreters import Interpreter
 from ..metrics import HOG, SSIM, MapMetric, Spearman
-from ..twin import compensated
 from .randomise import Stage, randomise
 
 Check = Literal["cascading", "independent", "labels", "shift"]
+CHECKS: tuple[Check, ...] = get_args(Check)
 
 
 def measures(side: int) -> dict[str, MapMetric]:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .. import files, pictures
+from .. import files, plots
 from ..evaluation.report import SANITY, write_report
 from ..evaluation.statistics import Estimate, bootstrap
 from ..evaluation.store import REPORT, RunFolder
-from ..experiment import Recipe
+from ..recipe.experiment import Recipe
+from .checks import CHECKS
 
 TABLE, PAGE = "sanity.csv", "sanity.html"
 
@@ -53,14 +54,12 @@ class Found:
 
 def read_found(recipe: Recipe, folder: RunFolder) -> list[Found]:
     """Every check that is there, in the recipe's order."""
-    from .run import CHECKS, result
-
     found = []
     for check in CHECKS:
         for row in recipe.rows:
-            path = result(folder, row.label, check)
+            path = folder.sanity(row.label, check)
             if path.is_file():
-                found.append(_read(path, recipe.judge.bootstrap))
+                found.append(_read(path, recipe.evaluation.bootstrap))
     return found
 
 
@@ -133,7 +132,7 @@ def curves_picture(found: list[Found]) -> bytes:
         axes.axis("off")
     lines = panels[0].get_legend_handles_labels()
     figure.legend(*lines, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    return pictures.figure_bytes(figure)
+    return plots.figure_bytes(figure)
 
 
 def maps_picture(found: list[Found], image: int) -> bytes:
@@ -148,13 +147,13 @@ def maps_picture(found: list[Found], image: int) -> bytes:
         line[0].imshow(f.x[image].permute(1, 2, 0).expand(-1, -1, 3).numpy())
         line[0].set_ylabel(f.row, fontsize=7)
         for axes, maps in zip(line[1:], f.maps, strict=False):
-            axes.imshow(pictures.coloured(pictures.magnitudes(maps[image])))
+            axes.imshow(plots.coloured(plots.magnitudes(maps[image])))
         for axes in line:
             axes.set_xticks([])
             axes.set_yticks([])
     for axes, layer in zip(panels[0][1:], ["trained", *found[0].layers[1:]], strict=False):
         axes.set_title(layer.removeprefix("net."), fontsize=6)
-    return pictures.figure_bytes(figure)
+    return plots.figure_bytes(figure)
 
 
 def html(recipe: Recipe, found: list[Found]) -> str:

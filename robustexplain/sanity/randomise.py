@@ -9,9 +9,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from .. import probe
+from ..autograd.layers import hooks, submodule
 from ..errors import UnsupportedModelError
-from ..streams import derive
+from ..random_streams import derive
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _in_order(model: nn.Module, x: Tensor) -> list[tuple[str, nn.Module]]:
     def hook(module: nn.Module, args: object, output: object) -> None:
         seen.setdefault(module, names[module])
 
-    with probe.hooks(list(names), hook), torch.no_grad():
+    with hooks(list(names), hook), torch.no_grad():
         model(x[:1])
     return [(name, module) for module, name in seen.items()]
 
@@ -81,7 +81,7 @@ def randomise(model: nn.Module, stage: Stage, x: Tensor, seed: int) -> None:
     """
     norms = []
     for name in stage.modules:
-        module = probe.submodule(model, name)
+        module = submodule(model, name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, name))
             _draw(module)

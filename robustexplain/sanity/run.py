@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +16,16 @@ from .. import data as data_sets
 from .. import files
 from ..data.base import labels_of, length
 from ..errors import InputError, UnknownNameError, UnsupportedModelError
-from ..evaluation.store import RunFolder, slug
+from ..evaluation.store import RunFolder
 from ..evaluation.systems import classifier, undefended
-from ..experiment import Recipe, Row
 from ..interpreters import Interpreter
+from ..random_streams import derive, generator
 from ..recipe import check_data
-from ..streams import derive, generator
+from ..recipe.experiment import Recipe, Row
 from ..training import Session
-from .checks import Check, Outcome, cascading, independent, other_labels, shifted
+from .checks import CHECKS, Check, Outcome, cascading, independent, other_labels, shifted
 from .page import write_page
 from .randomise import Stage, stages
-
-CHECKS: tuple[Check, ...] = get_args(Check)
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,8 @@ class _Runner:
         self.identity = [data.digest, files.digest_tensors(self.model.state_dict())]
         if session.accelerator.is_main_process:
             folder.same_weights(self.identity[1])
-        count = min(recipe.sanity.images, length(data.judge))
-        x, _ = data_sets.stack(data_sets.take(data.judge, count))
+        count = min(recipe.sanity.images, length(data.test))
+        x, _ = data_sets.stack(data_sets.take(data.test, count))
         self.x = x.to(session.device)
         with torch.no_grad():
             self.target = self.model(self.x).argmax(1)
@@ -107,7 +105,7 @@ class _Runner:
 
     def run(self, row: Row, check: Check) -> bool:
         """Run one check of one interpreter unless it is there; whether it failed."""
-        path = result(self.folder, row.label, check)
+        path = self.folder.sanity(row.label, check)
         if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["status"] != "failed":
             return False
         summary: dict[str, Any] = {"status": "done", "row": row.label, "check": check, "note": ""}
@@ -172,11 +170,6 @@ class _Runner:
             files.write_tensors(path.with_suffix(".safetensors"), arrays)
         stages_run = [{"stage": outcome.stage, "layer": outcome.layer} for outcome in outcomes]
         files.write_json(path, {**summary, "stages": stages_run, "settings": asdict(self.recipe.sanity)})
-
-
-def result(folder: RunFolder, row: str, check: str) -> Path:
-    """The JSON file of one check of one interpreter; its arrays stand beside it."""
-    return folder.root / "sanity" / f"{slug(row)}--{check}.json"
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import robustexplain as rx
 from robustexplain import models
-from robustexplain.activations import Softplus, swapped
 from robustexplain.attacks import ADV2, PGD
+from robustexplain.autograd.rectifiers import Softplus, swapped
 from robustexplain.interpreters import CAM, GradCAM, Gradient
 
 EPS, SIZE, STEPS = 8 / 255, 1 / 255, 5

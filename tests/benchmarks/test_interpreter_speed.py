@@ -89,7 +89,7 @@ def test_integrated_gradients_cost_their_passes(
     case: tuple[nn.Module, Tensor, Tensor], request: pytest.FixtureRequest
 ) -> None:
     model, x, target = case
-    ours = IntegratedGradients(model, n_steps=POINTS, chunk=CHUNK)
+    ours = IntegratedGradients(model, steps=POINTS, batch_size=CHUNK)
     theirs = captum.attr.IntegratedGradients(model)
     passes = floor(model, x, target, POINTS * len(x) // CHUNK)
     times = least(
@@ -108,7 +108,7 @@ def test_integrated_gradients_cost_their_passes(
 @pytest.mark.benchmark
 def test_smoothgrad_costs_its_passes(case: tuple[nn.Module, Tensor, Tensor], request: pytest.FixtureRequest) -> None:
     model, x, target = case
-    ours = SmoothGrad(model, n_samples=POINTS, chunk=CHUNK)
+    ours = SmoothGrad(model, samples=POINTS, batch_size=CHUNK)
     theirs = captum.attr.NoiseTunnel(captum.attr.Saliency(model))
     passes = floor(model, x, target, POINTS * len(x) // CHUNK)
     times = least(
@@ -138,12 +138,12 @@ def test_gradcam_is_no_slower_than_pytorch_grad_cam(
     theirs = pytest.importorskip("pytorch_grad_cam")
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    from robustexplain import probe
+    from robustexplain.autograd import layers
 
     model, x, target = case
     # Theirs goes through the weights: frozen, it has no graph.
     model.requires_grad_(True)
-    layer = model.get_submodule(probe.last_feature_layer(model, x).name)
+    layer = model.get_submodule(layers.last_feature_layer(model, x).name)
     ours, cam = GradCAM(model), theirs.GradCAM(model, [layer])
     goals = [ClassifierOutputTarget(c) for c in target.tolist()]
 

@@ -1,0 +1,1 @@
+"""Attacks on the explanation that keep the prediction."""

@@ -1,0 +1,195 @@
+"""AttaXAI: an evolution strategy that moves the map and keeps the prediction, without a gradient of anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustexplain import maps as ops
+from robustexplain.errors import FieldError, InputError
+from robustexplain.fields import Count, Eps, Fraction, NonNegative, Positive
+from robustexplain.objectives import Goal, KeepPrediction, MatchMap, Objective
+from robustexplain.random_streams import Streams
+from robustexplain.registry import ATTACKS
+from robustexplain.system import System
+
+from ..base import Attack
+from ..goals import random_patch_maps
+from ..search.best import BestIterates, SearchRecord
+from ..search.directions import StepContext
+from ..search.loop import Plan, SearchResult
+from ..search.updates import Adam
+from ..threat import Linf, Threat
+
+_PIXELS = 32 * 32
+"""The map size to which the published weights belong."""
+
+
+@dataclass
+class _Generation:
+    """Sums over a population, one entry a sample: enough for both gradients, so that no member is kept."""
+
+    loss: list[Tensor]
+    noise: Tensor
+    weighted: Tensor
+    spread: list[Tensor]
+
+    @classmethod
+    def none(cls, x: Tensor) -> _Generation:
+        return cls([], torch.zeros_like(x), torch.zeros_like(x), [])
+
+    def add(self, loss: Tensor, z: Tensor) -> None:
+        """A member that stands ``sigma z`` from the mean."""
+        self.loss.append(loss)
+        self.noise += z
+        self.weighted += ops.expand(loss, z) * z
+        self.spread.append(z.square().flatten(1).mean(1) - 1)
+
+    def gradients(self) -> tuple[Tensor, Tensor]:
+        """Of the standardised reward, in the mean (times ``sigma``, as in the authors' code) and in ``sigma``."""
+        loss = torch.stack(self.loss)
+        middle, scale = loss.mean(0), loss.std(0).clamp(min=1e-5)
+        mean = (ops.expand(middle, self.noise) * self.noise - self.weighted) / ops.expand(scale, self.noise)
+        reward = (middle - loss) / scale
+        # The first member is the mean itself: it says nothing of the spread.
+        sigma = (reward[1:] * torch.stack(self.spread)[1:]).mean(0)
+        return mean / len(loss), sigma
+
+
+@dataclass(frozen=True)
+class _Evolve(Plan):
+    """A population around a mean; the mean follows the reward by Adam, and so does its spread."""
+
+    threat: Threat
+    map_weight: float
+    prediction_weight: float
+    steps: int
+    population: int
+    sigma: float
+    sigma_step: float
+    lr: float
+    decay: float
+
+    @property
+    def aim(self) -> Objective:
+        return KeepPrediction() + MatchMap("sum")
+
+    @property
+    def summary(self) -> str:
+        return f"evolution strategy, population of {self.population}"
+
+    @torch.no_grad()
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
+        if goal.goal_map is None:
+            raise InputError("evolution needs a goal map")
+        # The error of maps that sum to one falls with the square of their size.
+        scale = (goal.goal_map[0].numel() / _PIXELS) ** 2
+        objective = self.map_weight * scale * MatchMap("sum") + self.prediction_weight * KeepPrediction()
+        mean, sigma = goal.x.clone(), goal.x.new_full((len(goal.x),), self.sigma)
+        best, progress = BestIterates.none(goal.x), SearchRecord.none(goal.x)
+        memory = Adam().begin(mean)
+        for step in range(self.steps):
+            problem = StepContext(system, self.threat, goal, objective, streams, 1.0, step)
+            sums = _Generation.none(goal.x)
+            for member, z in enumerate(latin_normal(goal.x, self.population - 1, streams)):
+                look = problem.observe((mean + ops.expand(sigma, z) * z).clamp(0, 1))
+                sums.add(problem.loss(look).to(goal.x.dtype), z)
+                if member == 0:
+                    best.update(slice(None), look, goal, objective)
+            progress.queries += self.population
+            ascent, widen = sums.gradients()
+            moved, memory = Adam(self.lr * self.decay**step)(mean, -ascent, 0.0, memory)
+            mean = self.threat.project(goal.x, moved)
+            grown = sigma + (widen / sigma).clamp(-self.sigma_step, self.sigma_step)
+            sigma = grown.clamp(min=self.sigma / 1000)
+        return SearchResult(best.x, progress.queries, progress.flat, *progress.verdict(best))
+
+
+def latin_normal(x: Tensor, count: int, streams: Streams) -> Iterator[Tensor]:
+    """A zero and ``count`` normal draws like ``x``, one at a time: a Latin hypercube over all of a sample's pixels.
+
+    In each pixel every one of ``count`` equally likely intervals is drawn from once.
+    """
+    yield torch.zeros_like(x)
+    size = x[0].numel()
+    orders = []
+    for i in range(len(x)):
+        draw = streams.select([i]).uniform(torch.empty(1, count, size, dtype=torch.float32))
+        # Whole orders for all samples at once are kept in two bytes each.
+        orders.append(draw[0].argsort(0).to(torch.int16 if count <= 2**15 else torch.int32))
+    order = torch.stack(orders).to(x.device)
+    edge = 2.0**-24
+    for member in range(count):
+        inside = streams.uniform(torch.empty(len(x), size, dtype=torch.float64, device=x.device))
+        share = ((order[:, member] + inside) / count).clamp(edge, 1 - edge)
+        yield torch.special.ndtri(share).to(x.dtype).reshape(x.shape)
+
+
+@ATTACKS.register("evolution", paper="Tamam et al. 2023, AttaXAI")
+@dataclass(frozen=True)
+class Evolution(Attack):
+    """Moves the map towards the goal map and keeps the prediction, by an evolution strategy on what the system says.
+
+    A population around a mean image is shown; rewards are standardised, the mean follows them by Adam, and the spread
+    by its own gradient. It asks for probabilities and maps alone, so it works on interpreters without a gradient.
+    The authors work in normalised pixels of deviation about 0.25: their figures are divided by four here. Departures:
+    the mean stays in an L-infinity ball, images are clipped before they are shown, and the result is the mean with the
+    nearest map among those that keep the prediction (they take the lowest loss). Without a goal map it aims at a random
+    patch (they take the map of another image).
+
+    Args:
+        eps: radius of the ball (the authors': 0.25).
+        steps: generations.
+        step_size: Adam's learning rate (the authors': 0.0125 normalised).
+        decay: of the learning rate, each generation.
+        population: inputs shown each generation, the mean included.
+        sigma: the first spread of the population (the authors': 0.1 normalised).
+        sigma_step: how much the spread may change in a generation (the authors': 0.01 normalised); 0 keeps it.
+        map_weight: of the mean squared error of maps that sum to one, at 32 x 32 pixels; other sizes are scaled to it.
+        prediction_weight: of the squared distance of probabilities, summed over classes (the authors': 1e6 for a mean
+            over 100 classes).
+    """
+
+    eps: Eps = 0.25
+    steps: Count = 400
+    step_size: Positive = 0.003
+    decay: Fraction = 0.995
+    population: Count = 125
+    sigma: Positive = 0.025
+    sigma_step: NonNegative = 0.0025
+    map_weight: NonNegative = 1e7
+    prediction_weight: NonNegative = 1e4
+
+    needs_maps: ClassVar[bool] = True
+    keeps_prediction: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.population < 3:
+            raise FieldError("Evolution", "population", f"must be at least 3, got {self.population}")
+
+    def differentiates(self, system: System) -> bool:
+        """The values of maps are enough."""
+        return False
+
+    def default_goal_map(self, x: Tensor) -> Tensor:
+        """A random patch: the benign map would leave nothing to do."""
+        return random_patch_maps(x, self.seed)
+
+    def plan(self, system: System) -> Plan:
+        """The strategy."""
+        return _Evolve(
+            Linf(self.eps),
+            self.map_weight,
+            self.prediction_weight,
+            self.steps,
+            self.population,
+            self.sigma,
+            self.sigma_step,
+            self.step_size,
+            self.decay,
+        )

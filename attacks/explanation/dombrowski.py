@@ -1,0 +1,89 @@
+"""A map of the adversary's choice, with the whole output kept: Dombrowski et al. 2019."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from robustexplain.fields import Count, Eps, Fraction, NonNegative, Positive
+from robustexplain.objectives import KeepPrediction, MatchMap
+from robustexplain.registry import ATTACKS
+from robustexplain.system import System
+
+from ..adaptive import evasion
+from ..base import Attack
+from ..goals import random_patch_maps
+from ..search.directions import BetaSchedule, GradientDirection
+from ..search.loop import Plan, Search, Stage
+from ..search.surrogates import Surrogate, surrogate_for
+from ..search.updates import Adam
+from ..threat import Linf
+
+
+@ATTACKS.register(
+    "dombrowski", paper="Dombrowski et al. 2019, manipulation method", needs=("gradients", "differentiable maps")
+)
+@dataclass(frozen=True)
+class Dombrowski(Attack):
+    """Make the map look like another one, and keep the whole output: Adam on the image, softplus growing hard.
+
+    ``weight * mean((N h(x') - N h_t)^2) + keep * ||p(x') - p(x)||^2`` with ``h`` the magnitudes of a map of ``N``
+    pixels as shares that add up to one. The published prefactors, ``1e11`` of a mean over ``N = 224^2`` pixels and
+    ``1e6`` of a mean over 1000 classes, are ``1e11 / N^2 = 39.7`` and ``1e6 / 1000 = 1e3`` here, on every grid and for
+    any number of classes. The goal map is the map of another image, or any; default: a random patch.
+
+    Departures from their code: the best iterate on the real network is returned (its nearest map among those whose
+    confidence moved by ``tolerance`` or less), not the last; target and benign map and probabilities are the real
+    network's, not those of a softplus of ``beta = 1000``; steps are in ``[0, 1]`` pixels (theirs, in units of the
+    normalisation's deviation, are longer by about 4.4).
+
+    Args:
+        eps: L-infinity radius; 1 is no bound but ``[0, 1]`` itself, as published.
+        steps: iterations.
+        step_size: Adam's learning rate, in ``[0, 1]`` pixels; longer than the published 2e-4 to 5e-3 of the deviation,
+            which the return of the best iterate allows.
+        weight: of the map's error.
+        keep: of the probabilities' change.
+        tolerance: largest change of the benign class's probability; 1 asks for the label alone.
+        surrogate: what rectifiers compute while directions are sought; ``auto`` is ``softplus`` for maps that are
+            gradients and nothing for others.
+        beta: of ``softplus`` at the start ...
+        beta_end: ... and at the end; it grows geometrically.
+        draws: average directions over so many draws of what is random in the system.
+        straight: go straight through rounding inside the model.
+        evade: weight of the detector's soft score; 0 ignores it (see :meth:`adapted`).
+    """
+
+    eps: Eps = 1.0
+    steps: Count = 1500
+    step_size: Positive = 1e-3
+    weight: Positive = 39.7
+    keep: NonNegative = 1e3
+    tolerance: Fraction = 0.05
+    surrogate: Surrogate = "auto"
+    beta: Positive = 10.0
+    beta_end: Positive = 100.0
+    draws: Count = 1
+    straight: bool = False
+    evade: NonNegative = 0.0
+
+    needs_maps: ClassVar[bool] = True
+    keeps_prediction: ClassVar[bool] = True
+
+    def adapted(self, system: System) -> Dombrowski:
+        """With the detector's soft score in the loss, and its silence as a condition, if there is a detector."""
+        return self if system.detector is None or self.evade else replace(self, evade=self.keep or 1.0)
+
+    def plan(self, system: System) -> Plan:
+        """Adam on both errors."""
+        match = self.weight * MatchMap("sum", relative=True) + self.keep * KeepPrediction(self.tolerance)
+        stage = Stage(match + evasion(self.evade, system), self.steps, Adam(self.step_size))
+        hardening = BetaSchedule(self.beta, self.beta_end)
+        smooth = surrogate_for(system.interpreter, self.surrogate, softplus=hardening, auto="softplus")
+        return Search(Linf(self.eps), (stage,), GradientDirection(smooth, self.straight, self.draws))
+
+    def default_goal_map(self, x: Tensor) -> Tensor:
+        """A random patch: the benign map would leave nothing to do."""
+        return random_patch_maps(x, self.seed)

@@ -1,0 +1,215 @@
+"""ADV2 against feature squeezing: an attack that looks through the detector's squeezers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from robustexplain.fields import Count, Eps, Fraction, Natural, NonNegative, Positive
+from robustexplain.objectives import AgreeSqueezed, EvadeSqueezing, Goal, MatchProbabilities, Misclassify, Objective
+from robustexplain.random_streams import Streams
+from robustexplain.registry import ATTACKS
+from robustexplain.system import System
+from robustexplain.transforms.squeezing import BitDepth, Squeezer, Squeezing, squeezers
+
+from ..base import Attack
+from ..search.directions import GradientDirection
+from ..search.loop import Plan, Search, SearchResult, Stage
+from ..search.surrogates import Surrogate, surrogate_for
+from ..search.updates import SignStep
+from ..threat import Linf, Threat
+from .adv2 import ADV2
+
+
+@dataclass(frozen=True)
+class SqueezedBox(Threat):
+    """The squeezed images between the squeezed ends of the L-infinity ball around ``x`` (Zhang et al., Algorithm 2).
+
+    They lie near that ball, not within it: rounding alone may leave it.
+
+    Args:
+        eps: radius of the ball, in the units of ``[0, 1]`` pixels.
+        bits: of each channel.
+    """
+
+    eps: Eps = 8 / 255
+    bits: Count = 3
+
+    def start(self, x: Tensor, streams: Streams | None = None) -> Tensor:
+        """The squeezed image itself, or with ``streams`` a random squeezed one."""
+        return self.project(x, x if streams is None else self.sample(x, streams))
+
+    def project(self, x: Tensor, variable: Tensor) -> Tensor:
+        """The nearest squeezed image of the box."""
+        squeeze = BitDepth(self.bits).forward
+        low, high = squeeze((x - self.eps).clamp(0, 1)), squeeze((x + self.eps).clamp(0, 1))
+        return torch.min(torch.max(squeeze(variable), low), high)
+
+    def sample(self, x: Tensor, streams: Streams) -> Tensor:
+        """A random image of the ball, not squeezed yet."""
+        return x + streams.uniform(x, -self.eps, self.eps)
+
+
+@dataclass(frozen=True)
+class _Squeezed(Plan):
+    """First ``x_+`` among squeezed images, then ``x_*`` in the ball that is classified like it.
+
+    Args:
+        threat: the ball.
+        first: the search for ``x_+``; ``None`` where no squeezer rounds.
+        second: the search for ``x_*``.
+        looks: how many squeezed inputs are shown beside each input of the joint stage.
+    """
+
+    threat: Threat
+    first: Search | None
+    second: Search
+    looks: int
+
+    @property
+    def aim(self) -> Objective:
+        return self.second.aim
+
+    @property
+    def summary(self) -> str:
+        return self.second.summary + (", after a search among squeezed images" if self.first else "")
+
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
+        queries: int | Tensor = 0
+        if self.first is not None:
+            near = self.first.run(system, goal, streams)
+            with torch.no_grad():
+                goal = _towards(goal, system.model(near.x))
+            queries = near.queries + 1
+        found = self.second.run(system, goal, streams)
+        joint = found.queries - self.second.stages[0].steps * self.second.restarts
+        return replace(found, queries=queries + found.queries + self.looks * joint)
+
+
+def _towards(goal: Goal, logits: Tensor) -> Goal:
+    """The goal of being classified like ``x_+``; of any class but the label where it is told none."""
+    p = logits.softmax(1)
+    rival = p.scatter(1, goal.label[:, None], -1.0).argmax(1)
+    wanted = rival if goal.goal_class is None else goal.goal_class
+    # An x_+ that is not classified as wanted is no example to follow.
+    sure = torch.zeros_like(p).scatter(1, wanted[:, None], 1.0)
+    return replace(goal, goal_class=wanted, wanted=torch.where((p.argmax(1) == wanted)[:, None], p, sure))
+
+
+@ATTACKS.register(
+    "adaptive-squeezing",
+    paper="Zhang et al. 2020, section 4 Q3, Algorithm 2",
+    needs=("gradients", "differentiable maps"),
+)
+@dataclass(frozen=True)
+class AdaptiveSqueezing(Attack):
+    """ADV2 that evades feature squeezing: its loss, and that predictions before and after squeezing should agree.
+
+    For squeezers that smooth, the paper adds ``l_sqz = H(f(x), f(psi(x)))`` (``penalty="agree"``); the reference code
+    adds hinges on ``||f(x) - f(psi(x))||_1`` that are zero below three quarters of the detector's threshold
+    (``"hinge"``). For bit depth, PGD first looks for an adversarial ``x_+`` among the images of that depth whose pixels
+    lie between the squeezed ends of the ball, in steps of one level; the loss then has ``||f(x) - f(x_+)||_1``, which
+    the hinge form lets pass up to the same share of the threshold. Without a goal class, the one that ``x_+`` is given
+    is adopted, as in the code.
+
+    Squeezers and threshold are those of the system's feature-squeezing detector; the fields speak for it where the
+    system has none. Departures: the returned iterate is the best (nearest map among those that are misclassified with
+    ``confidence`` and raise no alarm), not the last; ``x_+`` is the best too; one that is not classified as wanted is
+    replaced by full confidence in the goal, or without one by the label's runner-up there; several bit depths share
+    the ``x_+`` of the coarsest; the code's two medians weigh 9 and 3 where all hinges weigh ``evade`` here.
+
+    Args:
+        eps: L-infinity radius, in the units of ``[0, 1]`` pixels.
+        steps: iterations in the ball, warm start included (the code: 1200, none of them warm).
+        step_size: of one of them.
+        squeezers: names of those that the detector is taken to use, if the system has none.
+        threshold: L1 distance at which it is taken to raise the alarm, if the system has none.
+        penalty: ``agree`` (the paper's cross-entropy) or ``hinge`` (the code's).
+        agree: weight of ``l_sqz``, summed over squeezers.
+        evade: weight of each hinge.
+        match: weight of ``||f(x) - f(x_+)||_1`` (the code: 40).
+        rounding: how bit depth is met: ``two-stage`` as published, ``straight`` like a smoothing squeezer, by going
+            straight through the rounding (Athalye et al. 2018), or ``both``.
+        squeezed_steps: iterations of the search for ``x_+`` (the code: 400).
+        weight: ``lambda`` of the map, as in ADV2.
+        growth: ``lambda`` at the end over ``lambda`` at the start.
+        warm_start: share of ``steps`` spent on the prediction alone.
+        confidence: ``kappa``: iterates below it count only if none reaches it.
+        encoder_weight: of the encoder's cross-entropy for model-guided interpreters.
+        surrogate: what rectifiers compute while directions are sought: ``auto`` takes ADV2's ``h(z)``, which leaves the
+            predictions that must agree as they are, for gradient maps and nothing otherwise.
+        restarts: run this often and keep the best; all but the first begin at random.
+    """
+
+    eps: Eps = 0.031
+    steps: Count = 1200
+    step_size: Positive = 1 / 255
+    squeezers: Sequence[str] = ("bit-depth-3", "median-2", "median-3")
+    threshold: NonNegative = 1.0
+    penalty: Literal["agree", "hinge"] = "agree"
+    agree: NonNegative = 1.0
+    evade: NonNegative = 12.0
+    match: NonNegative = 40.0
+    rounding: Literal["two-stage", "straight", "both"] = "both"
+    squeezed_steps: Natural = 400
+    weight: NonNegative = 10.0
+    growth: Positive = 2.0
+    warm_start: Fraction = 0.25
+    confidence: Fraction = 0.8
+    encoder_weight: NonNegative = 0.1
+    surrogate: Surrogate = "auto"
+    restarts: Count = 1
+
+    needs_maps: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "squeezers", tuple(self.squeezers))
+        squeezers(self.squeezers)
+
+    def plan(self, system: System) -> Plan:
+        """The search for ``x_+``, if a squeezer rounds; then ADV2's, with the penalties."""
+        used, threshold = self._known(system)
+        warm = round(self.steps * self.warm_start)
+        update = SignStep(self.step_size)
+        joint = ADV2(
+            weight=self.weight, growth=self.growth, confidence=self.confidence, encoder_weight=self.encoder_weight
+        ).objective(system)
+        total = joint + self._penalties(used, threshold)
+        second = Search(
+            Linf(self.eps),
+            (Stage(Misclassify(), warm, update), Stage(total, self.steps - warm, update)),
+            GradientDirection(surrogate_for(system.interpreter, self.surrogate)),
+            restarts=self.restarts,
+        )
+        return _Squeezed(Linf(self.eps), self._first(used), second, len(used))
+
+    def _known(self, system: System) -> tuple[tuple[Squeezer, ...], float]:
+        detector: object = system.detector
+        if isinstance(detector, Squeezing):
+            return detector.squeezers, detector.threshold
+        return squeezers(self.squeezers), self.threshold
+
+    def _first(self, used: tuple[Squeezer, ...]) -> Search | None:
+        depths = [s for s in used if isinstance(s, BitDepth)]
+        if not depths or self.rounding == "straight":
+            return None
+        coarsest = min(depths, key=lambda s: s.bits)
+        stage = Stage(Misclassify(), self.squeezed_steps, SignStep(coarsest.step))
+        return Search(SqueezedBox(self.eps, coarsest.bits), (stage,))
+
+    def _penalties(self, used: tuple[Squeezer, ...], threshold: float) -> Objective:
+        followed = [s.smooths or self.rounding != "two-stage" for s in used]
+        hinge = self.penalty == "hinge"
+        weights = tuple(self.evade if follow and hinge else 0.0 for follow in followed)
+        total: Objective = EvadeSqueezing(used, weights, threshold)
+        agreeing = tuple(s for s, follow in zip(used, followed, strict=True) if follow)
+        if agreeing and not hinge:
+            total = total + self.agree * AgreeSqueezed(agreeing)
+        if self._first(used) is not None:
+            total = total + self.match * MatchProbabilities(0.75 * threshold if hinge else 0.0)
+        return total

@@ -1,0 +1,97 @@
+"""The scaffold around a biased model: what is deployed after the attack of Slack et al. 2020."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustexplain.errors import InputError
+from robustexplain.models import ModelSpec, build
+from robustexplain.models.rules import FeatureRule
+from robustexplain.registry import PARTS
+
+from .tabular import standardised
+
+PARTS.register("column-rule")(FeatureRule)
+
+
+class Scaffold(nn.Module):
+    """Answers as the biased model where a row looks real, and as an innocent rule elsewhere (Slack et al. 2020, eq. 1).
+
+    ``e(x) = f(x)`` where the detector's probability of a real row is at least ``cut``, else ``psi(x)``. An ordinary
+    classifier: LIME's and KernelSHAP's made-up rows meet ``psi``, real rows meet ``f``. The detector sees standardised
+    rows, and is asked only where ``f`` and ``psi`` differ, which changes nothing but the time. Differentiable as
+    far as the branch that answers is; the switch between the branches has no gradient.
+
+    Args:
+        model: ``f``, gives logits ``[B, K]``.
+        rule: ``psi``, gives logits ``[B, K]``.
+        detector: takes standardised rows ``[B, D]``, gives logits ``[B, 2]``; class 1 is a real row.
+        mean: of the training rows, ``[D]``.
+        std: of the training rows, ``[D]``, above 0.
+        cut: probability of being real from which on ``f`` answers.
+
+    Raises:
+        InputError: a standardisation of another width.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, model: nn.Module, rule: FeatureRule, detector: nn.Module, mean: Tensor, std: Tensor, cut: float = 0.5
+    ) -> None:
+        super().__init__()
+        self.in_features, self.num_classes = rule.in_features, rule.num_classes
+        if mean.shape != (self.in_features,) or std.shape != mean.shape or float(std.min()) <= 0:
+            raise InputError(
+                f"mean and std need {self.in_features} numbers each, std above 0; got {list(mean.shape)} and "
+                f"{list(std.shape)}"
+            )
+        self.model, self.rule, self.detector, self.cut = model, rule, detector, float(cut)
+        self.register_buffer("mean", mean.detach().clone())
+        self.register_buffer("std", std.detach().clone())
+
+    @property
+    def spec(self) -> ModelSpec | None:
+        """How to rebuild it; ``None`` where the biased model or the detector was made by no registered builder."""
+        parts = {name: getattr(getattr(self, name), "spec", None) for name in ("model", "rule", "detector")}
+        if None in parts.values():
+            return None
+        described = {name: {"name": spec.name, "options": spec.options} for name, spec in parts.items() if spec}
+        return ModelSpec("scaffold", {**described, "cut": self.cut})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[B, K]`` of rows ``[B, D]`` in the data's units."""
+        told, shown = self.model(x), self.rule(x)
+        differ = (told != shown).any(1)
+        real = torch.ones_like(differ)
+        if bool(differ.any()):
+            real[differ] = self.real(x[differ]) >= self.cut
+        return torch.where(real[:, None], told, shown.to(told.dtype))
+
+    def real(self, x: Tensor) -> Tensor:
+        """``[B]`` in ``[0, 1]``: the detector's probability that rows ``[B, D]`` are real; no gradient."""
+        with torch.no_grad():
+            found: Tensor = self.detector(standardised(x.detach(), self.mean, self.std)).softmax(1)[:, 1]
+        return found
+
+
+@PARTS.register("scaffold")
+def rebuild(model: dict[str, Any], rule: dict[str, Any], detector: dict[str, Any], cut: float) -> Scaffold:
+    """A scaffold of the described parts, with weights and standardisation still to be read."""
+    inner, alibi, guard = (_part(described) for described in (model, rule, detector))
+    if not isinstance(alibi, FeatureRule):
+        raise InputError(f"the rule of a scaffold must be a FeatureRule, got {type(alibi).__name__}")
+    width = alibi.in_features
+    return Scaffold(inner, alibi, guard, torch.zeros(width), torch.ones(width), cut)
+
+
+def _part(described: dict[str, Any]) -> nn.Module:
+    name, options = described["name"], described["options"]
+    made = PARTS.get(name).build(**options) if name in PARTS else build(name, **options)
+    if not isinstance(made, nn.Module):
+        raise InputError(f"{name!r} does not name a module")
+    return made

@@ -1,0 +1,321 @@
+"""Attacks of other libraries in our matrix: torchattacks, foolbox, the Adversarial Robustness Toolbox, or a function.
+
+They attack the prediction alone. What they return is cut from the graph, clipped to ``[0, 1]`` and judged by a fresh
+forward pass of the real model; the model and every global random state are left as they were found.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustexplain.errors import FieldError, InputError, UnknownNameError
+from robustexplain.fields import Radius
+from robustexplain.objectives import Goal, Misclassify, Objective, Observation
+from robustexplain.random_streams import Streams
+from robustexplain.registry import ATTACKS
+from robustexplain.system import System
+from robustexplain.training import frozen
+
+from ..base import Attack
+from ..search.loop import Plan, SearchResult
+from ..threat import Threat
+
+Call = Callable[[nn.Module, Tensor, Tensor, "Tensor | None"], Tensor]
+"""``(model, x, y, goal_class) -> attacked x``; ``goal_class`` is ``None`` for an untargeted attack."""
+Settings = dict[str, bool | int | float | str | None]
+"""Keyword arguments of an attack of another library, as data."""
+
+
+class Shown(nn.Module):
+    """What another library gets to see: logits of the inputs' dtype, and nothing of the model that it could change.
+
+    Args:
+        model: the attacked classifier.
+        like: an input, for device and dtype.
+    """
+
+    def __init__(self, model: nn.Module, like: Tensor) -> None:
+        super().__init__()
+        # In a list, so that it is no submodule: libraries switch modes, move modules and clear gradients.
+        self._model, self.like, self.count = [model], like, 0
+        # Some read the device off the first parameter.
+        self.place = nn.Parameter(like.new_empty(0), requires_grad=False)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, K]``."""
+        self.count += len(x)
+        logits: Tensor = self._model[0](x.to(self.like))
+        return logits.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Elsewhere(Threat):
+    """Wherever the other library's settings let it go, within ``[0, 1]``."""
+
+    @property
+    def words(self) -> str:
+        """For tables."""
+        return "as set"
+
+    def project(self, x: Tensor, variable: Tensor) -> Tensor:
+        """Clip to ``[0, 1]``."""
+        return variable.clamp(0, 1)
+
+    def sample(self, x: Tensor, streams: Streams) -> Tensor:
+        """The input itself: the other library draws its own start."""
+        return x
+
+
+@dataclass(frozen=True)
+class Borrowed(Plan):
+    """Run a function, a sample at a time or a batch at once, and judge what it returns.
+
+    Args:
+        call: the function.
+        name: for tables.
+        batched: show it the whole batch.
+    """
+
+    call: Call
+    name: str
+    batched: bool = False
+    threat: Threat = field(default_factory=Elsewhere)
+
+    @property
+    def aim(self) -> Objective:
+        """The prediction."""
+        return Misclassify()
+
+    @property
+    def summary(self) -> str:
+        """Its name."""
+        return self.name
+
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
+        """What the function returns, its cost, and whether it brought the prediction nearer to what is wanted."""
+        size = len(goal.x) if self.batched else 1
+        seeds = streams.integers(2**31 - 1).tolist()
+        found, counts = [], []
+        for start in range(0, len(goal.x), size):
+            rows = torch.arange(start, start + size, device=goal.x.device)
+            with seeded(seeds[start], goal.x.device), frozen(system.model):
+                x, count = self._once(system.model, goal.select(rows))
+            found.append(x)
+            counts += [-(-count // size)] * size
+        x = self.threat.project(goal.x, torch.cat(found))
+        queries = torch.tensor(counts, device=x.device)
+        return SearchResult.of(x, queries, _stalled(system, goal, x))
+
+    def _once(self, model: nn.Module, goal: Goal) -> tuple[Tensor, int]:
+        shown = Shown(model, goal.x)
+        wanted = None if goal.goal_class is None else goal.goal_class.clone()
+        x = self.call(shown, goal.x.clone(), goal.label.clone(), wanted)
+        if not isinstance(x, Tensor) or x.shape != goal.x.shape or not bool(torch.isfinite(x).all()):
+            what = f"shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise InputError(f"{self.name} must return finite images of shape {list(goal.x.shape)}, got {what}")
+        return x.detach().to(goal.x), shown.count
+
+
+@torch.no_grad()
+def _stalled(system: System, goal: Goal, x: Tensor) -> Tensor:
+    before, after = (Observation(image, system.model(image)) for image in (goal.x, x))
+    aim = Misclassify()
+    return ~aim.met(after, goal) & (aim.loss(after, goal) >= aim.loss(before, goal))
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Every global random state starts from ``seed`` within the block, and is what it was after it."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+
+
+@dataclass(frozen=True)
+class Foreign(Attack):
+    """Any function ``(model, x, y, goal_class) -> x'`` as an attack: the form for Python, not for recipes.
+
+    ``Foreign(lambda model, x, y, goal: torchattacks.PGD(model)(x, y))``.
+
+    Args:
+        call: takes a model that gives logits ``[B, K]``, images, labels and goal classes (``None``: untargeted).
+        batched: show it the whole batch at once; faster, but a sample's result may then depend on its batch.
+    """
+
+    call: Call
+    batched: bool = False
+
+    def plan(self, system: System) -> Plan:
+        """Run the function."""
+        return Borrowed(self.call, getattr(self.call, "__name__", type(self.call).__name__), self.batched)
+
+
+@ATTACKS.register("torchattacks", paper="Kim 2020 (torchattacks)", needs=("gradients",))
+@dataclass(frozen=True)
+class Torchattacks(Attack):
+    """An attack of torchattacks, with its own settings.
+
+    Needs ``pip install 'robustexplain[attacks]'``.
+
+    Args:
+        attack: its class, such as ``PGD``, ``CW`` or ``APGDT``.
+        settings: its keyword arguments, such as ``{"eps": 0.03, "alpha": 0.01, "steps": 10}``.
+        batched: show it the whole batch at once; faster, but a sample's result may then depend on its batch.
+    """
+
+    attack: str = "PGD"
+    settings: Settings = field(default_factory=dict)
+    batched: bool = False
+
+    def plan(self, system: System) -> Plan:
+        """Run it, towards the goal class where there is one."""
+        call = partial(_torchattacks, self.attack, dict(self.settings))
+        return Borrowed(call, f"torchattacks.{self.attack}", self.batched)
+
+
+@ATTACKS.register("foolbox", paper="Rauber et al. 2020 (foolbox)", needs=("gradients",))
+@dataclass(frozen=True)
+class Foolbox(Attack):
+    """An attack of foolbox, with its own settings.
+
+    Needs ``pip install 'robustexplain[attacks]'``.
+
+    Args:
+        attack: its class, such as ``LinfPGD`` or ``L2CarliniWagnerAttack``.
+        settings: its keyword arguments, such as ``{"steps": 10, "rel_stepsize": 0.1}``.
+        eps: radius in the attack's own norm, for ``[0, 1]`` pixels; ``None`` lets an attack that looks for the smallest
+            change return it whatever its size.
+        batched: show it the whole batch at once; faster, but a sample's result may then depend on its batch.
+    """
+
+    attack: str = "LinfPGD"
+    settings: Settings = field(default_factory=dict)
+    eps: Radius | None = 8 / 255
+    batched: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eps is not None and not self.eps >= 0:
+            raise FieldError("Foolbox", "eps", f"must be at least 0, got {self.eps!r}")
+
+    def plan(self, system: System) -> Plan:
+        """Run it, towards the goal class where there is one."""
+        call = partial(_foolbox, self.attack, dict(self.settings), self.eps)
+        return Borrowed(call, f"foolbox.{self.attack}", self.batched)
+
+
+@ATTACKS.register("art", paper="Nicolae et al. 2018 (Adversarial Robustness Toolbox)", needs=("gradients",))
+@dataclass(frozen=True)
+class ART(Attack):
+    """An evasion attack of the Adversarial Robustness Toolbox, with its own settings; it computes in float32.
+
+    Needs ``pip install 'robustexplain[attacks]'``.
+
+    Args:
+        attack: its class, such as ``ProjectedGradientDescent``, ``HopSkipJump`` or ``SquareAttack``.
+        settings: its keyword arguments, such as ``{"eps": 0.03, "eps_step": 0.01, "max_iter": 10}``.
+        batched: show it the whole batch at once; faster, but a sample's result may then depend on its batch.
+    """
+
+    attack: str = "ProjectedGradientDescent"
+    settings: Settings = field(default_factory=dict)
+    batched: bool = False
+
+    def plan(self, system: System) -> Plan:
+        """Run it, towards the goal class where there is one."""
+        return Borrowed(partial(_art, self.attack, dict(self.settings)), f"art.{self.attack}", self.batched)
+
+
+def _torchattacks(
+    name: str, settings: Settings, model: nn.Module, x: Tensor, y: Tensor, goal_class: Tensor | None
+) -> Tensor:
+    library = _library("torchattacks")
+    attack = _made(library, name, library.attack.Attack, model, **settings)
+    if goal_class is None:
+        found: Tensor = attack(x, y)
+        return found
+    if "targeted" not in attack.supported_mode:
+        raise InputError(f"torchattacks.{name} has no targeted form, and a goal_class was given")
+    attack.set_mode_targeted_by_label(quiet=True)
+    found = attack(x, goal_class)
+    return found
+
+
+def _foolbox(
+    name: str,
+    settings: Settings,
+    eps: float | None,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    goal_class: Tensor | None,
+) -> Tensor:
+    library = _library("foolbox")
+    attack = _made(library.attacks, name, library.attacks.Attack, **settings)
+    watched = library.PyTorchModel(model, bounds=(0, 1), device=x.device)
+    aim = library.Misclassification(y) if goal_class is None else library.TargetedMisclassification(goal_class)
+    try:
+        found: Tensor = attack(watched, x, aim, epsilons=eps)[1]
+    except ValueError as error:
+        said = f"foolbox.{name}: {error}; this attack may have no targeted form, or need another eps"
+        raise InputError(said) from error
+    return found
+
+
+def _art(name: str, settings: Settings, model: nn.Module, x: Tensor, y: Tensor, goal_class: Tensor | None) -> Tensor:
+    _library("art")
+    evasion, classification = _library("art.attacks.evasion"), _library("art.estimators.classification")
+    with torch.no_grad():
+        num_classes = model(x[:1]).shape[1]
+    classifier = classification.PyTorchClassifier(
+        model, nn.CrossEntropyLoss(), tuple(x.shape[1:]), num_classes, clip_values=(0.0, 1.0),
+        device_type="gpu" if x.is_cuda else "cpu",
+    )  # fmt: skip
+    known = getattr(getattr(evasion, name, None), "attack_params", [])
+    given = dict(settings) | ({"verbose": False} if "verbose" in known and "verbose" not in settings else {})
+    if goal_class is not None:
+        if "targeted" not in known and hasattr(evasion, name):
+            raise InputError(f"art.{name} has no targeted form, and a goal_class was given")
+        given["targeted"] = True
+    attack = _made(evasion, name, _library("art.attacks").EvasionAttack, classifier, **given)
+    wanted = y if goal_class is None else goal_class
+    found = attack.generate(x=x.float().cpu().numpy(), y=wanted.cpu().numpy())
+    return torch.from_numpy(np.asarray(found)).to(x)
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f"this attack needs {name.split('.')[0]} ({error}): pip install 'robustexplain[attacks]'"
+        ) from error
+
+
+def _made(home: Any, name: str, kind: type, *arguments: Any, **settings: Any) -> Any:
+    """An attack of another library; unknown names and settings are errors of ours."""
+    known = [key for key, value in vars(home).items() if isinstance(value, type) and issubclass(value, kind)]
+    if name not in known:
+        raise UnknownNameError(f"attack of {home.__name__}", name, known)
+    try:
+        return getattr(home, name)(*arguments, **settings)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{home.__name__}.{name} refuses its settings {settings}: {error}") from error

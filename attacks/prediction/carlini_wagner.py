@@ -1,0 +1,191 @@
+"""The smallest change that deceives: Carlini and Wagner's attack, and what minimum-norm attacks share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from robustexplain import maps as ops
+from robustexplain.fields import Count, NonNegative, Positive
+from robustexplain.objectives import Distance, Goal, Margin, Objective, Traded
+from robustexplain.random_streams import Streams
+from robustexplain.registry import ATTACKS
+from robustexplain.system import System
+
+from ..base import Attack
+from ..search.directions import observe
+from ..search.loop import Plan, Search, SearchResult, Stage
+from ..search.updates import Adam
+from ..threat import Threat
+
+_NEARLY = 0.999999
+_HOPELESS = 1e10
+
+
+@dataclass(frozen=True)
+class Box(Threat):
+    """Any image in ``[0, 1]``; the variable is the image. An attack keeps small what it changes by its objective."""
+
+    def project(self, x: Tensor, variable: Tensor) -> Tensor:
+        """Clip to ``[0, 1]``."""
+        return variable.clamp(0, 1)
+
+    def sample(self, x: Tensor, streams: Streams) -> Tensor:
+        """Uniform noise."""
+        return streams.uniform(x)
+
+
+@dataclass(frozen=True)
+class TanhBox(Threat):
+    """Any image in ``[0, 1]``, as ``(tanh(w) + 1) / 2`` (Carlini and Wagner 2017, section V-B).
+
+    The start is ``w = artanh(0.999999 (2 x - 1))``, as in their code: pixels of 0 and 1 would be at infinity.
+    """
+
+    def start(self, x: Tensor, streams: Streams | None = None) -> Tensor:
+        """The variable of ``x``, or of a random image."""
+        return self._inverse(x if streams is None else self.sample(x, streams))
+
+    def apply(self, x: Tensor, variable: Tensor) -> Tensor:
+        """``(tanh(w) + 1) / 2``."""
+        return (variable.tanh() + 1) / 2
+
+    def project(self, x: Tensor, variable: Tensor) -> Tensor:
+        """Every variable stands for an image."""
+        return variable
+
+    def sample(self, x: Tensor, streams: Streams) -> Tensor:
+        """Uniform noise, as an image."""
+        return streams.uniform(x)
+
+    @staticmethod
+    def _inverse(image: Tensor) -> Tensor:
+        return (_NEARLY * (2 * image - 1)).atanh()
+
+
+@dataclass
+class Constants:
+    """For each sample, the search for the smallest constant that still deceives: times ten, then bisection.
+
+    Args:
+        now: ``[B]``, the constants to try.
+        low: the largest that failed.
+        high: the smallest that succeeded; infinite before there is one.
+    """
+
+    now: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def first(cls, x: Tensor, initial: float) -> Constants:
+        """Before anything was tried."""
+        now = x.new_full((len(x),), initial)
+        return cls(now, torch.zeros_like(now), torch.full_like(now, torch.inf))
+
+    def tried(self, success: Tensor) -> None:
+        """Go on from whether ``now`` succeeded, ``[B]`` bool."""
+        self.high = torch.where(success, torch.minimum(self.high, self.now), self.high)
+        self.low = torch.where(success, self.low, torch.maximum(self.low, self.now))
+        self.now = torch.where(self.high.isinf(), self.now * 10, (self.low + self.high) / 2).clamp(max=_HOPELESS)
+
+
+@dataclass
+class Nearest:
+    """For each sample, the nearest image so far that deceives: the benign one before there is any."""
+
+    x: Tensor
+    distance: Tensor
+
+    @classmethod
+    def none(cls, x: Tensor) -> Nearest:
+        """Before the first success."""
+        return cls(x.clone(), torch.full((len(x),), torch.inf, device=x.device, dtype=x.dtype))
+
+    @property
+    def found(self) -> Tensor:
+        """``[B]`` bool: where there is one."""
+        return ~self.distance.isinf()
+
+    def update(self, benign: Tensor, x: Tensor, success: Tensor) -> None:
+        """Take over what succeeds and is nearer in L2."""
+        distance = (x - benign).flatten(1).norm(dim=1)
+        better = success & (distance < self.distance)
+        self.distance = torch.where(better, distance, self.distance)
+        self.x = torch.where(ops.expand(better, x), x, self.x)
+
+
+@dataclass(frozen=True)
+class _Traded(Plan):
+    """One search for each constant, all samples together, each with a constant of its own."""
+
+    search: Search
+    kappa: float
+    initial: float
+    rounds: int
+
+    @property
+    def threat(self) -> Threat:  # type: ignore[override]
+        return self.search.threat
+
+    @property
+    def aim(self) -> Objective:
+        return Distance() + Margin(self.kappa)
+
+    @property
+    def summary(self) -> str:
+        return f"{self.search.summary}, {self.rounds} constants"
+
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
+        constants, nearest = Constants.first(goal.x, self.initial), Nearest.none(goal.x)
+        queries = torch.zeros_like(goal.label)
+        for number in range(self.rounds):
+            if number == self.rounds - 1 and self.rounds >= 10:
+                # The code's last try, if there are ten or more: the smallest constant that is known to succeed.
+                constants.now = torch.where(constants.high.isinf(), constants.now, constants.high)
+            found = self.search.run(system, replace(goal, trade=constants.now), streams)
+            success = self._deceives(system, goal, found.x)
+            queries += found.queries + 1
+            nearest.update(goal.x, found.x, success)
+            constants.tried(success)
+        return SearchResult.of(nearest.x, queries, ~nearest.found)
+
+    @torch.no_grad()
+    def _deceives(self, system: System, goal: Goal, x: Tensor) -> Tensor:
+        return Margin(self.kappa).met(observe(system, x, goal, frozenset()), goal)
+
+
+@ATTACKS.register("cw", paper="Carlini and Wagner 2017, sections V and VI-A (L2)", needs=("gradients",))
+@dataclass(frozen=True)
+class CW(Attack):
+    """The nearest image in L2 that is predicted as wanted: ``||x' - x||^2 + c max(rival - wanted, -kappa)`` by Adam.
+
+    ``x' = (tanh(w) + 1) / 2``; the constant ``c`` is searched for each sample: times ten until it succeeds, then
+    bisected. Departures from the authors' code: a sample is given up by its own loss, where the code looks at the sum
+    over the batch, so that no result depends on the others; distances are to ``x`` itself, not to its image under the
+    change of variable (5e-7 off). A sample for which no constant succeeds is returned as it came, and reported as
+    stalled.
+
+    Args:
+        kappa: by how much the wanted class should lead, in logits.
+        steps: of Adam, for each constant.
+        step_size: Adam's learning rate, in units of ``w``.
+        search_steps: constants tried.
+        initial_constant: the first one.
+        abort_early: let a sample go if a tenth of the steps lowered its loss by less than 0.01 percent.
+    """
+
+    kappa: NonNegative = 0.0
+    steps: Count = 1000
+    step_size: Positive = 0.01
+    search_steps: Count = 9
+    initial_constant: Positive = 1e-3
+    abort_early: bool = True
+
+    def plan(self, system: System) -> Plan:
+        """Adam for each constant."""
+        stage = Stage(Distance() + Traded(Margin(self.kappa)), self.steps, Adam(self.step_size))
+        search = Search(TanhBox(), (stage,), patience=1e-4 if self.abort_early else 0.0)
+        return _Traded(search, self.kappa, self.initial_constant, self.search_steps)

@@ -1,0 +1,120 @@
+"""DeepFool: to the nearest of the planes that stand in for the class boundaries, again and again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from robustexplain import maps as ops
+from robustexplain.fields import Count, NonNegative
+from robustexplain.objectives import Goal, Margin, Objective, margin
+from robustexplain.random_streams import Streams
+from robustexplain.registry import ATTACKS
+from robustexplain.system import System
+
+from ..base import Attack
+from ..search.loop import Plan, SearchResult
+from ..threat import Threat
+from .carlini_wagner import Box
+
+_BEYOND = 1e-4
+"""Added to each step's length, as in the authors' code: a step that ends on the boundary itself changes nothing."""
+
+
+@dataclass(frozen=True)
+class _Planes(Plan):
+    """Each sample steps to its nearest plane until it is past a boundary."""
+
+    threat: Threat
+    steps: int
+    norm: Literal["l2", "linf"]
+    overshoot: float
+    candidates: int
+
+    @property
+    def aim(self) -> Objective:
+        return Margin()
+
+    @property
+    def summary(self) -> str:
+        return f"linearised boundaries, {self.norm}"
+
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
+        x, total = goal.x.clone(), torch.zeros_like(goal.x)
+        queries = torch.zeros_like(goal.label)
+        first, lowest = x.new_full((len(x),), torch.inf), x.new_full((len(x),), torch.inf)
+        rows, rivals = torch.arange(len(x), device=x.device), None
+        for number in range(self.steps + 1):
+            here = goal.select(rows)
+            leaf = x[rows].requires_grad_()
+            logits = system.model(leaf)
+            queries[rows] += 1
+            behind = margin(logits.detach(), here).to(x.dtype)
+            first[rows] = behind if number == 0 else first[rows]
+            lowest[rows] = torch.minimum(lowest[rows], behind)
+            rivals = self._rivals(logits.detach(), here) if rivals is None else rivals
+            live = behind >= 0
+            if number == self.steps or not bool(live.any()):
+                break
+            move = self._move(logits, leaf, here, rivals, live)
+            rows, rivals = rows[live], rivals[live]
+            total[rows] += move
+            x[rows] = self.threat.project(goal.x[rows], goal.x[rows] + (1 + self.overshoot) * total[rows])
+        return SearchResult.of(x, queries, (lowest >= first) & (lowest >= 0))
+
+    def _rivals(self, logits: Tensor, goal: Goal) -> Tensor:
+        """``[B, k]``: the classes whose boundaries are looked at."""
+        if goal.goal_class is not None:
+            return goal.goal_class[:, None]
+        others = logits.scatter(1, goal.label[:, None], -torch.inf)
+        return others.topk(min(self.candidates, logits.shape[1]) - 1, dim=1).indices
+
+    def _move(self, logits: Tensor, leaf: Tensor, goal: Goal, rivals: Tensor, live: Tensor) -> Tensor:
+        """The step to the nearest plane, for the samples that are ``live``."""
+        # Targeted, the class to get past is the one ahead of the goal, whichever it is by now.
+        ahead = goal.label if goal.goal_class is None else logits.argmax(1)
+        own = logits.gather(1, ahead[:, None])
+        gaps = logits.gather(1, rivals) - own
+        planes = [torch.autograd.grad(gap.sum(), leaf, retain_graph=True)[0][live] for gap in gaps.unbind(1)]
+        normals, f = torch.stack(planes, 1), gaps.detach()[live].to(leaf.dtype)
+        dual = normals.flatten(2).norm(p=2 if self.norm == "l2" else 1, dim=2)
+        distance = torch.where(dual > 0, f.abs() / dual.clamp(min=torch.finfo(f.dtype).tiny), torch.inf)
+        length, nearest = distance.min(1)
+        normal = normals[torch.arange(len(nearest), device=leaf.device), nearest]
+        flat = length.isinf()
+        size = ops.expand(length.masked_fill(flat, 0) + _BEYOND, normal)
+        if self.norm == "linf":
+            return size * normal.sign()
+        scale = dual.gather(1, nearest[:, None])[:, 0].masked_fill(flat, 1)
+        return size * normal / ops.expand(scale, normal)
+
+
+@ATTACKS.register("deepfool", paper="Moosavi-Dezfooli et al. 2016, Algorithm 2, section 3.3", needs=("gradients",))
+@dataclass(frozen=True)
+class DeepFool(Attack):
+    """Steps to the nearest linearised class boundary until the prediction changes: close to the smallest change.
+
+    ``x_{i+1} = x_i + |f'_l| / ||w'_l||_q^q |w'_l|^{q-1} sign(w'_l)`` with the logit gaps ``f'`` to the label and their
+    gradients ``w'``; the sum of all steps is stretched by ``1 + overshoot`` at each iteration, as in the authors' code,
+    and each is longer by 1e-4. Departures: images are clipped to ``[0, 1]``; the class to leave is the label given. The
+    paper is untargeted: with a goal class, each step goes to the one boundary between that class and the class that is
+    ahead of it. A step costs one forward pass and a backward pass for each candidate.
+
+    Args:
+        steps: iterations at most.
+        norm: ``l2`` or ``linf``: what the change is small in.
+        overshoot: ``eta``.
+        candidates: classes looked at, the label included: those with the largest logits at the start.
+    """
+
+    steps: Count = 50
+    norm: Literal["l2", "linf"] = "l2"
+    overshoot: NonNegative = 0.02
+    candidates: Count = 10
+
+    def plan(self, system: System) -> Plan:
+        """Nearest planes."""
+        return _Planes(Box(), self.steps, self.norm, self.overshoot, max(2, self.candidates))

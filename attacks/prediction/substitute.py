@@ -1,0 +1,232 @@
+"""The practical black box: train a substitute on the system's answers, attack that, and hope that it carries over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from robustexplain import checks
+from robustexplain import maps as ops
+from robustexplain.errors import InputError
+from robustexplain.fields import Count, Positive
+from robustexplain.models import build
+from robustexplain.objectives import Goal, Objective
+from robustexplain.random_streams import Streams, generator
+from robustexplain.registry import ATTACKS, INTERPRETERS
+from robustexplain.system import System
+from robustexplain.training import Moment, Session, Training, fit
+
+from ..base import Attack
+from ..joint.adv2 import ADV2
+from ..search.loop import Plan, SearchResult
+from ..threat import Threat
+from .gradient import PGD
+
+Answers = Literal["label", "probability"]
+
+
+class _Asked(Dataset[tuple[Tensor, int]]):
+    """Images, each with its place among the answers."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], index
+
+
+@dataclass(frozen=True)
+class _CarriedOver(Plan):
+    """Inputs made on the substitute, handed to the system as they are."""
+
+    attack: Attack
+    substitute: System
+
+    @property
+    def inner(self) -> Plan:
+        return self.attack.plan(self.substitute)
+
+    @property
+    def threat(self) -> Threat:  # type: ignore[override]
+        return self.inner.threat
+
+    @property
+    def aim(self) -> Objective:
+        return self.inner.aim
+
+    @property
+    def summary(self) -> str:
+        return f"{type(self.attack).__name__} on a substitute"
+
+    def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
+        weights = next(self.substitute.model.parameters())
+        if weights.dtype != goal.x.dtype or weights.device != goal.x.device:
+            raise InputError(
+                f"the substitute was fitted on {weights.dtype} images on {weights.device}, "
+                f"x has {goal.x.dtype} on {goal.x.device}"
+            )
+        wanted = None if goal.goal_map is None else ops.resize(goal.goal_map, goal.x.shape[-2:])
+        found = self.attack(self.substitute, goal.x, goal.label, goal.goal_class, wanted)
+        return SearchResult(
+            found.x, torch.zeros_like(goal.label), found.no_map_gradient, found.stalled, found.surrogate_misled
+        )
+
+
+@dataclass(frozen=True)
+class FittedSubstitute(Attack):
+    """A :class:`Substitute` that has its substitute: made by :meth:`Substitute.fitted`.
+
+    Args:
+        attack: what makes the inputs.
+        substitute: the system that they are made on.
+        spent: inputs that were shown to the real system to train it, once for all samples. The attack itself shows it
+            none, so ``Attacked.queries`` is 0.
+    """
+
+    attack: Attack
+    substitute: System
+    spent: int
+
+    @property
+    def needs_maps(self) -> bool:  # type: ignore[override]
+        """Only an attack that wants a map looks at the real one's."""
+        return self.attack.needs_maps
+
+    def differentiates(self, system: System) -> bool:
+        """The substitute's gradients are enough."""
+        return False
+
+    def plan(self, system: System) -> Plan:
+        """The attack on the substitute."""
+        return _CarriedOver(self.attack, self.substitute)
+
+
+@ATTACKS.register("substitute", paper="Papernot et al. 2017, Algorithm 1, section 4; Papernot et al. 2016, section 3")
+@dataclass(frozen=True)
+class Substitute(Attack):
+    """Trains a network on the system's answers and attacks that network: no gradient of the system, few queries.
+
+    The adversary's images are shown to the system, a network is trained on its answers, and each image is moved along
+    the sign of that network's gradient at the answer, ``x + lambda_rho sgn(J[O(x)])``, to make new images to ask about;
+    and again. It must be fitted (:meth:`fitted`) before it runs; the labels of the adversary's images are not used.
+    With ``joint`` the substitute gets an interpreter too, and should show the deployed system's own map (or the goal
+    map given). Departures: images that moved are clipped to ``[0, 1]``; reservoir sampling is a random choice of as
+    many images as the budget has room for.
+
+    Args:
+        craft: the attack on the substitute.
+        joint: an attack on the substitute's prediction and map, instead of ``craft``.
+        interpreter: the substitute's, by name.
+        model: the substitute's architecture, by name.
+        answers: what the system says: the ``label``, or ``probability`` of each class.
+        rounds: trainings; between two of them the images are doubled (the paper: 6).
+        augment_step: ``lambda`` (the paper: 0.1).
+        period: ``tau``: after so many rounds the sign of ``lambda`` changes (periodic step size).
+        max_queries: inputs shown to the system, at most.
+        training: of one round, from where the last one ended.
+    """
+
+    craft: PGD = field(default_factory=PGD)
+    joint: ADV2 | None = None
+    interpreter: str = "gradcam"
+    model: str = "small-cnn"
+    answers: Answers = "label"
+    rounds: Count = 6
+    augment_step: Positive = 0.1
+    period: Count = 3
+    max_queries: Count = 6400
+    training: Training = field(default_factory=lambda: Training(epochs=10))
+
+    needs_data: ClassVar[bool] = True
+
+    def differentiates(self, system: System) -> bool:
+        """The substitute's gradients are enough."""
+        return False
+
+    def plan(self, system: System) -> Plan:
+        """Nothing to run before it is fitted.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("Substitute has no substitute yet: call fitted(system, x, y) and run what it returns")
+
+    def summaries(self) -> tuple[str, str, str]:
+        """Those of the attack on the substitute."""
+        threat, aim, _ = self._crafting.summaries()
+        return threat, aim, f"{type(self._crafting).__name__} on a substitute"
+
+    @property
+    def _crafting(self) -> Attack:
+        return self.craft if self.joint is None else self.joint
+
+    def fitted(self, system: System, x: Tensor, y: Tensor) -> FittedSubstitute:
+        """Ask the system, train the substitute.
+
+        Args:
+            system: what is deployed; asked for its predictions alone.
+            x: the adversary's images ``[N, C, H, W]``.
+            y: their labels ``[N]``, not used: the system's answers are.
+
+        Raises:
+            InputError: bad ``x``, a model in train mode, or several training processes.
+        """
+        checks.images(x, "a substitute")
+        checks.evaluating(system.model)
+        session = Session()
+        if session.accelerator.num_processes > 1:
+            raise InputError("a substitute is trained by one process: attack with substitute in a run of one process")
+        rng = generator(self.seed, "substitute")
+        pool = x.detach()[torch.randperm(len(x), generator=rng)[: self.max_queries].to(x.device)]
+        said = self._ask(system, pool)
+        model: nn.Module = build(self.model, num_classes=said.shape[1], in_channels=x.shape[1], seed=self.seed)
+        for number in range(self.rounds):
+            model = self._train(model, pool, said, number, session).to(x.device)
+            room = min(self.max_queries - len(pool), len(pool))
+            if number == self.rounds - 1 or not room:
+                continue
+            rows = torch.randperm(len(pool), generator=rng)[:room].to(x.device)
+            moved = self._moved(model, pool[rows], said[rows].argmax(1), number)
+            pool, said = torch.cat([pool, moved]), torch.cat([said, self._ask(system, moved)])
+        model = model.to(x.dtype).eval()
+        return FittedSubstitute(
+            self._crafting, System(model, INTERPRETERS.get(self.interpreter).build(model)), len(pool), seed=self.seed
+        )
+
+    @torch.no_grad()
+    def _ask(self, system: System, x: Tensor) -> Tensor:
+        """What the system says, as probabilities ``[N, K]``."""
+        logits = torch.cat([system.model(part) for part in x.split(256)]).float()
+        if self.answers == "probability":
+            return logits.softmax(1)
+        return F.one_hot(logits.argmax(1), logits.shape[1]).float()
+
+    def _train(self, model: nn.Module, x: Tensor, said: Tensor, number: int, session: Session) -> nn.Module:
+        said = said.to(session.device)
+
+        def loss(module: nn.Module, images: Tensor, places: Tensor, moment: Moment) -> Tensor:
+            away: Tensor = -(said[places] * module(images).log_softmax(1)).sum(1)
+            return away
+
+        images, name = _Asked(x.detach().float().cpu()), f"substitute-{number}"
+        # The caller's autocast keeps casts of the weights, which change here.
+        with torch.autocast(session.device.type, enabled=False):
+            return fit(model, loss, images, self.training, name=name, seed=self.seed, session=session)
+
+    def _moved(self, model: nn.Module, x: Tensor, answer: Tensor, number: int) -> Tensor:
+        """``x + lambda_rho sgn(J[O(x)])``."""
+        size = self.augment_step * (-1) ** (number // self.period)
+        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+            leaf = x.detach().float().requires_grad_()
+            toward = model(leaf).log_softmax(1).gather(1, answer[:, None]).sum()
+            (gradient,) = torch.autograd.grad(toward, leaf)
+        moved: Tensor = (x + size * gradient.sign().to(x.dtype)).clamp(0, 1)
+        return moved

@@ -1,0 +1,1 @@
+"""How attacks look for their input: directions, updates, the loop, the best iterate."""

@@ -1,0 +1,108 @@
+"""Adversarial interpretation distillation: an interpreter trained so that a deceived model looks deceived."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from robustexplain.attacks import ADV2, random_classes
+from robustexplain.fields import NonNegative
+from robustexplain.files import digest_tensors
+from robustexplain.interpreters import RTS, MaskingModel, MaskObjective
+from robustexplain.interpreters.masks.rts_training import mask_loss
+from robustexplain.random_streams import Streams, derive
+from robustexplain.registry import DEFENSES
+from robustexplain.system import System
+from robustexplain.training import Moment, Samples, Session, Training, fit, frozen
+
+from ..base import Defense, refuse
+
+
+@DEFENSES.register("aid", paper="Zhang et al. 2020, section 5 Q3 and A5, eq. 22-23", needs=("rts", "data"))
+@dataclass(frozen=True)
+class AID(Defense):
+    """Train an RTS so that its map moves when the prediction is forged (eq. 23): ``-||g(x) - g(A(x))||_1``.
+
+    ``A`` is ADV2 against the interpreter as it is at that step, aimed at a random class and at the benign map. The
+    distance is *maximised*: a forged prediction comes with a visibly different map. Training starts from the system's
+    RTS, and both losses (eq. 22 and eq. 23) go into each step; the paper alternates them, which leaves their relative
+    weight to the optimiser.
+
+    Args:
+        weight: of eq. 23, as a mean over pixels, against eq. 22. Too small a weight gives no protection at all.
+        attack: the ADV2 inside the loop.
+        objective: the four terms of eq. 22; those the RTS was trained with.
+        training: epochs, batch, optimiser.
+        encoder_weight: of the encoder's cross-entropy; 0 freezes the encoder.
+    """
+
+    weight: NonNegative = 3.0
+    attack: ADV2 = field(default_factory=lambda: ADV2(steps=20, step_size=0.01, warm_start=0.5))
+    objective: MaskObjective = field(default_factory=MaskObjective)
+    training: Training = field(default_factory=lambda: Training(epochs=8, lr=1e-3))
+    encoder_weight: NonNegative = 1.0
+
+    defends: ClassVar[tuple[str, ...]] = ("rts",)
+    needs_data: ClassVar[bool] = True
+
+    def _defend(self, system: System, data: Samples | None, session: Session) -> System:
+        refuse(
+            not isinstance(system.interpreter, RTS),
+            f"AID trains the interpreter's own network, and {type(system.interpreter).__name__} has none; use RTS",
+        )
+        assert isinstance(system.interpreter, RTS)  # refused above; for the type checker
+        assert data is not None
+        masker = copy.deepcopy(system.interpreter.masker).to(session.device)
+        masker.requires_grad_(True)
+        masker.encoder.requires_grad_(self.encoder_weight > 0)
+        start = digest_tensors(masker.state_dict())
+        loss = AIDLoss(self, system.model.to(session.device), masker)
+        with frozen(system.model):
+            fit(masker, loss, data, self.training, name="aid", seed=self.seed, session=session,
+                identity=[asdict(self), digest_tensors(system.model.state_dict()), start])  # fmt: skip
+        return replace(system, interpreter=RTS(system.model, masker.requires_grad_(False)))
+
+
+@dataclass(frozen=True)
+class AIDLoss:
+    """Eq. 22 + weight x eq. 23 of a batch; the attack inside aims at the masker in training.
+
+    Args:
+        settings: the defense.
+        model: the classifier, frozen.
+        masker: the network in training, unwrapped: the attack needs no gradient of its weights.
+    """
+
+    settings: AID
+    model: nn.Module
+    masker: MaskingModel
+
+    def __call__(self, module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+        """``[b]`` losses; ``module`` is the masker, perhaps wrapped for data-parallel training."""
+        settings = self.settings
+        attacked, goal = self.attacked(x, y, moment)
+        mask, logits = module(torch.cat([x, attacked]), torch.cat([y, goal]))
+        benign, forged = mask.chunk(2)
+        streams = Streams.of(x, moment.seed, moment.epoch)
+        interpretation = mask_loss(
+            self.model, settings.objective, settings.encoder_weight, x, y, benign, logits.chunk(2)[0], streams
+        )
+        distillation: Tensor = -(benign - forged).abs().flatten(1).mean(1)
+        return interpretation + settings.weight * distillation
+
+    def attacked(self, x: Tensor, y: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+        """ADV2 inputs ``[b, C, H, W]`` against the masker as it is now, and their goal classes ``[b]``."""
+        seed = derive(moment.seed, moment.epoch)
+        self.masker.eval()
+        with frozen(self.masker):
+            system = System(self.model, RTS(self.model, self.masker))
+            with torch.no_grad():
+                num_classes = self.model(x[:1]).shape[1]
+            goal = random_classes(x, y, num_classes, seed)
+            forged = replace(self.settings.attack, seed=seed)(system, x, y, goal).x
+        self.masker.train()
+        return forged.detach(), goal

@@ -1,0 +1,38 @@
+"""Defenses that smooth what is differentiated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from robustexplain.autograd.rectifiers import Softplus, require_rectifiers
+from robustexplain.fields import Positive
+from robustexplain.interpreters import Smoothed
+from robustexplain.registry import DEFENSES
+from robustexplain.system import System
+from robustexplain.training import Samples, Session
+
+from ..base import Defense, refuse
+
+
+@DEFENSES.register("beta-smoothing", paper="Dombrowski et al. 2019, section 5", needs=("rectifiers",))
+@dataclass(frozen=True)
+class BetaSmoothing(Defense):
+    """Explain a softplus twin of the network: its bounded curvature bounds how far a small step can move a map.
+
+    No training; the classifier and its predictions stay as they are. Costs one more forward pass an input.
+
+    Args:
+        beta: of ``softplus_beta``; the smaller, the smoother and the less faithful (the paper shows 10, 3, 1).
+    """
+
+    beta: Positive = 1.0
+
+    def _defend(self, system: System, data: Samples | None, session: Session) -> System:
+        twin = system.interpreter
+        refuse(isinstance(twin, Smoothed), "the interpreter is smoothed already")
+        if data is not None:
+            sample = data[0][0][None].to(next(system.model.parameters(), torch.empty(0)))
+            require_rectifiers(system.model, sample, "beta-smoothing")
+        return replace(system, interpreter=Smoothed(system.model, twin, Softplus(self.beta)))

@@ -1,0 +1,236 @@
+"""Finding layers by what they do in a forward pass, and reading their outputs without leaving a hook behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnknownNameError, UnsupportedModelError
+
+
+@contextmanager
+def hooks(modules: Sequence[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+    """Forward hooks on some modules for the length of a block; gone afterwards, exception or not."""
+    handles = [module.register_forward_hook(hook) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """The outputs of named submodules, filled in by the forward passes inside the block.
+
+    A hook hands its successors a clone, so that an in-place activation right behind the layer cannot overwrite what
+    was captured.
+    """
+    outputs: dict[str, Tensor] = {}
+    modules = {name: submodule(model, name) for name in names}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+            outputs[name] = output
+            return output.clone() if isinstance(output, Tensor) else None
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def submodule(model: nn.Module, name: str) -> nn.Module:
+    """The submodule of that dotted name; ``UnknownNameError`` with the nearest names if there is none."""
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    if name not in modules or not name:
+        raise UnknownNameError("layer", name, (n for n in modules if n))
+    return modules[name]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module that gave a feature map in a forward pass: its name, channels and grid."""
+
+    name: str
+    channels: int
+    height: int
+    width: int
+
+
+def is_feature_map(output: Any, x: Tensor) -> bool:
+    """Whether ``output`` is a map ``[B, C, h, w]`` above 1x1, and not one with its channels last.
+
+    They are last where only the first two sides have the proportions of the image ``x``: windowed transformers.
+    """
+    if not isinstance(output, Tensor) or output.dim() != 4 or output.shape[2] * output.shape[3] <= 1:
+        return False
+    first, second, third = output.shape[1:]
+    return proportional(second, third, x) or not proportional(first, second, x)
+
+
+def proportional(height: int, width: int, x: Tensor) -> bool:
+    """Whether a grid has the proportions of the image ``x``."""
+    # A stride that does not divide the image, or a border, moves a side by a place or two.
+    return abs(height * x.shape[3] - width * x.shape[2]) <= 2 * max(x.shape[2:])
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A feature map that a module gave: its mean over places ``[1, C]``, and whether the module only handed it on."""
+
+    layer: Layer
+    mean: Tensor
+    handed_on: bool
+
+
+@torch.no_grad()
+def _feature_maps(model: nn.Module, x: Tensor) -> tuple[list[_Captured], Tensor]:
+    """Every feature map of one forward pass in the order they were made, and the logits."""
+    seen: list[_Captured] = []
+    names = {module: name for name, module in model.named_modules() if name}
+    before: Tensor | None = None
+
+    def record(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal before
+        if not is_feature_map(output, x):
+            return
+        bare = next(module.parameters(), None) is None
+        layer = Layer(names[module], *output.shape[1:])
+        seen.append(_Captured(layer, output.mean((2, 3)), bare and before is not None and _handed_on(before, output)))
+        # A clone, because an in-place activation may overwrite the output.
+        before = output.clone()
+
+    with hooks(list(names), record):
+        logits = model(x[:1])
+    return seen, logits
+
+
+def _handed_on(before: Tensor, output: Tensor) -> bool:
+    """Whether ``output`` is ``before``, as it is or spread over a larger grid."""
+    larger = before.shape[1] == output.shape[1] and output.shape[2:].numel() > before.shape[2:].numel()
+    return larger or torch.equal(before, output)
+
+
+def feature_layers(model: nn.Module, x: Tensor) -> list[Layer]:
+    """The modules that give a feature map ``[B, C, h, w]`` with a grid above 1x1, in the order they ran.
+
+    A module that runs twice appears once: where it last ran.
+    """
+    last: dict[str, Layer] = {}
+    for found in _feature_maps(model, x)[0]:
+        last.pop(found.layer.name, None)
+        last[found.layer.name] = found.layer
+    return list(last.values())
+
+
+def last_feature_layer(model: nn.Module, x: Tensor) -> Layer:
+    """The last feature map before the grid is pooled away: what CAM and Grad-CAM look at.
+
+    A pooling to a fixed grid that changes nothing or enlarges (VGG's), a dropout, or a map of class scores whose
+    average is the logits (SqueezeNet's) is not it: the feature map in front of it is.
+
+    Raises:
+        UnsupportedModelError: if no module gives a feature map.
+    """
+    seen, logits = _feature_maps(model, x)
+    if not seen:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no convolutional feature map (no module gives [B, C, h, w] with a grid above "
+            "1x1); CAM methods need one: use a gradient method such as Gradient"
+        )
+    end = len(seen)
+    if seen[-1].mean.shape == logits.shape and torch.allclose(seen[-1].mean, logits, rtol=1e-3, atol=1e-5):
+        while end > 0 and seen[end - 1].layer.channels == logits.shape[1]:
+            end -= 1
+    while end > 1 and seen[end - 1].handed_on:
+        end -= 1
+    return seen[end - 1].layer if end else seen[-1].layer
+
+
+def pyramid(model: nn.Module, x: Tensor) -> list[Layer]:
+    """The last feature map at each grid size, finest first: what an encoder hands to a U-Net.
+
+    Raises:
+        UnsupportedModelError: if there are no feature maps at two grid sizes, as in a vision transformer.
+    """
+    by_grid: dict[tuple[int, int], Layer] = {}
+    coarsest = x.shape[2] * x.shape[3]
+    for layer in feature_layers(model, x):
+        # An encoder's grids only shrink; attention hands [B, heads, N, d] and [B, heads, N, N] about, which are none.
+        if proportional(layer.height, layer.width, x) and layer.height * layer.width <= coarsest:
+            by_grid[layer.height, layer.width] = layer
+            coarsest = layer.height * layer.width
+    if len(by_grid) < 2:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has feature maps at {len(by_grid)} grid sizes; a U-Net needs at least two: take a "
+            "convolutional network as the encoder"
+        )
+    return sorted(by_grid.values(), key=lambda layer: -layer.height * layer.width)
+
+
+@dataclass(frozen=True)
+class PooledHead:
+    """A linear head behind global average pooling: the feature layer, and the head's weights by name."""
+
+    features: Layer
+    head: str
+
+
+@torch.no_grad()
+def pooled_head(model: nn.Module, x: Tensor) -> PooledHead:
+    """Find, by its behaviour, the linear layer that turns pooled features into logits (CAM, eq. 6).
+
+    Raises:
+        UnsupportedModelError: if the logits are not one linear layer on the average of the last feature map.
+    """
+    layer = last_feature_layer(model, x)
+    with captured(model, [layer.name]) as outputs:
+        heads = _logit_layers(model, x)
+    average = outputs[layer.name].mean((2, 3))
+    for name, given in heads:
+        if given.shape == average.shape and torch.allclose(given, average, rtol=1e-3, atol=1e-5):
+            return PooledHead(layer, name)
+    raise UnsupportedModelError(
+        f"CAM needs logits that are one linear layer on the global average of the last feature map; in "
+        f"{type(model).__name__} that is not so behind layer {layer.name!r}. Use GradCAM, which needs no such head"
+    )
+
+
+def logit_layer(model: nn.Module, x: Tensor) -> str:
+    """The name of the linear layer whose output is the logits, found by its behaviour on ``x[:1]``.
+
+    Raises:
+        UnsupportedModelError: if there is none.
+    """
+    found = _logit_layers(model, x)
+    if not found:
+        raise UnsupportedModelError(f"{type(model).__name__} has no linear layer whose output is the logits")
+    return found[-1][0]
+
+
+@torch.no_grad()
+def _logit_layers(model: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
+    """The linear layers whose output is the logits of ``x[:1]``, in the order they ran, and what each was given."""
+    linears: dict[nn.Module, str] = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    seen: list[tuple[str, Tensor, Tensor]] = []
+
+    def record(module: nn.Module, args: Any, output: Tensor) -> None:
+        seen.append((linears[module], args[0], output))
+
+    with hooks(list(linears), record):
+        logits = model(x[:1])
+    return [
+        (name, given)
+        for name, given, output in seen
+        if output.shape == logits.shape and torch.allclose(output, logits, rtol=1e-3, atol=1e-5)
+    ]

@@ -1,0 +1,1 @@
+"""Interpreters that change the backward pass: LRP, guided backpropagation, DeepLIFT."""

@@ -1,0 +1,101 @@
+"""DeepLIFT: differences from a baseline, carried back through the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...autograd.tape import Call, Tape, record
+from ...errors import UnsupportedModelError
+from ...registry import INTERPRETERS
+from ..base import Channels, Explanation, Interpreter, differentiable, explained_class, reduce_channels
+from ..gradients.baselines import Baseline, baseline_like, checked_baseline
+
+NEARLY_EQUAL = 1e-10
+"""Differences of an activation's input below this use the derivative instead of the ratio of differences."""
+
+
+@INTERPRETERS.register("deeplift", paper="Shrikumar et al. 2017, section 3.5.1 (rescale rule)", needs=("known layers",))
+@dataclass(frozen=True, eq=False)
+class DeepLIFT(Interpreter):
+    """DeepLIFT with the rescale rule: ``(x - baseline)`` times the slope between the two, activation by activation.
+
+    Maps sum to ``f_c(x) - f_c(baseline)``. Max pooling shares the difference of its winners between the two positions,
+    as captum does. Costs one pass more, on the baseline alone.
+
+    Args:
+        baseline: the reference: one number for every channel or column, in ``[0, 1]``; ``mean``, what the model's own
+            normalisation takes for zero; or a number for each channel or column, in the data's own units.
+        channels: how channels become one map; only the signed sum keeps completeness.
+
+    Raises:
+        UnsupportedModelError: on the first input, for a model with an operation that is neither linear nor elementwise
+            (attention, layer norm, products of activations), where the rule does not hold.
+    """
+
+    baseline: Baseline = 0.0
+    channels: Channels = "sum"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "baseline", checked_baseline(self, self.baseline))
+
+    def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
+        x = differentiable(x)
+        tape = record(self.model, x)
+        start = baseline_like(self.baseline, self.model, x.detach())
+        reference = record(self.model, start.clone().requires_grad_())
+        _require_same(tape, reference)
+        classes = explained_class(tape.logits, target)
+        slopes = _Slopes(reference, graph)
+        attribution = (x - start) * tape.back(tape.seed(classes), slopes.rule)
+        return Explanation(tape.logits, reduce_channels(attribution, self.channels))
+
+
+class _Slopes:
+    """Multipliers of every step between the input and the baseline."""
+
+    def __init__(self, reference: Tape, graph: bool) -> None:
+        self.reference, self.graph = reference, graph
+
+    def rule(self, step: Call, at: list[Tensor]) -> list[Tensor | None]:
+        """Multipliers of a step's sources from those of its outputs."""
+        if step.kind == "activation":
+            rest = len(step.sources) - 1
+            return [self._activation(step, self.reference.steps[step.index], at), *[None] * rest]
+        if step.kind == "max_pool":
+            return [self._max_pool(step, self.reference.steps[step.index], at[0])]
+        if step.kind == "unknown" or (step.kind == "linear" and len(step.sources) > 1):
+            raise UnsupportedModelError(
+                f"DeepLIFT's rescale rule does not hold for {step.name!r}, which this model applies to its "
+                "activations; use IntegratedGradients, which is complete for any model"
+            )
+        return list(step.vjp(at, self.graph))
+
+    def _activation(self, step: Call, reference: Call, at: list[Tensor]) -> Tensor:
+        dx = step.sources[0].value - reference.sources[0].value
+        dy = step.outputs[0] - reference.outputs[0]
+        near = dx.abs() < NEARLY_EQUAL
+        slope = dy / torch.where(near, 1, dx)
+        return torch.where(near, step.vjp(at, self.graph)[0], at[0] * slope)
+
+    def _max_pool(self, step: Call, reference: Call, at: Tensor) -> Tensor:
+        x = step.sources[0].value
+        base = reference.sources[0].value.expand_as(x)
+        base = base if base.requires_grad else base.detach().requires_grad_()
+        # The winner of each side gets its part of max(x) - max(baseline), which is split at the larger of the two.
+        top = torch.maximum(step.outputs[0], reference.outputs[0])
+        here = step.vjp([at * (top - reference.outputs[0])], self.graph)[0]
+        pooled = step.call({0: base})
+        (there,) = torch.autograd.grad(pooled, base, at * (step.outputs[0] - top), create_graph=self.graph)
+        dx = x - base
+        near = dx.abs() < NEARLY_EQUAL
+        slope = (here + there) / torch.where(near, 1, dx)
+        return torch.where(near, step.vjp([at], self.graph)[0], slope)
+
+
+def _require_same(tape: Tape, reference: Tape) -> None:
+    if [step.name for step in tape.steps] != [step.name for step in reference.steps]:
+        raise UnsupportedModelError("DeepLIFT needs a model that takes the same path for the input and the baseline")

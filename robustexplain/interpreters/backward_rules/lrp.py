@@ -1,0 +1,186 @@
+"""LinearLayer-wise relevance propagation, differentiable in the input and in the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...autograd.tape import Call, Source, Tape, record
+from ...errors import FieldError, InputError, UnsupportedModelError
+from ...fields import NonNegative, Positive
+from ...registry import INTERPRETERS
+from ..base import Explanation, Interpreter, differentiable, explained_class
+from .lrp_rules import AlphaBeta, BoxRule, Epsilon, Flat, Gamma, LinearLayer, LRPRule, stabilise
+
+STABILISER = 1e-6
+
+
+@INTERPRETERS.register(
+    "lrp", paper="Bach et al. 2015; Montavon et al. 2019; Heo et al. 2019 (LRP-T)", needs=("known layers",)
+)
+@dataclass(frozen=True, eq=False)
+class LRP(Interpreter):
+    """LinearLayer-wise relevance propagation: the logit is shared out, layer by layer, in proportion to contributions.
+
+    The default is the composite epsilon + z+ (epsilon behind the convolutions, z+ in them). A batch norm behind a
+    convolution is folded into it, one elsewhere is passed; activations are passed; sums (residual connections) and
+    averages share in proportion; max pooling gives to the winner. The forward pass is the model's own. Relevance
+    starts as the value of the logit and is conserved but for what biases and stabilisers absorb.
+
+    Args:
+        conv: rule of convolutions: ``zplus``, ``epsilon``, ``alphabeta`` or ``gamma``.
+        dense: rule of fully connected layers.
+        first: rule of the layer that sees the input: ``same`` as the others of its kind, ``flat`` or ``box``
+            (the z-B rule, its box is ``[0, 1]`` carried through the model's own normalisation). All others share
+            by ``x w``: pixels near the mean of the normalisation get next to nothing, whatever they mean.
+        epsilon: stabiliser of the epsilon rule; all others use 1e-6.
+        alpha: weight of positive contributions; ``alpha - beta`` must be 1.
+        beta: weight of negative contributions.
+        gamma: how much the gamma rule favours positive weights.
+        layer: dotted name: relevance at this module's output, summed over channels (LRP-T of Heo et al. 2019,
+            section 3.3), in place of the input; only for images.
+
+    Raises:
+        UnsupportedModelError: on the first input, for a model with an operation that has no rule (attention, layer
+            norm, products of activations such as squeeze-and-excitation gates).
+    """
+
+    conv: Literal["zplus", "epsilon", "alphabeta", "gamma"] = "zplus"
+    dense: Literal["zplus", "epsilon", "alphabeta", "gamma"] = "epsilon"
+    first: Literal["same", "flat", "box"] = "same"
+    epsilon: Positive = 1e-6
+    alpha: NonNegative = 2.0
+    beta: NonNegative = 1.0
+    gamma: NonNegative = 0.25
+    layer: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if abs(self.alpha - self.beta - 1) > 1e-9:
+            raise FieldError("LRP", "beta", f"must be alpha - 1, got alpha {self.alpha} and beta {self.beta}")
+
+    def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
+        if x.dim() == 2 and self.first == "box":
+            raise InputError("LRP's box rule (first='box') is about pixels in [0, 1]; for tables use 'same' or 'flat'")
+        x = differentiable(x)
+        tape = record(self.model, x, [self.layer] if self.layer else [])
+        stop = tape.layers[self.layer] if self.layer else None
+        classes = explained_class(tape.logits, target)
+        passes = _Relevance(self, tape, graph)
+        relevance = tape.back(tape.seed(classes) * tape.logits, passes.rule, stop)
+        if x.dim() == 2 and not self.layer:
+            return Explanation(tape.logits, relevance)
+        if relevance.dim() != 4:
+            raise UnsupportedModelError(
+                f"relevance at layer {self.layer!r} has shape {list(relevance.shape)}; a map needs [B, C, h, w]"
+            )
+        return Explanation(tape.logits, relevance.sum(1))
+
+    def rule_of(self, name: str) -> LRPRule:
+        """The rule called ``name``, with this interpreter's settings."""
+        rules: dict[str, LRPRule] = {
+            "epsilon": Epsilon(self.epsilon),
+            "zplus": AlphaBeta(1.0, 0.0, STABILISER),
+            "alphabeta": AlphaBeta(self.alpha, self.beta, STABILISER),
+            "gamma": Gamma(self.gamma, STABILISER),
+            "flat": Flat(STABILISER),
+            "box": BoxRule(STABILISER),
+        }
+        return rules[name]
+
+
+class _Relevance:
+    """The rules of one pass: which step is treated how."""
+
+    def __init__(self, method: LRP, tape: Tape, graph: bool) -> None:
+        self.method, self.graph = method, graph
+        self.raw = _untouched(tape)
+        self.norms = _following_norms(tape)
+
+    def rule(self, step: Call, at: list[Tensor]) -> list[Tensor | None]:
+        """Relevance of a step's sources from that of its outputs."""
+        kind = step.kind
+        if kind in ("activation", "identity", "affine", "batch_norm"):
+            passed: list[Tensor | None] = [at[0].sum_to_size(step.sources[0].value.shape)]
+            return passed + [None] * (len(step.sources) - 1)
+        if kind == "linear" and len(step.sources) == 1:
+            return [self._linear(step, at[0])]
+        if kind in ("shape", "max_pool"):
+            return list(step.vjp(at, self.graph))
+        if kind in ("average", "sum"):
+            shares = step.vjp([at[0] / stabilise(step.outputs[0], STABILISER)], self.graph)
+            return [source.value * share for source, share in zip(step.sources, shares, strict=True)]
+        raise UnsupportedModelError(
+            f"LRP has no rule for {step.name!r}, which this model applies to its activations; use a gradient method, "
+            "such as IntegratedGradients, or GradCAM"
+        )
+
+    def _linear(self, step: Call, relevance: Tensor) -> Tensor:
+        method, source = self.method, step.sources[0]
+        weight, bias = step.argument(1, "weight"), step.argument(2, "bias")
+        if step.index in self.norms:
+            weight, bias = _fold(self.norms[step.index], weight, bias)
+        layer = LinearLayer(_function(step), source.value, weight, bias)
+        first = method.first if source.step.index in self.raw else "same"
+        if first == "box":
+            low, high = (_carried(source, end) for end in (0.0, 1.0))
+            layer = replace(layer, low=torch.minimum(low, high), high=torch.maximum(low, high))
+        name = first if first != "same" else method.dense if step.name == "linear" else method.conv
+        return method.rule_of(name)(layer, relevance, self.graph)
+
+
+def _untouched(tape: Tape) -> set[int]:
+    """The input, and what only a normalisation, a reshape or padding made of it."""
+    raw = {0}
+    for step in tape.steps[1:]:
+        if step.kind in ("affine", "identity", "shape") and all(s.step.index in raw for s in step.sources):
+            raw.add(step.index)
+    return raw
+
+
+def _following_norms(tape: Tape) -> dict[int, Call]:
+    """The batch norms that can be folded, by the index of the linear layer in front of them."""
+    found = {}
+    for step in tape.steps:
+        if step.kind != "batch_norm":
+            continue
+        if step.argument(5, "training", False):
+            raise UnsupportedModelError("a batch norm uses the statistics of the batch: samples are not independent")
+        before = step.sources[0].step
+        if before.kind == "linear" and before.users == 1:
+            found[before.index] = step
+    return found
+
+
+def _fold(norm: Call, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weight and bias of one linear layer that does the work of two."""
+    mean, variance = norm.argument(1, "running_mean"), norm.argument(2, "running_var")
+    gain, shift = norm.argument(3, "weight"), norm.argument(4, "bias")
+    scale = (variance + norm.argument(7, "eps", 1e-5)).rsqrt() * (1.0 if gain is None else gain)
+    moved = (-mean if bias is None else bias - mean) * scale + (0.0 if shift is None else shift)
+    return weight * scale.reshape(-1, *[1] * (weight.dim() - 1)), moved
+
+
+def _function(step: Call) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """A linear step as a function of input, weight and bias."""
+    options = {name: value for name, value in step.kwargs.items() if name not in ("input", "weight", "bias")}
+
+    def apply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        result: Tensor = step.func(x, weight, bias, *step.args[3:], **options)
+        return result
+
+    return apply
+
+
+def _carried(source: Source, value: float) -> Tensor:
+    """What a constant image becomes on its way to ``source``."""
+    step = source.step
+    if step.index == 0:
+        return torch.full_like(step.outputs[0], value)
+    found = step.call({i: _carried(inner, value).clone() for i, inner in enumerate(step.sources)})
+    result: Tensor = found[source.output] if isinstance(found, (tuple, list)) else found
+    return result.detach()

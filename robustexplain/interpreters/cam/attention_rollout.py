@@ -1,0 +1,152 @@
+"""Interpreters of vision transformers that follow attention from the output back to the patches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, ClassVar, Literal
+
+import annotated_types as at
+import torch
+from torch import Tensor, nn
+
+from ...checks import Kind
+from ...errors import UnsupportedModelError
+from ...fields import Fraction
+from ...maps import positive
+from ...registry import INTERPRETERS
+from ..base import Explanation, Interpreter, differentiable, explained_class, pick
+from .token_grid import Attentions, Grid, token_grid
+
+Discard = Annotated[float, at.Ge(0), at.Lt(1)]
+"""A share of entries that are dropped: not all of them."""
+
+
+@INTERPRETERS.register(
+    "attention-rollout", paper="Abnar and Zuidema 2020; Chefer et al. 2021, eq. 5-6", needs=("attention",)
+)
+@dataclass(frozen=True, eq=False)
+class AttentionRollout(Interpreter):
+    """Attention rollout: the product of all layers' attention, each mixed with the identity for its residual path.
+
+    ``A_l = (1 - r) fuse_h(attention) + r I`` with rows rescaled to sum to one; the map is what the tokens that reach
+    the head (the class token, mostly; found by their gradient) take from each patch through ``A_L ... A_1`` (Abnar and
+    Zuidema 2020, section 3). The same for every class. With ``weighting="gradient"`` the map is the class's own:
+    ``A_l = I + mean_h(ReLU(grad * attention))``, ``grad`` that of the logit (Chefer et al. 2021, eq. 5-6, for
+    self-attention); the identity then has the paper's weight and rows are not rescaled.
+
+    Attention is seen as it is computed, whatever the layer is called; logits are the model's up to the rounding of
+    its fused attention. Models that attend in windows, or between sets of tokens that differ, are refused; one that
+    pools its tokens by attention is read as if it took their mean.
+
+    Args:
+        weighting: ``none`` (rollout) or ``gradient`` (a map for each class).
+        heads: how the heads of a layer become one matrix: ``mean`` (the papers), ``max`` or ``min``.
+        residual: ``r``, the share of the residual path; for ``weighting="none"``.
+        discard: the share of each layer's weakest entries that are set to zero before the mixing, the columns of the
+            prefix tokens excepted; for ``weighting="none"``. Not in the papers.
+    """
+
+    weighting: Literal["none", "gradient"] = "none"
+    heads: Literal["mean", "max", "min"] = "mean"
+    residual: Fraction = 0.5
+    discard: Discard = 0.0
+
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
+
+    @property
+    def class_specific(self) -> bool:  # type: ignore[override]
+        """Whether maps depend on the class: only if they are weighted by its gradient."""
+        return self.weighting == "gradient"
+
+    @property
+    def is_gradient(self) -> bool:  # type: ignore[override]
+        """Whether a gradient is a part of the maps."""
+        return self.weighting == "gradient"
+
+    @cached_property
+    def _tokens(self) -> dict[tuple[int, ...], _Tokens]:
+        return {}
+
+    def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
+        size = tuple(x.shape[-2:])
+        if size not in self._tokens:
+            self._tokens[size] = _find(self.model, x.detach()[:1])
+        tokens, x = self._tokens[size], differentiable(x)
+        attention: list[Tensor] = []
+        with Attentions(attention.append):
+            logits = self.model(x)
+        classes = explained_class(logits, target)
+        if self.weighting == "gradient":
+            gradients = torch.autograd.grad(pick(logits, classes).sum(), attention, create_graph=graph)
+            layers = [self._weighted(*pair) for pair in zip(attention, gradients, strict=True)]
+        else:
+            layers = [self._mixed(weights, tokens.grid.prefix) for weights in attention]
+        flow = tokens.read.to(x).expand(len(x), -1)
+        # From the output backwards: a vector goes through every layer, where the full product is cubic in the tokens.
+        for layer in reversed(layers):
+            flow = torch.einsum("bi,bij->bj", flow, layer)
+        return Explanation(logits, tokens.grid.unfold(flow[:, :, None])[:, 0])
+
+    def _fused(self, weights: Tensor) -> Tensor:
+        if self.heads == "mean":
+            return weights.mean(1)
+        return weights.amax(1) if self.heads == "max" else weights.amin(1)
+
+    def _mixed(self, weights: Tensor, prefix: int) -> Tensor:
+        """``(1 - r) A + r I`` with rows that sum to one, ``[B, N, N]``."""
+        fused = _strongest(self._fused(weights), self.discard, prefix)
+        identity = torch.eye(fused.shape[-1], dtype=fused.dtype, device=fused.device)
+        mixed = (1 - self.residual) * fused + self.residual * identity
+        sums = mixed.sum(-1, keepdim=True)
+        return mixed / torch.where(sums > 0, sums, 1)
+
+    def _weighted(self, weights: Tensor, gradient: Tensor) -> Tensor:
+        """``I + fuse_h(ReLU(grad * A))``, ``[B, N, N]``."""
+        fused = self._fused(positive(gradient * weights))
+        return fused + torch.eye(fused.shape[-1], dtype=fused.dtype, device=fused.device)
+
+
+def _strongest(fused: Tensor, discard: float, prefix: int) -> Tensor:
+    """The matrices ``[B, N, N]`` with the weakest share of their patch columns set to zero."""
+    patches = fused[:, :, prefix:]
+    dropped = int(discard * patches[0].numel())
+    if not dropped:
+        return fused
+    weakest = patches.flatten(1).topk(dropped, largest=False).indices
+    kept = torch.ones_like(patches).flatten(1).scatter(1, weakest, 0).view_as(patches)
+    return torch.cat([fused[:, :, :prefix], patches * kept], 2)
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The grid of the tokens, and how much the head reads of each: ``[N]``, sums to one."""
+
+    grid: Grid
+    read: Tensor
+
+
+def _find(model: nn.Module, x: Tensor) -> _Tokens:
+    """Check that attention runs over one and the same set of tokens, and find those that reach the head."""
+    attention: list[Tensor] = []
+    with Attentions(attention.append):
+        logits = model(differentiable(x))
+    name = type(model).__name__
+    if not attention:
+        raise UnsupportedModelError(
+            f"{name} computes no self-attention [B, heads, N, N] in a forward pass, which attention rollout follows; "
+            "use GradCAM or Gradient"
+        )
+    shapes = {(len(weights), weights.shape[-1]) for weights in attention}
+    if len(shapes) > 1 or attention[0].shape[0] != 1:
+        raise UnsupportedModelError(
+            f"attention rollout needs every layer to attend over the same tokens of an image; {name} attends over "
+            f"{', '.join(f'{b} x {n}' for b, n in sorted(shapes))} (sets x tokens): in windows, or tokens are merged"
+        )
+    # Different weights for the logits, so that no row cancels.
+    weights = torch.arange(1, logits.shape[1] + 1, device=x.device, dtype=x.dtype)
+    (gradient,) = torch.autograd.grad((logits * weights).sum(), attention[-1])
+    read = (gradient.abs().sum((0, 1, 3)) > 0).to(x.dtype)
+    if not read.any():
+        raise UnsupportedModelError(f"no token of the last attention of {name} reaches the logits")
+    return _Tokens(token_grid(model, x, read.numel()), read / read.sum())

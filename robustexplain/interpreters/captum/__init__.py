@@ -1,0 +1,1 @@
+"""captum's attribution methods, by name."""

@@ -1,0 +1,91 @@
+"""Keeps captum from leaving anything behind, and finds out why it fails."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...autograd import layers
+from ...autograd.rectifiers import count_rectifiers
+from ...errors import UnsupportedModelError
+
+
+@contextmanager
+def own_random_state(x: Tensor) -> Iterator[None]:
+    """The global random states (torch, numpy, python) as they were, after the block."""
+    states = np.random.get_state(), random.getstate()  # noqa: NPY002
+    devices = [x.device] if x.is_cuda else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        np.random.set_state(states[0])  # noqa: NPY002
+        random.setstate(states[1])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without captum's own warnings: that it sets hooks, which are taken off again."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"captum\..*")
+        yield
+
+
+@contextmanager
+def pristine(model: nn.Module) -> Iterator[None]:
+    """The model's modules as they were, after the block: hooks, attributes, parameters' data and gradients."""
+    modules = [(module, dict(module.__dict__)) for module in model.modules()]
+    tables = [(t, dict(t)) for _, state in modules for t in state.values() if isinstance(t, dict)]
+    parameters = [(p, p.data, p.grad, p.requires_grad) for p in model.parameters()]
+    try:
+        yield
+    finally:
+        for module, state in modules:
+            module.__dict__.clear()
+            module.__dict__.update(state)
+        for table, content in tables:
+            table.clear()
+            table.update(content)
+        for parameter, data, gradient, requires_grad in parameters:
+            parameter.data, parameter.grad = data, gradient
+            parameter.requires_grad_(requires_grad)
+
+
+def require_relu_modules(model: nn.Module, x: Tensor, method: str) -> None:
+    """Refuse a model some of whose rectifiers captum's overrides would not touch.
+
+    Raises:
+        UnsupportedModelError: with both counts.
+    """
+    calls: list[nn.Module] = []
+    with layers.hooks([m for m in model.modules() if isinstance(m, nn.ReLU)], lambda module, *_: calls.append(module)):
+        total = count_rectifiers(model, x)
+    if not total or len(calls) < total:
+        raise UnsupportedModelError(
+            f"captum's {method} changes the gradient of nn.ReLU modules only; of the {total} rectifiers that "
+            f"{type(model).__name__} calls, {len(calls)} are such (ReLU6, functional and fused ones are not): the rest "
+            "would silently keep the plain gradient"
+        )
+
+
+@torch.no_grad()
+def cause(model: nn.Module, x: Tensor) -> str:
+    """What in the model is known to break captum's hooks."""
+    names = {module: name for name, module in model.named_modules()}
+    leaves = [module for module in names if not list(module.children())]
+    uses: Counter[nn.Module] = Counter()
+    with layers.hooks(leaves, lambda module, *_: uses.update([module])):
+        model(x[:1])
+    found = {
+        "activations that work in place": [names[m] for m in leaves if getattr(m, "inplace", False)],
+        "modules that run more than once": [names[m] for m, n in uses.items() if n > 1],
+    }
+    said = [f"{what} ({', '.join(which[:3])}, {len(which)} in all)" for what, which in found.items() if which]
+    return f"; the model has {' and '.join(said)}, which captum's hooks do not stand" if said else ""

@@ -1,0 +1,1 @@
+"""Interpreters made of other interpreters."""

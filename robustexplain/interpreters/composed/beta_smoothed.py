@@ -1,0 +1,72 @@
+"""An interpreter that explains a smoothed twin of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar
+
+from torch import Tensor
+
+from ...autograd.rectifiers import Softplus, require_rectifiers, swapped
+from ...checks import Kind
+from ...errors import InputError
+from ...registry import INTERPRETERS
+from ..base import Explanation, Interpreter
+
+
+@INTERPRETERS.register("smoothed", paper="Dombrowski et al. 2019, section 5", needs=("rectifiers",))
+@dataclass(frozen=True, eq=False)
+class Smoothed(Interpreter):
+    """``base`` computed with every rectifier replaced by ``softplus_beta``; the logits stay the model's own.
+
+    The explained class is the real model's prediction. Costs one more forward pass.
+
+    Raises:
+        UnsupportedModelError: on the first input, for a model without rectifiers, which would silently stay as it is.
+
+    Args:
+        base: the interpreter to smooth; it must explain ``model``.
+        smooth: the stand-in and its ``beta``: the smaller, the smoother.
+    """
+
+    base: Interpreter
+    smooth: Softplus = field(default_factory=Softplus)
+
+    is_gradient: ClassVar[bool] = False
+
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]
+        """Whether ``base`` is."""
+        return self.base.differentiable
+
+    @property
+    def unit_range(self) -> bool:  # type: ignore[override]
+        """Whether the maps of ``base`` are masks."""
+        return self.base.unit_range
+
+    @property
+    def takes(self) -> tuple[Kind, ...]:  # type: ignore[override]
+        """What ``base`` explains."""
+        return self.base.takes
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.base, Interpreter):
+            raise InputError(f"base must be an Interpreter, got {self.base!r}; make one with (model)")
+        if self.base.model is not self.model:
+            raise InputError("base must explain the same model object")
+
+    @cached_property
+    def _checked(self) -> set[str]:
+        return set()
+
+    def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
+        if not self._checked:
+            require_rectifiers(self.model, x.detach(), "a smoothed twin")
+            self._checked.add("rectifiers")
+        logits = self.model(x)
+        target = logits.argmax(1) if target is None else target
+        with swapped(self.smooth):
+            found = self.base._explain(x, target, graph)
+        return found._replace(logits=logits)

@@ -1,0 +1,1 @@
+"""Interpreters that differentiate the prediction by the input."""

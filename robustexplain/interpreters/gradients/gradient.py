@@ -1,0 +1,133 @@
+"""Interpreters that differentiate the prediction with respect to the input, at the input itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...autograd import layers
+from ...errors import InputError, UnsupportedModelError
+from ...fields import Count
+from ...maps import expand
+from ...registry import INTERPRETERS
+from ..base import Channels, Explanation, Interpreter, differentiable, explained_class, pick, reduce_channels
+
+Of = Literal["probability", "logit", "log_probability"]
+"""What is differentiated: the class's softmax probability, its logit, or the logarithm of its probability."""
+
+
+@INTERPRETERS.register("gradient", paper="Simonyan et al. 2013; GRAD of Zhang et al. 2020, eq. 5")
+@dataclass(frozen=True, eq=False)
+class Gradient(Interpreter):
+    """Gradient saliency: ``m = |d f_c(x) / d x|`` (Zhang et al. 2020, eq. 5).
+
+    On a network of rectifiers the map's own derivative comes only from the softmax (zero for ``of="logit"``), so an
+    attack on it follows a surrogate (:mod:`robustexplain.autograd.rectifiers`).
+
+    Args:
+        of: what is differentiated: ``probability`` (eq. 5), ``logit`` (Ghorbani et al.) or ``log_probability`` (the
+            loss, as in the code of Zhang et al.; after rescaling the same map as ``probability``).
+        channels: how channels become one map: largest magnitude (Zhang et al.), sum of magnitudes (Dombrowski et al.,
+            Ghorbani et al.), or signed sum.
+        layer: dotted name: the gradient by this module's output in place of the input (SimpleGrad at a layer, as the
+            code of Heo et al. 2019 trains it). A layer right in front of global pooling gives a flat map, whatever the
+            image shows: name an earlier one.
+        pool: side of the squares over which the map is averaged, on whose grid it then stands. GRAD in the code of
+            Zhang et al. is pooled by 4: 56 x 56 on images of 224. Choose a divisor of the map's sides: what is left
+            over at the lower and right border is left out.
+
+    Raises:
+        InputError: squares larger than the map, or a table, which has none.
+        UnsupportedModelError: on the first input, for a layer that gives no feature map or does not reach the logits.
+    """
+
+    of: Of = "probability"
+    channels: Channels = "max"
+    layer: str | None = None
+    pool: Count = 1
+
+    is_gradient: ClassVar[bool] = True
+
+    def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
+        x = differentiable(x)
+        logits, at = (self.model(x), x) if self.layer is None else self._read(x, self.layer)
+        gradient = class_gradient(logits, explained_class(logits, target), at, self.of, graph)
+        return Explanation(logits, self._pooled(reduce_channels(gradient, self.channels)))
+
+    def _pooled(self, maps: Tensor) -> Tensor:
+        if self.pool == 1:
+            return maps
+        if maps.dim() != 3 or self.pool > min(maps.shape[1:]):
+            raise InputError(f"Gradient.pool: maps of {list(maps.shape[1:])} hold no square of side {self.pool}")
+        return F.avg_pool2d(maps[:, None], self.pool)[:, 0]
+
+    def _read(self, x: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+        """Logits, and the layer's feature map that they were made of."""
+        with layers.captured(self.model, [layer]) as outputs:
+            logits = self.model(x)
+        found = outputs.get(layer)
+        if not layers.is_feature_map(found, x):
+            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise UnsupportedModelError(
+                f"layer {layer!r} gives {shape}; a gradient map needs a feature map [B, C, h, w] above 1 x 1"
+            )
+        assert found is not None  # no feature map otherwise; for the type checker
+        return logits, found
+
+
+@INTERPRETERS.register("input-x-gradient", paper="Shrikumar et al. 2016; Kindermans et al. 2016")
+@dataclass(frozen=True, eq=False)
+class InputXGradient(Interpreter):
+    """Input times gradient: ``m = x * d f_c(x) / d x``, the first-order share of each pixel in the class score.
+
+    ``x`` is the image in ``[0, 1]``, so black pixels get nothing. Departure: the code of Dombrowski et al. multiplies
+    with the *normalised* image, where the mean colour gets nothing; here normalisation is a part of the model. Of a
+    table row ``x`` is in the data's own units: a column at 0 gets nothing.
+
+    Args:
+        of: what is differentiated; ``logit`` as in the papers, ``probability`` or ``log_probability``.
+        channels: how the channels' products become one map: signed sum, sum of magnitudes, or largest magnitude.
+    """
+
+    of: Of = "logit"
+    channels: Channels = "sum"
+
+    is_gradient: ClassVar[bool] = True
+
+    def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
+        x = differentiable(x)
+        logits = self.model(x)
+        gradient = class_gradient(logits, explained_class(logits, target), x, self.of, graph)
+        return Explanation(logits, reduce_channels(x * gradient, self.channels))
+
+
+def class_gradient(logits: Tensor, classes: Tensor, x: Tensor, of: Of, graph: bool) -> Tensor:
+    """``d f_c / d x`` of each sample's own class, the shape of ``x``.
+
+    Args:
+        logits: ``[B, K]``, computed from ``x``.
+        classes: ``[B]``.
+        x: ``[B, C, H, W]`` or ``[B, D]``, followed by autograd.
+        of: which ``f_c``.
+        graph: whether the gradient is differentiated again.
+    """
+    score = pick(logits, classes) if of == "logit" else margin(logits, classes)
+    (gradient,) = torch.autograd.grad(score.sum(), x, create_graph=graph, allow_unused=True)
+    if gradient is None:
+        raise UnsupportedModelError("the logits do not depend on the input, or the layer, of the gradient")
+    if of == "logit":
+        return gradient
+    # p = sigmoid(margin), so grad p = p (1 - p) grad margin and grad log p = (1 - p) grad margin. With 1 - p as
+    # sigmoid(-margin), the map stays exact where p rounds to one.
+    scale = (-score).sigmoid() * (score.sigmoid() if of == "probability" else 1)
+    return gradient * expand(scale, gradient)
+
+
+def margin(logits: Tensor, target: Tensor) -> Tensor:
+    """``z_c - log sum_{k != c} exp z_k``, ``[B]``: the log odds of class ``c``."""
+    others = logits.scatter(1, target[:, None].long(), -torch.inf).logsumexp(1)
+    return pick(logits, target) - others

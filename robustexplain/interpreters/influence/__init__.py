@@ -1,0 +1,1 @@
+"""Influence functions: training images as explanations."""

@@ -1,0 +1,129 @@
+"""Training of RTS: a U-Net on an encoder learns to draw the mask that keeps the prediction."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ... import maps
+from ...fields import Count, NonNegative, check_fields
+from ...random_streams import Streams
+from ...registry import INTERPRETERS
+from ...training import Moment, Samples, Session, Training, fit, frozen
+from .rts import RTS, MaskingModel, MaskObjective
+
+
+@dataclass(frozen=True)
+class RTSTraining:
+    """How an RTS is trained: eq. 8 of Zhang et al. 2020 on the labels' class, through Accelerate.
+
+    Args:
+        objective: the four terms and their weights.
+        training: epochs, batch, optimiser.
+        encoder_weight: of the cross-entropy of the encoder, which starts as a copy of the classifier and goes on
+            classifying while it learns to feed the U-Net; 0 freezes the encoder.
+        width: channels of the U-Net.
+        levels: how many of the encoder's coarsest grids the U-Net uses.
+    """
+
+    objective: MaskObjective = field(default_factory=MaskObjective)
+    training: Training = field(default_factory=Training)
+    encoder_weight: NonNegative = 0.0
+    width: Count = 24
+    levels: Count = 3
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def new_masker(model: nn.Module, x: Tensor, settings: RTSTraining, seed: int) -> MaskingModel:
+    """An untrained masking model around a copy of the classifier, under a seed of its own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        masker = MaskingModel.around(copy.deepcopy(model), x, settings.width, settings.levels)
+    masker.encoder.requires_grad_(settings.encoder_weight > 0)
+    return masker.to(x.device).eval()
+
+
+def mask_loss(
+    model: nn.Module,
+    objective: MaskObjective,
+    encoder_weight: float,
+    x: Tensor,
+    y: Tensor,
+    mask: Tensor,
+    encoder_logits: Tensor,
+    streams: Streams,
+) -> Tensor:
+    """Eq. 8 plus the encoder's cross-entropy, ``[b]``; always with a term on the logits (data-parallel needs it)."""
+    total = torch.stack(list(objective.terms(model, x, y, mask, streams).values())).sum(0)
+    return total + encoder_weight * nn.functional.cross_entropy(encoder_logits, y, reduction="none")
+
+
+def train_rts(
+    model: nn.Module,
+    data: Samples,
+    settings: RTSTraining | None = None,
+    *,
+    seed: int = 0,
+    session: Session | None = None,
+    identity: object = None,
+) -> RTS:
+    """Train an RTS for ``model`` on ``data``.
+
+    Args:
+        model: the classifier, in eval mode; it stays as it is.
+        data: map-style, gives ``(x, label)``.
+        settings: objective, epochs, size.
+        seed: of the initial weights, the order and the noise.
+        session: accelerator, checkpoints, progress.
+        identity: hash of model and data, for the checkpoint.
+    """
+    settings, session = settings or RTSTraining(), session or Session()
+    model = model.to(session.device)
+    masker = new_masker(model, data[0][0][None].to(session.device), settings, seed)
+
+    def loss(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+        mask, encoder_logits = module(x, y)
+        streams = Streams.of(x, moment.seed, moment.epoch)
+        return mask_loss(model, settings.objective, settings.encoder_weight, x, y, mask, encoder_logits, streams)
+
+    with frozen(model):
+        fit(masker, loss, data, settings.training, name="rts", seed=seed, session=session,
+            identity=[identity, asdict(settings)])  # fmt: skip
+    return RTS(model, masker.requires_grad_(False))
+
+
+@torch.no_grad()
+def clean_objective(
+    interpreter: RTS, x: Tensor, y: Tensor, objective: MaskObjective | None = None, seed: int = 0
+) -> dict[str, Tensor]:
+    """The terms of eq. 8 on clean samples, ``[B]`` each, and their sum: what a hardened RTS must not lose.
+
+    Args:
+        interpreter: the RTS, plain or hardened.
+        x: ``[B, C, H, W]`` in ``[0, 1]``.
+        y: ``[B]`` labels, the classes whose masks are drawn.
+        objective: the weights; those it was trained with.
+        seed: of the backgrounds: the same seed shows the same ones to every interpreter.
+
+    Returns:
+        ``tv``, ``average``, ``preserve``, ``destroy``, their sum ``objective``, and ``kept``: 1 where the classifier
+        still predicts ``y`` when everything outside of the mask is black.
+    """
+    mask, _ = interpreter.masker(x, y)
+    terms = (objective or MaskObjective()).terms(interpreter.model, x, y, mask, Streams.of(x, seed, "clean-objective"))
+    kept = interpreter.model(maps.resize(mask, x.shape[-2:])[:, None] * x).argmax(1) == y
+    return {**terms, "objective": torch.stack(list(terms.values())).sum(0), "kept": kept.to(x.dtype)}
+
+
+INTERPRETERS.register(
+    "rts",
+    paper="Dabkowski and Gal 2017; Zhang et al. 2020, eq. 8",
+    needs=("training",),
+    settings=RTSTraining,
+    train=train_rts,
+)(RTS)

@@ -1,0 +1,1 @@
+"""Interpreters that change the input and watch the answer: occlusion, RISE, LIME, KernelSHAP."""

@@ -1,0 +1,79 @@
+"""RISE: the average of random masks, each weighted by what the classifier still says behind it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+import annotated_types as at
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...checks import Kind
+from ...fields import Count
+from ...random_streams import generator
+from ...registry import INTERPRETERS
+from ..base import Explanation, Interpreter, explained_class
+from .removal import Fill, Score, ask, chunks, wide_dtype
+
+
+@INTERPRETERS.register("rise", paper="Petsiuk et al. 2018, eq. 6")
+@dataclass(frozen=True, eq=False)
+class RISE(Interpreter):
+    """Randomised input sampling: ``1 / (p N) sum_i f_c(x M_i) M_i`` over random smooth masks (Petsiuk et al., eq. 6).
+
+    A mask is a ``grid x grid`` of coin tosses, enlarged bilinearly by a cell more than the image and cut out at a
+    random place (section 3.2). The masks come from ``seed`` alone: all samples see the same ones. Its noise falls with
+    ``1 / sqrt(samples)``. Not differentiable: the graphs of all those passes would have to be kept.
+
+    Args:
+        samples: ``N`` masks; the paper takes 4000 to 8000 at 224 pixels.
+        grid: cells a side of the coarse mask.
+        keep: p, the chance that a cell stays.
+        fill: what stands where the mask is 0; black, as in the paper.
+        of: the score that weights the masks.
+        batch_size: images a forward pass, at most (or the batch, if that is larger).
+        seed: of the masks.
+    """
+
+    samples: Count = 4000
+    grid: Count = 7
+    keep: Annotated[float, at.Gt(0), at.Lt(1)] = 0.5
+    fill: Fill = field(default_factory=lambda: Fill(value=0.0))
+    of: Score = "probability"
+    batch_size: Count = 256
+    seed: int = 0
+
+    differentiable: ClassVar[bool] = False
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
+
+    def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
+        logits = self.model(x)
+        classes, given = explained_class(logits, target), x.detach()
+        fill, cells, places = self.fill(given, self.seed), *self._draws()
+        total = torch.zeros_like(given[:, 0], dtype=wide_dtype(given))
+        for part in chunks(self.samples, len(given), self.batch_size):
+            masks = self._enlarged(cells[part], places[part], given).to(total.dtype)
+            found = ask(self.model, given, fill, masks, classes, self.of)
+            total += torch.einsum("bn,nhw->bhw", found, masks)
+        return Explanation(logits, (total / (self.keep * self.samples)).to(x.dtype))
+
+    def _draws(self) -> tuple[Tensor, Tensor]:
+        """Coin tosses ``[N, grid, grid]``, and where each mask is cut out: ``[N, 2]``, in shares of a cell."""
+        source = generator(self.seed, "rise")
+        cells = torch.rand(self.samples, self.grid, self.grid, generator=source, dtype=torch.float64) < self.keep
+        return cells, torch.rand(self.samples, 2, generator=source, dtype=torch.float64)
+
+    def _enlarged(self, cells: Tensor, places: Tensor, x: Tensor) -> Tensor:
+        """Masks ``[n, H, W]`` in ``[0, 1]``."""
+        height, width = x.shape[-2:]
+        sides = math.ceil(height / self.grid), math.ceil(width / self.grid)
+        large = [(self.grid + 1) * side for side in sides]
+        smooth = F.interpolate(cells[:, None].to(x.device, wide_dtype(x)), large, mode="bilinear", align_corners=False)
+        top, left = ((places[:, axis] * side).long().to(x.device) for axis, side in enumerate(sides))
+        rows = top[:, None] + torch.arange(height, device=x.device)
+        columns = left[:, None] + torch.arange(width, device=x.device)
+        index = torch.arange(len(cells), device=x.device)
+        return smooth[index[:, None, None], 0, rows[:, :, None], columns[:, None]]

@@ -1,0 +1,1 @@
+"""Interpreters of table rows: the lime and shap packages."""

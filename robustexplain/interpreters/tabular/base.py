@@ -1,0 +1,120 @@
+"""What the explainers of real packages share on tables: how the model is asked, whose random state, whose rows."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...errors import InputError, MissingDataError
+from ...random_streams import generator
+from ...training import Samples
+from ..captum.guard import own_random_state
+from ..reference import Reference
+
+Asked = Literal["probability", "label", "logit"]
+"""What a model says of a class: its probability, 1 where it is predicted and else 0, or its logit."""
+
+
+def package(name: str, who: str) -> Any:
+    """A module of the extra ``tabular``.
+
+    Raises:
+        MissingDataError: with how to install it.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        root = name.partition(".")[0]
+        raise MissingDataError(
+            f"{who} needs the {root} package, or one that it needs is missing ({error}): "
+            'pip install "robustexplain[tabular]"'
+        ) from error
+
+
+def rows_of(background: object, x: Tensor, who: str) -> np.ndarray:
+    """The background's rows as float64 ``[N, D]``.
+
+    Raises:
+        InputError: not a reference of table rows, or rows of another width than those of ``x``.
+    """
+    checked_background(background, who)
+    assert isinstance(background, Reference)
+    background.like(x)
+    return np.asarray(background.x.detach().cpu().double().numpy())
+
+
+def checked_background(background: object, who: str) -> None:
+    """Refuse anything but a reference of table rows.
+
+    Raises:
+        InputError: with what was found.
+    """
+    if not isinstance(background, Reference):
+        raise InputError(f"{who}.background must be a Reference of table rows [N, D], got {type(background).__name__}")
+    if background.x.dim() != 2:
+        raise InputError(f"{who}.background must hold table rows [N, D], got {list(background.x.shape)}")
+
+
+def answers(model: nn.Module, like: Tensor, of: Asked, limit: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The model as packages ask it: rows ``[n, D]`` to what it says of every class, float64 ``[n, K]``.
+
+    Args:
+        model: the classifier; it sees rows on the device and in the dtype of ``like``.
+        like: an input.
+        of: what is said of a class.
+        limit: rows a forward pass, at most.
+    """
+
+    @torch.no_grad()
+    def ask(rows: np.ndarray) -> np.ndarray:
+        given = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float64))
+        logits = torch.cat([model(part.to(like.device, like.dtype)).double().cpu() for part in given.split(limit)])
+        if of == "label":
+            said = nn.functional.one_hot(logits.argmax(1), logits.shape[1]).double()
+        else:
+            said = logits.softmax(1) if of == "probability" else logits
+        return np.asarray(said.numpy())
+
+    return ask
+
+
+@contextmanager
+def guarded(x: Tensor) -> Iterator[None]:
+    """The global random states as they were, after the block; no log lines of shap's, no remarks on convergence."""
+    logger = logging.getLogger("shap")
+    level = logger.level
+    try:
+        with own_random_state(x), warnings.catch_warnings():
+            from sklearn.exceptions import ConvergenceWarning
+
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            logger.setLevel(logging.ERROR)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def drawn_rows(data: Samples, size: int | None, seed: int) -> Tensor:
+    """``size`` rows of a table without repetition, in the order of the data: ``[N, D]``; ``None`` or too many: all.
+
+    Raises:
+        InputError: an empty data set, or one of images.
+    """
+    number = len(data)  # type: ignore[arg-type]
+    if number == 0:
+        raise InputError("there is no background to draw from: the data set is empty")
+    chosen = torch.arange(number)
+    if size is not None:
+        chosen = torch.randperm(number, generator=generator(seed, "background"))[:size].sort().values
+    rows = torch.stack([torch.as_tensor(data[i][0]) for i in chosen.tolist()])
+    if rows.dim() != 2:
+        raise InputError(f"the background must be table rows [D], and the data set holds {list(rows.shape[1:])}")
+    return rows

@@ -1,0 +1,204 @@
+"""KernelSHAP on tables: the authors' own package, as auditors run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...checks import Kind
+from ...errors import FieldError, InputError
+from ...fields import Count, Natural, check_fields
+from ...random_streams import Streams
+from ...registry import INTERPRETERS
+from ...training import Samples, Session
+from ..base import Explanation, Interpreter, explained_class
+from ..reference import Reference
+from .base import Asked, answers, checked_background, drawn_rows, guarded, package, rows_of
+
+Selection = Count | Literal["aic", "bic"] | None
+"""How shap chooses the columns that may have a value: so many by LARS, by an information criterion, or all."""
+
+
+@dataclass(frozen=True, eq=False)
+class SHAPTabular(Interpreter):
+    """KernelSHAP of the shap package on table rows: Shapley values against a background (Lundberg and Lee 2017).
+
+    The explainer is ``shap.KernelExplainer`` with the identity link: a column that is left out takes the values of the
+    background's rows, by their weights (interventional). A map adds up to what the model says of the explained class on
+    the row, less its mean over the background. Values are exact where the package can ask every coalition of the
+    columns that differ from the background, ``2^M - 2 <= samples``: up to 11 columns by default. Not differentiable.
+
+    Args:
+        background: rows ``[N, D]``, with weights as ``shap.kmeans`` gives them, or without.
+        samples: coalitions asked for each row; ``None``: the package's ``2 M + 2048``.
+        of: what is shared out: the ``probability`` of the class, whether it is predicted (``label``: 1 or 0, as Slack
+            et al. ask), or its ``logit``.
+        select: the columns that may have a value, by the package's ``l1_reg``: a number of them (by LARS; its default
+            is 10, whatever the table), ``aic`` or ``bic``, or ``None`` for all. The others get exactly 0.
+        seed: of the coalitions; each row that is explained has a stream of its own.
+        batch_size: rows a forward pass, at most.
+
+    Raises:
+        MissingDataError: on the first input, without the shap package.
+    """
+
+    background: Reference = field()
+    samples: Count | None = None
+    of: Asked = "probability"
+    select: Selection = 10
+    seed: Natural = 0
+    batch_size: Count = 16384
+
+    differentiable: ClassVar[bool] = False
+    takes: ClassVar[tuple[Kind, ...]] = ("tables",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checked_background(self.background, type(self).__name__)
+        check_shap(self)
+
+    def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
+        rows = rows_of(self.background, x, type(self).__name__)
+        logits = self.model(x)
+        classes, given = explained_class(logits, target).tolist(), x.detach()
+        seeds = Streams.of(given, self.seed, "shap-tabular").integers(2**31).tolist()
+        with guarded(given):
+            explainers = {c: self._explainer(rows, given, c) for c in sorted(set(classes))}
+            found = [
+                self._values(explainers[label], row, seed)
+                for row, label, seed in zip(given.double().cpu().numpy(), classes, seeds, strict=True)
+            ]
+        return Explanation(logits, torch.from_numpy(np.stack(found)).to(x.device, x.dtype))
+
+    def _explainer(self, rows: np.ndarray, x: Tensor, label: int) -> Any:
+        shap = package("shap", type(self).__name__)
+        legacy = package("shap.utils._legacy", type(self).__name__)
+        names = [str(i) for i in range(rows.shape[1])]
+        background = legacy.DenseData(rows, names, None, self.background.shares().numpy())
+        ask = answers(self.model, x, self.of, self.batch_size)
+        said: Callable[[np.ndarray], np.ndarray] = lambda given: ask(given)[:, label]  # noqa: E731
+        return shap.KernelExplainer(said, background)
+
+    def _values(self, explainer: Any, row: np.ndarray, seed: int) -> np.ndarray:
+        np.random.seed(seed)  # noqa: NPY002
+        options = {"nsamples": "auto" if self.samples is None else self.samples, "l1_reg": _l1_reg(self.select)}
+        return np.asarray(explainer.shap_values(row, silent=True, **options))
+
+
+def _l1_reg(select: Selection) -> str | bool:
+    if select is None:
+        return False
+    return select if isinstance(select, str) else f"num_features({select})"
+
+
+def check_shap(component: SHAPTabular | SHAPTabularTraining) -> None:
+    """Refuse numbers and words that the package would not understand.
+
+    Raises:
+        FieldError: with the value.
+    """
+    name = type(component).__name__
+    for key in ("samples", "select"):
+        value = getattr(component, key)
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not (value is None or whole or (key == "select" and value in ("aic", "bic"))):
+            words = "a number of columns, 'aic', 'bic' or None" if key == "select" else "at least 1, or None"
+            raise FieldError(name, key, f"must be {words}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class SHAPTabularTraining:
+    """What a recipe says of KernelSHAP on tables; the background is drawn from the training data.
+
+    Args:
+        background: ``kmeans`` (``shap.kmeans`` of the standardised columns, as Slack et al. standardise their tables:
+            centroids whose values are snapped to the nearest of their column, weighted by their clusters; always the
+            same, whatever the seed), ``sample`` (rows drawn by the seed) or
+            ``all`` rows.
+        size: how many rows or centroids, at most as many as there are rows; not used for ``all``.
+        samples: coalitions asked for each row; ``None``: the package's.
+        of: ``probability``, ``label`` or ``logit``.
+        select: the columns that may have a value: a number of them, ``aic``, ``bic``, or ``None`` for all.
+        batch_size: rows a forward pass, at most.
+    """
+
+    background: Literal["kmeans", "sample", "all"] = "kmeans"
+    size: Count = 10
+    samples: Count | None = None
+    of: Asked = "probability"
+    select: Selection = 10
+    batch_size: Count = 16384
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_shap(self)
+
+
+def shap_background(data: Samples, how: str = "kmeans", size: int = 10, seed: int = 0) -> Reference:
+    """A background as auditors make it.
+
+    Args:
+        data: map-style, gives ``(x, label)``, ``x`` ``[D]``.
+        how: ``kmeans``, ``sample`` or ``all``.
+        size: how many rows or centroids.
+        seed: of a sample; ``shap.kmeans`` has a seed of its own.
+
+    Raises:
+        InputError: an empty data set, one of images, or another word.
+        MissingDataError: ``kmeans`` without the shap package.
+    """
+    if how not in ("kmeans", "sample", "all"):
+        raise InputError(f"a background is 'kmeans', 'sample' or 'all', got {how!r}")
+    rows = drawn_rows(data, size if how == "sample" else None, seed)
+    if how != "kmeans":
+        return Reference(rows)
+    shap = package("shap", "a background of k-means centroids")
+    # Distances between rows in their own units are those of the column with the largest numbers.
+    exact = rows.double()
+    std = exact.std(0, correction=0)
+    scaled = (exact - exact.mean(0)) / torch.where(std > 0, std, 1.0)
+    with guarded(rows):
+        # More clusters than different rows would leave some empty, which the package does not stand.
+        found = shap.kmeans(scaled.numpy(), min(size, len(rows.unique(dim=0))))
+    weights = torch.from_numpy(np.asarray(found.weights, dtype=np.float64))
+    # The package snaps each value to one that its column has: back to the row that it is from.
+    nearest = (scaled[None] - torch.from_numpy(found.data)[:, None]).abs().argmin(1)
+    return Reference(rows.gather(0, nearest), weights=weights)
+
+
+def draw_shap_background(
+    model: nn.Module,
+    data: Samples,
+    settings: SHAPTabularTraining | None = None,
+    *,
+    seed: int = 0,
+    session: Session | None = None,
+    identity: object = None,
+) -> SHAPTabular:
+    """KernelSHAP with a background drawn from ``data``; nothing is fitted.
+
+    Args:
+        model: the classifier.
+        data: map-style, gives ``(x, label)``, ``x`` ``[D]``.
+        settings: the background and what is asked.
+        seed: of a sampled background and of the coalitions.
+        session: not used; the signature is that of every trained interpreter.
+        identity: not used.
+    """
+    s = settings or SHAPTabularTraining()
+    background = shap_background(data, s.background, s.size, seed)
+    return SHAPTabular(model, background, s.samples, s.of, s.select, seed, s.batch_size)
+
+
+INTERPRETERS.register(
+    "shap-tabular",
+    paper="Lundberg and Lee 2017, theorem 2; the shap package",
+    needs=("background", "tables", "shap"),
+    settings=SHAPTabularTraining,
+    train=draw_shap_background,
+)(SHAPTabular)

@@ -1,0 +1,5 @@
+"""A recipe is one YAML file that holds one whole experiment: its schema, and the way from it to objects."""
+
+from .reader import check, check_data, find, read
+
+__all__ = ["check", "check_data", "find", "read"]

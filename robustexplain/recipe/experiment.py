@@ -1,0 +1,208 @@
+"""What one experiment is: model, rows, columns and how it is judged, as a recipe describes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from .. import files
+from ..features import index_of, with_indices
+from ..fields import Count, Fraction, NonNegative, check_fields
+from ..training import Training
+from .problems import Problems
+
+Knowledge = Literal["oblivious", "transfer", "adaptive"]
+GoalMap = Literal["benign", "random-patch", "random-class"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """The classifier: a registered name, ``timm:NAME`` or ``torchvision:NAME``, its weights or its training.
+
+    Args:
+        name: as ``models.load`` takes it.
+        weights: a safetensors file or a ``weights_only`` torch file.
+        pretrained: load the library's own weights.
+        train: train it here, on the data set's train part.
+        options: further arguments of its builder, such as the widths of an ``mlp``.
+    """
+
+    name: str
+    weights: str | None = None
+    pretrained: bool | None = None
+    train: Training | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def named(self, features: Sequence[str]) -> Model:
+        """The same with places for the names of columns, where its builder takes ``columns``.
+
+        Raises:
+            InputError: a column that the data do not have.
+        """
+        if "columns" not in self.options:
+            return self
+        places = [index_of(column, features) for column in self.options["columns"]]
+        return replace(self, options={**self.options, "columns": places})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How cells are judged.
+
+    Args:
+        images: how many images, from the test part; as many as there are if fewer.
+        batch_size: of a chunk; chunks are what processes share and what a killed run keeps.
+        targeted: attacks aim at a random other class; otherwise at any other class.
+        only_correct: judge only images that the classifier gets right (Zhang et al. 2020, section 4).
+        plausible: a map is plausible if its IoU with the goal map is above this.
+        bootstrap: resamples for the 95% intervals.
+        pictures: how many images the report shows for each cell.
+        pool: how many images of the defense part (else the train part) adversaries have of their own, where an attack
+            is fitted on data or takes maps of other images.
+    """
+
+    images: Count = 128
+    batch_size: Count = 32
+    targeted: bool = True
+    only_correct: bool = True
+    plausible: Fraction = 0.5
+    bootstrap: Count = 2000
+    pictures: Count = 6
+    pool: Count = 256
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class Sanity:
+    """How interpreters are checked (``robustexplain sanity``).
+
+    Args:
+        images: how many of the test part are explained.
+        stages: in how many steps the network is randomised from the logits down; deep layers share a step.
+        shift: constant that the input shift check adds to every pixel.
+        label_epochs: epochs on random labels; they are harder to learn than true ones. 0 takes four times the recipe's.
+        pictures: how many images have their maps drawn.
+    """
+
+    images: Count = 32
+    stages: Count = 12
+    shift: NonNegative = 0.3
+    label_epochs: int = 0
+    pictures: Count = 2
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class Row:
+    """An interpreter, a manipulated system, or a defense of either.
+
+    Args:
+        label: as the report writes it.
+        base: label of the row it stands on; its own for an interpreter.
+        name: registered name of the interpreter, manipulation or defense.
+        settings: the manipulation or defense, or the keyword arguments of the interpreter (or of its training).
+        root: label of the interpreter row that it all began with.
+        kind: what stands in this row.
+    """
+
+    label: str
+    base: str
+    name: str
+    settings: Any
+    root: str
+    kind: Literal["interpreter", "manipulation", "defense"] = "interpreter"
+
+    @property
+    def derived(self) -> bool:
+        """Whether the row stands on another one."""
+        return self.label != self.base
+
+
+@dataclass(frozen=True)
+class Column:
+    """An attack and what its adversary knows.
+
+    Args:
+        label: as the report writes it.
+        attack: the attack.
+        knowledge: ``oblivious`` (takes the deployed classifier for undefended), ``transfer`` (crafts on an undefended
+            system of its own making) or ``adaptive`` (knows the defense).
+        goal_map: the map that the adversary wants seen.
+        source: label of the row whose system the inputs are crafted on, whatever is judged; ``None``: the judged one.
+    """
+
+    label: str
+    attack: Any
+    knowledge: Knowledge = "oblivious"
+    goal_map: GoalMap = "benign"
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment, checked.
+
+    Args:
+        name: what the report is called.
+        about: what it shows.
+        seed: of everything.
+        data: the data set, not loaded yet.
+        model: the classifier.
+        rows: interpreters, then manipulated systems, then defenses.
+        columns: attacks.
+        metrics: metrics by name, of kinds that a cell can measure.
+        evaluation: how cells are judged.
+        sanity: how interpreters are checked.
+        source: the resolved recipe as plain data; running it again gives the same experiment.
+    """
+
+    name: str
+    about: str
+    seed: int
+    data: Any
+    model: Model
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    metrics: dict[str, Any]
+    evaluation: Evaluation
+    sanity: Sanity = field(default_factory=Sanity)
+    source: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    def manipulated(self, row: Row) -> bool:
+        """Whether a manipulation stands in this row, or below it."""
+        below = {r.label: r for r in self.rows}
+        while row.derived and row.kind != "manipulation":
+            row = below[row.base]
+        return row.kind == "manipulation"
+
+    def named(self, features: Sequence[str]) -> Recipe:
+        """The recipe with places for the names of columns.
+
+        Raises:
+            InputError: a column that the data do not have; every problem that was found.
+        """
+        problems = Problems()
+        rows = [
+            problems.run(lambda r=r: replace(r, settings=with_indices(r.settings, features)), r.label)
+            for r in self.rows
+        ]
+        metrics = {n: problems.run(lambda m=m: with_indices(m, features), n) for n, m in self.metrics.items()}
+        model = problems.run(lambda: self.model.named(features), "model.options")
+        problems.stop()
+        return replace(self, rows=tuple(rows), metrics=metrics, model=model)
+
+    @property
+    def digest(self) -> str:
+        """A hash of what decides the results."""
+        return files.digest(self.source)
+
+
+def with_feature_names(settings: Any, features: Sequence[str]) -> Any:
+    """Settings with places for the names of columns, and with the names, where they are shown to people."""
+    settings = with_indices(settings, features)
+    return replace(settings, features=tuple(features)) if getattr(settings, "features", None) == () else settings

@@ -1,0 +1,1 @@
+"""Transforms of images: what stands in front of a model."""

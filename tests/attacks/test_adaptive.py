@@ -1,0 +1,193 @@
+"""Attacks that know the defense: straight through what has no gradient, and in expectation over what is random."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import robustexplain as rx
+from robustexplain.attacks import ADV2, PGD, GradientDirection, Linf, random_classes
+from robustexplain.attacks.search.directions import StepContext
+from robustexplain.autograd.rectifiers import Softplus, swapped
+from robustexplain.autograd.straight_through import StraightThrough, straight_through
+from robustexplain.errors import InputError, NotDifferentiableError
+from robustexplain.interpreters import CAM, Gradient, SmoothGrad
+from robustexplain.metrics import L1
+from robustexplain.models import Classifier
+from robustexplain.objectives import Goal, MatchMap, Misclassify
+from robustexplain.random_streams import Streams, derive
+
+EPS = 0.1
+LEVELS = 15
+
+
+class Rounding(nn.Module):
+    """A classifier that sees images of sixteen levels."""
+
+    def __init__(self, model: nn.Module, how: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.how = model, how
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(self.how(x))
+        return logits
+
+
+def rounded(x: Tensor) -> Tensor:
+    return (LEVELS * x).round() / LEVELS
+
+
+def through_numpy(x: Tensor) -> Tensor:
+    return torch.from_numpy((LEVELS * x.detach().numpy()).round() / LEVELS).to(x.dtype)
+
+
+def system(model: nn.Module) -> rx.System:
+    return rx.System(model, Gradient(model))
+
+
+# --- straight through ---
+
+
+def test_plain_pgd_stalls_on_rounding_and_says_so_and_straight_through_it_succeeds(
+    trained: Classifier, judged: tuple[Tensor, Tensor]
+) -> None:
+    x, y = judged
+    goal = random_classes(x, y, 10)
+    model = Rounding(trained, rounded)
+    plain = PGD(EPS, 20, 0.02)
+    stuck, through = plain(system(model), x, y, goal), replace(plain, straight=True)(system(model), x, y, goal)
+    assert bool(stuck.stalled[~stuck.success].all())
+    assert float(stuck.success.float().mean()) < 0.1
+    assert torch.equal(stuck.x, x)
+    bare = plain(system(trained), x, y, goal)
+    assert float(through.success.float().mean()) >= float(bare.success.float().mean()) - 0.1 > 0.6
+    assert not bool(through.stalled[through.success].any())
+
+
+def test_a_step_that_leaves_the_graph_is_refused_until_it_is_wrapped(
+    trained: Classifier, judged: tuple[Tensor, Tensor]
+) -> None:
+    x, y = judged[0][:12], judged[1][:12]
+    goal = random_classes(x, y, 10)
+    attack = PGD(EPS, 20, 0.02)
+    with pytest.raises(NotDifferentiableError, match="wrap such a step in StraightThrough"):
+        attack(system(Rounding(trained, through_numpy)), x, y, goal)
+
+    class Numpy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return through_numpy(x)
+
+    model = nn.Sequential(StraightThrough(Numpy()), trained).eval()
+    assert float(attack(system(model), x, y, goal).success.float().mean()) > 0.6
+    torch.testing.assert_close(model(x), Rounding(trained, through_numpy)(x), rtol=0, atol=1e-4)
+
+
+STEPS = ("round", "floor", "ceil", "trunc", "sign")
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("form", ["function", "method", "in place"])
+def test_steps_keep_their_value_and_get_the_derivative_of_the_identity(name: str, form: str) -> None:
+    x = torch.linspace(-2.3, 2.4, 9, dtype=torch.float64)
+    call: dict[str, Callable[[Tensor], Tensor]] = {
+        "function": getattr(torch, name),
+        "method": getattr(Tensor, name),
+        "in place": lambda v: getattr(v, f"{name}_")(),
+    }
+    leaf = x.clone().requires_grad_()
+    with straight_through():
+        value = call[form](3 * leaf)
+    torch.testing.assert_close(value, getattr(torch, name)(3 * x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(value.sum(), leaf)[0], torch.full_like(x, 3.0))
+    outside = call[form](3 * leaf)
+    assert not torch.autograd.grad(outside.sum(), leaf)[0].any()
+
+
+def test_rounding_to_decimals_is_gone_through_as_well() -> None:
+    x = torch.tensor([0.1234, 0.5678], requires_grad=True)
+    with straight_through():
+        value = torch.round(x, decimals=2)
+    torch.testing.assert_close(value.detach(), torch.tensor([0.12, 0.57]))
+    assert torch.autograd.grad(value.sum(), x)[0].tolist() == [1, 1]
+
+
+def test_an_error_inside_leaves_rounding_as_it_was() -> None:
+    x = torch.rand(3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="boom"), straight_through():
+        raise RuntimeError("boom")
+    assert not torch.autograd.grad(x.round().sum(), x)[0].any()
+
+
+def test_a_module_that_changes_the_shape_cannot_be_gone_through() -> None:
+    with pytest.raises(InputError, match=r"keeps the shape \[2, 3\], got \[2, 6\]"):
+        StraightThrough(nn.Linear(3, 6))(torch.rand(2, 3))
+
+
+# --- in expectation over randomness ---
+
+
+def test_the_gradient_of_several_draws_is_the_mean_of_each_draws(
+    trained: Classifier, judged: tuple[Tensor, Tensor]
+) -> None:
+    import copy
+
+    model = copy.deepcopy(trained).double()
+    x, y = judged[0][:3].double(), judged[1][:3]
+    noisy = rx.System(model, SmoothGrad(model, samples=2, seed=5))
+    goal = Goal(x, y, (y + 1) % 10, goal_map=torch.rand(3, *x.shape[2:], dtype=torch.float64))
+    objective = Misclassify() + 500.0 * MatchMap()
+    problem = StepContext(noisy, Linf(EPS), goal, objective, Streams.of(x, 0), 0.0, tick=7)
+    found = GradientDirection(Softplus(), draws=3)(problem, x, check=False)
+    gradients, losses = [], []
+    for draw in range(3):
+        other = noisy.redrawn(derive(7, "redraw", draw))
+        leaf = x.clone().requires_grad_()
+        with swapped(Softplus()):
+            logits, maps, _ = other.interpreter.explain(leaf, goal.goal_class, native=True)
+        now, wanted = ((m - m.amin((1, 2), True)) / (m.amax((1, 2), True) - m.amin((1, 2), True))
+                       for m in (maps, goal.goal_map))  # fmt: skip
+        loss = -logits.log_softmax(1)[range(3), (y + 1) % 10] + 500 * (now - wanted).square().mean((1, 2))
+        gradients.append(torch.autograd.grad(loss.sum(), leaf)[0])
+        losses.append(loss.detach())
+    torch.testing.assert_close(found.gradient, torch.stack(gradients).mean(0), rtol=1e-7, atol=1e-10)
+    torch.testing.assert_close(found.loss, torch.stack(losses).mean(0))
+    assert found.queries == 3
+    assert not torch.allclose(gradients[0], gradients[1], rtol=1e-3, atol=0)
+
+
+def test_averaging_over_draws_fools_a_smoothgrad_whose_seed_is_unknown(
+    trained: Classifier, judged: tuple[Tensor, Tensor]
+) -> None:
+    x, y = judged[0][:4], judged[1][:4]
+    goal = random_classes(x, y, 10)
+    deployed = SmoothGrad(trained, samples=1, seed=1234)
+    guessed = rx.System(trained, replace(deployed, seed=0))
+
+    def distance(image: Tensor, seed: int) -> float:
+        smoothed = replace(deployed, seed=seed)
+        with torch.no_grad():
+            return float(L1()(smoothed(image, goal), smoothed(x)).mean())
+
+    single = ADV2(0.125, steps=16, step_size=0.025, weight=50.0)
+    one, six = (attack(guessed, x, y, goal) for attack in (single, replace(single, draws=6)))
+    assert bool(one.success.all())
+    assert bool(six.success.all())
+    unseen = [sum(distance(found.x, seed) for seed in range(900, 916)) / 16 for found in (one, six)]
+    print(
+        f"L1: one draw {distance(one.x, 0):.4f} where guessed, {unseen[0]:.4f} unseen; six draws {unseen[1]:.4f} unseen"
+    )
+    assert distance(one.x, 0) < 0.9 * unseen[0], "one draw fits the guessed seed alone"
+    assert unseen[1] < unseen[0]
+
+
+def test_draws_of_a_system_in_which_nothing_is_random_are_refused(
+    trained: Classifier, judged: tuple[Tensor, Tensor]
+) -> None:
+    x, y = judged[0][:2], judged[1][:2]
+    with pytest.raises(InputError, match=r"draws=3: nothing in this system or threat model is random"):
+        ADV2(EPS, steps=4, draws=3)(rx.System(trained, CAM(trained)), x, y)

@@ -1,0 +1,487 @@
+"""The matrix: every row meets every column, a fault makes a hole and no more, and nothing is done twice."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+import yaml
+
+from robustexplain import files, training
+from robustexplain.attacks import PGD
+from robustexplain.defenses import BetaSmoothing
+from robustexplain.errors import InputError, RobustExplainWarning, RunMismatchError
+from robustexplain.evaluation import RunFolder, bootstrap, paired, run, write_report
+from robustexplain.evaluation.report import Results, notes
+from robustexplain.evaluation.store import slug
+from robustexplain.recipe import check, read
+from robustexplain.recipe.experiment import Recipe
+from robustexplain.system import System
+
+TINY = Path(__file__).parents[1] / "tiny.yaml"
+SMALL = [  # two rows and two columns of the tiny recipe
+    "interpreters=[cam, gradcam]",
+    "defenses=[{name: beta-smoothing, of: gradcam}]",
+    "attacks=[clean, {name: pgd, eps: 0.2, steps: 3, step_size: 0.1}]",
+    "model.train.epochs=1",
+]
+
+
+def quiet_run(recipe: Recipe, folder: Path) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RobustExplainWarning)
+        return run(recipe, folder)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, RunFolder]:
+    """The tiny recipe, run once for the whole module; tests leave it as it is."""
+    recipe, root = read(TINY), tmp_path_factory.mktemp("runs") / "tiny"
+    assert quiet_run(recipe, root) == 0
+    return recipe, RunFolder(root)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> tuple[Recipe, Path]:
+    """Three rows and two columns, not run yet."""
+    return read(TINY, SMALL), tmp_path / "small"
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small recipe, run once without any fault; tests leave it as it is."""
+    root = tmp_path_factory.mktemp("unbroken") / "run"
+    assert quiet_run(read(TINY, SMALL), root) == 0
+    return root
+
+
+def stamps(root: Path, *parts: str) -> dict[str, int]:
+    found = [path for part in parts for path in (root / part).rglob("*") if path.is_file()]
+    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in found}
+
+
+def cells(root: Path) -> dict[tuple[str, str], str]:
+    read_ = [json.loads(path.read_text()) for path in (root / "cells").glob("*.json")]
+    return {(cell["row"], cell["column"]): cell["status"] for cell in read_}
+
+
+def rows_of(path: Path) -> dict[tuple[str, str, str], dict[str, str]]:
+    with path.open() as file:
+        return {(line["row"], line["column"], line["measure"]): line for line in csv.DictReader(file)}
+
+
+# ---- a finished run ----
+
+
+def test_every_row_meets_every_column(finished: tuple[Recipe, RunFolder]) -> None:
+    recipe, folder = finished
+    expected = {(row.label, column.label): "done" for row in recipe.rows for column in recipe.columns}
+    assert len(expected) == 24
+    assert cells(folder.root) == expected
+
+
+def test_the_table_holds_every_cell_with_its_interval_and_the_arrays_that_it_sums_up(
+    finished: tuple[Recipe, RunFolder],
+) -> None:
+    recipe, folder = finished
+    table = rows_of(folder.root / "matrix.csv")
+    for row in recipe.rows:
+        for column in recipe.columns:
+            arrays = folder.arrays(row.label, column.label)
+            for name in ("joint", "success", "plausible", "confidence", "l1", "l2", "iou", "perturbation"):
+                line = table[row.label, column.label, name]
+                assert int(line["count"]) == len(arrays[name]) == 16
+                assert float(line["value"]) == pytest.approx(float(arrays[name].double().mean()), abs=1e-6)
+                assert float(line["low"]) <= float(line["value"]) + 1e-9
+                assert float(line["high"]) >= float(line["value"]) - 1e-9
+
+
+def test_the_report_is_one_file_that_loads_nothing_and_runs_nothing(finished: tuple[Recipe, RunFolder]) -> None:
+    recipe, folder = finished
+    html = (folder.root / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in html.lower()
+    assert not re.search(r"https?://", html)
+    assert "@import" not in html
+    sources = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'\s>)]{0,40})""", html)
+    assert sources
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    for label in [*(r.label for r in recipe.rows), *(c.label for c in recipe.columns), "16 judged images"]:
+        assert label in html
+    assert "cells failed" not in html
+    assert (folder.root / "matrix.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_text_of_a_recipe_is_escaped_in_the_report(finished: tuple[Recipe, RunFolder], tmp_path: Path) -> None:
+    _, folder = finished
+    shutil.copytree(folder.root, tmp_path / "run")
+    copied = RunFolder(tmp_path / "run")
+    source = yaml.safe_load((copied.root / "recipe.yaml").read_text())
+    source["about"] = "<script>alert(1)</script><img src=http://evil>"
+    (copied.root / "recipe.yaml").write_text(yaml.safe_dump(source))
+    html = write_report(copied).read_text()
+    assert "<script" not in html
+    assert "<img src=http" not in html
+
+
+def test_rows_that_share_the_attacked_system_share_the_attacked_inputs(finished: tuple[Recipe, RunFolder]) -> None:
+    recipe, folder = finished
+    for row in recipe.rows:
+        for column in ("pgd", "adv2, oblivious", "adv2, transfer"):
+            mine, base = folder.arrays(row.label, column), folder.arrays(row.base, column)
+            assert torch.equal(mine["attacked_x"], base["attacked_x"])
+            assert torch.equal(mine["sample"], base["sample"])
+    plain, adapted = (folder.arrays("aid (rts)", c)["attacked_x"] for c in ("adv2, oblivious", "adv2, adaptive"))
+    assert not torch.equal(plain, adapted)
+
+
+def test_every_figure_of_a_cell_is_that_of_a_fresh_pass_of_the_saved_system(
+    finished: tuple[Recipe, RunFolder],
+) -> None:
+    recipe, folder = finished
+    for row in recipe.rows:
+        system = System.load(folder.system(row.label))
+        for column in recipe.columns:
+            arrays = folder.arrays(row.label, column.label)
+            shown = len(arrays["attacked_x"])
+            assert shown == recipe.evaluation.pictures
+            with torch.no_grad():
+                seen, benign = system(arrays["attacked_x"]), system(arrays["x"])
+            goal = arrays["goal_class"][:shown]
+            assert torch.equal(seen.prediction, arrays["prediction"][:shown])
+            assert torch.equal((seen.prediction == goal).float(), arrays["success"][:shown])
+            assert torch.equal(benign.prediction, arrays["label"][:shown])  # only_correct
+            torch.testing.assert_close(seen.maps, arrays["attacked_map"], atol=1e-5, rtol=1e-4)
+            away = (arrays["attacked_x"] - arrays["x"]).flatten(1).abs().amax(1)
+            torch.testing.assert_close(away, arrays["perturbation"][:shown])
+            assert float(arrays["perturbation"].max()) <= (0 if column.label == "clean" else 0.2 + 1e-6)
+
+
+def test_joint_success_is_all_of_its_three_parts(finished: tuple[Recipe, RunFolder]) -> None:
+    recipe, folder = finished
+    total = 0
+    for row in recipe.rows:
+        for column in recipe.columns:
+            a = folder.arrays(row.label, column.label)
+            quiet = 1 - a.get("alarm", torch.zeros(16))
+            assert torch.equal(a["joint"], a["success"] * a["plausible"] * quiet)
+            assert torch.equal(a["plausible"], (a["iou"] > recipe.evaluation.plausible).float())
+            total += int(a["joint"].sum())
+    assert 0 < total < 24 * 16
+    assert "alarm" in folder.arrays("x-ensemble (cam)", "pgd")
+    assert float(folder.arrays("x-ensemble (cam)", "pgd")["alarm"].sum()) > 0  # or the detector does nothing here
+
+
+def test_a_finished_run_run_again_trains_nothing_and_redoes_no_cell(
+    finished: tuple[Recipe, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, folder = finished
+    before = stamps(folder.root, "cells", "training", "systems", "rows")
+    table = (folder.root / "matrix.csv").read_bytes()
+    assert len(before) > 48
+
+    def refuse(*args: object) -> float:
+        raise AssertionError("an epoch was trained")
+
+    monkeypatch.setattr(training._Loop, "epoch", refuse)
+    assert quiet_run(recipe, folder.root) == 0
+    assert stamps(folder.root, "cells", "training", "systems", "rows") == before
+    assert (folder.root / "matrix.csv").read_bytes() == table
+
+
+# ---- faults ----
+
+
+def test_a_row_that_cannot_be_made_is_a_hole_and_is_filled_when_the_fault_is_gone(
+    small: tuple[Recipe, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, root = small
+    with monkeypatch.context() as patch:
+        patch.setattr(BetaSmoothing, "_defend", _raise("the defense is broken"))
+        assert quiet_run(recipe, root) == 2
+    status = cells(root)
+    assert {where: s for where, s in status.items() if s == "failed"} == {
+        ("beta-smoothing (gradcam)", "clean"): "failed",
+        ("beta-smoothing (gradcam)", "pgd"): "failed",
+    }
+    assert len(status) == 6
+    html = (root / "report.html").read_text()
+    assert "2 cells failed" in html
+    assert "the defense is broken" in html
+    assert "could not be made" in html
+    assert rows_of(root / "matrix.csv")["beta-smoothing (gradcam)", "pgd", "status"]["value"] == "failed"
+    good = {k: v for k, v in stamps(root, "cells", "training").items() if "beta" not in k}
+    assert quiet_run(recipe, root) == 0
+    assert set(cells(root).values()) == {"done"}
+    assert {k: v for k, v in stamps(root, "cells", "training").items() if "beta" not in k} == good
+    assert "cells failed" not in (root / "report.html").read_text()
+
+
+def test_an_attack_that_raises_is_a_column_of_holes_and_a_filled_run_equals_an_unbroken_one(
+    small: tuple[Recipe, Path], unbroken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, root = small
+    with monkeypatch.context() as patch:
+        patch.setattr(PGD, "plan", _raise("the attack is broken"))
+        assert quiet_run(recipe, root) == 3
+    failed = {where for where, status in cells(root).items() if status == "failed"}
+    assert {column for _, column in failed} == {"pgd"}
+    assert len(failed) == 3
+    assert (root / "report.html").read_text().count("the attack is broken") >= 3
+    kept = {k: v for k, v in stamps(root, "cells").items() if "clean" in k}
+    assert len(kept) == 6
+    assert quiet_run(recipe, root) == 0
+    assert {k: v for k, v in stamps(root, "cells").items() if "clean" in k} == kept
+    assert (root / "matrix.csv").read_bytes() == (unbroken / "matrix.csv").read_bytes()
+
+
+def test_a_fault_in_the_undefended_row_alone_leaves_no_trace_once_it_is_filled(
+    small: tuple[Recipe, Path], unbroken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["robustexplain.evaluation.matrix"]
+    recipe, root = small
+    real = module.measure
+
+    def broken(system: System, *rest: Any) -> Any:
+        if type(system.interpreter).__name__ == "GradCAM":
+            raise RuntimeError("no memory")
+        return real(system, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "measure", broken)
+        assert quiet_run(recipe, root) == 2
+    assert quiet_run(recipe, root) == 0
+    assert (root / "matrix.csv").read_bytes() == (unbroken / "matrix.csv").read_bytes()
+
+
+def _raise(text: str) -> Any:
+    def raiser(*args: object, **kwargs: object) -> None:
+        raise RuntimeError(text)
+
+    return raiser
+
+
+def test_half_written_files_are_never_read(small: tuple[Recipe, Path], unbroken: Path) -> None:
+    recipe, root = small
+    folder = RunFolder(shutil.copytree(unbroken, root))
+    table = (root / "matrix.csv").read_bytes()
+    victim = folder.cell("cam", "pgd")
+    names = [victim, victim.with_suffix(".safetensors"), folder.chunk("attacked", "pgd", 0), root / "run.json"]
+    for path in names:  # as a kill leaves them
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (path.parent / f".{path.name}.abc123.part").write_bytes(b'{"status": "done", "mea')
+    victim.unlink()  # arrays were there, the JSON was not
+    victim.with_suffix(".safetensors").write_bytes(b"half")
+    assert folder.read_cell("cam", "pgd") is None
+    assert quiet_run(recipe, root) == 0
+    assert (root / "matrix.csv").read_bytes() == table
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_the_old_one_and_nothing_aside(tmp_path: Path) -> None:
+    path = files.write_text(tmp_path / "cell.json", "whole")
+    with pytest.raises(ValueError):
+        files.write_json(path, {"value": float("nan")})
+
+    def half(aside: Path) -> None:
+        aside.write_text("ha")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        files.replace_file(path, half)
+    assert path.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# ---- whose directory it is ----
+
+
+@pytest.mark.parametrize(
+    "change,named",
+    [
+        ("attacks[3].eps=0.15", r"recipe differs \(recipe: attacks\[3\]\.eps\)"),
+        ("seed=1", r"recipe differs \(recipe: seed\)"),
+        ("evaluation.images=8", r"recipe differs \(recipe: evaluation\.images\)"),
+        ("data.seed=1", r"data, recipe differs \(recipe: data\.seed\)"),
+    ],
+)
+def test_the_directory_of_another_experiment_is_refused_and_what_differs_is_named(
+    finished: tuple[Recipe, RunFolder], change: str, named: str
+) -> None:
+    _, folder = finished
+    before = stamps(folder.root, ".")
+    with pytest.raises(RunMismatchError, match=named):
+        run(read(TINY, [change]), folder.root)
+    assert stamps(folder.root, ".") == before
+
+
+def test_other_data_under_the_same_recipe_are_refused(finished: tuple[Recipe, RunFolder]) -> None:
+    recipe, folder = finished
+    with pytest.raises(RunMismatchError, match="its data differs;"):
+        folder.open(recipe, "another digest")
+
+
+def test_a_directory_that_holds_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("the user's own")
+    with pytest.raises(RunMismatchError, match="is not empty and is no run directory"):
+        RunFolder(tmp_path).open(read(TINY), "digest")
+    assert [p.name for p in tmp_path.iterdir()] == ["recipe.yaml"]
+    with pytest.raises(InputError, match="is a file"):
+        RunFolder(tmp_path / "recipe.yaml").open(read(TINY), "digest")
+
+
+@pytest.mark.parametrize("survives", [0, 1])
+def test_a_run_that_is_killed_while_it_claims_its_directory_can_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survives: int
+) -> None:
+    recipe, folder, renamed = read(TINY), RunFolder(tmp_path / "run"), []
+    real = os.replace
+
+    def killed(aside: Path, path: Path) -> None:
+        if len(renamed) == survives:
+            raise KeyboardInterrupt
+        renamed.append(path)
+        real(aside, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        patch.setattr(Path, "unlink", lambda self, missing_ok=False: None)  # a killed process tidies nothing up
+        with pytest.raises(KeyboardInterrupt):
+            folder.open(recipe, "digest")
+    folder.open(recipe, "digest")
+    assert check(yaml.safe_load((folder.root / "recipe.yaml").read_text())).digest == recipe.digest
+    assert json.loads((folder.root / "run.json").read_text())["recipe"] == recipe.digest
+
+
+def test_distinct_labels_have_distinct_files() -> None:
+    labels = [
+        "adv2, adaptive",
+        "adv2 adaptive",
+        "ADV2, adaptive",
+        "adv2-adaptive",
+        "adv2",
+        "é",
+        "è",
+        "",
+        "../../etc",
+        "a/b",
+        "a b",
+    ]
+    slugs = [slug(label) for label in labels]
+    assert len(set(slugs)) == len(labels)
+    assert all(re.fullmatch(r"[a-z0-9.-]+", name) for name in slugs)
+
+
+# ---- statistics ----
+
+
+@pytest.mark.parametrize("n", [20, 200])
+def test_intervals_agree_with_scipys_percentile_bootstrap(n: int) -> None:
+    values = torch.from_numpy(np.random.default_rng(n).gamma(2.0, size=n))
+    ours = bootstrap(values, 20_000)
+    theirs = scipy.stats.bootstrap(
+        (values.numpy(),), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert ours.value == pytest.approx(float(values.mean()))
+    width = theirs.high - theirs.low
+    assert ours.low == pytest.approx(theirs.low, abs=0.03 * width)
+    assert ours.high == pytest.approx(theirs.high, abs=0.03 * width)
+
+
+def test_samples_on_which_a_measure_is_undefined_are_left_out_and_not_counted() -> None:
+    values = torch.tensor([1.0, float("nan"), 3.0, float("nan")])
+    assert bootstrap(values) == bootstrap(torch.tensor([1.0, 3.0]))
+    assert (bootstrap(values).value, bootstrap(values).count) == (2.0, 2)
+    nothing = bootstrap(torch.full((3,), float("nan")))
+    assert (nothing.value, nothing.low, nothing.high, nothing.count) == (None, None, None, 0)
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_seed_another() -> None:
+    values = torch.rand(50, generator=torch.Generator().manual_seed(0))
+    assert bootstrap(values, seed=3) == bootstrap(values, seed=3)
+    assert bootstrap(values, seed=3) != bootstrap(values, seed=4)
+
+
+def test_pairing_finds_a_difference_that_unpaired_intervals_hide() -> None:
+    spread = 10 * torch.randn(60, generator=torch.Generator().manual_seed(0))
+    noise = 0.1 * torch.randn(60, generator=torch.Generator().manual_seed(1))
+    difference = paired(spread + 0.5 + noise, spread)
+    assert difference.low is not None
+    assert difference.low > 0.4
+    alone, other = bootstrap(spread + 0.5), bootstrap(spread)
+    assert alone.low is not None
+    assert other.high is not None
+    assert alone.low < other.high
+    assert paired(torch.tensor([1.0, float("nan")]), torch.tensor([0.0, 0.0])).count == 1
+
+
+def test_defended_rows_are_compared_with_the_undefended_one_sample_by_sample(
+    finished: tuple[Recipe, RunFolder],
+) -> None:
+    _, folder = finished
+    cell = folder.read_cell("aid (rts)", "adv2, adaptive")
+    assert cell is not None
+    mine, base = (folder.arrays(row, "adv2, adaptive")["l1"].double() for row in ("aid (rts)", "rts"))
+    assert cell["against_undefended"]["l1"]["value"] == pytest.approx(float((mine - base).mean()))
+    plain = folder.read_cell("rts", "pgd")
+    assert plain is not None
+    assert plain["against_undefended"] == {}
+
+
+# ---- what the report doubts ----
+
+
+def doubts(recipe: Recipe, folder: RunFolder, figures: dict[tuple[str, str, str], tuple[float, float, float]]) -> str:
+    """The notes on a run whose figures are these: (row, column, measure) to value and interval."""
+    results = Results.read(folder)
+    for cell in results.cells.values():
+        assert cell is not None
+        for name in ("joint", "success"):
+            cell["measures"][name] = {"value": 0.5, "low": 0.4, "high": 0.6, "count": 16}
+        for name in ("no_map_gradient", "stalled", "surrogate_misled"):
+            cell["measures"][name] = {"value": 0.0, "low": 0.0, "high": 0.0, "count": 16}
+        if cell["column"] in ("clean", "noise"):
+            cell["measures"]["success"] = {"value": 0.0, "low": 0.0, "high": 0.0, "count": 16}
+    for (row, column, name), (value, low, high) in figures.items():
+        known = results.cells[row, column]
+        assert known is not None
+        known["measures"][name] = {"value": value, "low": low, "high": high, "count": 16}
+    return "\n".join(notes(results))
+
+
+def test_figures_that_give_no_reason_for_doubt_get_no_note(finished: tuple[Recipe, RunFolder]) -> None:
+    assert doubts(*finished, {}) == ""
+
+
+def test_an_adaptive_attack_weaker_than_an_ignorant_one_is_noted(finished: tuple[Recipe, RunFolder]) -> None:
+    said = doubts(*finished, {("aid (rts)", "adv2, adaptive", "joint"): (0.2, 0.1, 0.3)})
+    assert said.startswith("aid (rts): ")
+    assert "does better than 'adv2, adaptive' (0.20)" in said
+    assert said.count("\n") == 0
+    assert doubts(*finished, {("aid (rts)", "adv2, adaptive", "joint"): (0.4, 0.3, 0.5)}) == ""  # intervals overlap
+
+
+def test_noise_that_does_as_well_as_an_attack_is_noted(finished: tuple[Recipe, RunFolder]) -> None:
+    said = doubts(*finished, {("cam", "noise", "success"): (0.9, 0.8, 1.0), ("cam", "pgd", "success"): (0.6, 0.5, 0.7)})
+    assert "cam: random noise (noise) misleads the classifier as often as 'pgd'" in said
+    assert "rts" not in said
+
+
+def test_a_search_without_a_map_gradient_is_noted(finished: tuple[Recipe, RunFolder]) -> None:
+    said = doubts(*finished, {("cam", "adv2, oblivious", "no_map_gradient"): (0.25, 0.1, 0.4)})
+    assert said.startswith("cam / adv2, oblivious: the search found no map gradient for 25% of the images")
+
+
+def test_a_limited_run_judges_that_many_images(small: tuple[Recipe, Path]) -> None:
+    _, root = small
+    assert quiet_run(read(TINY, [*SMALL, "evaluation.images=3"]), root) == 0
+    assert len(RunFolder(root).arrays("cam", "pgd")["success"]) == 3

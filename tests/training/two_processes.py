@@ -1,0 +1,126 @@
+"""What ``test_two_processes.py`` runs in one process and in two: ``python two_processes.py OUT``, under Accelerate."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from robustexplain import System
+from robustexplain.attacks import ADV2
+from robustexplain.attacks.manipulation import LocationFooling
+from robustexplain.defenses import AID
+from robustexplain.defenses.interpreters.aid import AIDLoss
+from robustexplain.interpreters import Gradient, MaskingModel
+from robustexplain.training import Moment, Session, Training, accelerator_for, cross_entropy, fit
+
+
+def net(seed: int, kink: type[nn.Module] = nn.ReLU) -> nn.Module:
+    """No batch norm: its statistics are those of a process's own share of the batch."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1),
+            kink(),
+            nn.Conv2d(6, 8, 3, stride=2, padding=1),
+            kink(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 4),
+        ).eval()
+
+
+def samples(size: int, dtype: torch.dtype = torch.float32) -> TensorDataset:
+    rng = torch.Generator().manual_seed(7)
+    x = torch.rand(size, 1, 12, 12, generator=rng).to(dtype)
+    return TensorDataset(x, torch.arange(size) % 4)
+
+
+def weights(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": p.detach().clone() for name, p in module.named_parameters()}
+
+
+def aid_gradients(accelerator: Accelerator) -> dict[str, Tensor]:
+    """The gradient of AID's loss on eight samples, shared out among the processes."""
+    model = net(1).double().requires_grad_(False)
+    x, y = samples(8, torch.float64).tensors
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        masker = MaskingModel.around(net(2), x.float(), width=4, levels=2).double()
+    aid = AID(attack=ADV2(0.1, steps=6, step_size=0.02, warm_start=0.5))
+    loss = AIDLoss(aid, model, masker)
+    wrapped = accelerator.prepare(masker)
+    wrapped.train()
+    mine = slice(accelerator.process_index, None, accelerator.num_processes)
+    value = loss(wrapped, x[mine], y[mine], Moment(5, 0, 0.0)).mean()
+    accelerator.backward(value)
+    return {f"aid.{name}": p.grad.clone() for name, p in masker.named_parameters() if p.grad is not None}
+
+
+def fitted(accelerator: Accelerator) -> dict[str, Tensor]:
+    """Two epochs in micro batches of 16, with dropout."""
+    module = nn.Sequential(*list(net(4))[:-1], nn.Dropout(0.3), list(net(4))[-1])
+    settings = Training(epochs=2, batch_size=32, micro_batch=16, lr=1e-2)
+    return weights("fit", fit(module, cross_entropy, samples(96), settings, name="fit", session=Session(accelerator)))
+
+
+class Explained(nn.Module):
+    """Logits and gradient maps from one forward pass, so that data parallelism sees both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net(6, nn.Softplus)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        found = Gradient(self.net.eval(), of="logit").explain(x)
+        return found.logits, found.maps
+
+
+def flat_maps(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+    """A loss on the explanation, by double backward, with a term on the logits."""
+    logits, maps = module(x)
+    return 100 * maps.square().flatten(1).mean(1) + 0.1 * nn.functional.cross_entropy(logits, y, reduction="none")
+
+
+def explained(accelerator: Accelerator) -> dict[str, Tensor]:
+    settings = Training(epochs=1, batch_size=16, micro_batch=8, lr=1e-2, clip=0)
+    found = fit(Explained(), flat_maps, samples(48), settings, name="maps", session=Session(accelerator))
+    return weights("maps", found)
+
+
+def fooled(accelerator: Accelerator, name: str, **settings: Any) -> dict[str, Tensor]:
+    """A manipulation through gradient maps: double backward into the weights, and the epoch that is kept."""
+    model = net(8, nn.Softplus)
+    attack = LocationFooling(
+        weight=5.0,
+        budget=1.0,
+        **settings,
+        training=Training(epochs=2, batch_size=16, micro_batch=8, lr=1e-2, weight_decay=0.0, clip=0),
+    )
+    lied = attack(System(model, Gradient(model, of="logit")), samples(60), Session(accelerator))
+    return weights(name, lied.model)
+
+
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    accelerator = accelerator_for(cpu=True)
+    found = aid_gradients(accelerator) | fitted(accelerator) | explained(accelerator) | fooled(accelerator, "fooled")
+    found |= fooled(accelerator, "shifted", shift=True)
+    found["processes"] = torch.tensor(accelerator.num_processes)
+    if accelerator.num_processes > 1:
+        assert dist.group.WORLD is not None
+        waits = dist.group.WORLD._get_backend(accelerator.device).options._timeout
+        found["hours"] = torch.tensor(waits.total_seconds() / 3600)
+    save_file(found, str(out / f"{accelerator.num_processes}-{accelerator.process_index}.safetensors"))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
