@@ -101,7 +101,7 @@ def test_a_finished_training_is_read_with_its_choice(tmp_path: Path) -> None:
 
 def test_every_process_judges_with_the_main_ones_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(training, "broadcast", lambda buffer: said.append("shared"))
+    monkeypatch.setattr(training.loop, "broadcast", lambda buffer: said.append("shared"))
 
     def judge(module: nn.Module) -> Judgement:
         said.append("judged")

@@ -12,7 +12,8 @@ from torch.utils.data import TensorDataset
 
 from robustexplain import files
 from robustexplain.errors import InputError, RunMismatchError
-from robustexplain.training import Loss, Moment, Session, Training, _Loop, cross_entropy, fit, frozen
+from robustexplain.training import Loss, Moment, Session, Training, cross_entropy, fit, frozen
+from robustexplain.training.loop import _Loop
 
 
 def blobs(size: int = 96) -> TensorDataset:

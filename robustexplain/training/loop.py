@@ -1,157 +1,28 @@
-"""One training loop for everything that is trained: classifiers, interpreters, defenses, manipulated models.
-
-On Accelerate, so that one process and many run the same code. Data order, noise and the split of a batch into micro
-batches depend on the seed alone and not on the number of processes; training resumes at epoch boundaries.
-"""
+"""The training loop: order of the data, updates, checkpoints."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
-from datetime import timedelta
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from . import files
-from .errors import InputError, RunMismatchError
-from .fields import Count, Natural, NonNegative, Positive, check_fields
-from .progress import Progress, Silent
-from .streams import derive, generator
-
-Samples = Dataset[tuple[Tensor, int]]
-
-
-@dataclass(frozen=True)
-class Training:
-    """How something is trained.
-
-    Args:
-        epochs: passes over the data.
-        batch_size: samples an optimiser step, over all processes.
-        micro_batch: samples a forward pass; default ``batch_size`` over the number of processes. Set it to make the
-            result the same on any number of processes that divides ``batch_size / micro_batch``.
-        lr: peak learning rate of AdamW.
-        weight_decay: of AdamW.
-        schedule: ``one_cycle`` (a linear rise over the first fifth, then a cosine to zero) or ``constant``.
-        clip: largest norm of the gradient; 0 does not clip.
-        workers: processes that load data, for each training process.
-    """
-
-    epochs: Count = 10
-    batch_size: Count = 64
-    micro_batch: Count | None = None
-    lr: Positive = 2e-3
-    weight_decay: NonNegative = 1e-4
-    schedule: Literal["one_cycle", "constant"] = "one_cycle"
-    clip: NonNegative = 1.0
-    workers: Natural = 0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.micro_batch is not None and self.batch_size % self.micro_batch:
-            raise InputError(
-                f"Training.micro_batch must divide batch_size, got {self.micro_batch} and {self.batch_size}"
-            )
-
-    def rate(self, progress: float) -> float:
-        """The learning rate at ``progress`` in ``[0, 1]`` of all steps."""
-        if self.schedule == "constant":
-            return self.lr
-        rise = 0.2
-        if progress < rise:
-            return self.lr * (0.04 + 0.96 * progress / rise)
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))
-
-
-def accelerator_for(*, cpu: bool = False) -> Accelerator:
-    """An accelerator whose processes wait for one another for up to a day.
-
-    Processes share out chunks of images, and an attack on one chunk can take hours; torch gives up on a process that
-    is not there after 10 minutes (NCCL) or 30 (Gloo). One that has died is noticed at once, by its launcher.
-
-    Args:
-        cpu: stay on the CPU, whatever the machine has.
-    """
-    return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
-
-
-@dataclass
-class Session:
-    """Where and on what training runs: the accelerator, the folder of checkpoints, the progress display.
-
-    Args:
-        accelerator: Accelerate's. One of your own must wait for others as long as the longest chunk takes: see
-            :func:`accelerator_for`.
-        folder: where checkpoints go; ``None`` keeps nothing.
-        progress: what is shown while it runs.
-    """
-
-    accelerator: Accelerator = field(default_factory=accelerator_for)
-    folder: Path | None = None
-    progress: Progress = field(default_factory=Silent)
-
-    def inside(self, name: str) -> Session:
-        """The same with the checkpoints in a folder of that name."""
-        return Session(self.accelerator, None if self.folder is None else self.folder / name, self.progress)
-
-    @property
-    def device(self) -> torch.device:
-        """Where tensors live."""
-        device: torch.device = self.accelerator.device
-        return device
-
-
-@dataclass(frozen=True)
-class Moment:
-    """When a loss is computed: what its random streams are derived from."""
-
-    seed: int
-    epoch: int
-    progress: float
-
-
-Loss = Callable[[nn.Module, Tensor, Tensor, Moment], Tensor]
-"""``loss(module, x, y, moment)`` gives ``[b]`` losses; ``module`` is the (perhaps wrapped) module in training."""
-
-
-class Judgement(NamedTuple):
-    """What is thought of weights: ``figures`` to keep, a ``loss`` to compare by, and whether they may be kept."""
-
-    figures: dict[str, float]
-    loss: float
-    admissible: bool
-
-
-@dataclass
-class Selection:
-    """Which weights a training ends with: of those that are admissible, the ones of the lowest loss.
-
-    The untrained weights take part; they stay where no epoch gives anything better that is admissible.
-
-    Args:
-        judge: called in every process on the module as it is, before the first epoch and after each; must give all
-            of them the same.
-        history: the figures, one entry for the untrained weights and one for each epoch; filled as training goes.
-        kept: which entry of ``history`` the weights at the end belong to; 0 for the untrained ones.
-    """
-
-    judge: Callable[[nn.Module], Judgement]
-    history: list[dict[str, float]] = field(default_factory=list)
-    kept: int = 0
-
-
-def cross_entropy(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
-    """Cross-entropy of a classifier, ``[b]``."""
-    return nn.functional.cross_entropy(module(x), y, reduction="none")
+from .. import files
+from ..errors import InputError, RunMismatchError
+from ..streams import derive, generator
+from .losses import Loss, Moment, Samples
+from .modes import global_noise, statistics_kept
+from .selection import Selection
+from .session import Session
+from .settings import Training
 
 
 def fit(
@@ -276,8 +147,8 @@ class _Loop:
             progress = (epoch * self.steps + step) / max(self.settings.epochs * self.steps - 1, 1)
             last = part == share - 1
             micro = part * accelerator.num_processes + accelerator.process_index
-            noise = _global_noise(self.session.device, derive(self.seed, "noise", epoch, step, micro))
-            statistics = nullcontext() if micro == 0 else _statistics_kept(self.module)
+            noise = global_noise(self.session.device, derive(self.seed, "noise", epoch, step, micro))
+            statistics = nullcontext() if micro == 0 else statistics_kept(self.module)
             with noise, statistics, nullcontext() if last else _no_sync(accelerator, wrapped):
                 moment = Moment(self.seed, epoch, progress)
                 value = loss(wrapped, x.to(self.session.device), y.to(self.session.device), moment).mean()
@@ -361,46 +232,6 @@ class _Loop:
         return int(meta["epochs"])
 
 
-@contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch norms do not update their running statistics for the length of a block.
-
-    Only the first micro batch of each batch does, whichever process it falls to: data-parallel training keeps the
-    first process's statistics, and one process must do the same to get the same model.
-    """
-    norms: list[Any] = [m for m in module.modules() if getattr(m, "track_running_stats", False)]
-    try:
-        for norm in norms:
-            norm.track_running_stats = False
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
-
-
 def _no_sync(accelerator: Accelerator, module: nn.Module) -> AbstractContextManager[None]:
     context: AbstractContextManager[None] = accelerator.no_sync(module)
     return context
-
-
-@contextmanager
-def _global_noise(device: torch.device, seed: int) -> Iterator[None]:
-    """Dropout and its like draw from the global generators: seeded in this block, and afterwards as they were."""
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            torch.cuda.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter of ``model`` requires grad for the length of a block; each flag is restored afterwards."""
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    try:
-        model.requires_grad_(False)
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)

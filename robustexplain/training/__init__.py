@@ -1,0 +1,26 @@
+"""One training loop for everything that is trained: classifiers, interpreters, defenses, manipulated models.
+
+On Accelerate, so that one process and many run the same code. Data order, noise and the split of a batch into micro
+batches depend on the seed alone and not on the number of processes; training resumes at epoch boundaries.
+"""
+
+from .loop import fit
+from .losses import Loss, Moment, Samples, cross_entropy
+from .modes import frozen
+from .selection import Judgement, Selection
+from .session import Session, accelerator_for
+from .settings import Training
+
+__all__ = [
+    "Judgement",
+    "Loss",
+    "Moment",
+    "Samples",
+    "Selection",
+    "Session",
+    "Training",
+    "accelerator_for",
+    "cross_entropy",
+    "fit",
+    "frozen",
+]

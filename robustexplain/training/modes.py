@@ -1,0 +1,50 @@
+"""States of modules and generators that hold for the length of a block and are then as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Batch norms do not update their running statistics for the length of a block.
+
+    Only the first micro batch of each batch does, whichever process it falls to: data-parallel training keeps the
+    first process's statistics, and one process must do the same to get the same model.
+    """
+    norms: list[Any] = [m for m in module.modules() if getattr(m, "track_running_stats", False)]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+@contextmanager
+def global_noise(device: torch.device, seed: int) -> Iterator[None]:
+    """Dropout and its like draw from the global generators: seeded in this block, and afterwards as they were."""
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter of ``model`` requires grad for the length of a block; each flag is restored afterwards."""
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        model.requires_grad_(False)
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
