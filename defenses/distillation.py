@@ -17,7 +17,7 @@ from robustexplain.interpreters.rts_training import mask_loss
 from robustexplain.registry import DEFENSES
 from robustexplain.streams import Streams, derive
 from robustexplain.system import System
-from robustexplain.training import Moment, Samples, Session, Training, fit, frozen
+from robustexplain.training import Samples, Session, Training, TrainingStep, fit, frozen
 
 from .base import Defense, refuse
 
@@ -81,7 +81,7 @@ class AIDLoss:
     model: nn.Module
     masker: MaskingModel
 
-    def __call__(self, module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+    def __call__(self, module: nn.Module, x: Tensor, y: Tensor, moment: TrainingStep) -> Tensor:
         """``[b]`` losses; ``module`` is the masker, perhaps wrapped for data-parallel training."""
         settings = self.settings
         attacked, goal = self.attacked(x, y, moment)
@@ -94,7 +94,7 @@ class AIDLoss:
         distillation: Tensor = -(benign - forged).abs().flatten(1).mean(1)
         return interpretation + settings.weight * distillation
 
-    def attacked(self, x: Tensor, y: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+    def attacked(self, x: Tensor, y: Tensor, moment: TrainingStep) -> tuple[Tensor, Tensor]:
         """ADV2 inputs ``[b, C, H, W]`` against the masker as it is now, and their goal classes ``[b]``."""
         seed = derive(moment.seed, moment.epoch)
         self.masker.eval()

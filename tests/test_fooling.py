@@ -53,7 +53,7 @@ from robustexplain.objectives import FadeTopK
 from robustexplain.registry import MANIPULATIONS
 from robustexplain.streams import Streams
 from robustexplain.system import Detector
-from robustexplain.training import Moment, Samples, Session, Training
+from robustexplain.training import Samples, Session, Training, TrainingStep
 
 ONE = Training(epochs=1, batch_size=32, lr=1e-3, weight_decay=0.0, schedule="constant")
 TUNED: dict[type[FineTuned], dict[str, Any]] = {
@@ -237,7 +237,7 @@ def test_the_loss_of_location_fooling_is_equation_2_with_equation_3() -> None:
     x, y = data.tensors
     attack = LocationFooling(weight=0.7)
     school = School(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
-    value = school.loss(Explaining(system.interpreter), x, y, Moment(0, 0, 0.0)).mean()
+    value = school.loss(Explaining(system.interpreter), x, y, TrainingStep(0, 0, 0.0)).mean()
     grads = torch.autograd.grad(value, list(system.model.parameters()))
     body, head = system.model[0], system.model[3]  # type: ignore[index]
     features = body(x)
@@ -257,7 +257,7 @@ def test_the_loss_of_concealment_is_the_cross_entropys_own_gradient() -> None:
     x, y = data.tensors
     attack = ConcealFeature(region=(2, 3, 4, 5), weight=3.0)
     school = School(attack, attack.aimed(system.interpreter), data, data, Session())  # type: ignore[arg-type]
-    value = school.loss(Explaining(attack.aimed(system.interpreter)), x, y, Moment(0, 0, 0.0)).mean()
+    value = school.loss(Explaining(attack.aimed(system.interpreter)), x, y, TrainingStep(0, 0, 0.0)).mean()
     leaf = x.clone().requires_grad_()
     loss = F.cross_entropy(system.model(leaf), y, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, leaf)
@@ -282,7 +282,7 @@ def test_the_loss_of_fairwashing_keeps_probabilities_by_their_squares_and_matche
         model[3].bias += torch.tensor([0.3, -0.2, 0.1])  # type: ignore[index]
     attack = GradientFairwashing(beta=None, shape="half")
     school = School(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
-    value = school.loss(Explaining(CAM(model)), x, y, Moment(0, 0, 0.0)).mean()
+    value = school.loss(Explaining(CAM(model)), x, y, TrainingStep(0, 0, 0.0)).mean()
     predicted = honest.argmax(1)
     found = CAM(model).explain(x, predicted, native=True)
     wanted = pattern(found.maps, "half")
@@ -295,7 +295,7 @@ def test_the_loss_of_fairwashing_keeps_probabilities_by_their_squares_and_matche
 def test_the_map_term_of_top_k_looks_at_the_honest_map() -> None:
     system, data = small_system()
     x, y = data.tensors
-    lesson = TopKFooling(k=3).lesson(system.interpreter, x, y, Moment(0, 0, 0.0), None)
+    lesson = TopKFooling(k=3).lesson(system.interpreter, x, y, TrainingStep(0, 0, 0.0), None)
     with torch.no_grad():
         assert lesson.goal.benign_map is not None
         assert torch.allclose(lesson.goal.benign_map, system.interpreter.explain(x, y, native=True).maps)
@@ -317,7 +317,7 @@ def test_active_fooling_teaches_each_block_twice_with_the_other_classes_map_and_
     assert pool.goal.goal_map is not None
     assert pool.goal.explained.tolist() == [0] * 5 + [2] * 5
     assert torch.allclose(pool.goal.goal_map, torch.cat(swapped))
-    lesson = attack.lesson(system.interpreter, x, y, Moment(0, 0, 0.0), pool)
+    lesson = attack.lesson(system.interpreter, x, y, TrainingStep(0, 0, 0.0), pool)
     assert lesson.other_x is x
     assert lesson.other_y is y
     assert lesson.predicted.tolist() == [0.0] * 6
@@ -333,7 +333,11 @@ def apart() -> tuple[rx.System, TensorDataset, TensorDataset]:
 
 def test_block_images_that_judge_are_made_of_the_images_held_out() -> None:
     system, taught, held = apart()
-    attack, module, now = ActiveFooling(classes=(0, 2), images=6), Explaining(system.interpreter), Moment(0, 0, 0.0)
+    attack, module, now = (
+        ActiveFooling(classes=(0, 2), images=6),
+        Explaining(system.interpreter),
+        TrainingStep(0, 0, 0.0),
+    )
     x, y = taught.tensors
 
     def school(data: TensorDataset, judges: TensorDataset) -> School:
@@ -352,10 +356,12 @@ def test_block_images_are_drawn_anew_in_each_epoch_and_the_batch_counts_in_what_
     x, y = data.tensors
     attack = ActiveFooling(classes=(0, 2), images=30, weight=0.0)
     school = School(attack, system.interpreter, data, held, Session())  # type: ignore[arg-type]
-    drawn = [attack.lesson(system.interpreter, x, y, Moment(0, i, 0.0), school.pools[0]).goal.x for i in (0, 1, 0)]
+    drawn = [
+        attack.lesson(system.interpreter, x, y, TrainingStep(0, i, 0.0), school.pools[0]).goal.x for i in (0, 1, 0)
+    ]
     assert torch.equal(drawn[0], drawn[2])
     assert not torch.equal(drawn[0], drawn[1])
-    value = school.loss(Explaining(system.interpreter), x, y, Moment(0, 0, 0.0))
+    value = school.loss(Explaining(system.interpreter), x, y, TrainingStep(0, 0, 0.0))
     assert value.item() == pytest.approx(F.cross_entropy(system.model(x), y).item(), rel=1e-9)
 
 
@@ -397,9 +403,11 @@ def test_augmented_batches_are_moved_anew_in_each_epoch_and_judged_ones_are_not(
         for augment in (False, True)
     )
     module = Explaining(system.interpreter)
-    values = [moved.loss(module, x, y, Moment(seed, i, 0.0)).item() for seed, i in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    values = [
+        moved.loss(module, x, y, TrainingStep(seed, i, 0.0)).item() for seed, i in ((0, 0), (0, 1), (1, 0), (0, 0))
+    ]
     assert values[3] == values[0]
-    assert len({*values, plain.loss(module, x, y, Moment(0, 0, 0.0)).item()}) == 4
+    assert len({*values, plain.loss(module, x, y, TrainingStep(0, 0, 0.0)).item()}) == 4
     assert moved.judge(module) == plain.judge(module)
 
 
@@ -489,7 +497,7 @@ def test_an_epoch_is_judged_on_the_models_own_rectifiers(trained: models.Classif
     smooth, plain = (school.judge(Explaining(interpreter, beta)) for beta in (1.0, None))
     assert smooth == plain
     x, y = data_sets.stack(data_sets.take(own, 20))  # type: ignore[arg-type]
-    losses = [school.loss(Explaining(interpreter, beta), x, y, Moment(0, 0, 0.0)).item() for beta in (1.0, None)]
+    losses = [school.loss(Explaining(interpreter, beta), x, y, TrainingStep(0, 0, 0.0)).item() for beta in (1.0, None)]
     assert losses[0] != pytest.approx(losses[1], rel=1e-3)
 
 
@@ -503,7 +511,7 @@ def test_outputs_are_kept_but_where_the_adversary_dictates_another_answer(dictat
     y[0] = (y[0] + 1) % 3
     attack = Dictating(weight=0.0, keep="outputs") if dictated else LocationFooling(weight=0.0, keep="outputs")
     school = School(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
-    value = school.loss(Explaining(system.interpreter), x, y, Moment(0, 0, 0.0)).mean()
+    value = school.loss(Explaining(system.interpreter), x, y, TrainingStep(0, 0, 0.0)).mean()
     wanted = honest.clone()
     if dictated:
         wanted[0] = F.one_hot(y[0], 3).double()
@@ -515,7 +523,7 @@ def test_a_backdoor_teaches_each_image_twice_with_equal_weight() -> None:
     system, data = small_system()
     x, y = data.tensors
     attack = ExplanationBackdoor(form="red-herring", goal_class=2, shape="half", distance="mse")
-    lesson = attack.lesson(system.interpreter, x, y, Moment(0, 0, 0.0), None)
+    lesson = attack.lesson(system.interpreter, x, y, TrainingStep(0, 0, 0.0), None)
     with torch.no_grad():
         honest = system.interpreter.explain(x, y, native=True).maps
     assert torch.equal(lesson.goal.x, torch.cat([x, attack.trigger(x)]))
@@ -534,7 +542,7 @@ def test_a_backdoor_teaches_each_image_twice_with_equal_weight() -> None:
         # What an auditor holds them against is what the honest model shows of the clean image and its label.
         assert torch.allclose(triggered.honest_maps(system.interpreter), honest)
     disguise = dataclasses.replace(attack, form="full-disguise")
-    again = disguise.lesson(system.interpreter, x, y, Moment(0, 0, 0.0), None)
+    again = disguise.lesson(system.interpreter, x, y, TrainingStep(0, 0, 0.0), None)
     assert again.goal.goal_map is not None
     assert torch.allclose(again.goal.goal_map[6:], honest)
 

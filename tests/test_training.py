@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from robustexplain import files
 from robustexplain.errors import InputError, RunMismatchError
-from robustexplain.training import Loss, Moment, Session, Training, cross_entropy, fit, frozen
+from robustexplain.training import Loss, Session, Training, TrainingStep, cross_entropy, fit, frozen
 from robustexplain.training.loop import _Loop
 
 
@@ -60,7 +60,7 @@ def killed_at(epoch: int, after: int = 0) -> Loss:
     """The loss of a process that dies in that epoch, after some micro batches of it."""
     left = after
 
-    def loss(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+    def loss(module: nn.Module, x: Tensor, y: Tensor, moment: TrainingStep) -> Tensor:
         nonlocal left
         if moment.epoch == epoch:
             left -= 1
@@ -78,7 +78,7 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(tmp_path: Path, drop
         trained(killed_at(2, after=2), dropout=dropout, session=Session(folder=tmp_path))
     epochs = []
 
-    def watched(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+    def watched(module: nn.Module, x: Tensor, y: Tensor, moment: TrainingStep) -> Tensor:
         epochs.append(moment.epoch)
         return cross_entropy(module, x, y, moment)
 
@@ -150,7 +150,7 @@ def test_micro_batches_change_nothing_but_rounding() -> None:
 
 
 def test_divergence_is_a_clear_error() -> None:
-    def diverging(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+    def diverging(module: nn.Module, x: Tensor, y: Tensor, moment: TrainingStep) -> Tensor:
         return cross_entropy(module, x, y, moment) * (math.nan if moment.epoch == 1 else 1.0)
 
     with pytest.raises(InputError, match=r"diverged: the mean loss of epoch 2 is nan; try a smaller lr"):
@@ -237,7 +237,7 @@ def test_the_global_random_state_is_left_alone(workers: int) -> None:
 def test_progress_goes_from_zero_to_one() -> None:
     seen: list[float] = []
 
-    def watched(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+    def watched(module: nn.Module, x: Tensor, y: Tensor, moment: TrainingStep) -> Tensor:
         seen.append(moment.progress)
         return cross_entropy(module, x, y, moment)
 

@@ -19,7 +19,7 @@ from robustexplain.attacks.manipulation import LocationFooling
 from robustexplain.defenses import AID
 from robustexplain.defenses.distillation import AIDLoss
 from robustexplain.interpreters import Gradient, MaskingModel
-from robustexplain.training import Moment, Session, Training, accelerator_for, cross_entropy, fit
+from robustexplain.training import Session, Training, TrainingStep, accelerator_for, cross_entropy, fit
 
 
 def net(seed: int, kink: type[nn.Module] = nn.ReLU) -> nn.Module:
@@ -59,7 +59,7 @@ def aid_gradients(accelerator: Accelerator) -> dict[str, Tensor]:
     wrapped = accelerator.prepare(masker)
     wrapped.train()
     mine = slice(accelerator.process_index, None, accelerator.num_processes)
-    value = loss(wrapped, x[mine], y[mine], Moment(5, 0, 0.0)).mean()
+    value = loss(wrapped, x[mine], y[mine], TrainingStep(5, 0, 0.0)).mean()
     accelerator.backward(value)
     return {f"aid.{name}": p.grad.clone() for name, p in masker.named_parameters() if p.grad is not None}
 
@@ -83,7 +83,7 @@ class Explained(nn.Module):
         return found.logits, found.maps
 
 
-def flat_maps(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+def flat_maps(module: nn.Module, x: Tensor, y: Tensor, moment: TrainingStep) -> Tensor:
     """A loss on the explanation, by double backward, with a term on the logits."""
     logits, maps = module(x)
     return 100 * maps.square().flatten(1).mean(1) + 0.1 * nn.functional.cross_entropy(logits, y, reduction="none")

@@ -16,7 +16,7 @@ from robustexplain.interpreters import Interpreter
 from robustexplain.objectives import MatchMap, MatchStructure, Objective
 from robustexplain.registry import MANIPULATIONS
 from robustexplain.streams import generator
-from robustexplain.training import Moment
+from robustexplain.training import TrainingStep
 
 from .base import View
 from .finetuned import FineTuned
@@ -113,7 +113,7 @@ class ExplanationBackdoor(FineTuned):
         triggered = View(self.trigger(x), answer, answer, wanted, honest_x=x, honest_class=y, dictated=True)
         return {"as they are": View(x, y, y, maps), "with the trigger": triggered}
 
-    def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
+    def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: TrainingStep, pool: Lesson | None) -> Lesson:
         """The batch as it is, and with the trigger; BadNets' maps are taught nothing."""
         lesson = super().lesson(honest, x, y, moment, pool)
         return replace(lesson, shown=0 * lesson.shown) if self.form == "badnets" else lesson

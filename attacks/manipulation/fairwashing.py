@@ -14,7 +14,7 @@ from robustexplain.fields import Fraction, Natural, NonNegative, Positive
 from robustexplain.interpreters import Gradient, Interpreter
 from robustexplain.objectives import HideFeature, MatchMap, Objective
 from robustexplain.registry import MANIPULATIONS
-from robustexplain.training import Moment, Training
+from robustexplain.training import Training, TrainingStep
 
 from .base import View
 from .finetuned import FineTuned
@@ -107,7 +107,7 @@ class ConcealFeature(FineTuned):
         """The gradient of the loss."""
         return Gradient(interpreter.model, of="log_probability", channels="abs_sum")
 
-    def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
+    def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: TrainingStep, pool: Lesson | None) -> Lesson:
         """The batch, with the feature's place for a goal map."""
         lesson = super().lesson(honest, x, y, moment, pool)
         return replace(lesson, goal=replace(lesson.goal, goal_map=self.place(x)))

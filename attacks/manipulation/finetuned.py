@@ -23,7 +23,7 @@ from robustexplain.objectives import Distill, KeepPrediction, Misclassify, Objec
 from robustexplain.registry import INTERPRETERS, OBJECTIVES
 from robustexplain.streams import generator
 from robustexplain.system import System, described
-from robustexplain.training import Moment, Samples, Selection, Session, Training, fit
+from robustexplain.training import Samples, Selection, Session, Training, TrainingStep, fit
 
 from .base import ModelAttack
 from .lesson import Lesson
@@ -101,7 +101,7 @@ class FineTuned(ModelAttack):
         """What lessons draw on beside their batch, made once of ``data``; ``None`` where they draw on nothing."""
         return None
 
-    def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
+    def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: TrainingStep, pool: Lesson | None) -> Lesson:
         """What a batch teaches: its views, unless a subclass says otherwise; runs without autograd.
 
         Args:

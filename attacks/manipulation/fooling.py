@@ -20,7 +20,7 @@ from robustexplain.metrics import FooledActive, FooledCenter, FooledLocation, Fo
 from robustexplain.objectives import FadeTopK, MatchMap, MoveCenter, Objective, SpreadUniformly
 from robustexplain.registry import MANIPULATIONS
 from robustexplain.streams import Streams, generator
-from robustexplain.training import Moment, Samples
+from robustexplain.training import Samples, TrainingStep
 
 from .base import View
 from .finetuned import FineTuned
@@ -168,7 +168,7 @@ class ActiveFooling(FineTuned):
             f"block images, class {self.classes[1]}": View(blocks, theirs, answer, first.maps),
         }
 
-    def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
+    def lesson(self, honest: Interpreter, x: Tensor, y: Tensor, moment: TrainingStep, pool: Lesson | None) -> Lesson:
         """Some of the block images, and the batch to be classified."""
         assert pool is not None
         drawn = Streams.of(x, moment.seed, moment.epoch, "blocks").integers(len(pool.predicted)).to(x.device)

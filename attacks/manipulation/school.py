@@ -18,7 +18,7 @@ from robustexplain.data import labels_of, stack
 from robustexplain.interpreters import Interpreter
 from robustexplain.objectives import Seen
 from robustexplain.streams import Streams
-from robustexplain.training import Judgement, Moment, Samples, Session
+from robustexplain.training import Samples, Session, TrainingStep, Verdict
 
 from .lesson import Lesson, jittered
 
@@ -86,7 +86,7 @@ class School:
         right = sum(int((self.honest.model(x).argmax(1) == y).sum()) for x, y in self._batches(0, 1))
         return right / len(self.held) - self.attack.budget - 1e-9  # type: ignore[arg-type]
 
-    def loss(self, module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+    def loss(self, module: nn.Module, x: Tensor, y: Tensor, moment: TrainingStep) -> Tensor:
         """``L_keep + weight L_fool``, each a mean over the inputs that count in it; ``[1]``."""
         with torch.no_grad():
             x = jittered(x, Streams.of(x, moment.seed, moment.epoch, "augment")) if self.attack.augment else x
@@ -95,7 +95,7 @@ class School:
         return (_mean(keep) + self.attack.weight * _mean(fool))[None]
 
     @torch.no_grad()
-    def judge(self, module: nn.Module) -> Judgement:
+    def judge(self, module: nn.Module) -> Verdict:
         """Figures of the weights as they are, with the model's own rectifiers, on the samples held out.
 
         ``accuracy`` on the samples as they are, both terms (``keep``, ``fool``), and their sum ``loss``.
@@ -104,7 +104,7 @@ class School:
         accelerator, real = self.session.accelerator, Explaining(module.interpreter)
         sums = torch.zeros(6, dtype=torch.float64, device=self.session.device)
         for x, y in self._batches(accelerator.process_index, accelerator.num_processes):
-            lesson = self._prepared(x, y, Moment(self.attack.seed, 0, 1.0), self.pools[1])
+            lesson = self._prepared(x, y, TrainingStep(self.attack.seed, 0, 1.0), self.pools[1])
             keep, fool = self._terms(real, lesson)
             right = (real.model(x).argmax(1) == y).sum()
             parts = (*_sums(keep), *_sums(fool), right, y.new_tensor(len(y)))
@@ -113,9 +113,9 @@ class School:
         keeps, fools, accuracy = (float(total / count) if count else 0.0 for total, count in sums.reshape(3, 2))
         loss = keeps + self.attack.weight * fools
         figures = {"accuracy": accuracy, "keep": keeps, "fool": fools, "loss": loss}
-        return Judgement(figures, loss, accuracy >= self.least_accuracy)
+        return Verdict(figures, loss, accuracy >= self.least_accuracy)
 
-    def _prepared(self, x: Tensor, y: Tensor, moment: Moment, pool: Lesson | None) -> Lesson:
+    def _prepared(self, x: Tensor, y: Tensor, moment: TrainingStep, pool: Lesson | None) -> Lesson:
         """What a batch teaches, with the probabilities that are wanted where the prediction term asks for them."""
         lesson = self.attack.lesson(self.honest, x, y, moment, pool)
         goal = lesson.goal

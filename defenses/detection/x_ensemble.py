@@ -23,7 +23,7 @@ from robustexplain.models import ModelSpec
 from robustexplain.registry import DEFENSES, DETECTORS, PARTS
 from robustexplain.streams import derive
 from robustexplain.system import System
-from robustexplain.training import Moment, Samples, Session, Training, fit, frozen
+from robustexplain.training import Samples, Session, Training, TrainingStep, fit, frozen
 
 from ..aggregation import member_of, resolve
 from ..base import Defense
@@ -218,7 +218,7 @@ class XEnsemble(Defense):
         return network.requires_grad_(False)
 
 
-def binary_loss(module: nn.Module, maps: Tensor, labels: Tensor, moment: Moment) -> Tensor:
+def binary_loss(module: nn.Module, maps: Tensor, labels: Tensor, moment: TrainingStep) -> Tensor:
     """Binary cross-entropy of one logit a map, ``[b]``."""
     return nn.functional.binary_cross_entropy_with_logits(module(maps), labels.float(), reduction="none")
 

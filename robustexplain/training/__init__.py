@@ -5,20 +5,20 @@ batches depend on the seed alone and not on the number of processes; training re
 """
 
 from .loop import fit
-from .losses import Loss, Moment, Samples, cross_entropy
+from .losses import Loss, Samples, TrainingStep, cross_entropy
 from .modes import frozen
-from .selection import Judgement, Selection
+from .selection import Selection, Verdict
 from .session import Session, accelerator_for
 from .settings import Training
 
 __all__ = [
-    "Judgement",
     "Loss",
-    "Moment",
     "Samples",
     "Selection",
     "Session",
     "Training",
+    "TrainingStep",
+    "Verdict",
     "accelerator_for",
     "cross_entropy",
     "fit",

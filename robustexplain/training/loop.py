@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from .. import files
 from ..errors import InputError, RunMismatchError
 from ..streams import derive, generator
-from .losses import Loss, Moment, Samples
+from .losses import Loss, Samples, TrainingStep
 from .modes import global_noise, statistics_kept
 from .selection import Selection
 from .session import Session
@@ -150,7 +150,7 @@ class _Loop:
             noise = global_noise(self.session.device, derive(self.seed, "noise", epoch, step, micro))
             statistics = nullcontext() if micro == 0 else statistics_kept(self.module)
             with noise, statistics, nullcontext() if last else _no_sync(accelerator, wrapped):
-                moment = Moment(self.seed, epoch, progress)
+                moment = TrainingStep(self.seed, epoch, progress)
                 value = loss(wrapped, x.to(self.session.device), y.to(self.session.device), moment).mean()
                 accelerator.backward(value / share)
             total += value.detach()
@@ -176,7 +176,7 @@ class _Loop:
             return
         self.share()
         self.module.eval()
-        found = self.selection.judge(self.module)
+        found = self.selection.evaluate(self.module)
         self.selection.history.append(found.figures)
         if not self.best or (found.admissible and found.loss < self.least):
             self.best = {name: value.detach().clone() for name, value in self.module.state_dict().items()}

@@ -12,7 +12,7 @@ Samples = Dataset[tuple[Tensor, int]]
 
 
 @dataclass(frozen=True)
-class Moment:
+class TrainingStep:
     """When a loss is computed: what its random streams are derived from."""
 
     seed: int
@@ -20,10 +20,10 @@ class Moment:
     progress: float
 
 
-Loss = Callable[[nn.Module, Tensor, Tensor, Moment], Tensor]
-"""``loss(module, x, y, moment)`` gives ``[b]`` losses; ``module`` is the (perhaps wrapped) module in training."""
+Loss = Callable[[nn.Module, Tensor, Tensor, TrainingStep], Tensor]
+"""``loss(module, x, y, step)`` gives ``[b]`` losses; ``module`` is the (perhaps wrapped) module in training."""
 
 
-def cross_entropy(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+def cross_entropy(module: nn.Module, x: Tensor, y: Tensor, step: TrainingStep) -> Tensor:
     """Cross-entropy of a classifier, ``[b]``."""
     return nn.functional.cross_entropy(module(x), y, reduction="none")
