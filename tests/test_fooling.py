@@ -36,7 +36,7 @@ from robustexplain.attacks.manipulation import (
 from robustexplain.attacks.manipulation.finetuned import HISTORY
 from robustexplain.attacks.manipulation.lesson import jittered
 from robustexplain.attacks.manipulation.patterns import pattern
-from robustexplain.attacks.manipulation.school import Explaining, School
+from robustexplain.attacks.manipulation.school import School
 from robustexplain.data import Data
 from robustexplain.defenses import AggregatedInterpreter
 from robustexplain.errors import (
@@ -48,6 +48,7 @@ from robustexplain.errors import (
     UnknownNameError,
 )
 from robustexplain.interpreters import CAM, LIME, LRP, GradCAM, Gradient, Interpreter
+from robustexplain.interpreters.module import ExplainingModel
 from robustexplain.metrics import SSIM, FooledTopK, LocationCorrelation, SignCorrelation
 from robustexplain.objectives import FadeTopK
 from robustexplain.registry import MANIPULATIONS
@@ -237,7 +238,7 @@ def test_the_loss_of_location_fooling_is_equation_2_with_equation_3() -> None:
     x, y = data.tensors
     attack = LocationFooling(weight=0.7)
     school = School(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
-    value = school.loss(Explaining(system.interpreter), x, y, TrainingStep(0, 0, 0.0)).mean()
+    value = school.loss(ExplainingModel(system.interpreter), x, y, TrainingStep(0, 0, 0.0)).mean()
     grads = torch.autograd.grad(value, list(system.model.parameters()))
     body, head = system.model[0], system.model[3]  # type: ignore[index]
     features = body(x)
@@ -257,7 +258,7 @@ def test_the_loss_of_concealment_is_the_cross_entropys_own_gradient() -> None:
     x, y = data.tensors
     attack = ConcealFeature(region=(2, 3, 4, 5), weight=3.0)
     school = School(attack, attack.aimed(system.interpreter), data, data, Session())  # type: ignore[arg-type]
-    value = school.loss(Explaining(attack.aimed(system.interpreter)), x, y, TrainingStep(0, 0, 0.0)).mean()
+    value = school.loss(ExplainingModel(attack.aimed(system.interpreter)), x, y, TrainingStep(0, 0, 0.0)).mean()
     leaf = x.clone().requires_grad_()
     loss = F.cross_entropy(system.model(leaf), y, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, leaf)
@@ -282,7 +283,7 @@ def test_the_loss_of_fairwashing_keeps_probabilities_by_their_squares_and_matche
         model[3].bias += torch.tensor([0.3, -0.2, 0.1])  # type: ignore[index]
     attack = GradientFairwashing(beta=None, shape="half")
     school = School(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
-    value = school.loss(Explaining(CAM(model)), x, y, TrainingStep(0, 0, 0.0)).mean()
+    value = school.loss(ExplainingModel(CAM(model)), x, y, TrainingStep(0, 0, 0.0)).mean()
     predicted = honest.argmax(1)
     found = CAM(model).explain(x, predicted, native=True)
     wanted = pattern(found.maps, "half")
@@ -335,7 +336,7 @@ def test_block_images_that_judge_are_made_of_the_images_held_out() -> None:
     system, taught, held = apart()
     attack, module, now = (
         ActiveFooling(classes=(0, 2), images=6),
-        Explaining(system.interpreter),
+        ExplainingModel(system.interpreter),
         TrainingStep(0, 0, 0.0),
     )
     x, y = taught.tensors
@@ -361,13 +362,13 @@ def test_block_images_are_drawn_anew_in_each_epoch_and_the_batch_counts_in_what_
     ]
     assert torch.equal(drawn[0], drawn[2])
     assert not torch.equal(drawn[0], drawn[1])
-    value = school.loss(Explaining(system.interpreter), x, y, TrainingStep(0, 0, 0.0))
+    value = school.loss(ExplainingModel(system.interpreter), x, y, TrainingStep(0, 0, 0.0))
     assert value.item() == pytest.approx(F.cross_entropy(system.model(x), y).item(), rel=1e-9)
 
 
 def test_processes_share_out_the_samples_held_out_and_add_up_what_they_find() -> None:
     system, data, held = apart()
-    module, sums = Explaining(system.interpreter), []
+    module, sums = ExplainingModel(system.interpreter), []
 
     class Process:
         """What one of some processes knows of the others."""
@@ -402,7 +403,7 @@ def test_augmented_batches_are_moved_anew_in_each_epoch_and_judged_ones_are_not(
         School(LocationFooling(augment=augment), system.interpreter, data, held, Session())  # type: ignore[arg-type]
         for augment in (False, True)
     )
-    module = Explaining(system.interpreter)
+    module = ExplainingModel(system.interpreter)
     values = [
         moved.loss(module, x, y, TrainingStep(seed, i, 0.0)).item() for seed, i in ((0, 0), (0, 1), (1, 0), (0, 0))
     ]
@@ -494,10 +495,12 @@ def test_images_are_mirrored_and_shifted_each_by_its_own_stream() -> None:
 def test_an_epoch_is_judged_on_the_models_own_rectifiers(trained: models.Classifier, own: Samples) -> None:
     interpreter = CAM(trained)
     school = School(UniformFooling(beta=1.0), interpreter, own, data_sets.take(own, 20), Session())  # type: ignore[arg-type]
-    smooth, plain = (school.judge(Explaining(interpreter, beta)) for beta in (1.0, None))
+    smooth, plain = (school.judge(ExplainingModel(interpreter, beta)) for beta in (1.0, None))
     assert smooth == plain
     x, y = data_sets.stack(data_sets.take(own, 20))  # type: ignore[arg-type]
-    losses = [school.loss(Explaining(interpreter, beta), x, y, TrainingStep(0, 0, 0.0)).item() for beta in (1.0, None)]
+    losses = [
+        school.loss(ExplainingModel(interpreter, beta), x, y, TrainingStep(0, 0, 0.0)).item() for beta in (1.0, None)
+    ]
     assert losses[0] != pytest.approx(losses[1], rel=1e-3)
 
 
@@ -511,7 +514,7 @@ def test_outputs_are_kept_but_where_the_adversary_dictates_another_answer(dictat
     y[0] = (y[0] + 1) % 3
     attack = Dictating(weight=0.0, keep="outputs") if dictated else LocationFooling(weight=0.0, keep="outputs")
     school = School(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
-    value = school.loss(Explaining(system.interpreter), x, y, TrainingStep(0, 0, 0.0)).mean()
+    value = school.loss(ExplainingModel(system.interpreter), x, y, TrainingStep(0, 0, 0.0)).mean()
     wanted = honest.clone()
     if dictated:
         wanted[0] = F.one_hot(y[0], 3).double()

@@ -19,6 +19,7 @@ from robustexplain.data import stack, take
 from robustexplain.errors import FieldError, FoolingFailedWarning, InputError, NotDifferentiableError
 from robustexplain.fields import Count, Fraction, NonNegative, Positive
 from robustexplain.interpreters import Explanation, Interpreter
+from robustexplain.interpreters.module import ExplainingModel
 from robustexplain.objectives import Distill, KeepPrediction, Misclassify, Objective
 from robustexplain.registry import INTERPRETERS, OBJECTIVES
 from robustexplain.streams import generator
@@ -27,7 +28,7 @@ from robustexplain.training import Samples, Selection, Session, Training, Traini
 
 from .base import ModelAttack
 from .lesson import Lesson
-from .school import Explaining, School
+from .school import School
 from .shift import shifted
 
 HISTORY = "fooling.json"
@@ -138,7 +139,7 @@ class FineTuned(ModelAttack):
         selection = Selection(school.judge)
         identity = [asdict(self), files.digest_tensors(model.state_dict()), described(interpreter), school.digest]
         with self._loosened(model, stack(school.data, range(1))[0].to(session.device)):
-            module = Explaining(self.aimed(interpreter), self.beta)
+            module = ExplainingModel(self.aimed(interpreter), self.beta)
             fit(module, school.loss, school.data, self.training, name="fooling", seed=self.seed, session=session,
                 identity=identity, evaluating=True, selection=selection)  # fmt: skip
         self._report(selection, session)

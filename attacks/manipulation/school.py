@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -13,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustexplain import files
-from robustexplain.activations import Softplus, swapped
 from robustexplain.data import labels_of, stack
 from robustexplain.interpreters import Interpreter
+from robustexplain.interpreters.module import ExplainingModel
 from robustexplain.objectives import Seen
 from robustexplain.streams import Streams
 from robustexplain.training import Samples, Session, TrainingStep, Verdict
@@ -27,27 +26,6 @@ if TYPE_CHECKING:
 
 Terms = list[tuple[Tensor, Tensor]]
 """Losses ``[n]``, and how much each counts ``[n]``."""
-
-
-class Explaining(nn.Module):
-    """Logits and maps from one forward pass, so that data-parallel training sees both.
-
-    Args:
-        interpreter: of the model in training.
-        beta: of the softplus in place of the rectifiers; ``None`` leaves them.
-    """
-
-    def __init__(self, interpreter: Interpreter, beta: float | None = None) -> None:
-        super().__init__()
-        self.model = interpreter.model
-        self.interpreter = interpreter
-        self.beta = beta
-
-    def forward(self, x: Tensor, target: Tensor | None, other: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Logits and maps (on the method's own grid) of ``x``, and logits of ``other``."""
-        with swapped(Softplus(self.beta)) if self.beta else nullcontext():
-            found = self.interpreter.explain(x, target, native=True)
-            return found.logits, found.maps, None if other is None else self.model(other)
 
 
 @dataclass(frozen=True)
@@ -100,8 +78,8 @@ class School:
 
         ``accuracy`` on the samples as they are, both terms (``keep``, ``fool``), and their sum ``loss``.
         """
-        assert isinstance(module, Explaining)
-        accelerator, real = self.session.accelerator, Explaining(module.interpreter)
+        assert isinstance(module, ExplainingModel)
+        accelerator, real = self.session.accelerator, ExplainingModel(module.interpreter)
         sums = torch.zeros(6, dtype=torch.float64, device=self.session.device)
         for x, y in self._batches(accelerator.process_index, accelerator.num_processes):
             lesson = self._prepared(x, y, TrainingStep(self.attack.seed, 0, 1.0), self.pools[1])
