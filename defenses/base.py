@@ -44,7 +44,7 @@ class Defense(ABC):
             InputError: no data for a defense that trains.
             UnsupportedModelError: a system that the defense cannot cover.
         """
-        if self.needs_data and (data is None or len(data) == 0):  # type: ignore[arg-type]
+        if self.needs_data and (data is None or len(data) == 0):
             raise InputError(f"{type(self).__name__} trains, and needs data: samples that nobody is judged on")
         return self._defend(system, data, session or Session())
 

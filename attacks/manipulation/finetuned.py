@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robustexplain import files, probe
-from robustexplain.data import stack, take
+from robustexplain.data import stack, subset, take
 from robustexplain.errors import FieldError, FoolingFailedWarning, InputError, NotDifferentiableError
 from robustexplain.fields import Count, Fraction, NonNegative, Positive
 from robustexplain.interpreters import Explanation, Interpreter
@@ -161,14 +161,14 @@ class FineTuned(ModelAttack):
 
     def _split(self, data: Samples) -> tuple[Samples, Samples]:
         """The samples to train on, and those held out."""
-        if self.samples is not None and self.samples < len(data):  # type: ignore[arg-type]
+        if self.samples is not None and self.samples < len(data):
             data = take(data, self.samples, self.seed)
-        size: int = len(data)  # type: ignore[arg-type]
+        size: int = len(data)
         held = max(1, math.floor(self.held_out * size))
         if size - held < 1:
             raise InputError(f"{type(self).__name__} needs samples to train on and to hold out, got {size}")
         order = torch.randperm(size, generator=generator(self.seed, "held out")).tolist()
-        return torch.utils.data.Subset(data, sorted(order[held:])), torch.utils.data.Subset(data, sorted(order[:held]))
+        return subset(data, sorted(order[held:])), subset(data, sorted(order[:held]))
 
     def _report(self, selection: Selection, session: Session) -> None:
         if session.folder is not None and session.accelerator.is_main_process:

@@ -155,7 +155,7 @@ class ActiveFooling(FineTuned):
 
     def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
         """Block images of the inputs, explained for either class; the goal is the honest map of the other one."""
-        data: Samples = torch.utils.data.TensorDataset(x.cpu(), y.cpu())  # type: ignore[assignment]
+        data: Samples = torch.utils.data.TensorDataset(x.cpu(), y.cpu())
         blocks = block_images(data, self.classes, len(x), self.seed, self.shrink).to(x.device)
         return self._swapped(honest, blocks)
 

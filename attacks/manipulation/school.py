@@ -62,7 +62,7 @@ class School:
     def least_accuracy(self) -> float:
         """What the budget leaves of the honest model's accuracy on the samples held out."""
         right = sum(int((self.honest.model(x).argmax(1) == y).sum()) for x, y in self._batches(0, 1))
-        return right / len(self.held) - self.attack.budget - 1e-9  # type: ignore[arg-type]
+        return right / len(self.held) - self.attack.budget - 1e-9
 
     def loss(self, module: nn.Module, x: Tensor, y: Tensor, moment: TrainingStep) -> Tensor:
         """``L_keep + weight L_fool``, each a mean over the inputs that count in it; ``[1]``."""
@@ -108,7 +108,7 @@ class School:
 
     def _batches(self, first: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Every ``step``-th batch of the samples held out."""
-        size, batch = len(self.held), self.attack.batch  # type: ignore[arg-type]
+        size, batch = len(self.held), self.attack.batch
         for start in range(first * batch, size, step * batch):
             x, y = stack(self.held, range(start, min(start + batch, size)))
             yield x.to(self.session.device), y.to(self.session.device)

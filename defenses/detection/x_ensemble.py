@@ -173,7 +173,7 @@ class XEnsemble(Defense):
     def _defend(self, system: System, data: Samples | None, session: Session) -> System:
         assert data is not None  # refused at the door; for the type checker
         interpreters = tuple(member_of(system, resolve(member)) for member in self.members)
-        total: int = len(data)  # type: ignore[arg-type]
+        total: int = len(data)
         size = min(total, self.samples)
         cut = size - max(size // 5, 1)
         if cut < 10:
@@ -213,7 +213,7 @@ class XEnsemble(Defense):
             torch.default_generator.manual_seed(derive(self.seed, "network", index))
             network = MapNetwork()
         seen = digest_tensors({"maps": data.tensors[0], "labels": data.tensors[1]})
-        fit(network, binary_loss, data, self.training, name=f"x-ensemble-{index}", seed=self.seed,  # type: ignore[arg-type]
+        fit(network, binary_loss, data, self.training, name=f"x-ensemble-{index}", seed=self.seed,
             session=session, identity=seen)  # fmt: skip
         return network.requires_grad_(False)
 

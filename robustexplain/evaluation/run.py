@@ -226,7 +226,7 @@ class Matrix:
     def _chunks(self) -> list[Chunk]:
         """The judged images: the first of the judge part's order, those that the classifier gets right."""
         judging, device = self.recipe.judge, self.session.device
-        order = data_sets.take(self.data.judge, len(self.data.judge), self.recipe.seed)  # type: ignore[arg-type]
+        order = data_sets.take(self.data.judge, len(self.data.judge), self.recipe.seed)
         rows: list[int] = []
         for start in range(0, len(order), 64):
             if len(rows) >= judging.images:
@@ -256,8 +256,8 @@ class Matrix:
     @cached_property
     def _fitting(self) -> tuple[Tensor, Tensor]:
         """The adversary's own images and labels: of the defense part, else of the train part."""
-        part = self.data.defense if len(self.data.defense) else self.data.train  # type: ignore[arg-type]
-        size = min(len(part), self.recipe.judge.pool)  # type: ignore[arg-type]
+        part = self.data.defense if len(self.data.defense) else self.data.train
+        size = min(len(part), self.recipe.judge.pool)
         x, y = data_sets.stack(data_sets.take(part, size, self.recipe.seed))
         return x.to(self.session.device), y.to(self.session.device)
 
@@ -321,7 +321,7 @@ class Matrix:
         todo = [row for row in todo if not self.folder.row(row.label).is_file()]
         if not todo:
             return
-        part = data_sets.take(self.data.judge, min(judging.batch_size, len(self.data.judge)), self.recipe.seed)  # type: ignore[arg-type]
+        part = data_sets.take(self.data.judge, min(judging.batch_size, len(self.data.judge)), self.recipe.seed)
         x = data_sets.stack(part)[0].to(device)
         for row in todo:
             system = self.systems.systems[row.label]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import data as data_sets
 from .. import files
-from ..data.base import labels_of, length
+from ..data.base import labels_of
 from ..errors import InputError, UnknownNameError, UnsupportedModelError
 from ..evaluation.store import RunFolder, slug
 from ..evaluation.systems import classifier, undefended
@@ -96,7 +96,7 @@ class _Runner:
         self.identity = [data.digest, files.digest_tensors(self.model.state_dict())]
         if session.accelerator.is_main_process:
             folder.same_weights(self.identity[1])
-        count = min(recipe.sanity.images, length(data.judge))
+        count = min(recipe.sanity.images, len(data.judge))
         x, _ = data_sets.stack(data_sets.take(data.judge, count))
         self.x = x.to(session.device)
         with torch.no_grad():
