@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from torch.utils.data import TensorDataset
 from robustexplain import files
 from robustexplain.errors import InputError, RunMismatchError
 from robustexplain.training import Loss, Session, Training, TrainingStep, cross_entropy, fit, frozen
-from robustexplain.training.loop import _Loop
+from robustexplain.training.batches import Batches
 
 
 def blobs(size: int = 96) -> TensorDataset:
@@ -122,7 +124,7 @@ def test_a_half_written_checkpoint_is_never_read(tmp_path: Path, monkeypatch: py
         with pytest.raises(Killed):
             trained(session=Session(folder=tmp_path))
     assert (tmp_path / "net.safetensors").read_bytes() == good
-    assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.history.json", "net.safetensors"]
     # What a killed process leaves, which had no time to clean up.
     (tmp_path / ".net.safetensors.abc.part").write_bytes(good[:100])
     assert same(trained(session=Session(folder=tmp_path)), trained())
@@ -200,23 +202,19 @@ def test_frozen_restores_each_flag_also_after_an_error() -> None:
     assert False in flags
 
 
-class Pretend:
-    """An accelerator that says it is one of several processes."""
-
-    def __init__(self, index: int, processes: int) -> None:
-        self.process_index, self.num_processes = index, processes
-        self.device = torch.device("cpu")
-
-
 def order(processes: int, epoch: int = 0) -> list[list[int]]:
     """All processes' micro batches of an epoch, as they go through the loop side by side."""
-    settings = Training(batch_size=32, micro_batch=8)
-    loops = [
-        _Loop(net(), settings, 5, 96, Session(Pretend(i, processes)))  # type: ignore[arg-type]
-        for i in range(processes)
-    ]
-    lanes = [list(loop.micro_batches(epoch)) for loop in loops]
+    lanes = [list(Batches(96, 32, 8, 5, i, processes).epoch(epoch)) for i in range(processes)]
     return [micro for step in zip(*lanes, strict=True) for micro in step]
+
+
+class Accelerator:
+    """What the division of a batch asks of Accelerate's."""
+
+    process_index = 0
+
+    def __init__(self, processes: int, accumulation: int = 1) -> None:
+        self.num_processes, self.gradient_accumulation_steps = processes, accumulation
 
 
 def test_the_order_of_the_data_does_not_depend_on_the_number_of_processes() -> None:
@@ -224,7 +222,21 @@ def test_the_order_of_the_data_does_not_depend_on_the_number_of_processes() -> N
     assert sorted(i for micro in order(2) for i in micro) == list(range(96))
     assert order(1, epoch=1) != order(1)
     with pytest.raises(InputError, match="evenly among 3 processes"):
-        order(3)
+        Batches.of(Training(batch_size=32, micro_batch=8), 96, 5, Accelerator(3))
+
+
+def test_accelerates_accumulation_cuts_a_batch_where_nothing_else_is_said() -> None:
+    assert [Batches.of(FOUR, 96, 5, Accelerator(p, a)).micro for p, a in ((1, 1), (2, 1), (1, 4), (2, 4))] == [
+        32,
+        16,
+        8,
+        4,
+    ]
+    whole = trained()
+    with_it = trained(session=Session(accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)))
+    cut = trained(settings=replace(FOUR, micro_batch=16))
+    assert same(with_it, cut)
+    assert not same(with_it, whole)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,28 +1,34 @@
-"""The training loop: order of the data, updates, checkpoints."""
+"""The training loop: updates, epochs, checkpoints."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from .. import files
-from ..errors import InputError, RunMismatchError
+from ..data.base import Item, Samples
+from ..errors import FieldError, InputError
 from ..streams import derive, generator
-from .losses import Loss, Samples, TrainingStep
-from .modes import global_noise, statistics_kept
+from .augmentation import Augmented
+from .averaging import Average
+from .batches import Batches
+from .checkpoint import Checkpoint
+from .losses import ClassifierLoss, Loss, TrainingStep
+from .modes import eval_mode, global_noise, statistics_kept
+from .precision import own_precision, prepared
 from .selection import Selection
 from .session import Session
 from .settings import Training
+from .task import Task
+from .tracking import EpochRecord, record, tracked
 
 
 def fit(
@@ -38,129 +44,179 @@ def fit(
     evaluating: bool = False,
     selection: Selection | None = None,
 ) -> nn.Module:
-    """Train ``module`` in place and return it, in eval mode.
+    """Train ``module`` in place and return it, in eval mode and in its own precision.
 
     Args:
         module: what is trained; parameters that do not require grad stay as they are.
         loss: the loss of each sample of a micro batch.
         data: map-style, gives ``(x, label)``.
         settings: epochs, batch, optimiser.
-        name: what the progress display and the checkpoint are called.
+        name: what the progress display, the checkpoint and the history are called.
         seed: of order and noise.
-        session: accelerator, checkpoints, progress.
+        session: accelerator, checkpoints, progress, trackers.
         identity: whatever else decides the result (a hash of the data, the loss's settings); a checkpoint of another
             identity is refused.
         evaluating: train in eval mode: batch norms keep their statistics, dropout does not draw.
-        selection: which epoch's weights the module ends with; default the last's.
+        selection: which epoch's weights the module ends with; default the last's, or, with ``settings.validation``,
+            those that are best on samples held out.
 
     Raises:
-        RunMismatchError: the checkpoint belongs to another training.
-        InputError: the batch cannot be divided among the processes; the loss is not finite.
+        RunMismatchError: the checkpoint belongs to another training, or to one of another precision.
+        InputError: the batch cannot be divided among the processes; settings that are for classifiers, for a loss that
+            is not a classifier's; loss, weights or a classifier's logits are not finite.
     """
-    session = session or Session()
-    accelerator = session.accelerator
-    loop = _Loop(module.to(session.device), settings, derive(seed, name), len(data), session,  # type: ignore[arg-type]
-                 evaluating, selection)  # fmt: skip
-    stamp = files.digest([name, seed, asdict(settings), len(data), identity])  # type: ignore[arg-type]
-    path = None if session.folder is None else session.folder / f"{name}.safetensors"
-    start = loop.restore(path, stamp)
-    if start == 0:
-        loop.select()
-    wrapped, optimizer = accelerator.prepare(module, loop.optimizer)
-    total = settings.epochs * loop.steps
-    with torch.enable_grad(), session.progress.task(name, total, start * loop.steps) as advance:
-        for epoch in range(start, settings.epochs):
-            mean = loop.epoch(wrapped, optimizer, loss, data, epoch, advance)
-            loop.history.append(mean)
-            loop.select()
-            loop.save(path, stamp, epoch + 1)
-    loop.share()
-    if selection is not None:
-        module.load_state_dict(loop.best)
-    return module.eval()
+    task = Task(name, loss, data, settings, seed, identity, evaluating)
+    return _Loop(module, task, session or Session(), selection).run()
 
 
 class _Loop:
     """The state of one training: optimiser, history, and how an epoch goes."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        settings: Training,
-        seed: int,
-        size: int,
-        session: Session,
-        evaluating: bool = False,
-        selection: Selection | None = None,
-    ) -> None:
-        if size == 0:
-            raise InputError("there is nothing to train on: the data set is empty")
-        self.module, self.settings, self.seed, self.size, self.session = module, settings, seed, size, session
+    def __init__(self, module: nn.Module, task: Task, session: Session, selection: Selection | None = None) -> None:
+        if task.settings.validation and selection is not None:
+            raise FieldError("Training", "validation", f"has no effect on {task.name!r}, which chooses by itself")
+        self.module, self.session, self.stamp = module.to(session.device), session, task.stamp
+        self.task, held = task.smoothed().split(session)
+        self.settings, self.selection = task.settings, selection or held
+        self.batches = Batches.of(self.settings, len(self.task.data), task.stream, session.accelerator)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-        self.history: list[float] = []
-        self.evaluating, self.selection = evaluating, selection
+        self.optimizer = self.settings.optimizer_of(self.parameters)
+        self.average = Average(module, self.settings.ema) if self.settings.ema else None
+        self.history: list[EpochRecord] = []
         self.best: dict[str, Tensor] = {}
         self.least = math.inf
-        self.batch = min(settings.batch_size, size)
-        self.steps = size // self.batch
-        processes = session.accelerator.num_processes
-        self.micro = min(settings.micro_batch or self.batch // processes, self.batch)
-        if self.micro == 0 or (self.batch // self.micro) % processes:
-            raise InputError(
-                f"a batch of {self.batch} in micro batches of {self.micro} cannot be divided evenly among "
-                f"{processes} processes"
-            )
 
-    def micro_batches(self, epoch: int) -> Iterator[list[int]]:
-        """This process's micro batches, in order: batch after batch, every ``processes``-th micro batch of each."""
-        order = torch.randperm(self.size, generator=generator(self.seed, "order", epoch)).tolist()
-        accelerator = self.session.accelerator
-        for step in range(self.steps):
-            batch = order[step * self.batch : (step + 1) * self.batch]
-            count = self.batch // self.micro
-            for i in range(accelerator.process_index, count, accelerator.num_processes):
-                yield batch[i * self.micro : (i + 1) * self.micro]
+    def run(self) -> nn.Module:
+        """Train, or go on from the checkpoint; the module, as it is to be used."""
+        session = self.session
+        path = None if session.folder is None else session.folder / f"{self.task.name}.safetensors"
+        with (
+            prepared(session.accelerator, self.module, self.optimizer) as (wrapped, optimizer),
+            torch.enable_grad(),
+        ):
+            start = self.restore(path)
+            if start == 0:
+                self.select()
+            self._epochs(wrapped, optimizer, start, path)
+        self.share()
+        if self.average is not None:
+            self.module.load_state_dict(self.average.values)
+        if self.selection is not None:
+            self.module.load_state_dict(self.best)
+        return self.module.eval()
+
+    def _epochs(self, wrapped: nn.Module, optimizer: torch.optim.Optimizer, start: int, path: Path | None) -> None:
+        session, steps, total = self.session, self.batches.steps, self.settings.epochs
+        trackers = session.trackers if start < total else ()
+        with (
+            tracked(trackers, self.task.name, session.folder) as tell,
+            session.progress.task(self.task.name, total * steps, start * steps) as advance,
+        ):
+            for epoch in range(start, total):
+                if self.selection is not None and self.selection.exhausted:
+                    break
+                self.close(epoch, self.epoch(wrapped, optimizer, epoch, advance))
+                tell(self.history[-1])
+                self.save(path)
 
     def epoch(
-        self,
-        wrapped: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        loss: Loss,
-        data: Samples,
-        epoch: int,
-        advance: Callable[[int], None],
+        self, wrapped: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, advance: Callable[[int], None]
     ) -> float:
         """One pass over the data; the mean loss."""
-        accelerator = self.session.accelerator
-        share = self.batch // self.micro // accelerator.num_processes
-        loader = DataLoader(
-            data,
-            batch_sampler=list(self.micro_batches(epoch)),
-            num_workers=self.settings.workers,
-            generator=generator(self.seed, "workers", epoch, accelerator.process_index),
-        )
-        wrapped.train(not self.evaluating)
-        total = torch.zeros((), device=self.session.device)
-        for i, (x, y) in enumerate(loader):
-            step, part = divmod(i, share)
-            progress = (epoch * self.steps + step) / max(self.settings.epochs * self.steps - 1, 1)
-            last = part == share - 1
+        accelerator, device, batches = self.session.accelerator, self.session.device, self.batches
+        wrapped.train(not self.task.evaluating)
+        total = torch.zeros((), device=device)
+        for i, (x, y) in enumerate(self._loader(epoch)):
+            step, part = divmod(i, batches.share)
+            progress = self._progress(epoch, step)
+            last = part == batches.share - 1
             micro = part * accelerator.num_processes + accelerator.process_index
-            noise = global_noise(self.session.device, derive(self.seed, "noise", epoch, step, micro))
+            noise = global_noise(device, derive(self.task.stream, "noise", epoch, step, micro))
             statistics = nullcontext() if micro == 0 else statistics_kept(self.module)
             with noise, statistics, nullcontext() if last else _no_sync(accelerator, wrapped):
-                moment = TrainingStep(self.seed, epoch, progress)
-                value = loss(wrapped, x.to(self.session.device), y.to(self.session.device), moment).mean()
-                accelerator.backward(value / share)
+                moment = TrainingStep(self.task.stream, epoch, progress)
+                value = self.task.loss(wrapped, x.to(device), y.to(device), moment).mean()
+                # Accelerate divides by its own number of steps, which the micro batches have in them already.
+                accelerator.backward(value / (batches.share / accelerator.gradient_accumulation_steps))
             total += value.detach()
             if last:
                 self._update(optimizer, progress)
                 advance(1)
-        mean = float(accelerator.reduce(total / (self.steps * share), "mean"))
+        if epoch == self.settings.epochs - 1:
+            self._check_logits(x.to(device))
+        mean = float(accelerator.reduce(total / (batches.steps * batches.share), "mean"))
         if not math.isfinite(mean):
             raise InputError(f"training diverged: the mean loss of epoch {epoch + 1} is {mean}; try a smaller lr")
         return mean
+
+    def close(self, epoch: int, loss: float) -> None:
+        """Check and judge the weights after an epoch, and write it down."""
+        self._check_weights(epoch)
+        self.select()
+        figures = {} if self.selection is None else self.selection.history[-1]
+        rate = self.settings.rate(self._progress(epoch, self.batches.steps - 1))
+        self.history.append(record(epoch + 1, loss, rate, figures))
+
+    def select(self) -> None:
+        """Judge the weights as they are (averaged, where they are), and keep a copy of the best admissible ones."""
+        if self.selection is None:
+            return
+        self.share()
+        self.module.eval()
+        averaged = nullcontext() if self.average is None else self.average.applied(self.module)
+        with averaged, own_precision(self.module):
+            found = self.selection.evaluate(self.module)
+            self.selection.history.append(found.figures)
+            if not self.best or (found.admissible and found.loss < self.least):
+                self.best = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+                # Nothing compares with NaN: untrained weights without a loss would stay whatever comes.
+                self.least = found.loss if math.isfinite(found.loss) else math.inf
+                self.selection.kept = len(self.selection.history) - 1
+
+    def share(self) -> None:
+        """Give every process the main one's buffers: the last step's batch statistics are known to it alone."""
+        for buffer in self.module.buffers():
+            broadcast(buffer)
+        if self.average is not None:
+            for name, _ in self.module.named_buffers():
+                if name in self.average.values:
+                    broadcast(self.average.values[name])
+
+    def save(self, path: Path | None) -> None:
+        """Write the checkpoint and the history, each aside and then renamed."""
+        accelerator = self.session.accelerator
+        if path is not None and accelerator.is_main_process:
+            self._checkpoint.write(path, self.history)
+        accelerator.wait_for_everyone()
+
+    def restore(self, path: Path | None) -> int:
+        """Load a checkpoint of this same training; the number of epochs it has behind it."""
+        if path is None or not path.is_file():
+            return 0
+        checkpoint = self._checkpoint
+        self.history = checkpoint.read(path, self.session.device)
+        self.best, self.least = checkpoint.best, checkpoint.least
+        return len(self.history)
+
+    @property
+    def _checkpoint(self) -> Checkpoint:
+        precision, scaler = self.session.accelerator.mixed_precision, self.session.accelerator.scaler
+        return Checkpoint(self.stamp, precision, self.module, self.optimizer, self.average, self.selection, scaler,
+                          self.best, self.least)  # fmt: skip
+
+    def _loader(self, epoch: int) -> DataLoader[Item]:
+        data, workers = self.task.data, self.settings.workers
+        if self.settings.augment:
+            data = Augmented(data, self.settings.augment, self.task.stream, epoch)
+        return DataLoader(
+            cast(Dataset[Item], data),
+            batch_sampler=list(self.batches.epoch(epoch)),
+            num_workers=workers,
+            generator=generator(self.task.stream, "workers", epoch, self.session.accelerator.process_index),
+        )
+
+    def _progress(self, epoch: int, step: int) -> float:
+        return (epoch * self.batches.steps + step) / max(self.settings.epochs * self.batches.steps - 1, 1)
 
     def _update(self, optimizer: torch.optim.Optimizer, progress: float) -> None:
         if self.settings.clip:
@@ -169,67 +225,32 @@ class _Loop:
             group["lr"] = self.settings.rate(progress)
         optimizer.step()
         optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.module)
 
-    def select(self) -> None:
-        """Judge the weights as they are, and keep a copy of the best admissible ones."""
-        if self.selection is None:
-            return
-        self.share()
-        self.module.eval()
-        found = self.selection.evaluate(self.module)
-        self.selection.history.append(found.figures)
-        if not self.best or (found.admissible and found.loss < self.least):
-            self.best = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
-            # Nothing compares with NaN: untrained weights without a loss would stay whatever comes.
-            self.least = found.loss if math.isfinite(found.loss) else math.inf
-            self.selection.kept = len(self.selection.history) - 1
-
-    def share(self) -> None:
-        """Give every process the main one's buffers: the last step's batch statistics are known to it alone."""
-        for buffer in self.module.buffers():
-            broadcast(buffer)
-
-    def save(self, path: Path | None, stamp: str, epochs: int) -> None:
-        """Write the checkpoint aside and rename it: weights, optimiser, history, in one file."""
-        accelerator = self.session.accelerator
-        if path is not None and accelerator.is_main_process:
-            tensors = {f"module.{k}": v for k, v in self.module.state_dict().items()}
-            for i, state in self.optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
-            tensors |= {f"best.{k}": v for k, v in self.best.items()}
-            meta = {"stamp": stamp, "epochs": str(epochs), "history": json.dumps(self.history)}
-            if self.selection is not None:
-                judged = {"least": self.least, "kept": self.selection.kept, "figures": self.selection.history}
-                meta["selection"] = json.dumps(judged)
-            files.write_tensors(path, tensors, meta)
-        accelerator.wait_for_everyone()
-
-    def restore(self, path: Path | None, stamp: str) -> int:
-        """Load a checkpoint of this same training; the number of epochs it has behind it."""
-        if path is None or not path.is_file():
-            return 0
-        tensors, meta = files.read_tensors(path)
-        if meta.get("stamp") != stamp:
-            raise RunMismatchError(
-                f"{path} is a checkpoint of another training (other settings, seed or data); "
-                "use another output folder, or delete this one to start again"
+    def _check_weights(self, epoch: int) -> None:
+        """Refuse weights that are not finite, or so large that their squares are not: the loss was taken before."""
+        with torch.no_grad():
+            wide = [v.to(torch.promote_types(v.dtype, torch.float32)) for v in _floating(self.module)]
+            bad = [~v.square().sum().isfinite() for v in wide]
+            found = self.session.accelerator.reduce(torch.stack(bad).sum(), "sum")
+        if int(found):
+            raise InputError(
+                f"training diverged: after epoch {epoch + 1} weights are not finite, or beyond 1e19; try a smaller lr"
             )
-        self.module.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith("module.")})
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, word = key.split(".", 2)
-                state.setdefault(int(index), {})[word] = value
-        if state:
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        self.history = json.loads(meta["history"])
-        if self.selection is not None:
-            judged = json.loads(meta["selection"])
-            self.least, self.selection.kept = judged["least"], judged["kept"]
-            self.selection.history[:] = judged["figures"]
-            device = self.session.device
-            self.best = {k[5:]: v.to(device) for k, v in tensors.items() if k.startswith("best.")}
-        return int(meta["epochs"])
+
+    def _check_logits(self, x: Tensor) -> None:
+        """Refuse a classifier whose last update left it without an answer."""
+        if not isinstance(self.task.loss, ClassifierLoss):
+            return
+        with torch.no_grad(), eval_mode(self.module), own_precision(self.module):
+            bad = self.session.accelerator.reduce((~self.module(x).isfinite()).sum(), "sum")
+        if int(bad):
+            raise InputError("training diverged: after the last update logits are not finite; try a smaller lr")
+
+
+def _floating(module: nn.Module) -> list[Tensor]:
+    return [value for value in module.state_dict().values() if value.is_floating_point()]
 
 
 def _no_sync(accelerator: Accelerator, module: nn.Module) -> AbstractContextManager[None]:

@@ -48,3 +48,16 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Every part of ``model`` is in eval mode for the length of a block; each part's mode is restored afterwards."""
+    modes = [(part, part.training) for part in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for part, mode in modes:
+            # Not train(): it would set the parts' modes too, and a part may be in another mode than the whole.
+            part.training = mode

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from ..progress import Progress, Silent
+from .tracking import check_trackers
 
 
 def accelerator_for(*, cpu: bool = False) -> Accelerator:
@@ -26,22 +27,31 @@ def accelerator_for(*, cpu: bool = False) -> Accelerator:
 
 @dataclass
 class Session:
-    """Where and on what training runs: the accelerator, the folder of checkpoints, the progress display.
+    """Where and on what training runs: the accelerator, the folder of checkpoints, the progress display, trackers.
 
     Args:
         accelerator: Accelerate's. One of your own must wait for others as long as the longest chunk takes: see
             :func:`accelerator_for`.
-        folder: where checkpoints go; ``None`` keeps nothing.
+        folder: where checkpoints go, and beside each a ``NAME.history.json``; ``None`` keeps nothing.
         progress: what is shown while it runs.
+        trackers: names of Accelerate's trackers, such as ``tensorboard``, that are told each epoch's loss, learning
+            rate and figures.
+
+    Raises:
+        InputError: an unknown tracker, or one whose package is not installed.
     """
 
     accelerator: Accelerator = field(default_factory=accelerator_for)
     folder: Path | None = None
     progress: Progress = field(default_factory=Silent)
+    trackers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_trackers(self.trackers)
 
     def inside(self, name: str) -> Session:
         """The same with the checkpoints in a folder of that name."""
-        return Session(self.accelerator, None if self.folder is None else self.folder / name, self.progress)
+        return replace(self, folder=None if self.folder is None else self.folder / name)
 
     @property
     def device(self) -> torch.device:
