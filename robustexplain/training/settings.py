@@ -75,7 +75,9 @@ class Training:
             raise InputError(
                 f"Training.micro_batch must divide batch_size, got {self.micro_batch} and {self.batch_size}"
             )
-        for name in ("lr", "weight_decay", "clip"):
+        # Beyond that, the first step overflows inside of the optimiser.
+        self._require("lr", self.lr <= 1e6, "must be at most 1e6")
+        for name in ("weight_decay", "clip"):
             self._require(name, math.isfinite(getattr(self, name)), "must be finite")
         for name in ("ema", "label_smoothing", "validation"):
             self._require(name, getattr(self, name) < 1, "must be below 1")
