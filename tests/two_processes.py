@@ -71,6 +71,14 @@ def fitted(accelerator: Accelerator) -> dict[str, Tensor]:
     return weights("fit", fit(module, cross_entropy, samples(96), settings, name="fit", session=Session(accelerator)))
 
 
+def told(accelerator: Accelerator, name: str, **settings: Any) -> dict[str, Tensor]:
+    """Augmented images, averaged weights, and the epoch that is best on samples held out; brightness is the class."""
+    x, y = samples(98).tensors
+    data = TensorDataset(x * (1 + y[:, None, None, None]) / 4, y)
+    training = Training(epochs=3, batch_size=24, micro_batch=12, augment=("flip", "crop-2"), ema=0.5, **settings)
+    return weights(name, fit(net(5), cross_entropy, data, training, name=name, session=Session(accelerator)))
+
+
 class Explained(nn.Module):
     """Logits and gradient maps from one forward pass, so that data parallelism sees both."""
 
@@ -113,6 +121,9 @@ def main(out: Path) -> None:
     accelerator = accelerator_for(cpu=True)
     found = aid_gradients(accelerator) | fitted(accelerator) | explained(accelerator) | fooled(accelerator, "fooled")
     found |= fooled(accelerator, "shifted", shift=True)
+    found |= told(accelerator, "told", lr=0.2, validation=0.25, patience=2, optimizer="sgd", label_smoothing=0.1)
+    # A single sample held out: there are fewer than processes.
+    found |= told(accelerator, "single", lr=0.02, validation=0.01)
     found["processes"] = torch.tensor(accelerator.num_processes)
     if accelerator.num_processes > 1:
         assert dist.group.WORLD is not None
