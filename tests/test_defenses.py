@@ -15,7 +15,16 @@ from torch.utils.data import Dataset
 import robustexplain as rx
 from robustexplain.attacks import ADV2, PGD, random_classes
 from robustexplain.data import Data, stack, take
-from robustexplain.defenses import AID, Aggregate, AggregatedInterpreter, BetaSmoothing, Defense, XEnsemble
+from robustexplain.defenses import (
+    AID,
+    AdversarialTraining,
+    Aggregate,
+    AggregatedInterpreter,
+    BetaSmoothing,
+    Defense,
+    ModelDefense,
+    XEnsemble,
+)
 from robustexplain.defenses.aggregation import member_of
 from robustexplain.defenses.distillation import AIDLoss
 from robustexplain.errors import InputError, UnknownNameError, UnsupportedModelError
@@ -32,6 +41,7 @@ SMALL = MaskObjective(average=10.0)
 INNER = ADV2(EPS, steps=8, step_size=0.03, warm_start=0.5)
 SHORT: dict[str, Defense] = {
     "aid": AID(attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20)),
+    "pgd-at": AdversarialTraining(attack=PGD(EPS, 2, 0.05), training=Training(epochs=1, batch_size=20, lr=1e-3)),
     "x-ensemble": XEnsemble(attack=PGD(EPS, 4, 0.05), training=Training(epochs=1, batch_size=20), trees=10),
 }
 
@@ -85,8 +95,12 @@ def test_a_defense_gives_a_system_and_leaves_its_own_alone(
     assert not any(m.training for m in system.model.modules())
     assert hardened.interpreter != system.interpreter or hardened.detector is not None
     plain = Defense.plain_view(hardened, system)
-    assert plain.interpreter is system.interpreter
     assert plain.detector is None
+    if isinstance(defense, ModelDefense):
+        assert hardened.model is not system.model
+        assert plain.model is hardened.model
+    else:
+        assert plain.interpreter is system.interpreter
 
 
 def test_a_saved_defended_system_says_the_same(
