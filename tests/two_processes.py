@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from robustexplain import System
-from robustexplain.attacks import ADV2
+from robustexplain.attacks import ADV2, PGD
 from robustexplain.attacks.manipulation import LocationFooling
-from robustexplain.defenses import AID
+from robustexplain.defenses import AID, AdversarialTraining
 from robustexplain.defenses.distillation import AIDLoss
 from robustexplain.interpreters import Gradient, MaskingModel
 from robustexplain.training import Session, Training, TrainingStep, accelerator_for, cross_entropy, fit
@@ -79,6 +79,17 @@ def told(accelerator: Accelerator, name: str, **settings: Any) -> dict[str, Tens
     return weights(name, fit(net(5), cross_entropy, data, training, name=name, session=Session(accelerator)))
 
 
+def hardened(accelerator: Accelerator) -> dict[str, Tensor]:
+    """Adversarial training of a net with batch norms, whose running statistics the attack inside looks at."""
+    plain = list(net(9))
+    model = nn.Sequential(plain[0], nn.BatchNorm2d(6), *plain[1:3], nn.BatchNorm2d(8), *plain[3:]).double().eval()
+    # AdamW would make steps of full length out of the rounding of gradients that are zero, of biases before a norm.
+    training = Training(epochs=2, batch_size=16, micro_batch=4, lr=0.2, optimizer="sgd")
+    defense = AdversarialTraining(PGD(0.1, steps=3, step_size=0.05), training, clean_weight=0.3)
+    found = defense.hardened(model, samples(48, torch.float64), Session(accelerator))
+    return {f"hardened.{name}": value for name, value in found.state_dict().items()}
+
+
 class Explained(nn.Module):
     """Logits and gradient maps from one forward pass, so that data parallelism sees both."""
 
@@ -124,6 +135,7 @@ def main(out: Path) -> None:
     found |= told(accelerator, "told", lr=0.2, validation=0.25, patience=2, optimizer="sgd", label_smoothing=0.1)
     # A single sample held out: there are fewer than processes.
     found |= told(accelerator, "single", lr=0.02, validation=0.01)
+    found |= hardened(accelerator)
     found["processes"] = torch.tensor(accelerator.num_processes)
     if accelerator.num_processes > 1:
         assert dist.group.WORLD is not None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from robustexplain import models
 from robustexplain.attacks import PGD
 from robustexplain.attacks.inner import crafted
+from robustexplain.errors import UnsupportedModelError
 from robustexplain.fields import Fraction
 from robustexplain.files import digest_tensors
 from robustexplain.interpreters import Gradient
@@ -20,7 +21,6 @@ from robustexplain.system import System
 from robustexplain.training import Samples, Session, Training, TrainingStep, fit
 from robustexplain.training.losses import right
 
-from ..base import refuse
 from .base import ModelDefense
 
 
@@ -31,8 +31,7 @@ class AdversarialTraining(ModelDefense):
 
     The inner maximisation of eq. 2.1 runs in eval mode, on the batch norms' running statistics; the update runs in
     train mode, and so the statistics are those of the attacked inputs (with a ``clean_weight``, of both halves
-    together). With batch norms, crafting sees statistics of the process's own micro batches: the result then depends
-    slightly on the number of processes. Departure: PGD hands over its best iterate, the paper's its last.
+    together). Departure: PGD hands over its best iterate, the paper's its last.
 
     Args:
         attack: the PGD inside; by default the paper's for CIFAR-10 (section 5): 7 steps of 2/255 in a ball of 8/255.
@@ -56,11 +55,11 @@ class AdversarialTraining(ModelDefense):
 
     def _forget(self, model: nn.Module) -> None:
         spec = getattr(model, "spec", None)
-        refuse(
-            not isinstance(spec, models.ModelSpec),
-            f"fresh weights need a model that robustexplain.models builds; {type(model).__name__} is none: hand in an "
-            "untrained one, and leave fresh off",
-        )
+        if not isinstance(spec, models.ModelSpec):
+            raise UnsupportedModelError(
+                f"fresh weights need a model that robustexplain.models builds, and {type(model).__name__} is none: "
+                "hand in an untrained one, and leave fresh off"
+            )
         new = models.build(spec, seed=derive(self.seed, "fresh") % 2**32)
         model.load_state_dict(new.state_dict())
 

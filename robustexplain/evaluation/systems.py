@@ -95,7 +95,8 @@ def _system(row: Row, made: Systems, data: data_sets.Data, seed: int, identity: 
     if not row.derived:
         return undefended(row, made.model, data, seed, identity, session)
     base = made.systems[row.base] if row.base in made.systems else _raise_base(row, made)
-    part = data.defense if len(data.defense) else None
+    part = getattr(data, row.settings.part if row.kind == "defense" else "defense")
+    part = part if len(part) else None
     if part is None and row.kind == "manipulation":
         part = data.train if len(data.train) else None
     defended: System = row.settings(base, part, session.inside(digest(row.label)))

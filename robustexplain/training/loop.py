@@ -22,11 +22,12 @@ from .averaging import Average
 from .batches import Batches
 from .checkpoint import Checkpoint
 from .losses import ClassifierLoss, Loss, TrainingStep
-from .modes import eval_mode, global_noise, statistics_kept
+from .modes import eval_mode, global_noise
 from .precision import own_precision, prepared
 from .selection import Selection
 from .session import Session
 from .settings import Training
+from .statistics import Statistics
 from .task import Task
 from .tracking import EpochRecord, record, tracked
 
@@ -82,6 +83,7 @@ class _Loop:
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = self.settings.optimizer_of(self.parameters)
         self.average = Average(module, self.settings.ema) if self.settings.ema else None
+        self.statistics = Statistics(module, self.batches.batch > self.batches.micro)
         self.history: list[EpochRecord] = []
         self.best: dict[str, Tensor] = {}
         self.least = math.inf
@@ -132,7 +134,7 @@ class _Loop:
             last = part == batches.share - 1
             micro = part * accelerator.num_processes + accelerator.process_index
             noise = global_noise(device, derive(self.task.stream, "noise", epoch, step, micro))
-            statistics = nullcontext() if micro == 0 else statistics_kept(self.module)
+            statistics = self.statistics.of_micro_batch(first=micro == 0)
             with noise, statistics, nullcontext() if last else _no_sync(accelerator, wrapped):
                 moment = TrainingStep(self.task.stream, epoch, progress)
                 value = self.task.loss(wrapped, x.to(device), y.to(device), moment).mean()
@@ -140,6 +142,7 @@ class _Loop:
                 accelerator.backward(value / (batches.share / accelerator.gradient_accumulation_steps))
             total += value.detach()
             if last:
+                self.statistics.update(accelerator.num_processes)
                 self._update(optimizer, progress)
                 advance(1)
         if epoch == self.settings.epochs - 1:

@@ -4,27 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
-
-
-@contextmanager
-def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch norms do not update their running statistics for the length of a block.
-
-    Only the first micro batch of each batch does, whichever process it falls to: data-parallel training keeps the
-    first process's statistics, and one process must do the same to get the same model.
-    """
-    norms: list[Any] = [m for m in module.modules() if getattr(m, "track_running_stats", False)]
-    try:
-        for norm in norms:
-            norm.track_running_stats = False
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
 
 
 @contextmanager
