@@ -184,6 +184,7 @@ def learning_curves(histories: Mapping[str, Sequence[EpochRecord]]) -> bytes:
         for axes in (left, right):
             axes.tick_params(labelsize=8)
             axes.set_xlabel("epoch", fontsize=8)
+            axes.set_xlim(0.5, max(epochs, default=1) + 0.5)
             axes.locator_params(axis="x", integer=True)
     return figure_bytes(figure)
 

@@ -162,6 +162,8 @@ def test_divergence_is_a_clear_error() -> None:
 def test_nothing_to_train_on_is_an_error() -> None:
     with pytest.raises(InputError, match="empty"):
         fit(net(), cross_entropy, TensorDataset(torch.rand(0, 2), torch.zeros(0).long()), FOUR, name="net")
+    with pytest.raises(InputError, match="'net' has nothing to train: no parameter"):
+        fit(net().requires_grad_(False), cross_entropy, blobs(), FOUR, name="net")
 
 
 def test_one_cycle_rises_for_a_fifth_and_falls_to_zero() -> None:

@@ -81,6 +81,8 @@ class _Loop:
         self.settings, self.selection = task.settings, selection or held
         self.batches = Batches.of(self.settings, len(self.task.data), task.stream, session.accelerator)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise InputError(f"{task.name!r} has nothing to train: no parameter of the module requires grad")
         self.optimizer = self.settings.optimizer_of(self.parameters)
         self.average = Average(module, self.settings.ema) if self.settings.ema else None
         self.statistics = Statistics(module, self.batches.batch > self.batches.micro)
