@@ -203,7 +203,7 @@ def scaffold_quality(attack: Scaffolding, system: System, data: Samples, x: Tens
         raise InputError(f"the system's model must be a Scaffold, got {type(scaffold).__name__}")
     mean, std = scaffold.mean.cpu(), scaffold.std.cpu()
     # Fewer real rows meet proportionally fewer made-up ones, or the F1 would depend on how many judge.
-    scaled = replace(attack, draws=max(1, round(attack.draws * len(x) / len(data))))  # type: ignore[arg-type]
+    scaled = replace(attack, draws=max(1, round(attack.draws * len(x) / len(data))))
     rows, labels = scaled.imitate(x.cpu(), mean, std, data)
     with torch.no_grad():
         agree = scaffold(x).argmax(1) == scaffold.model(x).argmax(1)

@@ -23,7 +23,7 @@ from robustexplain.models import ModelSpec
 from robustexplain.random_streams import derive
 from robustexplain.registry import DEFENSES, DETECTORS, PARTS
 from robustexplain.system import System
-from robustexplain.training import Moment, Samples, Session, Training, fit, frozen
+from robustexplain.training import Samples, Session, Training, TrainingStep, fit, frozen
 
 from ..base import Defense
 from ..interpreters.aggregated import member_of, resolve
@@ -173,7 +173,7 @@ class XEnsemble(Defense):
     def _defend(self, system: System, data: Samples | None, session: Session) -> System:
         assert data is not None  # refused at the door; for the type checker
         interpreters = tuple(member_of(system, resolve(member)) for member in self.members)
-        total: int = len(data)  # type: ignore[arg-type]
+        total: int = len(data)
         size = min(total, self.samples)
         cut = size - max(size // 5, 1)
         if cut < 10:
@@ -213,12 +213,12 @@ class XEnsemble(Defense):
             torch.default_generator.manual_seed(derive(self.seed, "network", index))
             network = MapNetwork()
         seen = digest_tensors({"maps": data.tensors[0], "labels": data.tensors[1]})
-        fit(network, binary_loss, data, self.training, name=f"x-ensemble-{index}", seed=self.seed,  # type: ignore[arg-type]
+        fit(network, binary_loss, data, self.training, name=f"x-ensemble-{index}", seed=self.seed,
             session=session, identity=seen)  # fmt: skip
         return network.requires_grad_(False)
 
 
-def binary_loss(module: nn.Module, maps: Tensor, labels: Tensor, moment: Moment) -> Tensor:
+def binary_loss(module: nn.Module, maps: Tensor, labels: Tensor, moment: TrainingStep) -> Tensor:
     """Binary cross-entropy of one logit a map, ``[b]``."""
     return nn.functional.binary_cross_entropy_with_logits(module(maps), labels.float(), reduction="none")
 

@@ -10,13 +10,14 @@ from typing import Any
 from ..errors import InputError
 from ..registry import DATASETS
 from . import arrays, credit, folders, openml, tables
-from .base import PARTS, Data, Item, Splits, labels_of, stack, take
+from .base import PARTS, Data, Item, Samples, Splits, labels_of, stack, subset, take
 from .tables import TensorTable
 
 __all__ = [
     "PARTS",
     "Data",
     "Item",
+    "Samples",
     "Splits",
     "TensorTable",
     "arrays",
@@ -26,6 +27,7 @@ __all__ = [
     "load",
     "openml",
     "stack",
+    "subset",
     "tables",
     "take",
 ]

@@ -51,7 +51,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> float:
         raise AssertionError("an epoch was trained")
 
-    monkeypatch.setattr(training._Loop, "epoch", refuse)
+    monkeypatch.setattr(training.loop._Loop, "epoch", refuse)
 
 
 def message(tree: Any) -> str:
