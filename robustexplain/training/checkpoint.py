@@ -50,7 +50,8 @@ class Checkpoint:
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
-        meta = {"stamp": self.stamp, "precision": self.precision, "history": json.dumps(history)}
+        meta = {"stamp": self.stamp, "precision": self.precision, "epochs": str(len(history))}
+        meta["history"] = json.dumps(history)
         if self.average is not None:
             tensors |= {f"average.{k}": v for k, v in self.average.values.items()}
             meta["updates"] = str(self.average.updates)
