@@ -73,7 +73,7 @@ class FineTuningTask:
         return (_mean(keep) + self.attack.weight * _mean(fool))[None]
 
     @torch.no_grad()
-    def judge(self, module: nn.Module) -> Verdict:
+    def evaluate(self, module: nn.Module) -> Verdict:
         """Figures of the weights as they are, with the model's own rectifiers, on the samples held out.
 
         ``accuracy`` on the samples as they are, both terms (``keep``, ``fool``), and their sum ``loss``.

@@ -141,7 +141,7 @@ class FineTuned(Manipulation):
         interpreter = copy.deepcopy(system.interpreter)
         model = interpreter.model.to(session.device).requires_grad_(False).eval()
         task = FineTuningTask(self, self.aimed(system.interpreter), *self._split(data), session)
-        selection = Selection(task.judge)
+        selection = Selection(task.evaluate)
         identity = [asdict(self), files.digest_tensors(model.state_dict()), described(interpreter), task.digest]
         with self._loosened(model, stack(task.data, range(1))[0].to(session.device)):
             module = ExplainingModel(self.aimed(interpreter), self.beta)

@@ -495,7 +495,7 @@ def test_images_are_mirrored_and_shifted_each_by_its_own_stream() -> None:
 def test_an_epoch_is_judged_on_the_models_own_rectifiers(trained: models.Classifier, own: Samples) -> None:
     interpreter = CAM(trained)
     task = FineTuningTask(UniformFooling(beta=1.0), interpreter, own, data_sets.take(own, 20), Session())  # type: ignore[arg-type]
-    smooth, plain = (task.judge(ExplainingModel(interpreter, beta)) for beta in (1.0, None))
+    smooth, plain = (task.evaluate(ExplainingModel(interpreter, beta)) for beta in (1.0, None))
     assert smooth == plain
     x, y = data_sets.stack(data_sets.take(own, 20))  # type: ignore[arg-type]
     losses = [
@@ -689,7 +689,7 @@ def test_a_killed_manipulation_goes_on_where_it_was(
     attack = LocationFooling(weight=10, budget=1.0, training=dataclasses.replace(ONE, epochs=3))
     system, some = rx.System(trained, CAM(trained)), data_sets.take(own, 120)  # type: ignore[arg-type]
     whole, _ = manipulated(attack, system, some, tmp_path / "whole")
-    real, calls = FineTuningTask.judge, []
+    real, calls = FineTuningTask.evaluate, []
 
     def dying(self: FineTuningTask, module: nn.Module) -> Any:
         calls.append(1)
@@ -697,10 +697,10 @@ def test_a_killed_manipulation_goes_on_where_it_was(
             raise KeyboardInterrupt
         return real(self, module)
 
-    monkeypatch.setattr(FineTuningTask, "judge", dying)
+    monkeypatch.setattr(FineTuningTask, "evaluate", dying)
     with pytest.raises(KeyboardInterrupt):
         attack(system, some, Session(folder=tmp_path / "killed"))
-    monkeypatch.setattr(FineTuningTask, "judge", real)
+    monkeypatch.setattr(FineTuningTask, "evaluate", real)
     resumed, _ = manipulated(attack, system, some, tmp_path / "killed")
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
