@@ -92,7 +92,7 @@ def test_what_is_crafted_depends_on_epoch_and_input_alone(trained: Classifier, j
 def test_pgd_fools_an_adversarially_trained_model_far_less_often_at_little_clean_accuracy(
     trained: Classifier, digits: Data
 ) -> None:
-    x, y = stack(take(digits.judge, 120))
+    x, y = stack(take(digits.test, 120))
     defense = AdversarialTraining(WITHIN, Training(epochs=5, batch_size=32, lr=1e-2))
     before = plain(trained)
     after = defense(before, take(digits.train, 448))
@@ -126,7 +126,7 @@ def test_it_can_keep_the_epoch_of_the_best_robust_accuracy_and_begin_anew(
     figures = [record["figures"] for record in histories(tmp_path)["pgd-at"]]
     assert [set(f) for f in figures] == [{"accuracy", "robust_accuracy"}] * 2
     assert not any(p.requires_grad for p in model.parameters())
-    x, y = stack(take(digits.judge, 60))
+    x, y = stack(take(digits.test, 60))
     right = [float((m(x).argmax(1) == y).double().mean()) for m in (model, trained)]
     assert right[0] < 0.6 < right[1], "two epochs from random weights are not enough"
     with pytest.raises(UnsupportedModelError, match="fresh weights need a model that robustexplain"):
