@@ -24,8 +24,12 @@ class UnknownNameError(InputError):
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
         near = difflib.get_close_matches(name, self.known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(self.known)}"
+        hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {_some(self.known)}"
         super().__init__(f"unknown {kind} {name!r}; {hint}")
+
+
+def _some(names: list[str], most: int = 40) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 class UnsupportedModelError(InputError):

@@ -152,6 +152,8 @@ ROOMS: tuple[str, ...] = (
         "random_streams",
         "registry",
         "features",
+        "own_code",
+        "schema",
         "maps",
         "progress",
     ),

@@ -185,6 +185,15 @@ class Torchattacks(Attack):
     settings: Settings = field(default_factory=dict)
     batched: bool = False
 
+    def ready(self) -> None:
+        """Refuse, before anything runs, what this machine does not have.
+
+        Raises:
+            InputError: the library is not installed, or has no such attack.
+        """
+        library = _library("torchattacks")
+        _named(library, self.attack, library.attack.Attack)
+
     def plan(self, system: System) -> Plan:
         """Run it, towards the goal class where there is one."""
         call = partial(_torchattacks, self.attack, dict(self.settings))
@@ -216,6 +225,15 @@ class Foolbox(Attack):
         if self.eps is not None and not self.eps >= 0:
             raise FieldError("Foolbox", "eps", f"must be at least 0, got {self.eps!r}")
 
+    def ready(self) -> None:
+        """Refuse, before anything runs, what this machine does not have.
+
+        Raises:
+            InputError: the library is not installed, or has no such attack.
+        """
+        library = _library("foolbox")
+        _made(library.attacks, self.attack, library.attacks.Attack, **self.settings)
+
     def plan(self, system: System) -> Plan:
         """Run it, towards the goal class where there is one."""
         call = partial(_foolbox, self.attack, dict(self.settings), self.eps)
@@ -238,6 +256,14 @@ class ART(Attack):
     attack: str = "ProjectedGradientDescent"
     settings: Settings = field(default_factory=dict)
     batched: bool = False
+
+    def ready(self) -> None:
+        """Refuse, before anything runs, what this machine does not have.
+
+        Raises:
+            InputError: the library is not installed, or has no such attack.
+        """
+        _named(_library("art.attacks.evasion"), self.attack, _library("art.attacks").EvasionAttack)
 
     def plan(self, system: System) -> Plan:
         """Run it, towards the goal class where there is one."""
@@ -310,11 +336,16 @@ def _library(name: str) -> Any:
         ) from error
 
 
-def _made(home: Any, name: str, kind: type, *arguments: Any, **settings: Any) -> Any:
-    """An attack of another library; unknown names and settings are errors of ours."""
+def _named(home: Any, name: str, kind: type) -> None:
+    """Refuse a name that no attack of another library has."""
     known = [key for key, value in vars(home).items() if isinstance(value, type) and issubclass(value, kind)]
     if name not in known:
         raise UnknownNameError(f"attack of {home.__name__}", name, known)
+
+
+def _made(home: Any, name: str, kind: type, *arguments: Any, **settings: Any) -> Any:
+    """An attack of another library; unknown names and settings are errors of ours."""
+    _named(home, name, kind)
     try:
         return getattr(home, name)(*arguments, **settings)
     except (TypeError, ValueError) as error:

@@ -14,10 +14,11 @@ from robustexplain import checks
 from robustexplain import maps as ops
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Positive
+from robustexplain.interpreters import InterpreterSpec
 from robustexplain.models import build
 from robustexplain.objectives import Goal, Objective
 from robustexplain.random_streams import Streams, generator
-from robustexplain.registry import ATTACKS, INTERPRETERS
+from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 from robustexplain.training import Session, Training, TrainingStep, fit
 
@@ -198,7 +199,7 @@ class Substitute(Attack):
             pool, said = torch.cat([pool, moved]), torch.cat([said, self._ask(system, moved)])
         model = model.to(x.dtype).eval()
         return FittedSubstitute(
-            self._crafting, System(model, INTERPRETERS.get(self.interpreter).build(model)), len(pool), seed=self.seed
+            self._crafting, System(model, InterpreterSpec(self.interpreter).build(model)), len(pool), seed=self.seed
         )
 
     @torch.no_grad()

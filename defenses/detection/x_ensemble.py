@@ -17,7 +17,7 @@ from robustexplain.data import stack
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Fraction
 from robustexplain.files import digest_tensors
-from robustexplain.interpreters import Interpreter
+from robustexplain.interpreters import Interpreter, InterpreterSpec
 from robustexplain.metrics import threshold_at
 from robustexplain.models import ModelSpec
 from robustexplain.random_streams import derive
@@ -147,7 +147,7 @@ class XEnsemble(Defense):
     one fifth, clean, calibrates the alarm. The published work has no code; its abstract gives the structure.
 
     Args:
-        members: kinds of map, as names or classes; the system's own interpreter may be among them.
+        members: kinds of map, as names, classes or names with settings; the system's own interpreter may be among them.
         attack: what the detector learns to see: it knows this attack and no other.
         training: of each network.
         trees: of the forest.
@@ -155,7 +155,7 @@ class XEnsemble(Defense):
         false_alarms: share of clean inputs that may raise the alarm.
     """
 
-    members: Sequence[type[Interpreter] | str] = ("gradient", "gradcam")
+    members: Sequence[InterpreterSpec | type[Interpreter] | str] = ("gradient", "gradcam")
     attack: PGD = field(default_factory=PGD)
     training: Training = field(default_factory=lambda: Training(epochs=15, lr=3e-3))
     trees: Count = 200
@@ -166,9 +166,7 @@ class XEnsemble(Defense):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "members", tuple(self.members))
-        for member in self.members:
-            resolve(member)
+        object.__setattr__(self, "members", tuple(resolve(member) for member in self.members))
 
     def _defend(self, system: System, data: Samples | None, session: Session) -> System:
         assert data is not None  # refused at the door; for the type checker

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustexplain import maps as ops
 from robustexplain.errors import InputError
-from robustexplain.interpreters import Explanation, Interpreter
+from robustexplain.interpreters import Explanation, Interpreter, InterpreterSpec
 from robustexplain.interpreters.base import explain_together
 from robustexplain.registry import DEFENSES, INTERPRETERS
 from robustexplain.system import System
@@ -70,7 +70,8 @@ class AggregatedInterpreter(Defense):
     class, so that a trained one can be a member. Cost: the sum of the members'.
 
     Args:
-        members: interpreter classes, or their registered names; each must need nothing but the model.
+        members: interpreters by name, by class or with settings of their own (``{name: smoothgrad, samples: 20}``,
+            :class:`InterpreterSpec`); each must need nothing but the model.
         rescale: what makes the members comparable before the mean.
 
     Examples:
@@ -86,43 +87,32 @@ class AggregatedInterpreter(Defense):
         torch.Size([2, 32, 32])
     """
 
-    members: Sequence[type[Interpreter] | str] = ("gradient", "gradcam")
+    members: Sequence[InterpreterSpec | type[Interpreter] | str] = ("gradient", "gradcam")
     rescale: ops.Rescale = "sum"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "members", tuple(self.members))
+        object.__setattr__(self, "members", tuple(resolve(member) for member in self.members))
         if len(self.members) < 2:
             raise InputError(f"an aggregate needs two members or more, got {len(self.members)}")
-        for member in self.members:
-            resolve(member)
 
     def _defend(self, system: System, data: Samples | None, session: Session) -> System:
         members = tuple(member_of(system, resolve(member)) for member in self.members)
         return replace(system, interpreter=Aggregate(system.model, members, self.rescale))
 
 
-def resolve(member: type[Interpreter] | str) -> type[Interpreter]:
-    """The interpreter class of that name; a class is itself.
-
-    Raises:
-        UnknownNameError: with the nearest names.
-        InputError: not a name or class of an interpreter.
-    """
-    cls = INTERPRETERS.get(member).build if isinstance(member, str) else member
-    if not (isinstance(cls, type) and issubclass(cls, Interpreter)):
-        raise InputError(f"expected an interpreter's class or name, got {member!r}")
-    return cls
+def resolve(member: InterpreterSpec | type[Interpreter] | str) -> InterpreterSpec:
+    """The interpreter that a name, a class or a spec stands for, as :meth:`InterpreterSpec.of`."""
+    return InterpreterSpec.of(member)
 
 
-def member_of(system: System, cls: type[Interpreter]) -> Interpreter:
-    """The system's own interpreter if it is of that class, else a new one of the system's model."""
-    own = system.interpreter
-    if type(own) is cls:
+def member_of(system: System, member: InterpreterSpec | type[Interpreter] | str) -> Interpreter:
+    """The system's own interpreter for a member of its class without settings, else a new one of the system's model."""
+    own, member = system.interpreter, resolve(member)
+    if type(own) is member.entry.build and not member.settings:
         return own
-    entry = INTERPRETERS.get(INTERPRETERS.name_of(cls))
-    if entry.train is not None:
+    if member.entry.train is not None:
         raise InputError(
-            f"{entry.name!r} is trained: it can be a member only of a system whose interpreter it already is"
+            f"{member.name!r} is trained: it can be a member only of a system whose interpreter it already is"
         )
-    return cls(system.model)
+    return member.build(system.model)

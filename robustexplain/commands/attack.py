@@ -11,7 +11,7 @@ import typer
 
 from ..errors import InputError
 from .explain import channels_of, read_image, systems_of_model, systems_of_run
-from .options import Size
+from .options import Size, TrustCode
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,12 +33,23 @@ def attack(
     goal_map: Annotated[str, typer.Option(help="benign, or random-patch.")] = "benign",
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("attacked"),
     size: Size = None,
+    trust_code: TrustCode = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the random class and patch.")] = 0,
 ) -> None:
     """Attack one image: the attacked image, the maps before and after, and the numbers."""
     goal = AdversaryGoal(goal_class, untargeted, goal_map, seed)
     for line in attack_image(
-        image, attack, changes or [], out, run=run, row=row, model=model, interpreter=interpreter, goal=goal, size=size
+        image,
+        attack,
+        changes or [],
+        out,
+        run=run,
+        row=row,
+        model=model,
+        interpreter=interpreter,
+        goal=goal,
+        size=size,
+        trust_code=trust_code,
     ):
         typer.echo(line)
 
@@ -78,6 +89,7 @@ def attack_image(
     interpreter: str = "gradcam",
     goal: AdversaryGoal | None = None,
     size: int | None = None,
+    trust_code: bool = False,
 ) -> list[str]:
     """Attack an image and write the attacked image, the maps before and after, and the numbers.
 
@@ -95,6 +107,7 @@ def attack_image(
         interpreter: ... and its interpreter's.
         goal: what the adversary wants.
         size: side to resize to; default what the system was made for.
+        trust_code: whether code of the user's own that the run's recipe names may run.
 
     Returns:
         The numbers, a line each.
@@ -106,7 +119,9 @@ def attack_image(
         raise InputError("attack needs either --run DIRECTORY or --model NAME")
     attack = attack_of(name, settings)
     rows = [row] if row else []
-    systems, side = systems_of_run(run, rows) if run is not None else systems_of_model(str(model), [interpreter])
+    systems, side = (
+        systems_of_run(run, rows, trust_code) if run is not None else systems_of_model(str(model), [interpreter])
+    )
     system = next(iter(systems.values()))
     x = read_image(image, channels=channels_of(system), size=size or side)
     return _attack(attack, system, x, goal or AdversaryGoal(), out)
@@ -120,8 +135,8 @@ def attack_of(name: str, settings: Sequence[str]) -> Attack:
     """
     import yaml
 
-    from ..recipe.schema import make, numbers
     from ..registry import ATTACKS
+    from ..schema import make, numbers
 
     given: dict[str, Any] = {}
     for setting in settings:

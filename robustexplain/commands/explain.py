@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import InputError, MissingDataError
-from .options import Size
+from .options import Size, TrustCode
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from ..system import System
 
@@ -25,9 +26,10 @@ def explain(
     interpreter: Annotated[list[str] | None, typer.Option(help="Interpreters for --model. Repeatable.")] = None,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("explained.png"),
     size: Size = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Explain one image: prediction, maps and alarms, as a picture."""
-    for line in explain_image(image, run, row or [], model, interpreter or ["gradcam"], out, size):
+    for line in explain_image(image, run, row or [], model, interpreter or ["gradcam"], out, size, trust_code):
         typer.echo(line)
 
 
@@ -39,6 +41,7 @@ def explain_image(
     interpreters: Sequence[str],
     out: Path,
     size: int | None = None,
+    trust_code: bool = False,
 ) -> list[str]:
     """Explain an image with the systems of a run, or with a classifier and interpreters by name.
 
@@ -50,6 +53,7 @@ def explain_image(
         interpreters: names, for ``model``.
         out: the picture to write.
         size: side to resize to; default what the systems were made for.
+        trust_code: whether code of the user's own that the run's recipe names may run.
 
     Returns:
         A line a system: prediction, confidence, alarm.
@@ -64,7 +68,9 @@ def explain_image(
 
     if (run is None) == (model is None):
         raise InputError("explain needs either --run DIRECTORY or --model NAME")
-    systems, side = systems_of_run(run, rows) if run is not None else systems_of_model(str(model), interpreters)
+    systems, side = (
+        systems_of_run(run, rows, trust_code) if run is not None else systems_of_model(str(model), interpreters)
+    )
     first = next(iter(systems.values()))
     x = read_image(image, channels=channels_of(first), size=size or side)
     panels = [("image", x[0].permute(1, 2, 0).expand(-1, -1, 3).numpy())]
@@ -105,8 +111,10 @@ def read_image(path: Path, channels: int = 3, size: int | None = None) -> Tensor
     return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
 
 
-def systems_of_run(run: Path, rows: Sequence[str]) -> tuple[dict[str, System], int | None]:
+def systems_of_run(run: Path, rows: Sequence[str], trust_code: bool = False) -> tuple[dict[str, System], int | None]:
     """Systems of a run by row label (default all rows), and the side of the images they were made for.
+
+    ``trust_code``: whether code of the user's own that the run's recipe names may run; without it, it is refused.
 
     Raises:
         InputError: a row that the run does not have; a run on a table, whose systems take no image.
@@ -118,7 +126,8 @@ def systems_of_run(run: Path, rows: Sequence[str]) -> tuple[dict[str, System], i
     folder = RunFolder(run)
     folder.require()
     results = Results.read(folder)
-    recipe, features = results.recipe, results.run.get("features", [])
+    recipe = results.recipe.trusting() if trust_code else results.recipe
+    features = results.run.get("features", [])
     if features:
         raise InputError(
             f"the systems of {run} take rows of {len(features)} columns and no image; call them on rows yourself: "
@@ -128,8 +137,15 @@ def systems_of_run(run: Path, rows: Sequence[str]) -> tuple[dict[str, System], i
     unknown = [row for row in rows if row not in labels]
     if unknown:
         raise InputError(f"{run} has no row {unknown[0]!r}; it has: {', '.join(labels)}")
-    side = int(recipe.data.load().shape[-1])
-    return {label: System.load(folder.system(label)) for label in labels if not rows or label in rows}, side
+    data = recipe.data.load()
+
+    def own() -> nn.Module | None:
+        # A module for each system: its weights are read into it.
+        bare = replace(recipe.model, weights=None)
+        return bare.load(data.shape, data.num_classes, 0) if bare.file is not None else None
+
+    wanted = [label for label in labels if not rows or label in rows]
+    return {label: System.load(folder.system(label), model=own()) for label in wanted}, int(data.shape[-1])
 
 
 def systems_of_model(name: str, interpreters: Sequence[str]) -> tuple[dict[str, System], int | None]:
@@ -139,17 +155,15 @@ def systems_of_model(name: str, interpreters: Sequence[str]) -> tuple[dict[str, 
         InputError: an interpreter that needs more than a model.
     """
     from .. import models
-    from ..recipe.schema import needs_parts
-    from ..registry import INTERPRETERS
+    from ..interpreters import InterpreterSpec
     from ..system import System
 
     model = models.load(name)
     systems = {}
-    for wanted in interpreters:
-        entry = INTERPRETERS.get(wanted)
-        if entry.train is not None or needs_parts(entry.build):
-            raise InputError(f"{wanted!r} needs more than a model; train it in a recipe and use --run")
-        systems[wanted] = System(model, entry.build(model))
+    for wanted in map(InterpreterSpec, interpreters):
+        if wanted.refusal is not None:
+            raise InputError(f"{wanted.refusal}; train it in a recipe and use --run")
+        systems[wanted.name] = System(model, wanted.build(model))
     return systems, model.input_size
 
 

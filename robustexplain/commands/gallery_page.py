@@ -18,9 +18,8 @@ from .. import files, models, plots
 from ..autograd.rectifiers import Softplus
 from ..defenses import Aggregate
 from ..errors import InputError, UnsupportedModelError
-from ..interpreters import GradCAM, Gradient, IntegratedGradients, Interpreter, RTSTraining, Smoothed
+from ..interpreters import GradCAM, Gradient, IntegratedGradients, Interpreter, InterpreterSpec, RTSTraining, Smoothed
 from ..interpreters.base import taken
-from ..recipe.schema import needs_parts
 from ..registry import INTERPRETERS, Entry
 from ..training import Session, Training, cross_entropy, fit
 from .explain import read_image
@@ -202,10 +201,10 @@ def _make(entry: Entry, model: nn.Module, trained: Callable[[Entry], Interpreter
         return trained(entry)
     if entry.name in PARTS:
         return PARTS[entry.name](model)
-    if needs_parts(entry.build):
+    spec = InterpreterSpec(entry.name)
+    if spec.refusal is not None:
         raise UnsupportedModelError("is made of parts that the gallery does not know")
-    made: Interpreter = entry.build(model)
-    return made
+    return spec.build(model)
 
 
 def _explain(interpreter: Interpreter, x: Tensor, target: Tensor) -> tuple[Tensor, float]:

@@ -25,6 +25,9 @@ Changes = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Another seed than the recipe's.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Judge at most so many images.")]
 Device = Annotated[str | None, typer.Option(help="cpu, or leave it to Accelerate.")]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Let the Python files that the recipe names (model.file, data.file) run.")
+]
 Size = Annotated[int | None, typer.Option(min=1, help="Side to resize to; default the model's own.")]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Changes, Device, Limit, Recipe, Seed, changes_of, session_of
+from .options import Changes, Device, Limit, Recipe, Seed, TrustCode, changes_of, session_of
 from .report import show
 
 
@@ -18,12 +18,13 @@ def run(
     limit: Limit = None,
     device: Device = None,
     seed: Seed = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Run a recipe, or go on with a run that was stopped: the same command again."""
     from .. import evaluation
     from ..recipe import read
 
-    checked = read(recipe, changes_of(changes, seed, limit))
+    checked = read(recipe, changes_of(changes, seed, limit), trust_code=trust_code)
     session = session_of(device)
     folder = out or Path("runs") / checked.name
     try:

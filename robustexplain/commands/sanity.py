@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Changes, Device, Recipe, Seed, changes_of, session_of
+from .options import Changes, Device, Recipe, Seed, TrustCode, changes_of, session_of
 
 
 def sanity(
@@ -18,12 +18,14 @@ def sanity(
     limit: Annotated[int | None, typer.Option(min=1, help="Explain at most so many images.")] = None,
     device: Device = None,
     seed: Seed = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Check whether a recipe's interpreters depend on the model: weights and labels at random, inputs shifted."""
     from ..recipe import read
     from ..sanity.run import run_sanity
 
-    checked = read(recipe, [*changes_of(changes, seed, None), *([f"sanity.images={limit}"] if limit else [])])
+    limited = [f"sanity.images={limit}"] if limit else []
+    checked = read(recipe, [*changes_of(changes, seed, None), *limited], trust_code=trust_code)
     session = session_of(device)
     folder = out or Path("runs") / checked.name
     failed = run_sanity(checked, folder, session, check or [])

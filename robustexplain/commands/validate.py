@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Changes, Limit, Recipe, Seed, changes_of
+from .options import Changes, Limit, Recipe, Seed, TrustCode, changes_of
 
 
 def validate(
@@ -15,11 +15,12 @@ def validate(
     limit: Limit = None,
     seed: Seed = None,
     data: Annotated[bool, typer.Option(help="Also look whether data and weights are there.")] = True,
+    trust_code: TrustCode = False,
 ) -> None:
     """Check a recipe without running it; takes the options of run that change a recipe."""
     from ..recipe import check_data, read
 
-    checked = read(recipe, changes_of(changes, seed, limit))
+    checked = read(recipe, changes_of(changes, seed, limit), trust_code=trust_code)
     if data:
         check_data(checked)
     cells = len(checked.rows) * len(checked.columns)

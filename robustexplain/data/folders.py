@@ -164,14 +164,22 @@ class _Row(NamedTuple):
     """A line of the CSV file; ``part`` is ``None`` without a column of parts."""
 
     file: str
-    label: int
+    label: str
     part: str | None
+    where: str
+
+
+def _number(text: str) -> int | None:
+    try:
+        return int(text)
+    except ValueError:
+        return None
 
 
 @DATASETS.register("csv-folder")
 @dataclass(frozen=True)
 class CsvFolder:
-    """Your own images: a folder, and a CSV file with a row an image that names the file and its class (an integer).
+    """Your own images: a folder, and a CSV file with a row an image that names the file and its class.
 
     Who goes into which part is decided by a hash of the file's name, so that parts stay when rows come or go, or by a
     column of the file.
@@ -180,11 +188,12 @@ class CsvFolder:
         path: the folder of the images.
         csv: the CSV file, relative to ``path``, with a header row.
         file_column: the column of file names, relative to ``path``.
-        label_column: the column of labels, 0 to ``num_classes - 1``.
+        label_column: the column of labels: numbers from 0 to ``num_classes - 1``, or names of classes.
         part_column: the column that says ``train``, ``defense`` or ``test``, for a split that was published or that
             keeps relatives (crops of a photograph, images of a patient) together; ``seed`` and ``fractions`` have
             no say then.
-        classes: names of the classes, in the order of the labels; default their numbers.
+        classes: names of the classes, in the order of the labels; default their numbers, or the names that stand
+            there, sorted.
         num_classes: default as many as there are names, else the largest label plus 1.
         seed: of the split.
         size: side in pixels.
@@ -221,13 +230,12 @@ class CsvFolder:
         """
         folder = _folder(self.path, "csv-folder")
         rows = self._rows(folder / self.csv)
-        names, labels = [row.file for row in rows], [row.label for row in rows]
+        names = [row.file for row in rows]
         for name in names:
             if not (folder / name).is_file():
                 raise MissingDataError(f"csv-folder: {self.csv} names {name!r}, which is not in {str(folder)!r}")
-        count = self.num_classes or len(self.classes or ()) or max(labels) + 1
-        classes = tuple(self.classes or map(str, range(count)))
-        checked_labels(labels, count, str(folder / self.csv))
+        labels, classes = self._labels(rows)
+        checked_labels(labels, len(classes), str(folder / self.csv))
         dataset = Files(folder, names, labels, self.size, self.resize, self.channels)
         if self.part_column is None:
             splits = Splits.hashed(names, self.fractions, self.seed)
@@ -250,15 +258,30 @@ class CsvFolder:
         return rows
 
     def _row(self, row: dict[str, str], where: str) -> _Row:
-        try:
-            label = int(row[self.label_column])
-        except (TypeError, ValueError):
-            raise InputError(f"{where}: label must be an integer, got {row[self.label_column]!r}") from None
         part = row[self.part_column] if self.part_column else None
         if self.part_column and part not in PARTS:
             said = renamed(part, RENAMED_PARTS)
             raise InputError(f"{where}: {self.part_column} must be one of {', '.join(PARTS)}, got {part!r}{said}")
-        return _Row(row[self.file_column] or "", label, part)
+        return _Row(row[self.file_column] or "", (row[self.label_column] or "").strip(), part, where)
+
+    def _labels(self, rows: list[_Row]) -> tuple[list[int], tuple[str, ...]]:
+        """The class of each row, by number, and the names of the classes."""
+        numbers = [_number(row.label) for row in rows]
+        if any(number is not None for number in numbers):
+            # One number among names, or the other way round, is a slip.
+            for row, number in zip(rows, numbers, strict=True):
+                if number is None:
+                    raise InputError(f"{row.where}: label must be an integer, as on other lines, got {row.label!r}")
+            labels = [number for number in numbers if number is not None]
+            count = self.num_classes or len(self.classes or ()) or max(labels) + 1
+            return labels, tuple(self.classes or map(str, range(count)))
+        classes = tuple(self.classes or sorted({row.label for row in rows}))
+        for row in rows:
+            if row.label not in classes or not row.label:
+                raise InputError(f"{row.where}: label must be one of {', '.join(classes)}, got {row.label!r}")
+        if self.num_classes not in (None, len(classes)):
+            raise InputError(f"CsvFolder: num_classes is {self.num_classes}, but there are {len(classes)} classes")
+        return [classes.index(row.label) for row in rows], classes
 
 
 @DATASETS.register("imagenette", paper="Howard 2019, a subset of ImageNet")

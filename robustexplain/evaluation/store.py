@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import files
 from .._version import __version__
 from ..errors import InputError, MissingDataError, RunMismatchError
-from ..recipe.experiment import Recipe
+from ..recipe.experiment import Recipe, decisive
 
 RUN, WEIGHTS, RECIPE, MATRIX, REPORT = "run.json", "weights.json", "recipe.yaml", "matrix.csv", "report.html"
 
@@ -114,8 +114,8 @@ class RunFolder:
             return
         detail = ""
         if "recipe" in differs and (self.root / RECIPE).is_file():
-            before = _flat(yaml.safe_load((self.root / RECIPE).read_text(encoding="utf-8")))
-            now = _flat(recipe.source)
+            before = _flat(decisive(yaml.safe_load((self.root / RECIPE).read_text(encoding="utf-8"))))
+            now = _flat(decisive(recipe.source))
             changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
             detail = f" (recipe: {', '.join(changed[:6])})"
         raise RunMismatchError(

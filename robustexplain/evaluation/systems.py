@@ -72,22 +72,14 @@ def _save(made: Systems, folder: RunFolder, session: Session) -> None:
 
 def classifier(settings: Model, data: data_sets.Data, seed: int, session: Session, name: str) -> nn.Module:
     """The classifier, trained on the data set's train part if the recipe says so; frozen, in eval mode."""
-    size = {"in_features" if len(data.shape) == 1 else "in_channels": data.shape[0]}
-    model: nn.Module = models.load(
-        settings.name,
-        num_classes=data.num_classes,
-        weights=settings.weights,
-        pretrained=settings.pretrained,
-        seed=derive(seed, "model") % 2**32,
-        **size,
-        **settings.options,
-    )
+    model = settings.load(data.shape, data.num_classes, derive(seed, "model") % 2**32)
     if isinstance(model, models.TableClassifier) and settings.weights is None:
         model.standardise(data_sets.stack(data.train)[0])
     if settings.train is not None:
         start = digest_tensors(model.state_dict())
+        identity = [data.digest, settings.name, settings.options, start, *filter(None, [settings.sha256])]
         fit(model, cross_entropy, data.train, settings.train, name=name, seed=seed, session=session,
-            identity=[data.digest, settings.name, settings.options, start])  # fmt: skip
+            identity=identity)  # fmt: skip
     return model.to(session.device).requires_grad_(False).eval()
 
 

@@ -22,6 +22,7 @@ from .perturbation.removal import Fill
 from .perturbation.rise import RISE
 from .perturbation.segments import Segments
 from .reference import Reference
+from .spec import InterpreterSpec
 from .tabular.lime import LIMETabular, LIMETabularTraining, draw_lime_background
 from .tabular.shap import SHAPTabular, SHAPTabularTraining, draw_shap_background, shap_background
 from .zero_gradient import unchecked
@@ -49,6 +50,7 @@ __all__ = [
     "InputXGradient",
     "IntegratedGradients",
     "Interpreter",
+    "InterpreterSpec",
     "KernelSHAP",
     "LIMETabular",
     "LIMETabularTraining",

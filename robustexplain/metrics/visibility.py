@@ -72,6 +72,14 @@ class LPIPS(Visibility):
     bounds: ClassVar[tuple[float, float]] = (0, math.inf)
     differentiable: ClassVar[bool] = True
 
+    def ready(self) -> None:
+        """Refuse, before anything runs, what this machine does not have.
+
+        Raises:
+            MissingDataError: the package is not installed, or its backbone's weights cannot be had.
+        """
+        _network(self.net)
+
     def _see(self, x: Tensor, attacked: Tensor) -> Tensor:
         measured = _network(self.net).to(x)(*(_three(images) for images in (x, attacked)), normalize=True)
         return torch.as_tensor(measured).reshape(len(x))

@@ -8,6 +8,7 @@ from . import cifar, library, rules, small, tables
 from .classifier import Classifier, ModelSpec
 from .estimator import Estimator
 from .loading import build, load
+from .own import load_own
 from .rules import FeatureRule
 from .tables import TableClassifier
 
@@ -21,6 +22,7 @@ __all__ = [
     "cifar",
     "library",
     "load",
+    "load_own",
     "rules",
     "small",
     "tables",

@@ -47,6 +47,7 @@ def load(
     in_channels: int | None = None,
     in_features: int | None = None,
     weights: str | PathLike[str] | None = None,
+    weights_key: str | None = None,
     pretrained: bool | None = None,
     seed: int = 0,
     **options: Any,
@@ -59,6 +60,7 @@ def load(
         in_channels: channels of the images; default the model's own.
         in_features: columns of the table, for a model that takes rows (``mlp``, ``linear``).
         weights: a ``.safetensors`` file or a torch state dict, of the whole classifier or of its inner network.
+        weights_key: which of a checkpoint's state dicts, such as ``"state_dict_ema"``; default the usual ones.
         pretrained: take the weights that the model's library offers (a download for timm and torchvision). Default:
             only for models whose weights are installed (``efficientnet-lite0``), and not if ``weights`` are given.
         seed: seed of the random weights; the global random state is left alone.
@@ -82,7 +84,7 @@ def load(
     options |= {k: v for k, v in sizes if v is not None}
     classifier = _construct(name, options, seed, pretrained=False if weights is not None else pretrained)
     if weights is not None:
-        load_file_into(classifier, weights)
+        load_file_into(classifier, weights, weights_key)
     return classifier
 
 

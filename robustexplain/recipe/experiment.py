@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from .. import files
+from torch import nn
+
+from .. import files, models
+from ..data.own import OwnData
 from ..features import index_of, with_indices
 from ..fields import Count, Fraction, NonNegative, check_fields
+from ..own_code import OwnCode
 from ..training import Training
 from .problems import Problems
 
@@ -21,18 +25,49 @@ class Model:
     """The classifier: a registered name, ``timm:NAME`` or ``torchvision:NAME``, its weights or its training.
 
     Args:
-        name: as ``models.load`` takes it.
+        name: as ``models.load`` takes it; with ``file`` a class or function that stands there and makes an
+            ``nn.Module``.
         weights: a safetensors file or a ``weights_only`` torch file.
+        weights_key: which of a checkpoint's state dicts, such as ``state_dict_ema``; default the usual ones.
         pretrained: load the library's own weights.
         train: train it here, on the data set's train part.
         options: further arguments of its builder, such as the widths of an ``mlp``.
+        file: a Python file of one's own; its code runs only with ``--trust-code``.
+        sha256: of ``file``, filled in when the recipe is read; another content is refused.
+        trusted: whether the user trusts ``file``; no recipe can say so.
     """
 
     name: str
     weights: str | None = None
+    weights_key: str | None = None
     pretrained: bool | None = None
     train: Training | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    file: str | None = None
+    sha256: str | None = None
+    trusted: bool = field(default=False, metadata={"recipe": False})
+
+    @property
+    def code(self) -> OwnCode | None:
+        """The user's own code that makes it; ``None`` for a registered name."""
+        return None if self.file is None else OwnCode(self.file, self.name, self.sha256, self.trusted)
+
+    def load(self, shape: Sequence[int], num_classes: int, seed: int) -> nn.Module:
+        """The classifier for inputs of that shape, ``(C, H, W)`` or ``(D,)``, with its weights, not trained here.
+
+        Raises:
+            InputError: what ``models.load`` and ``models.load_own`` refuse.
+        """
+        if self.code is not None:
+            return models.load_own(
+                self.code, shape, num_classes, options=self.options, weights=self.weights,
+                weights_key=self.weights_key, seed=seed,
+            )  # fmt: skip
+        size = {"in_features" if len(shape) == 1 else "in_channels": shape[0]}
+        return models.load(
+            self.name, num_classes=num_classes, weights=self.weights, weights_key=self.weights_key,
+            pretrained=self.pretrained, seed=seed, **size, **self.options,
+        )  # fmt: skip
 
     def named(self, features: Sequence[str]) -> Model:
         """The same with places for the names of columns, where its builder takes ``columns``.
@@ -196,13 +231,28 @@ class Recipe:
         problems.stop()
         return replace(self, rows=tuple(rows), metrics=metrics, model=model)
 
+    def trusting(self) -> Recipe:
+        """The same with the user's word that code of the user's own may run."""
+        data = replace(self.data, trusted=True) if isinstance(self.data, OwnData) else self.data
+        return replace(self, model=replace(self.model, trusted=True), data=data)
+
+    @property
+    def code(self) -> tuple[OwnCode, ...]:
+        """The user's own code that this experiment runs."""
+        own = (self.model.code, self.data.code if isinstance(self.data, OwnData) else None)
+        return tuple(code for code in own if code is not None)
+
     @property
     def digest(self) -> str:
         """A hash of what decides the results."""
-        return files.digest(self.source)
+        return files.digest(decisive(self.source))
 
 
-def with_feature_names(settings: Any, features: Sequence[str]) -> Any:
-    """Settings with places for the names of columns, and with the names, where they are shown to people."""
-    settings = with_indices(settings, features)
-    return replace(settings, features=tuple(features)) if getattr(settings, "features", None) == () else settings
+def decisive(source: dict[str, Any]) -> dict[str, Any]:
+    """What of a resolved recipe decides a matrix: no description, no sanity checks; own code by content, not place."""
+    kept = {key: value for key, value in source.items() if key not in ("about", "sanity")}
+    for key in ("model", "data"):
+        entry = kept.get(key)
+        if isinstance(entry, dict) and entry.get("sha256") is not None:
+            kept[key] = {k: v for k, v in entry.items() if k != "file"}
+    return kept

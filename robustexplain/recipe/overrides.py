@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
 from ..errors import InputError
+from .yaml_file import load
 
 
 def changed(tree: Any, change: str) -> Any:
@@ -19,9 +18,9 @@ def changed(tree: Any, change: str) -> Any:
         name, *indices = part.replace("]", "").split("[")
         steps += [name, *(int(i) for i in indices if i.isdigit())]
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {change}: the value is not YAML: {error}") from None
+        value = load(text)
+    except InputError as error:
+        raise InputError(f"--set {change}: the value {error}") from None
     return _put(tree, steps, value, change)
 
 

@@ -71,7 +71,7 @@ def run_sanity(recipe: Recipe, out: str | Path, session: Session, checks: Sequen
     folder = RunFolder(Path(out))
     data = check_data(recipe)
     if session.accelerator.is_main_process:
-        folder.open(recipe, data.digest)
+        folder.open(recipe, data.digest, data.features)
     session.accelerator.wait_for_everyone()
     session.folder = folder.training
     wanted = [c for c in CHECKS if not checks or c in checks]
@@ -106,7 +106,8 @@ class _Runner:
     def run(self, row: Row, check: Check) -> bool:
         """Run one check of one interpreter unless it is there; whether it failed."""
         path = self.folder.sanity(row.label, check)
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["status"] != "failed":
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"status": "failed"}
+        if known["status"] != "failed" and known["settings"] == asdict(self.recipe.sanity):
             return False
         summary: dict[str, Any] = {"status": "done", "row": row.label, "check": check, "note": ""}
         outcomes: list[Outcome] = []
@@ -137,7 +138,7 @@ class _Runner:
             yield shifted(interpreter, self.x, self.target, settings.shift)
         else:
             model, data, _ = self._on_random_labels()
-            inner = self.session.inside("random-labels")
+            inner = self.session.inside(f"random-labels-{self._label_epochs()}")
             other = undefended(row, model, data, self.recipe.seed, [data.digest, "random labels"], inner)
             yield other_labels(interpreter, other.interpreter, self.x, self.target)
 
@@ -152,13 +153,17 @@ class _Runner:
         if self.random is None:
             train = self.recipe.model.train
             assert train is not None  # the check is not run otherwise
-            epochs = self.recipe.sanity.label_epochs or 4 * train.epochs
+            epochs = self._label_epochs()
             settings = replace(self.recipe.model, train=replace(train, epochs=epochs))
             data = shuffled(self.data, self.recipe.seed)
-            inner = self.session.inside("random-labels")
+            inner = self.session.inside(f"random-labels-{epochs}")
             model = classifier(settings, data, self.recipe.seed, inner, "classifier on random labels")
             self.random = model, data, _accuracy(model, data.train, self.session.device)
         return self.random
+
+    def _label_epochs(self) -> int:
+        train = self.recipe.model.train
+        return self.recipe.sanity.label_epochs or 4 * (train.epochs if train else 0)
 
     def _write(self, path: Path, summary: dict[str, Any], outcomes: list[Outcome]) -> None:
         arrays: dict[str, Tensor] = {}

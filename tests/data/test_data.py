@@ -355,6 +355,15 @@ def test_csv_folder_reads_labels_and_names(tmp_path: Path) -> None:
     assert data.load(f"csv-folder:{folder}").num_classes == 3
 
 
+def test_csv_folder_takes_names_of_classes_for_labels(tmp_path: Path) -> None:
+    folder = table(tmp_path / "f", [("a.png", "dog"), ("b.png", "cat"), ("c.png", "dog")])
+    d = data.load(f"csv-folder:{folder}", size=8, fractions=(0, 0, 1))
+    assert d.classes == ("cat", "dog")
+    assert data.labels_of(d.test) == [1, 0, 1]
+    given = data.load(f"csv-folder:{folder}", size=8, fractions=(0, 0, 1), classes=("dog", "cow", "cat"))
+    assert (given.num_classes, data.labels_of(given.test)) == (3, [0, 2, 0])
+
+
 def test_csv_folder_members_stay_when_rows_come_and_go(tmp_path: Path) -> None:
     rows: list[tuple[str, object]] = [(f"{i}.png", i % 3) for i in range(60)]
     folder = table(tmp_path / "f", rows)
@@ -391,7 +400,10 @@ def test_csv_folder_takes_its_parts_from_a_column(tmp_path: Path) -> None:
     [
         ([("a.png", 5)], {"num_classes": 5}, "label 5, but the classes are 0 to 4"),
         ([("a.png", -1)], {"num_classes": 5}, "label -1"),
-        ([("a.png", "cat")], {}, "line 2: label must be an integer, got 'cat'"),
+        ([("a.png", 1), ("b.png", "cat")], {}, "line 3: label must be an integer, as on other lines, got 'cat'"),
+        ([("a.png", "cat")], {"classes": ("dog", "cow")}, "line 2: label must be one of dog, cow, got 'cat'"),
+        ([("a.png", "cat"), ("b.png", "")], {}, "line 3: label must be one of , cat, got ''"),
+        ([("a.png", "cat")], {"num_classes": 2}, "num_classes is 2, but there are 1 classes"),
         ([("a.png", 0), ("a.png", 1)], {}, "names a file twice"),
         ([], {}, "has no rows"),
         ([("a.png", 0)], {"label_column": "y"}, "no column 'y'"),

@@ -23,7 +23,7 @@ from robustexplain.errors import InputError, MissingDataError
 from robustexplain.evaluation.systems import classifier
 from robustexplain.interpreters import Gradient
 from robustexplain.recipe.experiment import Model
-from robustexplain.recipe.schema import make
+from robustexplain.schema import make
 from robustexplain.training import Session, Training, cross_entropy, fit
 
 pytest.importorskip("pandas")

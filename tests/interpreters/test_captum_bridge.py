@@ -16,7 +16,7 @@ from robustexplain.errors import FieldError, InputError, UnknownNameError, Unsup
 from robustexplain.interpreters import Captum, Segments
 from robustexplain.interpreters.captum.bridge import METHODS, REFUSED
 from robustexplain.interpreters.captum.guard import pristine
-from robustexplain.recipe.schema import make, settings_of
+from robustexplain.schema import make, settings_of
 from robustexplain.system import System
 
 attr = pytest.importorskip("captum.attr")

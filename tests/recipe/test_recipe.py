@@ -143,7 +143,7 @@ WRONG = {
     ),
     "of nobody": (
         {"defenses": [{"name": "aid", "of": "rst"}]},
-        "defenses[0].of: no interpreter of the recipe is called",
+        "defenses[0].of: no earlier row of the recipe is called 'rst'; there are cam, rts",
     ),
     "of is missing": ({"defenses": [{"name": "aid"}]}, "defenses[0].of: this key is needed"),
     "fractions": ({"data": {"name": "digits", "fractions": [0.5, 0.5, 0.5]}}, "data: fractions must be three shares"),
@@ -253,8 +253,8 @@ def test_missing_weights_and_missing_images_are_reported_together(tree: dict[str
 @pytest.mark.parametrize(
     "fractions,expected",
     [
-        ([0.5, 0, 0.5], ["defenses[0]: 'aid (rts)' trains", "defenses[1]: 'x-ensemble (cam)' trains"]),
-        ([0, 0.5, 0.5], ["model.train, interpreters[1]: trains, and the train part of digits is empty"]),
+        ([0.5, 0, 0.5], ["defenses: 'aid (rts)' trains", "defenses: 'x-ensemble (cam)' trains"]),
+        ([0, 0.5, 0.5], ["model.train: trains, and the train part", "interpreters: 'rts' trains, and the train part"]),
         ([0.5, 0.5, 0], ["data: the test part of digits is empty"]),
     ],
 )
@@ -280,7 +280,7 @@ def test_an_empty_part_that_is_needed_is_refused(
         ("attacks", "--set takes key.path=value"),
         ("model.weights=no.safetensors", "model.weights: no file at no.safetensors"),
         ("data={name: image-folder, path: /no/images}", "data: image-folder: no folder '/no/images'"),
-        ("data.fractions=[0.5, 0, 0.5]", "defenses[0]: 'aid (rts)' trains"),
+        ("data.fractions=[0.5, 0, 0.5]", "defenses: 'aid (rts)' trains"),
     ],
 )
 def test_the_command_ends_with_code_2_one_message_and_no_training(

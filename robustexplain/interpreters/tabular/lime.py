@@ -173,7 +173,7 @@ def draw_lime_background(
     Args:
         model: the classifier.
         data: map-style, gives ``(x, label)``, ``x`` ``[D]``.
-        settings: the background and what LIME is asked; names of columns are with_indices already.
+        settings: the background and what LIME is asked; names of columns are places already.
         seed: of the background and of LIME.
         session: not used; the signature is that of every trained interpreter.
         identity: not used.

@@ -1,4 +1,7 @@
-"""From a component's typed fields to the schema of its entry in a recipe, and from a checked entry to the component."""
+"""From a component's typed fields to the schema of its entry in a recipe, and from a checked entry to the component.
+
+A class with a ``from_entry(entry, path)`` of its own (:class:`Written`) reads its entries itself.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,28 @@ import types
 import typing
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Protocol, Union, get_args, get_origin, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from torch import nn
 
-from ..errors import FieldError, InputError
-from ..interpreters.base import Interpreter
-from ..renamed import FIELDS, renamed
+from .errors import FieldError, InputError
+from .renamed import FIELDS, renamed
 
 _FRACTION = re.compile(r"^\s*([+-]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*$")
+MOST = 2**63 - 1
+"""The largest whole number that a recipe may hold."""
 _EXPONENT = re.compile(r"^\s*[+-]?\d+(?:\.\d*)?[eE][+-]?\d+\s*$")
+
+
+@runtime_checkable
+class Written(Protocol):
+    """A class whose entries are not just its fields: a name alone may stand for it."""
+
+    @classmethod
+    def from_entry(cls, entry: Any, path: str) -> Any:
+        """The object that ``entry`` describes; ``path`` is where it stands in the recipe, for errors."""
+        ...
 
 
 class Closed(BaseModel):
@@ -28,12 +42,22 @@ class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def numbers(tree: Any) -> Any:
-    """The tree with ``"8/255"`` and ``"1e-3"`` (which YAML reads as text) as numbers."""
+DEPTH = 40
+"""How many lists and mappings may stand in one another."""
+
+
+def numbers(tree: Any, depth: int = DEPTH) -> Any:
+    """The tree with ``"8/255"`` and ``"1e-3"`` (which YAML reads as text) as numbers.
+
+    Raises:
+        InputError: for lists and mappings that stand in one another more than ``DEPTH`` deep, or in themselves.
+    """
+    if isinstance(tree, (dict, list)) and not depth:
+        raise InputError(f"lists and mappings stand in one another more than {DEPTH} deep")
     if isinstance(tree, dict):
-        return {key: numbers(value) for key, value in tree.items()}
+        return {key: numbers(value, depth - 1) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [numbers(value) for value in tree]
+        return [numbers(value, depth - 1) for value in tree]
     if isinstance(tree, str):
         if match := _FRACTION.match(tree):
             over, under = float(match[1]), float(match[2])
@@ -45,12 +69,12 @@ def numbers(tree: Any) -> Any:
 
 @cache
 def model_of(component: type) -> type[Closed]:
-    """The schema of a component: its dataclass fields, but for those that hold networks."""
+    """The schema of a component: its dataclass fields, but for those that hold networks or say ``recipe: False``."""
     hints = typing.get_type_hints(component, include_extras=True)
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(component):
         hint = hints[field.name]
-        if not field.init or _holds_network(hint):
+        if not field.init or not field.metadata.get("recipe", True) or _holds_network(hint):
             continue
         if field.default is not dataclasses.MISSING:
             default = field.default
@@ -70,7 +94,7 @@ def make(component: type, entry: dict[str, Any], path: str) -> Any:
     """
     model = model_of(component)
     checked = validate(model, entry, path)
-    given = {name: getattr(checked, name) for name in checked.model_fields_set}
+    given = _written(component, {name: getattr(checked, name) for name in checked.model_fields_set}, path)
     try:
         return _construct(component, given)
     except FieldError as error:
@@ -82,8 +106,9 @@ def make(component: type, entry: dict[str, Any], path: str) -> Any:
 def settings_of(component: type, entry: dict[str, Any], path: str) -> dict[str, Any]:
     """The checked keyword arguments that ``entry`` gives for a component made elsewhere."""
     checked = validate(model_of(component), entry, path)
+    given = _written(component, {name: getattr(checked, name) for name in checked.model_fields_set}, path)
     try:
-        return _arguments(component, {name: getattr(checked, name) for name in checked.model_fields_set})
+        return _arguments(component, given)
     except FieldError as error:
         raise InputError(f"{path}.{error.field}: {error.problem}") from error
 
@@ -92,6 +117,9 @@ def validate(model: type[Closed], entry: Any, path: str) -> Any:
     """``entry`` as an instance of ``model``, or an ``InputError`` that names every path."""
     if not isinstance(entry, dict):
         raise InputError(f"{path or 'the recipe'}: expected keys and values, got {entry!r}")
+    if strange := [key for key in entry if not isinstance(key, str)]:
+        raise InputError(f"{path}: keys are words, got {strange[0]!r}")
+    _bounded(entry, path)
     try:
         return model.model_validate(entry)
     except ValidationError as error:
@@ -100,6 +128,15 @@ def validate(model: type[Closed], entry: Any, path: str) -> Any:
             # A union reports each of its branches: one line a place is enough.
             lines.setdefault(_where(problem, path), _line(model, problem, path))
         raise InputError("\n".join(lines.values())) from None
+
+
+def _bounded(value: Any, path: str) -> None:
+    """Refuse infinity, and whole numbers that no tensor can hold."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inner:
+        _bounded(part, dotted(path, [key]))
+    if isinstance(value, (int, float)) and abs(value) > MOST:
+        raise InputError(f"{path}: must be finite and below 2^63, got {value!r}")
 
 
 def needs_parts(component: Any) -> bool:
@@ -147,6 +184,32 @@ def _is_model(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, BaseModel)
 
 
+def _written(component: type, given: dict[str, Any], path: str) -> dict[str, Any]:
+    """Checked values, those of classes that read their entries themselves made already."""
+    hints = typing.get_type_hints(component)
+    made = dict(given)
+    for name, value in given.items():
+        reader, many = _reader(hints[name])
+        where = f"{path}.{name}"
+        if reader is not None and value is not None:
+            made[name] = (
+                tuple(reader.from_entry(v, f"{where}[{i}]") for i, v in enumerate(value))
+                if many
+                else reader.from_entry(value, where)
+            )
+    return made
+
+
+def _reader(hint: Any) -> tuple[type[Written] | None, bool]:
+    """The class of a field that reads its entries itself, and whether the field holds several."""
+    for part in _union(hint):
+        many = get_origin(part) in (tuple, Sequence)
+        for cls in _union(get_args(part)[0]) if many else (part,):
+            if isinstance(cls, type) and issubclass(cls, Written):
+                return cls, many
+    return None, False
+
+
 def _construct(component: type, given: dict[str, Any]) -> Any:
     return component(**_arguments(component, given))
 
@@ -185,13 +248,12 @@ def _default(component: type, name: str) -> Any:
 
 
 def _schema_type(hint: Any) -> Any:
+    reader, many = _reader(hint)
+    if reader is not None:
+        return list[Any] if many else Any
     nested = _nested_class(hint)
     if nested is not None:
         return model_of(nested) if nested is hint else model_of(nested) | None
-    if get_origin(hint) in (typing.Sequence, Sequence) and any(
-        get_origin(a) is type for a in _union(get_args(hint)[0])
-    ):
-        return list[str]
     return hint
 
 
@@ -207,9 +269,20 @@ def _union(hint: Any) -> tuple[Any, ...]:
 
 
 def _holds_network(hint: Any) -> bool:
+    """Whether a field holds a network, or a component that is made of one (an interpreter)."""
     for part in _union(hint):
-        if isinstance(part, type) and issubclass(part, (nn.Module, Interpreter)):
+        cls: Any = part if isinstance(part, type) else type(None)
+        if issubclass(cls, nn.Module) or _has_network(cls):
             return True
         if get_origin(part) is tuple and any(_holds_network(a) for a in get_args(part) if a is not Ellipsis):
             return True
     return False
+
+
+@cache
+def _has_network(component: Any) -> bool:
+    if not dataclasses.is_dataclass(component):
+        return False
+    hints = typing.get_type_hints(component)
+    parts = [part for field in dataclasses.fields(component) for part in _union(hints[field.name])]
+    return any(isinstance(part, type) and issubclass(part, nn.Module) for part in parts)

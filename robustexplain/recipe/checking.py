@@ -1,0 +1,285 @@
+"""What can be known before anything is trained: the recipe held against its data, its model and this machine."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import data as data_sets
+from .. import models
+from ..autograd.layers import submodule
+from ..checks import Kind
+from ..errors import InputError
+from ..interpreters import AttentionRollout, Gradient, InterpreterSpec
+from ..interpreters.base import taken
+from ..interpreters.cam.token_grid import Attentions
+from ..models.weights import load_file_into
+from ..registry import INTERPRETERS
+from .experiment import Recipe, Row
+from .problems import Problems
+from .rows import interpreter_of
+
+
+def check_data(recipe: Recipe) -> data_sets.Data:
+    """Load the data set and hold it against the recipe: what is missing or cannot work is found before any training.
+
+    Raises:
+        MissingDataError: files that are not there.
+        InputError: a part that is needed and empty, a layer or a package that there is not; every problem found.
+    """
+    problems = Problems()
+    weights = recipe.model.weights
+    there = weights is None or Path(weights).expanduser().is_file()
+    if not there:
+        problems.missing.append(f"model.weights: no file at {weights}")
+    loaded: data_sets.Data | None = problems.run(recipe.data.load, "data")
+    for label, component in _installable(recipe):
+        problems.run(component.ready, label)
+    if loaded is not None:
+        model = problems.run(lambda: _model(recipe, loaded), "model") if there else None
+        for finding in FINDINGS:
+            for line in finding(Situation(recipe, loaded, model)):
+                problems.add(line)
+        problems.run(lambda: recipe.named(loaded.features))
+    problems.stop()
+    assert loaded is not None  # a problem otherwise; for the type checker
+    return loaded
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is known before training.
+
+    Args:
+        recipe: the experiment.
+        data: its data set.
+        model: its classifier, without its weights (on the meta device) if it is a registered one; ``None`` where it
+            could not be made that way.
+    """
+
+    recipe: Recipe
+    data: data_sets.Data
+    model: nn.Module | None
+
+    @property
+    def kind(self) -> Kind:
+        """What the data are."""
+        return "tables" if len(self.data.shape) == 1 else "images"
+
+    def rows(self, kind: str) -> list[Row]:
+        """Rows of a kind."""
+        return [row for row in self.recipe.rows if row.kind == kind]
+
+    def interpreters(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """Every interpreter that is named, as a row or as a member: where, its name, its settings."""
+        for row in self.rows("interpreter"):
+            yield f"interpreters: {row.label!r}", row.name, row.settings if isinstance(row.settings, dict) else {}
+        for row in self.rows("defense"):
+            for member in members_of(row):
+                yield f"defenses: member {str(member)!r} of {row.label!r}", member.name, dict(member.settings)
+
+
+def members_of(row: Row) -> tuple[InterpreterSpec, ...]:
+    """The interpreters that a defense is made of, by name."""
+    members = getattr(row.settings, "members", ())
+    return tuple(m for m in members if isinstance(m, InterpreterSpec)) if isinstance(members, tuple) else ()
+
+
+def _installable(recipe: Recipe) -> list[tuple[str, Any]]:
+    """Attacks and metrics that need more than this package, and can say whether it is there: ``ready()`` raises."""
+    named = [(f"attacks: {column.label!r}", column.attack) for column in recipe.columns]
+    named += [(f"metrics: {name!r}", metric) for name, metric in recipe.metrics.items()]
+    seen: dict[Any, str] = {}
+    for label, component in named:
+        if hasattr(component, "ready"):
+            seen.setdefault(repr(component), label)
+    by_label = dict(named)
+    return [(label, by_label[label]) for label in seen.values()]
+
+
+def _model(recipe: Recipe, data: data_sets.Data) -> nn.Module | None:
+    """The classifier as far as it costs nothing: a registered one takes no memory, one's own code is run.
+
+    Raises:
+        InputError: an architecture that there is not, or weights that do not fit.
+    """
+    settings = recipe.model
+    if settings.file is not None:
+        return settings.load(data.shape, data.num_classes, 0)
+    size = {"in_features" if len(data.shape) == 1 else "in_channels": data.shape[0]}
+    try:
+        with torch.device("meta"):
+            model = models.build(settings.name, num_classes=data.num_classes, **size, **settings.options)
+        if next((p for p in model.parameters() if not p.is_meta), None) is not None:
+            return None
+    except InputError:
+        raise
+    except Exception:
+        # What cannot be built without memory is not looked at before it is built.
+        return None
+    if settings.weights is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that copying to the meta device does nothing
+            load_file_into(model, settings.weights, settings.weights_key)
+    return model
+
+
+def empty_test(of: Situation) -> list[str]:
+    """Nothing to judge on."""
+    empty = not length(of.data.test)
+    return [f"data: the test part of {of.data.name} is empty; see data.fractions"] if empty else []
+
+
+def pixels_of_tables(of: Situation) -> list[str]:
+    """Attacks that move pixels, on a table."""
+    return [
+        f"attacks: {column.label!r} moves the pixels of images, and {of.data.name} is a table; on tables only "
+        "`clean` stands beside manipulations"
+        for column in of.recipe.columns
+        if of.kind == "tables" and "tables" not in column.attack.takes
+    ]
+
+
+def nothing_of_the_adversarys_own(of: Situation) -> list[str]:
+    """Attacks and manipulations that need samples, and there are none."""
+    if length(of.data.train) + length(of.data.defense):
+        return []
+    empty = f"and the defense and train parts of {of.data.name} are empty; see data.fractions"
+    return [
+        f"attacks: {column.label!r} needs images of the adversary's own, {empty}"
+        for column in of.recipe.columns
+        if column.attack.needs_data or column.goal_map == "random-class"
+    ] + [
+        f"manipulations: {row.label!r} needs samples of the adversary's own, {empty}"
+        for row in of.rows("manipulation")
+        if row.settings.needs_data
+    ]
+
+
+def nothing_to_train_on(of: Situation) -> list[str]:
+    """What trains, and its part of the data is empty."""
+    trains = [("model.train:", "train")] if of.recipe.model.train else []
+    trains += [
+        (f"interpreters: {row.label!r}", "train")
+        for row in of.rows("interpreter")
+        if INTERPRETERS.get(row.name).train is not None
+    ]
+    trains += [
+        (f"defenses: {row.label!r}", getattr(row.settings, "part", "defense"))
+        for row in of.rows("defense")
+        if row.settings.needs_data
+    ]
+    return [
+        f"{what} trains, and the {part} part of {of.data.name} is empty; see data.fractions"
+        for what, part in trains
+        if not len(getattr(of.data, part))
+    ]
+
+
+def interpreters_of_another_kind(of: Situation) -> list[str]:
+    """Interpreters of tables on images, and the other way round."""
+    return [
+        f"{where}: {name} takes {' and '.join(taken(INTERPRETERS.get(name).build))}, and {of.data.name} holds {of.kind}"
+        for where, name, _ in of.interpreters()
+        if of.kind not in taken(INTERPRETERS.get(name).build)
+    ]
+
+
+def metrics_of_another_kind(of: Situation) -> list[str]:
+    """Metrics of images on tables."""
+    return [
+        f"metrics: {name!r} takes {' and '.join(metric.takes)}, and {of.data.name} holds {of.kind}"
+        for name, metric in of.recipe.metrics.items()
+        if of.kind not in metric.takes
+    ]
+
+
+def another_size(of: Situation) -> list[str]:
+    """A model that was made for images of one size and takes no others."""
+    side = getattr(of.model, "input_size", None)
+    if of.model is None or of.kind == "tables" or side in (None, of.data.shape[-1]):
+        return []
+    try:
+        _forward(of)
+    except AssertionError as error:
+        # How timm's and torchvision's transformers refuse an image.
+        return [f"model: {of.recipe.model.name} refuses images of shape {list(of.data.shape)}: {error}"]
+    except Exception:  # what only a run on numbers can tell
+        return []
+    return []
+
+
+def _forward(of: Situation) -> None:
+    assert of.model is not None
+    device = next((p.device for p in of.model.parameters()), torch.device("cpu"))
+    of.model(torch.zeros(1, *of.data.shape, device=device, requires_grad=True))
+
+
+def unknown_layers(of: Situation) -> list[str]:
+    """Layers that the model does not have."""
+    lines = []
+    for where, _, settings in of.interpreters():
+        if of.model is not None and isinstance(settings.get("layer"), str):
+            try:
+                submodule(of.model, settings["layer"])
+            except InputError as error:
+                lines.append(f"{where}: {error}")
+    return lines
+
+
+def no_attention(of: Situation) -> list[str]:
+    """Attention rollout on a model without attention."""
+    wanted = [w for w, name, _ in of.interpreters() if INTERPRETERS.get(name).build is AttentionRollout]
+    if not wanted or of.model is None or of.kind == "tables":
+        return []
+    seen: list[torch.Tensor] = []
+    try:
+        with Attentions(seen.append):
+            _forward(of)
+    except Exception:  # another finding's, or what only a run on numbers can tell
+        return []
+    said = f"{of.recipe.model.name} computes no self-attention, which attention rollout follows"
+    return [] if seen else [f"{where}: {said}; use gradcam or gradient" for where in wanted]
+
+
+def large_pools(of: Situation) -> list[str]:
+    """Gradients averaged over squares that are larger than the image."""
+    side = min(of.data.shape[1:], default=0)
+    return [
+        f"{where}: pool is {settings['pool']}, and images of {of.data.name} are {list(of.data.shape[1:])}"
+        for where, name, settings in of.interpreters()
+        if of.kind == "images" and INTERPRETERS.get(name).build is Gradient and settings.get("pool", 1) > side
+    ]
+
+
+def members_that_are_not_made(of: Situation) -> list[str]:
+    """Members of a defense that a model alone does not make, and that the defended row does not have."""
+    below = {row.label: row for row in of.recipe.rows}
+    return [
+        f"defenses: {row.label!r} cannot have the member {str(member)!r}: {member.refusal}"
+        for row in of.rows("defense")
+        for member in members_of(row)
+        if member.refusal is not None and (row.derived and interpreter_of(below[row.base], below)) != member.name
+    ]
+
+
+FINDINGS: tuple[Callable[[Situation], list[str]], ...] = (
+    empty_test,
+    pixels_of_tables,
+    nothing_of_the_adversarys_own,
+    nothing_to_train_on,
+    interpreters_of_another_kind,
+    metrics_of_another_kind,
+    another_size,
+    unknown_layers,
+    no_attention,
+    large_pools,
+    members_that_are_not_made,
+)
+"""Each looks for one kind of mistake and gives a line for each that it finds."""

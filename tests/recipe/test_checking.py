@@ -1,0 +1,114 @@
+"""What can be known before training is said before training."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from robustexplain import models
+from robustexplain.errors import InputError
+from robustexplain.recipe import check, check_data
+
+TINY = Path(__file__).parents[1] / "tiny.yaml"
+
+FINDINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "package of a metric": ({"metrics": ["lpips"]}, "metrics: 'lpips': LPIPS needs the lpips package"),
+    "package of an attack": ({"attacks": ["torchattacks"]}, "attacks: 'torchattacks': this attack needs torchattacks"),
+    "layer": (
+        {"interpreters": [{"name": "gradcam", "layer": "features"}]},
+        "interpreters: 'gradcam': unknown layer 'features'; did you mean 'net.features'",
+    ),
+    "layer of a member": (
+        {"defenses": [{"name": "aggregated", "of": "cam", "members": ["cam", {"name": "gradcam", "layer": "conv"}]}]},
+        "defenses: member \"gradcam(layer='conv')\" of 'aggregated (cam)': unknown layer 'conv'",
+    ),
+    "attention": (
+        {"interpreters": ["attention-rollout"]},
+        "interpreters: 'attention-rollout': small-cnn computes no self-attention",
+    ),
+    "columns": (
+        {"interpreters": ["lime-tabular"]},
+        "interpreters: 'lime-tabular': lime-tabular takes tables, and digits holds images",
+    ),
+    "pool": (
+        {"interpreters": [{"name": "gradient", "pool": 64}]},
+        "interpreters: 'gradient': pool is 64, and images of digits are [16, 16]",
+    ),
+    "made of parts": (
+        {"defenses": [{"name": "aggregated", "of": "cam", "members": ["aggregate", "cam"]}]},
+        "defenses: 'aggregated (cam)' cannot have the member 'aggregate': 'aggregate' is made of other parts",
+    ),
+    "trained": (
+        {"defenses": [{"name": "aggregated", "of": "cam", "members": ["rts", "cam"]}]},
+        "defenses: 'aggregated (cam)' cannot have the member 'rts': 'rts' is trained",
+    ),
+    "architecture": ({"model": "timm:../../x"}, "model: unknown timm model '../../x'"),
+    "size": (
+        {"model": "timm:vit_tiny_patch16_224"},
+        "model: timm:vit_tiny_patch16_224 refuses images of shape [1, 16, 16]",
+    ),
+}
+
+
+def findings(**sections: Any) -> str:
+    tree = yaml.safe_load(TINY.read_text(encoding="utf-8"))
+    quiet = {"interpreters": ["cam"], "defenses": [], "attacks": ["clean"]}
+    with pytest.raises(InputError) as error:
+        check_data(check({**tree, **quiet, **sections}))
+    return str(error.value)
+
+
+@pytest.mark.parametrize("case", FINDINGS)
+def test_it_is_found_before_training(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("lpips", "torchattacks"):
+        monkeypatch.setitem(sys.modules, package, None)
+    change, expected = FINDINGS[case]
+    said = findings(**change)
+    assert said.startswith(expected)
+    assert len(said) < 1200, "thousands of names help nobody"
+    assert "\n" not in said
+
+
+def test_an_attack_that_the_other_library_does_not_have() -> None:
+    pytest.importorskip("foolbox")
+    attacks = [{"name": "foolbox", "attack": "LinfPDG"}]
+    assert findings(attacks=attacks).startswith("attacks: 'foolbox': unknown attack of foolbox.attacks 'LinfPDG'")
+
+
+def test_weights_of_another_architecture(tmp_path: Path) -> None:
+    torch.save(models.load("small-resnet").state_dict(), tmp_path / "w.pt")
+    said = findings(model={"name": "small-cnn", "weights": str(tmp_path / "w.pt")})
+    assert said.startswith("model: weights of")
+    assert "missing keys" in said or "do not fit" in said
+
+
+def test_a_trained_member_is_in_order_where_the_row_has_it() -> None:
+    tree = yaml.safe_load(TINY.read_text(encoding="utf-8"))
+    tree["defenses"] = [{"name": "aggregated", "of": "rts", "members": ["rts", "cam"]}]
+    assert check_data(check(tree)).name == "digits"
+
+
+def test_attention_is_found_where_it_is() -> None:
+    tree = yaml.safe_load(TINY.read_text(encoding="utf-8"))
+    tree |= {"model": "timm:test_vit", "interpreters": ["attention-rollout"], "defenses": [], "attacks": ["clean"]}
+    tree["data"] = {"name": "digits", "size": 160}
+    assert check_data(check(tree)).shape == (1, 160, 160)
+
+
+def test_the_model_is_looked_at_without_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    build = models.build
+
+    def watched(*words: Any, **options: Any) -> Any:
+        model = build(*words, **options)
+        made.extend(p.device.type for p in model.parameters())
+        return model
+
+    monkeypatch.setattr(models, "build", watched)
+    check_data(check(yaml.safe_load(TINY.read_text(encoding="utf-8"))))
+    assert set(made) == {"meta"}
