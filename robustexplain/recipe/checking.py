@@ -132,7 +132,7 @@ def _model(recipe: Recipe, data: data_sets.Data) -> nn.Module | None:
 
 def empty_test(of: Situation) -> list[str]:
     """Nothing to judge on."""
-    empty = not length(of.data.test)
+    empty = not len(of.data.test)
     return [f"data: the test part of {of.data.name} is empty; see data.fractions"] if empty else []
 
 
@@ -148,7 +148,7 @@ def pixels_of_tables(of: Situation) -> list[str]:
 
 def nothing_of_the_adversarys_own(of: Situation) -> list[str]:
     """Attacks and manipulations that need samples, and there are none."""
-    if length(of.data.train) + length(of.data.defense):
+    if len(of.data.train) + len(of.data.defense):
         return []
     empty = f"and the defense and train parts of {of.data.name} are empty; see data.fractions"
     return [
