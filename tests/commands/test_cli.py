@@ -380,7 +380,7 @@ def test_explain_with_a_model_by_name(cli: Call, picture: Path) -> None:
         (["cat.png", "--run", "x"], "x is no run directory"),
         (["cat.png", "--model", "smal-cnn"], "unknown model 'smal-cnn'; did you mean 'small-cnn'"),
         (["cat.png", "--model", "small-cnn", "--interpreter", "kam"], "unknown interpreter 'kam'; did you mean 'cam'"),
-        (["cat.png", "--model", "small-cnn", "--interpreter", "rts"], "'rts' needs more than a model"),
+        (["cat.png", "--model", "small-cnn", "--interpreter", "rts"], "'rts' is trained: a recipe trains it"),
         (["cat.png", "--model", "small-cnn", "--interpreter", "smoothed"], "'smoothed' needs more than a model"),
         (["cat.png", "--model", "small-cnn", "--interpreter", "aggregate"], "'aggregate' needs more than a model"),
         (["dog.png", "--model", "small-cnn"], "no image at dog.png"),
