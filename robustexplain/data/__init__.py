@@ -11,16 +11,19 @@ from ..errors import InputError
 from ..registry import DATASETS
 from . import arrays, credit, folders, openml, tables
 from .base import PARTS, Data, Item, Splits, labels_of, stack, take
+from .inputs import InputSpec, decoded
 from .tables import TensorTable
 
 __all__ = [
     "PARTS",
     "Data",
+    "InputSpec",
     "Item",
     "Splits",
     "TensorTable",
     "arrays",
     "credit",
+    "decoded",
     "folders",
     "labels_of",
     "load",
