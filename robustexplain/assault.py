@@ -15,7 +15,7 @@ from torch import Tensor
 from . import files, plots
 from .attacks import Attack, Attacked, random_classes, random_patch_maps
 from .errors import InputError
-from .explain import channels_of, read_image, systems_of_model, systems_of_run
+from .explain import image_of, systems_of_model, systems_of_run
 from .metrics import L1, IoU, Spearman, hit
 from .recipe.schema import make, numbers
 from .registry import ATTACKS
@@ -87,7 +87,7 @@ def attack_image(
     rows = [row] if row else []
     systems, side = systems_of_run(run, rows) if run is not None else systems_of_model(str(model), [interpreter])
     system = next(iter(systems.values()))
-    x = read_image(image, channels=channels_of(system), size=size or side)
+    x = image_of(system, image, size or side)
     return _attack(attack, system, x, wish or Wish(), out)
 
 

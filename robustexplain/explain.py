@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import files, models, plots
-from .errors import InputError, MissingDataError
+from .data import decoded
+from .errors import InputError
 from .evaluation.report import Results
 from .evaluation.store import RunFolder
 from .recipe.schema import needs_parts
@@ -49,7 +49,7 @@ def explain_image(
         raise InputError("explain needs either --run DIRECTORY or --model NAME")
     systems, side = systems_of_run(run, rows) if run is not None else systems_of_model(str(model), interpreters)
     first = next(iter(systems.values()))
-    x = read_image(image, channels=channels_of(first), size=size or side)
+    x = image_of(first, image, size or side)
     panels = [("image", x[0].permute(1, 2, 0).expand(-1, -1, 3).numpy())]
     lines = []
     for label, system in systems.items():
@@ -63,6 +63,20 @@ def explain_image(
     return [*lines, f"picture: {out}"]
 
 
+def image_of(system: System, path: Path, size: int | None) -> Tensor:
+    """An image file as the system takes it, ``[1, C, H, W]``; squashed to ``size`` where the system does not say.
+
+    Raises:
+        MissingDataError: no such file.
+        InputError: PIL cannot read it; another size than the system takes.
+    """
+    if system.inputs is not None:
+        if size is not None and system.inputs.size not in (None, (size, size)):
+            raise InputError(f"--size {size}: the system takes images of {system.inputs.size}")
+        return system.prepare(path)
+    return read_image(path, channels_of(system), size)
+
+
 def read_image(path: Path, channels: int = 3, size: int | None = None) -> Tensor:
     """An image file as ``[1, C, H, W]`` in ``[0, 1]``, squashed to ``size`` if one is given.
 
@@ -70,19 +84,7 @@ def read_image(path: Path, channels: int = 3, size: int | None = None) -> Tensor
         MissingDataError: no such file.
         InputError: PIL cannot read it.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    if not path.is_file():
-        raise MissingDataError(f"no image at {path}")
-    try:
-        picture = Image.open(path).convert("L" if channels == 1 else "RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path} is not an image that can be read: {error}") from None
-    array = torch.from_numpy(np.array(picture, dtype=np.float32) / 255)
-    x = array[None, None] if channels == 1 else array.permute(2, 0, 1)[None]
-    if size is None or x.shape[-2:] == (size, size):
-        return x
-    return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
+    return decoded(path, None if size is None else (size, size), "squash", channels)[None]
 
 
 def systems_of_run(run: Path, rows: Sequence[str]) -> tuple[dict[str, System], int | None]:
@@ -104,8 +106,10 @@ def systems_of_run(run: Path, rows: Sequence[str]) -> tuple[dict[str, System], i
     unknown = [row for row in rows if row not in labels]
     if unknown:
         raise InputError(f"{run} has no row {unknown[0]!r}; it has: {', '.join(labels)}")
-    side = int(recipe.data.load().shape[-1])
-    return {label: System.load(folder.system(label)) for label in labels if not rows or label in rows}, side
+    systems = {label: System.load(folder.system(label)) for label in labels if not rows or label in rows}
+    # Only where no system says what it takes are the data asked: they may be on another machine.
+    known = all(system.inputs is not None for system in systems.values())
+    return systems, None if known else int(recipe.data.load().shape[-1])
 
 
 def systems_of_model(name: str, interpreters: Sequence[str]) -> tuple[dict[str, System], int | None]:

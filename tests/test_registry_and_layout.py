@@ -154,6 +154,7 @@ ROOMS: tuple[str, ...] = (
         "features",
         "maps",
         "progress",
+        "parts",
     ),
     *("autograd", "transforms", "data", "training", "models", "interpreters", "system", "metrics", "objectives"),
     *("storage", "attacks", "defenses", "plots", "recipes", "recipe", "evaluation", "sanity"),

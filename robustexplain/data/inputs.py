@@ -76,7 +76,9 @@ class InputSpec:
         """
         shown = list(x.shape)
         if x.dim() != 4 or x.shape[1] != self.channels:
-            raise InputError(f"the system takes images of {self.channels} channel(s), [B, {self.channels}, H, W], got {shown}")
+            raise InputError(
+                f"the system takes images of {self.channels} channel(s), [B, {self.channels}, H, W], got {shown}"
+            )
         if self.size is not None and tuple(x.shape[2:]) != self.size:
             raise InputError(
                 f"the system takes images of {self.size[0]} x {self.size[1]} pixels, got {x.shape[2]} x {x.shape[3]}; "

@@ -8,6 +8,7 @@ from . import cifar, library, rules, small, tables
 from .classifier import Classifier, ModelSpec
 from .estimator import Estimator
 from .loading import build, load
+from .rebuilding import describe, rebuild
 from .rules import FeatureRule
 from .tables import TableClassifier
 
@@ -19,8 +20,10 @@ __all__ = [
     "TableClassifier",
     "build",
     "cifar",
+    "describe",
     "library",
     "load",
+    "rebuild",
     "rules",
     "small",
     "tables",

@@ -253,8 +253,8 @@ def test_explain_with_a_model_by_name(cli: Call, picture: Path) -> None:
         (["cat.png", "--model", "small-cnn", "--interpreter", "smoothed"], "'smoothed' needs more than a model"),
         (["cat.png", "--model", "small-cnn", "--interpreter", "aggregate"], "'aggregate' needs more than a model"),
         (["dog.png", "--model", "small-cnn"], "no image at dog.png"),
-        (["words.txt", "--model", "small-cnn"], "words.txt is not an image that can be read"),
-        (["half.png", "--model", "small-cnn"], "half.png is not an image that can be read"),
+        (["words.txt", "--model", "small-cnn"], "cannot read the image 'words.txt'"),
+        (["half.png", "--model", "small-cnn"], "cannot read the image 'half.png'"),
         (["cat.png", "--model", "small-cnn", "--size", "0"], "--size"),
     ],
 )
