@@ -31,7 +31,7 @@ def moved(part: T, device: torch.device | str | None = None, dtype: torch.dtype 
     """A component on another device or in another floating-point dtype: modules in place, everything else new.
 
     Raises:
-        InputError: no such device, no floating-point dtype, or a part that is no dataclass and holds networks or tensors.
+        InputError: no such device, no floating-point dtype, or networks or tensors of a part that is no dataclass.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InputError(f"dtype must be of floating point, such as torch.bfloat16, got {dtype!r}")

@@ -104,6 +104,8 @@ class System:
                 raise InputError(f"the detector's {name} must be a number, got {value!r}: it could never ring")
         if self.inputs is not None and not isinstance(self.inputs, InputSpec):
             raise InputError(f"inputs must be an InputSpec, got {type(self.inputs).__name__}")
+        if self.inputs is not None:
+            self.inputs.check_model(self.model)
 
     def __call__(self, x: Tensor, target: Tensor | None = None) -> Explained:
         """Classify, explain and, where there is a detector, score ``x`` ``[B, C, H, W]`` in ``[0, 1]``.

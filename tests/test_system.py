@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from robustexplain import System, data, explain
+from robustexplain import System, data, explain, models
 from robustexplain.data import Data, InputSpec
 from robustexplain.defenses import Aggregate
 from robustexplain.defenses.detection import FeatureSqueezingDetector, Forest, MapNetwork, XEnsembleDetector
@@ -38,9 +39,7 @@ def photograph(path: Path, size: tuple[int, int] = (40, 24), **options: Any) -> 
 
 @pytest.mark.parametrize("resize", ["crop", "squash"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_system_reads_an_image_as_the_data_set_that_judged_it(
-    resize: Any, channels: Any, tiny_model: nn.Module, tmp_path: Path
-) -> None:
+def test_a_system_reads_an_image_as_the_data_set_that_judged_it(resize: Any, channels: Any, tmp_path: Path) -> None:
     for kind in ("ant", "bee"):
         (tmp_path / "images" / kind).mkdir(parents=True)
         for index, size in enumerate([(40, 24), (17, 31), (16, 16)]):
@@ -48,7 +47,8 @@ def test_a_system_reads_an_image_as_the_data_set_that_judged_it(
     judged = data.load(f"image-folder:{tmp_path / 'images'}", size=16, resize=resize, channels=channels)
     spec = InputSpec.of_data(judged)
     assert spec == InputSpec((16, 16), resize, channels, ("ant", "bee"))
-    system = System(tiny_model, Gradient(tiny_model), inputs=spec)
+    model = models.build("small-cnn", num_classes=2, in_channels=channels)
+    system = System(model, Gradient(model), inputs=spec)
     files: Any = judged.train.dataset  # type: ignore[attr-defined]
     for name, (x, _) in zip(files.names, files, strict=True):
         path = tmp_path / "images" / name
@@ -81,7 +81,7 @@ def test_an_image_is_turned_upright_by_its_orientation(tmp_path: Path) -> None:
 
 
 def test_images_that_cannot_be_read_are_refused(tiny_model: nn.Module, tmp_path: Path) -> None:
-    system = System(tiny_model, Gradient(tiny_model), inputs=InputSpec((16, 16)))
+    system = System(tiny_model, Gradient(tiny_model), inputs=InputSpec((16, 16), channels=1))
     Image.fromarray(np.full((9, 9), 40000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(InputError, match=r"deep\.png.*more than 8 bits"):
         system.prepare(tmp_path / "deep.png")
@@ -99,8 +99,12 @@ def test_inputs_of_another_size_are_refused(tiny_model: nn.Module, grey: Tensor)
     assert system(grey).maps.shape == (5, 16, 16)
     with pytest.raises(InputError, match=r"takes images of 16 x 16 pixels, got 16 x 12; system\.prepare"):
         system(grey[..., :12])
-    with pytest.raises(InputError, match=r"images of 3 channel\(s\).*got \[5, 1, 16, 16\]"):
-        replace(system, inputs=InputSpec())(grey)
+    with pytest.raises(InputError, match=r"images of 1 channel\(s\).*got \[5, 3, 16, 16\]"):
+        system(grey.expand(-1, 3, -1, -1))
+    with pytest.raises(InputError, match=r"inputs say 3 channel\(s\), but the model takes 1"):
+        replace(system, inputs=InputSpec())
+    with pytest.raises(InputError, match="inputs name 2 classes, but the model has 4"):
+        replace(system, inputs=InputSpec(channels=1, class_names=("a", "b")))
     for bad in ((16,), (0, 16), 16, (True, 2.5)):
         with pytest.raises(InputError, match="size must be"):
             InputSpec(bad)  # type: ignore[arg-type]
@@ -295,3 +299,22 @@ def test_few_scores_are_warned_about() -> None:
         assert threshold_at(torch.arange(19.0), 0.05) == 18
     threshold_at(torch.arange(20.0), 0.05)
     threshold_at(torch.arange(2.0), 0.0)
+
+
+# What the page says
+
+
+def test_the_snippets_of_the_production_page_run_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photograph(tmp_path / "photograph.jpg")
+    page = (Path(__file__).parents[1] / "docs" / "production.md").read_text(encoding="utf-8")
+    found: dict[str, Any] = {"__name__": "snippet"}
+    snippets = re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)
+    for code in snippets:
+        exec(compile(code, "docs/production.md", "exec"), found)
+    assert len(snippets) == 6
+    assert len(found["answers"]) == 3
+    assert found["seen"].logits.dtype == torch.bfloat16
+    assert found["system"].inputs == found["inputs"]

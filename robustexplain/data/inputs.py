@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError, MissingDataError
 from ..fields import check_fields
@@ -84,6 +84,18 @@ class InputSpec:
                 f"the system takes images of {self.size[0]} x {self.size[1]} pixels, got {x.shape[2]} x {x.shape[3]}; "
                 "system.prepare(image) reads and resizes one as it was judged"
             )
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model that says that it takes other channels, or has another number of classes than are named.
+
+        Raises:
+            InputError: naming both.
+        """
+        channels, classes = getattr(model, "in_channels", None), getattr(model, "num_classes", None)
+        if isinstance(channels, int) and channels != self.channels:
+            raise InputError(f"inputs say {self.channels} channel(s), but the model takes {channels}")
+        if self.class_names and isinstance(classes, int) and classes != len(self.class_names):
+            raise InputError(f"inputs name {len(self.class_names)} classes, but the model has {classes}")
 
 
 def decoded(
