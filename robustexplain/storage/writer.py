@@ -93,11 +93,17 @@ class Writer:
         for index, known in enumerate(self.modules):
             if known is module:
                 return index
-        # The deployed classifier comes first; one that nobody else can make is handed in again on loading.
-        bare = not self.modules and getattr(module, "spec", None) is None
-        self.specs.append(None if bare else describe(module, (self.modules or [module])[0]))
+        self.specs.append(describe(module, self.modules[0]) if self.modules else _described_or_not(module))
         self.modules.append(module)
         return len(self.modules) - 1
+
+
+def _described_or_not(deployed: nn.Module) -> dict[str, Any] | None:
+    """The deployed classifier comes first; one that nobody else can make is handed in again on loading."""
+    try:
+        return describe(deployed)
+    except InputError:
+        return None
 
 
 def _name_of(value: Any) -> tuple[str, str]:
