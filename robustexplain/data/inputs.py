@@ -47,9 +47,10 @@ class InputSpec:
         check_fields(self)
         if self.size is not None:
             object.__setattr__(self, "size", _checked_size(self.size))
-        if isinstance(self.class_names, str) or not all(isinstance(name, str) for name in self.class_names):
-            raise InputError(f"class_names must be strings, got {self.class_names!r:.200}")
-        object.__setattr__(self, "class_names", tuple(self.class_names))
+        names: object = self.class_names
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"class_names must be strings, got {names!r:.200}")
+        object.__setattr__(self, "class_names", tuple(names))
 
     @classmethod
     def of_data(cls, data: Data) -> InputSpec | None:
