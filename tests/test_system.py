@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from robustexplain import System, data, explain, models
+from robustexplain import System, data, models
+from robustexplain.commands.explain import image_of
 from robustexplain.data import Data, InputSpec
 from robustexplain.defenses import Aggregate
 from robustexplain.defenses.detection import FeatureSqueezingDetector, Forest, MapNetwork, XEnsembleDetector
@@ -122,9 +123,9 @@ def test_a_table_has_no_input_spec(digits: Data) -> None:
 def test_the_command_refuses_another_size_than_the_system_takes(tiny_model: nn.Module, tmp_path: Path) -> None:
     picture = photograph(tmp_path / "a.png")
     system = System(tiny_model, Gradient(tiny_model), inputs=InputSpec((16, 16), "crop", 1))
-    assert torch.equal(explain.image_of(system, picture, None), system.prepare(picture))
+    assert torch.equal(image_of(system, picture, None), system.prepare(picture))
     with pytest.raises(InputError, match=r"--size 32: the system takes images of \(16, 16\)"):
-        explain.image_of(system, picture, 32)
+        image_of(system, picture, 32)
 
 
 # Where it is
