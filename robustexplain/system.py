@@ -192,9 +192,26 @@ class System:
             self.inputs.check(x)
         calibrate = getattr(self.detector, "recalibrated", None)
         if calibrate is None:
-            what = "has no detector" if self.detector is None else f"has a {type(self.detector).__name__}"
-            raise InputError(f"the system {what}, which cannot be recalibrated")
+            raise InputError(f"the system {self._watchman}, which cannot be recalibrated")
         return replace(self, detector=calibrate(x, false_alarms, batch_size))
+
+    @torch.no_grad()
+    def p_values(self, x: Tensor) -> Tensor:
+        """``[B]``: how rarely a clean input is as suspicious as ``x``, by the detector's calibration scores.
+
+        Raises:
+            InputError: no detector, or one that keeps no calibration scores; bad ``x``.
+        """
+        checks.inputs(x)
+        rank = getattr(self.detector, "p_values", None)
+        if rank is None:
+            raise InputError(f"the system {self._watchman}, which keeps no scores of clean inputs to compare with")
+        found: Tensor = rank(x)
+        return found
+
+    @property
+    def _watchman(self) -> str:
+        return "has no detector" if self.detector is None else f"has a {type(self.detector).__name__}"
 
     def without_detector(self) -> System:
         """The same without its detector."""

@@ -266,6 +266,9 @@ class Mean:
         scores = torch.cat([self.score(part) for part in x.split(batch_size)])
         return replace(self, threshold=threshold_at(scores, false_alarms), soft_threshold=0.0)
 
+    def p_values(self, x: Tensor) -> Tensor:
+        return 1 - self.score(x)
+
 
 def test_recalibrating_sets_the_thresholds_on_the_given_inputs(tiny_model: nn.Module, quiet: Detector) -> None:
     x = torch.rand(40, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -282,6 +285,9 @@ def test_recalibrating_sets_the_thresholds_on_the_given_inputs(tiny_model: nn.Mo
         replace(system, detector=quiet).recalibrated(x)
     with pytest.raises(InputError, match="NaN"):
         system.recalibrated(x * math.nan)
+    assert torch.equal(system.p_values(x), 1 - x.flatten(1).mean(1))
+    with pytest.raises(InputError, match="has a Quiet, which keeps no scores"):
+        replace(system, detector=quiet).p_values(x)
 
 
 def test_scores_that_are_nan_give_no_threshold_and_no_curve() -> None:
