@@ -156,6 +156,7 @@ ROOMS: tuple[str, ...] = (
         "schema",
         "maps",
         "progress",
+        "parts",
     ),
     *("autograd", "transforms", "data", "training", "models", "interpreters", "system", "metrics", "objectives"),
     *("storage", "attacks", "defenses", "plots", "recipes", "recipe", "evaluation", "sanity"),

@@ -20,6 +20,7 @@ from robustexplain.files import digest_tensors
 from robustexplain.interpreters import Interpreter, InterpreterSpec
 from robustexplain.metrics import threshold_at
 from robustexplain.models import ModelSpec
+from robustexplain.models.skops_file import dumped, loaded
 from robustexplain.random_streams import derive
 from robustexplain.registry import DEFENSES, DETECTORS, PARTS
 from robustexplain.system import System
@@ -58,10 +59,6 @@ class MapNetwork(nn.Module):
 PARTS.register("map-network")(MapNetwork)
 
 
-TREES = ("sklearn.tree._tree.Tree",)
-"""What a forest is made of and skops does not trust by itself: arrays of numbers, no code."""
-
-
 @PARTS.register("forest")
 @dataclass(frozen=True, eq=False)
 class Forest:
@@ -88,20 +85,15 @@ class Forest:
 
     def to_bytes(self) -> bytes:
         """skops' format."""
-        from skops import io
-
-        content: bytes = io.dumps(self.forest)
-        return content
+        return dumped(self.forest)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Forest:
-        """Read skops' format; any type but those that skops trusts and scikit-learn's trees is refused."""
-        from skops import io
-
-        unknown = sorted(set(io.get_untrusted_types(data=content)) - set(TREES))
-        if unknown:
-            raise InputError(f"the saved forest holds types that are not trusted: {', '.join(unknown)}")
-        return cls(io.loads(content, trusted=list(TREES)))
+        """Read skops' format; types that are not trusted, and archives that inflate beyond reason, are refused."""
+        forest = loaded(content)
+        if not hasattr(forest, "predict_proba"):
+            raise InputError(f"the stored forest is a {type(forest).__name__}, which gives no probabilities")
+        return cls(forest)
 
 
 @DETECTORS.register("x-ensemble", paper="Wang et al. 2020 (KDD)")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError
-from .explain import channels_of, read_image, systems_of_model, systems_of_run
+from .explain import image_of, systems_of_model, systems_of_run
 from .options import Size, TrustCode
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def attack_image(
         systems_of_run(run, rows, trust_code) if run is not None else systems_of_model(str(model), [interpreter])
     )
     system = next(iter(systems.values()))
-    x = read_image(image, channels=channels_of(system), size=size or side)
+    x = image_of(system, image, size or side)
     return _attack(attack, system, x, goal or AdversaryGoal(), out)
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import InputError, MissingDataError
+from ..errors import InputError
 from .options import Size, TrustCode
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from ..system import System
 
@@ -72,7 +72,7 @@ def explain_image(
         systems_of_run(run, rows, trust_code) if run is not None else systems_of_model(str(model), interpreters)
     )
     first = next(iter(systems.values()))
-    x = read_image(image, channels=channels_of(first), size=size or side)
+    x = image_of(first, image, size or side)
     panels = [("image", x[0].permute(1, 2, 0).expand(-1, -1, 3).numpy())]
     lines = []
     for label, system in systems.items():
@@ -86,6 +86,20 @@ def explain_image(
     return [*lines, f"picture: {out}"]
 
 
+def image_of(system: System, path: Path, size: int | None) -> Tensor:
+    """An image file as the system takes it, ``[1, C, H, W]``; squashed to ``size`` where the system does not say.
+
+    Raises:
+        MissingDataError: no such file.
+        InputError: PIL cannot read it; another size than the system takes.
+    """
+    if system.inputs is not None:
+        if size is not None and system.inputs.size not in (None, (size, size)):
+            raise InputError(f"--size {size}: the system takes images of {system.inputs.size}")
+        return system.prepare(path)
+    return read_image(path, channels_of(system), size)
+
+
 def read_image(path: Path, channels: int = 3, size: int | None = None) -> Tensor:
     """An image file as ``[1, C, H, W]`` in ``[0, 1]``, squashed to ``size`` if one is given.
 
@@ -93,22 +107,9 @@ def read_image(path: Path, channels: int = 3, size: int | None = None) -> Tensor
         MissingDataError: no such file.
         InputError: PIL cannot read it.
     """
-    import numpy as np
-    import torch
-    import torch.nn.functional as F
-    from PIL import Image, UnidentifiedImageError
+    from ..data import decoded
 
-    if not path.is_file():
-        raise MissingDataError(f"no image at {path}")
-    try:
-        picture = Image.open(path).convert("L" if channels == 1 else "RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path} is not an image that can be read: {error}") from None
-    array = torch.from_numpy(np.array(picture, dtype=np.float32) / 255)
-    x = array[None, None] if channels == 1 else array.permute(2, 0, 1)[None]
-    if size is None or x.shape[-2:] == (size, size):
-        return x
-    return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
+    return decoded(path, None if size is None else (size, size), "squash", channels)[None]
 
 
 def systems_of_run(run: Path, rows: Sequence[str], trust_code: bool = False) -> tuple[dict[str, System], int | None]:
@@ -137,15 +138,17 @@ def systems_of_run(run: Path, rows: Sequence[str], trust_code: bool = False) -> 
     unknown = [row for row in rows if row not in labels]
     if unknown:
         raise InputError(f"{run} has no row {unknown[0]!r}; it has: {', '.join(labels)}")
-    data = recipe.data.load()
-
-    def own() -> nn.Module | None:
-        # A module for each system: its weights are read into it.
-        bare = replace(recipe.model, weights=None)
-        return bare.load(data.shape, data.num_classes, 0) if bare.file is not None else None
-
     wanted = [label for label in labels if not rows or label in rows]
-    return {label: System.load(folder.system(label), model=own()) for label in wanted}, int(data.shape[-1])
+    if recipe.model.file is not None:
+        # A module for each system: its weights are read into it.
+        data, bare = recipe.data.load(), replace(recipe.model, weights=None)
+        own = {label: bare.load(data.shape, data.num_classes, 0) for label in wanted}
+        systems = {n: System.load(folder.system(n), model=module, weights="stored") for n, module in own.items()}
+    else:
+        systems = {label: System.load(folder.system(label)) for label in wanted}
+    # Only where no system says what it takes are the data asked: they may be on another machine.
+    known = all(system.inputs is not None for system in systems.values())
+    return systems, None if known else int(recipe.data.load().shape[-1])
 
 
 def systems_of_model(name: str, interpreters: Sequence[str]) -> tuple[dict[str, System], int | None]:

@@ -11,17 +11,20 @@ from ..errors import InputError
 from ..registry import DATASETS
 from . import arrays, credit, folders, openml, tables
 from .base import PARTS, Data, Item, Samples, Splits, labels_of, stack, subset, take
+from .inputs import InputSpec, decoded
 from .tables import TensorTable
 
 __all__ = [
     "PARTS",
     "Data",
+    "InputSpec",
     "Item",
     "Samples",
     "Splits",
     "TensorTable",
     "arrays",
     "credit",
+    "decoded",
     "folders",
     "labels_of",
     "load",

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Subset
 
 from ..errors import InputError
 from ..random_streams import derive, generator
+from .inputs import Resize
 
 Item: TypeAlias = tuple[Tensor, int]
 """An image, float32 ``[C, H, W]`` in [0, 1] (or a table's row, float32 ``[D]``), and its class."""
@@ -45,6 +46,7 @@ class Data:
         test: judges. The official test part where there is one.
         digest: SHA-256, as hex, of content and split.
         features: names of the ``D`` columns of a table; empty for images.
+        resize: how images of other sizes were brought to ``shape``.
 
     Raises:
         InputError: for a table whose columns are not all named, each by a name of its own.
@@ -58,6 +60,7 @@ class Data:
     test: Samples
     digest: str
     features: tuple[str, ...] = ()
+    resize: Resize = "squash"
 
     def __post_init__(self) -> None:
         columns = self.shape[0] if len(self.shape) == 1 else 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
 from .. import data as data_sets
 from .. import models
+from ..data import InputSpec
 from ..errors import InputError
 from ..files import digest, digest_tensors
 from ..random_streams import derive
@@ -47,7 +48,8 @@ def prepare(recipe: Recipe, data: data_sets.Data, folder: RunFolder, session: Se
     made = Systems(model)
     for row in recipe.rows:
         try:
-            made.systems[row.label] = _system(row, made, data, recipe.seed, identity, session)
+            system = _system(row, made, data, recipe.seed, identity, session)
+            made.systems[row.label] = replace(system, inputs=InputSpec.of_data(data))
         except Exception:
             # One row that cannot be made must not take the others with it: its cells become holes in the report.
             made.failures[row.label] = traceback.format_exc()

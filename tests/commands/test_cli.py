@@ -381,11 +381,17 @@ def test_explain_with_a_model_by_name(cli: Call, picture: Path) -> None:
         (["cat.png", "--model", "smal-cnn"], "unknown model 'smal-cnn'; did you mean 'small-cnn'"),
         (["cat.png", "--model", "small-cnn", "--interpreter", "kam"], "unknown interpreter 'kam'; did you mean 'cam'"),
         (["cat.png", "--model", "small-cnn", "--interpreter", "rts"], "'rts' is trained: a recipe trains it"),
-        (["cat.png", "--model", "small-cnn", "--interpreter", "smoothed"], "'smoothed' is made of other parts besides the model"),
-        (["cat.png", "--model", "small-cnn", "--interpreter", "aggregate"], "'aggregate' is made of other parts besides the model"),
+        (
+            ["cat.png", "--model", "small-cnn", "--interpreter", "smoothed"],
+            "'smoothed' is made of other parts",
+        ),
+        (
+            ["cat.png", "--model", "small-cnn", "--interpreter", "aggregate"],
+            "'aggregate' is made of other parts",
+        ),
         (["dog.png", "--model", "small-cnn"], "no image at dog.png"),
-        (["words.txt", "--model", "small-cnn"], "words.txt is not an image that can be read"),
-        (["half.png", "--model", "small-cnn"], "half.png is not an image that can be read"),
+        (["words.txt", "--model", "small-cnn"], "cannot read the image 'words.txt'"),
+        (["half.png", "--model", "small-cnn"], "cannot read the image 'half.png'"),
         (["cat.png", "--model", "small-cnn", "--size", "0"], "--size"),
     ],
 )
