@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from robustexplain.errors import InputError, UnsupportedModelError
 from robustexplain.fields import Natural, check_fields
@@ -28,6 +28,8 @@ class Defense(ABC):
     """Names of the interpreters that it can defend; none means any."""
     needs_data: ClassVar[bool] = False
     """Whether the defense trains, and so needs samples."""
+    part: ClassVar[Literal["train", "defense"]] = "defense"
+    """Which part of the data those samples are: the model's own, or what is kept for defenses."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -44,7 +46,7 @@ class Defense(ABC):
             InputError: no data for a defense that trains.
             UnsupportedModelError: a system that the defense cannot cover.
         """
-        if self.needs_data and (data is None or len(data) == 0):  # type: ignore[arg-type]
+        if self.needs_data and (data is None or len(data) == 0):
             raise InputError(f"{type(self).__name__} trains, and needs data: samples that nobody is judged on")
         return self._defend(system, data, session or Session())
 
@@ -63,6 +65,21 @@ class Defense(ABC):
         if defended.model is base.model:
             return base.without_detector()
         return System(defended.model, replace(base.interpreter, model=defended.model))
+
+
+@dataclass(frozen=True)
+class TrainedDefense(Defense):
+    """A defense that trains: a subclass writes ``_train``, which is given samples."""
+
+    needs_data: ClassVar[bool] = True
+
+    def _defend(self, system: System, data: Samples | None, session: Session) -> System:
+        assert data is not None  # refused at the door; for the type checker
+        return self._train(system, data, session)
+
+    @abstractmethod
+    def _train(self, system: System, data: Samples, session: Session) -> System:
+        """The defended system; there is at least one sample."""
 
 
 def refuse(condition: bool, message: str) -> None:

@@ -72,8 +72,12 @@ def images(x: Tensor, what: str = "this") -> None:
         raise InputError(f"{what} takes images [B, C, H, W] in [0, 1], got table rows of shape {list(x.shape)}")
 
 
-def evaluating(model: nn.Module) -> None:
+def evaluating(model: nn.Module, what: str = "the model") -> None:
     """Refuse a model any part of which is in train mode.
+
+    Args:
+        model: any module.
+        what: it is, for the message.
 
     Raises:
         InputError: naming the part.
@@ -82,8 +86,8 @@ def evaluating(model: nn.Module) -> None:
         if module.training:
             part = f"its part {name!r}" if name else "it"
             raise InputError(
-                f"the model must be in eval mode, but {part} is in train mode, where batch norm mixes samples and "
-                "dropout draws; call model.eval() first"
+                f"{what} must be in eval mode, but {part} is in train mode, where batch norm mixes samples and "
+                "dropout draws; call .eval() on it first"
             )
 
 

@@ -58,3 +58,7 @@ class ZeroMapGradientWarning(RobustExplainWarning):
 
 class FoolingFailedWarning(RobustExplainWarning):
     """An attack on a model changed nothing: its failure would say nothing about the interpreter."""
+
+
+class FewScoresWarning(RobustExplainWarning):
+    """An alarm that is calibrated on too few clean inputs to know its share of false alarms."""

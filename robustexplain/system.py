@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from os import PathLike
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from . import checks
+from .data.inputs import InputSpec
 from .errors import InputError
 from .interpreters.base import Interpreter
+from .parts import modules_of, moved
 from .registry import PARTS
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from .storage import Weights
 
 
 @dataclass(frozen=True)
@@ -70,14 +80,26 @@ class System:
         model: takes ``[B, C, H, W]`` in ``[0, 1]``, gives logits ``[B, K]``.
         interpreter: explains ``model``.
         detector: raises the alarm on suspicious inputs.
+        inputs: the images that it takes and the names of its classes; ``None``: nobody said.
 
     Raises:
-        InputError: if the interpreter explains another model than the one deployed.
+        InputError: if the interpreter explains another model than the one deployed, or a threshold is NaN.
+
+    Examples:
+        >>> import torch
+        >>> import robustexplain as rx
+        >>> from robustexplain import interpreters, models
+        >>> model = models.load("small-cnn", num_classes=10, in_channels=1)
+        >>> system = rx.System(model, interpreters.GradCAM(model))
+        >>> seen = system(torch.rand(2, 1, 32, 32))
+        >>> seen.logits.shape, seen.maps.shape
+        (torch.Size([2, 10]), torch.Size([2, 32, 32]))
     """
 
     model: nn.Module
     interpreter: Interpreter
     detector: Detector | None = None
+    inputs: InputSpec | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.interpreter, Interpreter):
@@ -86,6 +108,14 @@ class System:
             raise InputError("the interpreter explains another model object than the system deploys")
         if self.detector is not None and not isinstance(self.detector, Detector):
             raise InputError(f"detector must have threshold, score and soft_score, got {type(self.detector).__name__}")
+        for name in ("threshold", "soft_threshold") if self.detector is not None else ():
+            value = getattr(self.detector, name)
+            if not isinstance(value, (int, float)) or math.isnan(value):
+                raise InputError(f"the detector's {name} must be a number, got {value!r}: it could never ring")
+        if self.inputs is not None and not isinstance(self.inputs, InputSpec):
+            raise InputError(f"inputs must be an InputSpec, got {type(self.inputs).__name__}")
+        if self.inputs is not None:
+            self.inputs.check_model(self.model)
 
     def __call__(self, x: Tensor, target: Tensor | None = None) -> Explained:
         """Classify, explain and, where there is a detector, score ``x`` ``[B, C, H, W]`` in ``[0, 1]``.
@@ -95,15 +125,93 @@ class System:
             target: ``[B]`` classes to explain; default the prediction.
 
         Raises:
-            InputError: bad ``x`` or ``target``.
+            InputError: bad ``x`` or ``target``, images of another size than ``inputs`` says, a part in train mode.
         """
         checks.inputs(x)
+        if self.inputs is not None:
+            self.inputs.check(x)
+        for what, module in self._modules:
+            checks.evaluating(module, what)
         found = self.interpreter.explain(x, target)
         if self.detector is None:
             return Explained(found.logits, found.maps)
         with torch.no_grad():
             score = self.detector.score(x)
         return Explained(found.logits, found.maps, score, score > self.detector.threshold)
+
+    @cached_property
+    def _modules(self) -> tuple[tuple[str, nn.Module], ...]:
+        parts = (("the model", self.model), ("the interpreter", self.interpreter), ("the detector", self.detector))
+        # The model is part of the interpreter, and is named as the model.
+        named = {id(module): (what, module) for what, part in reversed(parts) for module in modules_of(part)}
+        return tuple(named.values())
+
+    def prepare(self, image: Image.Image | str | PathLike[str]) -> Tensor:
+        """A picture or an image file as the system takes it, ``[1, C, H, W]``: read as the images it was judged on.
+
+        Upright, in grey or colour, cropped or squashed to the size of ``inputs``; on the model's device, in its dtype.
+
+        Raises:
+            MissingDataError: no such file.
+            InputError: ``inputs`` is ``None``; PIL cannot read the image, or it has more than 8 bits a pixel.
+        """
+        if self.inputs is None:
+            raise InputError("the system does not say what images it takes: replace(system, inputs=InputSpec(...))")
+        like = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
+        return self.inputs.read(image).to(like.device, like.dtype)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> System:
+        """The same on another device, or in another floating-point dtype, with every part.
+
+        As in torch, modules are moved *in place* (the model, networks of the interpreter and of the detector), and
+        whoever shares them sees it; tensors are copied. Settings and thresholds stay: recalibrate after a change of
+        dtype that rounds.
+
+        Args:
+            device: as ``torch.device`` takes it; ``None`` leaves every part where it is.
+            dtype: such as ``torch.bfloat16``; integers keep theirs.
+
+        Raises:
+            InputError: no such device, or no floating-point dtype.
+        """
+        return moved(self, device, dtype)
+
+    def recalibrated(self, x: Tensor, false_alarms: float = 0.05, batch_size: int = 64) -> System:
+        """The same with the detector's thresholds set anew, so that a share ``false_alarms`` of clean ``x`` rings.
+
+        Args:
+            x: clean inputs ``[N, C, H, W]`` of the place where the system works, some dozens at least.
+            false_alarms: in ``[0, 1]``.
+            batch_size: inputs scored at once.
+
+        Raises:
+            InputError: no detector, or one that cannot be calibrated anew; bad ``x``.
+        """
+        checks.inputs(x)
+        if self.inputs is not None:
+            self.inputs.check(x)
+        calibrate = getattr(self.detector, "recalibrated", None)
+        if calibrate is None:
+            raise InputError(f"the system {self._watchman}, which cannot be recalibrated")
+        return replace(self, detector=calibrate(x, false_alarms, batch_size))
+
+    @torch.no_grad()
+    def p_values(self, x: Tensor) -> Tensor:
+        """``[B]``: how rarely a clean input is as suspicious as ``x``, by the detector's calibration scores.
+
+        Raises:
+            InputError: no detector, or one that keeps no calibration scores; bad ``x``.
+        """
+        checks.inputs(x)
+        rank = getattr(self.detector, "p_values", None)
+        if rank is None:
+            raise InputError(f"the system {self._watchman}, which keeps no scores of clean inputs to compare with")
+        found: Tensor = rank(x)
+        return found
+
+    @property
+    def _watchman(self) -> str:
+        return "has no detector" if self.detector is None else f"has a {type(self.detector).__name__}"
 
     def without_detector(self) -> System:
         """The same without its detector."""
@@ -119,29 +227,48 @@ class System:
         return replace(self, interpreter=_reseeded(self.interpreter, seed)) if self.random else self
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``system.json`` and ``weights.safetensors`` (and a detector's own files) into ``folder``.
+        """Write ``system.json``, ``weights.safetensors`` and further parts' files into ``folder``.
+
+        Files of a system that was saved there before are removed; others are left alone. A classifier that no
+        registered builder makes is handed in again on loading.
 
         Raises:
-            InputError: if a part was not made by a registered builder, so that it could not be rebuilt without code.
+            InputError: if a part could not be rebuilt without code, or holds a number that is not finite.
         """
         from .storage import save_component
 
         return save_component(self, Path(folder))
 
     @classmethod
-    def load(cls, folder: str | Path, *, model: nn.Module | None = None) -> System:
-        """Read a saved system; nothing in the folder runs code.
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        model: nn.Module | None = None,
+        weights: Weights = "same",
+        sha256: str | None = None,
+    ) -> System:
+        """Read a saved system, with all weights frozen and in eval mode; nothing in the folder runs code.
+
+        Every file is compared with its checksum first. That shows damage, not forgery: who can write the folder can
+        write checksums. ``sha256`` from elsewhere (:func:`robustexplain.storage.checksum`) shows both.
 
         Args:
             folder: what :meth:`save` wrote.
-            model: a classifier to put the rest around, for one that no registered builder makes.
+            model: the classifier to put the rest around, for one that no registered builder makes. It is left as it
+                is: weights, mode, ``requires_grad``.
+            weights: of ``model``: ``same``: they must be those that were saved; ``stored``: deploy a copy of it with
+                the saved ones; ``own``: go on with others, with a warning.
+            sha256: the checksum that the system must have.
 
         Raises:
-            MissingDataError: if the folder holds no saved system.
+            MissingDataError: if the folder holds no saved system, or a part of it is missing.
+            InputError: damaged, changed, of a newer version, or another system than expected; a model that does not
+                fit.
         """
         from .storage import load_component
 
-        system = load_component(Path(folder), model=model)
+        system = load_component(Path(folder), model=model, weights=weights, sha256=sha256)
         if not isinstance(system, cls):
             raise InputError(f"{folder} holds a {type(system).__name__}, not a System")
         return system

@@ -3,26 +3,52 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import io
 import json
+import math
 import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import robustexplain
-from robustexplain import System, files
+from robustexplain import System, files, models
+from robustexplain.attacks import ADV2, PGD
 from robustexplain.autograd.rectifiers import Softplus
-from robustexplain.defenses import Aggregate
-from robustexplain.errors import InputError, MissingDataError, UnknownNameError
-from robustexplain.interpreters import CAM, RTS, GradCAM, Gradient, Interpreter, MaskingModel, Smoothed
+from robustexplain.defenses import AID, Aggregate, AggregatedInterpreter, BetaSmoothing, Defense, XEnsemble
+from robustexplain.defenses.detection import FeatureSqueezingDetector, Forest
+from robustexplain.errors import InputError, MissingDataError, RobustExplainWarning, UnknownNameError
+from robustexplain.interpreters import (
+    CAM,
+    RTS,
+    ExpectedGradients,
+    GradCAM,
+    Gradient,
+    Interpreter,
+    MaskingModel,
+    Reference,
+    RTSTraining,
+    Smoothed,
+    train_rts,
+)
+from robustexplain.models.skops_file import dumped
+from robustexplain.registry import DETECTORS
+from robustexplain.storage import checksum, manifest
+from robustexplain.training import Training
+from robustexplain.transforms.squeezing import squeezers
 
 
 def rts(model: nn.Module, x: Tensor) -> RTS:
@@ -47,9 +73,13 @@ def saved(tiny_model: nn.Module, tmp_path: Path) -> Path:
     return System(tiny_model, GradCAM(tiny_model)).save(tmp_path / "system")
 
 
-def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+def edit(folder: Path, change: Callable[[dict[str, Any]], object], *, seal: bool = True) -> None:
+    """Change a description; sealed again, as somebody does who knows how checksums are made."""
     described = json.loads((folder / "system.json").read_text())
     change(described)
+    if seal:
+        sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in described["files"]}
+        described = manifest.sealed({**described, "files": sums})
     (folder / "system.json").write_text(json.dumps(described))
 
 
@@ -97,35 +127,191 @@ def test_saving_again_replaces_and_leaves_nothing_aside(saved: Path, tiny_model:
     assert isinstance(System.load(saved).interpreter, CAM)
 
 
+def test_saving_over_a_system_removes_its_parts_and_nothing_else(
+    saved: Path, tiny_model: nn.Module, grey: Tensor
+) -> None:
+    (saved / "notes.bin").write_text("mine")
+    System(tiny_model, ExpectedGradients(tiny_model, Reference(grey))).save(saved)
+    assert (saved / "reference-0.bin").is_file()
+    System(tiny_model, CAM(tiny_model)).save(saved)
+    assert {path.name for path in saved.iterdir()} == {"system.json", "weights.safetensors", "notes.bin"}
+
+
+# Tensors, dicts, nested modules
+
+
+@dataclass(frozen=True, eq=False)
+class Signatures:
+    """A detector with what detectors may keep: tensors, dicts of them, settings."""
+
+    scores: Tensor
+    by_class: dict[str, Any]
+    threshold: float = 0.5
+    soft_threshold: float = 0.5
+
+    def score(self, x: Tensor) -> Tensor:
+        return x.flatten(1).mean(1) + self.scores.mean()
+
+    soft_score = score
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    list(DETECTORS)
+    monkeypatch.setattr(DETECTORS, "_entries", dict(DETECTORS._entries))
+    DETECTORS.register("signatures")(Signatures)
+
+
+@pytest.mark.usefixtures("registered")
+def test_tensors_and_dicts_of_a_detector_come_back_to_the_bit(tiny_model: nn.Module, tmp_path: Path) -> None:
+    scores = torch.rand(7, dtype=torch.float64)
+    by_class = {"cat": scores, "dog": torch.arange(3), "deep": {"names": ("a", "b"), "none": None, "share": 0.1}}
+    System(tiny_model, CAM(tiny_model), Signatures(scores, by_class)).save(tmp_path)
+    found: Any = System.load(tmp_path).detector
+    assert torch.equal(found.scores, scores)
+    assert found.scores.dtype == torch.float64
+    assert torch.equal(found.by_class["dog"], torch.arange(3))
+    assert found.by_class["deep"] == by_class["deep"]
+    assert found.by_class["cat"] is found.scores
+    tensors = load_file(tmp_path / "weights.safetensors")
+    assert sorted(key for key in tensors if key.startswith("tensor.")) == ["tensor.0", "tensor.1"]
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize(
+    ("by_class", "message"),
+    [
+        ({1: 2}, "keys, which must be strings, got 1"),
+        ({"a": math.inf}, "number inf.*finite"),
+        ({"a": {3}}, "set cannot"),
+    ],
+)
+def test_what_json_cannot_hold_is_refused_before_anything_is_written(
+    by_class: dict[str, Any], message: str, tiny_model: nn.Module, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        System(tiny_model, CAM(tiny_model), Signatures(torch.ones(1), by_class)).save(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_nested_modules_are_described_and_rebuilt_at_any_depth(tiny_model: nn.Module, grey: Tensor) -> None:
+    inner = MaskingModel.around(copy.deepcopy(tiny_model), grey, width=4)
+    described = json.loads(json.dumps(models.describe(MaskingModel(inner.encoder, inner.levels, 4, 6))))
+    made = models.rebuild(described)
+    assert isinstance(made, MaskingModel)
+    assert type(made.encoder) is type(tiny_model)
+    assert made.width == 6
+    assert models.rebuild(models.ModelSpec("masking-model", inner.spec.options)).state_dict().keys() == (
+        inner.state_dict().keys()
+    )
+    with pytest.raises(UnknownNameError, match="masking-model"):
+        models.rebuild({"name": "masking-modell", "options": {}})
+    with pytest.raises(InputError, match="'softplus' does not name a module"):
+        models.rebuild({"name": "softplus", "options": {"beta": 1.0}})
+
+
+def test_a_system_in_double_precision_comes_back_in_it(tiny_model: nn.Module, grey: Tensor, tmp_path: Path) -> None:
+    model = copy.deepcopy(tiny_model).double()
+    with torch.no_grad():
+        next(model.parameters()).mul_(1 + 1e-12)
+    system = System(model, Gradient(model))
+    loaded = System.load(system.save(tmp_path))
+    assert torch.equal(loaded(grey.double()).logits, system(grey.double()).logits)
+
+
 # Models made by hand
 
 
-def test_a_hand_made_model_is_handed_in_again_and_gets_its_weights(
-    smooth_net: nn.Module, grey: Tensor, tmp_path: Path
-) -> None:
-    system = System(smooth_net, Gradient(smooth_net))
-    system.save(tmp_path)
-    blank = copy.deepcopy(smooth_net)
-    for parameter in blank.parameters():
-        nn.init.zeros_(parameter)
-    loaded = System.load(tmp_path, model=blank)
-    assert loaded.model is blank
-    assert torch.equal(loaded(grey).maps, system(grey).maps)
+def own_net() -> nn.Sequential:
+    """Nobody's registered builder made it; with batch norm, at two grid sizes, and a head that CAM can read."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        convolutions = [nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2)]
+        more = [nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
+        return nn.Sequential(*convolutions, *more, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+
+
+@pytest.fixture(scope="module")
+def samples() -> TensorDataset:
+    x = torch.rand(40, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    return TensorDataset(x, torch.arange(40) % 4)
+
+
+QUICK = Training(epochs=1, batch_size=20)
+
+
+def own_system(name: str, data: Any) -> System:
+    model = own_net()
+    if name in ("rts", "aid"):
+        system = System(model, train_rts(model, data, RTSTraining(training=QUICK, width=4, levels=2)))
+        return AID(attack=ADV2(0.1, steps=2), training=QUICK)(system, data) if name == "aid" else system
+    made: dict[str, Defense] = {
+        "aggregated": AggregatedInterpreter(),
+        "beta-smoothing": BetaSmoothing(),
+        "x-ensemble": XEnsemble(attack=PGD(0.1, 2), training=QUICK, trees=5),
+    }
+    system = System(model, Gradient(model) if name == "beta-smoothing" else GradCAM(model))
+    return made[name](system, data) if name in made else system
+
+
+@pytest.mark.parametrize("name", ["gradcam", "aggregated", "beta-smoothing", "x-ensemble", "rts", "aid"])
+def test_a_system_of_an_own_module_comes_back_around_it(name: str, samples: TensorDataset, tmp_path: Path) -> None:
+    system = own_system(name, samples)
+    if isinstance(system.interpreter, RTS):
+        # The encoder is another network than the model by now: its weights must come from the folder.
+        with torch.no_grad():
+            next(system.interpreter.masker.encoder.parameters()).mul_(1.5)
+    mine = copy.deepcopy(system.model).requires_grad_(True)
+    mine[0].weight.requires_grad_(False)
+    loaded = System.load(system.save(tmp_path), model=mine)
+    assert loaded.model is mine
+    assert [p.requires_grad for p in mine.parameters()] == [False, *[True] * 9]
+    x = samples.tensors[0][:4]
+    for name in ("logits", "maps", "score"):
+        ours, theirs = getattr(loaded(x), name), getattr(system(x), name)
+        assert (ours is None and theirs is None) or torch.equal(ours, theirs)
+    if isinstance(loaded.interpreter, RTS):
+        assert not any(p.requires_grad for p in loaded.interpreter.masker.parameters())
+        described = json.loads((tmp_path / "system.json").read_text())
+        assert described["modules"][1]["options"]["encoder"] == {"like": "the deployed model"}
+
+
+def test_a_model_that_is_handed_in_is_left_alone(tmp_path: Path) -> None:
+    model = own_net()
+    System(model, Gradient(model)).save(tmp_path)
+    model.train()
+    assert System.load(tmp_path, model=model).model.training
+    other = own_net().train()
+    with torch.no_grad():
+        other[-1].weight.add_(1)  # type: ignore[operator]
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    with pytest.raises(InputError, match=r"other weights than .*weights\.safetensors': 9\.weight differ"):
+        System.load(tmp_path, model=other)
+    with pytest.warns(RobustExplainWarning, match=r"9\.weight differ"):
+        assert System.load(tmp_path, model=other, weights="own").model is other
+    taken = System.load(tmp_path, model=other, weights="stored").model
+    assert taken is not other
+    assert not any(p.requires_grad for p in taken.parameters())
+    assert all(torch.equal(taken.state_dict()[key], value) for key, value in model.state_dict().items())
+    assert other.training
+    assert all(torch.equal(other.state_dict()[key], value) for key, value in before.items())
 
 
 def test_a_hand_made_model_that_is_not_handed_in_is_asked_for(smooth_net: nn.Module, tmp_path: Path) -> None:
     System(smooth_net, Gradient(smooth_net)).save(tmp_path)
     with pytest.raises(InputError, match=r"not made by a registered builder.*load\(folder, model=your_model\)"):
         System.load(tmp_path)
-    with pytest.raises(InputError, match=r"do not fit: .*missing keys: weight, bias"):
-        System.load(tmp_path, model=nn.Linear(3, 3))
+    with pytest.raises(InputError, match=r"do not fit: .*missing keys: bias, weight; unexpected keys: 0\.bias"):
+        System.load(tmp_path, model=nn.Linear(3, 3), weights="own")
+    with pytest.raises(InputError, match=r"weights must be one of .*'new'"):
+        System.load(tmp_path, model=smooth_net, weights="new")  # type: ignore[arg-type]
 
 
-def test_a_masker_on_a_hand_made_encoder_cannot_be_saved(
+def test_a_masker_on_another_hand_made_encoder_than_the_model_cannot_be_saved(
     tiny_model: nn.Module, smooth_net: nn.Module, grey: Tensor, tmp_path: Path
 ) -> None:
     system = System(tiny_model, RTS(tiny_model, MaskingModel.around(smooth_net, grey)))
-    with pytest.raises(InputError, match=r"MaskingModel cannot be saved.*registered builder"):
+    with pytest.raises(InputError, match=r"Sequential cannot be saved.*registered builder"):
         system.save(tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -166,10 +352,120 @@ def test_a_file_of_noise_is_refused(saved: Path, name: str) -> None:
         System.load(saved)
 
 
-@pytest.mark.parametrize("found", [0, 2, "1", None])
+@pytest.mark.parametrize("found", [0, 1, 3, "2", None])
 def test_another_format_is_refused(saved: Path, found: object) -> None:
     edit(saved, lambda d: d.update(format=found))
-    with pytest.raises(InputError, match=rf"has format {found!r}; this version reads 1"):
+    with pytest.raises(InputError, match=rf"has format {found!r}; this version reads 2"):
+        System.load(saved)
+
+
+@pytest.mark.parametrize("version", ["99.0", "0.2.0", "", None, "one"])
+def test_a_newer_or_unreadable_version_is_refused(saved: Path, version: object) -> None:
+    edit(saved, lambda d: d.update(version=version))
+    with pytest.raises(InputError, match=rf"written by version {version!r}; this is RobustExplain .*update"):
+        System.load(saved)
+    edit(saved, lambda d: d.update(version="0.0.9"))
+    System.load(saved)
+
+
+@pytest.mark.parametrize("seal", [False, True])
+def test_an_edited_threshold_is_noticed_unless_everything_is_sealed_again(
+    seal: bool, tiny_model: nn.Module, tmp_path: Path
+) -> None:
+    folder = System(tiny_model, CAM(tiny_model), FeatureSqueezingDetector(tiny_model, squeezers(["bit-depth-3"]))).save(
+        tmp_path
+    )
+    kept = checksum(folder)
+    edit(folder, lambda d: d["tree"]["fields"]["detector"]["fields"].update(threshold=1e9), seal=seal)
+    if not seal:
+        with pytest.raises(InputError, match=r"system\.json is damaged or was changed after saving"):
+            System.load(folder)
+        return
+    assert System.load(folder).detector.threshold == 1e9  # type: ignore[union-attr]
+    with pytest.raises(InputError, match=rf"another system than expected: sha256 \w+, not {kept}"):
+        System.load(folder, sha256=kept)
+    assert System.load(folder, sha256=checksum(folder).upper()) is not None
+
+
+def test_a_flipped_bit_of_the_weights_is_noticed(saved: Path) -> None:
+    content = bytearray((saved / "weights.safetensors").read_bytes())
+    content[-5] ^= 1
+    (saved / "weights.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=r"weights\.safetensors is damaged or was changed after saving"):
+        System.load(saved)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_threshold_that_is_no_number_is_refused(number: str, saved: Path, tiny_model: nn.Module) -> None:
+    text = (saved / "system.json").read_text()
+    (saved / "system.json").write_text(text.replace('"relu": true', f'"relu": {number}'))
+    with pytest.raises(InputError, match=rf"system\.json is damaged: it holds {number}"):
+        System.load(saved)
+    with pytest.raises(InputError, match="threshold must be a number, got nan"):
+        System(tiny_model, CAM(tiny_model), Signatures(torch.ones(1), {}, math.nan))
+
+
+@pytest.mark.parametrize("depth", [400, 100_000])
+def test_deeply_nested_json_is_refused(depth: int, saved: Path) -> None:
+    text = (saved / "system.json").read_text()
+    (saved / "system.json").write_text(text.replace('"relu": true', f'"relu": {"[" * depth}{"]" * depth}'))
+    with pytest.raises(InputError, match=r"damaged|does not describe"):
+        System.load(saved)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_classes": 10**9}, {"in_channels": 10**8}],
+)
+def test_a_description_of_a_huge_model_is_refused_before_memory_is_taken(options: dict[str, int], saved: Path) -> None:
+    edit(saved, lambda d: d["modules"][0]["options"].update(options))
+    with pytest.raises(InputError, match="far larger than the"):
+        System.load(saved)
+
+
+def bomb(size: int) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("schema.json", b" " * size)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(bomb(80 << 20), "would inflate from"), (b"no zip", "no archive of skops"), (b"", "no archive")],
+    ids=["bomb", "no zip", "empty"],
+)
+def test_a_forest_that_is_a_bomb_or_no_archive_is_refused(content: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Forest.from_bytes(content)
+
+
+def test_a_forged_forest_is_an_error_that_names_its_file(samples: TensorDataset, tmp_path: Path) -> None:
+    system = own_system("x-ensemble", samples)
+    system.save(tmp_path)
+    for content in (b"no zip", dumped(StandardScaler().fit([[0.0]]))):
+        (tmp_path / "forest-0.bin").write_bytes(content)
+        with pytest.raises(InputError, match=r"forest-0\.bin is damaged or was changed"):
+            System.load(tmp_path, model=system.model)
+        edit(tmp_path, lambda d: None)
+        with pytest.raises(InputError, match=r"forest-0\.bin: the stored"):
+            System.load(tmp_path, model=system.model)
+        edit(tmp_path, lambda d: None)
+    (tmp_path / "forest-0.bin").unlink()
+    with pytest.raises(MissingDataError, match=r"incomplete: forest-0\.bin is missing"):
+        System.load(tmp_path, model=system.model)
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("n_samples", "has no field 'n_samples' in this version; it is called 'samples' now"),
+        ("colour", "has no field 'colour' in this version; it has: model, layer, relu"),
+    ],
+)
+def test_a_field_of_another_version_is_named(field: str, message: str, saved: Path) -> None:
+    edit(saved, lambda d: d["tree"]["fields"]["interpreter"]["fields"].update({field: 3}))
+    with pytest.raises(InputError, match=rf"system\.json: 'gradcam' {message}"):
         System.load(saved)
 
 
@@ -184,13 +480,17 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "unknown name": (lambda d: d["tree"]["fields"]["interpreter"].update(name="gradcan"), "did you mean 'gradcam'"),
     "unknown part": (lambda d: d["tree"].update(name="sistem"), "unknown part 'sistem'; did you mean 'system'"),
     "unknown model": (lambda d: d["modules"][0].update(name="small-cn"), "did you mean 'small-cnn'"),
-    "unknown field": (lambda d: d["tree"]["fields"].update(colour=1), "does not describe.*colour"),
+    "unknown field": (lambda d: d["tree"]["fields"].update(colour=1), "no field 'colour'"),
     "bad field": (lambda d: d["tree"]["fields"].update(interpreter=3), "interpreter must be an Interpreter, got 3"),
     "no tree": (lambda d: d.pop("tree"), "does not describe.*tree"),
     "no modules": (lambda d: d.pop("modules"), "does not describe.*modules"),
     "module out of range": (lambda d: d["modules"].clear(), "does not describe"),
     "no fields": (lambda d: d["tree"].pop("fields"), "does not describe.*fields"),
     "other options": (lambda d: d["modules"][0]["options"].update(num_classes=7), r"net\.head\.weight is \[4, 64\]"),
+    "no tensor": (lambda d: d["tree"]["fields"].update(inputs={"tensor": 3}), r"tensor 'tensor\.3' that weights"),
+    "negative module": (lambda d: d["tree"]["fields"].update(model={"module": -1}), "no module -1"),
+    "a builder for a component": (lambda d: d["tree"].update(name="squeezer"), "no component that is described by"),
+    "file elsewhere": (lambda d: d["tree"].update(file="../a.bin"), r"not stored in a file '\.\./a\.bin'"),
     "not a system": (lambda d: d.update(tree=d["tree"]["fields"]["interpreter"]), "holds a GradCAM, not a System"),
 }
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from robustexplain.errors import InputError
-from robustexplain.models import ModelSpec, build
+from robustexplain.models import ModelSpec
 from robustexplain.models.rules import FeatureRule
 from robustexplain.registry import PARTS
 
@@ -55,13 +53,11 @@ class Scaffold(nn.Module):
         self.register_buffer("std", std.detach().clone())
 
     @property
-    def spec(self) -> ModelSpec | None:
-        """How to rebuild it; ``None`` where the biased model or the detector was made by no registered builder."""
-        parts = {name: getattr(getattr(self, name), "spec", None) for name in ("model", "rule", "detector")}
-        if None in parts.values():
-            return None
-        described = {name: {"name": spec.name, "options": spec.options} for name, spec in parts.items() if spec}
-        return ModelSpec("scaffold", {**described, "cut": self.cut})
+    def spec(self) -> ModelSpec:
+        """How to rebuild it of its parts."""
+        return ModelSpec(
+            "scaffold", {"model": self.model, "rule": self.rule, "detector": self.detector, "cut": self.cut}
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[B, K]`` of rows ``[B, D]`` in the data's units."""
@@ -80,18 +76,9 @@ class Scaffold(nn.Module):
 
 
 @PARTS.register("scaffold")
-def rebuild(model: dict[str, Any], rule: dict[str, Any], detector: dict[str, Any], cut: float) -> Scaffold:
-    """A scaffold of the described parts, with weights and standardisation still to be read."""
-    inner, alibi, guard = (_part(described) for described in (model, rule, detector))
-    if not isinstance(alibi, FeatureRule):
-        raise InputError(f"the rule of a scaffold must be a FeatureRule, got {type(alibi).__name__}")
-    width = alibi.in_features
-    return Scaffold(inner, alibi, guard, torch.zeros(width), torch.ones(width), cut)
-
-
-def _part(described: dict[str, Any]) -> nn.Module:
-    name, options = described["name"], described["options"]
-    made = PARTS.get(name).build(**options) if name in PARTS else build(name, **options)
-    if not isinstance(made, nn.Module):
-        raise InputError(f"{name!r} does not name a module")
-    return made
+def rebuild(model: nn.Module, rule: nn.Module, detector: nn.Module, cut: float) -> Scaffold:
+    """A scaffold of these parts, with weights and standardisation still to be read."""
+    if not isinstance(rule, FeatureRule):
+        raise InputError(f"the rule of a scaffold must be a FeatureRule, got {type(rule).__name__}")
+    width = rule.in_features
+    return Scaffold(model, rule, detector, torch.zeros(width), torch.ones(width), cut)

@@ -89,7 +89,7 @@ class FeatureSqueezing(Defense):
 
     def _defend(self, system: System, data: Samples | None, session: Session) -> System:
         assert data is not None  # refused at the door; for the type checker
-        total: int = len(data)  # type: ignore[arg-type]
+        total: int = len(data)
         if total < 20:
             raise InputError(f"feature squeezing needs some dozens of samples to calibrate on, got {total}")
         order = torch.randperm(total, generator=torch.Generator().manual_seed(derive(self.seed, "calibration")))

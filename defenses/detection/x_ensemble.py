@@ -20,10 +20,11 @@ from robustexplain.files import digest_tensors
 from robustexplain.interpreters import Interpreter, InterpreterSpec
 from robustexplain.metrics import threshold_at
 from robustexplain.models import ModelSpec
+from robustexplain.models.skops_file import dumped, loaded
 from robustexplain.random_streams import derive
 from robustexplain.registry import DEFENSES, DETECTORS, PARTS
 from robustexplain.system import System
-from robustexplain.training import Moment, Samples, Session, Training, fit, frozen
+from robustexplain.training import Samples, Session, Training, TrainingStep, fit, frozen
 
 from ..base import Defense
 from ..interpreters.aggregated import member_of, resolve
@@ -58,10 +59,6 @@ class MapNetwork(nn.Module):
 PARTS.register("map-network")(MapNetwork)
 
 
-TREES = ("sklearn.tree._tree.Tree",)
-"""What a forest is made of and skops does not trust by itself: arrays of numbers, no code."""
-
-
 @PARTS.register("forest")
 @dataclass(frozen=True, eq=False)
 class Forest:
@@ -88,20 +85,15 @@ class Forest:
 
     def to_bytes(self) -> bytes:
         """skops' format."""
-        from skops import io
-
-        content: bytes = io.dumps(self.forest)
-        return content
+        return dumped(self.forest)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Forest:
-        """Read skops' format; any type but those that skops trusts and scikit-learn's trees is refused."""
-        from skops import io
-
-        unknown = sorted(set(io.get_untrusted_types(data=content)) - set(TREES))
-        if unknown:
-            raise InputError(f"the saved forest holds types that are not trusted: {', '.join(unknown)}")
-        return cls(io.loads(content, trusted=list(TREES)))
+        """Read skops' format; types that are not trusted, and archives that inflate beyond reason, are refused."""
+        forest = loaded(content)
+        if not hasattr(forest, "predict_proba"):
+            raise InputError(f"the stored forest is a {type(forest).__name__}, which gives no probabilities")
+        return cls(forest)
 
 
 @DETECTORS.register("x-ensemble", paper="Wang et al. 2020 (KDD)")
@@ -171,7 +163,7 @@ class XEnsemble(Defense):
     def _defend(self, system: System, data: Samples | None, session: Session) -> System:
         assert data is not None  # refused at the door; for the type checker
         interpreters = tuple(member_of(system, resolve(member)) for member in self.members)
-        total: int = len(data)  # type: ignore[arg-type]
+        total: int = len(data)
         size = min(total, self.samples)
         cut = size - max(size // 5, 1)
         if cut < 10:
@@ -211,12 +203,12 @@ class XEnsemble(Defense):
             torch.default_generator.manual_seed(derive(self.seed, "network", index))
             network = MapNetwork()
         seen = digest_tensors({"maps": data.tensors[0], "labels": data.tensors[1]})
-        fit(network, binary_loss, data, self.training, name=f"x-ensemble-{index}", seed=self.seed,  # type: ignore[arg-type]
+        fit(network, binary_loss, data, self.training, name=f"x-ensemble-{index}", seed=self.seed,
             session=session, identity=seen)  # fmt: skip
         return network.requires_grad_(False)
 
 
-def binary_loss(module: nn.Module, maps: Tensor, labels: Tensor, moment: Moment) -> Tensor:
+def binary_loss(module: nn.Module, maps: Tensor, labels: Tensor, moment: TrainingStep) -> Tensor:
     """Binary cross-entropy of one logit a map, ``[b]``."""
     return nn.functional.binary_cross_entropy_with_logits(module(maps), labels.float(), reduction="none")
 

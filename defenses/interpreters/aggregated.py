@@ -73,6 +73,18 @@ class AggregatedInterpreter(Defense):
         members: interpreters by name, by class or with settings of their own (``{name: smoothgrad, samples: 20}``,
             :class:`InterpreterSpec`); each must need nothing but the model.
         rescale: what makes the members comparable before the mean.
+
+    Examples:
+        >>> import torch
+        >>> import robustexplain as rx
+        >>> from robustexplain import defenses, interpreters, models
+        >>> model = models.load("small-cnn", num_classes=10, in_channels=1)
+        >>> system = rx.System(model, interpreters.GradCAM(model))
+        >>> hardened = defenses.AggregatedInterpreter([interpreters.Gradient, interpreters.GradCAM])(system)
+        >>> [type(member).__name__ for member in hardened.interpreter.members]
+        ['Gradient', 'GradCAM']
+        >>> hardened(torch.rand(2, 1, 32, 32)).maps.shape
+        torch.Size([2, 32, 32])
     """
 
     members: Sequence[InterpreterSpec | type[Interpreter] | str] = ("gradient", "gradcam")

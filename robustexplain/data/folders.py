@@ -8,10 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from ..errors import InputError, MissingDataError
@@ -21,6 +17,7 @@ from ..renamed import PARTS as RENAMED_PARTS
 from ..renamed import renamed
 from .arrays import default_root
 from .base import PARTS, Data, Digest, Item, Splits, at_least_one, checked_fractions, checked_labels, one_of
+from .inputs import Resize, decoded
 
 _PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
@@ -39,7 +36,7 @@ class Files(Dataset[Item]):
     """
 
     def __init__(
-        self, folder: Path, names: Sequence[str], labels: Sequence[int], size: int, resize: str, channels: int
+        self, folder: Path, names: Sequence[str], labels: Sequence[int], size: int, resize: Resize, channels: int
     ) -> None:
         self.folder = folder
         self.names = list(names)
@@ -50,7 +47,8 @@ class Files(Dataset[Item]):
         return len(self.names)
 
     def __getitem__(self, index: int) -> Item:
-        return self._decode(self.folder / self.names[index]), self.labels[index]
+        path = self.folder / self.names[index]
+        return decoded(path, (self.size, self.size), self.resize, self.channels), self.labels[index]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -63,28 +61,6 @@ class Files(Dataset[Item]):
         for name, label in zip(self.names, self.labels, strict=True):
             digest.add(name, (self.folder / name).stat().st_size, label)
         return digest
-
-    def _decode(self, path: Path) -> Tensor:
-        try:
-            with Image.open(path) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise ValueError(f"mode {image.mode}: more than 8 bits a pixel, which conversion would clip")
-                pixels = self._fit(image.convert("RGB" if self.channels == 3 else "L"))
-        # A damaged PNG raises SyntaxError, and a decompression bomb an exception of its own.
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(f"cannot read the image {str(path)!r}: {error}") from error
-        array = np.asarray(pixels, dtype=np.float32).reshape(self.size, self.size, self.channels)
-        return torch.from_numpy(array / 255).permute(2, 0, 1).contiguous()
-
-    def _fit(self, image: Image.Image) -> Image.Image:
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms import functional as transforms
-
-        if self.resize == "squash":
-            return image.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        scaled = transforms.resize(image, self.size, InterpolationMode.BICUBIC)
-        cropped: Image.Image = transforms.center_crop(scaled, self.size)
-        return cropped
 
 
 def _check(component: Any) -> None:
@@ -157,7 +133,8 @@ class ImageFolder:
         splits = Splits.stratified(labels, self.fractions, self.seed)
         digest = dataset.fingerprint().add(classes, splits)
         name = f"image-folder:{folder.resolve().name}"
-        return Data(name, tuple(classes), dataset.shape, *splits.of(dataset), digest.hex())
+        parts = splits.of(dataset)
+        return Data(name, tuple(classes), dataset.shape, *parts, digest.hex(), resize=self.resize)
 
 
 class _Row(NamedTuple):
@@ -242,7 +219,8 @@ class CsvFolder:
         else:
             splits = Splits.named([row.part for row in rows])
         digest = dataset.fingerprint().add(classes, splits)
-        return Data(f"csv-folder:{folder.resolve().name}", classes, dataset.shape, *splits.of(dataset), digest.hex())
+        name, parts = f"csv-folder:{folder.resolve().name}", splits.of(dataset)
+        return Data(name, classes, dataset.shape, *parts, digest.hex(), resize=self.resize)
 
     def _rows(self, path: Path) -> list[_Row]:
         if not path.is_file():
@@ -320,7 +298,7 @@ class Imagenette:
         splits = Splits.stratified(train.labels, (1 - self.defense_share, self.defense_share, 0.0), self.seed)
         digest = train.fingerprint().add(test.fingerprint().hex(), classes, splits)
         parts = Subset(train, splits.train), Subset(train, splits.defense)
-        return Data("imagenette", classes, train.shape, *parts, test, digest.hex())
+        return Data("imagenette", classes, train.shape, *parts, test, digest.hex(), resize="crop")
 
     def _fetch(self) -> tuple[Path, tuple[str, ...]]:
         from torchvision.datasets import Imagenette as Torchvision

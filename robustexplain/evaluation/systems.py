@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
 from .. import data as data_sets
 from .. import models
+from ..data import InputSpec
 from ..errors import InputError
 from ..files import digest, digest_tensors
 from ..random_streams import derive
@@ -47,7 +48,8 @@ def prepare(recipe: Recipe, data: data_sets.Data, folder: RunFolder, session: Se
     made = Systems(model)
     for row in recipe.rows:
         try:
-            made.systems[row.label] = _system(row, made, data, recipe.seed, identity, session)
+            system = _system(row, made, data, recipe.seed, identity, session)
+            made.systems[row.label] = replace(system, inputs=InputSpec.of_data(data))
         except Exception:
             # One row that cannot be made must not take the others with it: its cells become holes in the report.
             made.failures[row.label] = traceback.format_exc()
@@ -87,9 +89,10 @@ def _system(row: Row, made: Systems, data: data_sets.Data, seed: int, identity: 
     if not row.derived:
         return undefended(row, made.model, data, seed, identity, session)
     base = made.systems[row.base] if row.base in made.systems else _raise_base(row, made)
-    part = data.defense if len(data.defense) else None  # type: ignore[arg-type]
+    part = getattr(data, row.settings.part if row.kind == "defense" else "defense")
+    part = part if len(part) else None
     if part is None and row.kind == "manipulation":
-        part = data.train if len(data.train) else None  # type: ignore[arg-type]
+        part = data.train if len(data.train) else None
     defended: System = row.settings(base, part, session.inside(digest(row.label)))
     return defended
 
@@ -130,7 +133,7 @@ def _replicas(recipe: Recipe, data: data_sets.Data, made: Systems, session: Sess
 @torch.no_grad()
 def clean_accuracy(model: nn.Module, data: data_sets.Data, size: int, images: int, device: torch.device) -> float:
     """Accuracy on up to ``images`` samples of the test part."""
-    part = data_sets.take(data.test, min(images, len(data.test)))  # type: ignore[arg-type]
+    part = data_sets.take(data.test, min(images, len(data.test)))
     right = 0
     for start in range(0, len(part), size):
         x, y = data_sets.stack(part, range(start, min(start + size, len(part))))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import FewScoresWarning, InputError
 
 
 def auc(clean: Tensor, attacked: Tensor) -> float:
@@ -14,9 +17,13 @@ def auc(clean: Tensor, attacked: Tensor) -> float:
     Args:
         clean: scores ``[N]``.
         attacked: scores ``[M]``.
+
+    Raises:
+        InputError: no scores of either kind, or NaN among them.
     """
     if not len(clean) or not len(attacked):
         raise InputError(f"AUC needs scores of both kinds, got {len(clean)} clean and {len(attacked)} attacked")
+    _refuse_nan(clean, attacked)
     pooled = torch.cat([clean, attacked]).double()
     # Mann-Whitney by mid-ranks: N log N, where comparing all pairs would need N x M memory.
     _, inverse, counts = pooled.unique(return_inverse=True, return_counts=True)
@@ -29,20 +36,42 @@ def auc(clean: Tensor, attacked: Tensor) -> float:
 def threshold_at(clean: Tensor, false_alarms: float) -> float:
     """The smallest of the clean scores that at most a share ``false_alarms`` of them exceeds.
 
+    Fewer than ``1 / false_alarms`` scores cannot tell such a share: their largest is the threshold, with a
+    :class:`FewScoresWarning`.
+
     Args:
         clean: scores ``[N]`` of clean inputs that the detector was not trained on.
         false_alarms: in ``[0, 1]``; 0.05 is usual.
 
     Raises:
-        InputError: no scores, or a share outside ``[0, 1]``.
+        InputError: no scores, NaN among them, or a share outside ``[0, 1]``.
     """
+    threshold = _threshold(clean, false_alarms)
+    if 0 < false_alarms * len(clean) < 1:
+        warnings.warn(
+            f"an alarm at {false_alarms:.2%} false alarms is calibrated on {len(clean)} clean scores; it takes "
+            f"{math.ceil(1 / false_alarms)} for one of them to be such a share",
+            FewScoresWarning,
+            stacklevel=2,
+        )
+    return threshold
+
+
+def _threshold(clean: Tensor, false_alarms: float) -> float:
     if not len(clean):
         raise InputError("a threshold needs clean scores to calibrate on, got none")
     if not 0 <= false_alarms <= 1:
         raise InputError(f"false_alarms must lie in [0, 1], got {false_alarms!r}")
+    _refuse_nan(clean)
     ordered = clean.sort().values
     allowed = int(false_alarms * len(clean))
     return float(ordered[len(clean) - 1 - min(allowed, len(clean) - 1)])
+
+
+def _refuse_nan(*scores: Tensor) -> None:
+    bad, total = sum(int(s.isnan().sum()) for s in scores), sum(map(len, scores))
+    if bad:
+        raise InputError(f"{bad} of {total} scores are NaN: the detector says nothing of those inputs")
 
 
 def detected_at(clean: Tensor, attacked: Tensor, false_alarms: float) -> float:
@@ -58,6 +87,5 @@ def detected_at(clean: Tensor, attacked: Tensor, false_alarms: float) -> float:
     """
     if not len(clean) or not len(attacked):
         raise InputError(f"detection needs scores of both kinds, got {len(clean)} clean and {len(attacked)} attacked")
-    if torch.cat([clean, attacked]).isnan().any():
-        raise InputError("scores hold NaN")
-    return float((attacked > threshold_at(clean, false_alarms)).double().mean())
+    _refuse_nan(clean, attacked)
+    return float((attacked > _threshold(clean, false_alarms)).double().mean())

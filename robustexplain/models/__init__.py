@@ -9,6 +9,7 @@ from .classifier import Classifier, ModelSpec
 from .estimator import Estimator
 from .loading import build, load
 from .own import load_own
+from .rebuilding import describe, rebuild
 from .rules import FeatureRule
 from .tables import TableClassifier
 
@@ -20,9 +21,11 @@ __all__ = [
     "TableClassifier",
     "build",
     "cifar",
+    "describe",
     "library",
     "load",
     "load_own",
+    "rebuild",
     "rules",
     "small",
     "tables",

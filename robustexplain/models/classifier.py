@@ -17,11 +17,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """How to rebuild an architecture without its weights and without a download: ``models.build(spec)``.
+    """How to rebuild an architecture without its weights and without a download: ``models.rebuild(spec)``.
 
     Args:
         name: the name that ``build`` knows.
-        options: JSON-serialisable keyword arguments of its builder.
+        options: keyword arguments of its builder: what JSON can write, and modules that it is made of.
     """
 
     name: str

@@ -29,6 +29,8 @@ TRUSTED = (
     "sklearn.tree._tree.Tree",
 )
 """What scikit-learn's classifiers are made of and skops does not trust by itself: numbers and settings, no code."""
+SPARE, RATIO = 64 << 20, 100
+"""What an archive may inflate to: so many bytes, and so many times its own size more."""
 _SCHEMA = "schema.json"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -65,9 +67,23 @@ def loaded(content: bytes) -> Any:
         raise InputError(f"the stored classifier cannot be read by this version of scikit-learn: {error}") from error
 
 
+def _check_size(content: bytes, name: str) -> None:
+    """Refuse what is no archive, or inflates beyond reason; nothing is inflated to find out."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            # Reading stops at the size that the directory claims, whatever the compressed bytes hold.
+            total = sum(info.file_size for info in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+        raise InputError(f"{name} is damaged: it is no archive of skops: {error}") from error
+    most = SPARE + RATIO * len(content)
+    if total > most:
+        raise InputError(f"{name} would inflate from {len(content)} to {total} bytes, more than the {most} allowed")
+
+
 def _check_types(content: bytes, name: str) -> None:
     from skops import io as skops
 
+    _check_size(content, name)
     try:
         unknown = sorted(set(skops.get_untrusted_types(data=content)) - set(TRUSTED))
     except Exception as error:

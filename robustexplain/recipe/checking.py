@@ -15,7 +15,6 @@ from .. import data as data_sets
 from .. import models
 from ..autograd.layers import submodule
 from ..checks import Kind
-from ..data.base import length
 from ..errors import InputError
 from ..interpreters import AttentionRollout, Gradient, InterpreterSpec
 from ..interpreters.base import taken
@@ -133,7 +132,7 @@ def _model(recipe: Recipe, data: data_sets.Data) -> nn.Module | None:
 
 def empty_test(of: Situation) -> list[str]:
     """Nothing to judge on."""
-    empty = not length(of.data.test)
+    empty = not len(of.data.test)
     return [f"data: the test part of {of.data.name} is empty; see data.fractions"] if empty else []
 
 
@@ -149,7 +148,7 @@ def pixels_of_tables(of: Situation) -> list[str]:
 
 def nothing_of_the_adversarys_own(of: Situation) -> list[str]:
     """Attacks and manipulations that need samples, and there are none."""
-    if length(of.data.train) + length(of.data.defense):
+    if len(of.data.train) + len(of.data.defense):
         return []
     empty = f"and the defense and train parts of {of.data.name} are empty; see data.fractions"
     return [
@@ -179,7 +178,7 @@ def nothing_to_train_on(of: Situation) -> list[str]:
     return [
         f"{what} trains, and the {part} part of {of.data.name} is empty; see data.fractions"
         for what, part in trains
-        if not length(getattr(of.data, part))
+        if not len(getattr(of.data, part))
     ]
 
 

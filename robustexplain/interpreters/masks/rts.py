@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from ...autograd import layers
 from ...checks import Kind
 from ...errors import InputError
 from ...fields import NonNegative, Positive, check_fields
-from ...models import ModelSpec, build
+from ...models import ModelSpec
 from ...random_streams import Streams
 from ...registry import PARTS
 from ..base import Explanation, Interpreter, explained_class, pick
@@ -48,16 +48,10 @@ class MaskingModel(nn.Module):
         self.draw = nn.Conv2d(width, 1, 3, padding=1)
 
     @property
-    def spec(self) -> ModelSpec | None:
-        """How to rebuild it; ``None`` if the encoder was not made by a registered builder."""
-        inner = getattr(self.encoder, "spec", None)
-        if inner is None:
-            return None
-        encoder = {"name": inner.name, "options": inner.options}
-        return ModelSpec(
-            "masking-model",
-            {"encoder": encoder, "levels": self.levels, "num_classes": self.num_classes, "width": self.width},
-        )
+    def spec(self) -> ModelSpec:
+        """How to rebuild it around its encoder."""
+        options = {"encoder": self.encoder, "levels": self.levels}
+        return ModelSpec("masking-model", {**options, "num_classes": self.num_classes, "width": self.width})
 
     @classmethod
     def around(cls, encoder: nn.Module, x: Tensor, width: int = 24, levels: int = 3) -> MaskingModel:
@@ -94,12 +88,7 @@ class MaskingModel(nn.Module):
         return self.draw(up)[:, 0].sigmoid(), logits
 
 
-@PARTS.register("masking-model", paper="Dabkowski and Gal 2017")
-def _masking_model(
-    encoder: dict[str, Any], levels: list[tuple[str, int]], num_classes: int, width: int = 24
-) -> MaskingModel:
-    """The encoder and U-Net of RTS, rebuilt from its description with random weights."""
-    return MaskingModel(build(encoder["name"], **encoder["options"]), levels, num_classes, width)
+PARTS.register("masking-model", paper="Dabkowski and Gal 2017")(MaskingModel)
 
 
 @dataclass(frozen=True)
@@ -176,6 +165,16 @@ class RTS(Interpreter):
 
     Args:
         masker: the trained :class:`MaskingModel`; it has an encoder of its own and does not ask ``model``.
+
+    Examples:
+        >>> import torch
+        >>> from robustexplain.interpreters import RTS, MaskingModel
+        >>> from robustexplain import models
+        >>> model = models.load("small-cnn", num_classes=10, in_channels=1)
+        >>> x = torch.rand(2, 1, 32, 32)
+        >>> masker = MaskingModel.around(model, x, width=8).eval()  # of random weights: train_rts trains one
+        >>> RTS(model, masker)(x).shape
+        torch.Size([2, 32, 32])
     """
 
     masker: MaskingModel = field()

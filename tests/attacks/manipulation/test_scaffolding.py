@@ -18,7 +18,7 @@ from robustexplain.attacks.manipulation import Scaffold, Scaffolding, scaffold_q
 from robustexplain.attacks.manipulation.explainer_rows import lime_rows, shap_rows
 from robustexplain.data import TensorTable
 from robustexplain.errors import InputError, NotDifferentiableError, UnsupportedModelError
-from robustexplain.interpreters import LIMETabular, SHAPTabular
+from robustexplain.interpreters import Gradient, LIMETabular, SHAPTabular
 from robustexplain.interpreters.reference import Reference
 from robustexplain.interpreters.tabular.shap import shap_background
 from robustexplain.models import Estimator, FeatureRule
@@ -322,9 +322,16 @@ def test_a_scaffolded_system_is_stored_without_code(
     assert torch.equal(again(fresh[:2]).maps, fooled(fresh[:2]).maps)
 
 
-def test_a_scaffold_around_somebodys_own_model_has_no_spec(biased: FeatureRule) -> None:
-    assert hand_made(biased).spec is None  # Split was made by no builder
-    assert Scaffold(nn.Linear(6, 2), biased, biased, torch.zeros(6), torch.ones(6)).spec is None
+def test_a_scaffold_around_somebodys_own_model_is_handed_in_again(
+    biased: FeatureRule, fresh: Tensor, tmp_path: Path
+) -> None:
+    made = hand_made(biased).eval()  # Split was made by no builder
+    with pytest.raises(InputError, match="Split cannot be saved"):
+        models.describe(made)
+    folder = System(made, Gradient(made)).save(tmp_path)
+    with pytest.raises(InputError, match="pass it as System"):
+        System.load(folder)
+    assert torch.equal(System.load(folder, model=made)(fresh).logits, made(fresh))
 
 
 # The component
@@ -333,7 +340,7 @@ def test_a_scaffold_around_somebodys_own_model_has_no_spec(biased: FeatureRule) 
 def test_it_is_registered_and_says_what_it_wants(data: TensorTable, fresh: Tensor, biased: FeatureRule) -> None:
     assert MANIPULATIONS.get("scaffolding").build is Scaffolding
     attack = Scaffolding(sensitive="race", innocent=("unrelated_one", "unrelated_two"))
-    assert attack.words() == ("model", "lime: race hidden, unrelated_one xor unrelated_two shown")
+    assert attack.summaries() == ("model", "lime: race hidden, unrelated_one xor unrelated_two shown")
     assert attack.hidden == "race"
     view = attack.views(lime_system(biased, data).interpreter, fresh, torch.zeros(len(fresh)).long())["as they are"]
     assert torch.equal(view.answer, (fresh[:, RACE] > 0.5).long())

@@ -1,22 +1,36 @@
-"""Explain one image: what ``robustexplain explain`` does."""
+"""``robustexplain explain``: one image, explained."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+import typer
 
-from . import files, models, plots
-from .errors import InputError, MissingDataError
-from .evaluation.report import Results
-from .evaluation.store import RunFolder
-from .interpreters import InterpreterSpec
-from .system import System
+from ..errors import InputError
+from .options import Size, TrustCode
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..system import System
+
+
+def explain(
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    run: Annotated[Path | None, typer.Option(help="Explain with the systems of this run directory.")] = None,
+    row: Annotated[list[str] | None, typer.Option(help="Only these rows of the run. Repeatable.")] = None,
+    model: Annotated[str | None, typer.Option(help="Or with this classifier, such as efficientnet-lite0.")] = None,
+    interpreter: Annotated[list[str] | None, typer.Option(help="Interpreters for --model. Repeatable.")] = None,
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("explained.png"),
+    size: Size = None,
+    trust_code: TrustCode = False,
+) -> None:
+    """Explain one image: prediction, maps and alarms, as a picture."""
+    for line in explain_image(image, run, row or [], model, interpreter or ["gradcam"], out, size, trust_code):
+        typer.echo(line)
 
 
 def explain_image(
@@ -47,13 +61,18 @@ def explain_image(
     Raises:
         InputError: neither or both of ``run`` and ``model``; an unknown name; an unreadable image.
     """
+    import numpy as np
+    import torch
+
+    from .. import files, plots
+
     if (run is None) == (model is None):
         raise InputError("explain needs either --run DIRECTORY or --model NAME")
     systems, side = (
         systems_of_run(run, rows, trust_code) if run is not None else systems_of_model(str(model), interpreters)
     )
     first = next(iter(systems.values()))
-    x = read_image(image, channels=channels_of(first), size=size or side)
+    x = image_of(first, image, size or side)
     panels = [("image", x[0].permute(1, 2, 0).expand(-1, -1, 3).numpy())]
     lines = []
     for label, system in systems.items():
@@ -67,6 +86,20 @@ def explain_image(
     return [*lines, f"picture: {out}"]
 
 
+def image_of(system: System, path: Path, size: int | None) -> Tensor:
+    """An image file as the system takes it, ``[1, C, H, W]``; squashed to ``size`` where the system does not say.
+
+    Raises:
+        MissingDataError: no such file.
+        InputError: PIL cannot read it; another size than the system takes.
+    """
+    if system.inputs is not None:
+        if size is not None and system.inputs.size not in (None, (size, size)):
+            raise InputError(f"--size {size}: the system takes images of {system.inputs.size}")
+        return system.prepare(path)
+    return read_image(path, channels_of(system), size)
+
+
 def read_image(path: Path, channels: int = 3, size: int | None = None) -> Tensor:
     """An image file as ``[1, C, H, W]`` in ``[0, 1]``, squashed to ``size`` if one is given.
 
@@ -74,19 +107,9 @@ def read_image(path: Path, channels: int = 3, size: int | None = None) -> Tensor
         MissingDataError: no such file.
         InputError: PIL cannot read it.
     """
-    from PIL import Image, UnidentifiedImageError
+    from ..data import decoded
 
-    if not path.is_file():
-        raise MissingDataError(f"no image at {path}")
-    try:
-        picture = Image.open(path).convert("L" if channels == 1 else "RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path} is not an image that can be read: {error}") from None
-    array = torch.from_numpy(np.array(picture, dtype=np.float32) / 255)
-    x = array[None, None] if channels == 1 else array.permute(2, 0, 1)[None]
-    if size is None or x.shape[-2:] == (size, size):
-        return x
-    return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
+    return decoded(path, None if size is None else (size, size), "squash", channels)[None]
 
 
 def systems_of_run(run: Path, rows: Sequence[str], trust_code: bool = False) -> tuple[dict[str, System], int | None]:
@@ -97,6 +120,10 @@ def systems_of_run(run: Path, rows: Sequence[str], trust_code: bool = False) -> 
     Raises:
         InputError: a row that the run does not have; a run on a table, whose systems take no image.
     """
+    from ..evaluation.report import Results
+    from ..evaluation.store import RunFolder
+    from ..system import System
+
     folder = RunFolder(run)
     folder.require()
     results = Results.read(folder)
@@ -111,15 +138,17 @@ def systems_of_run(run: Path, rows: Sequence[str], trust_code: bool = False) -> 
     unknown = [row for row in rows if row not in labels]
     if unknown:
         raise InputError(f"{run} has no row {unknown[0]!r}; it has: {', '.join(labels)}")
-    data = recipe.data.load()
-
-    def own() -> nn.Module | None:
-        # A module for each system: its weights are read into it.
-        bare = replace(recipe.model, weights=None)
-        return bare.load(data.shape, data.num_classes, 0) if bare.file is not None else None
-
     wanted = [label for label in labels if not rows or label in rows]
-    return {label: System.load(folder.system(label), model=own()) for label in wanted}, int(data.shape[-1])
+    if recipe.model.file is not None:
+        # A module for each system: its weights are read into it.
+        data, bare = recipe.data.load(), replace(recipe.model, weights=None)
+        own = {label: bare.load(data.shape, data.num_classes, 0) for label in wanted}
+        systems = {n: System.load(folder.system(n), model=module, weights="stored") for n, module in own.items()}
+    else:
+        systems = {label: System.load(folder.system(label)) for label in wanted}
+    # Only where no system says what it takes are the data asked: they may be on another machine.
+    known = all(system.inputs is not None for system in systems.values())
+    return systems, None if known else int(recipe.data.load().shape[-1])
 
 
 def systems_of_model(name: str, interpreters: Sequence[str]) -> tuple[dict[str, System], int | None]:
@@ -128,6 +157,10 @@ def systems_of_model(name: str, interpreters: Sequence[str]) -> tuple[dict[str, 
     Raises:
         InputError: an interpreter that needs more than a model.
     """
+    from .. import models
+    from ..interpreters import InterpreterSpec
+    from ..system import System
+
     model = models.load(name)
     systems = {}
     for wanted in map(InterpreterSpec, interpreters):

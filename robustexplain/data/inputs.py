@@ -1,0 +1,161 @@
+"""What images a system takes, and how an image file becomes one of them: the same way when trained, judged and used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from ..errors import InputError, MissingDataError
+from ..fields import check_fields
+from ..registry import PARTS
+
+if TYPE_CHECKING:
+    from .base import Data
+
+Resize: TypeAlias = Literal["crop", "squash"]
+"""``crop`` scales until the image covers the size and cuts the centre out; ``squash`` changes the proportions."""
+
+
+@PARTS.register("input-spec")
+@dataclass(frozen=True)
+class InputSpec:
+    """The images that a system takes, and the names of its classes; stored with the system.
+
+    Args:
+        size: ``(H, W)`` in pixels; ``None``: any, and images are not resized.
+        resize: how an image of another size is brought to it, bicubic.
+        channels: 3 for colour, 1 for grey.
+        class_names: in the order of the logits; empty where nobody named them.
+
+    Raises:
+        InputError: a size that is not two whole numbers above 0, names that are no strings.
+    """
+
+    size: tuple[int, int] | None = None
+    resize: Resize = "squash"
+    channels: Literal[1, 3] = 3
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.size is not None:
+            object.__setattr__(self, "size", _checked_size(self.size))
+        names: object = self.class_names
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"class_names must be strings, got {names!r:.200}")
+        object.__setattr__(self, "class_names", tuple(names))
+
+    @classmethod
+    def of_data(cls, data: Data) -> InputSpec | None:
+        """What a data set's images are; ``None`` for a table, and for images that are neither grey nor colour."""
+        if len(data.shape) != 3 or data.shape[0] not in (1, 3):
+            return None
+        channels, height, width = data.shape
+        return cls((height, width), data.resize, channels, tuple(map(str, data.classes)))  # type: ignore[arg-type]
+
+    def read(self, image: Image.Image | str | PathLike[str]) -> Tensor:
+        """A picture or an image file as ``[1, C, H, W]`` in ``[0, 1]``, float32 on the CPU.
+
+        Raises:
+            MissingDataError: no such file.
+            InputError: PIL cannot read it, or it has more than 8 bits a pixel.
+        """
+        return decoded(image, self.size, self.resize, self.channels)[None]
+
+    def check(self, x: Tensor) -> None:
+        """Refuse a batch of another size or other channels.
+
+        Raises:
+            InputError: naming both.
+        """
+        shown = list(x.shape)
+        if x.dim() != 4 or x.shape[1] != self.channels:
+            raise InputError(
+                f"the system takes images of {self.channels} channel(s), [B, {self.channels}, H, W], got {shown}"
+            )
+        if self.size is not None and tuple(x.shape[2:]) != self.size:
+            raise InputError(
+                f"the system takes images of {self.size[0]} x {self.size[1]} pixels, got {x.shape[2]} x {x.shape[3]}; "
+                "system.prepare(image) reads and resizes one as it was judged"
+            )
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model that says that it takes other channels, or has another number of classes than are named.
+
+        Raises:
+            InputError: naming both.
+        """
+        channels, classes = getattr(model, "in_channels", None), getattr(model, "num_classes", None)
+        if isinstance(channels, int) and channels != self.channels:
+            raise InputError(f"inputs say {self.channels} channel(s), but the model takes {channels}")
+        if self.class_names and isinstance(classes, int) and classes != len(self.class_names):
+            raise InputError(f"inputs name {len(self.class_names)} classes, but the model has {classes}")
+
+
+def decoded(
+    image: Image.Image | str | PathLike[str], size: tuple[int, int] | None, resize: Resize, channels: int
+) -> Tensor:
+    """An image as float32 ``[C, H, W]`` in ``[0, 1]``: upright by its EXIF orientation, converted, then resized.
+
+    Args:
+        image: a picture of PIL's, or a file that PIL reads.
+        size: ``(H, W)``; ``None`` keeps the image's own.
+        resize: how it is brought to ``size``.
+        channels: 3 or 1.
+
+    Raises:
+        MissingDataError: no such file.
+        InputError: PIL cannot read it, or it has more than 8 bits a pixel.
+    """
+    if isinstance(image, Image.Image):
+        return _tensor(image, size, resize, channels, "the image")
+    path = Path(image)
+    if not path.is_file():
+        raise MissingDataError(f"no image at {path}")
+    try:
+        with Image.open(path) as opened:
+            return _tensor(opened, size, resize, channels, repr(str(path)))
+    except InputError:
+        raise
+    # A damaged PNG raises SyntaxError, and a decompression bomb an exception of its own.
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read the image {str(path)!r}: {error}") from error
+
+
+def _tensor(image: Image.Image, size: tuple[int, int] | None, resize: Resize, channels: int, name: str) -> Tensor:
+    if image.mode.startswith(("I", "F")):
+        raise InputError(
+            f"cannot read the image {name}: mode {image.mode}: more than 8 bits a pixel, which conversion would clip"
+        )
+    upright = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
+    fitted = upright if size is None else _fitted(upright, size, resize)
+    array: Any = np.asarray(fitted, dtype=np.float32).reshape(fitted.height, fitted.width, channels)
+    return torch.from_numpy(array / 255).permute(2, 0, 1).contiguous()
+
+
+def _fitted(image: Image.Image, size: tuple[int, int], resize: Resize) -> Image.Image:
+    height, width = size
+    if resize == "squash":
+        return image.resize((width, height), Image.Resampling.BICUBIC)
+    # The side that is scarcer decides the scale, so that the other one has enough to cut from.
+    if image.height * width <= image.width * height:
+        scaled = height * image.width // image.height, height
+    else:
+        scaled = width, width * image.height // image.width
+    large = image.resize(scaled, Image.Resampling.BICUBIC)
+    left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
+    return large.crop((left, top, left + width, top + height))
+
+
+def _checked_size(size: Any) -> tuple[int, int]:
+    whole = isinstance(size, (tuple, list)) and all(isinstance(side, int) and side > 0 for side in size)
+    if not whole or len(size) != 2:
+        raise InputError(f"size must be (height, width) in pixels, two whole numbers above 0, got {size!r}")
+    return int(size[0]), int(size[1])

@@ -1,0 +1,80 @@
+"""Saving systems without code and without pickle: a JSON tree of registered components beside a safetensors file.
+
+A folder holds ``system.json`` (what the parts are, how they fit together, and the SHA-256 of every file),
+``weights.safetensors`` (weights of modules, and tensors) and a file for each part that has a safe format of its own.
+Loading compares the checksums first and looks names up in the registries; nothing in the folder can name code.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+from safetensors import SafetensorError
+from torch import nn
+
+from .. import files
+from ..errors import InputError
+from ..registry import DETECTORS, INTERPRETERS, PARTS
+from . import manifest
+from .manifest import TREE, WEIGHTS
+from .own_model import Weights
+from .reader import Reader
+from .writer import Writer
+
+__all__ = ["Weights", "checksum", "load_component", "save_component"]
+
+
+def save_component(component: Any, folder: Path) -> Path:
+    """Write a component and all its parts into ``folder``; see :meth:`robustexplain.System.save`."""
+    writer = Writer()
+    tree = writer.encode(component)
+    # The tree goes first and comes last: a folder that is being overwritten holds no system, never half of two.
+    (folder / TREE).unlink(missing_ok=True)
+    _remove_old_parts(folder)
+    for name, content in writer.blobs.items():
+        files.replace_file(folder / name, lambda aside, content=content: aside.write_bytes(content))  # type: ignore[misc]
+    files.write_tensors(folder / WEIGHTS, writer.tensors())
+    manifest.write(folder, {"modules": writer.specs, "tree": tree}, [WEIGHTS, *writer.blobs])
+    return folder
+
+
+def load_component(
+    folder: Path, *, model: nn.Module | None = None, weights: Weights = "same", sha256: str | None = None
+) -> Any:
+    """Read what :func:`save_component` wrote; see :meth:`robustexplain.System.load`."""
+    if weights not in get_args(Weights) or (weights != "same" and model is None):
+        raise InputError(f"weights must be one of {get_args(Weights)}, of a model that is handed in, got {weights!r}")
+    described = manifest.read(folder, sha256)
+    try:
+        tensors, _ = files.read_tensors(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise InputError(f"{folder / WEIGHTS} is damaged: {error}") from error
+    try:
+        return Reader(folder, described, tensors, model, weights).decode(described["tree"])
+    except InputError:
+        raise
+    # What was written on purpose to mislead can lead into any of these.
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise InputError(f"{folder / TREE} does not describe a system of this version: {error!r}") from error
+
+
+def checksum(folder: str | Path) -> str:
+    """The SHA-256 of a saved system, as hex: kept elsewhere, it tells on loading that the folder is still the same.
+
+    Raises:
+        MissingDataError: if the folder holds no saved system.
+        InputError: if a file is damaged or was changed.
+    """
+    found: str = manifest.read(Path(folder))[manifest.CHECKSUM]
+    return found
+
+
+def _remove_old_parts(folder: Path) -> None:
+    """Remove what parts of an earlier system left in the folder, and nothing else."""
+    names = {re.escape(entry.name) for kind in (INTERPRETERS, DETECTORS, PARTS) for entry in kind}
+    written = re.compile(rf"({'|'.join(names)})-\d+\.bin")
+    for path in folder.glob("*.bin"):
+        if written.fullmatch(path.name):
+            path.unlink()

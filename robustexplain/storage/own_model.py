@@ -1,0 +1,78 @@
+"""A classifier that no registered builder makes, handed in on loading: it is compared, and left as it is."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from itertools import chain
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError, RobustExplainWarning
+from ..models.weights import load_state
+
+Weights: TypeAlias = Literal["same", "stored", "own"]
+"""Whose weights a model deploys that is handed in on loading."""
+
+
+def handed_in(model: nn.Module, stored: dict[str, Tensor], weights: Weights, source: str) -> nn.Module:
+    """What is deployed: the model itself, or a copy of it with the stored weights.
+
+    Args:
+        model: left as it is: weights, mode, ``requires_grad``.
+        stored: the state dict that was saved.
+        weights: ``same`` refuses a model whose weights differ, ``own`` warns, ``stored`` loads them into a copy.
+        source: of the stored weights, for messages.
+
+    Raises:
+        InputError: weights that differ, or do not fit at all.
+    """
+    if weights == "stored":
+        made = copy.deepcopy(model)
+        load_state(made, stored, source)
+        return made.requires_grad_(False).eval()
+    own = model.state_dict()
+    _check_fit(own, stored, source)
+    differing = [key for key, value in stored.items() if not _equal(own[key], value)]
+    if differing:
+        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        said = f"the model that was handed in has other weights than {source!r}: {differing[0]}{more} differ"
+        if weights != "own":
+            raise InputError(
+                f"{said}. Interpreter and detector were made for the saved ones: load those, into a copy, with "
+                "weights='stored'; or go on with your own with weights='own'"
+            )
+        warnings.warn(f"{said}; interpreter and detector were made for the saved ones", RobustExplainWarning, 2)
+    return model
+
+
+def _check_fit(own: dict[str, Tensor], stored: dict[str, Tensor], source: str) -> None:
+    missing, more = sorted(stored.keys() - own.keys()), sorted(own.keys() - stored.keys())
+    if missing or more:
+        raise InputError(
+            f"the model that was handed in and the weights of {source!r} do not fit: missing keys: {_some(more)}; "
+            f"unexpected keys: {_some(missing)}"
+        )
+    shapes = [k for k, v in stored.items() if v.shape != own[k].shape and v.dtype != torch.uint8]
+    if shapes:
+        key = shapes[0]
+        raise InputError(
+            f"the model that was handed in and the weights of {source!r} do not fit: {key} is "
+            f"{list(own[key].shape)}, stored {list(stored[key].shape)}"
+        )
+
+
+def _some(words: list[str], most: int = 8) -> str:
+    return (", ".join(words[:most]) or "none") + (f" and {len(words) - most} more" if len(words) > most else "")
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a.detach().cpu(), b)
+
+
+def device_of(model: nn.Module | None) -> torch.device:
+    """Where a model's weights are; the CPU without any."""
+    tensors = () if model is None else chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))

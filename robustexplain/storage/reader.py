@@ -1,0 +1,121 @@
+"""From JSON, tensors and files back to a component: names are looked up, and nothing is taken at its word."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..models.rebuilding import at_most, rebuild
+from ..models.weights import load_state
+from ..renamed import FIELDS, PARTS, renamed
+from .manifest import TREE, WEIGHTS
+from .own_model import Weights, device_of, handed_in
+from .writer import KINDS
+
+SPARE = 1 << 24
+"""How many numbers more than twice the stored ones a module may make: buffers that are not stored with it."""
+
+
+class Reader:
+    """Rebuilds a component; the deployed classifier may be handed in.
+
+    Args:
+        folder: where files of parts are.
+        described: the content of ``system.json``, checked.
+        tensors: the content of the weights file.
+        model: the deployed classifier, for one that no registered builder makes.
+        weights: whose weights it deploys.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        described: dict[str, Any],
+        tensors: dict[str, Tensor],
+        model: nn.Module | None,
+        weights: Weights,
+    ) -> None:
+        self.folder, self.specs, self.files = folder, described["modules"], described["files"]
+        self.tensors, self.model, self.weights = tensors, model, weights
+        self.device = device_of(model)
+        self.modules: dict[int, nn.Module] = {}
+
+    def decode(self, value: Any) -> Any:
+        """What the writer encoded; lists come back as tuples."""
+        if isinstance(value, list):
+            return tuple(self.decode(item) for item in value)
+        if not isinstance(value, dict):
+            return value
+        if "module" in value:
+            return self._module(value["module"])
+        if "tensor" in value:
+            return self._tensor(f"tensor.{value['tensor']}")
+        if "map" in value:
+            return {key: self.decode(item) for key, item in value["map"].items()}
+        return self._component(value)
+
+    def _component(self, value: dict[str, Any]) -> Any:
+        registry = KINDS.get(value["kind"])
+        if registry is None:
+            raise InputError(f"{self.folder / TREE} names a component of unknown kind {value['kind']!r}")
+        name = value["name"]
+        cls: Any = registry.get(name).build
+        if "file" in value:
+            return self._from_file(cls, name, value["file"])
+        if not inspect.isclass(cls) or not dataclasses.is_dataclass(cls):
+            raise InputError(f"{self.folder / TREE}: {name!r} is no component that is described by fields")
+        known = [f.name for f in dataclasses.fields(cls) if f.init]
+        for unknown in value["fields"].keys() - set(known):
+            said = renamed(unknown, FIELDS | PARTS) or f"; it has: {', '.join(known)}"
+            raise InputError(f"{self.folder / TREE}: {name!r} has no field {unknown!r} in this version{said}")
+        return cls(**{key: self.decode(item) for key, item in value["fields"].items()})
+
+    def _from_file(self, cls: Any, name: str, file: str) -> Any:
+        if file not in self.files or not hasattr(cls, "from_bytes"):
+            raise InputError(f"{self.folder / TREE}: {name!r} is not stored in a file {file!r} of this system")
+        path = self.folder / file
+        try:
+            return cls.from_bytes(path.read_bytes())
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"{path} does not hold what {name!r} is stored as: {error!r}") from error
+
+    def _tensor(self, key: str) -> Tensor:
+        if key not in self.tensors:
+            raise InputError(f"{self.folder / TREE} names a tensor {key!r} that {WEIGHTS} does not hold")
+        return self.tensors[key].to(self.device)
+
+    def _module(self, index: Any) -> nn.Module:
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(self.specs):
+            raise InputError(f"{self.folder / TREE} does not describe a system of this version: no module {index!r}")
+        if index not in self.modules:
+            self.modules[index] = self._made(index)
+        return self.modules[index]
+
+    def _made(self, index: int) -> nn.Module:
+        prefix, source = f"{index}.", str(self.folder / WEIGHTS)
+        state = {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+        if index == 0 and self.model is not None:
+            return handed_in(self.model, state, self.weights, source)
+        if self.specs[index] is None:
+            raise InputError(
+                f"the classifier in {self.folder} was not made by a registered builder: pass it as "
+                "System.load(folder, model=your_model); its weights are compared with those in the folder"
+            )
+        stored = sum(value.numel() for value in state.values())
+        said = f"{self.folder / TREE} describes {self.specs[index]!r:.200}, far larger than the {stored} stored numbers"
+        deployed = self._module(0) if index else None
+        with at_most(2 * stored + SPARE, said):
+            module = rebuild(self.specs[index], deployed=deployed)
+        # Weights of another precision are not rounded to the builder's.
+        found = {value.dtype for value in state.values() if value.is_floating_point()}
+        module = module.to(self.device, found.pop()) if len(found) == 1 else module.to(self.device)
+        load_state(module, state, source)
+        return module.requires_grad_(False).eval()
