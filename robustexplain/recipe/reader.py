@@ -1,5 +1,7 @@
 """A recipe is one YAML file that holds one whole experiment: data, never code.
 
+A model or a data set may be in a Python file of the user's own, which the recipe names and only the user can let run.
+
 Every entry is checked against the typed fields of the class that it names, before anything is trained; a mistake is an
 error that names its path in the file (``attacks[2].eps``), the value and what is allowed.
 """

@@ -218,7 +218,7 @@ TREE = {
     "name": "checked",
     "data": {"name": "digits"},
     "model": {"name": "small-cnn", "train": {"epochs": 1, "lr": 1e-2}},
-    "interpreters": ["gradient", "gradcam", "attention-rollout"],
+    "interpreters": ["gradient", "gradcam", {"name": "gradcam", "label": "at the head", "layer": "net.head"}],
     "attacks": ["noise"],
     "sanity": {"images": 6, "stages": 3, "pictures": 1, "label_epochs": 1},
 }
@@ -232,7 +232,7 @@ def test_the_command_writes_a_page_and_resumes(tmp_path: Path) -> None:
     page = (tmp_path / "run/sanity.html").read_text()
     assert "gradcam" in page
     assert "training accuracy on random labels" in page
-    assert "attention-rollout, cascading: unsupported" in page
+    assert "at the head, cascading: unsupported" in page
     assert (tmp_path / "run/sanity.png").stat().st_size > 5000
     lines = (tmp_path / "run/sanity.csv").read_text().splitlines()
     assert lines[0] == "interpreter,check,stage,layer,measure,value,low,high,count"
@@ -249,6 +249,12 @@ def test_the_command_writes_a_page_and_resumes(tmp_path: Path) -> None:
     assert run_sanity(check(TREE), tmp_path / "run", Session(), ["cascading"]) == 0
     assert json.loads(files[0].read_text())["status"] != "failed"
     assert "Do the explanations depend on the model?" in (tmp_path / "run/report.html").read_text()
+    # Other settings are another check, in the same directory.
+    other = check({**TREE, "about": "fewer", "sanity": {**TREE["sanity"], "images": 4}})  # type: ignore[dict-item]
+    assert run_sanity(other, tmp_path / "run", Session(), ["shift"]) == 0
+    seen = {f.name: json.loads(f.read_text())["settings"]["images"] for f in files}
+    assert {name: images for name, images in seen.items() if "shift" in name} != {}
+    assert all(images == (4 if "shift" in name else 6) for name, images in seen.items())
 
 
 def test_what_cannot_be_checked_is_an_error_before_anything_is_trained(tmp_path: Path) -> None:

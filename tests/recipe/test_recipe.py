@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -385,6 +387,36 @@ def test_the_digest_knows_every_change_and_no_order_of_keys(tree: dict[str, Any]
     changed = copy.deepcopy(tree)
     changed["attacks"][1]["eps"] = 0.21
     assert check(changed).digest != check(tree).digest
+
+
+def test_the_digest_is_of_what_decides_the_matrix(tree: dict[str, Any]) -> None:
+    described = {**tree, "about": "other words", "sanity": {"images": 4}}
+    assert check(described).digest == check(tree).digest
+    assert check({**tree, "evaluation": {**tree["evaluation"], "images": 5}}).digest != check(tree).digest
+
+
+JUNK = [None, -1, float("nan"), [], {"a": {"b": [1]}}, [["x"]], {1: 2}, "9" * 5000, b"x"]
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=lambda junk: repr(junk)[:20])
+def test_any_value_anywhere_is_read_or_refused_with_a_message(junk: Any, tree: dict[str, Any]) -> None:
+    tree["attacks"] = [{"name": "pgd", "label": "a", "knowledge": "oblivious", "source": "cam", "eps": 0.1}]
+    tree["defenses"] = [{"name": "aggregated", "of": ["cam"], "label": "b", "members": ["cam", {"name": "gradient"}]}]
+    for section in tree:
+        for broken in _broken(tree[section], junk):
+            with contextlib.suppress(InputError):
+                check({**tree, section: broken})
+
+
+def _broken(value: Any, junk: Any) -> Iterator[Any]:
+    """``value`` with ``junk`` in each of its places in turn."""
+    yield junk
+    places = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in places:
+        for broken in _broken(inner, junk):
+            copied = copy.copy(value)
+            copied[key] = broken
+            yield copied
 
 
 def test_labels_name_the_defended_row_and_the_knowledge() -> None:
