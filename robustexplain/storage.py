@@ -91,9 +91,11 @@ class _Writer:
         self.modules: list[nn.Module] = []
         self.specs: list[dict[str, Any] | None] = []
         self.blobs: dict[str, bytes] = {}
+        self.plain: dict[str, Tensor] = {}
 
     def tensors(self) -> dict[str, Tensor]:
-        return {f"{i}.{key}": value for i, m in enumerate(self.modules) for key, value in m.state_dict().items()}
+        weights = {f"{i}.{key}": value for i, m in enumerate(self.modules) for key, value in m.state_dict().items()}
+        return weights | self.plain
 
     def encode(self, value: Any) -> Any:
         if value is None or isinstance(value, (bool, int, float, str)):
@@ -102,6 +104,10 @@ class _Writer:
             return [self.encode(item) for item in value]
         if isinstance(value, nn.Module):
             return {"module": self._module(value)}
+        if isinstance(value, Tensor):
+            key = f"tensor.{len(self.plain)}"
+            self.plain[key] = value
+            return {"tensor": key}
         kind, name = _name_of(value)
         if isinstance(value, Blob):
             file = f"{name}-{len(self.blobs)}.bin"
@@ -141,6 +147,8 @@ class _Reader:
             return value
         if "module" in value:
             return self._module(value["module"])
+        if "tensor" in value:
+            return self.tensors[value["tensor"]]
         registry = _STORED.get(value["kind"])
         if registry is None:
             raise InputError(f"{self.folder / TREE} names a component of unknown kind {value['kind']!r}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, fields, replace
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -25,12 +27,14 @@ class Explained:
         maps: ``[B, H, W]``, raw and signed as the method defines them.
         score: ``[B]``, the detector's score, higher is more suspicious; ``None`` without a detector.
         alarm: ``[B]`` bool, whether the score passes the detector's threshold; ``None`` without a detector.
+        interpreter: whose maps they are.
     """
 
     logits: Tensor
     maps: Tensor
     score: Tensor | None = None
     alarm: Tensor | None = None
+    interpreter: Interpreter | None = field(default=None, repr=False, compare=False)
 
     @property
     def prediction(self) -> Tensor:
@@ -40,7 +44,12 @@ class Explained:
 
 @runtime_checkable
 class Detector(Protocol):
-    """Scores how suspicious an input is; an alarm is a score above ``threshold``."""
+    """Scores how suspicious an input is; an alarm is a score above ``threshold``.
+
+    A detector whose ``score`` takes a second argument ``seen`` is given what the system has just said of the same
+    inputs (:class:`Explained`, of the predicted classes), so that it need not look again. The classifiers that it
+    watches are its ``models``, or its ``model``, if it has such an attribute.
+    """
 
     @property
     def threshold(self) -> float:
@@ -70,14 +79,19 @@ class System:
         model: takes ``[B, C, H, W]`` in ``[0, 1]``, gives logits ``[B, K]``.
         interpreter: explains ``model``.
         detector: raises the alarm on suspicious inputs.
+        defenses: registered names of the defenses that were applied, in order.
+        stale_detector: whether the detector may watch another model than the deployed one: what is left of it once a
+            manipulation has changed the model.
 
     Raises:
-        InputError: if the interpreter explains another model than the one deployed.
+        InputError: if the interpreter explains, or the detector watches, another model than the one deployed.
     """
 
     model: nn.Module
     interpreter: Interpreter
     detector: Detector | None = None
+    defenses: tuple[str, ...] = ()
+    stale_detector: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.interpreter, Interpreter):
@@ -86,6 +100,11 @@ class System:
             raise InputError("the interpreter explains another model object than the system deploys")
         if self.detector is not None and not isinstance(self.detector, Detector):
             raise InputError(f"detector must have threshold, score and soft_score, got {type(self.detector).__name__}")
+        if not self.stale_detector and any(model is not self.model for model in watched(self.detector)):
+            raise InputError(
+                "the detector watches another model object than the system deploys: calibrate one on the deployed "
+                "model (or say stale_detector=True, as manipulations do)"
+            )
 
     def __call__(self, x: Tensor, target: Tensor | None = None) -> Explained:
         """Classify, explain and, where there is a detector, score ``x`` ``[B, C, H, W]`` in ``[0, 1]``.
@@ -99,15 +118,16 @@ class System:
         """
         checks.inputs(x)
         found = self.interpreter.explain(x, target)
+        seen = Explained(found.logits, found.maps, interpreter=self.interpreter)
         if self.detector is None:
-            return Explained(found.logits, found.maps)
+            return seen
         with torch.no_grad():
-            score = self.detector.score(x)
-        return Explained(found.logits, found.maps, score, score > self.detector.threshold)
+            score = scored(self.detector, x, seen if target is None else None)
+        return replace(seen, score=score, alarm=score > self.detector.threshold)
 
     def without_detector(self) -> System:
         """The same without its detector."""
-        return replace(self, detector=None)
+        return replace(self, detector=None, stale_detector=False)
 
     @property
     def random(self) -> bool:
@@ -145,6 +165,20 @@ class System:
         if not isinstance(system, cls):
             raise InputError(f"{folder} holds a {type(system).__name__}, not a System")
         return system
+
+
+def scored(detector: Detector, x: Tensor, seen: Explained | None = None) -> Tensor:
+    """The detector's score of ``x``, ``[B]``; what was ``seen`` is handed to a detector that can make use of it."""
+    score: Callable[..., Tensor] = detector.score
+    takes_seen = seen is not None and "seen" in inspect.signature(score).parameters
+    return score(x, seen) if takes_seen else score(x)
+
+
+def watched(detector: Detector | None) -> tuple[nn.Module, ...]:
+    """The classifiers that a detector says it watches: its ``models``, or its ``model``; none, if it does not say."""
+    models: tuple[nn.Module, ...] | None = getattr(detector, "models", None)
+    model = getattr(detector, "model", None)
+    return models if models is not None else (model,) if isinstance(model, nn.Module) else ()
 
 
 def on_model(interpreter: Interpreter, model: nn.Module) -> Interpreter:

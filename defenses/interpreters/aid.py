@@ -13,6 +13,7 @@ from robustexplain.attacks import ADV2, random_classes
 from robustexplain.fields import NonNegative
 from robustexplain.files import digest_tensors
 from robustexplain.interpreters import RTS, MaskingModel, MaskObjective
+from robustexplain.interpreters.composed.base import walk
 from robustexplain.interpreters.masks.rts_training import mask_loss
 from robustexplain.random_streams import Streams, derive
 from robustexplain.registry import DEFENSES
@@ -46,10 +47,17 @@ class AID(Defense):
     training: Training = field(default_factory=lambda: Training(epochs=8, lr=1e-3))
     encoder_weight: NonNegative = 1.0
 
+    layer = "interpreter"
     defends: ClassVar[tuple[str, ...]] = ("rts",)
     needs_data: ClassVar[bool] = True
 
     def _defend(self, system: System, data: Samples | None, session: Session) -> System:
+        inside = not isinstance(system.interpreter, RTS) and any(isinstance(i, RTS) for i in walk(system.interpreter))
+        refuse(
+            inside,
+            f"AID trains the RTS itself, and this one stands inside a {type(system.interpreter).__name__}: apply aid "
+            f"first, then {' and '.join(map(repr, system.defenses)) or 'what is around it'}",
+        )
         refuse(
             not isinstance(system.interpreter, RTS),
             f"AID trains the interpreter's own network, and {type(system.interpreter).__name__} has none; use RTS",

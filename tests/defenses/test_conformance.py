@@ -84,7 +84,7 @@ def test_a_defense_gives_a_system_and_leaves_its_own_alone(
     assert [(p.requires_grad, p.grad is None) for p in system.model.parameters()] == flags
     assert not any(m.training for m in system.model.modules())
     assert hardened.interpreter != system.interpreter or hardened.detector is not None
-    plain = Defense.plain_view(hardened, system)
+    plain = defense.oblivious_view(hardened, system)
     assert plain.interpreter is system.interpreter
     assert plain.detector is None
 
