@@ -171,4 +171,4 @@ def _at(detector: Any, threshold: float, soft_threshold: float) -> Any:
     known = {f.name for f in fields(detector) if f.init} if is_dataclass(detector) else set()
     if not {"threshold", "soft_threshold"} <= known:
         return detector
-    return replace(detector, threshold=threshold, soft_threshold=soft_threshold)  # type: ignore[type-var]
+    return replace(detector, threshold=threshold, soft_threshold=soft_threshold)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from robustexplain.attacks import ADV2, random_classes
 from robustexplain.fields import NonNegative
 from robustexplain.files import digest_tensors
-from robustexplain.interpreters import RTS, MaskingModel, MaskObjective
-from robustexplain.interpreters.composed.base import walk
+from robustexplain.interpreters import RTS, Composed, MaskingModel, MaskObjective
 from robustexplain.interpreters.masks.rts_training import mask_loss
 from robustexplain.random_streams import Streams, derive
 from robustexplain.registry import DEFENSES
@@ -52,15 +51,15 @@ class AID(Defense):
     needs_data: ClassVar[bool] = True
 
     def _defend(self, system: System, data: Samples | None, session: Session) -> System:
-        inside = not isinstance(system.interpreter, RTS) and any(isinstance(i, RTS) for i in walk(system.interpreter))
+        kind = type(system.interpreter).__name__
         refuse(
-            inside,
-            f"AID trains the RTS itself, and this one stands inside a {type(system.interpreter).__name__}: apply aid "
-            f"first, then {' and '.join(map(repr, system.defenses)) or 'what is around it'}",
+            isinstance(system.interpreter, Composed),
+            f"AID trains an RTS itself, and the system explains by {kind}: apply aid to the RTS first, then "
+            f"{' and '.join(map(repr, system.defenses)) or 'what is around it'}",
         )
         refuse(
             not isinstance(system.interpreter, RTS),
-            f"AID trains the interpreter's own network, and {type(system.interpreter).__name__} has none; use RTS",
+            f"AID trains the interpreter's own network, and {kind} has none; use RTS",
         )
         assert isinstance(system.interpreter, RTS)  # refused above; for the type checker
         assert data is not None
