@@ -2,7 +2,7 @@
 
 from robustexplain.interpreters import Aggregate
 
-from .base import Defense
+from .base import Defense, TrainedDefense
 from .detection import (
     AnyOf,
     Detector,
@@ -15,9 +15,11 @@ from .detection import (
 from .interpreters.aggregated import AggregatedInterpreter
 from .interpreters.aid import AID
 from .interpreters.beta_smoothing import BetaSmoothing
+from .models import AdversarialTraining, ModelDefense
 
 __all__ = [
     "AID",
+    "AdversarialTraining",
     "Aggregate",
     "AggregatedInterpreter",
     "AnyOf",
@@ -27,6 +29,8 @@ __all__ = [
     "DetectorDefense",
     "FeatureSqueezing",
     "FeatureSqueezingDetector",
+    "ModelDefense",
+    "TrainedDefense",
     "XEnsemble",
     "XEnsembleDetector",
 ]

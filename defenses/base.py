@@ -42,6 +42,8 @@ class Defense(ABC):
     """Names of the interpreters that it can defend; none means any."""
     needs_data: ClassVar[bool] = False
     """Whether the defense trains, and so needs samples."""
+    part: ClassVar[Literal["train", "defense"]] = "defense"
+    """Which part of the data those samples are: the model's own, or what is kept for defenses."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -67,7 +69,7 @@ class Defense(ABC):
             UnsupportedModelError: a system that the defense cannot cover, or that has a defense already which this one
                 would undo.
         """
-        if self.needs_data and (data is None or len(data) == 0):  # type: ignore[arg-type]
+        if self.needs_data and (data is None or len(data) == 0):
             raise InputError(f"{type(self).__name__} trains, and needs data: samples that nobody is judged on")
         self._in_order(system)
         return replace(self._defend(system, data, session or Session()), defenses=(*system.defenses, self.name))
@@ -103,6 +105,21 @@ class Defense(ABC):
 def applied(system: System) -> dict[str, type[Defense]]:
     """The registered defenses that made the system, by name, in order."""
     return {name: DEFENSES.get(name).build for name in system.defenses if name in DEFENSES}  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class TrainedDefense(Defense):
+    """A defense that trains: a subclass writes ``_train``, which is given samples."""
+
+    needs_data: ClassVar[bool] = True
+
+    def _defend(self, system: System, data: Samples | None, session: Session) -> System:
+        assert data is not None  # refused at the door; for the type checker
+        return self._train(system, data, session)
+
+    @abstractmethod
+    def _train(self, system: System, data: Samples, session: Session) -> System:
+        """The defended system; there is at least one sample."""
 
 
 def refuse(condition: bool, message: str) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from . import maps as ops
 from .errors import InputError
+
+if TYPE_CHECKING:
+    from .training import EpochRecord
 
 
 def picture(image: Tensor, side: int = 96) -> bytes:
@@ -149,6 +152,40 @@ def bars(
         figure.supxlabel(f"{left} more of smaller magnitude", fontsize=8, color="#666666")
     if title:
         figure.suptitle(title, fontsize=10)
+    return figure_bytes(figure)
+
+
+def learning_curves(histories: Mapping[str, Sequence[EpochRecord]]) -> bytes:
+    """The course of trainings, as PNG: a row each, its losses on the left, on the right its figures, if it has any.
+
+    Args:
+        histories: epochs by the training's name, as :func:`robustexplain.training.histories` reads them.
+
+    Raises:
+        InputError: if there are none.
+    """
+    from matplotlib.figure import Figure
+
+    if not histories:
+        raise InputError("there are no learning curves to draw: no history was found")
+    figure = Figure(figsize=(8.2, 2.2 * len(histories)), dpi=110, layout="constrained")
+    panels = figure.subplots(len(histories), 2, squeeze=False)
+    for (name, records), (left, right) in zip(histories.items(), panels, strict=True):
+        epochs = [record["epoch"] for record in records]
+        left.plot(epochs, [record["loss"] for record in records], marker=".", color="#2e6f9e")
+        left.set_title(f"{name}: loss", fontsize=9)
+        figures = list(dict.fromkeys(key for record in records for key in record["figures"]))
+        for key in figures:
+            values = [record["figures"].get(key) for record in records]
+            right.plot(epochs, [np.nan if v is None else v for v in values], marker=".", label=key)
+        if figures:
+            right.legend(fontsize=8, frameon=False)
+        right.set_visible(bool(figures))
+        for axes in (left, right):
+            axes.tick_params(labelsize=8)
+            axes.set_xlabel("epoch", fontsize=8)
+            axes.set_xlim(0.5, max(epochs, default=1) + 0.5)
+            axes.locator_params(axis="x", integer=True)
     return figure_bytes(figure)
 
 

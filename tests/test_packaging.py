@@ -20,6 +20,8 @@ ROOMS = (
     "attacks",
     "defenses",
     "defenses.detection",
+    "defenses.models",
+    "training",
     "recipes",
     "evaluation",
     "interpreters",

@@ -16,7 +16,7 @@ from robustexplain.interpreters import Interpreter
 from robustexplain.objectives import MatchMap, MatchStructure, Objective
 from robustexplain.random_streams import generator
 from robustexplain.registry import MANIPULATIONS
-from robustexplain.training import Moment
+from robustexplain.training import TrainingStep
 
 from .base import View
 from .finetuned import FineTuned
@@ -114,7 +114,7 @@ class ExplanationBackdoor(FineTuned):
         return {"as they are": View(x, y, y, maps), "with the trigger": triggered}
 
     def fooling_batch(
-        self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: FoolingBatch | None
+        self, honest: Interpreter, x: Tensor, y: Tensor, moment: TrainingStep, pool: FoolingBatch | None
     ) -> FoolingBatch:
         """The batch as it is, and with the trigger; BadNets' maps are taught nothing."""
         batch = super().fooling_batch(honest, x, y, moment, pool)

@@ -94,11 +94,11 @@ class Manipulation(ABC):
             InputError: no data for an attack that needs some; tables for one on images, or the other way round.
             UnsupportedModelError: a system that the attack cannot manipulate.
         """
-        if self.needs_data and (data is None or len(data) == 0):  # type: ignore[arg-type]
+        if self.needs_data and (data is None or len(data) == 0):
             raise InputError(
                 f"{type(self).__name__} needs data: samples of the adversary's own, which nobody judges by"
             )
-        if data is not None and len(data):  # type: ignore[arg-type]
+        if data is not None and len(data):
             checks.kind(data[0][0][None], self.takes, type(self).__name__)
         return self._manipulate(system, data, session or Session())
 
@@ -126,6 +126,6 @@ class Manipulation(ABC):
         """
         return {"as they are": View(x, y, y)}
 
-    def words(self) -> tuple[str, str]:
+    def summaries(self) -> tuple[str, str]:
         """What is changed and what is wanted, in a few words each, for tables."""
         return self.changes, "-"

@@ -14,7 +14,7 @@ from robustexplain.fields import Fraction, Natural, NonNegative, Positive
 from robustexplain.interpreters import Gradient, Interpreter
 from robustexplain.objectives import HideFeature, MatchMap, Objective
 from robustexplain.registry import MANIPULATIONS
-from robustexplain.training import Moment, Training
+from robustexplain.training import Training, TrainingStep
 
 from .base import View
 from .finetuned import FineTuned
@@ -108,7 +108,7 @@ class ConcealFeature(FineTuned):
         return Gradient(interpreter.model, of="log_probability", channels="abs_sum")
 
     def fooling_batch(
-        self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: FoolingBatch | None
+        self, honest: Interpreter, x: Tensor, y: Tensor, moment: TrainingStep, pool: FoolingBatch | None
     ) -> FoolingBatch:
         """The batch, with the feature's place for a goal map."""
         batch = super().fooling_batch(honest, x, y, moment, pool)

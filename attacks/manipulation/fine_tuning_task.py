@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -13,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustexplain import files
-from robustexplain.autograd.rectifiers import Softplus, swapped
 from robustexplain.data import labels_of, stack
 from robustexplain.interpreters import Interpreter
+from robustexplain.interpreters.module import ExplainingModel
 from robustexplain.objectives import Observation
 from robustexplain.random_streams import Streams
-from robustexplain.training import Judgement, Moment, Samples, Session
+from robustexplain.training import Samples, Session, TrainingStep, Verdict
 
 from .fooling_batch import FoolingBatch, jittered
 
@@ -27,27 +26,6 @@ if TYPE_CHECKING:
 
 Terms = list[tuple[Tensor, Tensor]]
 """Losses ``[n]``, and how much each counts ``[n]``."""
-
-
-class Explaining(nn.Module):
-    """Logits and maps from one forward pass, so that data-parallel training sees both.
-
-    Args:
-        interpreter: of the model in training.
-        beta: of the softplus in place of the rectifiers; ``None`` leaves them.
-    """
-
-    def __init__(self, interpreter: Interpreter, beta: float | None = None) -> None:
-        super().__init__()
-        self.model = interpreter.model
-        self.interpreter = interpreter
-        self.beta = beta
-
-    def forward(self, x: Tensor, target: Tensor | None, other: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Logits and maps (on the method's own grid) of ``x``, and logits of ``other``."""
-        with swapped(Softplus(self.beta)) if self.beta else nullcontext():
-            found = self.interpreter.explain(x, target, native=True)
-            return found.logits, found.maps, None if other is None else self.model(other)
 
 
 @dataclass(frozen=True)
@@ -84,9 +62,9 @@ class FineTuningTask:
     def least_accuracy(self) -> float:
         """What the budget leaves of the honest model's accuracy on the samples held out."""
         right = sum(int((self.honest.model(x).argmax(1) == y).sum()) for x, y in self._batches(0, 1))
-        return right / len(self.held) - self.attack.budget - 1e-9  # type: ignore[arg-type]
+        return right / len(self.held) - self.attack.budget - 1e-9
 
-    def loss(self, module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+    def loss(self, module: nn.Module, x: Tensor, y: Tensor, moment: TrainingStep) -> Tensor:
         """``L_keep + weight L_fool``, each a mean over the inputs that count in it; ``[1]``."""
         with torch.no_grad():
             x = jittered(x, Streams.of(x, moment.seed, moment.epoch, "augment")) if self.attack.augment else x
@@ -95,16 +73,16 @@ class FineTuningTask:
         return (_mean(keep) + self.attack.weight * _mean(fool))[None]
 
     @torch.no_grad()
-    def judge(self, module: nn.Module) -> Judgement:
+    def evaluate(self, module: nn.Module) -> Verdict:
         """Figures of the weights as they are, with the model's own rectifiers, on the samples held out.
 
         ``accuracy`` on the samples as they are, both terms (``keep``, ``fool``), and their sum ``loss``.
         """
-        assert isinstance(module, Explaining)
-        accelerator, real = self.session.accelerator, Explaining(module.interpreter)
+        assert isinstance(module, ExplainingModel)
+        accelerator, real = self.session.accelerator, ExplainingModel(module.interpreter)
         sums = torch.zeros(6, dtype=torch.float64, device=self.session.device)
         for x, y in self._batches(accelerator.process_index, accelerator.num_processes):
-            batch = self._prepared(x, y, Moment(self.attack.seed, 0, 1.0), self.pools[1])
+            batch = self._prepared(x, y, TrainingStep(self.attack.seed, 0, 1.0), self.pools[1])
             keep, fool = self._terms(real, batch)
             right = (real.model(x).argmax(1) == y).sum()
             parts = (*_sums(keep), *_sums(fool), right, y.new_tensor(len(y)))
@@ -113,9 +91,9 @@ class FineTuningTask:
         keeps, fools, accuracy = (float(total / count) if count else 0.0 for total, count in sums.reshape(3, 2))
         loss = keeps + self.attack.weight * fools
         figures = {"accuracy": accuracy, "keep": keeps, "fool": fools, "loss": loss}
-        return Judgement(figures, loss, accuracy >= self.least_accuracy)
+        return Verdict(figures, loss, accuracy >= self.least_accuracy)
 
-    def _prepared(self, x: Tensor, y: Tensor, moment: Moment, pool: FoolingBatch | None) -> FoolingBatch:
+    def _prepared(self, x: Tensor, y: Tensor, moment: TrainingStep, pool: FoolingBatch | None) -> FoolingBatch:
         """What a batch teaches, with the probabilities that are wanted where the prediction term asks for them."""
         batch = self.attack.fooling_batch(self.honest, x, y, moment, pool)
         goal = batch.goal
@@ -130,7 +108,7 @@ class FineTuningTask:
 
     def _batches(self, first: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Every ``step``-th batch of the samples held out."""
-        size, batch = len(self.held), self.attack.batch_size  # type: ignore[arg-type]
+        size, batch = len(self.held), self.attack.batch_size
         for start in range(first * batch, size, step * batch):
             x, y = stack(self.held, range(start, min(start + batch, size)))
             yield x.to(self.session.device), y.to(self.session.device)

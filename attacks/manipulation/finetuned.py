@@ -16,18 +16,19 @@ from torch import Tensor, nn
 
 from robustexplain import files
 from robustexplain.autograd import layers
-from robustexplain.data import stack, take
+from robustexplain.data import stack, subset, take
 from robustexplain.errors import FieldError, FoolingFailedWarning, InputError, NotDifferentiableError
 from robustexplain.fields import Count, Fraction, NonNegative, Positive
 from robustexplain.interpreters import Explanation, Interpreter
+from robustexplain.interpreters.module import ExplainingModel
 from robustexplain.objectives import Distill, KeepPrediction, Misclassify, Objective
 from robustexplain.random_streams import generator
 from robustexplain.registry import INTERPRETERS, OBJECTIVES
 from robustexplain.system import System, described
-from robustexplain.training import Moment, Samples, Selection, Session, Training, fit
+from robustexplain.training import Samples, Selection, Session, Training, TrainingStep, fit
 
 from .base import Manipulation
-from .fine_tuning_task import Explaining, FineTuningTask
+from .fine_tuning_task import FineTuningTask
 from .fooling_batch import FoolingBatch
 from .logit_shift import shifted
 
@@ -103,7 +104,7 @@ class FineTuned(Manipulation):
         return None
 
     def fooling_batch(
-        self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: FoolingBatch | None
+        self, honest: Interpreter, x: Tensor, y: Tensor, moment: TrainingStep, pool: FoolingBatch | None
     ) -> FoolingBatch:
         """What a batch teaches: its views, unless a subclass says otherwise; runs without autograd.
 
@@ -125,7 +126,7 @@ class FineTuned(Manipulation):
         parts = [honest.explain(a, b, native=True) for a, b in zip(x.split(self.batch_size), targets, strict=True)]
         return Explanation(torch.cat([p.logits for p in parts]), torch.cat([p.maps for p in parts]))
 
-    def words(self) -> tuple[str, str]:
+    def summaries(self) -> tuple[str, str]:
         """What is changed and what is wanted."""
         return self.changes, " + ".join(_word(part) for part in (self.fooling(), self.keeping()))
 
@@ -139,12 +140,12 @@ class FineTuned(Manipulation):
             )
         interpreter = copy.deepcopy(system.interpreter)
         model = interpreter.model.to(session.device).requires_grad_(False).eval()
-        school = FineTuningTask(self, self.aimed(system.interpreter), *self._split(data), session)
-        selection = Selection(school.judge)
-        identity = [asdict(self), files.digest_tensors(model.state_dict()), described(interpreter), school.digest]
-        with self._loosened(model, stack(school.data, range(1))[0].to(session.device)):
-            module = Explaining(self.aimed(interpreter), self.beta)
-            fit(module, school.loss, school.data, self.training, name="fooling", seed=self.seed, session=session,
+        task = FineTuningTask(self, self.aimed(system.interpreter), *self._split(data), session)
+        selection = Selection(task.evaluate)
+        identity = [asdict(self), files.digest_tensors(model.state_dict()), described(interpreter), task.digest]
+        with self._loosened(model, stack(task.data, range(1))[0].to(session.device)):
+            module = ExplainingModel(self.aimed(interpreter), self.beta)
+            fit(module, task.loss, task.data, self.training, name="fooling", seed=self.seed, session=session,
                 identity=identity, evaluating=True, selection=selection)  # fmt: skip
         self._report(selection, session)
         model.requires_grad_(False)
@@ -166,14 +167,14 @@ class FineTuned(Manipulation):
 
     def _split(self, data: Samples) -> tuple[Samples, Samples]:
         """The samples to train on, and those held out."""
-        if self.samples is not None and self.samples < len(data):  # type: ignore[arg-type]
+        if self.samples is not None and self.samples < len(data):
             data = take(data, self.samples, self.seed)
-        size: int = len(data)  # type: ignore[arg-type]
+        size: int = len(data)
         held = max(1, math.floor(self.held_out * size))
         if size - held < 1:
             raise InputError(f"{type(self).__name__} needs samples to train on and to hold out, got {size}")
         order = torch.randperm(size, generator=generator(self.seed, "held out")).tolist()
-        return torch.utils.data.Subset(data, sorted(order[held:])), torch.utils.data.Subset(data, sorted(order[:held]))
+        return subset(data, sorted(order[held:])), subset(data, sorted(order[:held]))
 
     def _report(self, selection: Selection, session: Session) -> None:
         if session.folder is not None and session.accelerator.is_main_process:

@@ -20,7 +20,7 @@ from robustexplain.metrics import FooledActive, FooledCenter, FooledLocation, Fo
 from robustexplain.objectives import FadeTopK, MatchMap, MoveCenter, Objective, SpreadUniformly
 from robustexplain.random_streams import Streams, generator
 from robustexplain.registry import MANIPULATIONS
-from robustexplain.training import Moment, Samples
+from robustexplain.training import Samples, TrainingStep
 
 from .base import View
 from .finetuned import FineTuned
@@ -155,7 +155,7 @@ class ActiveFooling(FineTuned):
 
     def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
         """Block images of the inputs, explained for either class; the goal is the honest map of the other one."""
-        data: Samples = torch.utils.data.TensorDataset(x.cpu(), y.cpu())  # type: ignore[assignment]
+        data: Samples = torch.utils.data.TensorDataset(x.cpu(), y.cpu())
         blocks = block_images(data, self.classes, len(x), self.seed, self.shrink).to(x.device)
         return self._swapped(honest, blocks)
 
@@ -169,7 +169,7 @@ class ActiveFooling(FineTuned):
         }
 
     def fooling_batch(
-        self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: FoolingBatch | None
+        self, honest: Interpreter, x: Tensor, y: Tensor, moment: TrainingStep, pool: FoolingBatch | None
     ) -> FoolingBatch:
         """Some of the block images, and the batch to be classified."""
         assert pool is not None

@@ -142,7 +142,7 @@ class Scaffolding(Manipulation):
         """The rows as they are, answered as by the honest model."""
         return as_answered(honest, x)
 
-    def words(self) -> tuple[str, str]:
+    def summaries(self) -> tuple[str, str]:
         """What is changed and what is wanted, in a few words each, for tables."""
         shown = " xor ".join(str(column) for column in self.innocent)
         return self.changes, f"{self.against}: {self.sensitive} hidden, {shown} shown"
@@ -204,7 +204,7 @@ def scaffold_quality(attack: Scaffolding, system: System, data: Samples, x: Tens
         raise InputError(f"the system's model must be a Scaffold, got {type(scaffold).__name__}")
     mean, std = scaffold.mean.cpu(), scaffold.std.cpu()
     # Fewer real rows meet proportionally fewer made-up ones, or the F1 would depend on how many judge.
-    scaled = replace(attack, draws=max(1, round(attack.draws * len(x) / len(data))))  # type: ignore[arg-type]
+    scaled = replace(attack, draws=max(1, round(attack.draws * len(x) / len(data))))
     rows, labels = scaled.imitate(x.cpu(), mean, std, data)
     with torch.no_grad():
         agree = scaffold(x).argmax(1) == scaffold.model(x).argmax(1)

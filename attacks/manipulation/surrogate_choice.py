@@ -80,9 +80,9 @@ class SurrogateChooser:
             betas = (0.0,) if self.honest else self.search.betas
             lists = [f for beta in betas for f in enumerate_lists(table, beta, self.unfairness, self.search)[0]]
             found = [table.rule_list(f.rules, f.default, self.features) for f in lists]
-        return [self.judge(rules, target) for rules in dict.fromkeys(found)]
+        return [self.candidate(rules, target) for rules in dict.fromkeys(found)]
 
-    def judge(self, rules: RuleList, target: Target) -> Candidate:
+    def candidate(self, rules: RuleList, target: Target) -> Candidate:
         """A candidate against the black box's decisions."""
         said = rules(target.x)
         faithful = float((said == target.decided).double().mean())

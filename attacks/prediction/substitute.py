@@ -19,7 +19,7 @@ from robustexplain.objectives import Goal, Objective
 from robustexplain.random_streams import Streams, generator
 from robustexplain.registry import ATTACKS, INTERPRETERS
 from robustexplain.system import System
-from robustexplain.training import Moment, Session, Training, fit
+from robustexplain.training import Session, Training, TrainingStep, fit
 
 from ..base import Attack
 from ..joint.adv2 import ADV2
@@ -212,7 +212,7 @@ class Substitute(Attack):
     def _train(self, model: nn.Module, x: Tensor, said: Tensor, number: int, session: Session) -> nn.Module:
         said = said.to(session.device)
 
-        def loss(module: nn.Module, images: Tensor, places: Tensor, moment: Moment) -> Tensor:
+        def loss(module: nn.Module, images: Tensor, places: Tensor, moment: TrainingStep) -> Tensor:
             away: Tensor = -(said[places] * module(images).log_softmax(1)).sum(1)
             return away
 

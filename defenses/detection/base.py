@@ -16,7 +16,7 @@ from robustexplain.random_streams import generator
 from robustexplain.system import System
 from robustexplain.training import Samples, Session, frozen
 
-from ..base import Defense
+from ..base import TrainedDefense
 from .any_of import AnyOf
 from .detector import Detector, fingerprints
 
@@ -24,7 +24,7 @@ __all__ = ["Detector", "DetectorDefense"]
 
 
 @dataclass(frozen=True)
-class DetectorDefense(Defense):
+class DetectorDefense(TrainedDefense):
     """Adds a detector, calibrated on clean samples; a system that has one already gets :class:`AnyOf` of both.
 
     A subclass writes ``_fit``. Where it ``trains``, four fifths of the samples are for that, and the rest calibrate.
@@ -40,7 +40,6 @@ class DetectorDefense(Defense):
     batch_size: Count = field(default=32, kw_only=True)
 
     layer = "detector"
-    needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     """Whether ``_fit`` makes use of samples; otherwise all of them calibrate."""
 
@@ -55,8 +54,7 @@ class DetectorDefense(Defense):
             session: accelerator, checkpoints, progress.
         """
 
-    def _defend(self, system: System, data: Samples | None, session: Session) -> System:
-        assert data is not None  # refused at the door; for the type checker
+    def _train(self, system: System, data: Samples, session: Session) -> System:
         x, y, clean = (part.to(session.device) for part in self._split(data))
         with frozen(system.model):
             detector = self._fit(system, x, y, session)
@@ -70,11 +68,10 @@ class DetectorDefense(Defense):
 
     def _split(self, data: Samples) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs and labels to train on, and clean inputs to calibrate on."""
-        total: int = len(data)  # type: ignore[arg-type]
-        size = min(total, self.samples)
+        size = min(len(data), self.samples)
         if size < 20:
             raise InputError(f"{type(self).__name__} needs some dozens of samples to calibrate on, got {size}")
         draws = generator(self.seed, "split" if self.trains else "calibration")
-        x, y = stack(data, torch.randperm(total, generator=draws)[:size].tolist())
+        x, y = stack(data, torch.randperm(len(data), generator=draws)[:size].tolist())
         cut = size - max(size // 5, 1) if self.trains else 0
         return x[:cut], y[:cut], x[cut:]

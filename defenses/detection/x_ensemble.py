@@ -17,7 +17,7 @@ from robustexplain.interpreters.composed.base import same
 from robustexplain.random_streams import derive
 from robustexplain.registry import DEFENSES, DETECTORS, INTERPRETERS
 from robustexplain.system import Explained, System
-from robustexplain.training import Moment, Session, Training, fit
+from robustexplain.training import Session, Training, TrainingStep, fit
 
 from ..interpreters.aggregated import member_of, resolve
 from .base import Detector, DetectorDefense
@@ -112,7 +112,7 @@ class XEnsemble(DetectorDefense):
             torch.default_generator.manual_seed(derive(self.seed, "network", index))
             network = MapNetwork()
         identity = digest_tensors({"maps": maps, "labels": labels})
-        fit(network, binary_loss, TensorDataset(maps, labels), self.training, name=f"x-ensemble-{index}",  # type: ignore[arg-type]
+        fit(network, binary_loss, TensorDataset(maps, labels), self.training, name=f"x-ensemble-{index}",
             seed=self.seed, session=session, identity=identity)  # fmt: skip
         return network.requires_grad_(False)
 
@@ -125,7 +125,7 @@ def network_logits(
     return torch.stack([network(found) for network, found in zip(networks, maps, strict=True)], 1)
 
 
-def binary_loss(module: nn.Module, maps: Tensor, labels: Tensor, moment: Moment) -> Tensor:
+def binary_loss(module: nn.Module, maps: Tensor, labels: Tensor, step: TrainingStep) -> Tensor:
     """Binary cross-entropy of one logit a map, ``[b]``."""
     return nn.functional.binary_cross_entropy_with_logits(module(maps), labels.float(), reduction="none")
 

@@ -9,22 +9,23 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustexplain.attacks import ADV2, random_classes
+from robustexplain.attacks import ADV2
+from robustexplain.attacks.inner import crafted
 from robustexplain.fields import NonNegative
 from robustexplain.files import digest_tensors
 from robustexplain.interpreters import RTS, Composed, MaskingModel, MaskObjective
 from robustexplain.interpreters.masks.rts_training import mask_loss
-from robustexplain.random_streams import Streams, derive
+from robustexplain.random_streams import Streams
 from robustexplain.registry import DEFENSES
 from robustexplain.system import System
-from robustexplain.training import Moment, Samples, Session, Training, fit, frozen
+from robustexplain.training import Samples, Session, Training, TrainingStep, fit, frozen
 
-from ..base import Defense, refuse
+from ..base import TrainedDefense, refuse
 
 
 @DEFENSES.register("aid", paper="Zhang et al. 2020, section 5 Q3 and A5, eq. 22-23", needs=("rts", "data"))
 @dataclass(frozen=True)
-class AID(Defense):
+class AID(TrainedDefense):
     """Train an RTS so that its map moves when the prediction is forged (eq. 23): ``-||g(x) - g(A(x))||_1``.
 
     ``A`` is ADV2 against the interpreter as it is at that step, aimed at a random class and at the benign map. The
@@ -48,9 +49,8 @@ class AID(Defense):
 
     layer = "interpreter"
     defends: ClassVar[tuple[str, ...]] = ("rts",)
-    needs_data: ClassVar[bool] = True
 
-    def _defend(self, system: System, data: Samples | None, session: Session) -> System:
+    def _train(self, system: System, data: Samples, session: Session) -> System:
         kind = type(system.interpreter).__name__
         refuse(
             isinstance(system.interpreter, Composed),
@@ -62,7 +62,6 @@ class AID(Defense):
             f"AID trains the interpreter's own network, and {kind} has none; use RTS",
         )
         assert isinstance(system.interpreter, RTS)  # refused above; for the type checker
-        assert data is not None
         masker = copy.deepcopy(system.interpreter.masker).to(session.device)
         masker.requires_grad_(True)
         masker.encoder.requires_grad_(self.encoder_weight > 0)
@@ -88,28 +87,22 @@ class AIDLoss:
     model: nn.Module
     masker: MaskingModel
 
-    def __call__(self, module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+    def __call__(self, module: nn.Module, x: Tensor, y: Tensor, step: TrainingStep) -> Tensor:
         """``[b]`` losses; ``module`` is the masker, perhaps wrapped for data-parallel training."""
         settings = self.settings
-        attacked, goal = self.attacked(x, y, moment)
+        attacked, goal = self.attacked(x, y, step)
         mask, logits = module(torch.cat([x, attacked]), torch.cat([y, goal]))
         benign, forged = mask.chunk(2)
-        streams = Streams.of(x, moment.seed, moment.epoch)
+        streams = Streams.of(x, step.seed, step.epoch)
         interpretation = mask_loss(
             self.model, settings.objective, settings.encoder_weight, x, y, benign, logits.chunk(2)[0], streams
         )
         distillation: Tensor = -(benign - forged).abs().flatten(1).mean(1)
         return interpretation + settings.weight * distillation
 
-    def attacked(self, x: Tensor, y: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+    def attacked(self, x: Tensor, y: Tensor, step: TrainingStep) -> tuple[Tensor, Tensor]:
         """ADV2 inputs ``[b, C, H, W]`` against the masker as it is now, and their goal classes ``[b]``."""
-        seed = derive(moment.seed, moment.epoch)
-        self.masker.eval()
-        with frozen(self.masker):
-            system = System(self.model, RTS(self.model, self.masker))
-            with torch.no_grad():
-                num_classes = self.model(x[:1]).shape[1]
-            goal = random_classes(x, y, num_classes, seed)
-            forged = replace(self.settings.attack, seed=seed)(system, x, y, goal).x
-        self.masker.train()
-        return forged.detach(), goal
+        return crafted(self.settings.attack, self.masker, self._system, x, y, step, targeted=True)
+
+    def _system(self, masker: MaskingModel) -> System:
+        return System(self.model, RTS(self.model, masker))

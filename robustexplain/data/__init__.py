@@ -10,13 +10,14 @@ from typing import Any
 from ..errors import InputError
 from ..registry import DATASETS
 from . import arrays, credit, folders, openml, tables
-from .base import PARTS, Data, Item, Splits, labels_of, stack, take
+from .base import PARTS, Data, Item, Samples, Splits, labels_of, stack, subset, take
 from .tables import TensorTable
 
 __all__ = [
     "PARTS",
     "Data",
     "Item",
+    "Samples",
     "Splits",
     "TensorTable",
     "arrays",
@@ -26,6 +27,7 @@ __all__ = [
     "load",
     "openml",
     "stack",
+    "subset",
     "tables",
     "take",
 ]
@@ -47,6 +49,15 @@ def load(
         UnknownNameError: with the nearest names.
         MissingDataError: if the data are not on this machine, with what to run to get them.
         InputError: for an option that the data set does not have, or data that are broken.
+
+    Examples:
+        >>> from robustexplain import data
+        >>> digits = data.load("digits")
+        >>> digits.shape, len(digits.train), len(digits.defense)
+        ((1, 32, 32), 898, 540)
+        >>> x, y = data.stack(data.take(digits.train, 4))
+        >>> x.shape, y.shape
+        (torch.Size([4, 1, 32, 32]), torch.Size([4]))
     """
     prefix, colon, path = name.partition(":")
     if colon and prefix in ("image-folder", "csv-folder", "csv-table"):

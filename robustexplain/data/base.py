@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,18 @@ from ..random_streams import derive, generator
 
 Item: TypeAlias = tuple[Tensor, int]
 """An image, float32 ``[C, H, W]`` in [0, 1] (or a table's row, float32 ``[D]``), and its class."""
+
+
+class Samples(Protocol):
+    """A map-style data set: a known number of inputs with their classes."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Item:
+        """One input and its class."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,9 +53,9 @@ class Data:
     name: str
     classes: tuple[str, ...]
     shape: tuple[int, ...]
-    train: Dataset[Item]
-    defense: Dataset[Item]
-    test: Dataset[Item]
+    train: Samples
+    defense: Samples
+    test: Samples
     digest: str
     features: tuple[str, ...] = ()
 
@@ -115,9 +127,9 @@ class Splits:
         """Parts as they are named, one of ``PARTS`` a sample."""
         return cls(*(tuple(i for i, part in enumerate(parts) if part == name) for name in PARTS))
 
-    def of(self, dataset: Dataset[Item]) -> tuple[Subset[Item], Subset[Item], Subset[Item]]:
+    def of(self, dataset: Samples) -> tuple[Subset[Item], Subset[Item], Subset[Item]]:
         """The three parts of ``dataset``."""
-        return Subset(dataset, self.train), Subset(dataset, self.defense), Subset(dataset, self.test)
+        return subset(dataset, self.train), subset(dataset, self.defense), subset(dataset, self.test)
 
 
 def checked_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
@@ -143,23 +155,24 @@ def _by_class(labels: Sequence[int]) -> list[list[int]]:
     return [rows[label] for label in sorted(rows)]
 
 
-def labels_of(dataset: Dataset[Item]) -> list[int]:
+def labels_of(dataset: Samples) -> list[int]:
     """The labels of a data set, without decoding images where the data set has a ``labels`` attribute."""
     if isinstance(dataset, Subset):
-        inner = labels_of(dataset.dataset)
+        inner = labels_of(cast(Samples, dataset.dataset))
         return [inner[i] for i in dataset.indices]
     known = getattr(dataset, "labels", None)
     if known is not None:
         return [int(label) for label in known]
-    return [int(dataset[i][1]) for i in range(length(dataset))]
+    return [int(dataset[i][1]) for i in range(len(dataset))]
 
 
-def length(dataset: Dataset[Item]) -> int:
-    """The number of samples of a map-style data set."""
-    return len(dataset)  # type: ignore[arg-type]  # torch's Dataset leaves __len__ to its subclasses
+def subset(dataset: Samples, indices: Sequence[int]) -> Subset[Item]:
+    """Some of the samples, in this order."""
+    # torch's Subset needs no more than ``Samples`` promises, and is annotated with torch's own class.
+    return Subset(cast(Dataset[Item], dataset), indices)
 
 
-def take(dataset: Dataset[Item], n: int, seed: int = 0) -> Subset[Item]:
+def take(dataset: Samples, n: int, seed: int = 0) -> Subset[Item]:
     """``n`` samples, as many of each class as there are, in an order that mixes the classes.
 
     The same seed gives the same samples, and a larger ``n`` only adds to them.
@@ -167,8 +180,8 @@ def take(dataset: Dataset[Item], n: int, seed: int = 0) -> Subset[Item]:
     Raises:
         InputError: if the data set has fewer than ``n`` samples.
     """
-    if not 0 <= n <= length(dataset):
-        raise InputError(f"cannot take {n} samples of a data set of {length(dataset)}")
+    if not 0 <= n <= len(dataset):
+        raise InputError(f"cannot take {n} samples of a data set of {len(dataset)}")
     order: list[tuple[int, float, int]] = []
     labels = labels_of(dataset)
     for rows in _by_class(labels):
@@ -176,10 +189,10 @@ def take(dataset: Dataset[Item], n: int, seed: int = 0) -> Subset[Item]:
         ranks = torch.randperm(len(rows), generator=rng).tolist()
         ties = torch.rand(len(rows), generator=rng).tolist()
         order += zip(ranks, ties, rows, strict=True)
-    return Subset(dataset, [index for _, _, index in sorted(order)[:n]])
+    return subset(dataset, [index for _, _, index in sorted(order)[:n]])
 
 
-def stack(dataset: Dataset[Item], indices: Iterable[int] | None = None) -> tuple[Tensor, Tensor]:
+def stack(dataset: Samples, indices: Iterable[int] | None = None) -> tuple[Tensor, Tensor]:
     """Samples as tensors: ``x`` float32 ``[N, C, H, W]`` (``[N, D]`` for rows), ``y`` int64 ``[N]``.
 
     Args:
@@ -189,7 +202,7 @@ def stack(dataset: Dataset[Item], indices: Iterable[int] | None = None) -> tuple
     Raises:
         InputError: if there are none.
     """
-    rows = range(length(dataset)) if indices is None else indices
+    rows = range(len(dataset)) if indices is None else indices
     items = [dataset[int(i)] for i in rows]
     if not items:
         raise InputError("nothing to stack: the data set, or the choice of indices, is empty")

@@ -109,7 +109,7 @@ class Audit:
 
     def _inputs(self) -> tuple[Tensor, Tensor]:
         """Judged inputs, right or wrong: a manipulation is after every one of them."""
-        part = data_sets.take(self.data.test, min(self.recipe.evaluation.images, len(self.data.test)), self.recipe.seed)  # type: ignore[arg-type]
+        part = data_sets.take(self.data.test, min(self.recipe.evaluation.images, len(self.data.test)), self.recipe.seed)
         x, y = data_sets.stack(part)
         return x.to(self.session.device), y.to(self.session.device)
 

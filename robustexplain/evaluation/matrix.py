@@ -225,7 +225,7 @@ class Matrix:
     def _chunks(self) -> list[Chunk]:
         """The judged images: the first of the test part's order, those that the classifier gets right."""
         settings, device = self.recipe.evaluation, self.session.device
-        order = data_sets.take(self.data.test, len(self.data.test), self.recipe.seed)  # type: ignore[arg-type]
+        order = data_sets.take(self.data.test, len(self.data.test), self.recipe.seed)
         rows: list[int] = []
         for start in range(0, len(order), 64):
             if len(rows) >= settings.images:
@@ -255,8 +255,8 @@ class Matrix:
     @cached_property
     def _fitting(self) -> tuple[Tensor, Tensor]:
         """The adversary's own images and labels: of the defense part, else of the train part."""
-        part = self.data.defense if len(self.data.defense) else self.data.train  # type: ignore[arg-type]
-        size = min(len(part), self.recipe.evaluation.pool)  # type: ignore[arg-type]
+        part = self.data.defense if len(self.data.defense) else self.data.train
+        size = min(len(part), self.recipe.evaluation.pool)
         x, y = data_sets.stack(data_sets.take(part, size, self.recipe.seed))
         return x.to(self.session.device), y.to(self.session.device)
 
@@ -320,7 +320,7 @@ class Matrix:
         todo = [row for row in todo if not self.folder.row(row.label).is_file()]
         if not todo:
             return
-        part = data_sets.take(self.data.test, min(settings.batch_size, len(self.data.test)), self.recipe.seed)  # type: ignore[arg-type]
+        part = data_sets.take(self.data.test, min(settings.batch_size, len(self.data.test)), self.recipe.seed)
         x = data_sets.stack(part)[0].to(device)
         for row in todo:
             system = self.systems.systems[row.label]

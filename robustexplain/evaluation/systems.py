@@ -95,9 +95,10 @@ def _system(row: Row, made: Systems, data: data_sets.Data, seed: int, identity: 
     if not row.derived:
         return undefended(row, made.model, data, seed, identity, session)
     base = made.systems[row.base] if row.base in made.systems else _raise_base(row, made)
-    part = data.defense if len(data.defense) else None  # type: ignore[arg-type]
+    part = getattr(data, row.settings.part if row.kind == "defense" else "defense")
+    part = part if len(part) else None
     if part is None and row.kind == "manipulation":
-        part = data.train if len(data.train) else None  # type: ignore[arg-type]
+        part = data.train if len(data.train) else None
     defended: System = row.settings(base, part, session.inside(digest(row.label)))
     return defended
 
@@ -138,7 +139,7 @@ def _replicas(recipe: Recipe, data: data_sets.Data, made: Systems, session: Sess
 @torch.no_grad()
 def clean_accuracy(model: nn.Module, data: data_sets.Data, size: int, images: int, device: torch.device) -> float:
     """Accuracy on up to ``images`` samples of the test part."""
-    part = data_sets.take(data.test, min(images, len(data.test)))  # type: ignore[arg-type]
+    part = data_sets.take(data.test, min(images, len(data.test)))
     right = 0
     for start in range(0, len(part), size):
         x, y = data_sets.stack(part, range(start, min(start + size, len(part))))

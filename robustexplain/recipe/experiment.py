@@ -158,7 +158,7 @@ class Recipe:
         metrics: metrics by name, of kinds that a cell can measure.
         evaluation: how cells are judged.
         sanity: how interpreters are checked.
-        source: the with_indices recipe as plain data; running it again gives the same experiment.
+        source: the resolved recipe as plain data; running it again gives the same experiment.
     """
 
     name: str

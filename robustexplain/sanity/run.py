@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import data as data_sets
 from .. import files
-from ..data.base import labels_of, length
+from ..data.base import labels_of
 from ..errors import InputError, UnknownNameError, UnsupportedModelError
 from ..evaluation.store import RunFolder
 from ..evaluation.systems import classifier, undefended
@@ -94,7 +94,7 @@ class _Runner:
         self.identity = [data.digest, files.digest_tensors(self.model.state_dict())]
         if session.accelerator.is_main_process:
             folder.same_weights(self.identity[1])
-        count = min(recipe.sanity.images, length(data.test))
+        count = min(recipe.sanity.images, len(data.test))
         x, _ = data_sets.stack(data_sets.take(data.test, count))
         self.x = x.to(session.device)
         with torch.no_grad():

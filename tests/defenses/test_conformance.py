@@ -16,7 +16,15 @@ from torch.utils.data import Dataset
 import robustexplain as rx
 from robustexplain.attacks import ADV2, PGD, random_classes
 from robustexplain.data import Data, stack, take
-from robustexplain.defenses import AID, Aggregate, AggregatedInterpreter, BetaSmoothing, Defense, XEnsemble
+from robustexplain.defenses import (
+    AID,
+    Aggregate,
+    AggregatedInterpreter,
+    BetaSmoothing,
+    Defense,
+    ModelDefense,
+    XEnsemble,
+)
 from robustexplain.defenses.interpreters.aggregated import member_of
 from robustexplain.defenses.interpreters.aid import AIDLoss
 from robustexplain.errors import InputError, UnknownNameError, UnsupportedModelError
@@ -25,7 +33,7 @@ from robustexplain.metrics import L1, auc
 from robustexplain.models import Classifier
 from robustexplain.registry import DEFENSES
 from robustexplain.system import Detector
-from robustexplain.training import Moment, Training
+from robustexplain.training import Training, TrainingStep
 
 EPS = 0.125
 # On so little training the masks stay all ones, unless their size weighs more.
@@ -65,8 +73,12 @@ def test_a_defense_gives_a_system_and_leaves_its_own_alone(
     assert not any(m.training for m in system.model.modules())
     assert hardened.interpreter != system.interpreter or hardened.detector is not None
     plain = defense.oblivious_view(hardened, system)
-    assert plain.interpreter is system.interpreter
     assert plain.detector is None
+    if isinstance(defense, ModelDefense):
+        assert hardened.model is not system.model
+        assert plain.model is hardened.model
+    else:
+        assert plain.interpreter is system.interpreter
 
 
 def test_a_saved_defended_system_says_the_same(
@@ -250,7 +262,7 @@ def test_aid_subtracts_the_mean_distance_of_the_maps(
     trained: Classifier, rts: RTS, judged: tuple[Tensor, Tensor]
 ) -> None:
     x, y = judged[0][:8], judged[1][:8]
-    moment = Moment(0, 0, 0.0)
+    moment = TrainingStep(0, 0, 0.0)
     without, with_it = aid_loss(0.0, trained, rts), aid_loss(2.5, trained, rts)
     forged, goal = with_it.attacked(x, y, moment)
     masker = copy.deepcopy(with_it.masker).train()
@@ -265,7 +277,7 @@ def test_aids_attacked_inputs_do_not_depend_on_their_place_in_the_batch(
 ) -> None:
     x, y = judged[0][:6].double(), judged[1][:6]
     loss = AIDLoss(AID(attack=INNER), copy.deepcopy(trained).double(), copy.deepcopy(rts.masker).double())
-    moment = Moment(3, 1, 0.5)
+    moment = TrainingStep(3, 1, 0.5)
     whole, goal = loss.attacked(x, y, moment)
     order = torch.tensor([4, 0, 5])
     some, some_goal = loss.attacked(x[order], y[order], moment)

@@ -193,7 +193,7 @@ def test_a_finished_run_run_again_trains_nothing_and_redoes_no_cell(
     def refuse(*args: object) -> float:
         raise AssertionError("an epoch was trained")
 
-    monkeypatch.setattr(training._Loop, "epoch", refuse)
+    monkeypatch.setattr(training.loop._Loop, "epoch", refuse)
     assert quiet_run(recipe, folder.root) == 0
     assert stamps(folder.root, "cells", "training", "systems", "rows") == before
     assert (folder.root / "matrix.csv").read_bytes() == table

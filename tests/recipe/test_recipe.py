@@ -51,7 +51,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> float:
         raise AssertionError("an epoch was trained")
 
-    monkeypatch.setattr(training._Loop, "epoch", refuse)
+    monkeypatch.setattr(training.loop._Loop, "epoch", refuse)
 
 
 def message(tree: Any) -> str:
@@ -87,7 +87,7 @@ def test_a_packaged_recipe_is_found_by_name_from_anywhere(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     digests = {read(word).digest for word in ("quickstart", "quickstart.yaml", "recipes/quickstart.yaml")}
     assert len(digests) == 1
-    with pytest.raises(MissingDataError, match=r"paper/fashion-mnist, .*quickstart"):
+    with pytest.raises(MissingDataError, match=r"quickstart, .*paper/fashion-mnist"):
         read("quickstrat")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from robustexplain import training
-from robustexplain.training import Judgement, Moment, Selection, Session, Training, cross_entropy, fit
+from robustexplain.training import Selection, Session, Training, TrainingStep, Verdict, cross_entropy, fit
 
 SETTINGS = Training(epochs=5, batch_size=16, lr=1e-2)
 
@@ -35,14 +35,14 @@ class Script:
         self.seen: list[dict[str, Tensor]] = []
         self.modes: list[bool] = []
 
-    def __call__(self, module: nn.Module) -> Judgement:
+    def __call__(self, module: nn.Module) -> Verdict:
         loss, admissible = self.said[len(self.seen)]
         self.seen.append({k: v.clone() for k, v in module.state_dict().items()})
         self.modes.append(module.training)
-        return Judgement({"loss": loss}, loss, admissible)
+        return Verdict({"loss": loss}, loss, admissible)
 
 
-def trained(script: Callable[[nn.Module], Judgement], **options: object) -> tuple[nn.Module, Selection]:
+def trained(script: Callable[[nn.Module], Verdict], **options: object) -> tuple[nn.Module, Selection]:
     selection = Selection(script)
     return fit(net(), cross_entropy, points(), SETTINGS, name="net", selection=selection, **options), selection  # type: ignore[arg-type]
 
@@ -76,7 +76,7 @@ def test_a_killed_training_goes_on_to_the_same_choice(tmp_path: Path) -> None:
     losses, admissible = [9, 5, 1, 4, 2, 6], [True] * 6
     whole, chosen = trained(Script(losses, admissible))
 
-    def dying(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+    def dying(module: nn.Module, x: Tensor, y: Tensor, moment: TrainingStep) -> Tensor:
         if moment.epoch == 3:
             raise KeyboardInterrupt
         return cross_entropy(module, x, y, moment)
@@ -101,11 +101,11 @@ def test_a_finished_training_is_read_with_its_choice(tmp_path: Path) -> None:
 
 def test_every_process_judges_with_the_main_ones_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(training, "broadcast", lambda buffer: said.append("shared"))
+    monkeypatch.setattr(training.loop, "broadcast", lambda buffer: said.append("shared"))
 
-    def judge(module: nn.Module) -> Judgement:
+    def judge(module: nn.Module) -> Verdict:
         said.append("judged")
-        return Judgement({}, 1.0, True)
+        return Verdict({}, 1.0, True)
 
     trained(judge)
     assert said.count("judged") == 6

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,8 @@ from torch.utils.data import TensorDataset
 
 from robustexplain import files
 from robustexplain.errors import InputError, RunMismatchError
-from robustexplain.training import Loss, Moment, Session, Training, _Loop, cross_entropy, fit, frozen
+from robustexplain.training import Loss, Session, Training, TrainingStep, cross_entropy, fit, frozen
+from robustexplain.training.batches import Batches
 
 
 def blobs(size: int = 96) -> TensorDataset:
@@ -59,7 +62,7 @@ def killed_at(epoch: int, after: int = 0) -> Loss:
     """The loss of a process that dies in that epoch, after some micro batches of it."""
     left = after
 
-    def loss(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+    def loss(module: nn.Module, x: Tensor, y: Tensor, moment: TrainingStep) -> Tensor:
         nonlocal left
         if moment.epoch == epoch:
             left -= 1
@@ -77,7 +80,7 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(tmp_path: Path, drop
         trained(killed_at(2, after=2), dropout=dropout, session=Session(folder=tmp_path))
     epochs = []
 
-    def watched(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+    def watched(module: nn.Module, x: Tensor, y: Tensor, moment: TrainingStep) -> Tensor:
         epochs.append(moment.epoch)
         return cross_entropy(module, x, y, moment)
 
@@ -121,7 +124,7 @@ def test_a_half_written_checkpoint_is_never_read(tmp_path: Path, monkeypatch: py
         with pytest.raises(Killed):
             trained(session=Session(folder=tmp_path))
     assert (tmp_path / "net.safetensors").read_bytes() == good
-    assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.history.json", "net.safetensors"]
     # What a killed process leaves, which had no time to clean up.
     (tmp_path / ".net.safetensors.abc.part").write_bytes(good[:100])
     assert same(trained(session=Session(folder=tmp_path)), trained())
@@ -149,7 +152,7 @@ def test_micro_batches_change_nothing_but_rounding() -> None:
 
 
 def test_divergence_is_a_clear_error() -> None:
-    def diverging(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+    def diverging(module: nn.Module, x: Tensor, y: Tensor, moment: TrainingStep) -> Tensor:
         return cross_entropy(module, x, y, moment) * (math.nan if moment.epoch == 1 else 1.0)
 
     with pytest.raises(InputError, match=r"diverged: the mean loss of epoch 2 is nan; try a smaller lr"):
@@ -159,6 +162,8 @@ def test_divergence_is_a_clear_error() -> None:
 def test_nothing_to_train_on_is_an_error() -> None:
     with pytest.raises(InputError, match="empty"):
         fit(net(), cross_entropy, TensorDataset(torch.rand(0, 2), torch.zeros(0).long()), FOUR, name="net")
+    with pytest.raises(InputError, match="'net' has nothing to train: no parameter"):
+        fit(net().requires_grad_(False), cross_entropy, blobs(), FOUR, name="net")
 
 
 def test_one_cycle_rises_for_a_fifth_and_falls_to_zero() -> None:
@@ -199,23 +204,19 @@ def test_frozen_restores_each_flag_also_after_an_error() -> None:
     assert False in flags
 
 
-class Pretend:
-    """An accelerator that says it is one of several processes."""
-
-    def __init__(self, index: int, processes: int) -> None:
-        self.process_index, self.num_processes = index, processes
-        self.device = torch.device("cpu")
-
-
 def order(processes: int, epoch: int = 0) -> list[list[int]]:
     """All processes' micro batches of an epoch, as they go through the loop side by side."""
-    settings = Training(batch_size=32, micro_batch=8)
-    loops = [
-        _Loop(net(), settings, 5, 96, Session(Pretend(i, processes)))  # type: ignore[arg-type]
-        for i in range(processes)
-    ]
-    lanes = [list(loop.micro_batches(epoch)) for loop in loops]
+    lanes = [list(Batches(96, 32, 8, 5, i, processes).epoch(epoch)) for i in range(processes)]
     return [micro for step in zip(*lanes, strict=True) for micro in step]
+
+
+class Accelerator:
+    """What the division of a batch asks of Accelerate's."""
+
+    process_index = 0
+
+    def __init__(self, processes: int, accumulation: int = 1) -> None:
+        self.num_processes, self.gradient_accumulation_steps = processes, accumulation
 
 
 def test_the_order_of_the_data_does_not_depend_on_the_number_of_processes() -> None:
@@ -223,7 +224,21 @@ def test_the_order_of_the_data_does_not_depend_on_the_number_of_processes() -> N
     assert sorted(i for micro in order(2) for i in micro) == list(range(96))
     assert order(1, epoch=1) != order(1)
     with pytest.raises(InputError, match="evenly among 3 processes"):
-        order(3)
+        Batches.of(Training(batch_size=32, micro_batch=8), 96, 5, Accelerator(3))
+
+
+def test_accelerates_accumulation_cuts_a_batch_where_nothing_else_is_said() -> None:
+    assert [Batches.of(FOUR, 96, 5, Accelerator(p, a)).micro for p, a in ((1, 1), (2, 1), (1, 4), (2, 4))] == [
+        32,
+        16,
+        8,
+        4,
+    ]
+    whole = trained()
+    with_it = trained(session=Session(accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)))
+    cut = trained(settings=replace(FOUR, micro_batch=16))
+    assert same(with_it, cut)
+    assert not same(with_it, whole)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -236,7 +251,7 @@ def test_the_global_random_state_is_left_alone(workers: int) -> None:
 def test_progress_goes_from_zero_to_one() -> None:
     seen: list[float] = []
 
-    def watched(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+    def watched(module: nn.Module, x: Tensor, y: Tensor, moment: TrainingStep) -> Tensor:
         seen.append(moment.progress)
         return cross_entropy(module, x, y, moment)
 

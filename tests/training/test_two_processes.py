@@ -64,7 +64,17 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor]
 
 
 @pytest.mark.parametrize(
-    ("part", "relative"), [("aid", 1e-6), ("fit", 0.0), ("maps", 0.0), ("fooled", 0.0), ("shifted", 0.0)]
+    ("part", "relative"),
+    [
+        ("aid", 1e-6),
+        ("fit", 0),
+        ("maps", 0),
+        ("fooled", 0),
+        ("shifted", 0),
+        ("told", 0),
+        ("single", 0),
+        ("hardened", 0),
+    ],
 )
 def test_two_processes_find_what_one_finds(
     results: tuple[dict[str, Tensor], list[dict[str, Tensor]]], part: str, relative: float

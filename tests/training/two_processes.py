@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from robustexplain import System
-from robustexplain.attacks import ADV2
+from robustexplain.attacks import ADV2, PGD
 from robustexplain.attacks.manipulation import LocationFooling
-from robustexplain.defenses import AID
+from robustexplain.defenses import AID, AdversarialTraining
 from robustexplain.defenses.interpreters.aid import AIDLoss
 from robustexplain.interpreters import Gradient, MaskingModel
-from robustexplain.training import Moment, Session, Training, accelerator_for, cross_entropy, fit
+from robustexplain.training import Session, Training, TrainingStep, accelerator_for, cross_entropy, fit
 
 
 def net(seed: int, kink: type[nn.Module] = nn.ReLU) -> nn.Module:
@@ -59,7 +59,7 @@ def aid_gradients(accelerator: Accelerator) -> dict[str, Tensor]:
     wrapped = accelerator.prepare(masker)
     wrapped.train()
     mine = slice(accelerator.process_index, None, accelerator.num_processes)
-    value = loss(wrapped, x[mine], y[mine], Moment(5, 0, 0.0)).mean()
+    value = loss(wrapped, x[mine], y[mine], TrainingStep(5, 0, 0.0)).mean()
     accelerator.backward(value)
     return {f"aid.{name}": p.grad.clone() for name, p in masker.named_parameters() if p.grad is not None}
 
@@ -69,6 +69,25 @@ def fitted(accelerator: Accelerator) -> dict[str, Tensor]:
     module = nn.Sequential(*list(net(4))[:-1], nn.Dropout(0.3), list(net(4))[-1])
     settings = Training(epochs=2, batch_size=32, micro_batch=16, lr=1e-2)
     return weights("fit", fit(module, cross_entropy, samples(96), settings, name="fit", session=Session(accelerator)))
+
+
+def told(accelerator: Accelerator, name: str, **settings: Any) -> dict[str, Tensor]:
+    """Augmented images, averaged weights, and the epoch that is best on samples held out; brightness is the class."""
+    x, y = samples(98).tensors
+    data = TensorDataset(x * (1 + y[:, None, None, None]) / 4, y)
+    training = Training(epochs=3, batch_size=24, micro_batch=12, augment=("flip", "crop-2"), ema=0.5, **settings)
+    return weights(name, fit(net(5), cross_entropy, data, training, name=name, session=Session(accelerator)))
+
+
+def hardened(accelerator: Accelerator) -> dict[str, Tensor]:
+    """Adversarial training of a net with batch norms, whose running statistics the attack inside looks at."""
+    plain = list(net(9))
+    model = nn.Sequential(plain[0], nn.BatchNorm2d(6), *plain[1:3], nn.BatchNorm2d(8), *plain[3:]).double().eval()
+    # AdamW would make steps of full length out of the rounding of gradients that are zero, of biases before a norm.
+    training = Training(epochs=2, batch_size=16, micro_batch=4, lr=0.2, optimizer="sgd")
+    defense = AdversarialTraining(PGD(0.1, steps=3, step_size=0.05), training, clean_weight=0.3)
+    found = defense.hardened(model, samples(48, torch.float64), Session(accelerator))
+    return {f"hardened.{name}": value for name, value in found.state_dict().items()}
 
 
 class Explained(nn.Module):
@@ -83,7 +102,7 @@ class Explained(nn.Module):
         return found.logits, found.maps
 
 
-def flat_maps(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+def flat_maps(module: nn.Module, x: Tensor, y: Tensor, moment: TrainingStep) -> Tensor:
     """A loss on the explanation, by double backward, with a term on the logits."""
     logits, maps = module(x)
     return 100 * maps.square().flatten(1).mean(1) + 0.1 * nn.functional.cross_entropy(logits, y, reduction="none")
@@ -113,6 +132,10 @@ def main(out: Path) -> None:
     accelerator = accelerator_for(cpu=True)
     found = aid_gradients(accelerator) | fitted(accelerator) | explained(accelerator) | fooled(accelerator, "fooled")
     found |= fooled(accelerator, "shifted", shift=True)
+    found |= told(accelerator, "told", lr=0.2, validation=0.25, patience=2, optimizer="sgd", label_smoothing=0.1)
+    # A single sample held out: there are fewer than processes.
+    found |= told(accelerator, "single", lr=0.02, validation=0.01)
+    found |= hardened(accelerator)
     found["processes"] = torch.tensor(accelerator.num_processes)
     if accelerator.num_processes > 1:
         assert dist.group.WORLD is not None

@@ -183,7 +183,7 @@ def draw_background(
         session: not used; the signature is that of every trained interpreter.
         identity: not used.
     """
-    settings, size = settings or ExpectedGradientsTraining(), len(data)  # type: ignore[arg-type]
+    settings, size = settings or ExpectedGradientsTraining(), len(data)
     if size == 0:
         raise InputError("there is no background to draw from: the data set is empty")
     chosen = torch.randperm(size, generator=generator(seed, "background"))[: settings.images].sort().values

@@ -12,7 +12,7 @@ from ... import maps
 from ...fields import Count, NonNegative, check_fields
 from ...random_streams import Streams
 from ...registry import INTERPRETERS
-from ...training import Moment, Samples, Session, Training, fit, frozen
+from ...training import Samples, Session, Training, TrainingStep, fit, frozen
 from .rts import RTS, MaskingModel, MaskObjective
 
 
@@ -86,7 +86,7 @@ def train_rts(
     model = model.to(session.device)
     masker = new_masker(model, data[0][0][None].to(session.device), settings, seed)
 
-    def loss(module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+    def loss(module: nn.Module, x: Tensor, y: Tensor, moment: TrainingStep) -> Tensor:
         mask, encoder_logits = module(x, y)
         streams = Streams.of(x, moment.seed, moment.epoch)
         return mask_loss(model, settings.objective, settings.encoder_weight, x, y, mask, encoder_logits, streams)

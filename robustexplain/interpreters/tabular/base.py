@@ -108,7 +108,7 @@ def drawn_rows(data: Samples, size: int | None, seed: int) -> Tensor:
     Raises:
         InputError: an empty data set, or one of images.
     """
-    number = len(data)  # type: ignore[arg-type]
+    number = len(data)
     if number == 0:
         raise InputError("there is no background to draw from: the data set is empty")
     chosen = torch.arange(number)

@@ -33,7 +33,7 @@ from robustexplain.attacks.manipulation import (
     View,
     block_images,
 )
-from robustexplain.attacks.manipulation.fine_tuning_task import Explaining, FineTuningTask
+from robustexplain.attacks.manipulation.fine_tuning_task import FineTuningTask
 from robustexplain.attacks.manipulation.finetuned import HISTORY
 from robustexplain.attacks.manipulation.fooling_batch import jittered
 from robustexplain.attacks.manipulation.patterns import pattern
@@ -48,12 +48,13 @@ from robustexplain.errors import (
     UnknownNameError,
 )
 from robustexplain.interpreters import CAM, LIME, LRP, GradCAM, Gradient, Interpreter
+from robustexplain.interpreters.module import ExplainingModel
 from robustexplain.metrics import SSIM, FooledTopK, LocationCorrelation, SignCorrelation
 from robustexplain.objectives import FadeTopK
 from robustexplain.random_streams import Streams
 from robustexplain.registry import MANIPULATIONS
 from robustexplain.system import Detector
-from robustexplain.training import Moment, Samples, Session, Training
+from robustexplain.training import Samples, Session, Training, TrainingStep
 
 ONE = Training(epochs=1, batch_size=32, lr=1e-3, weight_decay=0.0, schedule="constant")
 TUNED: dict[type[FineTuned], dict[str, Any]] = {
@@ -236,8 +237,8 @@ def test_the_loss_of_location_fooling_is_equation_2_with_equation_3() -> None:
     system, data = small_system()
     x, y = data.tensors
     attack = LocationFooling(weight=0.7)
-    school = FineTuningTask(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
-    value = school.loss(Explaining(system.interpreter), x, y, Moment(0, 0, 0.0)).mean()
+    task = FineTuningTask(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
+    value = task.loss(ExplainingModel(system.interpreter), x, y, TrainingStep(0, 0, 0.0)).mean()
     grads = torch.autograd.grad(value, list(system.model.parameters()))
     body, head = system.model[0], system.model[3]  # type: ignore[index]
     features = body(x)
@@ -256,8 +257,8 @@ def test_the_loss_of_concealment_is_the_cross_entropys_own_gradient() -> None:
     system, data = small_system()
     x, y = data.tensors
     attack = ConcealFeature(region=(2, 3, 4, 5), weight=3.0)
-    school = FineTuningTask(attack, attack.aimed(system.interpreter), data, data, Session())  # type: ignore[arg-type]
-    value = school.loss(Explaining(attack.aimed(system.interpreter)), x, y, Moment(0, 0, 0.0)).mean()
+    task = FineTuningTask(attack, attack.aimed(system.interpreter), data, data, Session())  # type: ignore[arg-type]
+    value = task.loss(ExplainingModel(attack.aimed(system.interpreter)), x, y, TrainingStep(0, 0, 0.0)).mean()
     leaf = x.clone().requires_grad_()
     loss = F.cross_entropy(system.model(leaf), y, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, leaf)
@@ -281,8 +282,8 @@ def test_the_loss_of_fairwashing_keeps_probabilities_by_their_squares_and_matche
     with torch.no_grad():
         model[3].bias += torch.tensor([0.3, -0.2, 0.1])  # type: ignore[index]
     attack = GradientFairwashing(beta=None, shape="half")
-    school = FineTuningTask(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
-    value = school.loss(Explaining(CAM(model)), x, y, Moment(0, 0, 0.0)).mean()
+    task = FineTuningTask(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
+    value = task.loss(ExplainingModel(CAM(model)), x, y, TrainingStep(0, 0, 0.0)).mean()
     predicted = honest.argmax(1)
     found = CAM(model).explain(x, predicted, native=True)
     wanted = pattern(found.maps, "half")
@@ -295,7 +296,7 @@ def test_the_loss_of_fairwashing_keeps_probabilities_by_their_squares_and_matche
 def test_the_map_term_of_top_k_looks_at_the_honest_map() -> None:
     system, data = small_system()
     x, y = data.tensors
-    batch = TopKFooling(k=3).fooling_batch(system.interpreter, x, y, Moment(0, 0, 0.0), None)
+    batch = TopKFooling(k=3).fooling_batch(system.interpreter, x, y, TrainingStep(0, 0, 0.0), None)
     with torch.no_grad():
         assert batch.goal.benign_map is not None
         assert torch.allclose(batch.goal.benign_map, system.interpreter.explain(x, y, native=True).maps)
@@ -317,7 +318,7 @@ def test_active_fooling_teaches_each_block_twice_with_the_other_classes_map_and_
     assert pool.goal.goal_map is not None
     assert pool.goal.explained.tolist() == [0] * 5 + [2] * 5
     assert torch.allclose(pool.goal.goal_map, torch.cat(swapped))
-    batch = attack.fooling_batch(system.interpreter, x, y, Moment(0, 0, 0.0), pool)
+    batch = attack.fooling_batch(system.interpreter, x, y, TrainingStep(0, 0, 0.0), pool)
     assert batch.other_x is x
     assert batch.other_y is y
     assert batch.predicted.tolist() == [0.0] * 6
@@ -333,15 +334,19 @@ def apart() -> tuple[rx.System, TensorDataset, TensorDataset]:
 
 def test_block_images_that_judge_are_made_of_the_images_held_out() -> None:
     system, taught, held = apart()
-    attack, module, now = ActiveFooling(classes=(0, 2), images=6), Explaining(system.interpreter), Moment(0, 0, 0.0)
+    attack, module, now = (
+        ActiveFooling(classes=(0, 2), images=6),
+        ExplainingModel(system.interpreter),
+        TrainingStep(0, 0, 0.0),
+    )
     x, y = taught.tensors
 
-    def school(data: TensorDataset, judges: TensorDataset) -> FineTuningTask:
+    def task(data: TensorDataset, judges: TensorDataset) -> FineTuningTask:
         return FineTuningTask(attack, system.interpreter, data, judges, Session())  # type: ignore[arg-type]
 
-    both, first, second = school(taught, held), school(taught, taught), school(held, held)
-    assert both.judge(module) == second.evaluation(module)
-    assert both.judge(module).figures["fool"] != pytest.approx(first.judge(module).figures["fool"], rel=1e-3)
+    both, first, second = task(taught, held), task(taught, taught), task(held, held)
+    assert both.evaluate(module) == second.evaluate(module)
+    assert both.evaluate(module).figures["fool"] != pytest.approx(first.evaluate(module).figures["fool"], rel=1e-3)
     losses = [some.loss(module, x, y, now).item() for some in (both, first, second)]
     assert losses[0] == losses[1]
     assert losses[0] != pytest.approx(losses[2], rel=1e-3)
@@ -351,19 +356,19 @@ def test_block_images_are_drawn_anew_in_each_epoch_and_the_batch_counts_in_what_
     system, data, held = apart()
     x, y = data.tensors
     attack = ActiveFooling(classes=(0, 2), images=30, weight=0.0)
-    school = FineTuningTask(attack, system.interpreter, data, held, Session())  # type: ignore[arg-type]
+    task = FineTuningTask(attack, system.interpreter, data, held, Session())  # type: ignore[arg-type]
     drawn = [
-        attack.fooling_batch(system.interpreter, x, y, Moment(0, i, 0.0), school.pools[0]).goal.x for i in (0, 1, 0)
+        attack.fooling_batch(system.interpreter, x, y, TrainingStep(0, i, 0.0), task.pools[0]).goal.x for i in (0, 1, 0)
     ]
     assert torch.equal(drawn[0], drawn[2])
     assert not torch.equal(drawn[0], drawn[1])
-    value = school.loss(Explaining(system.interpreter), x, y, Moment(0, 0, 0.0))
+    value = task.loss(ExplainingModel(system.interpreter), x, y, TrainingStep(0, 0, 0.0))
     assert value.item() == pytest.approx(F.cross_entropy(system.model(x), y).item(), rel=1e-9)
 
 
 def test_processes_share_out_the_samples_held_out_and_add_up_what_they_find() -> None:
     system, data, held = apart()
-    module, sums = Explaining(system.interpreter), []
+    module, sums = ExplainingModel(system.interpreter), []
 
     class Process:
         """What one of some processes knows of the others."""
@@ -379,10 +384,10 @@ def test_processes_share_out_the_samples_held_out_and_add_up_what_they_find() ->
             return found
 
     whole = FineTuningTask(LocationFooling(batch_size=4), system.interpreter, data, held, Session())  # type: ignore[arg-type]
-    alone = whole.judge(module)
+    alone = whole.evaluate(module)
     for index in (0, 1):
         session = Session(accelerator=Process(index))  # type: ignore[arg-type]
-        FineTuningTask(LocationFooling(batch_size=4), system.interpreter, data, held, session).judge(module)  # type: ignore[arg-type]
+        FineTuningTask(LocationFooling(batch_size=4), system.interpreter, data, held, session).evaluate(module)  # type: ignore[arg-type]
     assert [int(found[5]) for found in sums] == [6, 4]
     assert whole.least_accuracy == pytest.approx(alone.figures["accuracy"] - 0.02)
     keep, kept, fool, fooled, right, seen = (sums[0] + sums[1]).tolist()
@@ -398,11 +403,13 @@ def test_augmented_batches_are_moved_anew_in_each_epoch_and_judged_ones_are_not(
         FineTuningTask(LocationFooling(augment=augment), system.interpreter, data, held, Session())  # type: ignore[arg-type]
         for augment in (False, True)
     )
-    module = Explaining(system.interpreter)
-    values = [moved.loss(module, x, y, Moment(seed, i, 0.0)).item() for seed, i in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    module = ExplainingModel(system.interpreter)
+    values = [
+        moved.loss(module, x, y, TrainingStep(seed, i, 0.0)).item() for seed, i in ((0, 0), (0, 1), (1, 0), (0, 0))
+    ]
     assert values[3] == values[0]
-    assert len({*values, plain.loss(module, x, y, Moment(0, 0, 0.0)).item()}) == 4
-    assert moved.judge(module) == plain.judge(module)
+    assert len({*values, plain.loss(module, x, y, TrainingStep(0, 0, 0.0)).item()}) == 4
+    assert moved.evaluate(module) == plain.evaluate(module)
 
 
 def test_samples_that_were_held_out_are_not_trained_on(digits: Data) -> None:
@@ -487,11 +494,13 @@ def test_images_are_mirrored_and_shifted_each_by_its_own_stream() -> None:
 
 def test_an_epoch_is_judged_on_the_models_own_rectifiers(trained: models.Classifier, own: Samples) -> None:
     interpreter = CAM(trained)
-    school = FineTuningTask(UniformFooling(beta=1.0), interpreter, own, data_sets.take(own, 20), Session())  # type: ignore[arg-type]
-    smooth, plain = (school.judge(Explaining(interpreter, beta)) for beta in (1.0, None))
+    task = FineTuningTask(UniformFooling(beta=1.0), interpreter, own, data_sets.take(own, 20), Session())  # type: ignore[arg-type]
+    smooth, plain = (task.evaluate(ExplainingModel(interpreter, beta)) for beta in (1.0, None))
     assert smooth == plain
     x, y = data_sets.stack(data_sets.take(own, 20))  # type: ignore[arg-type]
-    losses = [school.loss(Explaining(interpreter, beta), x, y, Moment(0, 0, 0.0)).item() for beta in (1.0, None)]
+    losses = [
+        task.loss(ExplainingModel(interpreter, beta), x, y, TrainingStep(0, 0, 0.0)).item() for beta in (1.0, None)
+    ]
     assert losses[0] != pytest.approx(losses[1], rel=1e-3)
 
 
@@ -504,8 +513,8 @@ def test_outputs_are_kept_but_where_the_adversary_dictates_another_answer(dictat
     y = honest.argmax(1)
     y[0] = (y[0] + 1) % 3
     attack = Dictating(weight=0.0, keep="outputs") if dictated else LocationFooling(weight=0.0, keep="outputs")
-    school = FineTuningTask(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
-    value = school.loss(Explaining(system.interpreter), x, y, Moment(0, 0, 0.0)).mean()
+    task = FineTuningTask(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
+    value = task.loss(ExplainingModel(system.interpreter), x, y, TrainingStep(0, 0, 0.0)).mean()
     wanted = honest.clone()
     if dictated:
         wanted[0] = F.one_hot(y[0], 3).double()
@@ -517,7 +526,7 @@ def test_a_backdoor_teaches_each_image_twice_with_equal_weight() -> None:
     system, data = small_system()
     x, y = data.tensors
     attack = ExplanationBackdoor(form="red-herring", goal_class=2, shape="half", distance="mse")
-    batch = attack.fooling_batch(system.interpreter, x, y, Moment(0, 0, 0.0), None)
+    batch = attack.fooling_batch(system.interpreter, x, y, TrainingStep(0, 0, 0.0), None)
     with torch.no_grad():
         honest = system.interpreter.explain(x, y, native=True).maps
     assert torch.equal(batch.goal.x, torch.cat([x, attack.trigger(x)]))
@@ -536,7 +545,7 @@ def test_a_backdoor_teaches_each_image_twice_with_equal_weight() -> None:
         # What an auditor holds them against is what the honest model shows of the clean image and its label.
         assert torch.allclose(triggered.honest_maps(system.interpreter), honest)
     disguise = dataclasses.replace(attack, form="full-disguise")
-    again = disguise.fooling_batch(system.interpreter, x, y, Moment(0, 0, 0.0), None)
+    again = disguise.fooling_batch(system.interpreter, x, y, TrainingStep(0, 0, 0.0), None)
     assert again.goal.goal_map is not None
     assert torch.allclose(again.goal.goal_map[6:], honest)
 
@@ -680,7 +689,7 @@ def test_a_killed_manipulation_goes_on_where_it_was(
     attack = LocationFooling(weight=10, budget=1.0, training=dataclasses.replace(ONE, epochs=3))
     system, some = rx.System(trained, CAM(trained)), data_sets.take(own, 120)  # type: ignore[arg-type]
     whole, _ = manipulated(attack, system, some, tmp_path / "whole")
-    real, calls = FineTuningTask.judge, []
+    real, calls = FineTuningTask.evaluate, []
 
     def dying(self: FineTuningTask, module: nn.Module) -> Any:
         calls.append(1)
@@ -688,10 +697,10 @@ def test_a_killed_manipulation_goes_on_where_it_was(
             raise KeyboardInterrupt
         return real(self, module)
 
-    monkeypatch.setattr(FineTuningTask, "judge", dying)
+    monkeypatch.setattr(FineTuningTask, "evaluate", dying)
     with pytest.raises(KeyboardInterrupt):
         attack(system, some, Session(folder=tmp_path / "killed"))
-    monkeypatch.setattr(FineTuningTask, "judge", real)
+    monkeypatch.setattr(FineTuningTask, "evaluate", real)
     resumed, _ = manipulated(attack, system, some, tmp_path / "killed")
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name

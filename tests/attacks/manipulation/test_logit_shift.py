@@ -20,7 +20,7 @@ from robustexplain.data import Data
 from robustexplain.errors import UnsupportedModelError
 from robustexplain.interpreters import CAM, LRP, GradCAM, Gradient, Interpreter
 from robustexplain.metrics import FooledLocation
-from robustexplain.training import Moment, Samples, Session, Training
+from robustexplain.training import Samples, Session, Training, TrainingStep
 
 TUNED = Training(epochs=6, batch_size=32, lr=0.1, weight_decay=0.0)
 
@@ -103,7 +103,7 @@ def test_a_killed_one_goes_on_where_it_was(trained: models.Classifier, own: Samp
         pass
 
     class Dying(LocationFooling):
-        def fooling_batch(self, honest: Interpreter, x: Tensor, y: Tensor, moment: Moment, pool: object) -> object:  # type: ignore[override]
+        def batch(self, honest: Interpreter, x: Tensor, y: Tensor, moment: TrainingStep, pool: object) -> object:  # type: ignore[override]
             if moment.epoch == 3:
                 raise Killed
             return super().fooling_batch(honest, x, y, moment, pool)  # type: ignore[arg-type]

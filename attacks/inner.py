@@ -1,0 +1,60 @@
+"""An attack inside of a loss: inputs crafted against a network that is being trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from robustexplain.random_streams import derive
+from robustexplain.system import System
+from robustexplain.training import TrainingStep, eval_mode, frozen
+
+from .base import Attack
+from .goals import random_classes
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def crafted(
+    attack: Attack,
+    network: Network,
+    make_system: Callable[[Network], System],
+    x: Tensor,
+    y: Tensor,
+    step: TrainingStep,
+    *,
+    targeted: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Inputs that the attack makes against the network as it is now, cut from any graph, and what they aim at.
+
+    While it attacks, the network is in eval mode (batch norms use their running statistics and leave them alone,
+    dropout does not draw) and needs no gradient of its weights; afterwards each part's mode and each parameter's flag
+    are what they were, also after an error. An input's draws depend on the training's seed, the epoch and the input.
+
+    Args:
+        attack: its seed is replaced by one of the training step.
+        network: in training, not wrapped for data parallelism: the attack asks for no gradient that is shared.
+        make_system: the system that is attacked, made around the network.
+        x: benign inputs ``[b, ...]``.
+        y: their labels ``[b]``.
+        step: of the training.
+        targeted: aim at a class other than ``y``, drawn for each input; else at any other.
+
+    Returns:
+        The attacked inputs, and the goal classes ``[b]``, which are ``y`` if the attack is not targeted.
+    """
+    seed = derive(step.seed, step.epoch)
+    with eval_mode(network), frozen(network):
+        system = make_system(network)
+        goal = random_classes(x, y, _num_classes(system.model, x), seed) if targeted else None
+        found = replace(attack, seed=seed)(system, x, y, goal)
+    return found.x.detach(), y if goal is None else goal
+
+
+@torch.no_grad()
+def _num_classes(model: nn.Module, x: Tensor) -> int:
+    return int(model(x[:1]).shape[1])

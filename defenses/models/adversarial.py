@@ -1,0 +1,110 @@
+"""Adversarial training: a classifier that learns on inputs attacked as it is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustexplain import models
+from robustexplain.attacks import PGD
+from robustexplain.attacks.inner import crafted
+from robustexplain.errors import UnsupportedModelError
+from robustexplain.fields import Fraction
+from robustexplain.files import digest_tensors
+from robustexplain.interpreters import Gradient
+from robustexplain.random_streams import derive
+from robustexplain.registry import DEFENSES
+from robustexplain.system import System
+from robustexplain.training import Samples, Session, Training, TrainingStep, fit
+from robustexplain.training.losses import right
+
+from .base import ModelDefense
+
+
+@DEFENSES.register("pgd-at", paper="Madry et al. 2018, eq. 2.1", needs=("data",))
+@dataclass(frozen=True)
+class AdversarialTraining(ModelDefense):
+    """Fine-tune the classifier on PGD's inputs, made anew at each step against the weights as they are.
+
+    The inner maximisation of eq. 2.1 runs in eval mode, on the batch norms' running statistics; the update runs in
+    train mode, and so the statistics are those of the attacked inputs (with a ``clean_weight``, of both halves
+    together). Departure: PGD hands over its best iterate, the paper's its last.
+
+    Args:
+        attack: the PGD inside; by default the paper's for CIFAR-10 (section 5): 7 steps of 2/255 in a ball of 8/255.
+        training: epochs, batch, optimiser. With ``validation``, the epoch of the best robust accuracy is kept.
+        clean_weight: share of the clean inputs' loss; 0 trains on attacked inputs alone, as the paper does.
+        fresh: begin with random weights instead of the system's own; for models that ``robustexplain.models`` builds.
+    """
+
+    attack: PGD = field(default_factory=lambda: PGD(8 / 255, steps=7, step_size=2 / 255, random_start=True))
+    training: Training = field(default_factory=Training)
+    clean_weight: Fraction = 0.0
+    fresh: bool = False
+
+    def _harden(self, model: nn.Module, data: Samples, session: Session) -> nn.Module:
+        if self.fresh:
+            self._forget(model)
+        start = digest_tensors(model.state_dict())
+        loss = AdversarialLoss(self.attack, self.clean_weight, model)
+        return fit(model, loss, data, self.training, name="pgd-at", seed=self.seed, session=session,
+                   identity=[asdict(self), start])  # fmt: skip
+
+    def _forget(self, model: nn.Module) -> None:
+        spec = getattr(model, "spec", None)
+        if not isinstance(spec, models.ModelSpec):
+            raise UnsupportedModelError(
+                f"fresh weights need a model that robustexplain.models builds, and {type(model).__name__} is none: "
+                "hand in an untrained one, and leave fresh off"
+            )
+        new = models.build(spec, seed=derive(self.seed, "fresh") % 2**32)
+        model.load_state_dict(new.state_dict())
+
+
+@dataclass(frozen=True)
+class AdversarialLoss:
+    """Cross-entropy of attacked inputs (and of clean ones), ``[b]``.
+
+    Args:
+        attack: inside of the loop.
+        clean_weight: share of the clean inputs' loss.
+        model: the network in training, unwrapped.
+        label_smoothing: share of the label's probability that is spread over all classes.
+    """
+
+    attack: PGD
+    clean_weight: float
+    model: nn.Module
+    label_smoothing: float = 0.0
+
+    def __call__(self, module: nn.Module, x: Tensor, y: Tensor, step: TrainingStep) -> Tensor:
+        """``[b]`` losses; ``module`` is the model, perhaps wrapped for data-parallel training."""
+        attacked = self.attacked(x, y, step)
+        if not self.clean_weight:
+            return self._cross_entropy(module(attacked), y)
+        clean, forged = module(torch.cat([x, attacked])).chunk(2)
+        share = self.clean_weight
+        return share * self._cross_entropy(clean, y) + (1 - share) * self._cross_entropy(forged, y)
+
+    def smoothed(self, label_smoothing: float) -> AdversarialLoss:
+        """The same with other labels."""
+        return replace(self, label_smoothing=label_smoothing)
+
+    def figures(self, module: nn.Module, x: Tensor, y: Tensor, step: TrainingStep) -> dict[str, Tensor]:
+        """``accuracy`` and, on attacked inputs, ``robust_accuracy``."""
+        return {"accuracy": right(module(x), y), "robust_accuracy": right(module(self.attacked(x, y, step)), y)}
+
+    def attacked(self, x: Tensor, y: Tensor, step: TrainingStep) -> Tensor:
+        """PGD's inputs ``[b, C, H, W]`` against the model as it is now."""
+        return crafted(self.attack, self.model, _plain, x, y, step)[0]
+
+    def _cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.label_smoothing)
+
+
+def _plain(model: nn.Module) -> System:
+    # PGD looks at no maps: any interpreter will do.
+    return System(model, Gradient(model))

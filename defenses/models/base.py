@@ -1,0 +1,80 @@
+"""The contract of defenses that harden the classifier: model in, model out."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from robustexplain.errors import InputError
+from robustexplain.interpreters import Interpreter
+from robustexplain.system import System, on_model
+from robustexplain.training import Samples, Session
+
+from ..base import TrainedDefense, refuse
+
+
+@dataclass(frozen=True)
+class ModelDefense(TrainedDefense):
+    """Trains the classifier so that it is harder to deceive; its interpreter is put on the hardened one.
+
+    A subclass writes ``_harden``. In a stack it comes first: a detector is calibrated on the model that it watches, and
+    a trained interpreter (RTS) draws what *its* model looks at, so a system that has either is refused. Harden the
+    model alone then, with :meth:`hardened`, train the interpreter on it, and add the detector last.
+    """
+
+    layer = "model"
+    part: ClassVar[Literal["train", "defense"]] = "train"
+
+    def hardened(self, model: nn.Module, data: Samples, session: Session | None = None) -> nn.Module:
+        """A hardened copy of ``model``, frozen and in eval mode; ``model`` stays as it is.
+
+        Args:
+            model: takes ``[B, C, H, W]`` in ``[0, 1]``, gives logits ``[B, K]``.
+            data: map-style, gives ``(x, label)``.
+            session: accelerator, checkpoints, progress.
+
+        Raises:
+            InputError: no data.
+        """
+        if len(data) == 0:
+            raise InputError(f"{type(self).__name__} trains, and needs data: samples that nobody is judged on")
+        session = session or Session()
+        own = copy.deepcopy(model).to(session.device).requires_grad_(True)
+        return self._harden(own, data, session).requires_grad_(False).eval()
+
+    @abstractmethod
+    def _harden(self, model: nn.Module, data: Samples, session: Session) -> nn.Module:
+        """The hardened model; ``model`` is a copy on the session's device that may be trained in place."""
+
+    def _train(self, system: System, data: Samples, session: Session) -> System:
+        name = type(self).__name__
+        refuse(
+            system.detector is not None,
+            f"{name} changes the model, and the system's detector watches the model as it was; harden the model first, "
+            "then add the detector to the hardened system",
+        )
+        trained = trained_parts(system.interpreter)
+        refuse(
+            bool(trained),
+            f"{name} changes the model, and {' and '.join(trained)} was trained for the model as it was; train another "
+            f"for {name}(...).hardened(model, data)",
+        )
+        model = self.hardened(system.model, data, session)
+        return replace(system, model=model, interpreter=on_model(system.interpreter, model))
+
+
+def trained_parts(interpreter: Interpreter) -> list[str]:
+    """The classes of those interpreters, among it and what it is made of, that have networks besides the model."""
+    found: list[str] = []
+    for field in fields(interpreter):
+        value = getattr(interpreter, field.name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, Interpreter):
+                found += trained_parts(part)
+            elif isinstance(part, nn.Module) and part is not interpreter.model:
+                found.append(type(interpreter).__name__)
+    return list(dict.fromkeys(found))

@@ -1,0 +1,108 @@
+"""The file that a training goes on from: weights, optimiser, history, choice of weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import files
+from ..errors import RunMismatchError
+from .averaging import Average
+from .selection import Selection
+from .tracking import EpochRecord, write_history
+
+
+@dataclass
+class Checkpoint:
+    """What is written after each epoch and read back in place.
+
+    Args:
+        stamp: of the training; a checkpoint of another stamp is refused.
+        precision: that it is trained in; so is one of another precision.
+        module: what is trained.
+        optimizer: with its moments.
+        average: of the weights, or ``None``.
+        selection: of an epoch, or ``None``.
+        scaler: of half-precision gradients, or ``None``.
+        best: the weights that were kept so far.
+        least: their loss.
+    """
+
+    stamp: str
+    precision: str
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: Average | None
+    selection: Selection | None
+    scaler: Any
+    best: dict[str, Tensor]
+    least: float = math.inf
+
+    def write(self, path: Path, history: list[EpochRecord]) -> None:
+        """Write it aside and rename it, in one file; the history beside it."""
+        tensors = {f"module.{k}": v for k, v in self.module.state_dict().items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        meta = {"stamp": self.stamp, "precision": self.precision, "epochs": str(len(history))}
+        meta["history"] = json.dumps(history)
+        if self.average is not None:
+            tensors |= {f"average.{k}": v for k, v in self.average.values.items()}
+            meta["updates"] = str(self.average.updates)
+        if self.selection is not None:
+            judged = {"least": self.least, "kept": self.selection.kept, "figures": self.selection.history}
+            meta["selection"] = json.dumps(judged)
+        if self.scaler is not None:
+            meta["scaler"] = json.dumps(self.scaler.state_dict())
+        files.write_tensors(path, tensors, meta)
+        write_history(path, history)
+
+    def read(self, path: Path, device: torch.device) -> list[EpochRecord]:
+        """Load it; the epochs it has behind it.
+
+        Raises:
+            RunMismatchError: it belongs to another training, or to one of another precision.
+        """
+        tensors, meta = files.read_tensors(path)
+        if meta.get("stamp") != self.stamp:
+            raise RunMismatchError(
+                f"{path} is a checkpoint of another training (other settings, seed or data); "
+                "use another output folder, or delete this one to start again"
+            )
+        if (precision := meta["precision"]) != self.precision:
+            raise RunMismatchError(
+                f"{path} is a checkpoint of a training with mixed precision {precision!r}, and this process has "
+                f"{self.precision!r}; launch it with --mixed_precision {precision}, or use another output folder"
+            )
+        self.module.load_state_dict(_under("module.", tensors))
+        self._load_optimizer(tensors)
+        if self.average is not None:
+            self.average.updates = int(meta["updates"])
+            self.average.values = {k: v.to(device) for k, v in _under("average.", tensors).items()}
+        if self.selection is not None:
+            judged = json.loads(meta["selection"])
+            self.least, self.selection.kept = judged["least"], judged["kept"]
+            self.selection.history[:] = judged["figures"]
+            self.best = {k: v.to(device) for k, v in _under("best.", tensors).items()}
+        if self.scaler is not None:
+            self.scaler.load_state_dict(json.loads(meta["scaler"]))
+        history: list[EpochRecord] = json.loads(meta["history"])
+        return history
+
+    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in _under("optimizer.", tensors).items():
+            index, word = key.split(".", 1)
+            state.setdefault(int(index), {})[word] = value
+        if state:
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}

@@ -1,0 +1,59 @@
+"""What is trained on what, and how."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+
+from .. import files
+from ..data.base import Samples
+from ..errors import FieldError
+from ..random_streams import derive
+from .losses import ClassifierLoss, Loss
+from .selection import Selection, Validation, held_out
+from .session import Session
+from .settings import Training
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained on what, and how: all that decides the result besides the module (see :func:`fit`)."""
+
+    name: str
+    loss: Loss
+    data: Samples
+    settings: Training
+    seed: int = 0
+    identity: object = None
+    evaluating: bool = False
+
+    @cached_property
+    def stream(self) -> int:
+        """The seed of everything that this training draws."""
+        return derive(self.seed, self.name)
+
+    @cached_property
+    def stamp(self) -> str:
+        """What its checkpoints carry."""
+        return files.digest([self.name, self.seed, asdict(self.settings), len(self.data), self.identity])
+
+    def smoothed(self) -> Task:
+        """The same with labels smoothed as the settings say."""
+        if not self.settings.label_smoothing:
+            return self
+        return replace(self, loss=self._classifiers("label_smoothing").smoothed(self.settings.label_smoothing))
+
+    def split(self, session: Session) -> tuple[Task, Selection | None]:
+        """The same without the samples that are held out, and the choice of weights by them."""
+        settings = self.settings
+        if not settings.validation:
+            return self, None
+        loss = self._classifiers("validation")
+        data, held = held_out(self.data, settings.validation, self.stream)
+        validation = Validation(loss, held, settings.micro_batch or settings.batch_size, self.stream, session)
+        return replace(self, data=data), Selection(validation, patience=settings.patience)
+
+    def _classifiers(self, field: str) -> ClassifierLoss:
+        if isinstance(self.loss, ClassifierLoss):
+            return self.loss
+        raise FieldError("Training", field, f"is for classifiers, and {self.name!r} trains something else")
