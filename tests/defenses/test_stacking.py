@@ -9,6 +9,7 @@ import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import robustexplain as rx
+from robustexplain.attacks.manipulation import LocationFooling
 from robustexplain.defenses import (
     AID,
     Aggregate,
@@ -218,6 +220,18 @@ def test_a_detector_watches_the_deployed_model_unless_it_is_said(trained: Classi
             replace(system, model=other, interpreter=Gradient(other))
         stale = replace(system, model=other, interpreter=Gradient(other), stale_detector=True)
         assert not stale.without_detector().stale_detector
+
+
+def test_a_manipulation_leaves_a_detector_of_the_honest_model(
+    trained: Classifier, few: Dataset[Any], tmp_path: Path
+) -> None:
+    watched = FeatureSqueezing(("median-2",))(rx.System(trained, CAM(trained)), few)
+    once = rx.training.Training(epochs=1, batch_size=20, lr=1e-3)
+    lied = LocationFooling(weight=10, budget=1.0, training=once)(watched, few)
+    assert lied.model is not trained
+    assert lied.detector is watched.detector
+    loaded = rx.System.load(lied.save(tmp_path))
+    assert (loaded.stale_detector, loaded.defenses) == (True, ("feature-squeezing",))
 
 
 def test_an_oblivious_attacker_sees_the_first_interpreter_on_the_deployed_model(
