@@ -5,7 +5,7 @@ from __future__ import annotations
 from robustexplain.errors import InputError
 from robustexplain.objectives import AgreeSqueezed, EvadeDetector, EvadeSqueezing, Objective, Sum
 from robustexplain.system import System
-from robustexplain.transforms.squeezing import Squeezing
+from robustexplain.transforms import Squeezing
 
 
 def evasion(weight: float, system: System) -> Objective:

@@ -17,7 +17,7 @@ from robustexplain.random_streams import derive
 from robustexplain.registry import DEFENSES, DETECTORS
 from robustexplain.system import System
 from robustexplain.training import Samples, Session
-from robustexplain.transforms.squeezing import Squeezer, squeezers
+from robustexplain.transforms import Transform, transforms
 
 from ..base import Defense
 
@@ -35,7 +35,7 @@ class FeatureSqueezingDetector:
     """
 
     model: nn.Module
-    squeezers: tuple[Squeezer, ...]
+    squeezers: tuple[Transform, ...]
     threshold: float = 1.0
     soft_threshold: float = 1.0
 
@@ -85,7 +85,7 @@ class FeatureSqueezing(Defense):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "squeezers", tuple(self.squeezers))
-        squeezers(self.squeezers)
+        transforms(self.squeezers)
 
     def _defend(self, system: System, data: Samples | None, session: Session) -> System:
         assert data is not None  # refused at the door; for the type checker
@@ -94,7 +94,7 @@ class FeatureSqueezing(Defense):
             raise InputError(f"feature squeezing needs some dozens of samples to calibrate on, got {total}")
         order = torch.randperm(total, generator=torch.Generator().manual_seed(derive(self.seed, "calibration")))
         x = stack(data, order[: self.samples].tolist())[0].to(session.device)
-        detector = FeatureSqueezingDetector(system.model, squeezers(self.squeezers))
+        detector = FeatureSqueezingDetector(system.model, transforms(self.squeezers))
         with torch.no_grad():
             parts = [(detector.score(part), detector.soft_score(part)) for part in x.split(self.batch_size)]
         hard, soft = (torch.cat(scores) for scores in zip(*parts, strict=True))

@@ -10,6 +10,7 @@ from .estimator import Estimator
 from .loading import build, load
 from .rules import FeatureRule
 from .tables import TableClassifier
+from .transformed import Transformed, with_transforms
 
 __all__ = [
     "Classifier",
@@ -17,6 +18,7 @@ __all__ = [
     "FeatureRule",
     "ModelSpec",
     "TableClassifier",
+    "Transformed",
     "build",
     "cifar",
     "library",
@@ -24,4 +26,5 @@ __all__ = [
     "rules",
     "small",
     "tables",
+    "with_transforms",
 ]
