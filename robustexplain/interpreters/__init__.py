@@ -12,8 +12,9 @@ from .gradients.gradient import Gradient, InputXGradient
 from .gradients.integrated import ExpectedGradients, ExpectedGradientsTraining, IntegratedGradients, draw_background
 from .gradients.smoothgrad import SmoothGrad, VarGrad
 from .influence.influence import Influence, Influential
+from .iterative import IterativeInterpreter, MaskState
 from .map_gradient_share import map_gradient_share
-from .masks.mask import Mask, MaskState
+from .masks.mask import Mask
 from .masks.rts import RTS, MaskingModel, MaskObjective
 from .masks.rts_training import RTSTraining, clean_objective, train_rts
 from .perturbation.lime_shap import LIME, KernelSHAP
@@ -49,6 +50,7 @@ __all__ = [
     "InputXGradient",
     "IntegratedGradients",
     "Interpreter",
+    "IterativeInterpreter",
     "KernelSHAP",
     "LIMETabular",
     "LIMETabularTraining",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import robustexplain as rx
-from robustexplain.attacks import ADV2, PGD, GradientDirection, Linf, random_classes
+from robustexplain.attacks import ADV2, PGD, Adaptation, GradientDirection, Linf, random_classes
 from robustexplain.attacks.search.directions import StepContext
 from robustexplain.autograd.rectifiers import Softplus, swapped
 from robustexplain.autograd.straight_through import StraightThrough, straight_through
@@ -60,7 +60,10 @@ def test_plain_pgd_stalls_on_rounding_and_says_so_and_straight_through_it_succee
     goal = random_classes(x, y, 10)
     model = Rounding(trained, rounded)
     plain = PGD(EPS, 20, 0.02)
-    stuck, through = plain(system(model), x, y, goal), replace(plain, straight=True)(system(model), x, y, goal)
+    stuck, through = (
+        plain(system(model), x, y, goal),
+        replace(plain, adapt=Adaptation(straight=True))(system(model), x, y, goal),
+    )
     assert bool(stuck.stalled[~stuck.success].all())
     assert float(stuck.success.float().mean()) < 0.1
     assert torch.equal(stuck.x, x)
@@ -174,7 +177,7 @@ def test_averaging_over_draws_fools_a_smoothgrad_whose_seed_is_unknown(
             return float(L1()(smoothed(image, goal), smoothed(x)).mean())
 
     single = ADV2(0.125, steps=16, step_size=0.025, weight=50.0)
-    one, six = (attack(guessed, x, y, goal) for attack in (single, replace(single, draws=6)))
+    one, six = (attack(guessed, x, y, goal) for attack in (single, replace(single, adapt=Adaptation(draws=6))))
     assert bool(one.success.all())
     assert bool(six.success.all())
     unseen = [sum(distance(found.x, seed) for seed in range(900, 916)) / 16 for found in (one, six)]
@@ -190,4 +193,4 @@ def test_draws_of_a_system_in_which_nothing_is_random_are_refused(
 ) -> None:
     x, y = judged[0][:2], judged[1][:2]
     with pytest.raises(InputError, match=r"draws=3: nothing in this system or threat model is random"):
-        ADV2(EPS, steps=4, draws=3)(rx.System(trained, CAM(trained)), x, y)
+        ADV2(EPS, steps=4, adapt=Adaptation(draws=3))(rx.System(trained, CAM(trained)), x, y)

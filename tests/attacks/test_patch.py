@@ -433,7 +433,7 @@ def test_a_patch_for_random_places_gains_from_averaging_over_them(bench: Bench) 
     kind = ImagePatch(0.5, place="random", steps=25, step_size=0.05)
     elsewhere = []
     for draws in (1, 6):
-        attack = replace(kind, draws=draws)
+        attack = replace(kind, adapt=Adaptation(draws=draws))
         found = attack(bench.system, x, y, goal)
         own = attack.plan(bench.system).threat.bind(x, Streams.of(x, 0, "ImagePatch"))
         sides = [own.region[i].nonzero()[0].tolist() for i in range(8)]  # type: ignore[attr-defined]
