@@ -2,6 +2,7 @@
 
 from .base import Defense
 from .detection import FeatureSqueezing, FeatureSqueezingDetector, XEnsemble, XEnsembleDetector
+from .inputs import InputTransform
 from .interpreters.aggregated import Aggregate, AggregatedInterpreter
 from .interpreters.aid import AID
 from .interpreters.beta_smoothing import BetaSmoothing
@@ -14,6 +15,7 @@ __all__ = [
     "Defense",
     "FeatureSqueezing",
     "FeatureSqueezingDetector",
+    "InputTransform",
     "XEnsemble",
     "XEnsembleDetector",
 ]

@@ -14,12 +14,13 @@ from robustexplain.system import System
 
 from ..adaptive import Adaptation
 from ..base import Attack
-from ..prediction.gradient import Norm, ball, step
+from ..prediction.gradient import ball, step
 from ..search.bilevel import Bilevel, BilevelSearch
 from ..search.directions import BetaSchedule
 from ..search.loop import Plan, Search, Stage
 from ..search.surrogates import Surrogate, surrogate_for
 from ..search.updates import NormalisedStep, SignStep
+from ..threat import Norm
 from .member_maps import members_apart
 
 

@@ -15,7 +15,8 @@ from ..base import Attack
 from ..search.directions import EstimatedGradient
 from ..search.loop import Plan, Search, Stage
 from ..search.updates import Adam, Update
-from .gradient import Norm, ball, step
+from ..threat import Norm
+from .gradient import ball, step
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from ..base import Attack
 from ..search.best import BestIterates, SearchRecord
 from ..search.directions import observe
 from ..search.loop import Plan, SearchResult
-from ..threat import L2, Linf, Threat
-from .gradient import Norm, ball
+from ..threat import L2, Linf, Norm, Threat
+from .gradient import ball
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """After which of 10,000 queries the share of pixels is halved (section 5, "hyperparameters")."""

@@ -20,8 +20,8 @@ from ..adaptive import Adaptation
 from ..base import Attack
 from ..search.loop import Plan
 from ..search.universal import Fitted, UniversalSearch, fit_universal
-from ..threat import Threat
-from .gradient import Norm, ball, step
+from ..threat import Norm, Threat
+from .gradient import ball, step
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,10 @@ class Bilevel:
         rehearse: look ahead from MASK's first value and not from the mask that follows (ours): the steps ahead are then
             the first steps of MASK itself. Adam's first steps have one length whatever the slope, so they decide where
             a mask ends; and a mask that follows goes on where MASK has stopped. Where the benign map is the goal, each
-            step ahead is compared with what MASK's run on the benign input shows at the same step. It leads nearer to the benign map where MASK's steps end before
-            it rests (photographs), and less near where it rests (32 pixels); nearer to random patches on CIFAR-10's
-            ResNet-20, with ``ahead=16``, and less near on a small network for digits.
+            step ahead is compared with what MASK's run on the benign input shows at the same step. It leads nearer to
+            the benign map where MASK's steps end before it rests (photographs), and less near where it rests (32
+            pixels); nearer to random patches on CIFAR-10's ResNet-20, with ``ahead=16``, and less near on a small
+            network for digits.
     """
 
     follow: Natural = 0

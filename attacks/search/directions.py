@@ -65,7 +65,7 @@ class StepContext:
         """Whether the loss depends on anything that the system or the threat model draws."""
         needs, system = needs_of(self.objective), self.system
         seen = [system.model, *([system.interpreter] if "maps" in needs else [])]
-        seen += [system.detector] if "score" in needs else []  # type: ignore[list-item]
+        seen += [system.detector] if "score" in needs else []
         return self.threat.random or any(map(draws, seen))
 
     def loss(self, seen: Observation) -> Tensor:

@@ -157,7 +157,7 @@ class Search(Plan):
         threat: where the variable may go.
         stages: objectives and their steps, in order; the last one decides which iterate is best.
         direction: where steps lead: the gradient of the system, of a stand-in, of an average, or an estimate.
-        evaluate_every: if directions do not come from the real system, look at it every so many steps (else it is free).
+        evaluate_every: if directions do not come from the real system, look at it every so many steps.
         random_start: begin at a random allowed input instead of at ``x``.
         restarts: run this often and keep the best; every run but the first begins at random.
         early_stop: let a sample go as soon as it meets every constraint (for objectives made of constraints alone).

@@ -89,7 +89,7 @@ def rounded(x: Tensor) -> Tensor:
     switch = _of_the_map.get()
     if switch is None:
         return x.round()
-    value: Tensor = _Rounded.apply(x, switch)  # type: ignore[no-untyped-call]
+    value: Tensor = _Rounded.apply(x, switch)
     return value
 
 
@@ -100,7 +100,7 @@ class _Rounded(torch.autograd.Function):
         return x.round()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         # The first derivative is taken while the map is made; the second, by an attack, after that.
         return gradient if ctx.switch.on else torch.zeros_like(gradient), None
 

@@ -8,6 +8,7 @@ from .cam.attention_rollout import AttentionRollout
 from .cam.cam import CAM, GradCAM, GradCAMPlusPlus, LayerCAM
 from .captum.bridge import Captum
 from .composed.beta_smoothed import Smoothed
+from .composed.of_transformed import OfTransformed
 from .gradients.gradient import Gradient, InputXGradient
 from .gradients.integrated import ExpectedGradients, ExpectedGradientsTraining, IntegratedGradients, draw_background
 from .gradients.smoothgrad import SmoothGrad, VarGrad
@@ -60,6 +61,7 @@ __all__ = [
     "MaskState",
     "MaskingModel",
     "Occlusion",
+    "OfTransformed",
     "RTSTraining",
     "Reference",
     "SHAPTabular",

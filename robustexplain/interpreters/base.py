@@ -145,7 +145,7 @@ class Interpreter(ABC):
 
     def on_model(self, model: nn.Module) -> Self:
         """The same, and those that it is made of, explaining another model of the same architecture."""
-        return replace(self, model=model, **self._each_part(lambda part: part.on_model(model)))  # type: ignore[arg-type]
+        return replace(self, model=model, **self._each_part(lambda part: part.on_model(model)))
 
     def with_shared_weights(self, model: nn.Module) -> Self:
         """The same on a copy of its model that shares its layers: what was found out about them is kept."""

@@ -27,7 +27,7 @@ class InFront(nn.Module):
     def __init__(self, transforms: Sequence[str] = ()) -> None:
         super().__init__()
         # No parameters and no stored buffers: the weights' names are those of the model without them.
-        self.transforms = nn.ModuleList(made(tuple(transforms)) if len(transforms) else ())
+        self.transforms = nn.ModuleList(made(tuple(transforms)) if len(transforms) else ()).eval()
 
     @property
     def random(self) -> bool:

@@ -144,7 +144,7 @@ def test_a_squeezer_has_a_name_and_keeps_images_apart(name: str) -> None:
 
 
 def test_names_and_sizes_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(InputError, match=r"unknown squeezer 'gaussian-3'.*median-SIZE"):
+    with pytest.raises(InputError, match=r"unknown transform 'gaussian-3'.*median-SIZE"):
         transform("gaussian-3")
     with pytest.raises(FieldError, match="from 1 to 16, got 0"):
         transform("bit-depth-0")
@@ -159,9 +159,9 @@ def test_names_and_sizes_that_make_no_sense_are_refused() -> None:
         NonLocalMeans()(torch.rand(1, 2, 16, 16))
     with pytest.raises(InputError, match="too small for a search window of 11"):
         NonLocalMeans()(torch.rand(1, 1, 6, 16))
-    with pytest.raises(InputError, match="unknown squeezer"):
+    with pytest.raises(InputError, match="unknown transform"):
         AdaptiveSqueezing(squeezers=("jpeg",))
-    with pytest.raises(InputError, match="unknown squeezer"):
+    with pytest.raises(InputError, match="unknown transform"):
         FeatureSqueezing(("jpeg",))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ... import maps as ops
 from ...autograd.fixed_weights import fixed_weights
+from ...autograd.straight_through import straight_maps
 from ...checks import Kind
 from ...fields import Count, Fraction, NonNegative, Positive
 from ...random_streams import Streams
@@ -166,7 +167,7 @@ class Mask(Interpreter):
             shift: see there.
             graph: keep the graph: the new state is differentiable in ``x``, in the old state and in the weights.
         """
-        with torch.enable_grad():
+        with torch.enable_grad(), straight_maps():
             mask = state.mask if graph and state.mask.requires_grad else state.mask.detach().requires_grad_()
             with fixed_weights() if graph else nullcontext():
                 loss = self.loss(x, background, mask, classes, shift).sum()
