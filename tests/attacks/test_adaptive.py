@@ -10,16 +10,34 @@ import torch
 from torch import Tensor, nn
 
 import robustexplain as rx
-from robustexplain.attacks import ADV2, PGD, Adaptation, GradientDirection, Linf, random_classes
+from robustexplain.attacks import (
+    ADV2,
+    CW,
+    DRAWS,
+    FGSM,
+    PGD,
+    UAP,
+    Adaptation,
+    DeepFool,
+    Dombrowski,
+    GradientDirection,
+    HidingPatch,
+    Linf,
+    StAdv,
+    random_classes,
+)
+from robustexplain.attacks.adaptive import evasion
 from robustexplain.attacks.search.directions import StepContext
 from robustexplain.autograd.rectifiers import Softplus, swapped
 from robustexplain.autograd.straight_through import StraightThrough, straight_through
+from robustexplain.defenses import InputTransform
 from robustexplain.errors import InputError, NotDifferentiableError
-from robustexplain.interpreters import CAM, Gradient, SmoothGrad
+from robustexplain.interpreters import CAM, Gradient, Mask, SmoothGrad
 from robustexplain.metrics import L1
-from robustexplain.models import Classifier
-from robustexplain.objectives import Goal, MatchMap, Misclassify
+from robustexplain.models import Classifier, with_transforms
+from robustexplain.objectives import EvadeDetector, Goal, MatchMap, Misclassify, Objective
 from robustexplain.random_streams import Streams, derive
+from robustexplain.system import Detector
 
 EPS = 0.1
 LEVELS = 15
@@ -194,3 +212,83 @@ def test_draws_of_a_system_in_which_nothing_is_random_are_refused(
     x, y = judged[0][:2], judged[1][:2]
     with pytest.raises(InputError, match=r"draws=3: nothing in this system or threat model is random"):
         ADV2(EPS, steps=4, adapt=Adaptation(draws=3))(rx.System(trained, CAM(trained)), x, y)
+
+
+# --- what an adversary who knows the system does ---
+
+
+def test_an_adaptation_sets_what_the_system_calls_for_and_nothing_that_is_set(
+    trained: Classifier, quiet: Detector
+) -> None:
+    plain, noisy = rx.System(trained, CAM(trained)), rx.System(trained, SmoothGrad(trained))
+    coarse, moved = (
+        rx.System(model, CAM(model)) for model in (with_transforms(trained, [n]) for n in ("jpeg-75", "resize-pad-3"))
+    )
+    watched = replace(plain, detector=quiet)
+    for attack in (PGD(), ADV2(), FGSM(), CW(), StAdv(), Dombrowski(), HidingPatch(), UAP()):
+        assert attack.adapts
+        assert attack.adapted(plain) is attack
+        assert attack.adapted(noisy).adapt == Adaptation(draws=DRAWS)
+        assert attack.adapted(coarse).adapt == Adaptation(straight=True)
+        assert attack.adapted(moved).adapt == Adaptation(draws=DRAWS)
+        evade = 1e3 if isinstance(attack, Dombrowski) else 1.0
+        assert attack.adapted(watched).adapt == Adaptation(evade=evade)
+        mine = Adaptation(evade=0.3, draws=4, straight=True)
+        assert replace(attack, adapt=mine).adapted(replace(noisy, detector=quiet)).adapt == mine
+    assert not DeepFool.adapts
+    assert DeepFool().adapted(coarse).adaptation == "nothing to adapt"
+    assert PGD().adapted(replace(moved, detector=quiet)).adaptation == "detector in the loss, mean of 10 draws"
+
+
+def test_against_mask_the_bilevel_search_needs_no_draws(trained: Classifier) -> None:
+    shaken = rx.System(trained, Mask(trained))
+    assert shaken.random
+    assert ADV2().adapted(shaken) == ADV2()
+
+
+def test_draws_that_the_loss_does_not_see_are_not_paid_for(trained: Classifier, judged: tuple[Tensor, Tensor]) -> None:
+    x, y = judged[0][:3], judged[1][:3]
+    noisy = rx.System(trained, SmoothGrad(trained, samples=2))
+    plain = PGD(EPS, 5, 0.02)
+    one, ten = plain(noisy, x, y), plain.adapted(noisy)(noisy, x, y)
+    assert torch.equal(one.x, ten.x)
+    assert torch.equal(one.queries, ten.queries)
+    averaged = ADV2(EPS, steps=4, warm_start=0.5).adapted(noisy)(noisy, x, y)
+    # Two steps on the prediction, two on ten maps each, and two looks at the real system.
+    assert averaged.queries.tolist() == [2 + 2 * DRAWS + 2] * 3
+
+
+def test_a_detectors_own_evasion_is_asked_first(
+    trained: Classifier, quiet: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def own(weight: float) -> Objective:
+        return weight * EvadeDetector(threshold=0.7)
+
+    watched = rx.System(trained, CAM(trained), quiet)
+    assert evasion(2.0, watched).terms() == ((2.0, EvadeDetector(quiet.soft_threshold)),)
+    monkeypatch.setattr(quiet, "evasion", own, raising=False)
+    found = evasion(2.0, watched)
+    assert found.terms() == ((2.0, EvadeDetector(threshold=0.7)),)
+
+
+@pytest.mark.parametrize(("name", "eps"), [("bit-depth-1", 0.2), ("resize-pad-10", 0.1)])
+def test_adaptive_pgd_beats_the_oblivious_one_behind_a_transform(
+    name: str, eps: float, trained: Classifier, judged: tuple[Tensor, Tensor]
+) -> None:
+    root = rx.System(trained, CAM(trained))
+    defense = InputTransform([name])
+    defended = defense(root)
+    right = defended.model(judged[0]).argmax(1) == judged[1]
+    x, y = judged[0][right][:24], judged[1][right][:24]
+    goal = random_classes(x, y, 10)
+    attack = PGD(eps, 20, eps / 5)
+    oblivious = attack(defense.oblivious_view(defended, root), x, y, goal).x
+    known = attack.adapted(defended)(defended, x, y, goal).x
+
+    def reached(x: Tensor) -> float:
+        # On draws that neither of them saw.
+        systems = [defended.redrawn(seed) for seed in range(70, 76)]
+        return sum(float((s.model(x).argmax(1) == goal).float().mean()) for s in systems) / len(systems)
+
+    print(f"{name}: oblivious {reached(oblivious):.2f}, adaptive {reached(known):.2f}")
+    assert reached(known) > reached(oblivious) + 0.1
