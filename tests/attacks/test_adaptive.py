@@ -15,6 +15,7 @@ from robustexplain.attacks import (
     CW,
     DRAWS,
     FGSM,
+    NES,
     PGD,
     UAP,
     Adaptation,
@@ -31,12 +32,13 @@ from robustexplain.attacks.search.directions import StepContext
 from robustexplain.autograd.rectifiers import Softplus, swapped
 from robustexplain.autograd.straight_through import StraightThrough, straight_through
 from robustexplain.defenses import InputTransform
-from robustexplain.errors import InputError, NotDifferentiableError
+from robustexplain.errors import InputError, NotDifferentiableError, ZeroDirectionWarning, ZeroMapGradientWarning
 from robustexplain.interpreters import CAM, Gradient, Mask, SmoothGrad
 from robustexplain.metrics import L1
 from robustexplain.models import Classifier, with_transforms
 from robustexplain.objectives import EvadeDetector, Goal, MatchMap, Misclassify, Objective
 from robustexplain.random_streams import Streams, derive
+from robustexplain.recipe.schema import make
 from robustexplain.system import Detector
 
 EPS = 0.1
@@ -271,7 +273,7 @@ def test_a_detectors_own_evasion_is_asked_first(
     assert found.terms() == ((2.0, EvadeDetector(threshold=0.7)),)
 
 
-@pytest.mark.parametrize(("name", "eps"), [("bit-depth-1", 0.2), ("resize-pad-10", 0.1)])
+@pytest.mark.parametrize(("name", "eps"), [("bit-depth-2", 0.06), ("resize-pad-6", 0.15)])
 def test_adaptive_pgd_beats_the_oblivious_one_behind_a_transform(
     name: str, eps: float, trained: Classifier, judged: tuple[Tensor, Tensor]
 ) -> None:
@@ -292,3 +294,29 @@ def test_adaptive_pgd_beats_the_oblivious_one_behind_a_transform(
 
     print(f"{name}: oblivious {reached(oblivious):.2f}, adaptive {reached(known):.2f}")
     assert reached(known) > reached(oblivious) + 0.1
+
+
+# --- what a search says where it has no direction ---
+
+
+def test_a_black_box_without_differences_does_not_speak_of_rectifiers(
+    trained: Classifier, judged: tuple[Tensor, Tensor]
+) -> None:
+    flat = nn.Sequential(trained, nn.Threshold(1e9, 0.0)).eval()
+    attack = NES(EPS, samples=4, max_queries=12)
+    with pytest.warns(ZeroDirectionWarning, match="every difference of two losses was zero") as said:
+        found = attack(system(flat), judged[0][:2], judged[1][:2])
+    assert bool(found.zero_direction.all())
+    assert not any(isinstance(w.message, ZeroMapGradientWarning) or "rectifiers" in str(w.message) for w in said)
+    with pytest.warns(ZeroMapGradientWarning, match="2 of 2 samples.*rectifiers"):
+        followed = rx.System(trained, Gradient(trained, of="logit"))
+        ADV2(EPS, steps=2, surrogate="none")(followed, judged[0][:2], judged[1][:2])
+
+
+@pytest.mark.parametrize("word", ["draws", "straight", "evade"])
+def test_a_recipe_of_before_is_told_the_new_word(word: str) -> None:
+    with pytest.raises(InputError, match=f"{word}: unknown key; it is called 'adapt.{word}' now"):
+        make(ADV2, {word: 1}, "attacks[0]")
+    assert make(ADV2, {"adapt": {"draws": 4}}, "attacks[0]").adapt == Adaptation(draws=4)
+    with pytest.raises(InputError, match=r"attacks\[0\].adapt.draws"):
+        make(ADV2, {"adapt": {"draws": 0}}, "attacks[0]")

@@ -161,8 +161,8 @@ def test_a_rehearsal_looks_ahead_from_masks_first_value_to_the_masks_of_its_run_
     run.classes = CLASSES
     # The mask that follows is not asked, and does not follow.
     follower = run_of(search(Bilevel(follow=5, ahead=3, rehearse=True)), mask, x, goal)
-    assert torch.equal(follower._follow(state(x)).mask, state(x).mask)
-    assert follower.seen.queries.tolist() == [4 + 1] * len(x)
+    assert torch.equal(follower._follow_mask(state(x)).mask, state(x).mask)
+    assert follower.record.queries.tolist() == [4 + 1] * len(x)
     found, _ = run._look_ahead(state(x), 0.0)
     leaf = x.clone().requires_grad_()
     now, total = mask.begin(leaf), torch.zeros((), dtype=x.dtype)
@@ -219,13 +219,13 @@ def test_a_rehearsal_of_the_benign_map_is_that_of_the_real_network(
     mask = Mask(trained, steps=4)
     map_ = mask.explain(x, native=True).maps
     plain = search(Bilevel(ahead=3, rehearse=True), steps=1)
-    lessons = []
+    goals = []
     for plan in (plain, replace(plain, surrogate=Softplus(1.0))):
         goal = Goal(x, y, random_classes(x, y, 10), map_, benign_map=map_)
         run = run_of(plan, mask, x, goal)
         run.every_step()
-        lessons.append(torch.stack([told.goal_map for told in run.goals_ahead]))  # type: ignore[misc]
-    assert torch.equal(*lessons)
+        goals.append(torch.stack([told.goal_map for told in run.goals_ahead]))  # type: ignore[misc]
+    assert torch.equal(*goals)
 
 
 class Threshold(nn.Module):
@@ -254,7 +254,7 @@ def test_each_sample_takes_the_longest_step_that_keeps_its_confidence() -> None:
     # One look for all of them, then twelve for the three that it was too far for.
     fresh = run_of(run.plan, run.mask, x, goal)
     fresh._step_on_map(against, 0.0)
-    assert fresh.seen.queries.tolist() == [1, 13, 13, 13]
+    assert fresh.record.queries.tolist() == [1, 13, 13, 13]
 
 
 def test_the_push_is_a_step_of_its_length_on_the_cross_entropy(smooth: nn.Module, x: Tensor) -> None:
@@ -402,8 +402,8 @@ def test_restarts_are_never_worse(case: Case) -> None:
 
 def test_every_run_but_the_first_begins_at_random(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[Tensor] = []
-    everything = under_test._Run.all
-    monkeypatch.setattr(under_test._Run, "all", lambda run: begun.append(run.x) or everything(run))
+    everything = under_test._Run.every_step
+    monkeypatch.setattr(under_test._Run, "every_step", lambda run: begun.append(run.x) or everything(run))
     case.run(restarts=3, steps=2, warm_start=0.0)
     assert torch.equal(begun[0], case.x)
     assert not torch.equal(begun[1], case.x)
@@ -413,7 +413,7 @@ def test_every_run_but_the_first_begins_at_random(case: Case, monkeypatch: pytes
 def test_what_cannot_be_is_refused(case: Case) -> None:
     with pytest.raises(InputError, match="draws=3"):
         case.run(adapt=Adaptation(draws=3))
-    with pytest.raises(InputError, match="for Mask, got CAM"):
+    with pytest.raises(InputError, match="for Mask and other iterative interpreters, got CAM"):
         search(Bilevel()).run(rx.System(case.system.model, CAM(case.system.model)), aims(case.x), Streams.of(case.x, 0))
     for fields, says in [
         ({"ahead": 0}, "Bilevel.ahead must be at least 1"),
