@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -33,12 +33,13 @@ from robustexplain.autograd.rectifiers import Softplus, swapped
 from robustexplain.autograd.straight_through import StraightThrough, straight_through
 from robustexplain.defenses import InputTransform
 from robustexplain.errors import InputError, NotDifferentiableError, ZeroDirectionWarning, ZeroMapGradientWarning
-from robustexplain.interpreters import CAM, Gradient, Mask, SmoothGrad
+from robustexplain.interpreters import CAM, GradCAM, Gradient, Mask, SmoothGrad
 from robustexplain.metrics import L1
 from robustexplain.models import Classifier, with_transforms
 from robustexplain.objectives import EvadeDetector, Goal, MatchMap, Misclassify, Objective
 from robustexplain.random_streams import Streams, derive
 from robustexplain.recipe.schema import make
+from robustexplain.registry import ATTACKS
 from robustexplain.system import Detector
 
 EPS = 0.1
@@ -308,9 +309,10 @@ def test_a_black_box_without_differences_does_not_speak_of_rectifiers(
         found = attack(system(flat), judged[0][:2], judged[1][:2])
     assert bool(found.zero_direction.all())
     assert not any(isinstance(w.message, ZeroMapGradientWarning) or "rectifiers" in str(w.message) for w in said)
+    followed = rx.System(trained, Gradient(trained, of="logit"))
+    wanted = torch.rand(2, *judged[0].shape[2:], generator=torch.Generator().manual_seed(0))
     with pytest.warns(ZeroMapGradientWarning, match="2 of 2 samples.*rectifiers"):
-        followed = rx.System(trained, Gradient(trained, of="logit"))
-        ADV2(EPS, steps=2, surrogate="none")(followed, judged[0][:2], judged[1][:2])
+        ADV2(EPS, steps=2, surrogate="none")(followed, judged[0][:2], judged[1][:2], goal_map=wanted)
 
 
 @pytest.mark.parametrize("word", ["draws", "straight", "evade"])
@@ -320,3 +322,28 @@ def test_a_recipe_of_before_is_told_the_new_word(word: str) -> None:
     assert make(ADV2, {"adapt": {"draws": 4}}, "attacks[0]").adapt == Adaptation(draws=4)
     with pytest.raises(InputError, match=r"attacks\[0\].adapt.draws"):
         make(ADV2, {"adapt": {"draws": 0}}, "attacks[0]")
+
+
+def adaptable() -> list[str]:
+    return [entry.name for entry in ATTACKS if getattr(entry.build, "adapts", False)]
+
+
+@pytest.mark.parametrize("name", adaptable())
+def test_every_attack_that_adapts_runs_against_a_detector_and_a_classifier_that_draws_and_rounds(
+    name: str, tiny_model: Classifier, grey: Tensor, quiet: Detector
+) -> None:
+    model = with_transforms(tiny_model, ["resize-pad-2", "bit-depth-5"])
+    defended = rx.System(model, GradCAM(model), quiet)
+    x = grey[:2]
+    y = model(x).argmax(1)
+    known = {"steps": 3, "search_steps": 2, "batch_size": 2, "adapt": Adaptation(draws=2)}
+    built = ATTACKS.get(name).build()
+    attack = replace(built, **{f.name: known[f.name] for f in fields(built) if f.name in known})
+    attack = attack.adapted(defended)
+    assert (attack.adapt.draws, attack.adapt.straight) == (2, True)
+    attack = attack.fitted(defended, x, y) if attack.needs_data else attack
+    found = attack(defended, x, y, None if attack.keeps_prediction else (y + 1) % 4)
+    assert found.x.shape == x.shape
+    assert bool(found.x.isfinite().all())
+    # Two draws a step, and looks at the real system; what is fitted shows it nothing any more.
+    assert built.needs_data or int(found.queries.min()) > 2
