@@ -1,6 +1,7 @@
 """Attacks: system x inputs -> inputs that deceive. Each is a short choice of threat model, objective and search."""
 
 from . import manipulation
+from .adaptive import DRAWS, Adaptation
 from .base import Attack, Attacked
 from .explanation.attaxai import Evolution
 from .explanation.constant_shift import Compensated, ConstantShift, Shift, compensated
@@ -36,6 +37,7 @@ __all__ = [
     "ART",
     "BIM",
     "CW",
+    "DRAWS",
     "FGSM",
     "GDUAP",
     "L2",
@@ -47,6 +49,7 @@ __all__ = [
     "UAP",
     "ADV2StAdv",
     "Adam",
+    "Adaptation",
     "AdaptiveSqueezing",
     "AdversarialPatch",
     "Attack",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import ClassVar
+from typing import Any, ClassVar, Self, final
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from robustexplain.random_streams import Streams
 from robustexplain.registry import INTERPRETERS
 from robustexplain.system import System
 
+from .adaptive import Adaptation
 from .search.loop import Plan
 
 
@@ -34,7 +36,8 @@ class Attacked:
         x: ``[B, C, H, W]`` in ``[0, 1]``.
         success: bool, from a fresh forward pass of the real model on ``x``: the prediction is ``goal_class``
             (targeted), no longer the label (untargeted), or still the benign one (attacks that keep the prediction).
-        no_map_gradient: bool, where the search found the map's gradient to be exactly zero.
+        zero_direction: bool, where the search had no direction: the map's gradient, or every difference of a black box,
+            was exactly zero.
         stalled: bool, where the objective never fell: the search achieved nothing.
         surrogate_misled: bool, where it stalled although the stand-in that gave the directions saw it fall.
         queries: int64, how many inputs were shown to the system.
@@ -42,7 +45,7 @@ class Attacked:
 
     x: Tensor
     success: Tensor
-    no_map_gradient: Tensor
+    zero_direction: Tensor
     stalled: Tensor
     surrogate_misled: Tensor
     queries: Tensor
@@ -70,6 +73,14 @@ class Attack(ABC):
     """Whether the attack is fitted on images of the adversary's own before it can run: see :meth:`fitted`."""
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
     """What inputs the attack takes; most move pixels in ``[0, 1]``."""
+    control: ClassVar[bool] = False
+    """Whether it looks for nothing: what an attack must beat, and a defense earns nothing by stopping."""
+    adapts: ClassVar[bool] = False
+    """Whether there is something to adapt to a defense: so it is where a subclass has a field ``adapt``."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.adapts = cls.adapts or "adapt" in inspect.get_annotations(cls)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -106,7 +117,7 @@ class Attack(ABC):
         with torch.no_grad():
             logits = system.model(found.x)
         success = ~hit(logits, goal.label) if self.keeps_prediction else hit(logits, goal.label, goal.goal_class)
-        return Attacked(found.x, success, found.no_map_gradient, found.stalled, found.surrogate_misled, found.queries)
+        return Attacked(found.x, success, found.zero_direction, found.stalled, found.surrogate_misled, found.queries)
 
     @abstractmethod
     def plan(self, system: System) -> Plan:
@@ -116,9 +127,24 @@ class Attack(ABC):
         """Threat model, objective and search in a few words each, for tables: those of the plan on a plain system."""
         return self.plan(_plain_system()).summaries()
 
-    def adapted(self, system: System) -> Attack:
+    @final
+    def adapted(self, system: System) -> Self:
         """The same attack by an adversary who knows the defended ``system``; itself, where there is nothing to add."""
-        return self
+        if not self.adapts:
+            return self
+        made = replace(self, **self._changes(system))
+        return self if made == self else made
+
+    @property
+    def adaptation(self) -> str:
+        """What the attack does about defenses, in a few words for tables."""
+        adapt: Adaptation | None = getattr(self, "adapt", None)
+        return "nothing to adapt" if adapt is None else adapt.words
+
+    def _changes(self, system: System) -> dict[str, Any]:
+        """The fields that an adversary who knows ``system`` sets otherwise; asked where there is a field ``adapt``."""
+        adapt: Adaptation = getattr(self, "adapt")  # noqa: B009
+        return {"adapt": adapt.to(system)}
 
     def fitted(self, system: System, x: Tensor, y: Tensor) -> Attack:
         """The attack made ready on images ``x`` ``[N, C, H, W]`` with labels ``y`` ``[N]`` of the adversary's own.
@@ -151,7 +177,10 @@ class Attack(ABC):
         goal = Goal(x, label, wanted, benign_map=benign, benign_logits=logits)
         if self.keeps_prediction:
             goal = replace(goal, label=logits.argmax(1), explained=logits.argmax(1))
-        return goal if benign is None else replace(goal, goal_map=_native(goal_map, benign))
+        if benign is None:
+            return goal
+        wanted_map = None if goal_map is None else system.interpreter.lay_out(goal_map.to(x), x)
+        return replace(goal, goal_map=_native(wanted_map, benign))
 
     def _check(self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None) -> None:
         checks.inputs(x)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from torch import Tensor
 
 from robustexplain import maps as ops
 from robustexplain.fields import Eps, Radius, check_fields
 from robustexplain.random_streams import Streams
+
+Norm = Literal["linf", "l2"]
+"""What the size of a change is measured in."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,11 @@ class Threat(ABC):
     def summary(self) -> str:
         """For tables."""
         return type(self).__name__
+
+    @property
+    def norm(self) -> Norm | None:
+        """The norm of the ball that the threat is; ``None``: it is none."""
+        return None
 
     def bind(self, x: Tensor, streams: Streams) -> Threat:
         """This threat for the samples ``x``: with what is drawn once for each of them (a patch's place)."""
@@ -78,6 +87,11 @@ class Linf(Threat):
     eps: Eps = 8 / 255
     sides: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def norm(self) -> Norm:
+        """``linf``."""
+        return "linf"
+
     def bind(self, x: Tensor, streams: Streams) -> Linf:
         """The same box, its sides worked out once."""
         return replace(self, sides=self._sides(x))
@@ -104,6 +118,11 @@ class L2(Threat):
     """``||x' - x||_2 <= eps`` over all pixels and channels of an image with values in ``[0, 1]``."""
 
     eps: Radius = 0.5
+
+    @property
+    def norm(self) -> Norm:
+        """``l2``."""
+        return "l2"
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
         """Shrink onto the ball, then clip to ``[0, 1]`` (which only brings the image nearer to ``x``)."""

@@ -12,6 +12,7 @@ from .detection import (
     XEnsemble,
     XEnsembleDetector,
 )
+from .inputs import InputTransform
 from .interpreters.aggregated import AggregatedInterpreter
 from .interpreters.aid import AID
 from .interpreters.beta_smoothing import BetaSmoothing
@@ -29,6 +30,7 @@ __all__ = [
     "DetectorDefense",
     "FeatureSqueezing",
     "FeatureSqueezingDetector",
+    "InputTransform",
     "ModelDefense",
     "TrainedDefense",
     "XEnsemble",

@@ -52,7 +52,11 @@ class RobustExplainWarning(UserWarning):
     """Something that looks like robustness and may not be."""
 
 
-class ZeroMapGradientWarning(RobustExplainWarning):
+class ZeroDirectionWarning(RobustExplainWarning):
+    """A search has no direction: its failure would say nothing about the defense."""
+
+
+class ZeroMapGradientWarning(ZeroDirectionWarning):
     """An attack follows a map whose gradient is zero: its failure would say nothing about the defense."""
 
 

@@ -121,12 +121,14 @@ DEFENSES = Registry("defense", ("robustexplain.defenses",))
 PARTS = Registry(
     "part",
     (
-        *("robustexplain.system", "robustexplain.autograd.rectifiers", "robustexplain.transforms.squeezing"),
-        *("robustexplain.interpreters", "robustexplain.defenses"),
+        *("robustexplain.system", "robustexplain.autograd.rectifiers", "robustexplain.transforms"),
+        *("robustexplain.models", "robustexplain.interpreters", "robustexplain.defenses"),
         "robustexplain.attacks.manipulation",
     ),
 )
 """Pieces of systems that are stored with them and that users do not name: settings, networks of interpreters."""
+TRANSFORMS = Registry("transform", ("robustexplain.transforms",))
+"""Transforms of images; the numbers that make one stand behind its name: ``jpeg-75``."""
 DETECTORS = Registry("detector", ("robustexplain.defenses.detection",))
 
 ALL: dict[str, Registry] = {

@@ -17,6 +17,10 @@ FIELDS = {
     "nsamples": "samples",
     "masks": "samples",
     "n_steps": "steps",
+    "judge_every": "evaluate_every",
+    "draws": "adapt.draws",
+    "straight": "adapt.straight",
+    "evade": "adapt.evade",
 }
 """Settings of components."""
 

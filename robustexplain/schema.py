@@ -165,7 +165,9 @@ def _line(model: type[BaseModel], problem: Any, path: str) -> str:
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(sorted(known)) or 'none'}"
         word = problem["loc"][-1]
-        return f"{where}: unknown key" + (renamed(word, FIELDS) if FIELDS.get(word) in known else hint)
+        return f"{where}: unknown key" + (
+            renamed(word, FIELDS) if FIELDS.get(word, "").split(".")[0] in known else hint
+        )
     if problem["type"] == "missing":
         return f"{where}: this key is needed"
     said = problem["msg"].removeprefix("Value error, ")

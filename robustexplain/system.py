@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -240,12 +239,24 @@ class System:
 
     @property
     def random(self) -> bool:
-        """Whether the interpreter draws (SmoothGrad's noise, RISE's masks), so that :meth:`redrawn` differs."""
-        return _has_seed(self.interpreter)
+        """Whether model (its transforms), interpreter or detector draw, so that :meth:`redrawn` differs."""
+        return any(map(draws, (self.model, self.interpreter, self.detector)))
+
+    @property
+    def rounds(self) -> bool:
+        """Whether model (its transforms), interpreter or detector round, so that their derivative is zero."""
+        return any(getattr(part, "rounds", False) is True for part in (self.model, self.interpreter, self.detector))
 
     def redrawn(self, seed: int) -> System:
-        """The same with other draws: what an adversary who does not know the seed averages over."""
-        return replace(self, interpreter=_reseeded(self.interpreter, seed)) if self.random else self
+        """The same with other draws: what an adversary who does not know the seed averages over.
+
+        A detector that looks at the model sees the one that is deployed, whatever it draws, unless it says ``random``.
+        """
+        if not self.random:
+            return self
+        model, interpreter = _again(self.model, seed), _again(self.interpreter, seed)
+        interpreter = interpreter if model is self.model else interpreter.with_shared_weights(model)
+        return replace(self, model=model, interpreter=interpreter, detector=_again(self.detector, seed))
 
     def save(self, folder: str | Path) -> Path:
         """Write ``system.json``, ``weights.safetensors`` and further parts' files into ``folder``.
@@ -311,42 +322,28 @@ def watched(detector: Detector | None) -> tuple[nn.Module, ...]:
 
 def on_model(interpreter: Interpreter, model: nn.Module) -> Interpreter:
     """The same interpreter, and those that it is made of, explaining another model of the same architecture."""
-    parts = {
-        name: tuple(on_model(part, model) for part in value) if isinstance(getattr(interpreter, name), tuple)
-        else on_model(value[0], model)
-        for name, value in _members(interpreter).items()
-    }  # fmt: skip
-    return replace(interpreter, model=model, **parts)
+    return interpreter.on_model(model)
 
 
 def described(interpreter: Interpreter) -> list[object]:
-    """What an interpreter is but for its networks and tensors: class, settings, and the same of those it is made of."""
-    settings = {f.name: getattr(interpreter, f.name) for f in fields(interpreter)}
-    plain = {k: v for k, v in settings.items() if v is None or isinstance(v, (bool, int, float, str))}
-    inner = [described(part) for parts in _members(interpreter).values() for part in parts]
-    return [type(interpreter).__name__, plain, inner]
+    """What an interpreter is but for its networks and tensors: :meth:`Interpreter.described`."""
+    return interpreter.described()
 
 
-def _members(interpreter: Interpreter) -> dict[str, tuple[Interpreter, ...]]:
-    """The interpreters that an interpreter is made of, by field."""
-    found = {f.name: getattr(interpreter, f.name) for f in fields(interpreter)}
-    parts = {name: value if isinstance(value, tuple) else (value,) for name, value in found.items()}
-    return {n: p for n, p in parts.items() if p and all(isinstance(part, Interpreter) for part in p)}
+@runtime_checkable
+class _Redrawn(Protocol):
+    """What draws, and can draw anew."""
+
+    @property
+    def random(self) -> bool: ...
+
+    def redrawn(self, seed: int) -> Any: ...
 
 
-def _has_seed(interpreter: Interpreter) -> bool:
-    inner = (part for parts in _members(interpreter).values() for part in parts)
-    return any(f.name == "seed" for f in fields(interpreter)) or any(map(_has_seed, inner))
+def draws(part: object) -> bool:
+    """Whether a part of a system (model, interpreter, detector) says that it is random."""
+    return isinstance(part, _Redrawn) and part.random is True
 
 
-def _reseeded(interpreter: Interpreter, seed: int) -> Interpreter:
-    # A copy keeps what was found out about the model (its feature layer), which making a new one would look for again;
-    # but for what was drawn.
-    made = copy.copy(interpreter)
-    made.__dict__.pop("_drawn", None)
-    if any(f.name == "seed" for f in fields(made)):
-        object.__setattr__(made, "seed", seed)
-    for name, parts in _members(interpreter).items():
-        inner = tuple(_reseeded(part, seed) for part in parts)
-        object.__setattr__(made, name, inner if isinstance(getattr(made, name), tuple) else inner[0])
-    return made
+def _again(part: Any, seed: int) -> Any:
+    return part.redrawn(seed) if draws(part) else part

@@ -48,7 +48,7 @@ from robustexplain.models.skops_file import dumped
 from robustexplain.registry import DETECTORS
 from robustexplain.storage import checksum, manifest
 from robustexplain.training import Training
-from robustexplain.transforms.squeezing import squeezers
+from robustexplain.transforms import transforms as squeezers
 
 
 def rts(model: nn.Module, x: Tensor) -> RTS:

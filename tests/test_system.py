@@ -25,7 +25,7 @@ from robustexplain.errors import FewScoresWarning, InputError, MissingDataError
 from robustexplain.interpreters import RTS, ExpectedGradients, GradCAM, Gradient, Interpreter, MaskingModel, Reference
 from robustexplain.metrics import auc, threshold_at
 from robustexplain.system import Detector
-from robustexplain.transforms.squeezing import squeezers
+from robustexplain.transforms import transforms as squeezers
 
 # What it takes
 
@@ -143,7 +143,7 @@ def ensemble(model: nn.Module, x: Tensor) -> Detector:
         networks = (MapNetwork(8, 4).eval(), MapNetwork(8, 4).eval())
     members = (Gradient(model), rts(model, x))
     forest = Forest.fit(torch.rand(20, 2), torch.arange(20) % 2, 5, 0)
-    return XEnsembleDetector(members, networks, forest, 0.4, 0.1)
+    return XEnsembleDetector(members, networks, forest, threshold=0.4, soft_threshold=0.1)
 
 
 PARTS: dict[str, Callable[[nn.Module, Tensor], tuple[Interpreter, Detector | None]]] = {

@@ -106,7 +106,7 @@ class _Evolve(Plan):
             mean = self.threat.project(goal.x, moved)
             grown = sigma + (widen / sigma).clamp(-self.sigma_step, self.sigma_step)
             sigma = grown.clamp(min=self.sigma / 1000)
-        return SearchResult(best.x, progress.queries, progress.flat, *progress.verdict(best))
+        return SearchResult.judged(best, progress)
 
 
 def latin_normal(x: Tensor, count: int, streams: Streams) -> Iterator[Tensor]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -12,10 +12,10 @@ from robustexplain.objectives import KeepPrediction, MatchMap
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
-from ..adaptive import evasion
+from ..adaptive import Adaptation
 from ..base import Attack
 from ..goals import random_patch_maps
-from ..search.directions import BetaSchedule, GradientDirection
+from ..search.directions import BetaSchedule
 from ..search.loop import Plan, Search, Stage
 from ..search.surrogates import Surrogate, surrogate_for
 from ..search.updates import Adam
@@ -51,9 +51,7 @@ class Dombrowski(Attack):
             gradients and nothing for others.
         beta: of ``softplus`` at the start ...
         beta_end: ... and at the end; it grows geometrically.
-        draws: average directions over so many draws of what is random in the system.
-        straight: go straight through rounding inside the model.
-        evade: weight of the detector's soft score; 0 ignores it (see :meth:`adapted`).
+        adapt: to a defense; against a detector ``evade`` is ``keep``.
     """
 
     eps: Eps = 1.0
@@ -65,24 +63,21 @@ class Dombrowski(Attack):
     surrogate: Surrogate = "auto"
     beta: Positive = 10.0
     beta_end: Positive = 100.0
-    draws: Count = 1
-    straight: bool = False
-    evade: NonNegative = 0.0
+    adapt: Adaptation = field(default_factory=Adaptation)
 
     needs_maps: ClassVar[bool] = True
     keeps_prediction: ClassVar[bool] = True
 
-    def adapted(self, system: System) -> Dombrowski:
-        """With the detector's soft score in the loss, and its silence as a condition, if there is a detector."""
-        return self if system.detector is None or self.evade else replace(self, evade=self.keep or 1.0)
+    def _changes(self, system: System) -> dict[str, Any]:
+        return {"adapt": self.adapt.to(system, evade=self.keep or 1.0)}
 
     def plan(self, system: System) -> Plan:
         """Adam on both errors."""
         match = self.weight * MatchMap("sum", relative=True) + self.keep * KeepPrediction(self.tolerance)
-        stage = Stage(match + evasion(self.evade, system), self.steps, Adam(self.step_size))
+        stage = Stage(match + self.adapt.evasion(system), self.steps, Adam(self.step_size))
         hardening = BetaSchedule(self.beta, self.beta_end)
         smooth = surrogate_for(system.interpreter, self.surrogate, softplus=hardening, auto="softplus")
-        return Search(Linf(self.eps), (stage,), GradientDirection(smooth, self.straight, self.draws))
+        return Search(Linf(self.eps), (stage,), self.adapt.direction(smooth))
 
     def default_goal_map(self, x: Tensor) -> Tensor:
         """A random patch: the benign map would leave nothing to do."""

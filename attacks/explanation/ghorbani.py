@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -15,10 +15,10 @@ from robustexplain.objectives import DropTopK, FillRegion, KeepPrediction, Objec
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
-from ..adaptive import evasion
+from ..adaptive import Adaptation
 from ..base import Attack
 from ..goals import random_patch_maps
-from ..search.directions import Direction, DirectionResult, GradientDirection, StepContext
+from ..search.directions import Direction, DirectionResult, StepContext
 from ..search.loop import Plan, Search, Stage
 from ..search.surrogates import Surrogate, surrogate_for
 from ..search.updates import SignStep
@@ -29,7 +29,7 @@ from ..threat import Linf
 class RandomSign(Direction):
     """The sign of normal noise, drawn anew at every step: the control that a map's gradient has to beat."""
 
-    needs_graph = False
+    needs_graph: ClassVar[bool] = False
 
     @property
     def summary(self) -> str:
@@ -37,13 +37,12 @@ class RandomSign(Direction):
         return "random signs"
 
     @torch.no_grad()
-    def __call__(self, problem: StepContext, variable: Tensor, check: bool) -> DirectionResult:
+    def __call__(self, context: StepContext, variable: Tensor, check: bool) -> DirectionResult:
         """One draw; the look that judges is at the real system."""
-        seen = problem.observe(variable)
-        noise = problem.streams.normal(variable).sign()
-        return DirectionResult(
-            noise, problem.loss(seen), seen, torch.zeros_like(problem.goal.label, dtype=torch.bool), 1
-        )
+        seen = context.observe(variable)
+        noise = context.streams.normal(variable).sign()
+        no = torch.zeros_like(context.goal.label, dtype=torch.bool)
+        return DirectionResult(noise, context.loss(seen), seen, no, 1)
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,9 @@ class _Ghorbani(Attack):
             gradients and nothing for others.
         beta: of ``softplus``.
         keep: weight of the squared change of the probabilities; 0 as published, where the label is a condition only.
-        judge_every: how often a surrogate's iterate is shown to the real system; 1 as published.
+        evaluate_every: how often a surrogate's iterate is shown to the real system; 1 as published.
         restarts: run this often and keep the best; all but the first begin at random.
-        draws: average directions over so many draws of what is random in the system.
-        straight: go straight through rounding inside the model.
-        evade: weight of the detector's soft score; 0 ignores it (see :meth:`adapted`).
+        adapt: to a defense.
     """
 
     eps: Eps = 8 / 255
@@ -76,11 +73,9 @@ class _Ghorbani(Attack):
     surrogate: Surrogate = "auto"
     beta: Positive = 10.0
     keep: NonNegative = 0.0
-    judge_every: Count = 1
+    evaluate_every: Count = 1
     restarts: Count = 1
-    draws: Count = 1
-    straight: bool = False
-    evade: NonNegative = 0.0
+    adapt: Adaptation = field(default_factory=Adaptation)
 
     needs_maps: ClassVar[bool] = True
     keeps_prediction: ClassVar[bool] = True
@@ -90,20 +85,13 @@ class _Ghorbani(Attack):
     def measure(self) -> Objective:
         """What is wanted of the map."""
 
-    def adapted(self, system: System) -> Attack:
-        """With the detector's soft score in the loss, and its silence as a condition, if there is a detector."""
-        return self if system.detector is None or self.evade else replace(self, evade=1.0)
-
     def plan(self, system: System) -> Plan:
         """Sign descent on the measure; the label (and the detector's silence) are conditions."""
-        objective = self.measure + self.keep * KeepPrediction() + evasion(self.evade, system)
+        objective = self.measure + self.keep * KeepPrediction() + self.adapt.evasion(system)
         stage = Stage(objective, self.steps, SignStep(self.step_size))
-        direction = GradientDirection(
-            surrogate_for(system.interpreter, self.surrogate, softplus=Softplus(self.beta), auto="softplus"),
-            self.straight,
-            self.draws,
-        )
-        return Search(Linf(self.eps), (stage,), direction, self.judge_every, restarts=self.restarts)
+        smooth = surrogate_for(system.interpreter, self.surrogate, softplus=Softplus(self.beta), auto="softplus")
+        direction = self.adapt.direction(smooth)
+        return Search(Linf(self.eps), (stage,), direction, self.evaluate_every, restarts=self.restarts)
 
 
 @ATTACKS.register(
@@ -183,6 +171,7 @@ class GhorbaniRandom(Attack):
     aim: Literal["top-k", "center"] = "top-k"
     k: Positive = 0.1
 
+    control: ClassVar[bool] = True
     needs_maps: ClassVar[bool] = True
     keeps_prediction: ClassVar[bool] = True
     moves_map: ClassVar[bool] = True

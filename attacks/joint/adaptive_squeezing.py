@@ -14,7 +14,7 @@ from robustexplain.objectives import AgreeSqueezed, EvadeSqueezing, Goal, MatchP
 from robustexplain.random_streams import Streams
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
-from robustexplain.transforms.squeezing import BitDepth, Squeezer, Squeezing, squeezers
+from robustexplain.transforms import BitDepth, Squeezing, Transform, transforms
 
 from ..base import Attack
 from ..search.directions import GradientDirection
@@ -169,7 +169,7 @@ class AdaptiveSqueezing(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "squeezers", tuple(self.squeezers))
-        squeezers(self.squeezers)
+        transforms(self.squeezers)
 
     def plan(self, system: System) -> Plan:
         """The search for ``x_+``, if a squeezer rounds; then ADV2's, with the penalties."""
@@ -188,13 +188,13 @@ class AdaptiveSqueezing(Attack):
         )
         return _Squeezed(Linf(self.eps), self._first(used), second, len(used))
 
-    def _known(self, system: System) -> tuple[tuple[Squeezer, ...], float]:
+    def _known(self, system: System) -> tuple[tuple[Transform, ...], float]:
         detector: object = system.detector
         if isinstance(detector, Squeezing):
             return detector.squeezers, detector.threshold
-        return squeezers(self.squeezers), self.threshold
+        return transforms(self.squeezers), self.threshold
 
-    def _first(self, used: tuple[Squeezer, ...]) -> Search | None:
+    def _first(self, used: tuple[Transform, ...]) -> Search | None:
         depths = [s for s in used if isinstance(s, BitDepth)]
         if not depths or self.rounding == "straight":
             return None
@@ -202,8 +202,8 @@ class AdaptiveSqueezing(Attack):
         stage = Stage(Misclassify(), self.squeezed_steps, SignStep(coarsest.step))
         return Search(SqueezedBox(self.eps, coarsest.bits), (stage,))
 
-    def _penalties(self, used: tuple[Squeezer, ...], threshold: float) -> Objective:
-        followed = [s.smooths or self.rounding != "two-stage" for s in used]
+    def _penalties(self, used: tuple[Transform, ...], threshold: float) -> Objective:
+        followed = [not s.rounds or self.rounding != "two-stage" for s in used]
         hinge = self.penalty == "hinge"
         weights = tuple(self.evade if follow and hinge else 0.0 for follow in followed)
         total: Objective = EvadeSqueezing(used, weights, threshold)

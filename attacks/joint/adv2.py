@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
-
-from torch import Tensor
+from typing import Any, ClassVar
 
 from robustexplain.autograd.rectifiers import Smooth
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Fraction, NonNegative, Positive, Radius
-from robustexplain.interpreters import Mask
-from robustexplain.objectives import AgreeEncoder, Goal, MatchMap, Misclassify, Objective, Ramp
+from robustexplain.objectives import AgreeEncoder, MatchMap, Misclassify, Objective, Ramp
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
-from ..adaptive import evasion
+from ..adaptive import Adaptation
 from ..base import Attack
-from ..prediction.gradient import Norm, ball, step
+from ..prediction.gradient import ball, step
 from ..search.bilevel import Bilevel, BilevelSearch
-from ..search.directions import BetaSchedule, GradientDirection
+from ..search.directions import BetaSchedule
 from ..search.loop import Plan, Search, Stage
 from ..search.surrogates import Surrogate, surrogate_for
 from ..search.updates import NormalisedStep, SignStep
-from .member_maps import MemberMaps, members_apart
+from ..threat import Norm
+from .member_maps import members_apart
 
 
 @ATTACKS.register("adv2", paper="Zhang et al. 2020, eq. 3-4, section 3.6", needs=("gradients", "differentiable maps"))
@@ -69,11 +67,9 @@ class ADV2(Attack):
         beta_end: ... and at its end; it grows geometrically. A long search affords a higher one, which is nearer to the
             rectifier.
         pool: average-pool maps by this factor before comparing them.
-        evade: weight of the detector's soft score; 0 ignores it (see :meth:`adapted`).
         norm: ``linf`` or ``l2``.
         restarts: run this often and keep the best; all but the first begin at random.
-        draws: average directions over so many draws of what is random in the system (Athalye et al. 2018).
-        straight: go straight through rounding inside the model.
+        adapt: to a defense.
         members: against an interpreter made of several (an aggregate), match the map of every member instead of the
             one map that is shown; others are attacked as they are.
         mask: how MASK is attacked.
@@ -106,11 +102,9 @@ class ADV2(Attack):
     beta: Positive = 5.0
     beta_end: Positive = 40.0
     pool: Count = 1
-    evade: NonNegative = 0.0
     norm: Norm = "linf"
     restarts: Count = 1
-    draws: Count = 1
-    straight: bool = False
+    adapt: Adaptation = field(default_factory=Adaptation)
     members: bool = False
     mask: Bilevel = field(default_factory=Bilevel)
 
@@ -124,20 +118,28 @@ class ADV2(Attack):
         """With ``members``, the maps of an aggregate's members side by side."""
         return replace(system, interpreter=members_apart(system.interpreter)) if self.members else system
 
-    def adapted(self, system: System) -> ADV2:
-        """With the detector in the loss, if there is one (see :func:`~.evasion.evasion`); steps and restarts stay.
+    def _changes(self, system: System) -> dict[str, Any]:
+        adapt = self.adapt.to(system)
+        if system.interpreter.iterative:
+            # The bilevel search looks at other draws in each of its steps ahead.
+            adapt = replace(adapt, draws=self.adapt.draws)
+        known = {"adapt": adapt}
+        if system.detector is None or self.adapt.evade:
+            return known
+        return known | {"surrogate": self._surrogate_for_detector(system)}
+
+    def _surrogate_for_detector(self, system: System) -> Surrogate:
+        """What a detector's score is followed through.
 
         A detector may look at maps that are gradients, so its score is followed through a stand-in where the system's
         own map needs none: through ``h(z)``, which leaves that map and the score as they are.
         """
-        if system.detector is None or self.evade:
-            return self
         free = self.surrogate == "auto" and self._stand_in(system) is None
-        return replace(self, evade=1.0, surrogate="smooth_gradient" if free else self.surrogate)
+        return "smooth_gradient" if free else self.surrogate
 
     def differentiates(self, system: System) -> bool:
         """Whether the maps themselves are differentiated: MASK's are not, its steps are."""
-        return not isinstance(system.interpreter, Mask)
+        return not system.interpreter.iterative
 
     def plan(self, system: System) -> Plan:
         """A warm start on the prediction, then both; against MASK the bilevel form of it."""
@@ -145,18 +147,20 @@ class ADV2(Attack):
         warm = round(self.steps * self.warm_start)
         smooth = self._stand_in(system)
         first = Stage(Misclassify(), warm, update)
-        if isinstance(system.interpreter, Mask):
-            if self.draws > 1:
-                raise InputError(f"draws={self.draws}: against MASK the steps ahead are the draws; use draws=1")
+        if system.interpreter.iterative:
+            if self.adapt.draws > 1:
+                raise InputError(
+                    f"adapt.draws={self.adapt.draws}: against MASK the steps ahead are the draws; use draws=1"
+                )
             first = Stage(Misclassify(self.confidence), warm, update)
             return BilevelSearch(
                 threat, first, self.prediction(system), self.match(system), self.steps - warm, self.mask,
-                smooth, self.straight, self.restarts,
+                smooth, self.adapt.straight, self.restarts,
             )  # fmt: skip
         size = Ramp(self.step_size, self.step_size * self.decay)
         shrinking = SignStep(size) if self.norm == "linf" else NormalisedStep(size)
         stages = (first, Stage(self.objective(system), self.steps - warm, shrinking))
-        return Search(threat, stages, GradientDirection(smooth, self.straight, self.draws), restarts=self.restarts)
+        return Search(threat, stages, self.adapt.direction(smooth), restarts=self.restarts)
 
     def _stand_in(self, system: System) -> Smooth | BetaSchedule | None:
         hardening = BetaSchedule(self.beta, self.beta_end)
@@ -169,15 +173,10 @@ class ADV2(Attack):
 
     def prediction(self, system: System) -> Objective:
         """What it minimises of the prediction, and of a detector's score."""
-        saturates = system.interpreter.is_gradient or isinstance(system.interpreter, Mask)
+        saturates = system.interpreter.is_gradient or system.interpreter.iterative
         rho = Ramp(self.smoothing, self.smoothing / 5) if saturates else 0.0
-        return Misclassify(self.confidence, rho) + evasion(self.evade, system)
+        return Misclassify(self.confidence, rho) + self.adapt.evasion(system)
 
     def match(self, system: System) -> Objective:
         """What it minimises of the map."""
         return MatchMap(rescale="none" if system.interpreter.unit_range else "minmax", pool=self.pool)
-
-    def _goal(self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None) -> Goal:
-        if goal_map is not None and isinstance(system.interpreter, MemberMaps):
-            goal_map = system.interpreter.wanted(goal_map.to(x), x)
-        return super()._goal(system, x, y, goal_class, goal_map)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -15,8 +15,8 @@ from robustexplain.random_streams import Streams
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
+from ..adaptive import Adaptation
 from ..base import Attack
-from ..search.directions import GradientDirection
 from ..search.loop import Plan, Search, Stage
 from ..search.surrogates import Surrogate, surrogate_for
 from ..search.updates import Adam
@@ -101,6 +101,7 @@ class StAdv(Attack):
         neighbours: of the flow loss: ``axes`` as the papers write it, ``diagonals`` as their codes do.
         random_start: begin at a flow of up to 0.1 pixels, as in the code of Zhang et al.
         restarts: run this often and keep the best.
+        adapt: to a defense.
     """
 
     bound: Radius = 2.0
@@ -111,12 +112,13 @@ class StAdv(Attack):
     neighbours: Literal["axes", "diagonals"] = "axes"
     random_start: bool = False
     restarts: Count = 1
+    adapt: Adaptation = field(default_factory=Adaptation)
 
     def plan(self, system: System) -> Plan:
         """Adam on the margin and the flow's unevenness."""
-        objective = Margin(self.confidence) + self.flow * FlowLoss(self.neighbours)
-        stage = Stage(objective, self.steps, Adam(self.step_size))
-        return Search(Flow(self.bound), (stage,), random_start=self.random_start, restarts=self.restarts)
+        objective = Margin(self.confidence) + self.flow * FlowLoss(self.neighbours) + self.adapt.evasion(system)
+        stage, direction = Stage(objective, self.steps, Adam(self.step_size)), self.adapt.direction()
+        return Search(Flow(self.bound), (stage,), direction, random_start=self.random_start, restarts=self.restarts)
 
 
 @ATTACKS.register(
@@ -147,6 +149,7 @@ class ADV2StAdv(Attack):
         pool: as in :class:`ADV2`.
         random_start: begin at a flow of up to 0.1 pixels, as in the code.
         restarts: run this often and keep the best; all but the first begin at random.
+        adapt: to a defense.
     """
 
     bound: Radius = 2.0
@@ -164,6 +167,7 @@ class ADV2StAdv(Attack):
     pool: Count = 1
     random_start: bool = False
     restarts: Count = 1
+    adapt: Adaptation = field(default_factory=Adaptation)
 
     needs_maps: ClassVar[bool] = True
 
@@ -176,6 +180,7 @@ class ADV2StAdv(Attack):
             encoder_weight=self.encoder_weight,
             smoothing=self.smoothing,
             pool=self.pool,
+            adapt=self.adapt,
         )
         even = self.flow * FlowLoss(self.neighbours)
         warm, update = round(self.steps * self.warm_start), Adam(self.step_size)
@@ -183,5 +188,5 @@ class ADV2StAdv(Attack):
             Stage(pixels.prediction(system) + even, warm, update),
             Stage(pixels.objective(system) + even, self.steps - warm, update),
         )
-        direction = GradientDirection(surrogate_for(system.interpreter, self.surrogate))
+        direction = self.adapt.direction(surrogate_for(system.interpreter, self.surrogate))
         return Search(Flow(self.bound), stages, direction, random_start=self.random_start, restarts=self.restarts)

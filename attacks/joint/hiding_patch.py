@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
@@ -12,9 +12,9 @@ from robustexplain.objectives import LeaveRegion, Misclassify, Objective, UntilM
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
+from ..adaptive import Adaptation
 from ..base import Attack
 from ..prediction.patch import PATCH_64_OF_224, Patch, Place, Size
-from ..search.directions import GradientDirection
 from ..search.loop import Plan, Search, Stage
 from ..search.surrogates import Surrogate, surrogate_for
 from ..search.universal import Fitted, UniversalSearch, fit_universal
@@ -48,6 +48,7 @@ class HidingPatch(Attack):
             divided by 16 cells.
         surrogate: what rectifiers compute while directions are sought: ``auto`` takes ADV2's ``h(z)`` for maps that are
             themselves gradients and nothing otherwise; ``none``; ``smooth_gradient``; ``softplus`` (``beta = 10``).
+        adapt: to a defense; ``draws`` are of other places too.
     """
 
     size: Size = PATCH_64_OF_224
@@ -56,13 +57,14 @@ class HidingPatch(Attack):
     step_size: Positive = 0.005 * 0.225
     weight: NonNegative = 0.05 * 16
     surrogate: Surrogate = "auto"
+    adapt: Adaptation = field(default_factory=Adaptation)
 
     needs_maps: ClassVar[bool] = True
 
     def plan(self, system: System) -> Plan:
         """Sign descent on both losses."""
-        stage = Stage(hide(self.weight), self.steps, SignStep(self.step_size))
-        direction = GradientDirection(surrogate_for(system.interpreter, self.surrogate))
+        stage = Stage(hide(self.weight) + self.adapt.evasion(system), self.steps, SignStep(self.step_size))
+        direction = self.adapt.direction(surrogate_for(system.interpreter, self.surrogate))
         return Search(Patch(self.size, "square", self.place), (stage,), direction)
 
 
@@ -91,6 +93,7 @@ class UniversalHidingPatch(Attack):
         surrogate: what rectifiers compute while directions are sought: see :class:`HidingPatch`.
         goal_class: what every image should be predicted as; ``None``: anything but its label. Success is judged by the
             caller's goal.
+        adapt: to a defense; ``draws`` are of each image's place too.
     """
 
     size: Size = PATCH_64_OF_224
@@ -101,6 +104,7 @@ class UniversalHidingPatch(Attack):
     batch_size: Count = 16
     surrogate: Surrogate = "auto"
     goal_class: Natural | None = None
+    adapt: Adaptation = field(default_factory=Adaptation)
 
     needs_data: ClassVar[bool] = True
     needs_maps: ClassVar[bool] = True
@@ -108,9 +112,9 @@ class UniversalHidingPatch(Attack):
     def plan(self, system: System) -> Plan:
         """Mini-batch sign descent on both losses."""
         threat = Patch(self.size, "square", self.place)
-        direction = GradientDirection(surrogate_for(system.interpreter, self.surrogate))
-        update = SignStep(self.step_size)
-        return UniversalSearch(threat, hide(self.weight), self.steps, update, self.batch_size, direction)
+        direction = self.adapt.direction(surrogate_for(system.interpreter, self.surrogate))
+        aim, update = hide(self.weight) + self.adapt.evasion(system), SignStep(self.step_size)
+        return UniversalSearch(threat, aim, self.steps, update, self.batch_size, direction)
 
     def fitted(self, system: System, x: Tensor, y: Tensor) -> Fitted:
         """The attack with its patch computed on ``x`` ``[N, C, H, W]`` with labels ``y`` ``[N]``.

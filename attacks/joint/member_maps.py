@@ -68,7 +68,7 @@ class MemberMaps(Interpreter):
         maps, shared = explain_together(self.members, x, target, graph)
         return shared._replace(maps=self._beside(maps, x))
 
-    def wanted(self, goal_map: Tensor, x: Tensor) -> Tensor:
+    def lay_out(self, goal_map: Tensor, x: Tensor) -> Tensor:
         """One goal map ``[B, H, W]`` for every member, each on its own grid, laid out as the panel's maps are."""
         with torch.no_grad():
             grids = [member.explain(x[:1], native=True).maps.shape[-2:] for member in self.members]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from robustexplain import maps as ops
 from robustexplain.fields import Count, NonNegative, Positive
-from robustexplain.objectives import Distance, Goal, Margin, Objective, Traded
+from robustexplain.objectives import Distance, Goal, Margin, Objective, Traded, needs_of
 from robustexplain.random_streams import Streams
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
+from ..adaptive import Adaptation
 from ..base import Attack
 from ..search.directions import observe
 from ..search.loop import Plan, Search, SearchResult, Stage
@@ -122,7 +123,8 @@ class _Traded(Plan):
     """One search for each constant, all samples together, each with a constant of its own."""
 
     search: Search
-    kappa: float
+    deceives: Objective
+    """What an image must meet to count: the margin (and a detector's silence)."""
     initial: float
     rounds: int
 
@@ -132,7 +134,7 @@ class _Traded(Plan):
 
     @property
     def aim(self) -> Objective:
-        return Distance() + Margin(self.kappa)
+        return Distance() + self.deceives
 
     @property
     def summary(self) -> str:
@@ -146,15 +148,17 @@ class _Traded(Plan):
                 # The code's last try, if there are ten or more: the smallest constant that is known to succeed.
                 constants.now = torch.where(constants.high.isinf(), constants.now, constants.high)
             found = self.search.run(system, replace(goal, trade=constants.now), streams)
-            success = self._deceives(system, goal, found.x)
+            success = met(self.deceives, system, goal, found.x)
             queries += found.queries + 1
             nearest.update(goal.x, found.x, success)
             constants.tried(success)
         return SearchResult.of(nearest.x, queries, ~nearest.found)
 
-    @torch.no_grad()
-    def _deceives(self, system: System, goal: Goal, x: Tensor) -> Tensor:
-        return Margin(self.kappa).met(observe(system, x, goal, frozenset()), goal)
+
+@torch.no_grad()
+def met(wanted: Objective, system: System, goal: Goal, x: Tensor) -> Tensor:
+    """``[B]`` bool: where ``x`` meets every constraint of ``wanted`` on the real system."""
+    return wanted.met(observe(system, x, goal, needs_of(wanted)), goal)
 
 
 @ATTACKS.register("cw", paper="Carlini and Wagner 2017, sections V and VI-A (L2)", needs=("gradients",))
@@ -175,6 +179,7 @@ class CW(Attack):
         search_steps: constants tried.
         initial_constant: the first one.
         abort_early: let a sample go if a tenth of the steps lowered its loss by less than 0.01 percent.
+        adapt: to a defense.
     """
 
     kappa: NonNegative = 0.0
@@ -183,9 +188,12 @@ class CW(Attack):
     search_steps: Count = 9
     initial_constant: Positive = 1e-3
     abort_early: bool = True
+    adapt: Adaptation = field(default_factory=Adaptation)
 
     def plan(self, system: System) -> Plan:
         """Adam for each constant."""
-        stage = Stage(Distance() + Traded(Margin(self.kappa)), self.steps, Adam(self.step_size))
-        search = Search(TanhBox(), (stage,), patience=1e-4 if self.abort_early else 0.0)
-        return _Traded(search, self.kappa, self.initial_constant, self.search_steps)
+        silent = self.adapt.evasion(system)
+        stage = Stage(Distance() + Traded(Margin(self.kappa)) + silent, self.steps, Adam(self.step_size))
+        patience = 1e-4 if self.abort_early else 0.0
+        search = Search(TanhBox(), (stage,), self.adapt.direction(), patience=patience)
+        return _Traded(search, Margin(self.kappa) + silent, self.initial_constant, self.search_steps)

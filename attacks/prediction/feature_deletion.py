@@ -62,7 +62,7 @@ class _Delete(Plan):
             done = best.update(rows, observe(system, x, here, frozenset()), here, self.aim)
             progress.queries[rows] += 1
             rows = rows[~done]
-        return SearchResult(best.x, progress.queries, progress.flat, *progress.verdict(best))
+        return SearchResult.judged(best, progress)
 
 
 def _places(maps: Tensor, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -15,14 +15,11 @@ from robustexplain.random_streams import Streams
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
-from ..adaptive import evasion
+from ..adaptive import Adaptation
 from ..base import Attack
-from ..search.directions import GradientDirection
 from ..search.loop import Plan, Search, SearchResult, Stage
 from ..search.updates import MomentumStep, NormalisedStep, SignStep, Update
-from ..threat import L2, Linf, Threat
-
-Norm = Literal["linf", "l2"]
+from ..threat import L2, Linf, Norm, Threat
 
 
 def ball(norm: Norm, eps: float) -> Threat:
@@ -60,7 +57,7 @@ class _Drawn(Plan):
 
     def _scale(self, noise: Tensor) -> Tensor | float:
         eps: float = self.threat.eps  # type: ignore[attr-defined]
-        if isinstance(self.threat, L2):
+        if self.threat.norm == "l2":
             return eps / ops.expand(noise.flatten(1).norm(dim=1), noise)
         return eps / 2 if self.kind == "gaussian" else eps
 
@@ -70,6 +67,7 @@ class _Drawn(Plan):
 class Clean(Attack):
     """No change: the benign input itself."""
 
+    control: ClassVar[bool] = True
     takes: ClassVar[tuple[Kind, ...]] = ("images", "tables")
 
     def plan(self, system: System) -> Plan:
@@ -93,6 +91,8 @@ class Noise(Attack):
     kind: Literal["uniform", "sign", "gaussian"] = "uniform"
     norm: Norm = "linf"
 
+    control: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         ball(self.norm, self.eps)
@@ -109,13 +109,16 @@ class FGSM(Attack):
 
     Args:
         eps: L-infinity radius, in the units of ``[0, 1]`` pixels.
+        adapt: to a defense.
     """
 
     eps: Fraction = 8 / 255
+    adapt: Adaptation = field(default_factory=Adaptation)
 
     def plan(self, system: System) -> Plan:
         """The published attack is its one step, not the better of that step and the start."""
-        return Search(Linf(self.eps), (Stage(Misclassify(), 1, SignStep(self.eps)),), returns="last")
+        stage = Stage(Misclassify() + self.adapt.evasion(system), 1, SignStep(self.eps))
+        return Search(Linf(self.eps), (stage,), self.adapt.direction(), returns="last")
 
 
 @ATTACKS.register("bim", paper="Kurakin et al. 2017", needs=("gradients",))
@@ -127,16 +130,18 @@ class BIM(Attack):
         eps: L-infinity radius, in the units of ``[0, 1]`` pixels.
         steps: iterations.
         step_size: of one step.
+        adapt: to a defense.
     """
 
     eps: Fraction = 8 / 255
     steps: Count = 10
     step_size: Positive = 1 / 255
+    adapt: Adaptation = field(default_factory=Adaptation)
 
     def plan(self, system: System) -> Plan:
         """Sign descent on the cross-entropy."""
-        stage = Stage(Misclassify(), self.steps, SignStep(self.step_size))
-        return Search(Linf(self.eps), (stage,), returns="last")
+        stage = Stage(Misclassify() + self.adapt.evasion(system), self.steps, SignStep(self.step_size))
+        return Search(Linf(self.eps), (stage,), self.adapt.direction(), returns="last")
 
 
 @ATTACKS.register("mi-fgsm", paper="Dong et al. 2018, Algorithm 1", needs=("gradients",))
@@ -150,6 +155,7 @@ class MIFGSM(Attack):
         step_size: ``alpha``; the paper uses ``eps / T``.
         decay: ``mu``.
         norm: ``linf`` (sign steps) or ``l2`` (steps of that length along the momentum).
+        adapt: to a defense.
     """
 
     eps: Radius = 8 / 255
@@ -157,6 +163,7 @@ class MIFGSM(Attack):
     step_size: Positive = 0.8 / 255
     decay: NonNegative = 1.0
     norm: Norm = "linf"
+    adapt: Adaptation = field(default_factory=Adaptation)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -165,7 +172,8 @@ class MIFGSM(Attack):
     def plan(self, system: System) -> Plan:
         """Momentum on the cross-entropy."""
         update = MomentumStep(self.step_size, self.decay, sign=self.norm == "linf")
-        return Search(ball(self.norm, self.eps), (Stage(Misclassify(), self.steps, update),), returns="last")
+        stage = Stage(Misclassify() + self.adapt.evasion(system), self.steps, update)
+        return Search(ball(self.norm, self.eps), (stage,), self.adapt.direction(), returns="last")
 
 
 @ATTACKS.register("pgd", paper="Madry et al. 2018; Zhang et al. 2020, eq. 1", needs=("gradients",))
@@ -183,8 +191,7 @@ class PGD(Attack):
         random_start: begin at a random point of the ball.
         restarts: run this often, keep the best.
         early_stop: stop a sample at its first success.
-        straight: go straight through rounding inside the model (Athalye et al. 2018).
-        evade: weight of a detector's soft score; 0 ignores it (see :meth:`adapted`).
+        adapt: to a defense.
     """
 
     eps: Radius = 8 / 255
@@ -194,23 +201,18 @@ class PGD(Attack):
     random_start: bool = False
     restarts: Count = 1
     early_stop: bool = False
-    straight: bool = False
-    evade: NonNegative = 0.0
+    adapt: Adaptation = field(default_factory=Adaptation)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         ball(self.norm, self.eps)
 
-    def adapted(self, system: System) -> PGD:
-        """With the detector's soft score in the loss, and its silence as a condition, if there is a detector."""
-        return self if system.detector is None or self.evade else replace(self, evade=1.0)
-
     def plan(self, system: System) -> Plan:
         """Descent on the cross-entropy (and a detector's score)."""
         return Search(
             ball(self.norm, self.eps),
-            (Stage(Misclassify() + evasion(self.evade, system), self.steps, step(self.norm, self.step_size)),),
-            GradientDirection(straight=self.straight),
+            (Stage(Misclassify() + self.adapt.evasion(system), self.steps, step(self.norm, self.step_size)),),
+            self.adapt.direction(),
             random_start=self.random_start,
             restarts=self.restarts,
             early_stop=self.early_stop,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,12 @@ from robustexplain.random_streams import Streams
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
+from ..adaptive import Adaptation
 from ..base import Attack
-from ..search.directions import StepContext, observe
+from ..search.directions import GradientDirection, StepContext, observe
 from ..search.loop import Plan, SearchResult
 from ..threat import Threat
-from .carlini_wagner import Box, Constants, Nearest
+from .carlini_wagner import Box, Constants, Nearest, met
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,17 @@ class _LineSearch(Plan):
     """L-BFGS-B for each constant and each sample on its own."""
 
     threat: Threat
+    deceives: Objective
+    """What an image must meet to count: the prediction (and a detector's silence)."""
+    silent: Objective
+    direction: GradientDirection
     initial: float
     rounds: int
     steps: int
 
     @property
     def aim(self) -> Objective:
-        return Distance() + Misclassify()
+        return Distance() + self.deceives
 
     @property
     def summary(self) -> str:
@@ -49,29 +54,27 @@ class _LineSearch(Plan):
         aimed, queries = (goal, 0) if goal.goal_class is not None else (_at_runner_up(system, goal), 1)
         for _ in range(self.rounds):
             traded = replace(aimed, trade=constants.now)
-            problem = StepContext(system, self.threat, traded, Distance() + Traded(Misclassify()), streams, 1.0)
-            x, used = self._minimised(problem)
-            with torch.no_grad():
-                success = Misclassify().met(problem.observe(x), goal)
+            objective = Distance() + Traded(Misclassify()) + self.silent
+            x, used = self._minimised(StepContext(system, self.threat, traded, objective, streams, 1.0))
+            success = met(self.deceives, system, goal, x)
             queries += used + 1
             nearest.update(goal.x, x, success)
             constants.tried(success)
         return nearest.x, torch.full_like(goal.label, queries), nearest.found
 
-    def _minimised(self, problem: StepContext) -> tuple[Tensor, int]:
+    def _minimised(self, context: StepContext) -> tuple[Tensor, int]:
         """The minimiser ``[1, C, H, W]``, and how many inputs finding it took."""
         from scipy.optimize import Bounds, minimize  # type: ignore[import-untyped]
 
-        benign = problem.goal.x
+        benign = context.goal.x
         queries = 0
 
         def value(point: Any) -> tuple[float, Any]:
             nonlocal queries
-            queries += 1
-            leaf = torch.as_tensor(point).to(benign).reshape(benign.shape).requires_grad_()
-            loss = problem.loss(problem.observe(leaf)).sum()
-            (gradient,) = torch.autograd.grad(loss, leaf)
-            return float(loss.detach()), gradient.flatten().to("cpu", torch.float64).numpy()
+            # The draws of every call are the same: the function that is minimised stays one function.
+            found = self.direction(context, torch.as_tensor(point).to(benign).reshape(benign.shape), False)
+            queries += found.queries
+            return float(found.loss.sum()), found.gradient.flatten().to("cpu", torch.float64).numpy()
 
         start = benign.flatten().to("cpu", torch.float64).numpy().copy()
         options = {"maxiter": self.steps}
@@ -103,12 +106,16 @@ class LBFGS(Attack):
         steps: iterations of L-BFGS-B, for each constant.
         search_steps: constants tried.
         initial_constant: the first one.
+        adapt: to a defense.
     """
 
     steps: Count = 100
     search_steps: Count = 9
     initial_constant: Positive = 1e-2
+    adapt: Adaptation = field(default_factory=Adaptation)
 
     def plan(self, system: System) -> Plan:
         """L-BFGS-B for each constant."""
-        return _LineSearch(Box(), self.initial_constant, self.search_steps, self.steps)
+        silent, direction = self.adapt.evasion(system), self.adapt.direction()
+        deceives = Misclassify() + silent
+        return _LineSearch(Box(), deceives, silent, direction, self.initial_constant, self.search_steps, self.steps)

@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustexplain import maps as ops
-from robustexplain.errors import FieldError, InputError
+from robustexplain.errors import InputError
 from robustexplain.fields import Count, Natural, Positive
 from robustexplain.objectives import Misclassify
 from robustexplain.random_streams import Streams
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
+from ..adaptive import Adaptation
 from ..base import Attack
-from ..search.directions import GradientDirection
 from ..search.loop import Plan, Search, Stage
 from ..search.universal import Fitted, UniversalSearch, fit_universal
 from ..search.updates import SignStep
@@ -192,8 +192,8 @@ class ImagePatch(Attack):
         shrink: and scaled, down to this.
         steps: iterations.
         step_size: of one sign step, in the units of ``[0, 1]`` pixels.
-        draws: average the gradient over so many other places, angles and scales (expectation over transformation).
         early_stop: stop a sample at its first success.
+        adapt: to a defense; ``draws`` are of other places, angles and scales too.
     """
 
     size: Size = PATCH_64_OF_224
@@ -203,19 +203,15 @@ class ImagePatch(Attack):
     shrink: Size = 1.0
     steps: Count = 250
     step_size: Positive = 4 / 255
-    draws: Count = 1
     early_stop: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        needs_chance(self, self.draws)
+    adapt: Adaptation = field(default_factory=Adaptation)
 
     def plan(self, system: System) -> Plan:
         """Sign descent on the cross-entropy."""
         return Search(
             threat_of(self),
-            (Stage(Misclassify(), self.steps, SignStep(self.step_size)),),
-            GradientDirection(draws=self.draws),
+            (Stage(Misclassify() + self.adapt.evasion(system), self.steps, SignStep(self.step_size)),),
+            self.adapt.direction(),
             early_stop=self.early_stop,
         )
 
@@ -242,9 +238,9 @@ class AdversarialPatch(Attack):
         steps: mini-batches (their code: 500).
         step_size: of one sign step, in the units of ``[0, 1]`` pixels.
         batch_size: images a step (their code: 16).
-        draws: average each image's gradient over so many draws.
         goal_class: what every image should be predicted as; ``None``: anything but its label. Success is judged by the
             caller's goal.
+        adapt: to a defense; ``draws`` are of each image's place, angle and scale too.
     """
 
     size: Size = 0.4
@@ -255,19 +251,15 @@ class AdversarialPatch(Attack):
     steps: Count = 500
     step_size: Positive = 4 / 255
     batch_size: Count = 16
-    draws: Count = 1
     goal_class: Natural | None = None
+    adapt: Adaptation = field(default_factory=Adaptation)
 
     needs_data: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        needs_chance(self, self.draws)
-
     def plan(self, system: System) -> Plan:
         """Mini-batch sign descent on the expected cross-entropy."""
-        update, direction = SignStep(self.step_size), GradientDirection(draws=self.draws)
-        return UniversalSearch(threat_of(self), Misclassify(), self.steps, update, self.batch_size, direction)
+        aim, update = Misclassify() + self.adapt.evasion(system), SignStep(self.step_size)
+        return UniversalSearch(threat_of(self), aim, self.steps, update, self.batch_size, self.adapt.direction())
 
     def fitted(self, system: System, x: Tensor, y: Tensor) -> Fitted:
         """The attack with its patch computed on ``x`` ``[N, C, H, W]`` with labels ``y`` ``[N]``.
@@ -281,11 +273,3 @@ class AdversarialPatch(Attack):
 def threat_of(attack: ImagePatch | AdversarialPatch) -> Patch:
     """The patch that an attack's fields describe."""
     return Patch(attack.size, attack.shape, attack.place, attack.rotation, attack.shrink)
-
-
-def needs_chance(attack: ImagePatch | AdversarialPatch, draws: int) -> None:
-    """Refuse an average over draws of which nothing is drawn."""
-    if draws > 1 and not threat_of(attack).random:
-        raise FieldError(
-            type(attack).__name__, "draws", f"must be 1 for a patch that neither moves, turns nor shrinks, got {draws}"
-        )

@@ -15,7 +15,8 @@ from ..base import Attack
 from ..search.directions import EstimatedGradient
 from ..search.loop import Plan, Search, Stage
 from ..search.updates import Adam, Update
-from .gradient import Norm, ball, step
+from ..threat import Norm
+from .gradient import ball, step
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class _Asking(Attack):
         objective = prediction + self.weight * MatchMap() if self.joint else prediction
         stage = Stage(objective, (self.max_queries - 1) // self._of_a_step, update)
         direction = EstimatedGradient(kind, self.samples, self.sigma)
-        return Search(ball(self.norm, self.eps), (stage,), direction, judge_every=1, early_stop=not self.joint)
+        return Search(ball(self.norm, self.eps), (stage,), direction, evaluate_every=1, early_stop=not self.joint)
 
 
 @ATTACKS.register("nes", paper="Ilyas et al. 2018, Algorithm 1, section 3.2")

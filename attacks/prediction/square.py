@@ -19,8 +19,8 @@ from ..base import Attack
 from ..search.best import BestIterates, SearchRecord
 from ..search.directions import observe
 from ..search.loop import Plan, SearchResult
-from ..threat import L2, Linf, Threat
-from .gradient import Norm, ball
+from ..threat import L2, Linf, Norm, Threat
+from .gradient import ball
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """After which of 10,000 queries the share of pixels is halved (section 5, "hyperparameters")."""
@@ -67,7 +67,7 @@ class _Squares(Plan):
                 rows, goal, streams = rows[~done], goal.select(~done), streams.select((~done).nonzero()[:, 0])
             if not len(rows):
                 break
-        return SearchResult(best.x, progress.queries, progress.flat, *progress.verdict(best))
+        return SearchResult.judged(best, progress)
 
     def _share(self, step: int) -> float:
         """``p``, the share of pixels that one proposal changes."""
@@ -75,14 +75,14 @@ class _Squares(Plan):
         return self.share / 2.0 ** sum(place > mark for mark in _HALVINGS)
 
     def _first(self, x: Tensor, streams: Streams) -> Tensor:
-        if isinstance(self.threat, Linf):
+        if self.threat.norm == "linf":
             stripes = _signs(x[:, :, :1], streams)
             return self.threat.project(x, x + self.threat.eps * stripes)
         return self._at_radius(x, _tiles(x, streams))
 
     def _next(self, x: Tensor, best: Tensor, side: float, streams: Streams) -> Tensor:
         smaller = min(x.shape[-2:])
-        if isinstance(self.threat, L2):
+        if self.threat.norm == "l2":
             odd = max(round(side), 3) // 2 * 2 + 1
             return self._at_radius(x, self._moved(best - x, min(odd, (smaller - 1) // 2 * 2 + 1), streams))
         size = max(min(round(side), smaller - 1), 1)

@@ -77,7 +77,11 @@ class _CarriedOver(Plan):
         wanted = None if goal.goal_map is None else ops.resize(goal.goal_map, goal.x.shape[-2:])
         found = self.attack(self.substitute, goal.x, goal.label, goal.goal_class, wanted)
         return SearchResult(
-            found.x, torch.zeros_like(goal.label), found.no_map_gradient, found.stalled, found.surrogate_misled
+            x=found.x,
+            queries=torch.zeros_like(goal.label),
+            zero_direction=found.zero_direction,
+            stalled=found.stalled,
+            surrogate_misled=found.surrogate_misled,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -16,11 +16,12 @@ from robustexplain.random_streams import Streams
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
+from ..adaptive import Adaptation
 from ..base import Attack
 from ..search.loop import Plan
 from ..search.universal import Fitted, UniversalSearch, fit_universal
-from ..threat import Threat
-from .gradient import Norm, ball, step
+from ..threat import Norm, Threat
+from .gradient import ball, step
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class UAP(Attack):
         batch_size: images a step.
         goal_class: what every image should be predicted as; ``None``: anything but its label. Success is judged by the
             caller's goal.
+        adapt: to a defense.
     """
 
     eps: Radius = 10 / 255
@@ -103,6 +105,7 @@ class UAP(Attack):
     cap: Positive = 9.0
     batch_size: Count = 32
     goal_class: Natural | None = None
+    adapt: Adaptation = field(default_factory=Adaptation)
 
     needs_data: ClassVar[bool] = True
 
@@ -112,9 +115,9 @@ class UAP(Attack):
 
     def plan(self, system: System) -> Plan:
         """Mini-batch descent on the capped cross-entropy."""
-        aim = Capped(Misclassify(), self.cap)
-        update = step(self.norm, self.step_size)
-        return UniversalSearch(Universal(self.eps, self.norm), aim, self.steps, update, self.batch_size)
+        aim = Capped(Misclassify(), self.cap) + self.adapt.evasion(system)
+        threat, update = Universal(self.eps, self.norm), step(self.norm, self.step_size)
+        return UniversalSearch(threat, aim, self.steps, update, self.batch_size, self.adapt.direction())
 
     def fitted(self, system: System, x: Tensor, y: Tensor) -> Fitted:
         """The attack with its perturbation computed on ``x`` ``[N, C, H, W]`` with labels ``y`` ``[N]``.

@@ -21,13 +21,13 @@ class SearchRecord:
 
     Args:
         queries: inputs shown to the system so far.
-        flat: where the map's gradient was exactly zero.
+        zero_direction: where there was no direction to go in.
         followed: the loss as a stand-in that was followed saw it first (infinite where none was), and ...
         reached: the lowest it saw since.
     """
 
     queries: Tensor
-    flat: Tensor
+    zero_direction: Tensor
     followed: Tensor
     reached: Tensor
 
@@ -47,11 +47,11 @@ class SearchRecord:
         self.reached[rows] = torch.minimum(self.reached[rows], loss)
 
     def verdict(self, best: BestIterates) -> tuple[Tensor, Tensor]:
-        """``stalled`` and ``surrogate_misled``, ``[B]`` bool: see :class:`~.search.SearchResult`."""
-        stuck = best.stalled()
+        """``stalled`` and ``surrogate_misled``, ``[B]`` bool: see :class:`~.loop.SearchResult`."""
+        stalled = best.stalled()
         # Infinite throughout where no stand-in was followed.
         fell = self.reached < self.followed - 1e-3 * self.followed.abs()
-        return stuck, stuck & fell
+        return stalled, stalled & fell
 
 
 class _Start(NamedTuple):

@@ -13,7 +13,7 @@ from robustexplain import maps as ops
 from robustexplain.autograd.rectifiers import Smooth
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Natural, NonNegative, Positive, check_fields
-from robustexplain.interpreters import Mask, MaskState
+from robustexplain.interpreters import IterativeInterpreter, MaskState
 from robustexplain.objectives import Goal, Objective, Observation, Sum, needs_of
 from robustexplain.random_streams import Streams
 from robustexplain.system import System
@@ -43,12 +43,13 @@ class Bilevel:
         push: L2 length of the step on the prediction (0.05 in the code).
         reach: largest L2 length of the step on the map (``alpha_max``).
         bisections: of that length (``n_bs``; 10 in the code).
-        rehearse: look ahead from MASK's first value and not from the mask that follows (ours). Adam's first steps have
-            one length whatever the slope, so they decide where a mask ends; and a mask that follows goes on where
-            MASK has stopped. Where the benign map is the goal, the steps ahead are compared with the masks of MASK's
-            run on the benign input at the same steps. It leads nearer to the benign map where MASK's steps end before
-            it rests (photographs), and less near where it rests (32 pixels); nearer to random patches on CIFAR-10's
-            ResNet-20, with ``ahead=16``, and less near on a small network for digits.
+        rehearse: look ahead from MASK's first value and not from the mask that follows (ours): the steps ahead are then
+            the first steps of MASK itself. Adam's first steps have one length whatever the slope, so they decide where
+            a mask ends; and a mask that follows goes on where MASK has stopped. Where the benign map is the goal, each
+            step ahead is compared with what MASK's run on the benign input shows at the same step. It leads nearer to
+            the benign map where MASK's steps end before it rests (photographs), and less near where it rests (32
+            pixels); nearer to random patches on CIFAR-10's ResNet-20, with ``ahead=16``, and less near on a small
+            network for digits.
     """
 
     follow: Natural = 0
@@ -69,10 +70,11 @@ class BilevelSearch(Plan):
     """Algorithm 1 of Zhang et al. 2020 with section 3.6: an input that is led, and a mask that follows it.
 
     Each outer step (i) steps on the prediction, (ii) lets the mask follow by ``settings.follow`` steps of its own Adam,
-    (iii) looks ``settings.ahead`` differentiable steps ahead, and (iv) steps against the gradient of the mean map loss
-    over these, as far as the constraints of ``prediction`` stay met: each sample's own length, by bisection. The mask
-    and its Adam go on from step to step; every ``settings.reset`` steps both are replaced by those of the optimisation
-    that MASK itself runs on the present input. Iterates are judged there and at the end, by MASK's own map.
+    (iii) looks ``settings.ahead`` differentiable steps ahead, and (iv) steps on the map: against the gradient of the
+    mean map loss over these, as far as the constraints of ``prediction`` stay met: each sample's own length, by
+    bisection. The mask and its Adam go on from step to step; every ``settings.reset`` steps both are replaced by those
+    of the optimisation that MASK itself runs on the present input. Iterates are evaluated there and at the end, by
+    MASK's own map. Any interpreter that is ``iterative`` can be attacked so.
 
     Departures from the authors' code: the length is each sample's own (theirs is one for the whole batch, because the
     margin is summed over it); the step on the prediction follows the paper's cross-entropy and not the logit margin,
@@ -81,7 +83,7 @@ class BilevelSearch(Plan):
     gradient through it); the mask starts as ``g(x; f)``, as in Algorithm 1, and not at 0.5; at a reset Adam's moments
     are those of MASK's own run, which stand at the new mask, and its counter is ``interpreter.steps`` (theirs halve and
     quarter the old ones and count from 100); the longest step does not shrink after 900 steps; nothing is rounded to 8
-    bits; with ``settings.rehearse``, (ii) and (iii) give way to a rehearsal of MASK's first steps.
+    bits; with ``settings.rehearse``, (ii) is left out and (iii) starts where MASK itself starts.
 
     Args:
         threat: where the input may go.
@@ -122,18 +124,19 @@ class BilevelSearch(Plan):
         """Search from ``goal.x``; every sample on its own.
 
         Raises:
-            InputError: the system's interpreter is not MASK, or its gradient is not finite.
+            InputError: the system's interpreter is not iterative, or its gradient is not finite.
         """
-        if not isinstance(system.interpreter, Mask):
-            raise InputError(f"a bilevel search is for Mask, got {type(system.interpreter).__name__}")
-        best, seen = BestIterates.none(goal.x), SearchRecord.none(goal.x)
+        if not isinstance(system.interpreter, IterativeInterpreter):
+            name = type(system.interpreter).__name__
+            raise InputError(f"a bilevel search is for Mask and other iterative interpreters, got {name}")
+        best, record = BestIterates.none(goal.x), SearchRecord.none(goal.x)
         with frozen(system.model):
             for attempt in range(self.restarts):
                 warm = Search(self.threat, (self.warm,), random_start=attempt > 0, early_stop=True)
                 begun = warm.run(system, goal, streams)
-                seen.queries += begun.queries
-                _Run(self, system, system.interpreter, goal, streams, begun.x, best, seen).all()
-        return SearchResult(best.x, seen.queries, seen.flat, *seen.verdict(best))
+                record.queries += begun.queries
+                _Run(self, system, system.interpreter, goal, streams, begun.x, best, record).every_step()
+        return SearchResult.judged(best, record)
 
 
 @dataclass
@@ -142,46 +145,49 @@ class _Run:
 
     plan: BilevelSearch
     system: System
-    mask: Mask
+    mask: IterativeInterpreter
     goal: Goal
     streams: Streams
     x: Tensor
     best: BestIterates
-    seen: SearchRecord
-    lesson: tuple[Goal, ...] = field(init=False)
+    record: SearchRecord
+    goals_ahead: tuple[Goal, ...] = field(init=False)
+    """What the map is compared with after each step ahead."""
+    classes: Tensor = field(init=False)
+    """``[B]``: the class that is explained at the present input."""
 
     def __post_init__(self) -> None:
-        # At once: later the model may be the stand-in, and its masks are others.
-        self.lesson = self._lesson()
+        # These maps are the real model's. During a look ahead a stand-in takes its place, and its masks are others.
+        self.goals_ahead = self._goals_ahead()
 
-    def all(self) -> None:
-        """Every outer step, with a reset before the first and a verdict after the last."""
-        settings, steps = self.plan.settings, self.plan.steps
-        for step in range(steps):
-            if step % settings.reset == 0:
-                state = self._reset(step / max(steps, 1))
-            self.x = self._push(step / max(steps, 1))
-            state = self._follow(state)
-            gradient, state = self._ahead(state, step / max(steps, 1))
+    def every_step(self) -> None:
+        """Every outer step of Algorithm 1, with a reset before the first one and an evaluation after the last."""
+        for step in range(self.plan.steps):
+            progress = step / self.plan.steps
+            if step % self.plan.settings.reset == 0:
+                state = self._reset(progress)
+            self.x = self._step_on_prediction(progress)
+            state = self._follow_mask(state)
+            gradient, state = self._look_ahead(state, progress)
             if step == 0:
-                self.seen.flat |= (gradient.flatten(1) == 0).all(1)
-            self.x = self._lead(gradient, step / max(steps, 1))
+                self.record.zero_direction |= (gradient.flatten(1) == 0).all(1)
+            self.x = self._step_on_map(gradient, progress)
         self._reset(1.0)
 
-    def _lesson(self) -> tuple[Goal, ...]:
-        """What to match after each step ahead: the goal, or in a rehearsal of the benign map MASK's own way to it."""
+    def _goals_ahead(self) -> tuple[Goal, ...]:
+        """The goal, for every step; if these start with MASK and the goal is the benign map, MASK's own way to it."""
         goal, ahead = self.goal, self.plan.settings.ahead
         if not self.plan.settings.rehearse or goal.goal_map is None or goal.benign_map is None:
             return (goal,) * ahead
-        wanted = goal.goal_map
-        rows = (wanted == goal.benign_map).flatten(1).all(1).nonzero()[:, 0]
-        shown = self._run_on(goal.x[rows]) if len(rows) else []
-        self.seen.queries[rows] += 1 + ahead
-        told = tuple(replace(goal, goal_map=wanted.index_copy(0, rows, maps)) for maps in shown)
-        return told or (goal,) * ahead
+        goal_map = goal.goal_map
+        rows = (goal_map == goal.benign_map).flatten(1).all(1).nonzero()[:, 0]
+        if not len(rows):
+            return (goal,) * ahead
+        self.record.queries[rows] += 1 + ahead
+        return tuple(replace(goal, goal_map=goal_map.index_copy(0, rows, maps)) for maps in self._first(goal.x[rows]))
 
     @torch.no_grad()
-    def _run_on(self, x: Tensor) -> list[Tensor]:
+    def _first(self, x: Tensor) -> list[Tensor]:
         """The maps of the first ``settings.ahead`` steps of MASK on ``x``."""
         classes, background = self.system.model(x).argmax(1), self.mask.background(x)
         state, streams, shown = self.mask.begin(x), Streams.of(x, self.mask.seed, "mask"), []
@@ -190,96 +196,97 @@ class _Run:
             shown.append(self._map(state))
         return shown
 
-    def _classes(self, logits: Tensor) -> Tensor:
+    def _explained(self, logits: Tensor) -> Tensor:
         return logits.argmax(1) if self.goal.target is None else self.goal.target
 
-    def _problem(self, progress: float) -> StepContext:
+    def _context(self, progress: float) -> StepContext:
         return StepContext(self.system, self.plan.threat, self.goal, self.plan.prediction, self.streams, progress)
 
     @torch.no_grad()
     def _reset(self, progress: float) -> MaskState:
-        """MASK's own mask of the present input, which is judged."""
-        look = self._problem(progress).observe(self.x)
-        state = self.mask.optimise(self.x, self._classes(look.logits))
+        """MASK's own mask of the present input, by which the input is evaluated."""
+        seen = self._context(progress).observe(self.x)
+        state = self.mask.optimise(self.x, self._explained(seen.logits))
         # MASK stops some samples earlier, and does not say which: this is the most that it shows.
-        self.seen.queries += 1 + self.mask.steps
-        self.best.update(slice(None), replace(look, maps=self._map(state)), self.goal, self.plan.aim)
+        self.record.queries += 1 + self.mask.steps
+        self.best.update(slice(None), replace(seen, maps=self._map(state)), self.goal, self.plan.aim)
         return state._replace(step=self.mask.steps)
 
     def _map(self, state: MaskState) -> Tensor:
-        return (1 - state.mask).to(self.x.dtype)
+        return self.mask.map_of(state).to(self.x.dtype)
 
-    def _push(self, progress: float) -> Tensor:
-        """The input after the step on the prediction."""
+    def _step_on_prediction(self, progress: float) -> Tensor:
+        """(i): the input after the step on the prediction."""
         size = self.plan.settings.push
         if size == 0:
             return self.x
         x = self.x.detach().requires_grad_()
         with torch.enable_grad(), self._followed(progress, needs_of(self.plan.prediction)):
-            problem = self._problem(progress)
-            loss = problem.loss(problem.observe(x))
+            context = self._context(progress)
+            loss = context.loss(context.observe(x))
             (gradient,) = torch.autograd.grad(loss.sum(), x)
-        self.seen.queries += 1
+        self.record.queries += 1
         moved, _ = NormalisedStep(size)(self.x, gradient, progress, ())
         return self.plan.threat.project(self.goal.x, moved)
 
-    def _follow(self, state: MaskState) -> MaskState:
+    def _follow_mask(self, state: MaskState) -> MaskState:
+        """(ii): the mask after its steps on the present input, and the class that it explains there."""
         with torch.no_grad():
-            self.classes = self._classes(self.system.model(self.x))
+            self.classes = self._explained(self.system.model(self.x))
             background = self.mask.background(self.x)
-        follow = 0 if self.plan.settings.rehearse else self.plan.settings.follow
-        for _ in range(follow):
+        steps = 0 if self.plan.settings.rehearse else self.plan.settings.follow
+        for _ in range(steps):
             state = self.mask.step(self.x, background, state, self.classes, self.mask.shifts(self.x, self.streams))
-        self.seen.queries += 1 + follow
+        self.record.queries += 1 + steps
         return state
 
-    def _ahead(self, state: MaskState, progress: float) -> tuple[Tensor, MaskState]:
-        """The gradient of the mean map loss over the steps ahead, and where they end."""
+    def _look_ahead(self, state: MaskState, progress: float) -> tuple[Tensor, MaskState]:
+        """(iii): the gradient of the mean map loss over the steps ahead, and where they end."""
         x = self.x.detach().requires_grad_()
         total, state = x.new_zeros(len(x)), self.mask.begin(x) if self.plan.settings.rehearse else state
         with torch.enable_grad(), self._followed(progress):
             background = self.mask.background(x)
-            for goal in self.lesson:
+            for goal in self.goals_ahead:
                 shift = self.mask.shifts(x, self.streams)
                 state = self.mask.step(x, background, state, self.classes, shift, graph=True)
-                look = Observation(x, x.new_zeros(len(x), 1), self._map(state), variable=x)
-                total = total + self.plan.match.loss(look, goal)
+                seen = Observation(x, x.new_zeros(len(x), 1), self._map(state), variable=x)
+                total = total + self.plan.match.loss(seen, goal)
                 if not self.plan.settings.unroll:
                     state = state._replace(mask=state.mask.detach())
             (gradient,) = torch.autograd.grad(total.sum() / self.plan.settings.ahead, x)
-        self.seen.queries += self.plan.settings.ahead
+        self.record.queries += self.plan.settings.ahead
         if not bool(torch.isfinite(gradient).all()):
             raise InputError("the gradient through the mask is NaN or infinite: does the model overflow on this input?")
         return gradient, MaskState(state.mask.detach(), state.first.detach(), state.second.detach(), state.step)
 
     @torch.no_grad()
-    def _lead(self, gradient: Tensor, progress: float) -> Tensor:
-        """The input after the longest step against ``gradient`` that keeps the prediction, for each sample."""
+    def _step_on_map(self, gradient: Tensor, progress: float) -> Tensor:
+        """(iv): the input after the longest step against ``gradient`` that keeps the prediction, for each sample."""
         norm = ops.expand(gradient.flatten(1).norm(dim=1), gradient)
-        way = gradient / norm.clamp(min=1e-12)
+        along = gradient / norm.clamp(min=1e-12)
 
-        def at(length: Tensor, rows: Tensor) -> Tensor:
-            return self.plan.threat.project(self.goal.x[rows], self.x[rows] - ops.expand(length, way) * way[rows])
+        def moved(length: Tensor, rows: Tensor) -> Tensor:
+            return self.plan.threat.project(self.goal.x[rows], self.x[rows] - ops.expand(length, along) * along[rows])
 
-        rows = torch.arange(len(way), device=way.device)
-        longest = way.new_full((len(way),), self.plan.settings.reach)
-        reached = torch.where(self._kept(at(longest, rows), rows, progress), longest, 0)
-        rows = (reached == 0).nonzero()[:, 0]
-        low, high = reached[rows], longest[rows]
+        everyone = torch.arange(len(along), device=along.device)
+        longest = along.new_full((len(along),), self.plan.settings.reach)
+        length = torch.where(self._kept(moved(longest, everyone), everyone, progress), longest, 0)
+        rows = (length == 0).nonzero()[:, 0]
+        low, high = length[rows], longest[rows]
         for _ in range(self.plan.settings.bisections if len(rows) else 0):
             middle = (low + high) / 2
-            kept = self._kept(at(middle, rows), rows, progress)
+            kept = self._kept(moved(middle, rows), rows, progress)
             low, high = torch.where(kept, middle, low), torch.where(kept, high, middle)
-        reached[rows] = low
+        length[rows] = low
         # Where nothing moves the input stays the same bits: x - 0 is x.
-        return at(reached, torch.arange(len(way), device=way.device))
+        return moved(length, everyone)
 
     def _kept(self, x: Tensor, rows: Tensor, progress: float) -> Tensor:
         """``[rows]`` bool: where the constraints on the prediction are met."""
         goal, streams = self.goal.select(rows), self.streams.select(rows)
-        problem = replace(self._problem(progress), goal=goal, streams=streams)
-        self.seen.queries[rows] += 1
-        return self.plan.prediction.met(problem.observe(x), goal)
+        context = replace(self._context(progress), goal=goal, streams=streams)
+        self.record.queries[rows] += 1
+        return self.plan.prediction.met(context.observe(x), goal)
 
     def _followed(self, progress: float, needs: Collection[str] = ("maps",)) -> AbstractContextManager[None]:
         return followed(self.plan.surrogate if needs else None, self.plan.straight, progress)

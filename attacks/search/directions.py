@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,11 +14,11 @@ from torch import Tensor
 from robustexplain import maps as ops
 from robustexplain.autograd.rectifiers import Smooth, Softplus, swapped
 from robustexplain.autograd.straight_through import straight_through
-from robustexplain.errors import InputError, NotDifferentiableError
+from robustexplain.errors import InputError, NotDifferentiableError, ZeroDirectionWarning, ZeroMapGradientWarning
 from robustexplain.fields import Count, Positive, check_fields
 from robustexplain.objectives import Goal, Objective, Observation, needs_of, sum_losses
 from robustexplain.random_streams import Streams, derive
-from robustexplain.system import System
+from robustexplain.system import System, draws
 
 from ..threat import Threat
 
@@ -60,6 +60,14 @@ class StepContext:
         region = self.threat.region
         return replace(seen, variable=variable, progress=self.progress, streams=self.streams, region=region)
 
+    @property
+    def random(self) -> bool:
+        """Whether the loss depends on anything that the system or the threat model draws."""
+        needs, system = needs_of(self.objective), self.system
+        seen = [system.model, *([system.interpreter] if "maps" in needs else [])]
+        seen += [system.detector] if "score" in needs else []
+        return self.threat.random or any(map(draws, seen))
+
     def loss(self, seen: Observation) -> Tensor:
         """The objective's loss, ``[B]``."""
         return sum_losses(self.objective.terms(), seen, self.goal)
@@ -73,22 +81,26 @@ class DirectionResult:
         gradient: like the variable; the search goes against it.
         loss: ``[B]``, as seen on the way (a stand-in's loss, where one is followed).
         seen: the look that was taken, if it was at the real system; ``None`` otherwise.
-        no_map_gradient: ``[B]`` bool, where the map's part of the gradient is exactly zero.
+        zero_direction: ``[B]`` bool, where there is no direction: :attr:`Direction.zero_means` says why.
         queries: how many inputs were shown to the system for each sample.
     """
 
     gradient: Tensor
     loss: Tensor
     seen: Observation | None
-    no_map_gradient: Tensor
+    zero_direction: Tensor
     queries: int
 
 
 class Direction(ABC):
     """Which way a search goes, and what finding out costs."""
 
-    needs_graph: bool = True
+    needs_graph: ClassVar[bool] = True
     """Whether the system's maps and logits must be differentiable."""
+    zero_means: ClassVar[str] = "the search has no direction to go in"
+    """What it means where a result's ``zero_direction`` is true, and what to do: the end of a sentence."""
+    zero_warning: ClassVar[type[Warning]] = ZeroDirectionWarning
+    """The category of the warning that says so."""
 
     @property
     @abstractmethod
@@ -96,7 +108,7 @@ class Direction(ABC):
         """For tables: empty for the plain gradient."""
 
     @abstractmethod
-    def __call__(self, problem: StepContext, variable: Tensor, check: bool) -> DirectionResult:
+    def __call__(self, context: StepContext, variable: Tensor, check: bool) -> DirectionResult:
         """The direction at ``variable``; ``check`` asks whether the map's part of the gradient is zero."""
 
 
@@ -147,6 +159,14 @@ class GradientDirection(Direction):
     straight: bool = False
     draws: Count = 1
 
+    zero_means: ClassVar[str] = (
+        "the map's gradient is exactly zero. A network of rectifiers has no second derivative: give the attack a "
+        "surrogate (SmoothGradient, Softplus), or attack an interpreter that is not itself a gradient. A map that its "
+        "own ReLU cut to zero has no gradient either, nor has one behind rounding, unless the attack goes straight "
+        "through it (adapt.straight)"
+    )
+    zero_warning: ClassVar[type[Warning]] = ZeroMapGradientWarning
+
     def __post_init__(self) -> None:
         check_fields(self)
 
@@ -157,31 +177,32 @@ class GradientDirection(Direction):
         said += ["straight through"] if self.straight else []
         return ", ".join(said + ([f"mean of {self.draws} draws"] if self.draws > 1 else []))
 
-    def __call__(self, problem: StepContext, variable: Tensor, check: bool) -> DirectionResult:
-        """The gradient of the mean loss over the draws.
+    def __call__(self, context: StepContext, variable: Tensor, check: bool) -> DirectionResult:
+        """The gradient of the mean loss over the draws; of one, where the loss sees nothing that is drawn.
 
         Raises:
             NotDifferentiableError: if the maps carry no gradient.
             InputError: more than one draw of a system in which nothing is random.
         """
-        if self.draws == 1:
-            return self._once(problem, variable, check)
-        if not (problem.system.random or problem.threat.random):
+        if self.draws > 1 and not (context.system.random or context.threat.random):
             raise InputError(f"draws={self.draws}: nothing in this system or threat model is random; use draws=1")
-        steps = [self._once(_redrawn(problem, i), variable, check and not i) for i in range(self.draws)]
+        if self.draws == 1 or not context.random:
+            return self._once(context, variable, check)
+        steps = [self._once(_redrawn(context, i), variable, check and not i) for i in range(self.draws)]
         gradient = torch.stack([step.gradient for step in steps]).mean(0)
         loss = torch.stack([step.loss for step in steps]).mean(0)
-        return DirectionResult(gradient, loss, None, steps[0].no_map_gradient, self.draws)
+        return DirectionResult(gradient, loss, None, steps[0].zero_direction, self.draws)
 
-    def _once(self, problem: StepContext, variable: Tensor, check: bool) -> DirectionResult:
+    def _once(self, context: StepContext, variable: Tensor, check: bool) -> DirectionResult:
         variable = variable.detach().requires_grad_()
         # A stand-in is one for the model: what the threat model computes is none of it. And the prediction alone needs
         # no stand-in for rectifiers: it has its gradient.
-        x, surrogate = problem.place(variable), self.surrogate if needs_of(problem.objective) else None
-        with followed(surrogate, self.straight, problem.progress):
-            seen = problem.observe(variable, x)
-            stuck = _flat(problem, seen, variable) if check else torch.zeros_like(problem.goal.label, dtype=torch.bool)
-            loss = problem.loss(seen)
+        x, surrogate = context.place(variable), self.surrogate if needs_of(context.objective) else None
+        with followed(surrogate, self.straight, context.progress):
+            seen = context.observe(variable, x)
+            no = torch.zeros_like(context.goal.label, dtype=torch.bool)
+            zero = _zero_map_gradient(context, seen, variable) if check else no
+            loss = context.loss(seen)
             # The loss may hang on the weights and still not on the input.
             gradient = _grad_or_none(loss, variable, again=False)
             if gradient is None:
@@ -190,7 +211,7 @@ class GradientDirection(Direction):
                     "integers inside?); wrap such a step in StraightThrough, or use a search without gradients"
                 )
         real = self.surrogate is None and not self.straight
-        return DirectionResult(gradient, loss.detach(), seen if real and self.draws == 1 else None, stuck, 1)
+        return DirectionResult(gradient, loss.detach(), seen if real else None, zero, 1)
 
 
 @dataclass(frozen=True)
@@ -211,7 +232,11 @@ class EstimatedGradient(Direction):
     samples: Count = 50
     sigma: Positive = 0.001
 
-    needs_graph = False
+    needs_graph: ClassVar[bool] = False
+    zero_means: ClassVar[str] = (
+        "every difference of two losses was zero: what the system answers did not change within sigma of the input. "
+        "Look farther (a larger sigma), or follow answers that are finer (probabilities instead of labels)"
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -222,22 +247,24 @@ class EstimatedGradient(Direction):
         return self.kind.upper()
 
     @torch.no_grad()
-    def __call__(self, problem: StepContext, variable: Tensor, check: bool) -> DirectionResult:
-        """The estimated gradient; where every difference was zero, it says so as a map gradient of zero."""
+    def __call__(self, context: StepContext, variable: Tensor, check: bool) -> DirectionResult:
+        """The estimated gradient, and where every difference was zero."""
         pairs = (self.samples + 1) // 2
         total, loss = torch.zeros_like(variable), variable.new_zeros(len(variable))
         for _ in range(pairs):
-            noise = problem.streams.normal(variable)
+            noise = context.streams.normal(variable)
             noise = noise.sign() if self.kind == "spsa" else noise
-            up, down = (self._loss(problem, variable + s * self.sigma * noise) for s in (1, -1))
+            up, down = (self._loss(context, variable + s * self.sigma * noise) for s in (1, -1))
             total += ops.expand(up - down, noise) * noise / (2 * self.sigma)
             loss += (up + down) / 2
-        flat = (total.flatten(1) == 0).all(1)
-        return DirectionResult(total / pairs, loss / pairs, None, flat if check else torch.zeros_like(flat), 2 * pairs)
+        zero = (
+            (total.flatten(1) == 0).all(1) if check else torch.zeros(len(total), dtype=torch.bool, device=total.device)
+        )
+        return DirectionResult(total / pairs, loss / pairs, None, zero, 2 * pairs)
 
     @staticmethod
-    def _loss(problem: StepContext, variable: Tensor) -> Tensor:
-        bounded = replace(problem, threat=ClippedThreat(problem.threat))
+    def _loss(context: StepContext, variable: Tensor) -> Tensor:
+        bounded = replace(context, threat=ClippedThreat(context.threat))
         return bounded.loss(bounded.observe(variable)).to(variable.dtype)
 
 
@@ -265,20 +292,20 @@ class ClippedThreat(Threat):
         return self.of.region
 
 
-def _redrawn(problem: StepContext, draw: int) -> StepContext:
+def _redrawn(context: StepContext, draw: int) -> StepContext:
     # Seeded by the step alone, not by the samples: a system draws one noise for all images, and a sample's result
     # must not depend on its batch.
-    seed = derive(problem.tick, "redraw", draw)
-    return replace(problem, system=problem.system.redrawn(seed), threat=problem.threat.redrawn(problem.goal.x, seed))
+    seed = derive(context.tick, "redraw", draw)
+    return replace(context, system=context.system.redrawn(seed), threat=context.threat.redrawn(context.goal.x, seed))
 
 
-def _flat(problem: StepContext, seen: Observation, variable: Tensor) -> Tensor:
+def _zero_map_gradient(context: StepContext, seen: Observation, variable: Tensor) -> Tensor:
     """``[B]``: where the gradient of the objective's map part is exactly zero, and its loss is not."""
-    terms = problem.objective.terms()
+    terms = context.objective.terms()
     about_maps = tuple((w, part) for w, part in terms if "maps" in part.needs and not part.constraint)
     if not about_maps:
-        return torch.zeros_like(problem.goal.label, dtype=torch.bool)
-    loss = sum_losses(about_maps, seen, problem.goal)
+        return torch.zeros_like(context.goal.label, dtype=torch.bool)
+    loss = sum_losses(about_maps, seen, context.goal)
     alone = _grad_or_none(loss, variable)
     if alone is None:
         raise NotDifferentiableError("the maps carry no gradient to the input: their graph is detached")

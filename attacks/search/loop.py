@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustexplain.errors import ZeroMapGradientWarning
 from robustexplain.fields import Count, Fraction, Natural, check_fields
 from robustexplain.interpreters import unchecked
 from robustexplain.objectives import Goal, Objective, Observation
@@ -24,7 +23,7 @@ from robustexplain.system import System
 
 from ..threat import Threat
 from .best import BestIterates, Rows, SearchRecord
-from .directions import Direction, GradientDirection, StepContext
+from .directions import Direction, DirectionResult, GradientDirection, StepContext
 from .updates import Memory, Update
 
 
@@ -47,14 +46,14 @@ class SearchResult:
     Args:
         x: the attacked inputs ``[B, ...]``.
         queries: int64 ``[B]``, how many inputs were shown to the system.
-        no_map_gradient: bool, where the map's gradient was exactly zero.
+        zero_direction: bool, where there was no direction to go in (:attr:`~.directions.Direction.zero_means`).
         stalled: bool, where the objective never fell below its value at the start (and was not met there).
         surrogate_misled: bool, where it stalled although the stand-in that was followed saw it fall.
     """
 
     x: Tensor
     queries: Tensor
-    no_map_gradient: Tensor
+    zero_direction: Tensor
     stalled: Tensor
     surrogate_misled: Tensor
 
@@ -63,7 +62,20 @@ class SearchResult:
         """For a search that has less to report."""
         none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         counts = torch.zeros(len(x), dtype=torch.int64, device=x.device) + queries
-        return cls(x, counts, none, none if stalled is None else stalled, none)
+        stalled = none if stalled is None else stalled
+        return cls(x=x, queries=counts, zero_direction=none, stalled=stalled, surrogate_misled=none)
+
+    @classmethod
+    def judged(cls, best: BestIterates, record: SearchRecord) -> SearchResult:
+        """The best iterates, and what the search says of itself."""
+        stalled, misled = record.verdict(best)
+        return cls(
+            x=best.x,
+            queries=record.queries,
+            zero_direction=record.zero_direction,
+            stalled=stalled,
+            surrogate_misled=misled,
+        )
 
 
 class Plan(ABC):
@@ -109,20 +121,21 @@ class ActiveSamples:
     threat: Threat
     memory: Memory = ()
     tick: int = 0
+    """Steps taken so far, in all stages."""
     shown: int = 0
     """Inputs shown to the system for each of them, and not yet counted by the search."""
-    low: Tensor = field(default_factory=lambda: torch.empty(0))
+    lowest: Tensor = field(default_factory=lambda: torch.empty(0))
     """``[rows]``: the lowest loss of the last stage, and ...; empty where nobody asks whether it falls."""
-    mark: Tensor = field(default_factory=lambda: torch.empty(0))
+    lowest_before: Tensor = field(default_factory=lambda: torch.empty(0))
     """... what that was when it was last asked."""
 
-    def problem(self, system: System, objective: Objective, progress: float) -> StepContext:
+    def context(self, system: System, objective: Objective, progress: float) -> StepContext:
         """What a direction is asked for at this step."""
         return StepContext(system, self.threat, self.goal, objective, self.streams, progress, self.tick)
 
-    def settle(self, seen: SearchRecord) -> None:
+    def count_queries(self, record: SearchRecord) -> None:
         """Count the inputs shown since the last call for every active sample."""
-        seen.queries[self.rows] += self.shown
+        record.queries[self.rows] += self.shown
         self.shown = 0
 
     def keep(self, mask: Tensor) -> None:
@@ -132,8 +145,8 @@ class ActiveSamples:
         self.variable = self.variable[left]
         self.goal, self.streams = self.goal.select(left), self.streams.select(left)
         self.threat, self.memory = self.threat.select(left), tuple(m[left] for m in self.memory)
-        if len(self.low):
-            self.low, self.mark = self.low[left], self.mark[left]
+        if len(self.lowest):
+            self.lowest, self.lowest_before = self.lowest[left], self.lowest_before[left]
 
 
 @dataclass(frozen=True)
@@ -144,7 +157,7 @@ class Search(Plan):
         threat: where the variable may go.
         stages: objectives and their steps, in order; the last one decides which iterate is best.
         direction: where steps lead: the gradient of the system, of a stand-in, of an average, or an estimate.
-        judge_every: if directions do not come from the real system, look at it every so many steps (else it is free).
+        evaluate_every: if directions do not come from the real system, look at it every so many steps.
         random_start: begin at a random allowed input instead of at ``x``.
         restarts: run this often and keep the best; every run but the first begins at random.
         early_stop: let a sample go as soon as it meets every constraint (for objectives made of constraints alone).
@@ -156,7 +169,7 @@ class Search(Plan):
     threat: Threat
     stages: tuple[Stage, ...]
     direction: Direction = field(default_factory=GradientDirection)
-    judge_every: Count = 10
+    evaluate_every: Count = 10
     random_start: bool = False
     restarts: Count = 1
     early_stop: bool = False
@@ -187,84 +200,97 @@ class Search(Plan):
         """
         with unchecked(), torch.set_grad_enabled(self.direction.needs_graph):
             found = self._run(system, goal, streams)
-        dead = found.no_map_gradient
-        if bool(dead.any()):
-            warnings.warn(_no_gradient(int(dead.sum()), len(dead)), ZeroMapGradientWarning, stacklevel=4)
+        if bool(found.zero_direction.any()):
+            count = f"{int(found.zero_direction.sum())} of {len(found.zero_direction)} samples"
+            said = f"the attack moves nowhere for {count}, which looks like robustness: {self.direction.zero_means}"
+            warnings.warn(said, self.direction.zero_warning, stacklevel=4)
         return found
 
     def _run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
-        best, seen = BestIterates.none(goal.x), SearchRecord.none(goal.x)
+        best, record = BestIterates.none(goal.x), SearchRecord.none(goal.x)
         for attempt in range(self.restarts):
-            wanted = best.unmet > (0 if self.early_stop else -1)
-            rows = wanted.nonzero()[:, 0]
+            # Only an attack that stops early is done with a sample that meets every constraint.
+            unfinished = best.unmet > 0 if self.early_stop else torch.ones_like(best.gained)
+            rows = unfinished.nonzero()[:, 0]
             if not len(rows):
                 break
-            own = streams.select(rows)
-            mine = goal.select(rows)
-            threat = self.threat.bind(mine.x, own)
-            start = threat.start(mine.x, own if self.random_start or attempt else None)
-            live = ActiveSamples(rows if len(rows) < len(wanted) else slice(None), start, mine, own, threat)
+            live = self._begin(goal, streams, rows, at_random=self.random_start or attempt > 0)
             for stage in self.stages:
-                self._stage(system, stage, live, best if stage is self.stages[-1] else None, seen)
-        return SearchResult(best.x, seen.queries, seen.flat, *seen.verdict(best))
+                self._stage(system, stage, live, record, best if stage is self.stages[-1] else None)
+        return SearchResult.judged(best, record)
+
+    def _begin(self, goal: Goal, streams: Streams, rows: Tensor, *, at_random: bool) -> ActiveSamples:
+        everyone = len(rows) == len(goal.x)
+        goal, streams = goal.select(rows), streams.select(rows)
+        threat = self.threat.bind(goal.x, streams)
+        start = threat.start(goal.x, streams if at_random else None)
+        return ActiveSamples(slice(None) if everyone else rows, start, goal, streams, threat)
 
     def _stage(
-        self, system: System, stage: Stage, live: ActiveSamples, best: BestIterates | None, seen: SearchRecord
+        self, system: System, stage: Stage, live: ActiveSamples, record: SearchRecord, best: BestIterates | None
     ) -> None:
+        """Steps along directions; in the last stage, whose ``best`` are kept, each of them is evaluated."""
         live.memory = stage.update.begin(live.variable)
         for step in range(stage.steps):
-            problem = live.problem(system, stage.objective, step / max(stage.steps - 1, 1))
-            found = self.direction(problem, live.variable, step == 0)
+            context = live.context(system, stage.objective, step / max(stage.steps - 1, 1))
+            found = self.direction(context, live.variable, step == 0)
             live.shown += found.queries
             if step == 0:
-                seen.flat[live.rows] |= found.no_map_gradient
+                record.zero_direction[live.rows] |= found.zero_direction
             gradient = found.gradient
             if best is not None:
-                if found.seen is None:
-                    seen.follow(live.rows, found.loss, first=step == 0)
-                done = [self._stuck(live, found.loss, step, stage.steps)] if self.patience else []
-                if found.seen is not None or step % self.judge_every == 0:
-                    met = self._judge(problem, live, found.seen, best, last=False)
-                    done += [met] if self.early_stop else []
-                if done and bool((leave := torch.stack(done).any(0)).any()):
-                    live.settle(seen)
-                    live.keep(~leave)
-                    gradient = gradient[~leave]
+                stays = self._evaluate_step(context, live, found, record, best, step, stage.steps)
+                gradient = gradient if stays is None else gradient[stays]
             if not len(live.variable):
                 return
-            moved, live.memory = stage.update(live.variable, gradient, problem.progress, live.memory)
+            moved, live.memory = stage.update(live.variable, gradient, context.progress, live.memory)
             live.variable = live.threat.project(live.goal.x, moved).detach()
             live.tick += 1
         if best is not None:
-            problem = live.problem(system, stage.objective, 1.0)
-            self._judge(problem, live, None, best, last=self.returns == "last")
-        live.settle(seen)
+            context = live.context(system, stage.objective, 1.0)
+            self._evaluate(context, live, None, best, last=self.returns == "last")
+        live.count_queries(record)
 
-    def _stuck(self, live: ActiveSamples, loss: Tensor, step: int, steps: int) -> Tensor:
+    def _evaluate_step(
+        self,
+        context: StepContext,
+        live: ActiveSamples,
+        found: DirectionResult,
+        record: SearchRecord,
+        best: BestIterates,
+        step: int,
+        steps: int,
+    ) -> Tensor | None:
+        """Evaluate the iterate and let samples go that are done; which stay, ``[rows]`` bool, where some do not."""
+        on_real_system = found.seen is not None
+        if not on_real_system:
+            record.follow(live.rows, found.loss, first=step == 0)
+        done = [self._on_plateau(live, found.loss, step, steps)] if self.patience else []
+        if on_real_system or step % self.evaluate_every == 0:
+            met = self._evaluate(context, live, found.seen, best, last=False)
+            done += [met] if self.early_stop else []
+        if not done or not bool((leave := torch.stack(done).any(0)).any()):
+            return None
+        live.count_queries(record)
+        live.keep(~leave)
+        return ~leave
+
+    def _on_plateau(self, live: ActiveSamples, loss: Tensor, step: int, steps: int) -> Tensor:
         """Where the lowest loss so far hardly fell in a tenth of the steps, ``[rows]`` bool."""
         none = torch.zeros_like(loss, dtype=torch.bool)
-        live.low = torch.minimum(live.low, loss) if step else loss
+        live.lowest = torch.minimum(live.lowest, loss) if step else loss
         if step % -(-steps // 10):
             return none
-        stuck = live.low > live.mark - self.patience * live.mark.abs() if step else none
-        live.mark = live.low
-        return stuck
+        plateau = live.lowest > live.lowest_before - self.patience * live.lowest_before.abs() if step else none
+        live.lowest_before = live.lowest
+        return plateau
 
-    def _judge(
-        self, problem: StepContext, live: ActiveSamples, look: Observation | None, best: BestIterates, *, last: bool
+    def _evaluate(
+        self, context: StepContext, live: ActiveSamples, seen: Observation | None, best: BestIterates, *, last: bool
     ) -> Tensor:
         """Take over what is better, seen on the real system; where all constraints are met, ``[rows]`` bool."""
-        if look is None:
+        if seen is None:
             with torch.no_grad():
-                look = problem.observe(live.variable)
+                seen = context.observe(live.variable)
             live.shown += 1
-        return best.update(live.rows, look, live.goal, problem.objective, always=last)
-
-
-def _no_gradient(count: int, total: int) -> str:
-    return (
-        f"the map's gradient is exactly zero for {count} of {total} samples, so their attack moves nowhere: "
-        "this looks like robustness and is not. A network of rectifiers has no second derivative: give the attack a "
-        "surrogate (SmoothGradient, Softplus), or attack an interpreter that is not itself a gradient. A map that its "
-        "own ReLU cut to zero has no gradient either"
-    )
+        return best.update(live.rows, seen, live.goal, context.objective, always=last)

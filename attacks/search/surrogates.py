@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from robustexplain.autograd.rectifiers import Smooth, SmoothGradient, Softplus
-from robustexplain.interpreters import Interpreter, Mask
+from robustexplain.interpreters import Interpreter
 
 from .directions import BetaSchedule
 
@@ -27,17 +27,17 @@ def surrogate_for(
     Args:
         interpreter: whose maps are followed.
         word: ``none``, ``smooth_gradient`` (ADV2's ``h(z)``), ``softplus``, or ``auto``.
-        softplus: what ``softplus`` means here; default ``beta = 10``. Against MASK ``beta = 40``.
+        softplus: what ``softplus`` means here; default ``beta = 10``. Against MASK and its like ``beta = 40``.
         auto: what ``auto`` means for maps that are gradients; for MASK, whose steps are, it means ``softplus``.
     """
-    mask = isinstance(interpreter, Mask)
+    iterative = interpreter.iterative
     if word == "auto":
-        word = "softplus" if mask else auto if interpreter.is_gradient else "none"
+        word = "softplus" if iterative else auto if interpreter.is_gradient else "none"
     if word == "none":
         return None
     if word == "smooth_gradient":
         return SmoothGradient()
-    if mask:
+    if iterative:
         # The stand-in's own mask must come near the real one: at beta = 10 they part.
         return Softplus(40.0)
     return Softplus() if softplus is None else softplus

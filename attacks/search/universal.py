@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustexplain import checks
-from robustexplain.errors import InputError, ZeroMapGradientWarning
+from robustexplain.errors import InputError
 from robustexplain.fields import Count, check_fields
 from robustexplain.interpreters import unchecked
 from robustexplain.objectives import Goal, Objective
@@ -76,7 +76,7 @@ class UniversalSearch(Plan):
         It is the last iterate, as published.
         """
         streams = Streams.of(goal.x, seed, "shared")
-        rows, dead = mini_batches(len(goal.x), self.batch_size, seed), False
+        rows, zero = mini_batches(len(goal.x), self.batch_size, seed), False
         with unchecked(), torch.set_grad_enabled(self.direction.needs_graph):
             variable = self.threat.start(goal.x[:1])
             memory, before = self.update.begin(variable), self._mean_rank(system, goal, streams, variable)
@@ -84,20 +84,16 @@ class UniversalSearch(Plan):
                 problem = self._problem(system, goal, streams, next(rows), now)
                 spread = variable.expand(len(problem.goal.x), *variable.shape[1:])
                 found = self.direction(problem, spread, now == 0)
-                dead = dead or bool(found.no_map_gradient.all())
+                zero = zero or bool(found.zero_direction.all())
                 mean = found.gradient.mean(0, keepdim=True)
                 moved, memory = self.update(variable, mean, problem.progress, memory)
                 variable = self.threat.project(goal.x[:1], moved).detach()
             after = self._mean_rank(system, goal, streams, variable)
             stalled = not any(now < then for now, then in zip(after, before, strict=True))
-        if dead:
-            warnings.warn(
-                "the map's gradient was exactly zero for every image of the first mini-batch: this looks like "
-                "robustness and may not be; give the attack a surrogate, or attack a map that is not itself a gradient",
-                ZeroMapGradientWarning,
-                stacklevel=3,
-            )
-        return FixedPerturbation(self.threat, self.objective, self.summary, variable, stalled, dead)
+        if zero:
+            said = f"for every image of the first mini-batch there is no direction: {self.direction.zero_means}"
+            warnings.warn(said, self.direction.zero_warning, stacklevel=3)
+        return FixedPerturbation(self.threat, self.objective, self.summary, variable, stalled, zero)
 
     def _problem(self, system: System, goal: Goal, streams: Streams, rows: Tensor, now: int) -> StepContext:
         mine, own = goal.select(rows), streams.select(rows)
@@ -141,7 +137,7 @@ class FixedPerturbation(Plan):
         said: how it was looked for.
         variable: ``[1, ...]``, shared by all inputs.
         stalled: whether neither the unmet constraints nor the loss fell, on average over the images it was fitted on.
-        no_map_gradient: whether the map's gradient was exactly zero there.
+        zero_direction: whether there was no direction there.
     """
 
     threat: Threat
@@ -149,7 +145,7 @@ class FixedPerturbation(Plan):
     said: str
     variable: Tensor
     stalled: bool = False
-    no_map_gradient: bool = False
+    zero_direction: bool = False
 
     @property
     def aim(self) -> Objective:
@@ -162,14 +158,18 @@ class FixedPerturbation(Plan):
         return self.said
 
     def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
-        """The inputs with the variable on them; ``stalled`` and ``no_map_gradient`` are the fit's."""
+        """The inputs with the variable on them; ``stalled`` and ``zero_direction`` are the fit's."""
         count = len(goal.x)
         variable = self.variable.to(goal.x).expand(count, *self.variable.shape[1:])
         x = self.threat.bind(goal.x, streams).apply(goal.x, variable).detach()
-        stalled, dead, no = (
-            torch.full((count,), said, device=x.device) for said in (self.stalled, self.no_map_gradient, False)
+        yes = torch.ones(count, dtype=torch.bool, device=x.device)
+        return SearchResult(
+            x=x,
+            queries=torch.zeros(count, dtype=torch.int64, device=x.device),
+            zero_direction=yes & self.zero_direction,
+            stalled=yes & self.stalled,
+            surrogate_misled=~yes,
         )
-        return SearchResult(x, torch.zeros(count, dtype=torch.int64, device=x.device), dead, stalled, no)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from robustexplain.objectives import AgreeSqueezed, EvadeSqueezing, Objective
 from robustexplain.registry import DEFENSES, DETECTORS
 from robustexplain.system import Explained, System
 from robustexplain.training import Session
-from robustexplain.transforms.squeezing import Squeezer, squeezers
+from robustexplain.transforms import Transform, transforms
 
 from .base import Detector, DetectorDefense
 
@@ -29,7 +29,7 @@ class FeatureSqueezingDetector(Detector):
     """
 
     model: nn.Module
-    squeezers: tuple[Squeezer, ...]
+    squeezers: tuple[Transform, ...]
 
     def distances(self, x: Tensor, *, straight: bool = False, logits: Tensor | None = None) -> Tensor:
         """``[B, M]``: ``||f(x) - f(psi_i(x))||_1`` for each squeezer, ``f`` the probabilities.
@@ -86,7 +86,7 @@ class FeatureSqueezing(DetectorDefense):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "squeezers", tuple(self.squeezers))
-        squeezers(self.squeezers)
+        transforms(self.squeezers)
 
     def _fit(self, system: System, x: Tensor, y: Tensor, session: Session) -> Detector:
-        return FeatureSqueezingDetector(system.model, squeezers(self.squeezers))
+        return FeatureSqueezingDetector(system.model, transforms(self.squeezers))

@@ -52,6 +52,8 @@ def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
 def submodule(model: nn.Module, name: str) -> nn.Module:
     """The submodule of that dotted name; ``UnknownNameError`` with the nearest names if there is none."""
     modules: dict[str, nn.Module] = dict(model.named_modules())
+    if name not in modules and (inside := getattr(model, "layers_inside", "")):
+        name = f"{inside}.{name}"
     if name not in modules or not name:
         raise UnknownNameError("layer", name, (n for n in modules if n))
     return modules[name]
@@ -97,7 +99,7 @@ class _Captured:
 def _feature_maps(model: nn.Module, x: Tensor) -> tuple[list[_Captured], Tensor]:
     """Every feature map of one forward pass in the order they were made, and the logits."""
     seen: list[_Captured] = []
-    names = {module: name for name, module in model.named_modules() if name}
+    names = {m: name for name, m in model.named_modules() if name and not getattr(m, "stands_in_front", False)}
     before: Tensor | None = None
 
     def record(module: nn.Module, args: Any, output: Any) -> None:

@@ -4,12 +4,19 @@ Rounding has a derivative of zero, so a gradient search against a quantised inpu
 robustness (Athalye et al. 2018, "obfuscated gradients"). Within :func:`straight_through`, the function calls that
 round keep their values and pass gradients on unchanged. A step that leaves the graph altogether (a NumPy round trip, a
 cast to integers, code under ``no_grad``) is out of reach: wrap that module in :class:`StraightThrough`.
+
+A transform in front of a model rounds by :func:`rounded`, for which there are two switches. A map is always made
+straight through it (:func:`straight_maps`, which every interpreter enters): a gradient map of a classifier that rounds
+its input would be zero everywhere. Whoever differentiates that map, or the logits, gets the true derivative of
+rounding, zero, unless told to go straight by :func:`straight_through`: an attack's choice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,11 +50,59 @@ class _StraightThrough(TorchFunctionMode):
         return given.copy_(passed) if before is not given else passed
 
 
+@dataclass
+class _Switch:
+    """Whether a backward pass goes straight through some roundings; looked at when it runs, and not before."""
+
+    on: bool
+
+
+_told: ContextVar[bool] = ContextVar("told to go straight through", default=False)
+_of_the_map: ContextVar[_Switch | None] = ContextVar("the switch of the map that is being made", default=None)
+
+
 @contextmanager
 def straight_through() -> Iterator[None]:
     """Within this block ``round``, ``floor``, ``ceil``, ``trunc`` and ``sign`` have a derivative of one."""
-    with _StraightThrough():
+    token = _told.set(True)
+    try:
+        with _StraightThrough():
+            yield
+    finally:
+        _told.reset(token)
+
+
+@contextmanager
+def straight_maps() -> Iterator[None]:
+    """Within this block backward passes go straight through :func:`rounded`; later ones only if told when it ends."""
+    switch = _Switch(on=True)
+    token = _of_the_map.set(switch)
+    try:
         yield
+    finally:
+        _of_the_map.reset(token)
+        switch.on = _told.get()
+
+
+def rounded(x: Tensor) -> Tensor:
+    """``x`` rounded to whole numbers, with a derivative of zero, or of one where a block above says so."""
+    switch = _of_the_map.get()
+    if switch is None:
+        return x.round()
+    value: Tensor = _Rounded.apply(x, switch)
+    return value
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, switch: _Switch) -> Tensor:
+        ctx.switch = switch
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        # The first derivative is taken while the map is made; the second, by an attack, after that.
+        return gradient if ctx.switch.on else torch.zeros_like(gradient), None
 
 
 class StraightThrough(nn.Module):

@@ -179,7 +179,7 @@ def _attack(attack: Attack, system: System, x: Tensor, goal: AdversaryGoal, out:
         "perturbation_linf": float((made.x - x).abs().amax()),
         "perturbation_l2": float((made.x - x).norm()),
         "queries": int(made.queries),
-        **{name: bool(getattr(made, name)) for name in ("no_map_gradient", "stalled", "surrogate_misled")},
+        **{name: bool(getattr(made, name)) for name in ("zero_direction", "stalled", "surrogate_misled")},
         "alarm": None if seen.alarm is None else bool(seen.alarm),
     }
     maps = {"map": benign.maps, "attacked_map": seen.maps, "goal_map": wanted}

@@ -24,7 +24,7 @@ from ..random_streams import derive
 from ..recipe.experiment import Column, Evaluation
 from ..system import Explained, System
 
-SEARCH = ("no_map_gradient", "stalled", "surrogate_misled", "queries")
+SEARCH = ("zero_direction", "stalled", "surrogate_misled", "queries")
 """What a search reports of itself, one figure a sample."""
 
 

@@ -188,7 +188,7 @@ def notes(results: Results) -> list[str]:
 
 
 SILENT = {
-    "no_map_gradient": "the search found no map gradient",
+    "zero_direction": "the search found no direction to go in",
     "stalled": "the search never got its objective below where it began",
     "surrogate_misled": "the stand-in that the search followed improved and the real system did not",
 }
@@ -223,17 +223,18 @@ def _weaker(results: Results, row: str, column: str) -> list[str]:
 
 
 def _noise(results: Results) -> list[str]:
-    """Random noise that does as well as an attack shows a brittle system, or an attack that does nothing."""
+    """A control that does as well as an attack shows a brittle system, or an attack that does nothing."""
     said = []
-    noise = [c.label for c in results.recipe.columns if type(c.attack).__name__ == "Noise"]
-    others = [c.label for c in results.recipe.columns if type(c.attack).__name__ not in ("Noise", "Clean")]
+    columns = [column for column in results.recipe.columns if not column.attack.keeps_prediction]
+    noise = [column.label for column in columns if column.attack.control]
+    others = [column.label for column in columns if not column.attack.control]
     for row in results.recipe.rows:
         for quiet in noise:
             control = results.measure(row.label, quiet, "success")
             for other in others:
                 attack = results.measure(row.label, other, "success")
                 if control and attack and control["value"] > 0 and attack["high"] <= control["low"]:
-                    said.append(f"{row.label}: random noise ({quiet}) misleads the classifier as often as {other!r}")
+                    said.append(f"{row.label}: {quiet!r}, a control, misleads the classifier as often as {other!r}")
     return said
 
 

@@ -10,12 +10,14 @@ from .captum.bridge import Captum
 from .composed.aggregate import Aggregate
 from .composed.base import Composed, Wrapper
 from .composed.beta_smoothed import Smoothed
+from .composed.of_transformed import OfTransformed
 from .gradients.gradient import Gradient, InputXGradient
 from .gradients.integrated import ExpectedGradients, ExpectedGradientsTraining, IntegratedGradients, draw_background
 from .gradients.smoothgrad import SmoothGrad, VarGrad
 from .influence.influence import Influence, Influential
+from .iterative import IterativeInterpreter, MaskState
 from .map_gradient_share import map_gradient_share
-from .masks.mask import Mask, MaskState
+from .masks.mask import Mask
 from .masks.rts import RTS, MaskingModel, MaskObjective
 from .masks.rts_training import RTSTraining, clean_objective, train_rts
 from .perturbation.lime_shap import LIME, KernelSHAP
@@ -55,6 +57,7 @@ __all__ = [
     "IntegratedGradients",
     "Interpreter",
     "InterpreterSpec",
+    "IterativeInterpreter",
     "KernelSHAP",
     "LIMETabular",
     "LIMETabularTraining",
@@ -64,6 +67,7 @@ __all__ = [
     "MaskState",
     "MaskingModel",
     "Occlusion",
+    "OfTransformed",
     "RTSTraining",
     "Reference",
     "SHAPTabular",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import checks, maps
 from ..autograd.fixed_weights import fixed_weights
+from ..autograd.straight_through import straight_maps
 from ..checks import Kind, kind_of
 from ..errors import InputError, UnsupportedModelError
 from ..fields import check_fields
@@ -68,8 +70,12 @@ class Interpreter(ABC):
     """Whether maps lie in ``[0, 1]`` by construction (masks): objectives then take them as they are."""
     class_specific: ClassVar[bool] = True
     """Whether maps depend on the class explained; attention rollout, for one, shows the same map for every class."""
+    iterative: ClassVar[bool] = False
+    """Whether the map is the end of an optimisation whose steps are differentiable: :class:`IterativeInterpreter`."""
     takes: ClassVar[tuple[Kind, ...]] = ("images", "tables")
     """What can be explained: methods that look at a grid of pixels take only images."""
+    keeps_draws: ClassVar[tuple[str, ...]] = ()
+    """Names of the cached properties that hold what was drawn: :meth:`redrawn` forgets them."""
 
     def __post_init__(self) -> None:
         """Check the annotated fields."""
@@ -105,7 +111,7 @@ class Interpreter(ABC):
         if self.model.training:
             raise InputError("the model is in train mode, where batch norm mixes samples; call model.eval() first")
         attached = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.enable_grad(), _twice_differentiable(attached):
+        with torch.inference_mode(False), torch.enable_grad(), _twice_differentiable(attached), straight_maps():
             x, start = self._gradient_checked(_recordable(x)) if attached else (_recordable(x), None)
             try:
                 found = self._explain(x, None if target is None else _recordable(target), attached)
@@ -118,8 +124,63 @@ class Interpreter(ABC):
             start()
         return found if attached else found.detach()
 
+    @property
+    def parts(self) -> tuple[Interpreter, ...]:
+        """The interpreters that this one is made of."""
+        return tuple(part for parts in self._parts().values() for part in parts)
+
+    @property
+    def random(self) -> bool:
+        """Whether it, or one that it is made of, draws (SmoothGrad's noise, RISE's masks)."""
+        return any(f.name == "seed" for f in fields(self)) or any(part.random for part in self.parts)
+
+    def redrawn(self, seed: int) -> Self:
+        """The same with other draws; itself, where nothing is random."""
+        if not self.random:
+            return self
+        changes: dict[str, object] = {"seed": seed} if any(f.name == "seed" for f in fields(self)) else {}
+        made = self._copied(changes | self._each_part(lambda part: part.redrawn(seed)))
+        for name in self.keeps_draws:
+            made.__dict__.pop(name, None)
+        return made
+
+    def on_model(self, model: nn.Module) -> Self:
+        """The same, and those that it is made of, explaining another model of the same architecture."""
+        return replace(self, model=model, **self._each_part(lambda part: part.on_model(model)))
+
+    def with_shared_weights(self, model: nn.Module) -> Self:
+        """The same on a copy of its model that shares its layers: what was found out about them is kept."""
+        return self._copied({"model": model, **self._each_part(lambda part: part.with_shared_weights(model))})
+
+    def described(self) -> list[object]:
+        """What it is but for its networks and tensors: class, settings, and the same of those it is made of."""
+        settings = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain = {k: v for k, v in settings.items() if v is None or isinstance(v, (bool, int, float, str))}
+        return [type(self).__name__, plain, [part.described() for part in self.parts]]
+
+    def lay_out(self, goal_map: Tensor, x: Tensor) -> Tensor:
+        """A goal map ``[B, H, W]`` for ``x`` as this interpreter lays its maps out: as it is, for a single one."""
+        return goal_map
+
+    def _parts(self) -> dict[str, tuple[Interpreter, ...]]:
+        """The interpreters that it is made of, by field."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        parts = {name: value if isinstance(value, tuple) else (value,) for name, value in found.items()}
+        return {n: p for n, p in parts.items() if p and all(isinstance(part, Interpreter) for part in p)}
+
+    def _each_part(self, change: Callable[[Interpreter], Interpreter]) -> dict[str, object]:
+        changed = {name: tuple(map(change, parts)) for name, parts in self._parts().items()}
+        return {n: parts if isinstance(getattr(self, n), tuple) else parts[0] for n, parts in changed.items()}
+
+    def _copied(self, changes: dict[str, object]) -> Self:
+        # A copy keeps what was found out about the model (its feature layer), which a new one would look for again.
+        made = copy.copy(self)
+        for name, value in changes.items():
+            object.__setattr__(made, name, value)
+        return made
+
     def _gradient_checked(self, x: Tensor) -> tuple[Tensor, Callable[[], None] | None]:
-        # A gradient map on rectifiers has no derivative; nobody would notice (see flatness.py).
+        # A gradient map on rectifiers has no derivative; nobody would notice (see zero_gradient.py).
         if not self.is_gradient or not x.requires_grad or not self._zero_gradient_check.needed:
             return x, None
         return self._zero_gradient_check.over(x)

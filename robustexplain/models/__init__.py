@@ -12,6 +12,7 @@ from .own import load_own
 from .rebuilding import describe, rebuild
 from .rules import FeatureRule
 from .tables import TableClassifier
+from .transformed import Transformed, with_transforms
 
 __all__ = [
     "Classifier",
@@ -19,6 +20,7 @@ __all__ = [
     "FeatureRule",
     "ModelSpec",
     "TableClassifier",
+    "Transformed",
     "build",
     "cifar",
     "describe",
@@ -29,4 +31,5 @@ __all__ = [
     "rules",
     "small",
     "tables",
+    "with_transforms",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .in_front import InFront
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -28,8 +29,10 @@ class ModelSpec:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-class Classifier(nn.Module):
+class Classifier(InFront):
     """A network with its own normalisation folded in: ``logits = net((x - mean) / std)``.
+
+    Transforms that stand in front of it change the images before they are normalised.
 
     ``mean`` and ``std`` are buffers of the state dict, so that a saved classifier keeps the normalisation it was
     trained with.
@@ -41,9 +44,11 @@ class Classifier(nn.Module):
         spec: how to rebuild the architecture; ``None`` for a network that ``build`` does not know.
         num_classes: K; may be left out if ``spec`` holds it.
         input_size: the side in pixels that the network was made for; ``None`` if it does not say. Not enforced.
+        transforms: names of the transforms in front of it, the first one first, such as ``("jpeg-75",)``; they join the
+            options of ``spec``.
 
     Raises:
-        InputError: for a normalisation that makes no sense or an unknown number of classes.
+        InputError: for a normalisation that makes no sense, an unknown number of classes or an unknown transform.
     """
 
     mean: Tensor
@@ -58,8 +63,9 @@ class Classifier(nn.Module):
         *,
         num_classes: int | None = None,
         input_size: int | None = None,
+        transforms: Sequence[str] = (),
     ) -> None:
-        super().__init__()
+        super().__init__(transforms)
         if len(mean) != len(std) or not mean or min(std) <= 0:
             raise InputError(f"mean and std need one number a channel, std above 0; got {mean!r} and {std!r}")
         if num_classes is None and spec is not None:
@@ -67,7 +73,7 @@ class Classifier(nn.Module):
         if num_classes is None:
             raise InputError("num_classes is needed where no spec holds it: Classifier(..., num_classes=10)")
         self.net = net
-        self.spec = spec
+        self.spec = None if spec is None else _in_front_of(spec, transforms)
         self.num_classes = num_classes
         self.in_channels = len(mean)
         self.input_size = input_size
@@ -83,8 +89,18 @@ class Classifier(nn.Module):
         # torch.fx traces with proxies, which are no tensors: the check must leave no trace in a graph.
         if isinstance(x, Tensor):
             self._check(x)
+        x = self.transformed(x)
         logits: Tensor = self.net((x - self.mean) / self.std)
         return logits
+
+    def with_transforms(self, names: Sequence[str]) -> Classifier:
+        """The same network, its weights shared, with these transforms in front of it and no others."""
+        plain = [0.0] * self.in_channels, [1.0] * self.in_channels
+        made = Classifier(
+            self.net, *plain, self.spec, num_classes=self.num_classes, input_size=self.input_size, transforms=names
+        )
+        made.mean, made.std, made.training = self.mean, self.std, self.training
+        return made
 
     def _check(self, x: Tensor) -> None:
         if x.dim() != 4:
@@ -96,6 +112,11 @@ class Classifier(nn.Module):
             f"x has {x.shape[1]} channel(s), shape {list(x.shape)}, but {name} takes {self.in_channels}; "
             f"load it with in_channels={x.shape[1]}, or convert the images"
         )
+
+
+def _in_front_of(spec: ModelSpec, transforms: Sequence[str]) -> ModelSpec:
+    options = {key: value for key, value in spec.options.items() if key != "transforms"}
+    return replace(spec, options={**options, "transforms": list(transforms)} if transforms else options)
 
 
 def per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:

@@ -64,7 +64,7 @@ def load(
         pretrained: take the weights that the model's library offers (a download for timm and torchvision). Default:
             only for models whose weights are installed (``efficientnet-lite0``), and not if ``weights`` are given.
         seed: seed of the random weights; the global random state is left alone.
-        options: further keyword arguments of the model's builder.
+        options: further keyword arguments of the model's builder; ``transforms`` names what stands in front of it.
 
     Raises:
         UnknownNameError: with the nearest names.
@@ -89,6 +89,8 @@ def load(
 
 
 def _construct(name: str, options: dict[str, Any], seed: int, pretrained: bool | None) -> Built:
+    options = dict(options)
+    transforms = options.pop("transforms", ())
     entry, options = _resolve(name, options)
     accepted = inspect.signature(entry.build).parameters
     _check_options(entry, options, [p for p in accepted if p != "pretrained"])
@@ -104,7 +106,15 @@ def _construct(name: str, options: dict[str, Any], seed: int, pretrained: bool |
     _check_built(entry, classifier)
     classifier.spec = _spec(entry, options, classifier, accepted)
     built: Built = classifier.eval()
-    return built
+    return _in_front_of(built, transforms)
+
+
+def _in_front_of(built: Built, transforms: Any) -> Built:
+    if not transforms:
+        return built
+    if not isinstance(built, Classifier):
+        raise InputError(f"transforms stand in front of a models.Classifier, got {type(built).__name__}")
+    return built.with_transforms(transforms)
 
 
 def _check_built(entry: Entry, made: Any) -> None:

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..fields import Fraction, NonNegative
 from ..maps import positive
 from ..registry import OBJECTIVES
-from ..transforms.squeezing import Median, Squeezer
+from ..transforms import Median, Transform
 from .base import Goal, Objective, Observation
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class AgreeSqueezed(Objective):
         squeezers: that the detector uses; rounding is gone through straight.
     """
 
-    squeezers: tuple[Squeezer, ...] = field(default_factory=lambda: (Median(3),))
+    squeezers: tuple[Transform, ...] = field(default_factory=lambda: (Median(3),))
 
     constraint: ClassVar[bool] = False
 
@@ -87,7 +87,7 @@ class EvadeSqueezing(Objective):
         share: of the threshold that costs nothing.
     """
 
-    squeezers: tuple[Squeezer, ...] = field(default_factory=lambda: (Median(3),))
+    squeezers: tuple[Transform, ...] = field(default_factory=lambda: (Median(3),))
     weights: tuple[float, ...] = (1.0,)
     threshold: NonNegative = 1.0
     share: Fraction = 0.75
@@ -124,7 +124,7 @@ class MatchProbabilities(Objective):
         return positive((seen.logits.softmax(1) - goal.wanted).abs().sum(1) - self.slack)
 
 
-def squeezed_logits(seen: Observation, squeezer: Squeezer) -> Tensor:
+def squeezed_logits(seen: Observation, squeezer: Transform) -> Tensor:
     """``[B, K]`` of the squeezed inputs, looked at once for each look at the inputs themselves."""
     if seen.system is None:
         raise InputError("looking at squeezed inputs needs the system: give what was seen its system")
@@ -139,5 +139,5 @@ def sum_over(values: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(values)).sum(0)
 
 
-def _distance(seen: Observation, squeezer: Squeezer) -> Tensor:
+def _distance(seen: Observation, squeezer: Transform) -> Tensor:
     return (seen.logits.softmax(1) - squeezed_logits(seen, squeezer).softmax(1)).abs().sum(1)

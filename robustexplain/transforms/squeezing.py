@@ -1,58 +1,23 @@
 """Squeezers: they coalesce images that differ little into one (Xu et al. 2018, section III).
 
-A detector compares predictions before and after; an adversary who knows it looks through them as well. All of them
-take and give images ``[B, C, H, W]`` in ``[0, 1]``, keep samples apart, and are made by name: ``bit-depth-3``,
-``median-2``, ``nl-means-11-3-4``.
+A detector compares predictions before and after; an adversary who knows it looks through them as well. They are
+transforms, made by name: ``bit-depth-3``, ``median-2``, ``nl-means-11-3-4``.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from functools import reduce
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import maps as ops
-from ..autograd.straight_through import straight_through
+from ..autograd.straight_through import rounded
 from ..errors import FieldError, InputError
-from ..registry import PARTS
-
-
-class _Spec(NamedTuple):
-    """How storage rebuilds a squeezer: by its name, without code."""
-
-    name: str
-    options: dict[str, str]
-
-
-class Squeezer(nn.Module):
-    """A map of images to fewer images; ``name`` says which, and how a saved detector is rebuilt.
-
-    Args:
-        name: as :func:`squeezer` takes it.
-    """
-
-    smooths: ClassVar[bool] = True
-    """Whether it smooths (and has a gradient) rather than rounds."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-        self.spec = _Spec("squeezer", {"name": name})
-        self.eval()
-
-    def straight(self, x: Tensor) -> Tensor:
-        """The same value as :meth:`forward`, with the gradient that an adversary follows.
-
-        Straight through rounding (Athalye et al. 2018); that of the smoothing itself.
-        """
-        with straight_through():
-            squeezed: Tensor = self(x)
-        return squeezed
+from ..registry import TRANSFORMS
+from .base import Transform, within
 
 
 @runtime_checkable
@@ -60,7 +25,7 @@ class Squeezing(Protocol):
     """A detector that compares predictions before and after squeezing: what an adversary who knows it looks at."""
 
     @property
-    def squeezers(self) -> tuple[Squeezer, ...]:
+    def squeezers(self) -> tuple[Transform, ...]:
         """Its squeezers."""
         ...
 
@@ -70,18 +35,20 @@ class Squeezing(Protocol):
         ...
 
 
-class BitDepth(Squeezer):
+@TRANSFORMS.register("bit-depth", paper="Xu et al. 2018, section III-A")
+class BitDepth(Transform):
     """``round(x (2^bits - 1)) / (2^bits - 1)`` (Xu et al. 2018, section III-A). Its gradient is zero.
 
     Args:
         bits: of each channel, from 1 to 16.
     """
 
-    smooths: ClassVar[bool] = False
+    form: ClassVar[str] = "bit-depth-BITS"
+    rounds: ClassVar[bool] = True
 
     def __init__(self, bits: int) -> None:
         super().__init__(f"bit-depth-{bits}")
-        _within("BitDepth", "bits", bits, 1, 16)
+        within("BitDepth", "bits", bits, 1, 16)
         self.bits = bits
         self.top: int = 2**bits - 1
 
@@ -92,10 +59,11 @@ class BitDepth(Squeezer):
 
     def forward(self, x: Tensor) -> Tensor:
         """The nearest level; halves go to the even one."""
-        return (x * self.top).round() / self.top
+        return rounded(x * self.top) / self.top
 
 
-class Median(Squeezer):
+@TRANSFORMS.register("median", paper="Xu et al. 2018, section III-B")
+class Median(Transform):
     """The median of a ``size x size`` window, channel by channel (Xu et al. 2018, section III-B).
 
     As ``scipy.ndimage.median_filter`` with ``mode="reflect"``, which the authors use: borders are mirrored, a window of
@@ -106,9 +74,11 @@ class Median(Squeezer):
         size: of the window, in pixels.
     """
 
+    form: ClassVar[str] = "median-SIZE"
+
     def __init__(self, size: int) -> None:
         super().__init__(f"median-{size}")
-        _within("Median", "size", size, 1, 15)
+        within("Median", "size", size, 1, 15)
         self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,7 +89,8 @@ class Median(Squeezer):
         return windows.kthvalue(self.size**2 // 2 + 1, dim=4).values
 
 
-class NonLocalMeans(Squeezer):
+@TRANSFORMS.register("nl-means", paper="Buades et al. 2005; Xu et al. 2018, section III-B")
+class NonLocalMeans(Transform):
     """Non-local means: each pixel the mean of those whose patches look alike (Buades et al. 2005; Xu et al. 2018).
 
     What OpenCV's ``fastNlMeansDenoising`` computes, in floating point and differentiably: weights
@@ -135,10 +106,12 @@ class NonLocalMeans(Squeezer):
         strength: ``h``, in 8-bit units.
     """
 
+    form: ClassVar[str] = "nl-means-SEARCH-PATCH-STRENGTH"
+
     def __init__(self, search: int = 11, patch: int = 3, strength: float = 4) -> None:
         super().__init__(f"nl-means-{search}-{patch}-{strength:g}")
         for field, value in (("search", search), ("patch", patch)):
-            _within("NonLocalMeans", field, value, 1, 51)
+            within("NonLocalMeans", field, value, 1, 51)
             if value % 2 == 0:
                 raise FieldError("NonLocalMeans", field, f"must be odd, got {value!r}")
         if not strength > 0:
@@ -177,43 +150,6 @@ class NonLocalMeans(Squeezer):
                 weights = weights + weight
         # The pixel itself has weight one.
         return total / weights
-
-
-_NAME = re.compile(r"(bit-depth|median)-(\d+)|nl-means-(\d+)-(\d+)-(\d+(?:\.\d+)?)")
-
-
-@PARTS.register("squeezer")
-def squeezer(name: str) -> Squeezer:
-    """A squeezer by its name: ``bit-depth-BITS``, ``median-SIZE`` or ``nl-means-SEARCH-PATCH-STRENGTH``.
-
-    Raises:
-        InputError: no such name, or a size that the squeezer refuses.
-    """
-    found = _NAME.fullmatch(name)
-    if found is None:
-        raise InputError(
-            f"unknown squeezer {name!r}; expected bit-depth-BITS, median-SIZE or nl-means-SEARCH-PATCH-STRENGTH, such "
-            "as 'bit-depth-3', 'median-2' or 'nl-means-11-3-4'"
-        )
-    if found[1] is None:
-        return NonLocalMeans(int(found[3]), int(found[4]), float(found[5]))
-    return BitDepth(int(found[2])) if found[1] == "bit-depth" else Median(int(found[2]))
-
-
-def squeezers(names: Sequence[str]) -> tuple[Squeezer, ...]:
-    """Several of them.
-
-    Raises:
-        InputError: none, or one twice.
-    """
-    if isinstance(names, str) or not names or len(set(names)) != len(names):
-        raise InputError(f"squeezers must be a list of different names, got {names!r}")
-    return tuple(map(squeezer, names))
-
-
-def _within(component: str, field: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise FieldError(component, field, f"must be a whole number from {low} to {high}, got {value!r}")
 
 
 def _mirrored(x: Tensor, before: int, after: int, *, edge: bool) -> Tensor:

@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import robustexplain as rx
-from robustexplain.attacks import ADV2, PGD, GradientDirection, Linf, random_classes
+from robustexplain.attacks import (
+    ADV2,
+    CW,
+    DRAWS,
+    FGSM,
+    NES,
+    PGD,
+    UAP,
+    Adaptation,
+    DeepFool,
+    Dombrowski,
+    GradientDirection,
+    HidingPatch,
+    Linf,
+    StAdv,
+    random_classes,
+)
+from robustexplain.attacks.adaptive import evasion
 from robustexplain.attacks.search.directions import StepContext
 from robustexplain.autograd.rectifiers import Softplus, swapped
 from robustexplain.autograd.straight_through import StraightThrough, straight_through
-from robustexplain.errors import InputError, NotDifferentiableError
-from robustexplain.interpreters import CAM, Gradient, SmoothGrad
+from robustexplain.defenses import InputTransform
+from robustexplain.errors import InputError, NotDifferentiableError, ZeroDirectionWarning, ZeroMapGradientWarning
+from robustexplain.interpreters import CAM, GradCAM, Gradient, Mask, SmoothGrad
 from robustexplain.metrics import L1
-from robustexplain.models import Classifier
-from robustexplain.objectives import Goal, MatchMap, Misclassify
+from robustexplain.models import Classifier, with_transforms
+from robustexplain.objectives import EvadeDetector, Goal, MatchMap, Misclassify, Objective
 from robustexplain.random_streams import Streams, derive
+from robustexplain.recipe.schema import make
+from robustexplain.registry import ATTACKS
+from robustexplain.system import Detector
 
 EPS = 0.1
 LEVELS = 15
@@ -60,7 +81,10 @@ def test_plain_pgd_stalls_on_rounding_and_says_so_and_straight_through_it_succee
     goal = random_classes(x, y, 10)
     model = Rounding(trained, rounded)
     plain = PGD(EPS, 20, 0.02)
-    stuck, through = plain(system(model), x, y, goal), replace(plain, straight=True)(system(model), x, y, goal)
+    stuck, through = (
+        plain(system(model), x, y, goal),
+        replace(plain, adapt=Adaptation(straight=True))(system(model), x, y, goal),
+    )
     assert bool(stuck.stalled[~stuck.success].all())
     assert float(stuck.success.float().mean()) < 0.1
     assert torch.equal(stuck.x, x)
@@ -174,7 +198,7 @@ def test_averaging_over_draws_fools_a_smoothgrad_whose_seed_is_unknown(
             return float(L1()(smoothed(image, goal), smoothed(x)).mean())
 
     single = ADV2(0.125, steps=16, step_size=0.025, weight=50.0)
-    one, six = (attack(guessed, x, y, goal) for attack in (single, replace(single, draws=6)))
+    one, six = (attack(guessed, x, y, goal) for attack in (single, replace(single, adapt=Adaptation(draws=6))))
     assert bool(one.success.all())
     assert bool(six.success.all())
     unseen = [sum(distance(found.x, seed) for seed in range(900, 916)) / 16 for found in (one, six)]
@@ -190,4 +214,136 @@ def test_draws_of_a_system_in_which_nothing_is_random_are_refused(
 ) -> None:
     x, y = judged[0][:2], judged[1][:2]
     with pytest.raises(InputError, match=r"draws=3: nothing in this system or threat model is random"):
-        ADV2(EPS, steps=4, draws=3)(rx.System(trained, CAM(trained)), x, y)
+        ADV2(EPS, steps=4, adapt=Adaptation(draws=3))(rx.System(trained, CAM(trained)), x, y)
+
+
+# --- what an adversary who knows the system does ---
+
+
+def test_an_adaptation_sets_what_the_system_calls_for_and_nothing_that_is_set(
+    trained: Classifier, quiet: Detector
+) -> None:
+    plain, noisy = rx.System(trained, CAM(trained)), rx.System(trained, SmoothGrad(trained))
+    coarse, moved = (
+        rx.System(model, CAM(model)) for model in (with_transforms(trained, [n]) for n in ("jpeg-75", "resize-pad-3"))
+    )
+    watched = replace(plain, detector=quiet)
+    for attack in (PGD(), ADV2(), FGSM(), CW(), StAdv(), Dombrowski(), HidingPatch(), UAP()):
+        assert attack.adapts
+        assert attack.adapted(plain) is attack
+        assert attack.adapted(noisy).adapt == Adaptation(draws=DRAWS)
+        assert attack.adapted(coarse).adapt == Adaptation(straight=True)
+        assert attack.adapted(moved).adapt == Adaptation(draws=DRAWS)
+        evade = 1e3 if isinstance(attack, Dombrowski) else 1.0
+        assert attack.adapted(watched).adapt == Adaptation(evade=evade)
+        mine = Adaptation(evade=0.3, draws=4, straight=True)
+        assert replace(attack, adapt=mine).adapted(replace(noisy, detector=quiet)).adapt == mine
+    assert not DeepFool.adapts
+    assert DeepFool().adapted(coarse).adaptation == "nothing to adapt"
+    assert PGD().adapted(replace(moved, detector=quiet)).adaptation == "detector in the loss, mean of 10 draws"
+
+
+def test_against_mask_the_bilevel_search_needs_no_draws(trained: Classifier) -> None:
+    shaken = rx.System(trained, Mask(trained))
+    assert shaken.random
+    assert ADV2().adapted(shaken) == ADV2()
+
+
+def test_draws_that_the_loss_does_not_see_are_not_paid_for(trained: Classifier, judged: tuple[Tensor, Tensor]) -> None:
+    x, y = judged[0][:3], judged[1][:3]
+    noisy = rx.System(trained, SmoothGrad(trained, samples=2))
+    plain = PGD(EPS, 5, 0.02)
+    one, ten = plain(noisy, x, y), plain.adapted(noisy)(noisy, x, y)
+    assert torch.equal(one.x, ten.x)
+    assert torch.equal(one.queries, ten.queries)
+    averaged = ADV2(EPS, steps=4, warm_start=0.5).adapted(noisy)(noisy, x, y)
+    # Two steps on the prediction, two on ten maps each, and two looks at the real system.
+    assert averaged.queries.tolist() == [2 + 2 * DRAWS + 2] * 3
+
+
+def test_a_detectors_own_evasion_is_asked_first(
+    trained: Classifier, quiet: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def own(weight: float) -> Objective:
+        return weight * EvadeDetector(threshold=0.7)
+
+    watched = rx.System(trained, CAM(trained), quiet)
+    assert evasion(2.0, watched).terms() == ((2.0, EvadeDetector(quiet.soft_threshold)),)
+    monkeypatch.setattr(quiet, "evasion", own, raising=False)
+    found = evasion(2.0, watched)
+    assert found.terms() == ((2.0, EvadeDetector(threshold=0.7)),)
+
+
+@pytest.mark.parametrize(("name", "eps"), [("bit-depth-2", 0.06), ("resize-pad-6", 0.15)])
+def test_adaptive_pgd_beats_the_oblivious_one_behind_a_transform(
+    name: str, eps: float, trained: Classifier, judged: tuple[Tensor, Tensor]
+) -> None:
+    root = rx.System(trained, CAM(trained))
+    defense = InputTransform([name])
+    defended = defense(root)
+    right = defended.model(judged[0]).argmax(1) == judged[1]
+    x, y = judged[0][right][:24], judged[1][right][:24]
+    goal = random_classes(x, y, 10)
+    attack = PGD(eps, 20, eps / 5)
+    oblivious = attack(defense.oblivious_view(defended, root), x, y, goal).x
+    known = attack.adapted(defended)(defended, x, y, goal).x
+
+    def reached(x: Tensor) -> float:
+        # On draws that neither of them saw.
+        systems = [defended.redrawn(seed) for seed in range(70, 76)]
+        return sum(float((s.model(x).argmax(1) == goal).float().mean()) for s in systems) / len(systems)
+
+    print(f"{name}: oblivious {reached(oblivious):.2f}, adaptive {reached(known):.2f}")
+    assert reached(known) > reached(oblivious) + 0.1
+
+
+# --- what a search says where it has no direction ---
+
+
+def test_a_black_box_without_differences_does_not_speak_of_rectifiers(
+    trained: Classifier, judged: tuple[Tensor, Tensor]
+) -> None:
+    flat = nn.Sequential(trained, nn.Threshold(1e9, 0.0)).eval()
+    attack = NES(EPS, samples=4, max_queries=12)
+    with pytest.warns(ZeroDirectionWarning, match="every difference of two losses was zero") as said:
+        found = attack(system(flat), judged[0][:2], judged[1][:2])
+    assert bool(found.zero_direction.all())
+    assert not any(isinstance(w.message, ZeroMapGradientWarning) or "rectifiers" in str(w.message) for w in said)
+    followed = rx.System(trained, Gradient(trained, of="logit"))
+    wanted = torch.rand(2, *judged[0].shape[2:], generator=torch.Generator().manual_seed(0))
+    with pytest.warns(ZeroMapGradientWarning, match="2 of 2 samples.*rectifiers"):
+        ADV2(EPS, steps=2, surrogate="none")(followed, judged[0][:2], judged[1][:2], goal_map=wanted)
+
+
+@pytest.mark.parametrize("word", ["draws", "straight", "evade"])
+def test_a_recipe_of_before_is_told_the_new_word(word: str) -> None:
+    with pytest.raises(InputError, match=f"{word}: unknown key; it is called 'adapt.{word}' now"):
+        make(ADV2, {word: 1}, "attacks[0]")
+    assert make(ADV2, {"adapt": {"draws": 4}}, "attacks[0]").adapt == Adaptation(draws=4)
+    with pytest.raises(InputError, match=r"attacks\[0\].adapt.draws"):
+        make(ADV2, {"adapt": {"draws": 0}}, "attacks[0]")
+
+
+def adaptable() -> list[str]:
+    return [entry.name for entry in ATTACKS if getattr(entry.build, "adapts", False)]
+
+
+@pytest.mark.parametrize("name", adaptable())
+def test_every_attack_that_adapts_runs_against_a_detector_and_a_classifier_that_draws_and_rounds(
+    name: str, tiny_model: Classifier, grey: Tensor, quiet: Detector
+) -> None:
+    model = with_transforms(tiny_model, ["resize-pad-2", "bit-depth-5"])
+    defended = rx.System(model, GradCAM(model), quiet)
+    x = grey[:2]
+    y = model(x).argmax(1)
+    known = {"steps": 3, "search_steps": 2, "batch_size": 2, "adapt": Adaptation(draws=2)}
+    built = ATTACKS.get(name).build()
+    attack = replace(built, **{f.name: known[f.name] for f in fields(built) if f.name in known})
+    attack = attack.adapted(defended)
+    assert (attack.adapt.draws, attack.adapt.straight) == (2, True)
+    attack = attack.fitted(defended, x, y) if attack.needs_data else attack
+    found = attack(defended, x, y, None if attack.keeps_prediction else (y + 1) % 4)
+    assert found.x.shape == x.shape
+    assert bool(found.x.isfinite().all())
+    # Two draws a step, and looks at the real system; what is fitted shows it nothing any more.
+    assert built.needs_data or int(found.queries.min()) > 2

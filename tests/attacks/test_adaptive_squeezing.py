@@ -24,15 +24,7 @@ from robustexplain.metrics import L1
 from robustexplain.models import Classifier
 from robustexplain.objectives import AgreeSqueezed, EvadeSqueezing, Goal, MatchProbabilities, Observation
 from robustexplain.random_streams import Streams
-from robustexplain.transforms.squeezing import (
-    BitDepth,
-    Median,
-    NonLocalMeans,
-    Squeezer,
-    Squeezing,
-    squeezer,
-    squeezers,
-)
+from robustexplain.transforms import BitDepth, Median, NonLocalMeans, Squeezing, Transform, transform, transforms
 
 EPS = 0.125
 
@@ -116,7 +108,7 @@ def test_non_local_means_is_its_formula_in_a_plain_loop() -> None:
 
 @pytest.mark.parametrize("squeeze", [Median(2), Median(3), NonLocalMeans(5, 3, 8)], ids=lambda s: s.name)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_smoothing_squeezers_have_the_gradient_of_finite_differences(squeeze: Squeezer, channels: int) -> None:
+def test_smoothing_squeezers_have_the_gradient_of_finite_differences(squeeze: Transform, channels: int) -> None:
     rng = torch.Generator().manual_seed(3)
     x = 0.5 + 0.05 * torch.rand(1, channels, 6, 6, generator=rng, dtype=torch.float64)
     weights = torch.randn(x.shape, generator=rng, dtype=torch.float64)
@@ -138,8 +130,8 @@ def test_rounding_has_no_gradient_and_the_identitys_straight_through() -> None:
 
 @pytest.mark.parametrize("name", ["bit-depth-2", "median-2", "median-3", "nl-means-11-3-4", "nl-means-13-3-2.5"])
 def test_a_squeezer_has_a_name_and_keeps_images_apart(name: str) -> None:
-    squeeze = squeezer(name)
-    assert squeezer(squeeze.name).name == squeeze.name == name
+    squeeze = transform(name)
+    assert transform(squeeze.name).name == squeeze.name == name
     x = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(5))
     found = squeeze(x)
     assert found.shape == x.shape
@@ -152,24 +144,24 @@ def test_a_squeezer_has_a_name_and_keeps_images_apart(name: str) -> None:
 
 
 def test_names_and_sizes_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(InputError, match=r"unknown squeezer 'gaussian-3'.*median-SIZE"):
-        squeezer("gaussian-3")
+    with pytest.raises(InputError, match=r"unknown transform 'gaussian-3'.*median-SIZE"):
+        transform("gaussian-3")
     with pytest.raises(FieldError, match="from 1 to 16, got 0"):
-        squeezer("bit-depth-0")
+        transform("bit-depth-0")
     with pytest.raises(FieldError, match="must be odd, got 12"):
-        squeezer("nl-means-12-3-4")
+        transform("nl-means-12-3-4")
     with pytest.raises(FieldError, match="strength must be above 0"):
-        squeezer("nl-means-11-3-0")
+        transform("nl-means-11-3-0")
     for names in ((), "median-2", ("median-2", "median-2")):
         with pytest.raises(InputError, match="list of different names"):
-            squeezers(names)
+            transforms(names)
     with pytest.raises(InputError, match="grey or RGB images, got 2 channels"):
         NonLocalMeans()(torch.rand(1, 2, 16, 16))
     with pytest.raises(InputError, match="too small for a search window of 11"):
         NonLocalMeans()(torch.rand(1, 1, 6, 16))
-    with pytest.raises(InputError, match="unknown squeezer"):
+    with pytest.raises(InputError, match="unknown transform"):
         AdaptiveSqueezing(squeezers=("jpeg",))
-    with pytest.raises(InputError, match="unknown squeezer"):
+    with pytest.raises(InputError, match="unknown transform"):
         FeatureSqueezing(("jpeg",))
 
 
@@ -190,7 +182,7 @@ def sight(model: nn.Module) -> tuple[Observation, Goal, dict[str, list[list[floa
     x = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     with torch.no_grad():
         logits = model(x)
-        p = {n: model(squeezer(n)(x)).softmax(1).tolist() for n in ("median-3", "bit-depth-1")}
+        p = {n: model(transform(n)(x)).softmax(1).tolist() for n in ("median-3", "bit-depth-1")}
     goal = Goal(x, torch.arange(4), wanted=model(x.flip(0)).softmax(1).detach())
     return Observation(x, logits, system=rx.System(model, CAM(model))), goal, p
 
@@ -208,7 +200,7 @@ def test_agreement_is_the_cross_entropy_of_both_predictions(double: Classifier) 
         -sum(sum(a * math.log(b) for a, b in zip(now, p[name][i], strict=True)) for name in p)
         for i, now in enumerate(seen.logits.softmax(1).tolist())
     ]
-    found = AgreeSqueezed(squeezers(tuple(p))).loss(seen, goal)
+    found = AgreeSqueezed(transforms(tuple(p))).loss(seen, goal)
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-10)
 
 
@@ -220,7 +212,7 @@ def test_the_hinge_is_zero_below_its_share_of_the_threshold(double: Classifier) 
     ]
     threshold = sorted(v for row in l1 for v in row)[4] + 1e-6
     expected = [sum(w * max(v - 0.75 * threshold, 0) for w, v in zip((2.0, 0.5), row, strict=True)) for row in l1]
-    objective = EvadeSqueezing(squeezers(tuple(p)), (2.0, 0.5), threshold)
+    objective = EvadeSqueezing(transforms(tuple(p)), (2.0, 0.5), threshold)
     torch.testing.assert_close(objective.loss(seen, goal), torch.tensor(expected, dtype=torch.float64))
     assert objective.met(seen, goal).tolist() == [max(row) <= threshold for row in l1]
     judged = replace(objective, weights=(0.0, 0.0))
@@ -272,7 +264,7 @@ def detector_of(system: rx.System) -> FeatureSqueezingDetector:
 
 def test_the_score_is_the_largest_l1_distance_of_probabilities(double: Classifier) -> None:
     seen, _, p = sight(double)
-    detector = FeatureSqueezingDetector(double, squeezers(tuple(p)))
+    detector = FeatureSqueezingDetector(double, transforms(tuple(p)))
     assert isinstance(detector, Squeezing)
     expected = [
         max(sum(abs(a - b) for a, b in zip(now, p[n][i], strict=True)) for n in p)

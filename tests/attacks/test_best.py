@@ -142,7 +142,7 @@ def test_a_stand_in_that_improves_alone_has_misled(model: nn.Module, x: Tensor) 
     goal = Goal(x, torch.zeros(BATCH, dtype=torch.int64), goal_map=torch.full((BATCH, 16, 16), -1.0))
     system = rx.System(model, Dead(model))
     search = Search(
-        Linf(0.1), (Stage(MatchMap("none"), 20, SignStep(0.01)),), GradientDirection(Softplus(1.0)), judge_every=5
+        Linf(0.1), (Stage(MatchMap("none"), 20, SignStep(0.01)),), GradientDirection(Softplus(1.0)), evaluate_every=5
     )
     found = search.run(system, goal, Streams.of(x, 0))
     assert bool(found.stalled.all())

@@ -16,6 +16,7 @@ import robustexplain as rx
 from robustexplain.attacks import (
     ADV2,
     PGD,
+    Adaptation,
     Bilevel,
     BilevelSearch,
     Linf,
@@ -110,7 +111,7 @@ def test_the_gradient_ahead_is_that_of_the_published_loop(unroll: bool, smooth: 
     mask, goal = mask_of(smooth), aims(x)
     run = run_of(search(Bilevel(ahead=4, unroll=unroll)), mask, x, goal)
     run.classes = CLASSES
-    found, after = run._ahead(state(x), 0.0)
+    found, after = run._look_ahead(state(x), 0.0)
     wanted = slow_ahead(mask, x, state(x), goal, 4, unroll)
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-14)
     other = slow_ahead(mask, x, state(x), goal, 4, not unroll)
@@ -123,7 +124,7 @@ def test_the_unrolled_gradient_is_that_of_finite_differences(smooth: nn.Module, 
     mask, goal = mask_of(smooth), aims(x)
     run = run_of(search(Bilevel(ahead=3, unroll=True)), mask, x, goal)
     run.classes = CLASSES
-    gradient, _ = run._ahead(state(x), 0.0)
+    gradient, _ = run._look_ahead(state(x), 0.0)
     direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
 
     def mean_loss(x: Tensor) -> float:
@@ -150,19 +151,19 @@ def test_a_rehearsal_looks_ahead_from_masks_first_value_to_the_masks_of_its_run_
     mask = mask_of(smooth)
     goal = benign(mask, x)
     run = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, goal)
-    lesson = run.lesson
+    lesson = run.goals_ahead
     now, own = mask.begin(x), smooth(x).argmax(1)
     for told in lesson:
         now = mask.step(x, mask.background(x), now, own)
         torch.testing.assert_close(told.goal_map, 1 - now.mask, rtol=0, atol=0)
     assert len(lesson) == 3
-    assert run.seen.queries.tolist() == [4] * len(x)
+    assert run.record.queries.tolist() == [4] * len(x)
     run.classes = CLASSES
     # The mask that follows is not asked, and does not follow.
     follower = run_of(search(Bilevel(follow=5, ahead=3, rehearse=True)), mask, x, goal)
-    assert torch.equal(follower._follow(state(x)).mask, state(x).mask)
-    assert follower.seen.queries.tolist() == [4 + 1] * len(x)
-    found, _ = run._ahead(state(x), 0.0)
+    assert torch.equal(follower._follow_mask(state(x)).mask, state(x).mask)
+    assert follower.record.queries.tolist() == [4 + 1] * len(x)
+    found, _ = run._look_ahead(state(x), 0.0)
     leaf = x.clone().requires_grad_()
     now, total = mask.begin(leaf), torch.zeros((), dtype=x.dtype)
     for told in lesson:
@@ -177,7 +178,7 @@ def test_on_the_benign_input_itself_nothing_is_left_to_rehearse(smooth: nn.Modul
     mask = mask_of(smooth)
     run = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, benign(mask, x))
     run.classes = smooth(x).argmax(1)
-    assert not run._ahead(state(x), 0.0)[0].any()
+    assert not run._look_ahead(state(x), 0.0)[0].any()
 
 
 def test_a_map_of_the_adversarys_own_is_rehearsed_as_it_is_and_each_sample_has_its_own_lesson(
@@ -189,17 +190,17 @@ def test_a_map_of_the_adversarys_own_is_rehearsed_as_it_is_and_each_sample_has_i
     own = torch.rand(len(x), 8, 8, dtype=x.dtype, generator=torch.Generator().manual_seed(5))
     for goal in (aims(x), replace(plain, goal_map=own)):
         run = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, goal)
-        assert run.lesson == (goal,) * 3
-        assert run.seen.queries.tolist() == [0] * len(x)
+        assert run.goals_ahead == (goal,) * 3
+        assert run.record.queries.tolist() == [0] * len(x)
     mixed = replace(plain, goal_map=torch.cat([own[:1], plain.benign_map[1:]]))
     run = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, mixed)
-    whole = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, plain).lesson
-    for told, wanted in zip(run.lesson, whole, strict=True):
+    whole = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, plain).goals_ahead
+    for told, wanted in zip(run.goals_ahead, whole, strict=True):
         assert told.goal_map is not None
         assert wanted.goal_map is not None
         assert torch.equal(told.goal_map[0], own[0])
         torch.testing.assert_close(told.goal_map[1:], wanted.goal_map[1:], rtol=1e-12, atol=1e-12)
-    assert run.seen.queries.tolist() == [0] + [4] * (len(x) - 1)
+    assert run.record.queries.tolist() == [0] + [4] * (len(x) - 1)
 
 
 def test_rehearsing_is_a_choice(smooth: nn.Module, x: Tensor) -> None:
@@ -207,8 +208,8 @@ def test_rehearsing_is_a_choice(smooth: nn.Module, x: Tensor) -> None:
     goal = benign(mask, x)
     for rehearse in (True, False):
         run = run_of(search(Bilevel(rehearse=rehearse), steps=1), mask, x, goal)
-        run.all()
-        assert all(told is goal for told in run.lesson) is not rehearse
+        run.every_step()
+        assert all(told is goal for told in run.goals_ahead) is not rehearse
 
 
 def test_a_rehearsal_of_the_benign_map_is_that_of_the_real_network(
@@ -218,13 +219,13 @@ def test_a_rehearsal_of_the_benign_map_is_that_of_the_real_network(
     mask = Mask(trained, steps=4)
     map_ = mask.explain(x, native=True).maps
     plain = search(Bilevel(ahead=3, rehearse=True), steps=1)
-    lessons = []
+    goals = []
     for plan in (plain, replace(plain, surrogate=Softplus(1.0))):
         goal = Goal(x, y, random_classes(x, y, 10), map_, benign_map=map_)
         run = run_of(plan, mask, x, goal)
-        run.all()
-        lessons.append(torch.stack([told.goal_map for told in run.lesson]))  # type: ignore[misc]
-    assert torch.equal(*lessons)
+        run.every_step()
+        goals.append(torch.stack([told.goal_map for told in run.goals_ahead]))  # type: ignore[misc]
+    assert torch.equal(*goals)
 
 
 class Threshold(nn.Module):
@@ -245,15 +246,15 @@ def test_each_sample_takes_the_longest_step_that_keeps_its_confidence() -> None:
     run = run_of(search(Bilevel(reach=0.08, bisections=12), eps=0.2, confidence=0.8), mask_of(model), x, goal)
     against = torch.zeros_like(x)
     against[:, 0, 0, 0] = torch.tensor([-3.0, -1.0, -0.1, -7.0])
-    moved = run._lead(against, 0.0)[:, 0, 0, 0] - 0.5
+    moved = run._step_on_map(against, 0.0)[:, 0, 0, 0] - 0.5
     torch.testing.assert_close(moved, torch.tensor([0.08, 0.05, 0.021, 0.0], dtype=torch.float64), rtol=0, atol=2e-5)
     assert bool((moved <= room.clamp(min=0) + 1e-12).all())
-    assert float(model(run._lead(against, 0.0)).softmax(1)[1:3, 1].min()) >= 0.8 - 1e-12
-    assert float(model(run._lead(against, 0.0)).softmax(1)[1:3, 1].max()) < 0.8001
+    assert float(model(run._step_on_map(against, 0.0)).softmax(1)[1:3, 1].min()) >= 0.8 - 1e-12
+    assert float(model(run._step_on_map(against, 0.0)).softmax(1)[1:3, 1].max()) < 0.8001
     # One look for all of them, then twelve for the three that it was too far for.
     fresh = run_of(run.plan, run.mask, x, goal)
-    fresh._lead(against, 0.0)
-    assert fresh.seen.queries.tolist() == [1, 13, 13, 13]
+    fresh._step_on_map(against, 0.0)
+    assert fresh.record.queries.tolist() == [1, 13, 13, 13]
 
 
 def test_the_push_is_a_step_of_its_length_on_the_cross_entropy(smooth: nn.Module, x: Tensor) -> None:
@@ -261,7 +262,7 @@ def test_the_push_is_a_step_of_its_length_on_the_cross_entropy(smooth: nn.Module
     leaf = x.clone().requires_grad_()
     (g,) = torch.autograd.grad(F.cross_entropy(smooth(leaf), CLASSES, reduction="sum"), leaf)
     wanted = torch.stack([row - 0.05 * slope / slope.norm() for row, slope in zip(x, g, strict=True)])
-    torch.testing.assert_close(run._push(0.0), wanted.clamp(0, 1), rtol=0, atol=1e-12)
+    torch.testing.assert_close(run._step_on_prediction(0.0), wanted.clamp(0, 1), rtol=0, atol=1e-12)
 
 
 def test_the_mask_and_its_adam_go_on_from_step_to_step(
@@ -270,8 +271,8 @@ def test_the_mask_and_its_adam_go_on_from_step_to_step(
     """With a ball of radius zero the input rests: the mask then simply goes on with its own optimisation."""
     mask, goal = mask_of(smooth), aims(x)
     begun: list[MaskState] = []
-    follow = under_test._Run._follow
-    monkeypatch.setattr(under_test._Run, "_follow", lambda run, now: begun.append(now) or follow(run, now))
+    follow = under_test._Run._follow_mask
+    monkeypatch.setattr(under_test._Run, "_follow_mask", lambda run, now: begun.append(now) or follow(run, now))
     settings = Bilevel(follow=3, ahead=2, reset=3)
     found = search(settings, steps=5, eps=0.0).run(rx.System(smooth, mask), goal, Streams.of(x, 0))
     assert torch.equal(found.x, x)
@@ -401,8 +402,8 @@ def test_restarts_are_never_worse(case: Case) -> None:
 
 def test_every_run_but_the_first_begins_at_random(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[Tensor] = []
-    everything = under_test._Run.all
-    monkeypatch.setattr(under_test._Run, "all", lambda run: begun.append(run.x) or everything(run))
+    everything = under_test._Run.every_step
+    monkeypatch.setattr(under_test._Run, "every_step", lambda run: begun.append(run.x) or everything(run))
     case.run(restarts=3, steps=2, warm_start=0.0)
     assert torch.equal(begun[0], case.x)
     assert not torch.equal(begun[1], case.x)
@@ -411,8 +412,8 @@ def test_every_run_but_the_first_begins_at_random(case: Case, monkeypatch: pytes
 
 def test_what_cannot_be_is_refused(case: Case) -> None:
     with pytest.raises(InputError, match="draws=3"):
-        case.run(draws=3)
-    with pytest.raises(InputError, match="for Mask, got CAM"):
+        case.run(adapt=Adaptation(draws=3))
+    with pytest.raises(InputError, match="for Mask and other iterative interpreters, got CAM"):
         search(Bilevel()).run(rx.System(case.system.model, CAM(case.system.model)), aims(case.x), Streams.of(case.x, 0))
     for fields, says in [
         ({"ahead": 0}, "Bilevel.ahead must be at least 1"),
@@ -442,9 +443,9 @@ def test_a_detector_is_evaded_on_the_way(case: Case) -> None:
     detector = Bright(level, level)
     system = replace(case.system, detector=detector)
     attack = replace(case.attack, steps=12).adapted(system)
-    assert attack.evade == 1.0
+    assert attack.adapt.evade == 1.0
     aware = attack(system, case.x, case.y, case.goal)
-    blind = replace(attack, evade=0.0)(system, case.x, case.y, case.goal)
+    blind = replace(attack, adapt=Adaptation())(system, case.x, case.y, case.goal)
     assert float(detector.score(aware.x).mean()) < float(detector.score(blind.x).mean())
 
 
@@ -462,7 +463,7 @@ def test_adv2_keeps_the_success_of_pgd_and_the_mask_of_the_benign_image(
     assert isinstance(attack.plan(system), BilevelSearch)
     found, pgd = attack(system, x, y, goal), PGD(EPS, 60, 0.01)(system, x, y, goal)
     assert bool(found.success.all())
-    assert not bool(found.no_map_gradient.any())
+    assert not bool(found.zero_direction.any())
     benign = mask(x).detach()
     near, far = (L1()(mask(f.x, goal).detach(), benign) for f in (found, pgd))
     assert float(near.mean()) < 0.6 * float(far.mean())

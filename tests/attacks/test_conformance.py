@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import robustexplain as rx
-from robustexplain.attacks import PGD, Attack, Attacked, Noise
+from robustexplain.attacks import PGD, Adaptation, Attack, Attacked, Noise
 from robustexplain.errors import InputError, NotDifferentiableError
 from robustexplain.interpreters import CAM, GradCAM, Gradient, Interpreter
 from robustexplain.models import Classifier
@@ -29,7 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "foolbox": {"settings": {"steps": 3}},
     "art": {"settings": {"max_iter": 3}},
     "gd-uap": {"check_every": 4, "batch_size": 4},
-    "patch": {"batch_size": 4, "draws": 2},
+    "patch": {"batch_size": 4, "adapt": Adaptation(draws=2)},
     "uap": {"batch_size": 4},
     "universal-hiding-patch": {"batch_size": 4},
     "cw": {"steps": 8, "search_steps": 3, "initial_constant": 1.0, "step_size": 0.05},
@@ -124,8 +124,8 @@ def test_gives_images_of_the_same_shape_and_dtype_in_the_unit_range(case: Case, 
         assert found.x.dtype == dtype
         assert not found.x.requires_grad
         assert 0 <= float(found.x.min()) <= float(found.x.max()) <= 1
-        assert found.success.shape == found.no_map_gradient.shape == (5,)
-        assert found.success.dtype == found.no_map_gradient.dtype == torch.bool
+        assert found.success.shape == found.zero_direction.shape == (5,)
+        assert found.success.dtype == found.zero_direction.dtype == torch.bool
 
 
 @pytest.mark.parametrize("targeted", [True, False])

@@ -328,7 +328,7 @@ def test_adv2_on_stadv_follows_gradient_maps_through_a_surrogate(
     attack = ADV2StAdv(steps=4, warm_start=0.0)
     gradient = rx.System(system.model, Gradient(system.model, of="logit"))
     assert attack.plan(gradient).summaries()[2] == "Adam, SmoothGradient, after misclassify + flow-loss"
-    assert not bool(attack(gradient, x[:2], y[:2], goal[:2]).no_map_gradient.any())
+    assert not bool(attack(gradient, x[:2], y[:2], goal[:2]).zero_direction.any())
     with pytest.raises(NotDifferentiableError, match="Mask has none"):
         attack(rx.System(system.model, Mask(system.model, steps=1)), x[:2], y[:2], goal[:2])
 

@@ -121,7 +121,7 @@ def test_bad_members_are_refused(
 def test_a_goal_map_is_wanted_of_every_member_on_its_own_grid(model: nn.Module, x: Tensor) -> None:
     members = (CAM(model), Gradient(model))
     wanted = torch.rand(5, 16, 16, generator=torch.Generator().manual_seed(2), dtype=x.dtype)
-    found = MemberMaps(model, members).wanted(wanted, x)
+    found = MemberMaps(model, members).lay_out(wanted, x)
     side = members[0].explain(x, native=True).maps.shape[-1]
     small = F.interpolate(wanted[:, None], (side, side), mode="bilinear", align_corners=False, antialias=True)[:, 0]
     each = 16 // side

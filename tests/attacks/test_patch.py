@@ -13,6 +13,7 @@ from torch import Tensor
 
 import robustexplain as rx
 from robustexplain.attacks import (
+    Adaptation,
     AdversarialPatch,
     Attacked,
     Fitted,
@@ -154,8 +155,6 @@ def test_a_patch_says_what_it_lacks() -> None:
     for wrong in ({"size": 0.0}, {"size": 1.1}, {"shape": "star"}, {"place": "left"}, {"rotation": 200.0}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             ImagePatch(**wrong)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"ImagePatch.draws must be 1"):
-        ImagePatch(draws=3)
 
 
 # --- objectives ---
@@ -433,7 +432,7 @@ def test_a_patch_for_random_places_gains_from_averaging_over_them(bench: Bench) 
     kind = ImagePatch(0.5, place="random", steps=25, step_size=0.05)
     elsewhere = []
     for draws in (1, 6):
-        attack = replace(kind, draws=draws)
+        attack = replace(kind, adapt=Adaptation(draws=draws))
         found = attack(bench.system, x, y, goal)
         own = attack.plan(bench.system).threat.bind(x, Streams.of(x, 0, "ImagePatch"))
         sides = [own.region[i].nonzero()[0].tolist() for i in range(8)]  # type: ignore[attr-defined]

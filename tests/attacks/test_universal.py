@@ -190,7 +190,7 @@ def test_a_map_gradient_of_zero_is_reported(bench: Bench) -> None:
     plan = Blind(steps=2).plan(system)
     with pytest.warns(ZeroMapGradientWarning, match="every image"):
         applied = plan.fit(system, Goal(x, y, goal_map=zeros), 0)
-    assert bool(Fitted(UAP(), applied)(system, x, y).no_map_gradient.all())
+    assert bool(Fitted(UAP(), applied)(system, x, y).zero_direction.all())
 
 
 # --- data-free ---

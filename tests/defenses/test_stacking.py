@@ -204,7 +204,7 @@ def test_a_hardened_interpreter_is_a_member_or_the_aggregate_is_refused(
     for wrapped in (smooth, kept):
         with pytest.raises(UnsupportedModelError, match=r"explains by .*: apply aid to the RTS first, then 'aid'"):
             AID()(wrapped, few)
-    with pytest.raises(InputError, match=r"'smoothed' needs more than a model \(base\)"):
+    with pytest.raises(InputError, match=r"'smoothed' is made of other parts besides the model"):
         AggregatedInterpreter(["smoothed", "cam"])(rx.System(trained, CAM(trained)))
 
 

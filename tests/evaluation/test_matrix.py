@@ -447,7 +447,7 @@ def doubts(recipe: Recipe, folder: RunFolder, figures: dict[tuple[str, str, str]
         assert cell is not None
         for name in ("joint", "success"):
             cell["measures"][name] = {"value": 0.5, "low": 0.4, "high": 0.6, "count": 16}
-        for name in ("no_map_gradient", "stalled", "surrogate_misled"):
+        for name in ("zero_direction", "stalled", "surrogate_misled"):
             cell["measures"][name] = {"value": 0.0, "low": 0.0, "high": 0.0, "count": 16}
         if cell["column"] in ("clean", "noise"):
             cell["measures"]["success"] = {"value": 0.0, "low": 0.0, "high": 0.0, "count": 16}
@@ -477,7 +477,7 @@ def test_noise_that_does_as_well_as_an_attack_is_noted(finished: tuple[Recipe, R
 
 
 def test_a_search_without_a_map_gradient_is_noted(finished: tuple[Recipe, RunFolder]) -> None:
-    said = doubts(*finished, {("cam", "adv2, oblivious", "no_map_gradient"): (0.25, 0.1, 0.4)})
+    said = doubts(*finished, {("cam", "adv2, oblivious", "zero_direction"): (0.25, 0.1, 0.4)})
     assert said.startswith("cam / adv2, oblivious: the search found no map gradient for 25% of the images")
 
 

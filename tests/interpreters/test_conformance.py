@@ -22,6 +22,7 @@ from robustexplain.defenses import Aggregate
 from robustexplain.errors import InputError
 from robustexplain.interpreters import CAM, RTS, GradCAM, Gradient, Interpreter, MaskingModel, Smoothed
 from robustexplain.interpreters.base import taken
+from robustexplain.models import Transformed
 from robustexplain.registry import INTERPRETERS
 
 Make = Callable[[nn.Module, Tensor], Interpreter]
@@ -41,6 +42,12 @@ def background(x: Tensor) -> interpreters.Reference:
     return interpreters.Reference(torch.rand(4, *x.shape[1:], generator=torch.Generator().manual_seed(8)))
 
 
+def of_median(model: nn.Module, make: Callable[[nn.Module], Interpreter]) -> Interpreter:
+    """Behind a transform that changes nothing."""
+    front = Transformed(model, ["median-1"])
+    return interpreters.OfTransformed(front, make(front))
+
+
 MAKE: dict[str, Make] = {
     "integrated-gradients": lambda model, x: interpreters.IntegratedGradients(model, steps=5, batch_size=10),
     "expected-gradients": lambda model, x: interpreters.ExpectedGradients(model, background(x), samples=6),
@@ -49,6 +56,7 @@ MAKE: dict[str, Make] = {
     "vargrad": lambda model, x: interpreters.VarGrad(model, samples=4, sigma=0.5, of="log_probability"),
     "rts": lambda model, x: RTS(model, masker(model, x)),
     "smoothed": lambda model, x: Smoothed(model, GradCAM(model), Softplus(5.0)),
+    "of-transformed": lambda model, x: of_median(model, GradCAM),
     "aggregate": lambda model, x: Aggregate(model, (Gradient(model), GradCAM(model))),
     "mask": lambda model, x: interpreters.Mask(model, steps=6, l1=0.01, tv=0.1, of="logit"),
     "occlusion": lambda model, x: interpreters.Occlusion(model, window=5, stride=3),
@@ -68,6 +76,7 @@ SMOOTH: dict[str, Make] = {
     "gradcam": lambda model, x: GradCAM(model, relu=False),
     "guided-gradcam": lambda model, x: interpreters.GuidedGradCAM(model, relu=False),
     "smoothed": lambda model, x: Smoothed(model, Gradient(model, channels="sum"), Softplus(3.0)),
+    "of-transformed": lambda model, x: of_median(model, lambda m: Gradient(m, channels="sum")),
     "aggregate": lambda model, x: Aggregate(model, (CAM(model), GradCAM(model, relu=False)), rescale="minmax"),
 }
 

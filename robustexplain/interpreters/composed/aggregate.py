@@ -36,11 +36,6 @@ class Aggregate(Composed):
             raise InputError(f"an aggregate needs two members or more, got {len(self.members)}")
         super().__post_init__()
 
-    @property
-    def parts(self) -> tuple[Interpreter, ...]:
-        """The members."""
-        return self.members
-
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         maps, shared = explain_together(self.members, x, target, graph)
         full = [ops.resize(m, x.shape[-2:]) if x.dim() == 4 else m for m in maps]

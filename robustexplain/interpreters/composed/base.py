@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 
@@ -21,11 +20,6 @@ class Composed(Interpreter):
         InputError: a part that is no interpreter, or that explains another model object; parts that take nothing in
             common.
     """
-
-    @property
-    @abstractmethod
-    def parts(self) -> tuple[Interpreter, ...]:
-        """The interpreters that it is made of."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,11 +75,6 @@ class Wrapper(Composed):
             raise InputError(f"base must be an Interpreter, got {self.base!r}; make one with (model)")
         super().__post_init__()
 
-    @property
-    def parts(self) -> tuple[Interpreter, ...]:
-        """The interpreter inside."""
-        return (self.base,)
-
     def around(self, interpreter: Interpreter) -> Self:
         """The same wrapper, with the same settings, around another interpreter."""
         return replace(self, model=interpreter.model, base=interpreter)
@@ -106,7 +95,7 @@ def wrapped_like(pattern: Interpreter, interpreter: Interpreter) -> Interpreter:
 def walk(interpreter: Interpreter) -> Iterator[Interpreter]:
     """The interpreter and all that it is made of, from the outside in."""
     yield interpreter
-    for part in interpreter.parts if isinstance(interpreter, Composed) else ():
+    for part in interpreter.parts:
         yield from walk(part)
 
 

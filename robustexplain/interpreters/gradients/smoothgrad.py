@@ -59,6 +59,7 @@ class SmoothGrad(Interpreter):
     units: Units = "input"
 
     is_gradient: ClassVar[bool] = True
+    keeps_draws: ClassVar[tuple[str, ...]] = ("_drawn",)
 
     @cached_property
     def _drawn(self) -> dict[Any, Tensor]:
@@ -106,6 +107,7 @@ class VarGrad(Interpreter):
     units: Units = "input"
 
     is_gradient: ClassVar[bool] = True
+    keeps_draws: ClassVar[tuple[str, ...]] = ("_drawn",)
 
     @cached_property
     def _drawn(self) -> dict[Any, Tensor]:

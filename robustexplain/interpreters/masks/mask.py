@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar
 
 import annotated_types as at
 import torch
@@ -12,39 +12,19 @@ from torch import Tensor
 
 from ... import maps as ops
 from ...autograd.fixed_weights import fixed_weights
+from ...autograd.straight_through import straight_maps
 from ...checks import Kind
 from ...fields import Count, Fraction, NonNegative, Positive
 from ...random_streams import Streams
 from ...registry import INTERPRETERS
 from ...training import frozen
 from ..base import Explanation, Interpreter, explained_class
+from ..iterative import MaskState
 from ..perturbation.removal import Fill, Score, score, wide_dtype
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 CHECK_EVERY = 10
 REFERENCE_SIDE = 28
-
-
-class MaskState(NamedTuple):
-    """A mask ``m`` ``[B, h, w]`` on its way (1 keeps), Adam's two moments, and how many steps were taken."""
-
-    mask: Tensor
-    first: Tensor
-    second: Tensor
-    step: int = 0
-
-    def select(self, rows: Tensor) -> MaskState:
-        """The state of some samples."""
-        return MaskState(self.mask[rows], self.first[rows], self.second[rows], self.step)
-
-    def copy(self) -> MaskState:
-        """The same, in memory of its own."""
-        return MaskState(self.mask.clone(), self.first.clone(), self.second.clone(), self.step)
-
-    def store(self, rows: Tensor, found: MaskState) -> None:
-        """Overwrite the state of some samples."""
-        for whole, part in zip(self[:3], found[:3], strict=True):
-            whole[rows] = part
 
 
 @INTERPRETERS.register("mask", paper="Fong and Vedaldi 2017; Zhang et al. 2020, eq. 9 and 16", needs=("gradients",))
@@ -95,6 +75,7 @@ class Mask(Interpreter):
 
     differentiable: ClassVar[bool] = False
     unit_range: ClassVar[bool] = True
+    iterative: ClassVar[bool] = True
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
@@ -102,7 +83,7 @@ class Mask(Interpreter):
         classes = explained_class(logits, target)
         with frozen(self.model):
             state = self.optimise(x.detach(), classes)
-        return Explanation(logits, (1 - state.mask).to(x.dtype))
+        return Explanation(logits, self.map_of(state).to(x.dtype))
 
     def optimise(self, x: Tensor, classes: Tensor) -> MaskState:
         """The optimal masks ``[B, h, w]`` (1 keeps) for ``classes`` ``[B]``, with Adam's moments; detached.
@@ -132,6 +113,10 @@ class Mask(Interpreter):
         size = [min(self.size, max(1, side // 2)) for side in x.shape[-2:]]
         mask = torch.full((len(x), *size), self.start, dtype=wide_dtype(x), device=x.device)
         return MaskState(mask, torch.zeros_like(mask), torch.zeros_like(mask))
+
+    def map_of(self, state: MaskState) -> Tensor:
+        """``1 - m``, ``[B, h, w]``."""
+        return 1 - state.mask
 
     def background(self, x: Tensor) -> Tensor:
         """What stands where the mask is 0, ``[B, C, H, W]``; differentiable in ``x`` unless it is noise."""
@@ -182,7 +167,7 @@ class Mask(Interpreter):
             shift: see there.
             graph: keep the graph: the new state is differentiable in ``x``, in the old state and in the weights.
         """
-        with torch.enable_grad():
+        with torch.enable_grad(), straight_maps():
             mask = state.mask if graph and state.mask.requires_grad else state.mask.detach().requires_grad_()
             with fixed_weights() if graph else nullcontext():
                 loss = self.loss(x, background, mask, classes, shift).sum()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import maps
+from ...autograd.straight_through import straight_through
 from ...fields import Count, NonNegative, check_fields
 from ...random_streams import Streams
 from ...registry import INTERPRETERS
@@ -59,7 +60,9 @@ def mask_loss(
     streams: Streams,
 ) -> Tensor:
     """Eq. 8 plus the encoder's cross-entropy, ``[b]``; always with a term on the logits (data-parallel needs it)."""
-    total = torch.stack(list(objective.terms(model, x, y, mask, streams).values())).sum(0)
+    # Through the rounding of a transform in front of the model a mask would learn nothing.
+    with straight_through():
+        total = torch.stack(list(objective.terms(model, x, y, mask, streams).values())).sum(0)
     return total + encoder_weight * nn.functional.cross_entropy(encoder_logits, y, reduction="none")
 
 

@@ -1,0 +1,59 @@
+"""Transforms in front of the classifier: compression, squeezing, random resizing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from robustexplain.errors import InputError
+from robustexplain.interpreters import Interpreter, OfTransformed
+from robustexplain.models import with_transforms
+from robustexplain.registry import DEFENSES
+from robustexplain.system import System
+from robustexplain.training import Samples, Session
+from robustexplain.transforms import transform, transforms
+
+from ..base import Defense
+
+
+@DEFENSES.register("input-transform", paper="Guo et al. 2018; Xu et al. 2018; Xie et al. 2018")
+@dataclass(frozen=True)
+class InputTransform(Defense):
+    """Transform every image before the classifier sees it; nothing is trained.
+
+    The map can be of two images, which differ (Guo et al., Xu et al. and Xie et al. say nothing of maps): ``raw`` maps
+    explain the image that came in, through the transform, with rounding passed straight; ``transformed`` maps explain
+    the image that the transform made of it. A trained interpreter's own network sees the image that is explained, and
+    keeps its weights.
+
+    Args:
+        transforms: their names, the first one first, such as ``jpeg-75``; a random one draws by ``seed``.
+        explained: which image the interpreter explains.
+    """
+
+    transforms: Sequence[str] = ("jpeg-75",)
+    explained: Literal["raw", "transformed"] = "raw"
+
+    layer: ClassVar[Literal["model", "input", "interpreter", "detector"]] = "input"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "transforms", tuple(self.transforms))
+        transforms(self.transforms)
+
+    def oblivious_view(self, defended: System, root: System) -> System:
+        """The system as an attacker takes it who does not know of the transforms: without them."""
+        return root
+
+    def _defend(self, system: System, data: Samples | None, session: Session) -> System:
+        if system.detector is not None:
+            raise InputError("the system's detector watches the classifier without transforms: apply them before it")
+        model = with_transforms(system.model, [self._drawing(name) for name in self.transforms])
+        interpreter: Interpreter = system.interpreter.on_model(model)
+        if self.explained == "transformed":
+            interpreter = OfTransformed(model, interpreter)
+        return System(model, interpreter)
+
+    def _drawing(self, name: str) -> str:
+        return transform(name).redrawn(self.seed).name if self.seed else name

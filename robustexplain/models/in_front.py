@@ -1,0 +1,72 @@
+"""Models with transforms of the image in front of them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from torch import Tensor, nn
+
+from ..transforms import transforms as made
+
+_passed_by: ContextVar[bool] = ContextVar("images are transformed already", default=False)
+
+
+class InFront(nn.Module):
+    """A model that transforms its images first.
+
+    Args:
+        transforms: names of the transforms, the first one first.
+
+    Raises:
+        InputError: an unknown transform, or one twice.
+    """
+
+    def __init__(self, transforms: Sequence[str] = ()) -> None:
+        super().__init__()
+        # No parameters and no stored buffers: the weights' names are those of the model without them.
+        self.transforms = nn.ModuleList(made(tuple(transforms)) if len(transforms) else ()).eval()
+
+    @property
+    def random(self) -> bool:
+        """Whether a transform draws."""
+        return any(t.random for t in self.transforms)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether a transform rounds."""
+        return any(t.rounds for t in self.transforms)
+
+    @property
+    def transform_names(self) -> tuple[str, ...]:
+        """The names of the transforms."""
+        return tuple(str(t.name) for t in self.transforms)
+
+    def transformed(self, x: Tensor) -> Tensor:
+        """What the network behind the transforms sees of ``x`` ``[B, C, H, W]``."""
+        if _passed_by.get():
+            return x
+        for transform in self.transforms:
+            x = transform(x)
+        return x
+
+    @abstractmethod
+    def with_transforms(self, names: Sequence[str]) -> InFront:
+        """The same network, its weights shared, with these transforms in front of it and no others."""
+
+    def redrawn(self, seed: int) -> InFront:
+        """The same with other draws of its transforms; itself, where nothing is random."""
+        names = [t.redrawn(seed).name for t in self.transforms]  # type: ignore[operator]
+        return self.with_transforms(names) if self.random else self
+
+
+@contextmanager
+def transformed_already() -> Iterator[None]:
+    """Within this block models take what their transforms gave: nothing is transformed again."""
+    token = _passed_by.set(True)
+    try:
+        yield
+    finally:
+        _passed_by.reset(token)

@@ -1,0 +1,68 @@
+"""Transforms in front of any model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..registry import PARTS
+from .classifier import ModelSpec
+from .in_front import InFront
+from .loading import build
+from .tables import TableClassifier
+
+
+class Transformed(InFront):
+    """Any module that takes images, with transforms in front of it; for a ``Classifier`` see its ``transforms``.
+
+    The names of the module's layers stay valid (``GradCAM(layer="layer4")``).
+
+    Args:
+        model: takes ``[B, C, H, W]`` in ``[0, 1]``, gives logits ``[B, K]``.
+        transforms: names of the transforms, the first one first.
+
+    Raises:
+        InputError: an unknown transform.
+    """
+
+    layers_inside: ClassVar[str] = "model"
+    """Where layers are looked for whose name is none of this module's own."""
+
+    def __init__(self, model: nn.Module, transforms: Sequence[str]) -> None:
+        super().__init__(transforms)
+        self.model = model
+        self.training = model.training
+        inner = getattr(model, "spec", None)
+        options = None if inner is None else {"name": inner.name, "options": inner.options}
+        self.spec = inner and ModelSpec("transformed", {"model": options, "transforms": list(transforms)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[B, K]`` of the transformed images."""
+        logits: Tensor = self.model(self.transformed(x))
+        return logits
+
+    def with_transforms(self, names: Sequence[str]) -> Transformed:
+        """The same module, its weights shared, with these transforms in front of it and no others."""
+        return Transformed(self.model, names)
+
+
+@PARTS.register("transformed")
+def _transformed(model: dict[str, Any], transforms: Sequence[str]) -> Transformed:
+    """A described model with transforms in front of it, its weights still to be read."""
+    return Transformed(build(ModelSpec(model["name"], model["options"])), transforms)
+
+
+def with_transforms(model: nn.Module, names: Sequence[str]) -> InFront:
+    """``model`` with transforms in front of it, before those that it has already; its weights are shared.
+
+    Raises:
+        InputError: an unknown transform, one that stands there already, or a model that takes a table's rows.
+    """
+    if isinstance(model, TableClassifier) or not names:
+        raise InputError(f"transforms are of images, and at least one is needed: got {type(model).__name__}, {names!r}")
+    if isinstance(model, InFront):
+        return model.with_transforms([*names, *model.transform_names])
+    return Transformed(model, names)

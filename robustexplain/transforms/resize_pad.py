@@ -1,0 +1,70 @@
+"""Random resizing and padding."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..random_streams import Streams
+from ..registry import TRANSFORMS
+from .base import Transform, within
+
+GREY = 0.5
+"""What the authors' zeros are in ``[0, 1]``: their networks take images in ``[-1, 1]``."""
+
+
+@TRANSFORMS.register("resize-pad", paper="Xie et al. 2018, section 3.2")
+class ResizePad(Transform):
+    """Shrink the image by a random number of pixels and put it down at a random place on grey (Xie et al. 2018).
+
+    Size and place are uniform and drawn from each sample's own stream; pixels are the nearest, as in the authors' code.
+    Departure: the authors enlarge 299 pixels to 310 to 330 and pad to 331; here the padded image has the size of the
+    one given, so that every classifier takes it. One draw; they average the predictions of 30, mirrored or not.
+
+    Args:
+        pixels: the shorter side shrinks by 1 up to so many pixels.
+        seed: of the draws.
+    """
+
+    form: ClassVar[str] = "resize-pad-PIXELS[-SEED]"
+    random: ClassVar[bool] = True
+
+    def __init__(self, pixels: int, seed: int = 0) -> None:
+        super().__init__(f"resize-pad-{pixels}" + (f"-{seed}" if seed else ""))
+        within("ResizePad", "pixels", pixels, 1, 1024)
+        within("ResizePad", "seed", seed, 0, 2**63 - 1)
+        self.pixels, self.seed = pixels, seed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The resized and padded images.
+
+        Raises:
+            InputError: images with a side of ``pixels`` or less.
+        """
+        short = min(x.shape[-2:])
+        if short <= self.pixels:
+            raise InputError(f"images of {list(x.shape[-2:])} cannot shrink by up to {self.pixels} pixels")
+        draws = Streams.of(x, self.seed, "resize-pad").uniform(x.new_empty(len(x), 3, dtype=torch.float64))
+        share = (short - 1 - (draws[:, 0] * self.pixels).floor()) / short
+        rows, in_rows = _sources(x.shape[2], share, draws[:, 1])
+        columns, in_columns = _sources(x.shape[3], share, draws[:, 2])
+        index = (rows[:, :, None] * x.shape[3] + columns[:, None]).flatten(1)[:, None].expand(-1, x.shape[1], -1)
+        seen = x.flatten(2).gather(2, index).view_as(x)
+        return torch.where((in_rows[:, :, None] & in_columns[:, None])[:, None], seen, GREY)
+
+    def redrawn(self, seed: int) -> ResizePad:
+        """With sizes and places of another seed."""
+        return ResizePad(self.pixels, seed)
+
+
+def _sources(side: int, share: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
+    """For each new pixel along one side the old one that it shows, and whether it shows any, ``[B, side]``."""
+    # A rounding error below must not lose a pixel of a side that comes out whole.
+    size = (side * share + 1e-6).floor().clamp(min=1)
+    start = (draw * (side - size + 1)).floor().clamp(max=side - 1)
+    place = torch.arange(side, device=draw.device) - start[:, None]
+    source = (place * (side / size[:, None]) + 1e-6).floor().long()
+    return source.clamp(0, side - 1), (place >= 0) & (place < size[:, None])
