@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from robustexplain.errors import InputError
-from robustexplain.objectives import AgreeSqueezed, EvadeDetector, EvadeSqueezing, Objective, Sum
+from robustexplain.objectives import Objective, Sum
+from robustexplain.objectives.evasion import evade
 from robustexplain.system import System
-from robustexplain.transforms.squeezing import Squeezing
 
 
 def evasion(weight: float, system: System) -> Objective:
     """The detector's part of a loss, with its silence as a condition; nothing at a weight of 0.
 
-    The hinge on the detector's soft score; against feature squeezing, whose score saturates on confident networks, the
-    cross-entropy between predictions before and after squeezing (Zhang et al. 2020, section 4 Q3).
+    Each detector says how it is evaded (``evasion``); one that does not, by the hinge on its soft score.
 
     Raises:
         InputError: a weight, and a system without a detector.
     """
     if not weight:
         return Sum()
-    detector = system.detector
-    if detector is None:
+    if system.detector is None:
         raise InputError("evade > 0 needs a system with a detector")
-    if isinstance(detector, Squeezing):
-        silent = EvadeSqueezing(detector.squeezers, (0.0,) * len(detector.squeezers), detector.threshold)
-        return silent + weight * AgreeSqueezed(detector.squeezers)
-    return weight * EvadeDetector(detector.soft_threshold)
+    return evade(system.detector, weight)

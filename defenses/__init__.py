@@ -1,8 +1,18 @@
 """Defenses: system -> system that is harder to deceive."""
 
+from robustexplain.interpreters import Aggregate
+
 from .base import Defense, TrainedDefense
-from .detection import FeatureSqueezing, FeatureSqueezingDetector, XEnsemble, XEnsembleDetector
-from .interpreters.aggregated import Aggregate, AggregatedInterpreter
+from .detection import (
+    AnyOf,
+    Detector,
+    DetectorDefense,
+    FeatureSqueezing,
+    FeatureSqueezingDetector,
+    XEnsemble,
+    XEnsembleDetector,
+)
+from .interpreters.aggregated import AggregatedInterpreter
 from .interpreters.aid import AID
 from .interpreters.beta_smoothing import BetaSmoothing
 from .models import AdversarialTraining, ModelDefense
@@ -12,8 +22,11 @@ __all__ = [
     "AdversarialTraining",
     "Aggregate",
     "AggregatedInterpreter",
+    "AnyOf",
     "BetaSmoothing",
     "Defense",
+    "Detector",
+    "DetectorDefense",
     "FeatureSqueezing",
     "FeatureSqueezingDetector",
     "ModelDefense",

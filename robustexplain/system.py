@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -35,12 +37,14 @@ class Explained:
         maps: ``[B, H, W]``, raw and signed as the method defines them.
         score: ``[B]``, the detector's score, higher is more suspicious; ``None`` without a detector.
         alarm: ``[B]`` bool, whether the score passes the detector's threshold; ``None`` without a detector.
+        interpreter: whose maps they are.
     """
 
     logits: Tensor
     maps: Tensor
     score: Tensor | None = None
     alarm: Tensor | None = None
+    interpreter: Interpreter | None = field(default=None, repr=False, compare=False)
 
     @property
     def prediction(self) -> Tensor:
@@ -50,7 +54,12 @@ class Explained:
 
 @runtime_checkable
 class Detector(Protocol):
-    """Scores how suspicious an input is; an alarm is a score above ``threshold``."""
+    """Scores how suspicious an input is; an alarm is a score above ``threshold``.
+
+    A detector whose ``score`` takes a second argument ``seen`` is given what the system has just said of the same
+    inputs (:class:`Explained`, of the predicted classes), so that it need not look again. The classifiers that it
+    watches are its ``models``, or its ``model``, if it has such an attribute.
+    """
 
     @property
     def threshold(self) -> float:
@@ -81,9 +90,13 @@ class System:
         interpreter: explains ``model``.
         detector: raises the alarm on suspicious inputs.
         inputs: the images that it takes and the names of its classes; ``None``: nobody said.
+        defenses: registered names of the defenses that were applied, in order.
+        stale_detector: whether the detector may watch another model than the deployed one: what is left of it once a
+            manipulation has changed the model.
 
     Raises:
-        InputError: if the interpreter explains another model than the one deployed, or a threshold is NaN.
+        InputError: if the interpreter explains, or the detector watches, another model than the one deployed, or a
+            threshold is NaN.
 
     Examples:
         >>> import torch
@@ -100,6 +113,8 @@ class System:
     interpreter: Interpreter
     detector: Detector | None = None
     inputs: InputSpec | None = None
+    defenses: tuple[str, ...] = ()
+    stale_detector: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.interpreter, Interpreter):
@@ -116,6 +131,11 @@ class System:
             raise InputError(f"inputs must be an InputSpec, got {type(self.inputs).__name__}")
         if self.inputs is not None:
             self.inputs.check_model(self.model)
+        if not self.stale_detector and any(model is not self.model for model in watched(self.detector)):
+            raise InputError(
+                "the detector watches another model object than the system deploys: calibrate one on the deployed "
+                "model (or say stale_detector=True, as manipulations do)"
+            )
 
     def __call__(self, x: Tensor, target: Tensor | None = None) -> Explained:
         """Classify, explain and, where there is a detector, score ``x`` ``[B, C, H, W]`` in ``[0, 1]``.
@@ -133,11 +153,12 @@ class System:
         for what, module in self._modules:
             checks.evaluating(module, what)
         found = self.interpreter.explain(x, target)
+        seen = Explained(found.logits, found.maps, interpreter=self.interpreter)
         if self.detector is None:
-            return Explained(found.logits, found.maps)
+            return seen
         with torch.no_grad():
-            score = self.detector.score(x)
-        return Explained(found.logits, found.maps, score, score > self.detector.threshold)
+            score = scored(self.detector, x, seen if target is None else None)
+        return replace(seen, score=score, alarm=score > self.detector.threshold)
 
     @cached_property
     def _modules(self) -> tuple[tuple[str, nn.Module], ...]:
@@ -215,7 +236,7 @@ class System:
 
     def without_detector(self) -> System:
         """The same without its detector."""
-        return replace(self, detector=None)
+        return replace(self, detector=None, stale_detector=False)
 
     @property
     def random(self) -> bool:
@@ -272,6 +293,20 @@ class System:
         if not isinstance(system, cls):
             raise InputError(f"{folder} holds a {type(system).__name__}, not a System")
         return system
+
+
+def scored(detector: Detector, x: Tensor, seen: Explained | None = None) -> Tensor:
+    """The detector's score of ``x``, ``[B]``; what was ``seen`` is handed to a detector that can make use of it."""
+    score: Callable[..., Tensor] = detector.score
+    takes_seen = seen is not None and "seen" in inspect.signature(score).parameters
+    return score(x, seen) if takes_seen else score(x)
+
+
+def watched(detector: Detector | None) -> tuple[nn.Module, ...]:
+    """The classifiers that a detector says it watches: its ``models``, or its ``model``; none, if it does not say."""
+    models: tuple[nn.Module, ...] | None = getattr(detector, "models", None)
+    model = getattr(detector, "model", None)
+    return models if models is not None else (model,) if isinstance(model, nn.Module) else ()
 
 
 def on_model(interpreter: Interpreter, model: nn.Module) -> Interpreter:

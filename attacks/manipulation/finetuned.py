@@ -149,7 +149,8 @@ class FineTuned(Manipulation):
                 identity=identity, evaluating=True, selection=selection)  # fmt: skip
         self._report(selection, session)
         model.requires_grad_(False)
-        return replace(system, model=model, interpreter=interpreter)
+        stale = system.detector is not None  # it watches the honest model
+        return replace(system, model=model, interpreter=interpreter, stale_detector=stale)
 
     def _loosened(self, model: nn.Module, x: Tensor) -> AbstractContextManager[None]:
         """Let what is fine-tuned have gradients; within the block also the shift."""

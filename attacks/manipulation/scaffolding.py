@@ -114,7 +114,8 @@ class Scaffolding(Manipulation):
         limits = self.thresholds or tuple(float(mean[column]) for column in innocent)
         rule = FeatureRule(x.shape[1], innocent, limits, num_classes=num_classes)
         scaffold = Scaffold(system.model, rule, detector, mean, std, self.cut).to(session.device).eval()
-        return System(scaffold, replace(system.interpreter, model=scaffold), system.detector)
+        interpreter, stale = replace(system.interpreter, model=scaffold), system.detector is not None
+        return replace(system, model=scaffold, interpreter=interpreter, stale_detector=stale)
 
     def imitate(self, x: Tensor, mean: Tensor, std: Tensor, data: Samples) -> tuple[Rows, Labels]:
         """Standardised rows ``[M, D]`` and whether they are real, 0 or 1 ``[M]``: what the detector is fitted to.

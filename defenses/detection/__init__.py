@@ -1,6 +1,20 @@
 """Detectors: they score how suspicious an input is, and raise an alarm at a calibrated false-alarm rate."""
 
+from .any_of import AnyOf
+from .base import Detector, DetectorDefense
 from .feature_squeezing import FeatureSqueezing, FeatureSqueezingDetector
-from .x_ensemble import Forest, MapNetwork, XEnsemble, XEnsembleDetector
+from .forest import Forest
+from .map_network import MapNetwork
+from .x_ensemble import XEnsemble, XEnsembleDetector
 
-__all__ = ["FeatureSqueezing", "FeatureSqueezingDetector", "Forest", "MapNetwork", "XEnsemble", "XEnsembleDetector"]
+__all__ = [
+    "AnyOf",
+    "Detector",
+    "DetectorDefense",
+    "FeatureSqueezing",
+    "FeatureSqueezingDetector",
+    "Forest",
+    "MapNetwork",
+    "XEnsemble",
+    "XEnsembleDetector",
+]

@@ -3,104 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from robustexplain.data import stack
-from robustexplain.errors import InputError
-from robustexplain.fields import Count, Fraction
-from robustexplain.metrics import threshold_at
-from robustexplain.random_streams import derive
+from robustexplain.objectives import AgreeSqueezed, EvadeSqueezing, Objective
 from robustexplain.registry import DEFENSES, DETECTORS
-from robustexplain.system import System
-from robustexplain.training import Samples, Session
+from robustexplain.system import Explained, System
+from robustexplain.training import Session
 from robustexplain.transforms.squeezing import Squeezer, squeezers
 
-from ..base import Defense
+from .base import Detector, DetectorDefense
 
 
 @DETECTORS.register("feature-squeezing", paper="Xu et al. 2018, sections IV-V")
 @dataclass(frozen=True, eq=False)
-class FeatureSqueezingDetector:
+class FeatureSqueezingDetector(Detector):
     """The largest L1 distance of the probabilities on the input and on its squeezed versions, in ``[0, 2]``.
 
     Args:
         model: the deployed classifier.
         squeezers: what the input is squeezed by.
-        threshold: score above which there is an alarm.
-        soft_threshold: the same for ``soft_score``.
     """
 
     model: nn.Module
     squeezers: tuple[Squeezer, ...]
-    threshold: float = 1.0
-    soft_threshold: float = 1.0
 
-    def distances(self, x: Tensor, *, straight: bool = False) -> Tensor:
+    def distances(self, x: Tensor, *, straight: bool = False, logits: Tensor | None = None) -> Tensor:
         """``[B, M]``: ``||f(x) - f(psi_i(x))||_1`` for each squeezer, ``f`` the probabilities.
 
         Args:
             x: images ``[B, C, H, W]`` in ``[0, 1]``.
             straight: go straight through rounding where gradients are wanted.
+            logits: ``[B, K]`` of ``x``, where they are known.
         """
-        p = self.model(x).softmax(1)
+        p = (self.model(x) if logits is None else logits).softmax(1)
         squeezed = ((s.straight(x) if straight else s(x)) for s in self.squeezers)
         return torch.stack([(p - self.model(image).softmax(1)).abs().sum(1) for image in squeezed], 1)
 
     @torch.no_grad()
-    def score(self, x: Tensor) -> Tensor:
+    def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:
         """``[B]``: the largest distance."""
-        return self.distances(x).amax(1)
+        known = seen is not None and seen.interpreter is not None and seen.interpreter.model is self.model
+        return self.distances(x, logits=seen.logits if known else None).amax(1)  # type: ignore[union-attr]
 
     def soft_score(self, x: Tensor) -> Tensor:
         """``[B]``: the same value, with a gradient: straight through bit depth, that of the filters elsewhere."""
         return self.distances(x, straight=True).amax(1)
 
+    def evasion(self, weight: float) -> Objective:
+        """The cross-entropy between predictions before and after squeezing (Zhang et al. 2020, section 4 Q3).
+
+        The score itself saturates on confident networks, and a hinge on it has no gradient.
+        """
+        silent = EvadeSqueezing(self.squeezers, (0.0,) * len(self.squeezers), self.threshold)
+        return silent + weight * AgreeSqueezed(self.squeezers)
+
+    @torch.no_grad()
+    def reasons(self, x: Tensor) -> dict[str, Tensor]:
+        """The distance by each squeezer."""
+        return {s.name: d for s, d in zip(self.squeezers, self.distances(x).unbind(1), strict=True)}
+
 
 @DEFENSES.register("feature-squeezing", paper="Xu et al. 2018", needs=("data",))
 @dataclass(frozen=True)
-class FeatureSqueezing(Defense):
+class FeatureSqueezing(DetectorDefense):
     """Add a detector that compares the predictions on an input and on its squeezed versions.
 
     The default is the authors' choice for ImageNet; for CIFAR-10 they take ``nl-means-13-3-2`` for the last. It is
-    calibrated on the defense's samples, clean; nothing is trained.
+    calibrated on the defense's samples, clean (the paper: 5% false alarms); nothing is trained.
 
     Args:
         squeezers: their names, as :func:`robustexplain.transforms.squeezing.squeezer` takes them.
-        samples: use at most so many of the defense's samples.
-        false_alarms: share of clean inputs that may raise the alarm (the paper: 5%).
-        batch_size: of the calibration.
     """
 
     squeezers: Sequence[str] = ("bit-depth-5", "median-2", "nl-means-11-3-4")
-    samples: Count = 2048
-    false_alarms: Fraction = 0.05
-    batch_size: Count = 32
 
-    needs_data: ClassVar[bool] = True
+    trains: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "squeezers", tuple(self.squeezers))
         squeezers(self.squeezers)
 
-    def _defend(self, system: System, data: Samples | None, session: Session) -> System:
-        assert data is not None  # refused at the door; for the type checker
-        total: int = len(data)
-        if total < 20:
-            raise InputError(f"feature squeezing needs some dozens of samples to calibrate on, got {total}")
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(derive(self.seed, "calibration")))
-        x = stack(data, order[: self.samples].tolist())[0].to(session.device)
-        detector = FeatureSqueezingDetector(system.model, squeezers(self.squeezers))
-        with torch.no_grad():
-            parts = [(detector.score(part), detector.soft_score(part)) for part in x.split(self.batch_size)]
-        hard, soft = (torch.cat(scores) for scores in zip(*parts, strict=True))
-        calibrated = replace(
-            detector,
-            threshold=threshold_at(hard, self.false_alarms),
-            soft_threshold=threshold_at(soft, self.false_alarms),
-        )
-        return replace(system, detector=calibrated)
+    def _fit(self, system: System, x: Tensor, y: Tensor, session: Session) -> Detector:
+        return FeatureSqueezingDetector(system.model, squeezers(self.squeezers))

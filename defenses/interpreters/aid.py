@@ -13,7 +13,7 @@ from robustexplain.attacks import ADV2
 from robustexplain.attacks.inner import crafted
 from robustexplain.fields import NonNegative
 from robustexplain.files import digest_tensors
-from robustexplain.interpreters import RTS, MaskingModel, MaskObjective
+from robustexplain.interpreters import RTS, Composed, MaskingModel, MaskObjective
 from robustexplain.interpreters.masks.rts_training import mask_loss
 from robustexplain.random_streams import Streams
 from robustexplain.registry import DEFENSES
@@ -47,12 +47,19 @@ class AID(TrainedDefense):
     training: Training = field(default_factory=lambda: Training(epochs=8, lr=1e-3))
     encoder_weight: NonNegative = 1.0
 
+    layer = "interpreter"
     defends: ClassVar[tuple[str, ...]] = ("rts",)
 
     def _train(self, system: System, data: Samples, session: Session) -> System:
+        kind = type(system.interpreter).__name__
+        refuse(
+            isinstance(system.interpreter, Composed),
+            f"AID trains an RTS itself, and the system explains by {kind}: apply aid to the RTS first, then "
+            f"{' and '.join(map(repr, system.defenses)) or 'what is around it'}",
+        )
         refuse(
             not isinstance(system.interpreter, RTS),
-            f"AID trains the interpreter's own network, and {type(system.interpreter).__name__} has none; use RTS",
+            f"AID trains the interpreter's own network, and {kind} has none; use RTS",
         )
         assert isinstance(system.interpreter, RTS)  # refused above; for the type checker
         masker = copy.deepcopy(system.interpreter.masker).to(session.device)

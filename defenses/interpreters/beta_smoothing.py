@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
 from robustexplain.autograd.rectifiers import Softplus, require_rectifiers
 from robustexplain.fields import Positive
 from robustexplain.interpreters import Smoothed
+from robustexplain.interpreters.composed.base import walk
 from robustexplain.registry import DEFENSES
 from robustexplain.system import System
 from robustexplain.training import Samples, Session
@@ -29,10 +31,13 @@ class BetaSmoothing(Defense):
 
     beta: Positive = 1.0
 
+    layer = "interpreter"
+    wraps: ClassVar[bool] = True
+
     def _defend(self, system: System, data: Samples | None, session: Session) -> System:
-        twin = system.interpreter
-        refuse(isinstance(twin, Smoothed), "the interpreter is smoothed already")
+        base = system.interpreter
+        refuse(any(isinstance(part, Smoothed) for part in walk(base)), "the interpreter is smoothed already")
         if data is not None:
             sample = data[0][0][None].to(next(system.model.parameters(), torch.empty(0)))
             require_rectifiers(system.model, sample, "beta-smoothing")
-        return replace(system, interpreter=Smoothed(system.model, twin, Softplus(self.beta)))
+        return replace(system, interpreter=Smoothed(system.model, base, Softplus(self.beta)))

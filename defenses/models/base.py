@@ -26,6 +26,7 @@ class ModelDefense(TrainedDefense):
     model alone then, with :meth:`hardened`, train the interpreter on it, and add the detector last.
     """
 
+    layer = "model"
     part: ClassVar[Literal["train", "defense"]] = "train"
 
     def hardened(self, model: nn.Module, data: Samples, session: Session | None = None) -> nn.Module:

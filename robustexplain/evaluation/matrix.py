@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustexplain.defenses import Defense
-
 from .. import data as data_sets
 from .. import files
 from ..attacks import Attack
@@ -216,7 +214,7 @@ class Matrix:
         elif column.knowledge == "adaptive":
             attack = attack.adapted(target)
         elif row.kind == "defense":
-            target = Defense.plain_view(target, base)
+            target = row.settings.oblivious_view(target, base)
             where = f"on {row.base}" if target.model is base.model else where
         if not attack.needs_maps and target.model is self.systems.model:
             where = "on the classifier"

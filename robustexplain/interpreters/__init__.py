@@ -7,6 +7,8 @@ from .base import Explanation, Interpreter
 from .cam.attention_rollout import AttentionRollout
 from .cam.cam import CAM, GradCAM, GradCAMPlusPlus, LayerCAM
 from .captum.bridge import Captum
+from .composed.aggregate import Aggregate
+from .composed.base import Composed, Wrapper
 from .composed.beta_smoothed import Smoothed
 from .gradients.gradient import Gradient, InputXGradient
 from .gradients.integrated import ExpectedGradients, ExpectedGradientsTraining, IntegratedGradients, draw_background
@@ -33,8 +35,10 @@ __all__ = [
     "LRP",
     "RISE",
     "RTS",
+    "Aggregate",
     "AttentionRollout",
     "Captum",
+    "Composed",
     "DeepLIFT",
     "ExpectedGradients",
     "ExpectedGradientsTraining",
@@ -68,6 +72,7 @@ __all__ = [
     "SmoothGrad",
     "Smoothed",
     "VarGrad",
+    "Wrapper",
     "clean_objective",
     "draw_background",
     "draw_lime_background",

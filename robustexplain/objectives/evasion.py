@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from ..maps import positive
 from ..registry import OBJECTIVES
 from ..transforms.squeezing import Median, Squeezer
 from .base import Goal, Objective, Observation
+
+if TYPE_CHECKING:
+    from ..system import Detector
 
 
 @OBJECTIVES.register("evade-detector", paper="Carlini and Wagner 2017 (adaptive attacks)", needs=("detector",))
@@ -43,6 +46,12 @@ class EvadeDetector(Objective):
         if seen.score is None:
             raise InputError("EvadeDetector needs a system with a detector")
         return seen.score < self.threshold
+
+
+def evade(detector: Detector, weight: float) -> Objective:
+    """What an adversary who knows the detector adds to its loss: what the detector says, or the hinge on its score."""
+    own: Callable[[float], Objective] | None = getattr(detector, "evasion", None)
+    return weight * EvadeDetector(detector.soft_threshold) if own is None else own(weight)
 
 
 @OBJECTIVES.register("agree-squeezed", paper="Zhang et al. 2020, section 4 Q3 (l_sqz)", needs=("gradients",))

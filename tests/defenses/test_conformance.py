@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from robustexplain.attacks import ADV2, PGD, random_classes
 from robustexplain.data import Data, stack, take
 from robustexplain.defenses import (
     AID,
-    AdversarialTraining,
     Aggregate,
     AggregatedInterpreter,
     BetaSmoothing,
@@ -28,7 +28,7 @@ from robustexplain.defenses import (
 from robustexplain.defenses.interpreters.aggregated import member_of
 from robustexplain.defenses.interpreters.aid import AIDLoss
 from robustexplain.errors import InputError, UnknownNameError, UnsupportedModelError
-from robustexplain.interpreters import CAM, RTS, GradCAM, Gradient, MaskObjective, RTSTraining, train_rts
+from robustexplain.interpreters import CAM, RTS, GradCAM, Gradient, MaskObjective
 from robustexplain.metrics import L1, auc
 from robustexplain.models import Classifier
 from robustexplain.registry import DEFENSES
@@ -39,36 +39,14 @@ EPS = 0.125
 # On so little training the masks stay all ones, unless their size weighs more.
 SMALL = MaskObjective(average=10.0)
 INNER = ADV2(EPS, steps=8, step_size=0.03, warm_start=0.5)
-SHORT: dict[str, Defense] = {
-    "aid": AID(attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20)),
-    "pgd-at": AdversarialTraining(attack=PGD(EPS, 2, 0.05), training=Training(epochs=1, batch_size=20, lr=1e-3)),
-    "x-ensemble": XEnsemble(attack=PGD(EPS, 4, 0.05), training=Training(epochs=1, batch_size=20), trees=10),
-}
-
-
-def short(entry: Any) -> Defense:
-    """A registered defense with few steps, if it needs to be told."""
-    return SHORT.get(entry.name) or entry.build()
-
-
-@pytest.fixture(scope="module")
-def few(digits: Data) -> Dataset[Any]:
-    return take(digits.defense, 40)
-
-
-@pytest.fixture(scope="module")
-def rts(trained: Classifier, digits: Data) -> RTS:
-    """An RTS trained on 200 digits for a few seconds."""
-    settings = RTSTraining(SMALL, Training(epochs=4, batch_size=10, lr=4e-3), width=8, levels=2)
-    return train_rts(trained, take(digits.defense, 200), settings)
 
 
 @pytest.fixture(params=list(DEFENSES), ids=lambda entry: entry.name)
 def defended(
-    request: pytest.FixtureRequest, trained: Classifier, rts: RTS, few: Dataset[Any]
+    request: pytest.FixtureRequest, trained: Classifier, rts: RTS, cheap: Callable[[Any], Defense]
 ) -> tuple[Defense, rx.System]:
     """A defense and a system that it can defend."""
-    defense = short(request.param)
+    defense = cheap(request.param)
     return defense, rx.System(trained, rts if "rts" in request.param.needs else Gradient(trained))
 
 
@@ -94,7 +72,7 @@ def test_a_defense_gives_a_system_and_leaves_its_own_alone(
     assert [(p.requires_grad, p.grad is None) for p in system.model.parameters()] == flags
     assert not any(m.training for m in system.model.modules())
     assert hardened.interpreter != system.interpreter or hardened.detector is not None
-    plain = Defense.plain_view(hardened, system)
+    plain = defense.oblivious_view(hardened, system)
     assert plain.detector is None
     if isinstance(defense, ModelDefense):
         assert hardened.model is not system.model

@@ -14,7 +14,7 @@ import robustexplain as rx
 from robustexplain.attacks import PGD
 from robustexplain.attacks.inner import crafted
 from robustexplain.data import Data, Samples, stack, subset, take
-from robustexplain.defenses import Aggregate, AggregatedInterpreter, ModelDefense
+from robustexplain.defenses import Aggregate, ModelDefense
 from robustexplain.defenses.models import AdversarialTraining
 from robustexplain.defenses.models.adversarial import AdversarialLoss
 from robustexplain.errors import InputError, UnsupportedModelError
@@ -151,7 +151,7 @@ class Doubled(ModelDefense):
 
 
 def test_the_interpreter_and_all_it_is_made_of_are_put_on_the_hardened_model(trained: Classifier, digits: Data) -> None:
-    before = AggregatedInterpreter(["gradient", "gradcam"])(plain(trained))
+    before = rx.System(trained, Aggregate(trained, (Gradient(trained), GradCAM(trained))))
     after = Doubled()(before, digits.train)
     assert isinstance(after.interpreter, Aggregate)
     assert {id(member.model) for member in after.interpreter.members} == {id(after.model)}

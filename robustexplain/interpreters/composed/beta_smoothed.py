@@ -9,15 +9,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from ...autograd.rectifiers import Softplus, require_rectifiers, swapped
-from ...checks import Kind
-from ...errors import InputError
 from ...registry import INTERPRETERS
-from ..base import Explanation, Interpreter
+from ..base import Explanation
+from .base import Wrapper
 
 
 @INTERPRETERS.register("smoothed", paper="Dombrowski et al. 2019, section 5", needs=("rectifiers",))
 @dataclass(frozen=True, eq=False)
-class Smoothed(Interpreter):
+class Smoothed(Wrapper):
     """``base`` computed with every rectifier replaced by ``softplus_beta``; the logits stay the model's own.
 
     The explained class is the real model's prediction. Costs one more forward pass.
@@ -30,32 +29,9 @@ class Smoothed(Interpreter):
         smooth: the stand-in and its ``beta``: the smaller, the smoother.
     """
 
-    base: Interpreter
     smooth: Softplus = field(default_factory=Softplus)
 
     is_gradient: ClassVar[bool] = False
-
-    @property
-    def differentiable(self) -> bool:  # type: ignore[override]
-        """Whether ``base`` is."""
-        return self.base.differentiable
-
-    @property
-    def unit_range(self) -> bool:  # type: ignore[override]
-        """Whether the maps of ``base`` are masks."""
-        return self.base.unit_range
-
-    @property
-    def takes(self) -> tuple[Kind, ...]:  # type: ignore[override]
-        """What ``base`` explains."""
-        return self.base.takes
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.base, Interpreter):
-            raise InputError(f"base must be an Interpreter, got {self.base!r}; make one with (model)")
-        if self.base.model is not self.model:
-            raise InputError("base must explain the same model object")
 
     @cached_property
     def _checked(self) -> set[str]:

@@ -1,0 +1,175 @@
+"""Several detectors that watch one system: an alarm by the one that is most alarmed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from robustexplain import system as systems
+from robustexplain.errors import InputError
+from robustexplain.objectives import Goal, Objective, Observation, Sum
+from robustexplain.objectives.evasion import evade
+from robustexplain.registry import DETECTORS
+from robustexplain.system import Explained
+
+from .detector import Detector, conformal_p_values, in_batches, refuse_nan
+
+
+@DETECTORS.register("any-of", paper="Vovk et al. 2005 (conformal p-values); Tippett 1931 (the smallest)")
+@dataclass(frozen=True, eq=False)
+class AnyOf(Detector):
+    """Rings where any of several detectors is alarmed; together they raise as many false alarms as one was asked for.
+
+    ``score = 1 - min_j p_j``, the ``p_j`` conformal p-values of the detectors' scores among those of the clean inputs
+    that all of them were calibrated on. The smallest of several p-values is small more often than each of them, so the
+    threshold is that of the joint score. ``soft_score`` is the largest of the soft scores, each less its mean and over
+    its standard deviation on those inputs. Make one by ``AnyOf((one, other)).calibrated(x, false_alarms)``.
+
+    Args:
+        detectors: two or more; one that is itself an ``AnyOf`` gives its own.
+        clean: ``[N, M]``, each detector's scores of the clean inputs.
+        soft_clean: ``[N, M]``, their soft scores.
+    """
+
+    detectors: tuple[systems.Detector, ...]
+    clean: Tensor | None = field(default=None, kw_only=True, repr=False)
+    soft_clean: Tensor | None = field(default=None, kw_only=True, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "detectors", tuple(_flat(self.detectors)))
+        if len(self.detectors) < 2:
+            raise InputError(f"AnyOf needs two detectors or more, got {len(self.detectors)}")
+        for detector in self.detectors:
+            if not isinstance(detector, systems.Detector):
+                raise InputError(f"expected a detector with threshold, score and soft_score, got {detector!r}")
+        known = [t for d in self.detectors if (t := getattr(d, "trained_on", None)) is not None]
+        object.__setattr__(self, "trained_on", torch.cat([t.cpu() for t in known]) if known else None)
+
+    @property
+    def models(self) -> tuple[nn.Module, ...]:
+        """The classifiers that any of them watches."""
+        return tuple(model for detector in self.detectors for model in systems.watched(detector))
+
+    @torch.no_grad()
+    def member_p_values(self, x: Tensor, seen: Explained | None = None) -> Tensor:
+        """``[B, M]``: each detector's conformal p-value.
+
+        Raises:
+            InputError: not calibrated.
+        """
+        scores = torch.stack([systems.scored(detector, x, seen) for detector in self.detectors], 1)
+        return conformal_p_values(scores, self._reference[0])
+
+    def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:
+        """``[B]`` in ``[0, 1)``: one less the smallest p-value."""
+        return 1 - self.member_p_values(x, seen).amin(1)
+
+    def soft_score(self, x: Tensor) -> Tensor:
+        """``[B]``: the largest standardised soft score."""
+        return self._loudest(torch.stack([detector.soft_score(x) for detector in self.detectors], 1))
+
+    def evasion(self, weight: float) -> Objective:
+        """The sum of what evades each, at the thresholds at which they raise the joint alarm."""
+        parts = ((w, d, part) for d in self.ringing() for w, part in evade(d, weight).terms())
+        return Sum(tuple((w, OfMember(d, part) if "score" in part.needs else part) for w, d, part in parts))
+
+    def ringing(self) -> tuple[systems.Detector, ...]:
+        """The detectors, each with the thresholds above which it raises the joint alarm by itself."""
+        clean, soft_clean = self._reference
+        # An alarm is 1 - p > threshold, p = (1 + r) / (N + 1), r the clean scores that are as high or higher.
+        rank = max(round((1 - self.threshold) * (len(clean) + 1)) - 2, 0)
+        levels = (values.sort(0, descending=True).values[rank] for values in (clean, soft_clean))
+        pairs = zip(self.detectors, *(level.tolist() for level in levels), strict=True)
+        return tuple(_at(detector, hard, soft) for detector, hard, soft in pairs)
+
+    def reasons(self, x: Tensor) -> dict[str, Tensor]:
+        """Each detector's p-value, and its own figures where it gives some, under its name."""
+        found: dict[str, Tensor] = {}
+        for name, detector, p in zip(self._names(), self.detectors, self.member_p_values(x).unbind(1), strict=True):
+            found[f"{name}: p-value"] = p
+            own = detector.reasons(x) if isinstance(detector, Detector) else {}
+            found |= {f"{name}: {key}": value for key, value in own.items()}
+        return found
+
+    def calibrated(self, x: Tensor, false_alarms: float, batch_size: int = 32) -> Self:
+        """The same, calibrated jointly: any of them rings on a share ``false_alarms`` of clean inputs.
+
+        Raises:
+            InputError: nothing is left of ``x`` but what a detector was trained on, or a score is NaN.
+        """
+        x = self._held_out(x)
+        clean = torch.stack([in_batches(detector.score, x, batch_size) for detector in self.detectors], 1)
+        soft = torch.stack([in_batches(detector.soft_score, x, batch_size) for detector in self.detectors], 1)
+        refuse_nan(clean, soft)
+        made = replace(self, clean=clean.cpu(), soft_clean=soft.cpu())
+        return made._thresholds(1 - conformal_p_values(clean, clean).amin(1), made._loudest(soft), false_alarms)
+
+    @property
+    def _reference(self) -> tuple[Tensor, Tensor]:
+        if self.clean is None or self.soft_clean is None:
+            raise InputError("AnyOf is not calibrated: AnyOf(detectors).calibrated(x, false_alarms)")
+        return self.clean, self.soft_clean
+
+    def _loudest(self, soft: Tensor) -> Tensor:
+        clean = self._reference[1].to(soft)
+        spread = clean.std(0, correction=0).clamp_min(torch.finfo(clean.dtype).tiny ** 0.5)
+        return ((soft - clean.mean(0)) / spread).amax(1)
+
+    def _names(self) -> list[str]:
+        kinds = {entry.build: entry.name for entry in DETECTORS}
+        names = [kinds.get(type(d), type(d).__name__) for d in self.detectors]
+        return [
+            f"{name} {names[:i].count(name) + 1}" if names.count(name) > 1 else name for i, name in enumerate(names)
+        ]
+
+
+@dataclass(frozen=True)
+class OfMember(Objective):
+    """An objective of a detector's score, of one detector among several.
+
+    Args:
+        detector: whose soft score it is.
+        part: the objective.
+    """
+
+    detector: systems.Detector
+    part: Objective
+
+    needs: ClassVar[frozenset[str]] = frozenset({"one detector's score"})
+
+    @property
+    def constraint(self) -> bool:  # type: ignore[override]
+        """Whether ``part`` is one."""
+        return self.part.constraint
+
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
+        """``part``'s loss, ``[B]``."""
+        return self.part.loss(self._scored(seen), goal)
+
+    def met(self, seen: Observation, goal: Goal) -> Tensor:
+        """Where ``part`` is met, ``[B]``."""
+        return self.part.met(self._scored(seen), goal)
+
+    def _scored(self, seen: Observation) -> Observation:
+        known: Tensor | None = seen.noted.get(self.detector)
+        if known is None or (torch.is_grad_enabled() and not known.requires_grad):
+            known = seen.noted[self.detector] = self.detector.soft_score(seen.x)
+        return replace(seen, score=known)
+
+
+def _flat(detectors: tuple[systems.Detector, ...]) -> Iterator[systems.Detector]:
+    for detector in detectors:
+        yield from detector.detectors if isinstance(detector, AnyOf) else (detector,)
+
+
+def _at(detector: Any, threshold: float, soft_threshold: float) -> Any:
+    """The detector with other thresholds; one that has no such fields keeps those that it has."""
+    known = {f.name for f in fields(detector) if f.init} if is_dataclass(detector) else set()
+    if not {"threshold", "soft_threshold"} <= known:
+        return detector
+    return replace(detector, threshold=threshold, soft_threshold=soft_threshold)

@@ -1,0 +1,77 @@
+"""What all defenses that add a detector share: the split of the samples, calibration, and what was there before."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustexplain.data import stack
+from robustexplain.errors import InputError
+from robustexplain.fields import Count, Fraction
+from robustexplain.random_streams import generator
+from robustexplain.system import System
+from robustexplain.training import Samples, Session, frozen
+
+from ..base import TrainedDefense
+from .any_of import AnyOf
+from .detector import Detector, fingerprints
+
+__all__ = ["Detector", "DetectorDefense"]
+
+
+@dataclass(frozen=True)
+class DetectorDefense(TrainedDefense):
+    """Adds a detector, calibrated on clean samples; a system that has one already gets :class:`AnyOf` of both.
+
+    A subclass writes ``_fit``. Where it ``trains``, four fifths of the samples are for that, and the rest calibrate.
+
+    Args:
+        samples: use at most so many of the defense's samples.
+        false_alarms: share of clean inputs that may raise the alarm, of all the system's detectors together.
+        batch_size: inputs a forward pass, but for training.
+    """
+
+    samples: Count = field(default=2048, kw_only=True)
+    false_alarms: Fraction = field(default=0.05, kw_only=True)
+    batch_size: Count = field(default=32, kw_only=True)
+
+    layer = "detector"
+    trains: ClassVar[bool] = True
+    """Whether ``_fit`` makes use of samples; otherwise all of them calibrate."""
+
+    @abstractmethod
+    def _fit(self, system: System, x: Tensor, y: Tensor, session: Session) -> Detector:
+        """The detector, not calibrated yet.
+
+        Args:
+            system: to be watched; its weights are frozen meanwhile.
+            x: ``[N, ...]`` to train on; ``[0, ...]`` where the defense does not train.
+            y: ``[N]`` labels.
+            session: accelerator, checkpoints, progress.
+        """
+
+    def _train(self, system: System, data: Samples, session: Session) -> System:
+        x, y, clean = (part.to(session.device) for part in self._split(data))
+        with frozen(system.model):
+            detector = self._fit(system, x, y, session)
+            if len(x):
+                detector = replace(detector, trained_on=fingerprints(x))
+            detector = detector.calibrated(clean, self.false_alarms, self.batch_size)
+            if system.detector is not None:
+                both = AnyOf((system.detector, detector))
+                detector = both.calibrated(clean, self.false_alarms, self.batch_size)
+        return replace(system, detector=detector)
+
+    def _split(self, data: Samples) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs and labels to train on, and clean inputs to calibrate on."""
+        size = min(len(data), self.samples)
+        if size < 20:
+            raise InputError(f"{type(self).__name__} needs some dozens of samples to calibrate on, got {size}")
+        draws = generator(self.seed, "split" if self.trains else "calibration")
+        x, y = stack(data, torch.randperm(len(data), generator=draws)[:size].tolist())
+        cut = size - max(size // 5, 1) if self.trains else 0
+        return x[:cut], y[:cut], x[cut:]

@@ -1,0 +1,159 @@
+"""The contract that every detector keeps."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from robustexplain import checks
+from robustexplain.errors import InputError
+from robustexplain.metrics import threshold_at
+from robustexplain.objectives import EvadeDetector, Objective
+from robustexplain.system import Explained
+
+
+@dataclass(frozen=True, eq=False)
+class Detector(ABC):
+    """Scores how suspicious an input is; an alarm is a score above ``threshold``.
+
+    A subclass is a registered frozen dataclass (``eq=False``) that writes ``score`` and ``soft_score``.
+
+    Args:
+        threshold: score above which there is an alarm.
+        soft_threshold: the same for ``soft_score``.
+        scores: ``[N]`` of the clean inputs that it was calibrated on; ``None``: not calibrated.
+        soft_scores: ``[N]``, their soft scores.
+        trained_on: :func:`fingerprints` of the inputs that it was trained on: no calibration counts them.
+    """
+
+    threshold: float = field(default=1.0, kw_only=True)
+    soft_threshold: float = field(default=1.0, kw_only=True)
+    scores: Tensor | None = field(default=None, kw_only=True, repr=False)
+    soft_scores: Tensor | None = field(default=None, kw_only=True, repr=False)
+    trained_on: Tensor | None = field(default=None, kw_only=True, repr=False)
+
+    @abstractmethod
+    def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:
+        """``[B]``, higher is more suspicious; no gradient is promised.
+
+        Args:
+            x: the inputs, ``[B, ...]``.
+            seen: what the system has just said of them, of the predicted classes; look again without it.
+        """
+
+    @abstractmethod
+    def soft_score(self, x: Tensor) -> Tensor:
+        """``[B]``, a differentiable stand-in for ``score`` that an adaptive attack follows."""
+
+    @property
+    def models(self) -> tuple[nn.Module, ...]:
+        """The classifiers that it watches: its ``model``, if it has one."""
+        model = getattr(self, "model", None)
+        return () if model is None else (model,)
+
+    def evasion(self, weight: float) -> Objective:
+        """What an adversary who knows the detector adds to its loss: a hinge on the soft score.
+
+        Args:
+            weight: of the loss; that there be no alarm is a condition at any weight.
+        """
+        return weight * EvadeDetector(self.soft_threshold)
+
+    def reasons(self, x: Tensor) -> dict[str, Tensor]:
+        """The figures behind an alarm by name, each ``[B]``."""
+        return {"score": self.score(x)}
+
+    def p_values(self, x: Tensor, seen: Explained | None = None) -> Tensor:
+        """``[B]`` in ``(0, 1]``: how rarely a clean input is as suspicious (:func:`conformal_p_values`).
+
+        Raises:
+            InputError: a detector that is not calibrated.
+        """
+        if self.scores is None:
+            raise InputError(f"{type(self).__name__} is not calibrated: it keeps no scores of clean inputs")
+        return conformal_p_values(self.score(x, seen)[:, None], self.scores[:, None])[:, 0]
+
+    def calibrated(self, x: Tensor, false_alarms: float, batch_size: int = 32) -> Self:
+        """The same with thresholds that a share ``false_alarms`` of clean inputs exceeds (split conformal).
+
+        Args:
+            x: clean inputs ``[N, ...]``; those that the detector was trained on are left out.
+            false_alarms: in ``[0, 1]``.
+            batch_size: inputs a forward pass.
+
+        Raises:
+            InputError: nothing is left of ``x``, or a score is NaN.
+        """
+        x = self._held_out(x)
+        scores, soft_scores = (in_batches(function, x, batch_size) for function in (self.score, self.soft_score))
+        return self._thresholds(scores, soft_scores, false_alarms)
+
+    def recalibrated(self, x: Tensor, false_alarms: float = 0.05, batch_size: int = 32) -> Self:
+        """:meth:`calibrated` on clean inputs of the place where the detector is used, which are checked first.
+
+        Raises:
+            InputError: inputs that are no images or rows, or what :meth:`calibrated` refuses.
+        """
+        checks.inputs(x)
+        return self.calibrated(x, false_alarms, batch_size)
+
+    def _thresholds(self, scores: Tensor, soft_scores: Tensor, false_alarms: float) -> Self:
+        refuse_nan(scores, soft_scores)
+        return replace(
+            self,
+            threshold=threshold_at(scores, false_alarms),
+            soft_threshold=threshold_at(soft_scores, false_alarms),
+            scores=scores.cpu(),
+            soft_scores=soft_scores.cpu(),
+        )
+
+    def _held_out(self, x: Tensor) -> Tensor:
+        if self.trained_on is None or not len(x):
+            return x
+        kept = ~torch.isin(fingerprints(x), self.trained_on.cpu()).to(x.device)
+        if not bool(kept.any()):
+            raise InputError(f"the detector was trained on all {len(x)} inputs: calibrate it on others")
+        return x[kept]
+
+
+def conformal_p_values(scores: Tensor, clean: Tensor) -> Tensor:
+    """``(1 + #{i: clean_i >= score}) / (N + 1)`` for each of several scores (Vovk et al. 2005).
+
+    Args:
+        scores: ``[B, M]``.
+        clean: ``[N, M]``, of inputs that no score was fitted to.
+    """
+    above = (clean.to(scores.device)[None] >= scores[:, None]).sum(1)
+    return (1 + above).to(torch.float32) / (len(clean) + 1)
+
+
+def fingerprints(x: Tensor) -> Tensor:
+    """A 64-bit number for the content of each sample, int64 ``[B]`` on the CPU."""
+    rows = np.ascontiguousarray(x.detach().to("cpu", torch.float32).flatten(1).numpy())
+    hashes = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
+    return torch.tensor([int.from_bytes(h, "big", signed=True) for h in hashes], dtype=torch.int64)
+
+
+def refuse_nan(*scores: Tensor) -> None:
+    """Refuse scores of clean inputs among which one is NaN: there is no threshold among them.
+
+    Raises:
+        InputError: with how many.
+    """
+    for values in scores:
+        count = int(values.isnan().sum())
+        if count:
+            raise InputError(f"{count} of {values.numel()} scores of clean inputs are NaN: nothing can be calibrated")
+
+
+@torch.no_grad()
+def in_batches(function: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:
+    """``function`` over batches of ``size``, concatenated; without gradients."""
+    return torch.cat([function(part) for part in x.split(size)])

@@ -1,0 +1,36 @@
+"""A small network that looks at maps."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from robustexplain import maps as ops
+from robustexplain.models import ModelSpec
+from robustexplain.registry import PARTS
+
+
+@PARTS.register("map-network")
+class MapNetwork(nn.Module):
+    """A small CNN that looks at one map ``[B, H, W]`` and gives one logit ``[B]``: above 0, it looks attacked."""
+
+    def __init__(self, side: int = 32, width: int = 16) -> None:
+        super().__init__()
+        self.side, self.width = side, width
+        self.spec = ModelSpec("map-network", {"side": side, "width": width})
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Linear(2 * width * 16, 1),
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """``[B]`` logits; maps are rescaled by their largest magnitude and resized to ``side`` first."""
+        seen = ops.resize(ops.absmax(maps), (self.side, self.side))
+        logits: Tensor = self.layers(seen[:, None])[:, 0]
+        return logits

@@ -1,0 +1,123 @@
+"""What interpreters made of other interpreters share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+
+from typing_extensions import Self
+
+from ...checks import Kind
+from ...errors import InputError
+from ..base import Interpreter
+
+
+@dataclass(frozen=True, eq=False)
+class Composed(Interpreter):
+    """An interpreter made of others, its ``parts``; what it can do follows from what they can.
+
+    Raises:
+        InputError: a part that is no interpreter, or that explains another model object; parts that take nothing in
+            common.
+    """
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[Interpreter, ...]:
+        """The interpreters that it is made of."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self).__name__
+        for part in self.parts:
+            if not isinstance(part, Interpreter):
+                raise InputError(f"every part of {name} must be an Interpreter, got {part!r}; make one with (model)")
+            if part.model is not self.model:
+                raise InputError(f"every part of {name} must explain the same model object")
+        if self.parts and not self.takes:
+            kinds = ", ".join(f"{type(part).__name__} takes {' and '.join(part.takes)}" for part in self.parts)
+            raise InputError(f"the parts of {name} take nothing in common: {kinds}")
+
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]
+        """Whether every part is."""
+        return all(part.differentiable for part in self.parts)
+
+    @property
+    def is_gradient(self) -> bool:  # type: ignore[override]
+        """Whether the map of any part is a gradient."""
+        return any(part.is_gradient for part in self.parts)
+
+    @property
+    def unit_range(self) -> bool:  # type: ignore[override]
+        """Whether the maps of every part are masks."""
+        return all(part.unit_range for part in self.parts)
+
+    @property
+    def class_specific(self) -> bool:  # type: ignore[override]
+        """Whether the map of any part depends on the class."""
+        return any(part.class_specific for part in self.parts)
+
+    @property
+    def takes(self) -> tuple[Kind, ...]:  # type: ignore[override]
+        """What every part explains."""
+        kinds: tuple[Kind, ...] = ("images", "tables")
+        return tuple(kind for kind in kinds if all(kind in part.takes for part in self.parts))
+
+
+@dataclass(frozen=True, eq=False)
+class Wrapper(Composed):
+    """Something around one interpreter that can be put around another in the same way.
+
+    Args:
+        base: the interpreter inside; it must explain ``model``.
+    """
+
+    base: Interpreter
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.base, Interpreter):
+            raise InputError(f"base must be an Interpreter, got {self.base!r}; make one with (model)")
+        super().__post_init__()
+
+    @property
+    def parts(self) -> tuple[Interpreter, ...]:
+        """The interpreter inside."""
+        return (self.base,)
+
+    def around(self, interpreter: Interpreter) -> Self:
+        """The same wrapper, with the same settings, around another interpreter."""
+        return replace(self, model=interpreter.model, base=interpreter)
+
+
+def innermost(interpreter: Interpreter) -> Interpreter:
+    """What stands inside all wrappers; an interpreter that is none is itself."""
+    return innermost(interpreter.base) if isinstance(interpreter, Wrapper) else interpreter
+
+
+def wrapped_like(pattern: Interpreter, interpreter: Interpreter) -> Interpreter:
+    """``interpreter`` inside the wrappers that ``pattern`` stands in, in the same order."""
+    if not isinstance(pattern, Wrapper):
+        return interpreter
+    return pattern.around(wrapped_like(pattern.base, interpreter))
+
+
+def walk(interpreter: Interpreter) -> Iterator[Interpreter]:
+    """The interpreter and all that it is made of, from the outside in."""
+    yield interpreter
+    for part in interpreter.parts if isinstance(interpreter, Composed) else ():
+        yield from walk(part)
+
+
+def same(one: object, other: object) -> bool:
+    """Whether two interpreters give the same maps: of one class, with equal settings and the same networks."""
+    if one is other:
+        return True
+    if type(one) is not type(other) or isinstance(one, type):
+        return False
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if is_dataclass(one):
+        return all(same(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
+    return isinstance(one, (bool, int, float, str)) and one == other

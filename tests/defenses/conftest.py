@@ -1,0 +1,53 @@
+"""Cheap settings of the registered defenses, and systems to defend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from torch.utils.data import Dataset
+
+from robustexplain.attacks import ADV2, PGD
+from robustexplain.data import Data, take
+from robustexplain.defenses import AID, AdversarialTraining, Defense, FeatureSqueezing, XEnsemble
+from robustexplain.interpreters import RTS, MaskObjective, RTSTraining, train_rts
+from robustexplain.models import Classifier
+from robustexplain.registry import Entry
+from robustexplain.training import Training
+
+EPS = 0.125
+# On so little training the masks stay all ones, unless their size weighs more.
+SMALL = MaskObjective(average=10.0)
+INNER = ADV2(EPS, steps=8, step_size=0.03, warm_start=0.5)
+CHEAP: dict[str, Defense] = {
+    "aid": AID(attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20)),
+    "feature-squeezing": FeatureSqueezing(("median-2", "bit-depth-3")),
+    "pgd-at": AdversarialTraining(attack=PGD(EPS, 2, 0.05), training=Training(epochs=1, batch_size=20, lr=1e-3)),
+    "x-ensemble": XEnsemble(attack=PGD(EPS, 4, 0.05), training=Training(epochs=1, batch_size=20), trees=10),
+}
+
+
+@pytest.fixture(scope="session")
+def cheap() -> Callable[[Entry], Defense]:
+    """A registered defense with few steps, if it needs to be told."""
+
+    def make(entry: Entry) -> Defense:
+        defense: Defense = CHEAP.get(entry.name) or entry.build()
+        return defense
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def few(digits: Data) -> Dataset[Any]:
+    """Forty digits of the defense's own."""
+    return take(digits.defense, 40)
+
+
+@pytest.fixture(scope="session")
+def rts(trained: Classifier, digits: Data) -> RTS:
+    """An RTS trained on 200 digits for a few seconds."""
+    settings = RTSTraining(SMALL, Training(epochs=4, batch_size=10, lr=4e-3), width=8, levels=2)
+    return train_rts(trained, take(digits.defense, 200), settings)

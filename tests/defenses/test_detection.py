@@ -1,0 +1,315 @@
+"""What all detectors share: calibration, p-values, several on one system, and looking only once."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from scipy.stats import betabinom
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import robustexplain as rx
+from robustexplain.attacks import PGD
+from robustexplain.data import Data, stack, take
+from robustexplain.defenses import AnyOf, BetaSmoothing, Detector, DetectorDefense, FeatureSqueezing, XEnsemble
+from robustexplain.defenses.detection.detector import conformal_p_values, fingerprints
+from robustexplain.errors import InputError
+from robustexplain.interpreters import CAM, GradCAM, Gradient
+from robustexplain.interpreters.composed.base import same
+from robustexplain.models import Classifier
+from robustexplain.objectives import AgreeSqueezed, EvadeDetector, EvadeSqueezing, Goal, Observation
+from robustexplain.system import Explained
+from robustexplain.training import Session, Training
+
+
+@dataclass(frozen=True, eq=False)
+class Statistic(Detector):
+    """A number of the image: how bright it is, how rough, or how bright its left half is against its right."""
+
+    of: Literal["light", "rough", "left"] = "light"
+
+    def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:
+        """``[B]``."""
+        return self.soft_score(x)
+
+    def soft_score(self, x: Tensor) -> Tensor:
+        """``[B]``."""
+        if self.of == "rough":
+            return 100 * (x[:, :, 1:] - x[:, :, :-1]).square().flatten(1).mean(1)
+        half = x.shape[-1] // 2
+        left, right = x[..., :half].flatten(1).mean(1), x[..., half:].flatten(1).mean(1)
+        return left + right if self.of == "light" else left - right
+
+
+THREE = (Statistic("light"), Statistic("rough"), Statistic("left"))  # type: ignore[misc]
+
+
+class ShortDefense(DetectorDefense):
+    """All that a new detector asks of its author, besides the detector itself."""
+
+    def _fit(self, system: rx.System, x: Tensor, y: Tensor, session: Session) -> Detector:
+        return Statistic("light")
+
+
+@pytest.fixture(scope="module")
+def clean(digits: Data) -> Tensor:
+    """Digits to calibrate on."""
+    return stack(digits.defense)[0]
+
+
+@pytest.fixture(scope="module")
+def fresh(digits: Data) -> Tensor:
+    """Digits that nobody saw."""
+    return stack(digits.test)[0]
+
+
+def interval(calibrated_on: int, judged_on: int, false_alarms: float) -> tuple[float, float]:
+    """Where the share of alarms lies but once in ten thousand times, the calibration's own luck included."""
+    allowed = math.floor(false_alarms * calibrated_on)
+    counts = betabinom(judged_on, allowed + 1, calibrated_on - allowed)
+    return counts.ppf(5e-5) / judged_on, counts.ppf(1 - 5e-5) / judged_on
+
+
+def rate(detector: Any, x: Tensor) -> float:
+    return float((detector.score(x) > detector.threshold).float().mean())
+
+
+# --- calibration ---
+
+
+@pytest.mark.parametrize("false_alarms", [0.05, 0.2])
+def test_several_detectors_together_ring_as_rarely_as_was_asked(
+    clean: Tensor, fresh: Tensor, false_alarms: float
+) -> None:
+    both = AnyOf(THREE).calibrated(clean, false_alarms)
+    low, high = interval(len(clean), len(fresh), false_alarms)
+    # Less than one sample a detector is lost to ties: p-values are counts.
+    rung, allowed = int((both.score(clean) > both.threshold).sum()), math.floor(false_alarms * len(clean))
+    assert allowed - len(THREE) < rung <= allowed
+    apart = torch.stack([d.score(fresh) > d.calibrated(clean, false_alarms).threshold for d in THREE], 1)
+    alone = float(apart.any(1).float().mean())
+    print(f"{rate(both, fresh):.3f} in [{low:.3f}, {high:.3f}]; each at its own threshold: {alone:.3f}")
+    assert low <= rate(both, fresh) <= high
+    assert alone > high, "they are too much alike for this to show anything"
+    soft = both.soft_score(fresh) > both.soft_threshold
+    assert low <= float(soft.float().mean()) <= high
+
+
+def test_a_detector_in_another_place_is_calibrated_there(clean: Tensor, fresh: Tensor) -> None:
+    for detector in (Statistic("light").calibrated(clean, 0.1), AnyOf(THREE).calibrated(clean, 0.1)):
+        there = 0.6 + 0.4 * clean
+        assert rate(detector, 0.6 + 0.4 * fresh) == 1
+        again = detector.recalibrated(there, 0.1)
+        low, high = interval(len(clean), len(fresh), 0.1)
+        assert low <= rate(again, 0.6 + 0.4 * fresh) <= high
+        assert type(again) is type(detector)
+        with pytest.raises(InputError, match=r"must lie in \[0, 1\]"):
+            detector.recalibrated(there + 1)
+
+
+def test_p_values_count_the_clean_scores_that_are_as_high(clean: Tensor, fresh: Tensor) -> None:
+    detector = Statistic("rough").calibrated(clean[:50], 0.1)
+    known = detector.score(clean[:50]).tolist()
+    expected = [(1 + sum(k >= s for k in known)) / 51 for s in detector.score(fresh[:9]).tolist()]
+    torch.testing.assert_close(detector.p_values(fresh[:9]), torch.tensor(expected))
+    ties = conformal_p_values(torch.tensor([[1.0], [0.0], [2.0]]), torch.tensor([[0.0], [1.0], [1.0]]))
+    assert ties[:, 0].tolist() == [0.75, 1.0, 0.25]
+    with pytest.raises(InputError, match="not calibrated"):
+        Statistic("rough").p_values(fresh)
+    with pytest.raises(InputError, match="not calibrated"):
+        AnyOf(THREE).score(fresh)
+
+
+def test_scores_that_are_nan_calibrate_nothing(clean: Tensor) -> None:
+    broken = clean[:30].clone()
+    broken[3] = torch.nan
+    for detector in (THREE[0], AnyOf(THREE)):
+        with pytest.raises(InputError, match=r"scores of clean inputs are NaN"):
+            detector.calibrated(broken, 0.05)
+
+
+def test_what_a_detector_was_trained_on_does_not_calibrate(clean: Tensor) -> None:
+    some = clean[:30]
+    trained = replace(THREE[0], trained_on=fingerprints(some[:10]))
+    for detector in (trained, AnyOf((trained, THREE[1]))):
+        made = detector.calibrated(some, 0.05)
+        assert made.scores is not None
+        assert len(made.scores) == 20
+        with pytest.raises(InputError, match="trained on all 10 inputs"):
+            detector.calibrated(some[:10], 0.05)
+
+
+def test_any_of_any_of_is_one_of_all(clean: Tensor, fresh: Tensor) -> None:
+    nested = AnyOf((AnyOf(THREE[:2]).calibrated(clean[:100], 0.3), THREE[2])).calibrated(clean, 0.1)
+    flat = AnyOf(THREE).calibrated(clean, 0.1)
+    assert nested.detectors == THREE
+    assert torch.equal(nested.score(fresh), flat.score(fresh))
+    assert nested.threshold == flat.threshold
+    names = list(nested.reasons(fresh[:2]))
+    assert names[:4] == ["Statistic 1: p-value", "Statistic 1: score", "Statistic 2: p-value", "Statistic 2: score"]
+    for wrong in ((), THREE[:1], (THREE[0], object())):
+        with pytest.raises(InputError, match=r"two detectors or more|expected a detector"):
+            AnyOf(wrong)  # type: ignore[arg-type]
+
+
+def test_a_detector_rings_the_joint_alarm_above_the_thresholds_it_is_given(clean: Tensor, fresh: Tensor) -> None:
+    both = AnyOf(THREE).calibrated(clean, 0.2)
+    by_one = torch.stack([d.score(fresh) > d.threshold for d in both.ringing()], 1).any(1)
+    assert torch.equal(by_one, both.score(fresh) > both.threshold)
+    assert 0 < float(by_one.float().mean()) < 1
+
+
+# --- defenses ---
+
+
+def test_a_new_detector_is_short(trained: Classifier, few: Dataset[Any]) -> None:
+    lines = sum(len(inspect.getsource(cls).splitlines()) for cls in (Statistic, ShortDefense))
+    assert lines < 40
+    system = ShortDefense()(rx.System(trained, CAM(trained)), few)
+    detector = system.detector
+    assert isinstance(detector, Statistic)
+    assert detector.trained_on is not None
+    assert detector.scores is not None
+    assert (len(detector.trained_on), len(detector.scores)) == (32, 8)
+    with pytest.raises(InputError, match="ShortDefense needs some dozens of samples to calibrate on, got 12"):
+        ShortDefense(samples=12)(system, few)
+
+
+@dataclass
+class Watched:
+    one: rx.System
+    both: rx.System
+
+
+@pytest.fixture(scope="module")
+def watched(trained: Classifier, digits: Data) -> Watched:
+    """X-Ensemble, and feature squeezing on top of it."""
+    own = XEnsemble(("gradient", "cam"), attack=PGD(0.125, 3, 0.06), training=Training(epochs=1), trees=10)
+    data = take(digits.defense, 150)
+    one = own(rx.System(trained, CAM(trained)), data)
+    return Watched(one, FeatureSqueezing(("median-3", "bit-depth-1"))(one, data))
+
+
+def test_a_second_detector_keeps_the_first_ones_score(watched: Watched, judged: tuple[Tensor, Tensor]) -> None:
+    x, both = judged[0], watched.both.detector
+    assert isinstance(both, AnyOf)
+    first, second = both.detectors
+    assert first is watched.one.detector
+    assert both.clean is not None
+    # Feature squeezing calibrates on all samples; four fifths of them trained X-Ensemble.
+    assert len(both.clean) == 30
+    assert len(second.scores) == 150  # type: ignore[attr-defined]
+    said = torch.stack([first.score(x), second.score(x)], 1)
+    expected = [min((1 + int((both.clean[:, j] >= s[j]).sum())) / 31 for j in range(2)) for s in said]
+    torch.testing.assert_close(watched.both(x).score, 1 - torch.tensor(expected))
+
+
+def test_several_detectors_are_saved_with_their_calibration(
+    watched: Watched, judged: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    x = judged[0][:8]
+    loaded = rx.System.load(watched.both.save(tmp_path))
+    assert loaded.defenses == ("x-ensemble", "feature-squeezing")
+    assert isinstance(loaded.detector, AnyOf)
+    ours, theirs = watched.both(x), loaded(x)
+    assert torch.equal(ours.score, theirs.score)  # type: ignore[arg-type]
+    assert torch.equal(ours.alarm, theirs.alarm)  # type: ignore[arg-type]
+    mine, kept = watched.both.detector, loaded.detector
+    assert isinstance(mine, AnyOf)
+    assert torch.equal(mine.soft_score(x), kept.soft_score(x))
+    assert all(torch.equal(a.scores, b.scores) for a, b in zip(mine.detectors, kept.detectors, strict=True))  # type: ignore[attr-defined]
+    assert torch.equal(mine.trained_on, kept.trained_on)  # type: ignore[arg-type]
+    assert list(mine.reasons(x)) == [
+        "x-ensemble: p-value",
+        *(f"x-ensemble: {name}" for name in ("score", "gradient", "cam")),
+        "feature-squeezing: p-value",
+        *(f"feature-squeezing: {name}" for name in ("median-3", "bit-depth-1")),
+    ]
+
+
+@contextmanager
+def passes(model: nn.Module) -> Iterator[list[int]]:
+    """The batch sizes of the model's forward passes."""
+    sizes: list[int] = []
+    handle = model.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
+    yield sizes
+    handle.remove()
+
+
+def count(model: nn.Module, call: Callable[[], object]) -> int:
+    with passes(model) as sizes, torch.no_grad():
+        call()
+    return len(sizes)
+
+
+def test_a_detector_does_not_explain_again_what_the_system_has_just_explained(
+    watched: Watched, judged: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    x = judged[0][:4]
+    for system in (watched.one, rx.System.load(watched.one.save(tmp_path))):
+        model, detector = system.model, system.detector
+        assert detector is not None
+        system(x, torch.zeros(4).long())  # finds the layers, once
+        # The system's map, and the detector's of the other kind; without what was seen, both once more.
+        assert count(model, lambda s=system: s(x)) == 2
+        assert count(model, lambda d=detector: d.score(x)) == 2
+        assert count(model, lambda s=system: s(x, torch.zeros(4).long())) == 3
+        with torch.no_grad():
+            assert torch.equal(system(x).score, detector.score(x))  # type: ignore[arg-type]
+    both = watched.both
+    assert both.detector is not None
+    # The squeezed images besides, two; the logits of the plain ones are known.
+    assert count(both.model, lambda: both(x)) == 4
+    with torch.no_grad():
+        torch.testing.assert_close(both(x).score, both.detector.score(x))
+
+
+def test_maps_of_other_settings_or_models_are_not_reused(trained: Classifier, tiny_model: nn.Module) -> None:
+    assert same(GradCAM(trained), GradCAM(trained))
+    assert not same(GradCAM(trained), GradCAM(trained, relu=False))
+    assert not same(Gradient(trained), CAM(trained))
+    assert not same(CAM(trained), CAM(tiny_model))
+    smooth = [BetaSmoothing(b)(rx.System(trained, CAM(trained))).interpreter for b in (1.0, 1.0, 2.0)]
+    assert same(smooth[0], smooth[1])
+    assert not same(smooth[0], smooth[2])
+
+
+# --- evasion ---
+
+
+def test_several_detectors_are_evaded_one_by_one(watched: Watched, judged: tuple[Tensor, Tensor]) -> None:
+    x, y = judged[0][:6], judged[1][:6]
+    both = watched.both.detector
+    assert isinstance(both, AnyOf)
+    x_ensemble, squeezing = both.ringing()
+    objective = both.evasion(0.5)
+    kinds = [type(getattr(part, "part", part)) for _, part in objective.terms()]
+    assert kinds == [EvadeDetector, EvadeSqueezing, AgreeSqueezed]
+    goal, seen = Goal(x, y), Observation(x, watched.both.model(x), system=watched.both)
+    hinge = (x_ensemble.soft_score(x) - x_ensemble.soft_threshold + 0.1).clamp_min(0)
+    agree = AgreeSqueezed(squeezing.squeezers).loss(seen, goal)  # type: ignore[attr-defined]
+    torch.testing.assert_close(objective.loss(seen, goal), 0.5 * hinge + 0.5 * agree)
+    quiet = x_ensemble.soft_score(x) < x_ensemble.soft_threshold
+    quiet &= squeezing.score(x) <= squeezing.threshold
+    assert torch.equal(objective.met(seen, goal), quiet)
+
+
+def test_an_adaptive_attack_evades_several_detectors(watched: Watched, judged: tuple[Tensor, Tensor]) -> None:
+    x, y = judged[0][:8], judged[1][:8]
+    attack = PGD(0.125, 15, 0.02)
+    found = [a(watched.both, x, y, (y + 1) % 10).x for a in (attack, attack.adapted(watched.both))]
+    with torch.no_grad():
+        blind, aware = (watched.both(f) for f in found)
+    assert blind.alarm is not None
+    assert aware.alarm is not None
+    print(f"alarms {float(blind.alarm.float().mean()):.2f} -> {float(aware.alarm.float().mean()):.2f}")
+    assert float(aware.score.mean()) < float(blind.score.mean())  # type: ignore[union-attr]
+    assert int(aware.alarm.sum()) < int(blind.alarm.sum())
