@@ -170,11 +170,7 @@ def nothing_to_train_on(of: Situation) -> list[str]:
         for row in of.rows("interpreter")
         if INTERPRETERS.get(row.name).train is not None
     ]
-    trains += [
-        (f"defenses: {row.label!r}", getattr(row.settings, "part", "defense"))
-        for row in of.rows("defense")
-        if row.settings.needs_data
-    ]
+    trains += [(f"defenses: {row.label!r}", row.settings.part) for row in of.rows("defense") if row.settings.needs_data]
     return [
         f"{what} trains, and the {part} part of {of.data.name} is empty; see data.fractions"
         for what, part in trains
