@@ -23,7 +23,7 @@ from ..models.weights import load_file_into
 from ..registry import INTERPRETERS
 from .experiment import Recipe, Row
 from .problems import Problems
-from .rows import interpreter_of
+from .rows import standing_on
 
 
 def check_data(recipe: Recipe) -> data_sets.Data:
@@ -170,11 +170,7 @@ def nothing_to_train_on(of: Situation) -> list[str]:
         for row in of.rows("interpreter")
         if INTERPRETERS.get(row.name).train is not None
     ]
-    trains += [
-        (f"defenses: {row.label!r}", getattr(row.settings, "part", "defense"))
-        for row in of.rows("defense")
-        if row.settings.needs_data
-    ]
+    trains += [(f"defenses: {row.label!r}", row.settings.part) for row in of.rows("defense") if row.settings.needs_data]
     return [
         f"{what} trains, and the {part} part of {of.data.name} is empty; see data.fractions"
         for what, part in trains
@@ -259,13 +255,13 @@ def large_pools(of: Situation) -> list[str]:
 
 
 def members_that_are_not_made(of: Situation) -> list[str]:
-    """Members of a defense that a model alone does not make, and that the defended row does not have."""
-    below = {row.label: row for row in of.recipe.rows}
+    """Members of a defense that a model alone does not make, and that no row below has."""
+    rows = {row.label: row for row in of.recipe.rows}
     return [
         f"defenses: {row.label!r} cannot have the member {str(member)!r}: {member.refusal}"
         for row in of.rows("defense")
         for member in members_of(row)
-        if member.refusal is not None and (row.derived and interpreter_of(below[row.base], below)) != member.name
+        if member.refusal is not None and member.name not in {part.name for part in standing_on(row, rows)}
     ]
 
 

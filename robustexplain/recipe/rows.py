@@ -5,21 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from ..defenses.base import LAYERS, Layer
 from ..errors import InputError
 from ..registry import DEFENSES, INTERPRETERS, MANIPULATIONS
 from ..schema import make, needs_parts, settings_of
 from .entries import short_text, split
 from .experiment import Row
 from .problems import Problems
-
-LAYERS = ("model", "input", "interpreter", "detector")
-"""What a defense changes, in the order in which defenses stack."""
-_DOES = {
-    "model": "hardens the model",
-    "input": "stands in front of the model",
-    "interpreter": "changes the interpreter",
-    "detector": "adds a detector",
-}
 
 
 class Rows:
@@ -117,16 +109,22 @@ class Rows:
         if able and interpreter not in able:
             verb = "is aimed at" if kind == "manipulation" else "can defend"
             raise InputError(f"{path}.of: {name} {verb} {', '.join(able)}; {base.label!r} is {interpreter}")
-        layer = getattr(settings, "layer", None)
-        if kind == "manipulation" or layer not in LAYERS:
+        if kind == "manipulation":
             return
         for part in standing_on(base, self.known):
-            other = getattr(DEFENSES.get(part.name).build, "layer", None) if part.kind == "defense" else None
-            if other in LAYERS and LAYERS.index(other) > LAYERS.index(layer):
+            layer = _layer_of(part)
+            if layer is not None and LAYERS.index(layer) > LAYERS.index(settings.layer):
                 raise InputError(
-                    f"{path}.of: defenses stack in the order {', '.join(LAYERS)}; {name!r} {_DOES[layer]} and "
-                    f"{base.label!r} has {part.name!r} already: apply {name} first"
+                    f"{path}.of: defenses stack in the order {', '.join(LAYERS)}; {name!r} changes the "
+                    f"{settings.layer} and {base.label!r} has {part.name!r} already: apply {name} first"
                 )
+
+
+def _layer_of(row: Row) -> Layer | None:
+    """What a row's own defense changes; ``None`` for an interpreter or a manipulation."""
+    cls: Any = DEFENSES.get(row.name).build if row.kind == "defense" else None
+    layer: Layer | None = getattr(cls, "layer", None)
+    return layer
 
 
 def standing_on(row: Row, rows: Mapping[str, Row]) -> Iterator[Row]:
@@ -142,6 +140,6 @@ def interpreter_of(row: Row, rows: Mapping[str, Row]) -> str:
     for part in standing_on(row, rows):
         if part.kind == "defense":
             cls: Any = DEFENSES.get(part.name).build
-            if getattr(cls, "layer", None) == "interpreter" and not cls.defends:
+            if _layer_of(part) == "interpreter" and not cls.defends:
                 return part.name
     return rows[row.root].name

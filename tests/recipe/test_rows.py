@@ -145,7 +145,7 @@ def test_defenses_stack_in_the_order_of_their_layers() -> None:
     assert len(labels(recipe(defenses=ordered))) == 3
     said = refusal(defenses=[{"name": "wraps", "of": "gradient"}, {"name": "hardens", "of": "wraps (gradient)"}])
     assert said == (
-        "defenses[1].of: defenses stack in the order model, input, interpreter, detector; 'hardens' hardens the model "
+        "defenses[1].of: defenses stack in the order model, input, interpreter, detector; 'hardens' changes the model "
         "and 'wraps (gradient)' has 'wraps' already: apply hardens first"
     )
 
