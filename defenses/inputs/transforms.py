@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from robustexplain.errors import InputError
 from robustexplain.interpreters import Interpreter, OfTransformed
 from robustexplain.models import with_transforms
 from robustexplain.registry import DEFENSES
@@ -14,7 +13,7 @@ from robustexplain.system import System
 from robustexplain.training import Samples, Session
 from robustexplain.transforms import transform, transforms
 
-from ..base import Defense
+from ..base import Defense, refuse
 
 
 @DEFENSES.register("input-transform", paper="Guo et al. 2018; Xu et al. 2018; Xie et al. 2018")
@@ -47,13 +46,18 @@ class InputTransform(Defense):
         return root
 
     def _defend(self, system: System, data: Samples | None, session: Session) -> System:
-        if system.detector is not None:
-            raise InputError("the system's detector watches the classifier without transforms: apply them before it")
+        refuse(
+            system.detector is not None,
+            "the system's detector watches the classifier without transforms: apply them before it",
+        )
+        present = [t.name for t in getattr(system.model, "transforms", ())]
+        again = next((name for name in self.transforms if name in present), None)
+        refuse(again is not None, f"{again!r} stands in front of the classifier already")
         model = with_transforms(system.model, [self._drawing(name) for name in self.transforms])
         interpreter: Interpreter = system.interpreter.on_model(model)
         if self.explained == "transformed":
             interpreter = OfTransformed(model, interpreter)
-        return System(model, interpreter)
+        return replace(system, model=model, interpreter=interpreter)
 
     def _drawing(self, name: str) -> str:
         return transform(name).redrawn(self.seed).name if self.seed else name

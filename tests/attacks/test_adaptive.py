@@ -38,8 +38,8 @@ from robustexplain.metrics import L1
 from robustexplain.models import Classifier, with_transforms
 from robustexplain.objectives import EvadeDetector, Goal, MatchMap, Misclassify, Objective
 from robustexplain.random_streams import Streams, derive
-from robustexplain.recipe.schema import make
 from robustexplain.registry import ATTACKS
+from robustexplain.schema import make
 from robustexplain.system import Detector
 
 EPS = 0.1
