@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import files, models, plots
 from .errors import InputError, MissingDataError
-from .evaluation.report import Results
+from .evaluation.results import Results
 from .evaluation.store import RunFolder
 from .recipe.schema import needs_parts
 from .registry import INTERPRETERS
@@ -94,18 +94,21 @@ def systems_of_run(run: Path, rows: Sequence[str]) -> tuple[dict[str, System], i
     folder = RunFolder(run)
     folder.require()
     results = Results.read(folder)
-    recipe, features = results.recipe, results.run.get("features", [])
+    experiment, features = results.experiment, results.run.get("features", [])
     if features:
         raise InputError(
             f"the systems of {run} take rows of {len(features)} columns and no image; call them on rows yourself: "
-            f"System.load({str(folder.system(recipe.rows[0].label))!r})"
+            f"System.load({str(folder.system(experiment.rows[0].label))!r})"
         )
-    labels = [row.label for row in recipe.rows]
+    labels = [row.label for row in experiment.rows]
     unknown = [row for row in rows if row not in labels]
     if unknown:
         raise InputError(f"{run} has no row {unknown[0]!r}; it has: {', '.join(labels)}")
-    side = int(recipe.data.load().shape[-1])
-    return {label: System.load(folder.system(label)) for label in labels if not rows or label in rows}, side
+    wanted = [label for label in labels if not rows or label in rows]
+    for label in wanted:
+        if why := folder.unsaved(label):
+            raise InputError(f"the system of {label!r} is not in {run}: {why}")
+    return {label: System.load(folder.system(label)) for label in wanted}, int(results.run["shape"][-1])
 
 
 def systems_of_model(name: str, interpreters: Sequence[str]) -> tuple[dict[str, System], int | None]:

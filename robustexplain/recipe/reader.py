@@ -117,8 +117,9 @@ def check(tree: Any) -> Recipe:
         measured["iou"] = METRICS.get("iou").build()
     about = str(tree.get("about", "")).strip()
     return Recipe(
-        name, about, seed, data, model, tuple(bases + lied + defended), tuple(flat), measured, evaluation, sanity, tree
-    )
+        name=name, about=about, seed=seed, data=data, model=model, rows=tuple(bases + lied + defended),
+        columns=tuple(flat), metrics=measured, evaluation=evaluation, sanity=sanity, source=tree,
+    )  # fmt: skip
 
 
 def check_data(recipe: Recipe) -> data_sets.Data:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ from robustexplain import files, training
 from robustexplain.attacks import PGD
 from robustexplain.defenses import BetaSmoothing
 from robustexplain.errors import InputError, RobustExplainWarning, RunMismatchError
-from robustexplain.evaluation import RunFolder, bootstrap, paired, run, write_report
-from robustexplain.evaluation.report import Results, notes
+from robustexplain.evaluation import Results, RunFolder, bootstrap, matrix, paired, run, write_report
+from robustexplain.evaluation.cell import Trial
+from robustexplain.evaluation.notes import notes
 from robustexplain.evaluation.store import slug
 from robustexplain.recipe import check, read
 from robustexplain.recipe.experiment import Recipe
@@ -248,17 +248,16 @@ def test_an_attack_that_raises_is_a_column_of_holes_and_a_filled_run_equals_an_u
 def test_a_fault_in_the_undefended_row_alone_leaves_no_trace_once_it_is_filled(
     small: tuple[Recipe, Path], unbroken: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = sys.modules["robustexplain.evaluation.matrix"]
     recipe, root = small
-    real = module.measure
+    real = matrix.measure
 
-    def broken(system: System, *rest: Any) -> Any:
-        if type(system.interpreter).__name__ == "GradCAM":
+    def broken(trial: Trial, *rest: Any) -> Any:
+        if type(trial.system.interpreter).__name__ == "GradCAM":
             raise RuntimeError("no memory")
-        return real(system, *rest)
+        return real(trial, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "measure", broken)
+        patch.setattr(matrix, "measure", broken)
         assert quiet_run(recipe, root) == 2
     assert quiet_run(recipe, root) == 0
     assert (root / "matrix.csv").read_bytes() == (unbroken / "matrix.csv").read_bytes()
