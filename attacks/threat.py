@@ -65,7 +65,15 @@ class Threat(ABC):
 
 @dataclass(frozen=True)
 class Linf(Threat):
-    """``max |x' - x| <= eps``, in the units of ``[0, 1]`` pixels; ``sides`` of the box are there once it is bound."""
+    """``max |x' - x| <= eps``, in the units of ``[0, 1]`` pixels; ``sides`` of the box are there once it is bound.
+
+    Examples:
+        >>> import torch
+        >>> from robustexplain.attacks import Linf
+        >>> x, wanted = torch.tensor([[[[0.5, 0.95]]]]), torch.tensor([[[[0.8, 1.2]]]])
+        >>> Linf(eps=0.1).project(x, wanted)
+        tensor([[[[0.6000, 1.0000]]]])
+    """
 
     eps: Eps = 8 / 255
     sides: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)

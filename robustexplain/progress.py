@@ -57,7 +57,7 @@ class Bars:
     def __init__(self) -> None:
         from rich.console import Console
 
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, markup=False, emoji=False)
 
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
@@ -66,7 +66,7 @@ class Bars:
         from rich.progress import Progress as Rich
 
         columns = (
-            TextColumn("{task.description:<38}"),
+            TextColumn("{task.description:<38}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

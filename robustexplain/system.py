@@ -73,6 +73,16 @@ class System:
 
     Raises:
         InputError: if the interpreter explains another model than the one deployed.
+
+    Examples:
+        >>> import torch
+        >>> import robustexplain as rx
+        >>> from robustexplain import interpreters, models
+        >>> model = models.load("small-cnn", num_classes=10, in_channels=1)
+        >>> system = rx.System(model, interpreters.GradCAM(model))
+        >>> seen = system(torch.rand(2, 1, 32, 32))
+        >>> seen.logits.shape, seen.maps.shape
+        (torch.Size([2, 10]), torch.Size([2, 32, 32]))
     """
 
     model: nn.Module

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustexplain.attacks import Attack, Linf, Plan, Search, SignStep, Stage
-from robustexplain.catalogue import markdown, rows_of
+from robustexplain.commands.list import markdown, rows_of
 from robustexplain.errors import InputError
 from robustexplain.evaluation import RunFolder, run
 from robustexplain.fields import Count, Eps, NonNegative, Positive

@@ -157,7 +157,7 @@ ROOMS: tuple[str, ...] = (
     ),
     *("autograd", "transforms", "data", "training", "models", "interpreters", "system", "metrics", "objectives"),
     *("storage", "attacks", "defenses", "plots", "recipes", "recipe", "evaluation", "sanity"),
-    *("explain", "assault", "catalogue", "gallery", "cli", "__main__"),
+    *("commands", "cli", "__main__"),
 )
 LEVEL = {room: level for level, room in enumerate(ROOMS)}
 OPEN = {("system", "storage")}

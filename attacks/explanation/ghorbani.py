@@ -32,7 +32,7 @@ class RandomSign(Direction):
     needs_graph = False
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """Random."""
         return "random signs"
 

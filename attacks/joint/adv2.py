@@ -77,6 +77,19 @@ class ADV2(Attack):
         members: against an interpreter made of several (an aggregate), match the map of every member instead of the
             one map that is shown; others are attacked as they are.
         mask: how MASK is attacked.
+
+    Examples:
+        >>> import torch
+        >>> import robustexplain as rx
+        >>> from robustexplain import attacks, interpreters, models
+        >>> model = models.load("small-cnn", num_classes=10, in_channels=1)
+        >>> system = rx.System(model, interpreters.GradCAM(model))
+        >>> x, y, goal = torch.full((1, 1, 32, 32), 0.5), torch.tensor([3]), torch.tensor([7])
+        >>> attacked = attacks.ADV2(eps=8 / 255, steps=4)(system, x, y, goal_class=goal)
+        >>> attacked.x.shape, attacked.success.shape
+        (torch.Size([1, 1, 32, 32]), torch.Size([1]))
+        >>> bool((attacked.x - x).abs().max() <= 8 / 255 + 1e-6)
+        True
     """
 
     eps: Radius = 0.031

@@ -126,6 +126,6 @@ class Manipulation(ABC):
         """
         return {"as they are": View(x, y, y)}
 
-    def words(self) -> tuple[str, str]:
+    def summaries(self) -> tuple[str, str]:
         """What is changed and what is wanted, in a few words each, for tables."""
         return self.changes, "-"

@@ -99,7 +99,7 @@ class StealthilyBiasedSampling(Manipulation):
         """The rows as they are, answered as by the honest model."""
         return as_answered(honest, x)
 
-    def words(self) -> tuple[str, str]:
+    def summaries(self) -> tuple[str, str]:
         """What is changed and what is wanted, in a few words each, for tables."""
         return self.changes, f"groups of {self.sensitive} accepted alike"
 

@@ -152,7 +152,7 @@ class Bouncer(Manipulation):
         """The first of the columns that are kept secret."""
         return self.secrets[0]
 
-    def words(self) -> tuple[str, str]:
+    def summaries(self) -> tuple[str, str]:
         """What is changed and what is wanted."""
         return self.changes, "an excuse for each decision"
 

@@ -125,7 +125,7 @@ class FineTuned(Manipulation):
         parts = [honest.explain(a, b, native=True) for a, b in zip(x.split(self.batch_size), targets, strict=True)]
         return Explanation(torch.cat([p.logits for p in parts]), torch.cat([p.maps for p in parts]))
 
-    def words(self) -> tuple[str, str]:
+    def summaries(self) -> tuple[str, str]:
         """What is changed and what is wanted."""
         return self.changes, " + ".join(_word(part) for part in (self.fooling(), self.keeping()))
 

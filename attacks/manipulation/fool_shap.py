@@ -153,7 +153,7 @@ class FoolSHAP(Manipulation):
         """The rows as they are, answered as by the honest model."""
         return as_answered(honest, x)
 
-    def words(self) -> tuple[str, str]:
+    def summaries(self) -> tuple[str, str]:
         """What is changed and what is wanted, in a few words each, for tables."""
         return self.changes, f"{self.sensitive} hidden"
 

@@ -84,7 +84,7 @@ class LaundryML(Manipulation):
         """The column of the group."""
         return self.sensitive
 
-    def words(self) -> tuple[str, str]:
+    def summaries(self) -> tuple[str, str]:
         """What is changed and what is wanted."""
         return self.changes, "the honest control" if self.honest else f"looks fair ({self.unfairness})"
 

@@ -16,7 +16,7 @@ from .rule_table import MINOR, ONE, ZERO, Antecedents, Bools, Floats, RuleSearch
 
 
 @dataclass(frozen=True)
-class Found:
+class RankedList:
     """A list and what it is worth on the rows that it was found on.
 
     Args:
@@ -42,7 +42,9 @@ class _Prefix:
     """Rows of (group, label) that the prefix decides 1, ``[4]``."""
 
 
-def enumerate_lists(table: Antecedents, beta: float, of: Unfairness, search: RuleSearch) -> tuple[list[Found], bool]:
+def enumerate_lists(
+    table: Antecedents, beta: float, of: Unfairness, search: RuleSearch
+) -> tuple[list[RankedList], bool]:
     """The best ``search.models`` rule lists by ``(1 - beta) misc + beta unfairness + lambda K``, best first.
 
     A rule decides as most of the rows do that it catches (a tie: 1), as in CORELS. Prefixes are expanded in the order
@@ -60,7 +62,9 @@ def enumerate_lists(table: Antecedents, beta: float, of: Unfairness, search: Rul
     default = bool(everything[ONE] >= everything[ZERO])
     alone = gap(_counts(everything[:4] * default, everything[:4]), of)
     missed = float(min(everything[ONE], everything[ZERO]))
-    best.add(np.full(len(root.rest), default), Found((), default, (1 - beta) * missed / rows + beta * float(alone)))
+    best.add(
+        np.full(len(root.rest), default), RankedList((), default, (1 - beta) * missed / rows + beta * float(alone))
+    )
     queue: list[tuple[float, int, float, _Prefix]] = [(0.0, 0, 0.0, root)]
     known: dict[bytes, int] = {}
     order, expanded = count(1), 0
@@ -70,7 +74,7 @@ def enumerate_lists(table: Antecedents, beta: float, of: Unfairness, search: Rul
             continue
         expanded += 1
         length = len(prefix.rules) + 1
-        step = _Step.of(table, prefix, everything)
+        step = _Extension.of(table, prefix, everything)
         unfair = gap(_counts(step.positive + step.default[:, None] * step.left[:, :4], everything[:4]), of)
         objective = (1 - beta) * (step.errors + step.left[:, [ONE, ZERO]].min(1)) / rows
         objective = objective + beta * unfair + search.penalty * length
@@ -78,7 +82,7 @@ def enumerate_lists(table: Antecedents, beta: float, of: Unfairness, search: Rul
         for p in np.flatnonzero(step.useful & (np.minimum(objective, bounds) < best.worst)):
             child, all_ones = step.child(table, prefix, int(p))
             if objective[p] < best.worst:
-                best.add(all_ones, Found(child.rules, bool(step.default[p]), float(objective[p])))
+                best.add(all_ones, RankedList(child.rules, bool(step.default[p]), float(objective[p])))
             if length < search.max_rules and bounds[p] < best.worst:
                 key = np.packbits(child.rest).tobytes() + np.packbits(child.ones).tobytes()
                 if known.get(key, length + 1) > length:
@@ -88,7 +92,7 @@ def enumerate_lists(table: Antecedents, beta: float, of: Unfairness, search: Rul
 
 
 @dataclass(frozen=True)
-class _Step:
+class _Extension:
     """Every antecedent put behind a prefix at once; arrays over the P antecedents."""
 
     left: Floats
@@ -99,7 +103,7 @@ class _Step:
     useful: Bools
 
     @classmethod
-    def of(cls, table: Antecedents, prefix: _Prefix, everything: Floats) -> _Step:
+    def of(cls, table: Antecedents, prefix: _Prefix, everything: Floats) -> _Extension:
         open_cells = table.cells * prefix.rest[:, None]
         caught = table.weights @ open_cells
         left = open_cells.sum(0) - caught
@@ -122,9 +126,9 @@ class _Best:
 
     def __init__(self, size: int) -> None:
         self.size, self.worst = size, float("inf")
-        self._kept: dict[bytes, Found] = {}
+        self._kept: dict[bytes, RankedList] = {}
 
-    def add(self, ones: Bools, found: Found) -> None:
+    def add(self, ones: Bools, found: RankedList) -> None:
         key = np.packbits(ones).tobytes()
         if key not in self._kept or found.objective < self._kept[key].objective:
             self._kept[key] = found
@@ -133,7 +137,7 @@ class _Best:
         if len(self._kept) == self.size:
             self.worst = max(kept.objective for kept in self._kept.values())
 
-    def found(self) -> list[Found]:
+    def found(self) -> list[RankedList]:
         return sorted(self._kept.values(), key=lambda found: (found.objective, len(found.rules)))
 
 

@@ -141,7 +141,7 @@ class Scaffolding(Manipulation):
         """The rows as they are, answered as by the honest model."""
         return as_answered(honest, x)
 
-    def words(self) -> tuple[str, str]:
+    def summaries(self) -> tuple[str, str]:
         """What is changed and what is wanted, in a few words each, for tables."""
         shown = " xor ".join(str(column) for column in self.innocent)
         return self.changes, f"{self.against}: {self.sensitive} hidden, {shown} shown"

@@ -64,7 +64,7 @@ class Elsewhere(Threat):
     """Wherever the other library's settings let it go, within ``[0, 1]``."""
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """For tables."""
         return "as set"
 

@@ -78,7 +78,7 @@ class Patch(Threat):
     spot: Spot | None = field(default=None, compare=False, repr=False)
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """Size, outline and place."""
         moves = [f"+-{self.rotation:g} degrees"] if self.rotation else []
         moves += [f"scale {self.shrink:g} to 1"] if self.shrink < 1 else []

@@ -38,7 +38,7 @@ class Universal(Threat):
     norm: Norm = "linf"
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """With the norm."""
         return f"Universal {'Linf' if self.norm == 'linf' else 'L2'}"
 

@@ -92,7 +92,7 @@ class Direction(ABC):
 
     @property
     @abstractmethod
-    def words(self) -> str:
+    def summary(self) -> str:
         """For tables: empty for the plain gradient."""
 
     @abstractmethod
@@ -151,7 +151,7 @@ class GradientDirection(Direction):
         check_fields(self)
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """The stand-in, and the average."""
         said = [type(self.surrogate).__name__] if self.surrogate is not None else []
         said += ["straight through"] if self.straight else []
@@ -217,7 +217,7 @@ class EstimatedGradient(Direction):
         check_fields(self)
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """NES or SPSA."""
         return self.kind.upper()
 

@@ -174,7 +174,7 @@ class Search(Plan):
     @property
     def summary(self) -> str:
         """The update, what its direction comes from, and the warm start."""
-        said = self.direction.words
+        said = self.direction.summary
         update = type(self.stages[-1].update).__name__
         warm = f"after {objective_summary(self.stages[0].objective)}" if len(self.stages) > 1 else ""
         return ", ".join(part for part in (update, said, warm) if part)

@@ -59,7 +59,7 @@ class UniversalSearch(Plan):
     @property
     def summary(self) -> str:
         """The update, and what its direction comes from."""
-        said = (type(self.update).__name__, self.direction.words, "on mini-batches")
+        said = (type(self.update).__name__, self.direction.summary, "on mini-batches")
         return ", ".join(part for part in said if part)
 
     def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:

@@ -72,6 +72,18 @@ class AggregatedInterpreter(Defense):
     Args:
         members: interpreter classes, or their registered names; each must need nothing but the model.
         rescale: what makes the members comparable before the mean.
+
+    Examples:
+        >>> import torch
+        >>> import robustexplain as rx
+        >>> from robustexplain import defenses, interpreters, models
+        >>> model = models.load("small-cnn", num_classes=10, in_channels=1)
+        >>> system = rx.System(model, interpreters.GradCAM(model))
+        >>> hardened = defenses.AggregatedInterpreter([interpreters.Gradient, interpreters.GradCAM])(system)
+        >>> [type(member).__name__ for member in hardened.interpreter.members]
+        ['Gradient', 'GradCAM']
+        >>> hardened(torch.rand(2, 1, 32, 32)).maps.shape
+        torch.Size([2, 32, 32])
     """
 
     members: Sequence[type[Interpreter] | str] = ("gradient", "gradcam")

@@ -85,7 +85,7 @@ def proportional(height: int, width: int, x: Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Captured:
     """A feature map that a module gave: its mean over places ``[1, C]``, and whether the module only handed it on."""
 
     layer: Layer
@@ -94,9 +94,9 @@ class _Seen:
 
 
 @torch.no_grad()
-def _feature_maps(model: nn.Module, x: Tensor) -> tuple[list[_Seen], Tensor]:
+def _feature_maps(model: nn.Module, x: Tensor) -> tuple[list[_Captured], Tensor]:
     """Every feature map of one forward pass in the order they were made, and the logits."""
-    seen: list[_Seen] = []
+    seen: list[_Captured] = []
     names = {module: name for name, module in model.named_modules() if name}
     before: Tensor | None = None
 
@@ -106,7 +106,7 @@ def _feature_maps(model: nn.Module, x: Tensor) -> tuple[list[_Seen], Tensor]:
             return
         bare = next(module.parameters(), None) is None
         layer = Layer(names[module], *output.shape[1:])
-        seen.append(_Seen(layer, output.mean((2, 3)), bare and before is not None and _handed_on(before, output)))
+        seen.append(_Captured(layer, output.mean((2, 3)), bare and before is not None and _handed_on(before, output)))
         # A clone, because an in-place activation may overwrite the output.
         before = output.clone()
 

@@ -24,11 +24,11 @@ from ..errors import UnsupportedModelError
 from .layers import submodule
 from .rectifiers import is_in_place, is_rectifier
 
-Kind = Literal[
+OpKind = Literal[
     "linear", "batch_norm", "activation", "identity", "affine", "shape", "max_pool", "average", "sum", "unknown"
 ]
 
-_WORDS: dict[Kind, str] = {
+_WORDS: dict[OpKind, str] = {
     "linear": "conv1d conv2d conv3d linear",
     "batch_norm": "batch_norm",
     "activation": "relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish softplus softsign sigmoid logsigmoid "
@@ -41,7 +41,7 @@ _WORDS: dict[Kind, str] = {
     "max_pool": "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d",
     "average": "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d mean sum",
 }
-_KINDS: dict[str, Kind] = {name: kind for kind, names in _WORDS.items() for name in names.split()}
+_KINDS: dict[str, OpKind] = {name: kind for kind, names in _WORDS.items() for name in names.split()}
 _SUMS = {"add", "sub", "subtract", "radd", "rsub", "iadd", "isub"}
 _SCALES = {"mul", "multiply", "rmul", "imul", "div", "divide", "true_divide", "truediv", "itruediv", "neg", "negative"}
 _TAKES_AFTER = {"to", "type_as", "view_as", "expand_as", "reshape_as"}
@@ -52,13 +52,13 @@ _TAKES_AFTER = {"to", "type_as", "view_as", "expand_as", "reshape_as"}
 class Source:
     """Where a value of a step came from: the step that made it, which of its outputs, and the value as it was used."""
 
-    step: Step
+    step: Call
     output: int
     value: Tensor
 
 
 @dataclass(eq=False, repr=False)
-class Step:
+class Call:
     """One function call of the forward pass.
 
     Args:
@@ -82,10 +82,10 @@ class Step:
     users: int = 0
 
     def __repr__(self) -> str:
-        return f"Step({self.index}: {self.name})"
+        return f"Call({self.index}: {self.name})"
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> OpKind:
         """What the step does to its values, which is what a rule depends on."""
         if self.rectifies:
             return "activation"
@@ -137,10 +137,10 @@ class Tape:
         layers: where the outputs of the named modules were made.
     """
 
-    steps: list[Step]
+    steps: list[Call]
     logits: Tensor
-    last: tuple[Step, int]
-    layers: dict[str, tuple[Step, int]]
+    last: tuple[Call, int]
+    layers: dict[str, tuple[Call, int]]
 
     def seed(self, classes: Tensor) -> Tensor:
         """What a way back from the logits of ``classes`` ``[B]`` starts with: 1 there, 0 elsewhere, ``[B, K]``."""
@@ -149,8 +149,8 @@ class Tape:
     def back(
         self,
         seed: Tensor,
-        rule: Callable[[Step, list[Tensor]], list[Tensor | None]],
-        stop: tuple[Step, int] | None = None,
+        rule: Callable[[Call, list[Tensor]], list[Tensor | None]],
+        stop: tuple[Call, int] | None = None,
     ) -> Tensor:
         """Carry ``seed`` at the logits back to the input (or to ``stop``), by ``rule`` at every step.
 
@@ -178,7 +178,7 @@ class Tape:
             raise UnsupportedModelError("the logits do not depend on the layer or input that is explained")
         return arrived[end.index, which]
 
-    def _check(self, step: Step) -> None:
+    def _check(self, step: Call) -> None:
         for source, version in zip(step.sources, step.versions, strict=True):
             if source.value._version != version:
                 raise UnsupportedModelError(f"a tensor that {step.name} used is changed in place later in the model")
@@ -200,16 +200,16 @@ def _depends(value: Tensor, x: Tensor) -> bool:
 class _Made:
     """Which step made a tensor that the model holds, and the tensor's version then."""
 
-    step: Step
+    step: Call
     output: int
     tensor: Tensor
     version: int
 
 
-class _Recorder(TorchFunctionMode):
+class _TapeRecorder(TorchFunctionMode):
     def __init__(self, x: Tensor) -> None:
         super().__init__()
-        self.steps = [Step("input", torch.clone, (), {}, [], [x], 0)]
+        self.steps = [Call("input", torch.clone, (), {}, [], [x], 0)]
         # Keeping every tensor alive keeps its id its own.
         self.made: dict[int, _Made] = {id(x): _Made(self.steps[0], 0, x, x._version)}
 
@@ -252,7 +252,7 @@ class _Recorder(TorchFunctionMode):
         outputs = list(result) if isinstance(result, (tuple, list)) else [result]
         # Without a gradient it is a constant to the way back: zeros_like(x), a comparison, an index.
         if outputs and all(isinstance(value, Tensor) and value.requires_grad for value in outputs):
-            self._add(Step(_bare(func), func, own_args, own_kwargs, sources, outputs, len(self.steps)), outputs)
+            self._add(Call(_bare(func), func, own_args, own_kwargs, sources, outputs, len(self.steps)), outputs)
         return result
 
     def _overwritten(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -276,10 +276,10 @@ class _Recorder(TorchFunctionMode):
         rest = {name: value for name, value in kwargs.items() if name != "input"}
         result: Tensor = func(scratch, *args[1:], **rest)
         target.copy_(result)
-        self._add(Step(_bare(func), func, args, kwargs, sources, [result], len(self.steps)), [target])
+        self._add(Call(_bare(func), func, args, kwargs, sources, [result], len(self.steps)), [target])
         return target
 
-    def _add(self, step: Step, handed: list[Tensor]) -> None:
+    def _add(self, step: Call, handed: list[Tensor]) -> None:
         step.versions = [source.value._version for source in step.sources]
         for source in step.sources:
             source.step.users += 1
@@ -304,8 +304,8 @@ def record(model: nn.Module, x: Tensor, layers: Sequence[str] = ()) -> Tape:
         UnknownNameError: a name that no module has.
         UnsupportedModelError: logits that no recorded call made, a layer that does not run or gives no single tensor.
     """
-    recorder = _Recorder(x)
-    found: dict[str, tuple[Step, int]] = {}
+    recorder = _TapeRecorder(x)
+    found: dict[str, tuple[Call, int]] = {}
     with _marking(model, layers, recorder, found), recorder:
         logits = model(x)
     made = recorder.made.get(id(logits))
@@ -322,7 +322,7 @@ def record(model: nn.Module, x: Tensor, layers: Sequence[str] = ()) -> Tape:
 
 @contextmanager
 def _marking(
-    model: nn.Module, layers: Sequence[str], recorder: _Recorder, found: dict[str, tuple[Step, int]]
+    model: nn.Module, layers: Sequence[str], recorder: _TapeRecorder, found: dict[str, tuple[Call, int]]
 ) -> Iterator[None]:
     def mark(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:

@@ -47,6 +47,15 @@ def load(
         UnknownNameError: with the nearest names.
         MissingDataError: if the data are not on this machine, with what to run to get them.
         InputError: for an option that the data set does not have, or data that are broken.
+
+    Examples:
+        >>> from robustexplain import data
+        >>> digits = data.load("digits")
+        >>> digits.shape, len(digits.train), len(digits.defense)
+        ((1, 32, 32), 898, 540)
+        >>> x, y = data.stack(data.take(digits.train, 4))
+        >>> x.shape, y.shape
+        (torch.Size([4, 1, 32, 32]), torch.Size([4]))
     """
     prefix, colon, path = name.partition(":")
     if colon and prefix in ("image-folder", "csv-folder", "csv-table"):

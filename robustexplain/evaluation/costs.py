@@ -41,7 +41,7 @@ def measure_costs(
             spent = milliseconds(system, x)
         except Exception as error:
             # Its cells are holes already, with the traceback; the other rows go on.
-            session.progress.say(f"[red]no time for {row.label}[/red]: {error}")
+            session.progress.say(f"no time for {row.label}: {error}")
             continue
         words = {"row": row.label, "base": row.base, "accuracy": accuracy, "ms": spent}
         files.write_json(folder.row(row.label), words)

@@ -273,9 +273,7 @@ class Matrix:
 
     def _write_failure(self, row: Row, column: Column, why: str) -> None:
         if self.session.accelerator.is_main_process:
-            self.session.progress.say(
-                f"[red]failed[/red]: {row.label} / {column.label}: {why.strip().splitlines()[-1]}"
-            )
+            self.session.progress.say(f"failed: {row.label} / {column.label}: {why.strip().splitlines()[-1]}")
             words = {"row": row.label, "base": row.base, "column": column.label, "knowledge": column.knowledge}
             self.folder.write_cell(row.label, column.label, {"status": "failed", **words, "traceback": why}, None)
 

@@ -119,7 +119,7 @@ class Builder:
         else:
             made = self._undefended(self.recipe.row(row.root), model, self.session.inside(folder))
         if hasattr(base, "defenses"):
-            provenance = {"defenses": (*base.defenses, DEFENSES.name_of(type(row.settings)))}
+            provenance: Any = {"defenses": (*base.defenses, DEFENSES.name_of(type(row.settings)))}
             made = replace(made, **provenance)
         return made
 
@@ -150,7 +150,7 @@ def prepare(builder: Builder, folder: RunFolder) -> Prepared:
         except Exception:
             # One row that cannot be made must not take the others with it: its cells become holes in the report.
             made.failures[row.label] = traceback.format_exc()
-            session.progress.say(f"[red]{row.label} could not be made[/red]; its cells stay empty")
+            session.progress.say(f"{row.label} could not be made; its cells stay empty")
     if session.accelerator.is_main_process:
         save(recipe, made, folder, session)
     if any(column.knowledge == "transfer" for column in recipe.columns):

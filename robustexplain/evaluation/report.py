@@ -133,8 +133,9 @@ def print_matrix(root: Path) -> None:
     for row in results.experiment.rows:
         found = [results.measure(row.label, column.label, results.main) for column in results.experiment.columns]
         shown.add_row(row.label, *("-" if e is None else f"{e['value']:.2f}" for e in found))
-    console = Console()
-    (console if console.is_terminal else Console(width=150)).print(shown)
+    # Labels are the user's text, not rich's markup.
+    console = Console(markup=False, emoji=False)
+    (console if console.is_terminal else Console(width=150, markup=False, emoji=False)).print(shown)
 
 
 def _strips(results: Results, folder: RunFolder) -> list[dict[str, Any]]:

@@ -106,7 +106,7 @@ def read_back(folder: RunFolder) -> tuple[Experiment, dict[str, Words]]:
     rows = tuple(Row(**{**row, "settings": None}) for row in known["rows"])
     columns = tuple(Column(**{**column, "attack": AttackFacts(**column["attack"])}) for column in known["columns"])
     experiment = Experiment(
-        name=known["name"],
+        name=folder.root.name,
         about=known["about"],
         seed=known["seed"],
         rows=rows,

@@ -30,7 +30,7 @@ class FeatureRank(MapScore):
     Low is an explanation that shows the column; who hides it wants the rank high.
 
     Args:
-        feature: the column, by place; by name only until names are with_indices.
+        feature: the column, by place; by name only until names are resolved.
     """
 
     feature: Feature
@@ -54,7 +54,7 @@ class FeatureFirst(MapScore):
     column that stands first in the explainer's list, and a column of weight 0 is never named.
 
     Args:
-        feature: the column, by place; by name only until names are with_indices.
+        feature: the column, by place; by name only until names are resolved.
     """
 
     feature: Feature
@@ -77,7 +77,7 @@ class FeatureShare(MapScore):
     """Share of a column in the magnitudes of all, ``|m_j| / sum |m|``, in ``[0, 1]``.
 
     Args:
-        feature: the column, by place; by name only until names are with_indices.
+        feature: the column, by place; by name only until names are resolved.
     """
 
     feature: Feature

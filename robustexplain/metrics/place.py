@@ -28,6 +28,13 @@ class TopK(MapMetric):
     Args:
         k: a count from 1 on, a share of the pixels below 1 (Ghorbani et al.: 1000 of 227 x 227; Heo et al.: a tenth).
         magnitude: importance is the magnitude; ``False`` takes signed values.
+
+    Examples:
+        >>> import torch
+        >>> from robustexplain.metrics import TopK
+        >>> before, after = torch.tensor([[[0.9, 0.8, 0.1, 0.0]]]), torch.tensor([[[0.9, 0.1, 0.8, 0.0]]])
+        >>> TopK(k=2)(after, before)
+        tensor([0.5000])
     """
 
     k: Positive = 0.1

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..autograd import layers
 from ..fields import Positive
 from ..registry import METRICS
-from .stability import Seen, Stability, norm
+from .stability import Explanations, Stability, norm
 
 if TYPE_CHECKING:
     from ..interpreters.base import Interpreter
@@ -35,12 +35,12 @@ class RelativeStability(Stability):
 
     kept_prediction: ClassVar[bool] = True
 
-    def _moved(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
+    def _moved(self, center: Explanations, around: Explanations, layer: str | None) -> Tensor:
         below = self._below(center, around, layer).clamp(min=self.eps)
         return _relative(center.maps, around.maps, self.eps) / below
 
     @abstractmethod
-    def _below(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
+    def _below(self, center: Explanations, around: Explanations, layer: str | None) -> Tensor:
         """The denominator, ``[n]``."""
 
 
@@ -58,7 +58,7 @@ class RelativeInputStability(RelativeStability):
         eps: floor of the denominator, and what a value of 0 counts as when something is divided by it.
     """
 
-    def _below(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
+    def _below(self, center: Explanations, around: Explanations, layer: str | None) -> Tensor:
         return _relative(center.x, around.x, self.eps)
 
 
@@ -76,7 +76,7 @@ class RelativeOutputStability(RelativeStability):
         eps: floor of the denominator, and what a map's value of 0 counts as when something is divided by it.
     """
 
-    def _below(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
+    def _below(self, center: Explanations, around: Explanations, layer: str | None) -> Tensor:
         return norm(around.logits - center.logits)
 
 
@@ -100,6 +100,6 @@ class RelativeRepresentationStability(RelativeStability):
     def _layer(self, interpreter: Interpreter, x: Tensor) -> str | None:
         return self.layer or layers.last_feature_layer(interpreter.model, x).name
 
-    def _below(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
+    def _below(self, center: Explanations, around: Explanations, layer: str | None) -> Tensor:
         assert layer is not None  # this class always names one; for the type checker
         return _relative(center.features[layer], around.features[layer], self.eps)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..interpreters.base import Interpreter
 
 
-class Seen(NamedTuple):
+class Explanations(NamedTuple):
     """Inputs and what was seen of them, each ``[n, ...]`` flattened to ``[n, N]``; features of the layers read."""
 
     x: Tensor
@@ -36,12 +36,12 @@ class Seen(NamedTuple):
     maps: Tensor
     features: dict[str, Tensor]
 
-    def repeated(self, count: int) -> Seen:
+    def repeated(self, count: int) -> Explanations:
         """All rows ``count`` times over."""
         if count == 1:
             return self
         features = {layer: value.repeat(count, 1) for layer, value in self.features.items()}
-        return Seen(self.x.repeat(count, 1), self.logits.repeat(count, 1), self.maps.repeat(count, 1), features)
+        return Explanations(self.x.repeat(count, 1), self.logits.repeat(count, 1), self.maps.repeat(count, 1), features)
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,14 @@ class Stability(Metric):
         return _along([self], interpreter, x, neighbours, target)[0]
 
     @abstractmethod
-    def _moved(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
+    def _moved(self, center: Explanations, around: Explanations, layer: str | None) -> Tensor:
         """``[n]``: how far each neighbour's map is from its center's."""
 
     def _layer(self, interpreter: Interpreter, x: Tensor) -> str | None:
         """The layer whose output is asked for, if any."""
         return None
 
-    def _counted(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
+    def _counted(self, center: Explanations, around: Explanations, layer: str | None) -> Tensor:
         moved = self._moved(center, around, layer)
         if not self.kept_prediction:
             return moved
@@ -175,17 +175,19 @@ def _along(
     return [move.to(x.dtype) for move in moves]
 
 
-def _seen(interpreter: Interpreter, x: Tensor, target: Tensor | None, layers: Sequence[str], batch_size: int) -> Seen:
+def _seen(
+    interpreter: Interpreter, x: Tensor, target: Tensor | None, layers: Sequence[str], batch_size: int
+) -> Explanations:
     found = []
     for rows in (slice(at, at + batch_size) for at in range(0, len(x), batch_size)):
         part = None if target is None else target[rows]
         logits, maps = interpreter.explain(x[rows], part)[:2]
         check_maps(maps, "maps")
         features = _features(interpreter, x[rows], layers) if layers else {}
-        found.append(Seen(widened(x[rows]).flatten(1), widened(logits), widened(maps).flatten(1), features))
+        found.append(Explanations(widened(x[rows]).flatten(1), widened(logits), widened(maps).flatten(1), features))
     if len(found) == 1:
         return found[0]
-    return Seen(
+    return Explanations(
         torch.cat([seen.x for seen in found]),
         torch.cat([seen.logits for seen in found]),
         torch.cat([seen.maps for seen in found]),
@@ -215,7 +217,7 @@ def norm(rows: Tensor) -> Tensor:
     return length
 
 
-def _sensitivity(center: Seen, around: Seen, relative: bool) -> Tensor:
+def _sensitivity(center: Explanations, around: Explanations, relative: bool) -> Tensor:
     moved = norm(around.maps - center.maps)
     return moved / norm(center.maps) if relative else moved
 
@@ -237,7 +239,7 @@ class MaxSensitivity(Stability):
 
     relative: bool = True
 
-    def _moved(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
+    def _moved(self, center: Explanations, around: Explanations, layer: str | None) -> Tensor:
         return _sensitivity(center, around, self.relative)
 
 
@@ -261,7 +263,7 @@ class AvgSensitivity(Stability):
 
     worst: ClassVar[bool] = False
 
-    def _moved(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
+    def _moved(self, center: Explanations, around: Explanations, layer: str | None) -> Tensor:
         return _sensitivity(center, around, self.relative)
 
 
@@ -278,5 +280,5 @@ class LocalLipschitz(Stability):
     no neighbour differs from ``x``.
     """
 
-    def _moved(self, center: Seen, around: Seen, layer: str | None) -> Tensor:
+    def _moved(self, center: Explanations, around: Explanations, layer: str | None) -> Tensor:
         return norm(around.maps - center.maps) / norm(around.x - center.x)

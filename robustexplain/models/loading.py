@@ -68,6 +68,13 @@ def load(
         UnknownNameError: with the nearest names.
         MissingDataError: for weights that are not on this machine, with how to get them.
         InputError: for weights that do not fit, listing the keys.
+
+    Examples:
+        >>> import torch
+        >>> from robustexplain import models
+        >>> model = models.load("small-cnn", num_classes=10, in_channels=1)
+        >>> model(torch.rand(2, 1, 32, 32)).shape
+        torch.Size([2, 10])
     """
     if weights is not None and pretrained:
         raise InputError("give either weights or pretrained=True, not both")

@@ -25,6 +25,13 @@ class Misclassify(Objective):
         confidence: met only where the goal's probability (untargeted: one minus the label's) reaches this.
         smoothing: ``rho``: the goal's target probability is drawn from ``U(1 - rho, 1)`` at each step (Zhang et al.,
             section 3.6), which keeps the gradient alive on over-confident predictions; may be a schedule.
+
+    Examples:
+        >>> import torch
+        >>> from robustexplain.objectives import Goal, Misclassify, Observation
+        >>> x, logits = torch.rand(1, 1, 32, 32), torch.zeros(1, 10)
+        >>> Misclassify().loss(Observation(x, logits), Goal(x, torch.tensor([3]), goal_class=torch.tensor([7])))
+        tensor([2.3026])
     """
 
     confidence: Fraction = 0.0

@@ -44,9 +44,8 @@ class Relabelled(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 def shuffled(data: data_sets.Data, seed: int) -> data_sets.Data:
     """The same data with the labels of the parts that anything is trained on shuffled."""
-    parts = {name: getattr(data, name) for name in ("train", "defense")}
     digest = files.digest([data.digest, "random labels", seed])
-    return replace(data, digest=digest, **{name: _relabelled(part, seed) for name, part in parts.items()})
+    return replace(data, digest=digest, train=_relabelled(data.train, seed), defense=_relabelled(data.defense, seed))
 
 
 def _relabelled(part: Any, seed: int) -> Relabelled:

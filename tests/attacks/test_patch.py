@@ -56,7 +56,7 @@ PATCHES = [
 ]
 
 
-@pytest.mark.parametrize("patch", PATCHES, ids=lambda p: p.words)
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda p: p.summary)
 def test_only_the_patch_changes_whatever_the_variable_is(patch: Patch) -> None:
     x = pictures(9)
     own = bound(patch, x)
@@ -137,7 +137,7 @@ def test_redrawing_moves_the_patch_and_the_same_seed_moves_it_to_the_same_place(
     assert fixed.redrawn(x, 1) is fixed
 
 
-@pytest.mark.parametrize("patch", [PATCHES[2], PATCHES[4], PATCHES[5]], ids=lambda p: p.words)
+@pytest.mark.parametrize("patch", [PATCHES[2], PATCHES[4], PATCHES[5]], ids=lambda p: p.summary)
 def test_the_patch_passes_exact_gradients_on(patch: Patch) -> None:
     x = pictures(2, 8, 9)
     own = bound(patch, x)

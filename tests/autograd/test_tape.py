@@ -13,7 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 from robustexplain.autograd.rectifiers import Softplus, swapped
-from robustexplain.autograd.tape import Step, Tape, record
+from robustexplain.autograd.tape import Call, Tape, record
 from robustexplain.errors import UnknownNameError, UnsupportedModelError
 
 
@@ -221,7 +221,7 @@ def test_a_rule_may_stop_a_path() -> None:
     model, x = seeded(Odd), image().requires_grad_()
     tape = record(model, x)
 
-    def no_residual(step: Step, at: list[Tensor]) -> list[Tensor | None]:
+    def no_residual(step: Call, at: list[Tensor]) -> list[Tensor | None]:
         found: list[Tensor | None] = list(step.vjp(at, False))
         return [found[0], None] if step.index == residual.index else found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,9 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from robustexplain import files
-from robustexplain.cli import _session, main
-from robustexplain.registry import ALL
+import robustexplain
+from robustexplain import files, recipes
+from robustexplain.cli import main
+from robustexplain.commands.list import recipe_rows, rows_of
+from robustexplain.commands.options import session_of
+from robustexplain.registry import ALL, Entry
 from robustexplain.training import Session
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
@@ -104,7 +108,133 @@ def test_an_unknown_kind_is_refused_with_the_nearest(cli: Call) -> None:
     assert "unknown kind 'atacks'; did you mean 'attacks'" in said
 
 
+def test_nested_settings_are_listed_one_level_deep(cli: Call) -> None:
+    shown = {name: settings for name, *_, settings in rows_of("defenses")}["aid"]
+    for words in ("training={epochs=8", "attack={seed=0, eps=0.031, steps=20", "mask={...}}"):
+        assert words in shown
+    assert "epochs=8" in " ".join(cli("list", "defenses")[1].replace("│", " ").split())
+
+
+def test_recipes_are_listed_with_what_they_show_and_need_and_how_long_they_take(cli: Call) -> None:
+    code, out, _ = cli("list", "recipes")
+    assert code == 0
+    assert "quickstart" in out.splitlines()[4]
+    rows = recipe_rows()
+    assert [name for name, *_ in rows] == recipes.names()
+    for name, shows, needs, takes in rows:
+        assert shows, name
+        assert takes, name
+        assert needs or "/" not in name, name
+    (line,) = (line for line in cli("list", "recipes", "--markdown")[1].splitlines() if "`quickstart`" in line)
+    assert "forged on real digits, and which of four defenses hold, against an attacker that ignores" in line
+    assert line.endswith("| - | about five minutes on two CPU cores. |")
+
+
+def test_shapes_in_square_brackets_are_shown_as_they_are(cli: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = Entry("odd", lambda: None, paper="[red]A 2026[/red] :smile:", needs=("[B, D]",))
+    monkeypatch.setitem(ALL["defenses"]._entries, "odd", entry)
+    out = cli("list", "defenses")[1]
+    assert "[red]A 2026[/red] :smile:" in out
+    assert "[B, D]" in out
+
+
+# ---- copy, version ----
+
+
+def test_a_recipe_is_copied_with_the_commands_that_come_next(cli: Call) -> None:
+    code, out, _ = cli("copy", "quickstart")
+    assert code == 0
+    assert out.splitlines() == [
+        "written: quickstart.yaml",
+        "next: robustexplain validate quickstart.yaml",
+        "then: robustexplain run quickstart.yaml",
+    ]
+    assert Path("quickstart.yaml").read_bytes() == recipes.path("quickstart").read_bytes()
+    out = cli("copy", "paper/sanity-lite0", "my own.yaml")[1]
+    assert "needs: pip install" in out
+    assert "then: robustexplain sanity 'my own.yaml' --set data.path=FOLDER" in out
+    Path("mine").mkdir()
+    assert "written: mine/quickstart.yaml" in cli("copy", "recipes/quickstart.yaml", "mine")[1]
+
+
+def test_copy_replaces_no_file_without_force(cli: Call) -> None:
+    Path("quickstart.yaml").write_text("mine")
+    code, _, said = cli("copy", "quickstart")
+    assert (code, Path("quickstart.yaml").read_text()) == (2, "mine")
+    assert "quickstart.yaml is there already; --force replaces it" in said
+    assert cli("copy", "quickstart", "--force")[0] == 0
+    assert Path("quickstart.yaml").read_bytes() == recipes.path("quickstart").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "words,expected",
+    [
+        (["quikstart"], "unknown recipe 'quikstart'; did you mean 'quickstart'"),
+        (["quickstart", "no/where.yaml"], "no/where.yaml cannot be written: no is no directory"),
+    ],
+)
+def test_a_copy_that_cannot_be_made_is_refused(words: list[str], expected: str, cli: Call) -> None:
+    code, _, said = cli("copy", *words)
+    assert code == 2
+    assert expected in said
+
+
+def test_the_version_is_that_of_the_package(cli: Call) -> None:
+    assert cli("--version") == (0, f"robustexplain {robustexplain.__version__}\n", "")
+
+
+def test_help_of_every_verb_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, typer.main; from robustexplain.cli import app; group = typer.main.get_command(app);"
+        "[c.get_help(typer.Context(c, info_name=n)) for n, c in group.commands.items()];"
+        "print(len(group.commands), [m for m in ('torch', 'numpy', 'matplotlib', 'yaml') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "9 []"
+
+
+# ---- Ctrl-C ----
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_however_often_ctrl_c_is_pressed_the_exit_code_is_130(times: int) -> None:
+    """Once in the work, once while that is being handled, once while Python shuts down."""
+    code = f"""
+import atexit, os, signal, time
+import robustexplain.cli as cli
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have left it ignored
+left = {times}
+
+def press():
+    global left
+    if left:
+        left -= 1
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+
+def app():
+    try:
+        press()
+    finally:
+        press()
+
+atexit.register(press)
+cli.app = app
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 # ---- validate ----
+
+
+def test_validate_takes_the_seed_and_the_limit_of_run(cli: Call) -> None:
+    assert cli("validate", TINY, "--seed", 3, "--limit", 4)[0] == 0
+    code, _, said = cli("validate", TINY, "--seed", -1)
+    assert code == 2
+    assert "seed: a whole number of at least 0 is needed, got -1" in said
 
 
 def test_validate_counts_the_cells(cli: Call) -> None:
@@ -131,9 +261,10 @@ def test_run_writes_where_out_says_with_the_seed_and_the_limit(finished: Path) -
 
 
 def test_run_defaults_to_a_folder_of_the_recipes_name_and_shows_the_matrix(cli: Call) -> None:
-    change = ["--set", "interpreters=[cam]", "--set", "defenses=[]", "--set", "attacks=[clean]"]
-    code, out, _ = cli("run", TINY, *SMALLER, *change, "--limit", 2)
+    change = ["--set", "interpreters=[{name: cam, label: '[b]cam[/b] :x:'}]", "--set", "defenses=[]"]
+    code, out, _ = cli("run", TINY, *SMALLER, *change, "--set", "attacks=[clean]", "--limit", 2)
     assert code == 0
+    assert "[b]cam[/b] :x:" in out
     assert "tiny: joint success, 2 images" in " ".join(out.split())
     assert "report: runs/tiny/report.html" in out
     assert Path("runs/tiny/report.html").is_file()
@@ -173,7 +304,7 @@ def test_bad_options_of_run_are_refused(words: list[str], expected: str, cli: Ca
 
 
 def test_processes_of_the_command_and_of_a_session_wait_for_the_slowest_chunk() -> None:
-    for session in (_session("cpu"), Session()):
+    for session in (session_of("cpu"), Session()):
         settings = session.accelerator.init_handler
         assert settings is not None
         assert settings.timeout >= timedelta(days=1)

@@ -12,8 +12,9 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from robustexplain import gallery, models, plots
+from robustexplain import models, plots
 from robustexplain.cli import app
+from robustexplain.commands import gallery_page as gallery
 from robustexplain.errors import MissingDataError
 from robustexplain.interpreters.base import taken
 from robustexplain.registry import INTERPRETERS
@@ -24,7 +25,7 @@ from robustexplain.training import Training
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch instead of twenty, few samples instead of thousands; a tiny classifier in the place of lite0."""
     cheap = {
-        "rise": {"masks": 20},
+        "rise": {"samples": 20},
         "mask": {"steps": 3},
         "lime": {"samples": 20},
         "kernel-shap": {"samples": 100},

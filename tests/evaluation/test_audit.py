@@ -15,12 +15,12 @@ from robustexplain import data as data_sets
 from robustexplain import recipe as recipes
 from robustexplain.attacks.joint.member_maps import MemberMaps
 from robustexplain.attacks.manipulation import ConcealFeature, View
+from robustexplain.commands.explain import systems_of_run
 from robustexplain.errors import InputError
 from robustexplain.evaluation import RunFolder, run, write_report
 from robustexplain.evaluation.audit import Audit, audit
 from robustexplain.evaluation.audit_page import PAGE, TABLE
 from robustexplain.evaluation.prepared import Prepared
-from robustexplain.explain import systems_of_run
 from robustexplain.interpreters import CAM, GradCAM, IntegratedGradients, Smoothed
 from robustexplain.metrics import SSIM, Entropy, FooledLocation, LocationCorrelation, Pearson, SignCorrelation, Spearman
 from robustexplain.models import build

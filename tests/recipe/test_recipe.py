@@ -87,7 +87,7 @@ def test_a_packaged_recipe_is_found_by_name_from_anywhere(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     digests = {read(word).digest for word in ("quickstart", "quickstart.yaml", "recipes/quickstart.yaml")}
     assert len(digests) == 1
-    with pytest.raises(MissingDataError, match=r"paper/fashion-mnist, .*quickstart"):
+    with pytest.raises(MissingDataError, match=r"quickstart, .*paper/fashion-mnist"):
         read("quickstrat")
 
 

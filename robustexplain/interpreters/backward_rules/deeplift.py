@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...autograd.tape import Step, Tape, record
+from ...autograd.tape import Call, Tape, record
 from ...errors import UnsupportedModelError
 from ...registry import INTERPRETERS
 from ..base import Channels, Explanation, Interpreter, differentiable, explained_class, reduce_channels
@@ -60,7 +60,7 @@ class _Slopes:
     def __init__(self, reference: Tape, graph: bool) -> None:
         self.reference, self.graph = reference, graph
 
-    def rule(self, step: Step, at: list[Tensor]) -> list[Tensor | None]:
+    def rule(self, step: Call, at: list[Tensor]) -> list[Tensor | None]:
         """Multipliers of a step's sources from those of its outputs."""
         if step.kind == "activation":
             rest = len(step.sources) - 1
@@ -74,14 +74,14 @@ class _Slopes:
             )
         return list(step.vjp(at, self.graph))
 
-    def _activation(self, step: Step, reference: Step, at: list[Tensor]) -> Tensor:
+    def _activation(self, step: Call, reference: Call, at: list[Tensor]) -> Tensor:
         dx = step.sources[0].value - reference.sources[0].value
         dy = step.outputs[0] - reference.outputs[0]
         near = dx.abs() < NEARLY_EQUAL
         slope = dy / torch.where(near, 1, dx)
         return torch.where(near, step.vjp(at, self.graph)[0], at[0] * slope)
 
-    def _max_pool(self, step: Step, reference: Step, at: Tensor) -> Tensor:
+    def _max_pool(self, step: Call, reference: Call, at: Tensor) -> Tensor:
         x = step.sources[0].value
         base = reference.sources[0].value.expand_as(x)
         base = base if base.requires_grad else base.detach().requires_grad_()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ... import maps as ops
 from ...autograd import layers
-from ...autograd.tape import Step, Tape, record
+from ...autograd.tape import Call, Tape, record
 from ...checks import Kind
 from ...errors import UnsupportedModelError
 from ...maps import positive
@@ -94,7 +94,7 @@ def guided_gradient(tape: Tape, classes: Tensor, graph: bool) -> Tensor:
             "calls none: the map would silently be the plain gradient; use Gradient or InputXGradient"
         )
 
-    def rule(step: Step, at: list[Tensor]) -> list[Tensor | None]:
+    def rule(step: Call, at: list[Tensor]) -> list[Tensor | None]:
         # torch.relu, not torch.where: a swap of the network's rectifiers smooths this gate with the others.
         return list(step.vjp([torch.relu(at[0])] if step.rectifies else at, graph))
 

@@ -1,4 +1,4 @@
-"""Layer-wise relevance propagation, differentiable in the input and in the weights."""
+"""LinearLayer-wise relevance propagation, differentiable in the input and in the weights."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...autograd.tape import Source, Step, Tape, record
+from ...autograd.tape import Call, Source, Tape, record
 from ...errors import FieldError, InputError, UnsupportedModelError
 from ...fields import NonNegative, Positive
 from ...registry import INTERPRETERS
 from ..base import Explanation, Interpreter, differentiable, explained_class
-from .lrp_rules import AlphaBeta, Box, Epsilon, Flat, Gamma, Layer, Rule, stabilise
+from .lrp_rules import AlphaBeta, BoxRule, Epsilon, Flat, Gamma, LinearLayer, LRPRule, stabilise
 
 STABILISER = 1e-6
 
@@ -24,7 +24,7 @@ STABILISER = 1e-6
 )
 @dataclass(frozen=True, eq=False)
 class LRP(Interpreter):
-    """Layer-wise relevance propagation: the logit is shared out, layer by layer, in proportion to contributions.
+    """LinearLayer-wise relevance propagation: the logit is shared out, layer by layer, in proportion to contributions.
 
     The default is the composite epsilon + z+ (epsilon behind the convolutions, z+ in them). A batch norm behind a
     convolution is folded into it, one elsewhere is passed; activations are passed; sums (residual connections) and
@@ -80,15 +80,15 @@ class LRP(Interpreter):
             )
         return Explanation(tape.logits, relevance.sum(1))
 
-    def rule_of(self, name: str) -> Rule:
+    def rule_of(self, name: str) -> LRPRule:
         """The rule called ``name``, with this interpreter's settings."""
-        rules: dict[str, Rule] = {
+        rules: dict[str, LRPRule] = {
             "epsilon": Epsilon(self.epsilon),
             "zplus": AlphaBeta(1.0, 0.0, STABILISER),
             "alphabeta": AlphaBeta(self.alpha, self.beta, STABILISER),
             "gamma": Gamma(self.gamma, STABILISER),
             "flat": Flat(STABILISER),
-            "box": Box(STABILISER),
+            "box": BoxRule(STABILISER),
         }
         return rules[name]
 
@@ -101,7 +101,7 @@ class _Relevance:
         self.raw = _untouched(tape)
         self.norms = _following_norms(tape)
 
-    def rule(self, step: Step, at: list[Tensor]) -> list[Tensor | None]:
+    def rule(self, step: Call, at: list[Tensor]) -> list[Tensor | None]:
         """Relevance of a step's sources from that of its outputs."""
         kind = step.kind
         if kind in ("activation", "identity", "affine", "batch_norm"):
@@ -119,12 +119,12 @@ class _Relevance:
             "such as IntegratedGradients, or GradCAM"
         )
 
-    def _linear(self, step: Step, relevance: Tensor) -> Tensor:
+    def _linear(self, step: Call, relevance: Tensor) -> Tensor:
         method, source = self.method, step.sources[0]
         weight, bias = step.argument(1, "weight"), step.argument(2, "bias")
         if step.index in self.norms:
             weight, bias = _fold(self.norms[step.index], weight, bias)
-        layer = Layer(_function(step), source.value, weight, bias)
+        layer = LinearLayer(_function(step), source.value, weight, bias)
         first = method.first if source.step.index in self.raw else "same"
         if first == "box":
             low, high = (_carried(source, end) for end in (0.0, 1.0))
@@ -142,7 +142,7 @@ def _untouched(tape: Tape) -> set[int]:
     return raw
 
 
-def _following_norms(tape: Tape) -> dict[int, Step]:
+def _following_norms(tape: Tape) -> dict[int, Call]:
     """The batch norms that can be folded, by the index of the linear layer in front of them."""
     found = {}
     for step in tape.steps:
@@ -156,7 +156,7 @@ def _following_norms(tape: Tape) -> dict[int, Step]:
     return found
 
 
-def _fold(norm: Step, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _fold(norm: Call, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Weight and bias of one linear layer that does the work of two."""
     mean, variance = norm.argument(1, "running_mean"), norm.argument(2, "running_var")
     gain, shift = norm.argument(3, "weight"), norm.argument(4, "bias")
@@ -165,7 +165,7 @@ def _fold(norm: Step, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tens
     return weight * scale.reshape(-1, *[1] * (weight.dim() - 1)), moved
 
 
-def _function(step: Step) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+def _function(step: Call) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     """A linear step as a function of input, weight and bias."""
     options = {name: value for name, value in step.kwargs.items() if name not in ("input", "weight", "bias")}
 

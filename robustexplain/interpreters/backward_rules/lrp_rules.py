@@ -21,7 +21,7 @@ Apply = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 
 @dataclass(frozen=True)
-class Layer:
+class LinearLayer:
     """A linear layer at one point: its function, input, weight and bias (a batch norm behind it is folded in)."""
 
     apply: Apply
@@ -32,10 +32,10 @@ class Layer:
     high: Tensor | None = None
 
 
-class Rule(Protocol):
+class LRPRule(Protocol):
     """How the relevance of a layer's outputs is shared among its inputs."""
 
-    def __call__(self, layer: Layer, relevance: Tensor, graph: bool) -> Tensor:
+    def __call__(self, layer: LinearLayer, relevance: Tensor, graph: bool) -> Tensor:
         """Relevance of ``layer.x``, from that of the layer's outputs."""
         ...
 
@@ -64,7 +64,7 @@ Branch = tuple[Tensor, Tensor]
 """A part of the inputs, and what the layer makes of it with a part of its weights."""
 
 
-def _agreeing(layer: Layer) -> tuple[Branch, Branch]:
+def _agreeing(layer: LinearLayer) -> tuple[Branch, Branch]:
     """``x+ w+ (+ b+)`` and ``x- w-``: the positive contributions."""
     up, down = positive(layer.x), negative(layer.x)
     return (
@@ -73,7 +73,7 @@ def _agreeing(layer: Layer) -> tuple[Branch, Branch]:
     )
 
 
-def _opposing(layer: Layer) -> tuple[Branch, Branch]:
+def _opposing(layer: LinearLayer) -> tuple[Branch, Branch]:
     """``x+ w- (+ b-)`` and ``x- w+``: the negative contributions."""
     up, down = positive(layer.x), negative(layer.x)
     return (
@@ -88,7 +88,7 @@ class Epsilon:
 
     epsilon: float
 
-    def __call__(self, layer: Layer, relevance: Tensor, graph: bool) -> Tensor:
+    def __call__(self, layer: LinearLayer, relevance: Tensor, graph: bool) -> Tensor:
         """Relevance of the layer's inputs."""
         z = layer.apply(layer.x, layer.weight, layer.bias)
         return _share(layer.x, z, relevance / stabilise(z, self.epsilon), graph)
@@ -105,7 +105,7 @@ class AlphaBeta:
     beta: float
     epsilon: float
 
-    def __call__(self, layer: Layer, relevance: Tensor, graph: bool) -> Tensor:
+    def __call__(self, layer: LinearLayer, relevance: Tensor, graph: bool) -> Tensor:
         """Relevance of the layer's inputs."""
         total = self.alpha * self._part(_agreeing(layer), relevance, graph)
         return total - self.beta * self._part(_opposing(layer), relevance, graph) if self.beta else total
@@ -128,7 +128,7 @@ class Gamma:
     gamma: float
     epsilon: float
 
-    def __call__(self, layer: Layer, relevance: Tensor, graph: bool) -> Tensor:
+    def __call__(self, layer: LinearLayer, relevance: Tensor, graph: bool) -> Tensor:
         """Relevance of the layer's inputs."""
         z = layer.apply(layer.x, layer.weight, layer.bias)
         up, down = positive(layer.x), negative(layer.x)
@@ -150,7 +150,7 @@ class Flat:
 
     epsilon: float
 
-    def __call__(self, layer: Layer, relevance: Tensor, graph: bool) -> Tensor:
+    def __call__(self, layer: LinearLayer, relevance: Tensor, graph: bool) -> Tensor:
         """Relevance of the layer's inputs."""
         ones = torch.ones_like(layer.x).requires_grad_()
         z = layer.apply(ones, torch.ones_like(layer.weight), None)
@@ -158,12 +158,12 @@ class Flat:
 
 
 @dataclass(frozen=True)
-class Box:
+class BoxRule:
     """The z-B rule for inputs in a box: ``z = x w - low w+ - high w-`` (Montavon et al. 2017, eq. 18)."""
 
     epsilon: float
 
-    def __call__(self, layer: Layer, relevance: Tensor, graph: bool) -> Tensor:
+    def __call__(self, layer: LinearLayer, relevance: Tensor, graph: bool) -> Tensor:
         """Relevance of the layer's inputs."""
         assert layer.low is not None
         assert layer.high is not None

@@ -62,6 +62,16 @@ class GradCAM(Interpreter):
     Args:
         layer: dotted name of the layer; default the last one that gives a feature map.
         relu: eq. 15's ReLU; off for a signed map.
+
+    Examples:
+        >>> import torch
+        >>> from robustexplain import interpreters, models
+        >>> model = models.load("small-cnn", num_classes=10, in_channels=1)
+        >>> gradcam, x = interpreters.GradCAM(model), torch.rand(2, 1, 32, 32)
+        >>> gradcam(x).shape
+        torch.Size([2, 32, 32])
+        >>> gradcam.explain(x, native=True).maps.shape
+        torch.Size([2, 8, 8])
     """
 
     layer: str | None = None

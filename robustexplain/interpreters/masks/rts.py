@@ -176,6 +176,16 @@ class RTS(Interpreter):
 
     Args:
         masker: the trained :class:`MaskingModel`; it has an encoder of its own and does not ask ``model``.
+
+    Examples:
+        >>> import torch
+        >>> from robustexplain.interpreters import RTS, MaskingModel
+        >>> from robustexplain import models
+        >>> model = models.load("small-cnn", num_classes=10, in_channels=1)
+        >>> x = torch.rand(2, 1, 32, 32)
+        >>> masker = MaskingModel.around(model, x, width=8).eval()  # of random weights: train_rts trains one
+        >>> RTS(model, masker)(x).shape
+        torch.Size([2, 32, 32])
     """
 
     masker: MaskingModel = field()

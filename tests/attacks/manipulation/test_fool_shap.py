@@ -282,9 +282,9 @@ def test_fool_shap_refuses_what_it_cannot_do(model: nn.Module, data: TensorTable
 def test_both_attacks_are_registered_and_say_what_they_want() -> None:
     assert MANIPULATIONS.get("fool-shap").build is FoolSHAP
     assert MANIPULATIONS.get("stealthily-biased-sampling").build is StealthilyBiasedSampling
-    assert FoolSHAP(sensitive="race").words() == ("background", "race hidden")
+    assert FoolSHAP(sensitive="race").summaries() == ("background", "race hidden")
     assert FoolSHAP(sensitive="race").hidden == "race"
-    assert StealthilyBiasedSampling(sensitive=3).words() == ("background", "groups of 3 accepted alike")
+    assert StealthilyBiasedSampling(sensitive=3).summaries() == ("background", "groups of 3 accepted alike")
 
 
 # Stealthily biased sampling

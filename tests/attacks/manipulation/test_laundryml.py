@@ -472,4 +472,4 @@ def test_it_is_found_by_name() -> None:
     assert entry.build is LaundryML
     assert "Aivodji" in entry.paper
     assert attack().hidden == "group"
-    assert attack().words() == ("explanation", "looks fair (demographic-parity)")
+    assert attack().summaries() == ("explanation", "looks fair (demographic-parity)")

@@ -333,7 +333,7 @@ def test_a_scaffold_around_somebodys_own_model_has_no_spec(biased: FeatureRule) 
 def test_it_is_registered_and_says_what_it_wants(data: TensorTable, fresh: Tensor, biased: FeatureRule) -> None:
     assert MANIPULATIONS.get("scaffolding").build is Scaffolding
     attack = Scaffolding(sensitive="race", innocent=("unrelated_one", "unrelated_two"))
-    assert attack.words() == ("model", "lime: race hidden, unrelated_one xor unrelated_two shown")
+    assert attack.summaries() == ("model", "lime: race hidden, unrelated_one xor unrelated_two shown")
     assert attack.hidden == "race"
     view = attack.views(lime_system(biased, data).interpreter, fresh, torch.zeros(len(fresh)).long())["as they are"]
     assert torch.equal(view.answer, (fresh[:, RACE] > 0.5).long())

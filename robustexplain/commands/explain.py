@@ -1,22 +1,34 @@
-"""Explain one image: what ``robustexplain explain`` does."""
+"""``robustexplain explain``: one image, explained."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import typer
 
-from . import files, models, plots
-from .errors import InputError, MissingDataError
-from .evaluation.results import Results
-from .evaluation.store import RunFolder
-from .recipe.schema import needs_parts
-from .registry import INTERPRETERS
-from .system import System
+from ..errors import InputError, MissingDataError
+from .options import Size
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..system import System
+
+
+def explain(
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    run: Annotated[Path | None, typer.Option(help="Explain with the systems of this run directory.")] = None,
+    row: Annotated[list[str] | None, typer.Option(help="Only these rows of the run. Repeatable.")] = None,
+    model: Annotated[str | None, typer.Option(help="Or with this classifier, such as efficientnet-lite0.")] = None,
+    interpreter: Annotated[list[str] | None, typer.Option(help="Interpreters for --model. Repeatable.")] = None,
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("explained.png"),
+    size: Size = None,
+) -> None:
+    """Explain one image: prediction, maps and alarms, as a picture."""
+    for line in explain_image(image, run, row or [], model, interpreter or ["gradcam"], out, size):
+        typer.echo(line)
 
 
 def explain_image(
@@ -45,6 +57,11 @@ def explain_image(
     Raises:
         InputError: neither or both of ``run`` and ``model``; an unknown name; an unreadable image.
     """
+    import numpy as np
+    import torch
+
+    from .. import files, plots
+
     if (run is None) == (model is None):
         raise InputError("explain needs either --run DIRECTORY or --model NAME")
     systems, side = systems_of_run(run, rows) if run is not None else systems_of_model(str(model), interpreters)
@@ -70,6 +87,9 @@ def read_image(path: Path, channels: int = 3, size: int | None = None) -> Tensor
         MissingDataError: no such file.
         InputError: PIL cannot read it.
     """
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
     from PIL import Image, UnidentifiedImageError
 
     if not path.is_file():
@@ -91,6 +111,10 @@ def systems_of_run(run: Path, rows: Sequence[str]) -> tuple[dict[str, System], i
     Raises:
         InputError: a row that the run does not have; a run on a table, whose systems take no image.
     """
+    from ..evaluation.results import Results
+    from ..evaluation.store import RunFolder
+    from ..system import System
+
     folder = RunFolder(run)
     folder.require()
     results = Results.read(folder)
@@ -108,7 +132,8 @@ def systems_of_run(run: Path, rows: Sequence[str]) -> tuple[dict[str, System], i
     for label in wanted:
         if why := folder.unsaved(label):
             raise InputError(f"the system of {label!r} is not in {run}: {why}")
-    return {label: System.load(folder.system(label)) for label in wanted}, int(results.run["shape"][-1])
+    shape = results.run.get("shape") or results.recipe.data.load().shape
+    return {label: System.load(folder.system(label)) for label in wanted}, int(shape[-1])
 
 
 def systems_of_model(name: str, interpreters: Sequence[str]) -> tuple[dict[str, System], int | None]:
@@ -117,6 +142,11 @@ def systems_of_model(name: str, interpreters: Sequence[str]) -> tuple[dict[str, 
     Raises:
         InputError: an interpreter that needs more than a model.
     """
+    from .. import models
+    from ..recipe.schema import needs_parts
+    from ..registry import INTERPRETERS
+    from ..system import System
+
     model = models.load(name)
     systems = {}
     for wanted in interpreters:

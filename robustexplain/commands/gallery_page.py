@@ -1,4 +1,4 @@
-"""Every interpreter on the same images, as one page: what ``robustexplain gallery`` does."""
+"""Every interpreter on the same images, as one page."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import data as data_sets
-from . import files, models, plots
-from .autograd.rectifiers import Softplus
-from .defenses import Aggregate
-from .errors import InputError, UnsupportedModelError
+from .. import data as data_sets
+from .. import files, models, plots
+from ..autograd.rectifiers import Softplus
+from ..defenses import Aggregate
+from ..errors import InputError, UnsupportedModelError
+from ..interpreters import GradCAM, Gradient, IntegratedGradients, Interpreter, RTSTraining, Smoothed
+from ..interpreters.base import taken
+from ..recipe.schema import needs_parts
+from ..registry import INTERPRETERS, Entry
+from ..training import Session, Training, cross_entropy, fit
 from .explain import read_image
-from .interpreters import GradCAM, Gradient, IntegratedGradients, Interpreter, RTSTraining, Smoothed
-from .interpreters.base import taken
-from .recipe.schema import needs_parts
-from .registry import INTERPRETERS, Entry
-from .training import Session, Training, cross_entropy, fit
 
 PARTS: dict[str, Callable[[nn.Module], Interpreter]] = {
     "smoothed": lambda model: Smoothed(model, Gradient(model), Softplus(3.0)),
@@ -64,7 +64,7 @@ class Section:
 
     Args:
         title: model and data.
-        images: pictures, as data URIs.
+        images: plots, as data URIs.
         captions: what is predicted on each.
         lines: one an interpreter.
     """
@@ -219,7 +219,7 @@ def _html(sections: Sequence[Section]) -> str:
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     environment = Environment(
-        loader=PackageLoader("robustexplain", "."), autoescape=select_autoescape(default=True), trim_blocks=True
+        loader=PackageLoader("robustexplain", "commands"), autoescape=select_autoescape(default=True), trim_blocks=True
     )
     context: dict[str, Any] = {"sections": sections}
     return environment.get_template("gallery.html.j2").render(**context)

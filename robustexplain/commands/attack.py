@@ -1,29 +1,50 @@
-"""Attack one image: what ``robustexplain attack`` does."""
+"""``robustexplain attack``: one image, attacked."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import torch
-import yaml
-from torch import Tensor
+import typer
 
-from . import files, plots
-from .attacks import Attack, Attacked, random_classes, random_patch_maps
-from .errors import InputError
+from ..errors import InputError
 from .explain import channels_of, read_image, systems_of_model, systems_of_run
-from .metrics import L1, IoU, Spearman, hit
-from .recipe.schema import make, numbers
-from .registry import ATTACKS
-from .system import System
+from .options import Size
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..attacks import Attack, Attacked
+    from ..system import System
+
+
+def attack(
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    attack: Annotated[str, typer.Option(help="The attack; see `robustexplain list attacks`.")] = "adv2",
+    interpreter: Annotated[str, typer.Option(help="Whose maps are attacked and shown, for --model.")] = "gradcam",
+    model: Annotated[str | None, typer.Option(help="The classifier, such as efficientnet-lite0.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Or attack a system of this run directory.")] = None,
+    row: Annotated[str | None, typer.Option(help="Which row of the run; default the first.")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="A setting: eps=8/255. Repeatable.")] = None,
+    goal_class: Annotated[int | None, typer.Option(min=0, help="What should be predicted; default random.")] = None,
+    untargeted: Annotated[bool, typer.Option(help="Any other class will do.")] = False,
+    goal_map: Annotated[str, typer.Option(help="benign, or random-patch.")] = "benign",
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("attacked"),
+    size: Size = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random class and patch.")] = 0,
+) -> None:
+    """Attack one image: the attacked image, the maps before and after, and the numbers."""
+    goal = AdversaryGoal(goal_class, untargeted, goal_map, seed)
+    for line in attack_image(
+        image, attack, changes or [], out, run=run, row=row, model=model, interpreter=interpreter, goal=goal, size=size
+    ):
+        typer.echo(line)
 
 
 @dataclass(frozen=True)
-class Wish:
+class AdversaryGoal:
     """What the adversary wants of the image.
 
     Args:
@@ -55,7 +76,7 @@ def attack_image(
     row: str | None = None,
     model: str | None = None,
     interpreter: str = "gradcam",
-    wish: Wish | None = None,
+    goal: AdversaryGoal | None = None,
     size: int | None = None,
 ) -> list[str]:
     """Attack an image and write the attacked image, the maps before and after, and the numbers.
@@ -72,7 +93,7 @@ def attack_image(
         row: ... which of its rows; default the first.
         model: a classifier's name, instead of a run, ...
         interpreter: ... and its interpreter's.
-        wish: what the adversary wants.
+        goal: what the adversary wants.
         size: side to resize to; default what the system was made for.
 
     Returns:
@@ -88,7 +109,7 @@ def attack_image(
     systems, side = systems_of_run(run, rows) if run is not None else systems_of_model(str(model), [interpreter])
     system = next(iter(systems.values()))
     x = read_image(image, channels=channels_of(system), size=size or side)
-    return _attack(attack, system, x, wish or Wish(), out)
+    return _attack(attack, system, x, goal or AdversaryGoal(), out)
 
 
 def attack_of(name: str, settings: Sequence[str]) -> Attack:
@@ -97,6 +118,11 @@ def attack_of(name: str, settings: Sequence[str]) -> Attack:
     Raises:
         InputError: an unknown name or setting, or an attack that has to be fitted on a data set first.
     """
+    import yaml
+
+    from ..recipe.schema import make, numbers
+    from ..registry import ATTACKS
+
     given: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
@@ -110,11 +136,17 @@ def attack_of(name: str, settings: Sequence[str]) -> Attack:
     return attack
 
 
-def _attack(attack: Attack, system: System, x: Tensor, wish: Wish, out: Path) -> list[str]:
+def _attack(attack: Attack, system: System, x: Tensor, goal: AdversaryGoal, out: Path) -> list[str]:
+    import torch
+
+    from .. import files
+    from ..attacks import random_patch_maps
+    from ..metrics import L1, IoU, Spearman
+
     with torch.no_grad():
         benign = system(x)
-    goal_class = _goal_class(attack, x, benign.prediction, benign.logits.shape[1], wish)
-    goal_map = random_patch_maps(x, wish.seed) if wish.goal_map == "random-patch" else None
+    goal_class = _goal_class(attack, x, benign.prediction, benign.logits.shape[1], goal)
+    goal_map = random_patch_maps(x, goal.seed) if goal.goal_map == "random-patch" else None
     made = attack(system, x, benign.prediction, goal_class, goal_map)
     stored = (made.x * 255).round() / 255
     with torch.no_grad():
@@ -142,17 +174,23 @@ def _attack(attack: Attack, system: System, x: Tensor, wish: Wish, out: Path) ->
     return [f"{key}: {_short(value)}" for key, value in found.items()] + [f"written: {out}"]
 
 
-def _goal_class(attack: Attack, x: Tensor, label: Tensor, num_classes: int, wish: Wish) -> Tensor | None:
-    if attack.keeps_prediction or wish.untargeted:
-        if wish.goal_class is not None:
+def _goal_class(attack: Attack, x: Tensor, label: Tensor, num_classes: int, goal: AdversaryGoal) -> Tensor | None:
+    import torch
+
+    from ..attacks import random_classes
+
+    if attack.keeps_prediction or goal.untargeted:
+        if goal.goal_class is not None:
             raise InputError(f"{type(attack).__name__} keeps the prediction: it takes no --goal-class")
         return None
-    if wish.goal_class is None:
-        return random_classes(x, label, num_classes, wish.seed)
-    return torch.tensor([wish.goal_class])
+    if goal.goal_class is None:
+        return random_classes(x, label, num_classes, goal.seed)
+    return torch.tensor([goal.goal_class])
 
 
 def _success(attack: Attack, logits: Tensor, label: Tensor, goal_class: Tensor | None) -> Tensor:
+    from ..metrics import hit
+
     return ~hit(logits, label) if attack.keeps_prediction else hit(logits, label, goal_class)
 
 
@@ -163,7 +201,11 @@ def _said(logits: Tensor, prediction: Tensor) -> dict[str, float]:
 def _write_pictures(
     out: Path, x: Tensor, made: Attacked, stored: Tensor, maps: dict[str, Tensor], found: dict[str, Any]
 ) -> None:
+    import numpy as np
+    import torch
     from PIL import Image
+
+    from .. import files, plots
 
     pixels = (stored[0].expand(3, -1, -1).permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
     files.replace_file(out / "attacked.png", lambda aside: Image.fromarray(pixels).save(aside, format="PNG"))
