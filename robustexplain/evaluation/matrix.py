@@ -158,7 +158,9 @@ class Matrix:
             try:
                 parts = [self._read("judged", name, chunk) for chunk in self._chunks]
                 arrays = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-                self._write_cell(row, column, arrays)
+                shown = self.experiment.evaluation.pictures
+                kept = {k: (v[:shown] if k in PICTURES else v) for k, v in arrays.items()}
+                self.folder.write_cell(row.label, column.label, self._summary(row, column, arrays), kept)
             except _ChunkFailedError as error:
                 self._write_failure(row, column, str(error))
         self.session.accelerator.wait_for_everyone()
@@ -223,32 +225,29 @@ class Matrix:
         x, y = data_sets.stack(data_sets.take(part, size, self.experiment.seed))
         return x.to(self.device), y.to(self.device)
 
-    def _write_cell(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> None:
-        settings, seed = self.experiment.evaluation, derive(self.experiment.seed, "statistics")
+    def _summary(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> dict[str, Any]:
+        """What a cell's JSON says: every measure with its interval."""
+        resamples, seed = self.experiment.evaluation.bootstrap, derive(self.experiment.seed, "statistics")
         measures = {
-            name: bootstrap(value, settings.bootstrap, seed).as_dict()
+            name: bootstrap(value, resamples, seed).as_dict()
             for name, value in arrays.items()
             if name not in PICTURES and name not in LABELS
         }
+        if "score" in arrays:
+            measures["auc"] = bootstrap_auc(arrays["clean_score"], arrays["score"], resamples, seed).as_dict()
         hits = arrays["success"] > 0
-        on_hits = {
-            name: bootstrap(arrays[name][hits], settings.bootstrap, seed).as_dict() for name in self.experiment.metrics
-        }
-        summary: dict[str, Any] = {
+        return {
             "status": "done",
-            "row": row.label,
-            "base": row.base,
-            "column": column.label,
-            "knowledge": column.knowledge,
+            **self._where(row, column),
             "measures": measures,
-            "on_successes": on_hits,
+            "on_successes": {
+                name: bootstrap(arrays[name][hits], resamples, seed).as_dict() for name in self.experiment.metrics
+            },
             "against_undefended": self._against(row, column, arrays),
         }
-        if "score" in arrays:
-            auc = bootstrap_auc(arrays["clean_score"], arrays["score"], settings.bootstrap, seed)
-            measures["auc"] = auc.as_dict()
-        kept = {k: (v[: settings.pictures] if k in PICTURES else v) for k, v in arrays.items()}
-        self.folder.write_cell(row.label, column.label, summary, kept)
+
+    def _where(self, row: Row, column: Column) -> dict[str, str]:
+        return {"row": row.label, "base": row.base, "column": column.label, "knowledge": column.knowledge}
 
     def _against(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> dict[str, Any]:
         """Paired differences to the undefended row: the same images under the same attacker."""
@@ -274,8 +273,8 @@ class Matrix:
     def _write_failure(self, row: Row, column: Column, why: str) -> None:
         if self.session.accelerator.is_main_process:
             self.session.progress.say(f"failed: {row.label} / {column.label}: {why.strip().splitlines()[-1]}")
-            words = {"row": row.label, "base": row.base, "column": column.label, "knowledge": column.knowledge}
-            self.folder.write_cell(row.label, column.label, {"status": "failed", **words, "traceback": why}, None)
+            summary = {"status": "failed", **self._where(row, column), "traceback": why}
+            self.folder.write_cell(row.label, column.label, summary, None)
 
 
 class _ChunkFailedError(Exception):

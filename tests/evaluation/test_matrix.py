@@ -17,7 +17,7 @@ import scipy.stats
 import torch
 import yaml
 
-from robustexplain import files, training
+from robustexplain import files, plots, training
 from robustexplain.attacks import PGD
 from robustexplain.defenses import BetaSmoothing
 from robustexplain.errors import InputError, RobustExplainWarning, RunMismatchError
@@ -132,6 +132,29 @@ def test_text_of_a_recipe_is_escaped_in_the_report(finished: tuple[Recipe, RunFo
     html = write_report(copied).read_text()
     assert "<script" not in html
     assert "<img src=http" not in html
+
+
+def test_the_report_shows_how_training_went_under_the_rows_labels(
+    finished: tuple[Recipe, RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder = finished
+    shutil.copytree(folder.root, tmp_path / "run")
+    copied, drawn = RunFolder(tmp_path / "run"), []
+
+    def histories(root: Path) -> dict[str, Any]:
+        found = [path.relative_to(root).with_suffix("") for path in sorted(root.rglob("*.safetensors"))]
+        return {path.as_posix(): [] for path in found}
+
+    def curves(found: dict[str, Any]) -> bytes:
+        drawn.extend(found)
+        return b"curves"
+
+    monkeypatch.setattr(training, "histories", histories, raising=False)
+    monkeypatch.setattr(plots, "learning_curves", curves, raising=False)
+    assert "How training went" in write_report(copied).read_text()
+    expected = {"classifier", "rts: rts", "aid (rts): aid", "x-ensemble (cam): x-ensemble-0"}
+    assert expected < set(drawn)
+    assert "replica: rts: rts" in drawn
 
 
 def test_rows_that_share_the_attacked_system_share_the_attacked_inputs(finished: tuple[Recipe, RunFolder]) -> None:
