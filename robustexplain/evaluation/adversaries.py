@@ -65,10 +65,16 @@ class Adversaries:
         if column.source is not None:
             return self.prepared.by_row[column.source], f"on {column.source}"
         if column.knowledge == "transfer":
-            return self.prepared.replicas[row.root], f"from {row.root}"
+            return self._transfer(row)
         if column.knowledge == "adaptive":
             return self.prepared.by_row[row.label], f"on {row.label}"
         return self.oblivious(row)
+
+    def _transfer(self, row: Row) -> tuple[System, str]:
+        """The system of the adversary's own making; where that is the deployed one, the inputs are shared."""
+        replica = self.prepared.replicas[row.root]
+        known, where = self.oblivious(self.experiment.row(row.root))
+        return (known, where) if _same(replica, known) else (replica, f"from {row.root}")
 
     def oblivious(self, row: Row) -> tuple[System, str]:
         """The deployed system as an attacker takes it who knows of no defense, and a name for it."""

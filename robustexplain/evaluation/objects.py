@@ -90,7 +90,7 @@ def evaluate(
     columns, measured = _columns(attacks), _metrics(metrics)
     device = _device(by_row)
     loaded = data_of(data, lambda x: _classes(by_row, x.to(device)))
-    _check_parts(columns, loaded)
+    _check_data(columns, loaded, _classes(by_row, loaded.test[0][0][None].to(device)))
     settings = evaluation or Evaluation()
     roots = {row.root for row in rows}
     models = list({id(by_row[label].model): by_row[label].model for label in by_row if label in roots}.values())
@@ -185,7 +185,9 @@ def _classes(by_row: Mapping[str, System], x: Tensor) -> int:
     return int(next(iter(counts.values())))
 
 
-def _check_parts(columns: Sequence[Column], data: Data) -> None:
+def _check_data(columns: Sequence[Column], data: Data, classes: int) -> None:
+    if data.num_classes > classes:
+        raise InputError(f"{data.name} has {data.num_classes} classes, and the classifiers tell {classes} apart")
     needing = [column.label for column in columns if column.attack.needs_data]
     if needing and not len(data.defense) + len(data.train):  # type: ignore[arg-type]
         raise InputError(

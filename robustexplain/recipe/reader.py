@@ -18,7 +18,7 @@ import yaml
 
 from .. import data as data_sets
 from ..errors import InputError, MissingDataError
-from ..metrics import JUDGED
+from ..metrics import Metric
 from ..registry import ATTACKS, DATASETS, DEFENSES, INTERPRETERS, MANIPULATIONS, METRICS, MODELS, Registry
 from ..renamed import KNOWLEDGE, SECTIONS, renamed
 from .experiment import Column, Evaluation, GoalMap, Knowledge, Model, Recipe, Row, Sanity
@@ -320,6 +320,6 @@ def _column(entry: Any, path: str, rows: list[str]) -> list[Column]:
 
 def _metric(entry: Any, path: str) -> tuple[str, Any]:
     found, own, _ = _split(METRICS, entry, path)
-    if not issubclass(found.build, JUDGED):
+    if getattr(found.build, "of_cell", Metric.of_cell) is Metric.of_cell:
         raise InputError(f"{path}: {found.name} needs more than a cell has (see its documentation); use it in Python")
     return found.name, make(found.build, own, path)
