@@ -20,6 +20,7 @@ if not (_here / "attacks").is_dir() and (_here.parent / "attacks" / "__init__.py
 
 if TYPE_CHECKING:
     from . import attacks, data, defenses, interpreters, metrics, models, objectives, recipes
+    from .evaluation.objects import evaluate
     from .system import Explained, System
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "attacks",
     "data",
     "defenses",
+    "evaluate",
     "interpreters",
     "metrics",
     "models",
@@ -43,6 +45,8 @@ def __getattr__(name: str) -> Any:
     # Imported on first use: `import robustexplain` itself must stay light.
     if name in _MODULES:
         return importlib.import_module(f".{name}", __name__)
+    if name == "evaluate":
+        return importlib.import_module(".evaluation.objects", __name__).evaluate
     if name in ("System", "Explained"):
         return getattr(importlib.import_module(".system", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,6 +31,26 @@ class Silent:
         """Say nothing."""
 
 
+class Labelled:
+    """Another progress display, every task of which begins with a label.
+
+    Args:
+        inner: what shows them.
+        label: whose work it is.
+    """
+
+    def __init__(self, inner: Progress, label: str) -> None:
+        self.inner, self.label = inner, label
+
+    def task(self, name: str, total: int, done: int = 0) -> AbstractContextManager[Callable[[int], None]]:
+        """The task, under the label."""
+        return self.inner.task(f"{self.label}: {name}", total, done)
+
+    def say(self, text: str) -> None:
+        """The line, under the label."""
+        self.inner.say(f"{self.label}: {text}")
+
+
 class Bars:
     """rich's bars: name, bar, count, time taken, time left. Without a terminal, one line a finished piece of work."""
 

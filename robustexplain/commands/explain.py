@@ -120,35 +120,43 @@ def systems_of_run(run: Path, rows: Sequence[str], trust_code: bool = False) -> 
     Raises:
         InputError: a row that the run does not have; a run on a table, whose systems take no image.
     """
-    from ..evaluation.report import Results
+    from ..evaluation.results import Results
     from ..evaluation.store import RunFolder
+    from ..recipe.experiment import Recipe
     from ..system import System
 
     folder = RunFolder(run)
     folder.require()
     results = Results.read(folder)
-    recipe = results.recipe.trusting() if trust_code else results.recipe
     features = results.run.get("features", [])
+    experiment = results.experiment
     if features:
         raise InputError(
             f"the systems of {run} take rows of {len(features)} columns and no image; call them on rows yourself: "
-            f"System.load({str(folder.system(recipe.rows[0].label))!r})"
+            f"System.load({str(folder.system(experiment.rows[0].label))!r})"
         )
-    labels = [row.label for row in recipe.rows]
+    labels = [row.label for row in experiment.rows]
     unknown = [row for row in rows if row not in labels]
     if unknown:
         raise InputError(f"{run} has no row {unknown[0]!r}; it has: {', '.join(labels)}")
     wanted = [label for label in labels if not rows or label in rows]
-    if recipe.model.file is not None:
+    for label in wanted:
+        if why := folder.unsaved(label):
+            raise InputError(f"the system of {label!r} is not in {run}: {why}")
+    recipe = experiment if isinstance(experiment, Recipe) else None
+    if recipe is not None and recipe.model.file is not None:
         # A module for each system: its weights are read into it.
+        recipe = recipe.trusting() if trust_code else recipe
         data, bare = recipe.data.load(), replace(recipe.model, weights=None)
         own = {label: bare.load(data.shape, data.num_classes, 0) for label in wanted}
         systems = {n: System.load(folder.system(n), model=module, weights="stored") for n, module in own.items()}
     else:
         systems = {label: System.load(folder.system(label)) for label in wanted}
-    # Only where no system says what it takes are the data asked: they may be on another machine.
-    known = all(system.inputs is not None for system in systems.values())
-    return systems, None if known else int(recipe.data.load().shape[-1])
+    # Only where no system says what it takes is the run asked, and at last its data, which may be on another machine.
+    if all(system.inputs is not None for system in systems.values()):
+        return systems, None
+    shape = results.run.get("shape") or results.recipe.data.load().shape
+    return systems, int(shape[-1])
 
 
 def systems_of_model(name: str, interpreters: Sequence[str]) -> tuple[dict[str, System], int | None]:

@@ -26,27 +26,28 @@ from ..random_streams import derive
 from ..recipe.experiment import Recipe, Row
 from ..system import System, on_model
 from ..training import Session
+from .prepared import Prepared
 from .statistics import bootstrap
 from .store import RunFolder
-from .systems import Systems
 
 PICTURES = 3
 """How many inputs of each view are kept with their maps."""
 
 
-def audit(recipe: Recipe, systems: Systems, data: data_sets.Data, folder: RunFolder, session: Session) -> int:
+def audit(recipe: Recipe, prepared: Prepared, data: data_sets.Data, folder: RunFolder, session: Session) -> int:
     """Audit every manipulated row that is not audited yet; the number of those that have a hole.
 
     Processes share the rows.
     """
-    rows = [row for row in recipe.rows if row.kind == "manipulation" and row.label in systems.systems]
+    rows = [row for row in recipe.rows if row.kind == "manipulation" and row.label in prepared.by_row]
     todo = [row for row in rows if not audited(folder, row)]
     accelerator = session.accelerator
-    with session.progress.task("audits", len(todo)) as advance:
-        for i, row in enumerate(todo):
-            if i % accelerator.num_processes == accelerator.process_index:
-                Audit(recipe, row, systems, data, folder, session).write()
-            advance(1)
+    if todo:
+        with session.progress.task("audits", len(todo)) as advance:
+            for i, row in enumerate(todo):
+                if i % accelerator.num_processes == accelerator.process_index:
+                    Audit(recipe, row, prepared, data, folder, session).write()
+                advance(1)
     accelerator.wait_for_everyone()
     return sum(not audited(folder, row) for row in rows)
 
@@ -64,7 +65,7 @@ class Audit:
     Args:
         recipe: the experiment.
         row: the row.
-        systems: all systems of the run.
+        prepared: all systems of the run.
         data: the data set.
         folder: the run directory.
         session: device and checkpoints.
@@ -72,7 +73,7 @@ class Audit:
 
     recipe: Recipe
     row: Row
-    systems: Systems
+    prepared: Prepared
     data: data_sets.Data
     folder: RunFolder
     session: Session
@@ -85,7 +86,7 @@ class Audit:
 
     def write(self) -> None:
         """Measure everything and write it: arrays first, so that an audit whose JSON is there is whole."""
-        lied, honest = self.systems.systems[self.row.label], self.systems.systems[self.row.root]
+        lied, honest = self.prepared.by_row[self.row.label], self.prepared.by_row[self.row.root]
         x, y = self._inputs()
         arrays: dict[str, Tensor] = {}
         looks: list[dict[str, Any]] = []
@@ -119,8 +120,8 @@ class Audit:
         if lied.model is honest.model:
             return found  # what was manipulated is the interpreter itself: nothing transfers
         for row in self.recipe.rows:
-            if not row.derived and row.label != self.row.root and row.label in self.systems.systems:
-                true = self.systems.systems[row.label].interpreter
+            if not row.derived and row.label != self.row.root and row.label in self.prepared.by_row:
+                true = self.prepared.by_row[row.label].interpreter
                 found.append((row.label, true, on_model(true, lied.model)))
         return found
 

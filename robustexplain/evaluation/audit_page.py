@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import files, plots
 from ..metrics import Fooling
 from ..metrics.manipulation import CODE_THRESHOLD
-from ..recipe.experiment import Recipe, Row
+from ..recipe.experiment import Experiment, Row
 from .store import RunFolder
 
 PAGE, TABLE, PICTURE = "manipulations.html", "manipulations.csv", "manipulations.png"
@@ -78,7 +78,7 @@ class Audited:
         return self.arrays.get(f"{look['interpreter']}/{look['view']}/{name}")
 
 
-def read(recipe: Recipe, folder: RunFolder) -> list[Audited]:
+def read(recipe: Experiment, folder: RunFolder) -> list[Audited]:
     """Every audit that is there, in the recipe's order."""
     found = []
     for row in recipe.rows:
@@ -94,7 +94,7 @@ def read(recipe: Recipe, folder: RunFolder) -> list[Audited]:
     return found
 
 
-def write_audits(recipe: Recipe, folder: RunFolder) -> Path | None:
+def write_audits(recipe: Experiment, folder: RunFolder) -> Path | None:
     """Write page, table and picture; ``None`` where the recipe manipulates nothing."""
     found = read(recipe, folder)
     if not found:
@@ -119,7 +119,7 @@ def table(found: list[Audited]) -> str:
     return buffer.getvalue()
 
 
-def transfers(recipe: Recipe, found: list[Audited]) -> bytes:
+def transfers(recipe: Experiment, found: list[Audited]) -> bytes:
     """Manipulations against interpreters: each one's headline figure, before in brackets.
 
     A success rate is the mean over all views (both classes that are swapped), another figure that of the last view
@@ -181,7 +181,7 @@ def distribution(metric: Fooling, before: Tensor, now: Tensor) -> bytes:
     return plots.figure_bytes(figure)
 
 
-def html(recipe: Recipe, found: list[Audited], drawn: bytes) -> str:
+def html(recipe: Experiment, found: list[Audited], drawn: bytes) -> str:
     """The page as one file: pictures inside, no scripts, nothing loaded from elsewhere."""
     from jinja2 import Environment, PackageLoader
 

@@ -2,62 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..attacks import Attack, random_class_maps, random_classes, random_patch_maps
-from ..metrics import (
-    Faithfulness,
-    MapMetric,
-    MapScore,
-    Metric,
-    Stability,
-    Visibility,
-    confidence,
-    hit,
-    joint_success,
-    stabilities,
-)
+from ..attacks import Attack, random_class_maps, random_patch_maps
+from ..metrics import Cell, Metric, confidence, hit, joint_success
 from ..random_streams import derive
-from ..recipe.experiment import Column, Evaluation
-from ..system import Explained, System
+from ..recipe.experiment import Column
+from ..system import System
+from .judged import Chunk, Pool
 
 SEARCH = ("zero_direction", "stalled", "surrogate_misled", "queries")
 """What a search reports of itself, one figure a sample."""
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Some judged images with everything that is fixed about them.
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A chunk of attacked inputs that meets a row's system.
 
     Args:
-        index: which chunk.
-        x: ``[B, C, H, W]``.
-        y: labels ``[B]``.
-        goal_class: ``[B]``, or ``None`` for untargeted attacks.
-        samples: ``[B]``, positions in the test part.
+        system: what is judged.
+        attack: what made the inputs.
+        chunk: the benign inputs and the goals.
+        made: what :func:`craft` gave for them.
+        reference: the undefended classifier of the row; the judged one where the row's defenses leave it alone.
+        honest: the system before it was manipulated, where it was.
     """
 
-    index: int
-    x: Tensor
-    y: Tensor
-    goal_class: Tensor | None
-    samples: Tensor
+    system: System
+    attack: Attack
+    chunk: Chunk
+    made: Mapping[str, Tensor]
+    reference: nn.Module
+    honest: System | None = None
 
+    @property
+    def cell(self) -> Cell:
+        """What metrics look at: everything that is explained is explained here, once."""
+        clean = self.chunk.x
+        x = self.made["x"].to(clean)
+        benign = self.system(clean)
+        # What is not attacked is not explained twice: LIME and KernelSHAP ask for thousands of rows each time.
+        seen = benign if torch.equal(x, clean) else self.system(x)
+        references = {}
+        if "goal_map" in self.made:
+            references["goal"] = self.made["goal_map"].to(benign.maps)
+        if self.honest is not None:
+            references["honest"] = self.honest(clean).maps
+        return Cell(self.system, clean, x, benign, seen, references)
 
-@dataclass(frozen=True)
-class Pool:
-    """Benign images of the defense part (or any that nobody is judged on) for goal maps of other classes."""
-
-    x: Tensor
-    y: Tensor
-
-
-def goal_classes(x: Tensor, y: Tensor, num_classes: int, seed: int, targeted: bool) -> Tensor | None:
-    """The classes that attacks aim at, from each sample's own stream."""
-    return random_classes(x, y, num_classes, derive(seed, "goal")) if targeted else None
+    def right(self, cell: Cell) -> tuple[Tensor, Tensor]:
+        """Bool ``[B]``: where the row's classifier gets the benign input right, and where the undefended one does."""
+        own = cell.benign.prediction == self.chunk.y
+        same = self.system.model is self.reference
+        return own, own if same else self.reference(cell.clean).argmax(1) == self.chunk.y
 
 
 def goal_map(column: Column, system: System, chunk: Chunk, pool: Pool, seed: int) -> Tensor | None:
@@ -80,108 +82,72 @@ def craft(attack: Attack, system: System, chunk: Chunk, wanted: Tensor | None) -
 
 
 @torch.no_grad()
-def measure(
-    system: System,
-    chunk: Chunk,
-    attacked: dict[str, Tensor],
-    metrics: dict[str, Metric],
-    settings: Evaluation,
-    attack: Attack,
-    honest: System | None = None,
-) -> dict[str, Tensor]:
+def measure(trial: Trial, metrics: Mapping[str, Metric], plausible: float) -> dict[str, Tensor]:
     """Everything a cell reports of a chunk, ``[B]`` each, and ``x``, ``attacked_x`` and the maps for the pictures.
 
     The map that an attack must resemble to be plausible is its goal map: the benign map, or the one it was given. An
     attack that is after the explanation alone wins where the prediction stays and the map no longer resembles the
-    benign one. Where the system is a manipulated one, ``honest`` is what it was made of, and map metrics are also taken
-    to its maps of the benign inputs (``l1_honest`` and so on). Where a goal map was given, they are also taken to it
-    (``l1_goal``), and ``l1_nearer`` is 1 where it is nearer than the benign map.
+    benign one. Map metrics are also taken to a goal map that was given (``l1_goal``; ``l1_nearer`` is 1 where it is
+    nearer than the benign map) and to the honest system's maps (``l1_honest``).
+
+    ``correct`` is 1 where the row's own classifier gets the benign input right. ``success_correct`` and
+    ``joint_correct`` are success and joint success where it and the undefended classifier do, NaN elsewhere: what a
+    hardened classifier gets wrong by itself is no success of the attacker.
+
+    Args:
+        trial: system and inputs.
+        metrics: by name; ``iou`` decides what is plausible.
+        plausible: the IoU above which a map resembles the one that is wanted.
     """
-    x = attacked["x"].to(chunk.x)
-    benign = system(chunk.x)
-    # What is not attacked is not explained twice: LIME and KernelSHAP ask for thousands of rows each time.
-    seen = benign if torch.equal(x, chunk.x) else system(x)
-    wanted = attacked.get("goal_map", benign.maps).to(benign.maps)
-    goal_class = chunk.goal_class
-    if attack.keeps_prediction:
-        goal_class = benign.prediction
+    cell = trial.cell
+    arrays = {"sample": trial.chunk.samples, "label": trial.chunk.y} | _verdict(trial, cell, metrics["iou"], plausible)
+    if "goal" in cell.references:
+        arrays["goal_map"] = cell.references["goal"]
+    arrays |= figures(metrics, cell)
+    if cell.seen.score is not None and cell.seen.alarm is not None and cell.benign.score is not None:
+        arrays |= {"score": cell.seen.score, "alarm": cell.seen.alarm.float(), "clean_score": cell.benign.score}
+    own, undefended = trial.right(cell)
+    arrays["correct"] = own.float()
+    for name in ("success", "joint"):
+        arrays[f"{name}_correct"] = torch.where(own & undefended, arrays[name], torch.nan)
+    return {name: value.cpu() for name, value in arrays.items()}
+
+
+def _verdict(trial: Trial, cell: Cell, iou: Any, least: float) -> dict[str, Tensor]:
+    """What the attacker achieved, what its search says of itself, and what is shown."""
+    benign, seen, chunk, attack = cell.benign, cell.seen, trial.chunk, trial.attack
+    goal_class = benign.prediction if attack.keeps_prediction else chunk.goal_class
     success = hit(seen.logits, chunk.y, goal_class)
-    plausible = _map_metric(metrics["iou"])(seen.maps, wanted) > settings.plausible
+    plausible = iou(seen.maps, cell.references.get("goal", benign.maps)) > least
     if attack.moves_map:
         plausible = ~plausible
     arrays = {
-        "sample": chunk.samples,
-        "label": chunk.y,
         "prediction": seen.prediction,
         "success": success.float(),
         "confidence": confidence(seen.logits, chunk.y, goal_class),
         "plausible": plausible.float(),
         "joint": joint_success(success, plausible, seen.alarm).float(),
-        **{name: attacked[name] for name in SEARCH},
-        "perturbation": (x - chunk.x).flatten(1).abs().amax(1),
-        "x": chunk.x,
-        "attacked_x": x,
+        **{name: trial.made[name] for name in SEARCH},
+        "perturbation": (cell.attacked - cell.clean).flatten(1).abs().amax(1),
+        "x": cell.clean,
+        "attacked_x": cell.attacked,
         "map": benign.maps,
         "attacked_map": seen.maps,
     }
-    if goal_class is not None:
-        arrays["goal_class"] = goal_class
-    references = {}
-    if "goal_map" in attacked:
-        references["goal"] = arrays["goal_map"] = wanted
-    if honest is not None:
-        references["honest"] = honest(chunk.x).maps
-    arrays |= _figures(metrics, system, chunk.x, x, benign.maps, seen, references)
-    if seen.score is not None and seen.alarm is not None and benign.score is not None:
-        arrays |= {"score": seen.score, "alarm": seen.alarm.float(), "clean_score": benign.score}
-    return {name: value.cpu() for name, value in arrays.items()}
+    return arrays if goal_class is None else {**arrays, "goal_class": goal_class}
 
 
-def _figures(
-    metrics: dict[str, Metric],
-    system: System,
-    clean: Tensor,
-    x: Tensor,
-    benign: Tensor,
-    seen: Explained,
-    references: dict[str, Tensor],
-) -> dict[str, Tensor]:
-    """Every metric of a cell's chunk; those of maps to each of ``references`` too, as ``l1_goal`` or ``l1_honest``."""
-    found: dict[str, Tensor] = {}
-    stable = {name: metric for name, metric in metrics.items() if isinstance(metric, Stability)}
-    # Together: those that draw the same neighbours explain them once.
-    moves = dict(zip(stable, stabilities(list(stable.values()), system.interpreter, x, seen.prediction), strict=True))
+def figures(metrics: Mapping[str, Metric], cell: Cell) -> dict[str, Tensor]:
+    """Every metric of a cell's chunk, ``[B]``; those of maps to each of its references too, as ``l1_goal``."""
+    kinds: dict[Any, list[str]] = {}
     for name, metric in metrics.items():
-        found[name] = moves[name] if name in moves else figure(metric, system, clean, x, benign, seen)
-        if isinstance(metric, MapMetric):
-            found |= {f"{name}_{to}": metric(seen.maps, maps) for to, maps in references.items()}
-            if "goal" in references:
-                goal = found[f"{name}_goal"]
-                nearer = goal > found[name] if metric.higher_is_closer else goal < found[name]
-                found[f"{name}_nearer"] = nearer.float()
+        kinds.setdefault(type(metric).all_of_cell.__func__, []).append(name)  # type: ignore[attr-defined]
+    plain: dict[str, Tensor] = {}
+    for names in kinds.values():
+        some = [metrics[name] for name in names]
+        plain |= zip(names, type(some[0]).all_of_cell(some, cell), strict=True)
+    found: dict[str, Tensor] = {}
+    for name, metric in metrics.items():
+        found[name] = plain[name]
+        found |= {f"{name}_{to}": value for to, value in metric.against_references(cell).items()}
     return found
-
-
-def figure(metric: Metric, system: System, clean: Tensor, x: Tensor, benign: Tensor, seen: Explained) -> Tensor:
-    """One metric of a cell's chunk, ``[B]``: of attacked inputs, for the class that is predicted on them.
-
-    Args:
-        metric: of a kind in :data:`robustexplain.metrics.JUDGED`, but for stability.
-        system: what is judged.
-        clean: benign inputs ``[B, C, H, W]``.
-        x: attacked inputs.
-        benign: maps of the benign inputs ``[B, H, W]``.
-        seen: what the system says of the attacked inputs.
-    """
-    if isinstance(metric, MapScore):
-        return metric(seen.maps)
-    if isinstance(metric, Faithfulness):
-        return metric(system.model, x, seen.maps, seen.prediction)
-    if isinstance(metric, Visibility):
-        return metric(clean, x)
-    return _map_metric(metric)(seen.maps, benign)
-
-
-def _map_metric(metric: Metric) -> MapMetric:
-    assert isinstance(metric, MapMetric)  # the recipe lets no other kind through
-    return metric

@@ -1,11 +1,10 @@
-"""Run a recipe: systems, attacked inputs, cells, report. Resumable at every chunk of images; sharded over processes."""
+"""Every row against every column: systems, attacked inputs, cells, report. Resumable at every chunk of images."""
 
 from __future__ import annotations
 
-import time
 import traceback
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -15,37 +14,21 @@ from torch import Tensor
 
 from .. import data as data_sets
 from .. import files
-from ..attacks import Attack
 from ..random_streams import derive
 from ..recipe import check_data
-from ..recipe.experiment import Column, Recipe, Row
-from ..system import System
+from ..recipe.experiment import Column, Experiment, Recipe, Row
 from ..training import Session
+from .adversaries import Adversaries, Job
 from .audit import audit, audited
-from .cell import Chunk, Pool, craft, goal_classes, goal_map, measure
+from .cell import Trial, craft, goal_map, measure
+from .costs import measure_costs
+from .judged import Chunk, Pool, chunks, judged
+from .prepared import Builder, Prepared, prepare
 from .statistics import bootstrap, bootstrap_auc, paired
 from .store import RunFolder
-from .systems import Systems, clean_accuracy, prepare
 
-PATIENCE = 10.0
-"""Seconds after which a system's time is not measured again: twice is what it takes."""
 PICTURES = ("x", "attacked_x", "map", "attacked_map", "goal_map")
 LABELS = ("sample", "label", "prediction", "goal_class")
-
-
-@dataclass(frozen=True)
-class Job:
-    """Attacked inputs to make: an attack on a system as the adversary takes it. Rows that share it share the inputs.
-
-    Args:
-        name: what the inputs are stored under.
-        attack: the attack, adapted where the adversary adapts.
-        system: what it is aimed at.
-    """
-
-    name: str
-    attack: Attack
-    system: System
 
 
 def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
@@ -58,15 +41,26 @@ def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
     session = session or Session()
     folder = RunFolder(Path(out))
     data = check_data(recipe)
-    with _main_first(session):
-        folder.open(recipe, data.digest, data.features)
+    with session.accelerator.main_process_first():
+        folder.open(recipe, data.digest, data.features, data.shape)
     session.folder = folder.training
     failed = 0
     if not finished(recipe, folder):
         named = recipe.named(data.features)
-        systems = prepare(named, data, folder, session)
-        failed = Matrix(named, folder, session, systems, data).fill()
-        failed += audit(named, systems, data, folder, session)
+        builder = Builder(named, data, session)
+        if session.accelerator.is_main_process:
+            folder.same_weights(builder.weights)
+        # Before anything else is trained: without an input to judge, all of it would be in vain.
+        positions = judged([builder.model], data, named.evaluation, named.seed, session.device)
+        prepared = prepare(builder, folder)
+        failed = Matrix(named, folder, session, prepared, data, positions, session.device).fill()
+        failed += audit(named, prepared, data, folder, session)
+    conclude(folder, session, failed)
+    return failed
+
+
+def conclude(folder: RunFolder, session: Session, failed: int) -> None:
+    """Write the report; drop the chunks, unless a cell failed that needs them yet."""
     if session.accelerator.is_main_process:
         from .report import write_report
 
@@ -75,14 +69,13 @@ def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
             folder.drop_chunks("judged")
             folder.drop_chunks("attacked")
     session.accelerator.wait_for_everyone()
-    return failed
 
 
-def finished(recipe: Recipe, folder: RunFolder) -> bool:
+def finished(experiment: Experiment, folder: RunFolder) -> bool:
     """Whether every cell and every row's cost is there: nothing has to be trained or loaded again."""
-    cells = [folder.read_cell(row.label, column.label) for row in recipe.rows for column in recipe.columns]
-    rows = all(folder.row(row.label).is_file() for row in recipe.rows)
-    rows = rows and all(audited(folder, row) for row in recipe.rows if row.kind == "manipulation")
+    cells = [folder.read_cell(row.label, column.label) for row in experiment.rows for column in experiment.columns]
+    rows = all(folder.row(row.label).is_file() for row in experiment.rows)
+    rows = rows and all(audited(folder, row) for row in experiment.rows if row.kind == "manipulation")
     return rows and all(cell is not None and cell["status"] == "done" for cell in cells)
 
 
@@ -91,28 +84,32 @@ class Matrix:
     """The two nested loops: every row against every column, chunk by chunk.
 
     Args:
-        recipe: the experiment.
+        experiment: rows, columns and how they are judged.
         folder: its directory.
         session: accelerator and progress.
-        systems: what is judged.
+        prepared: what is judged.
         data: the data set.
+        positions: of the judged inputs in its test part.
+        device: where the systems are.
     """
 
-    recipe: Recipe
+    experiment: Experiment
     folder: RunFolder
     session: Session
-    systems: Systems
+    prepared: Prepared
     data: data_sets.Data
+    positions: Sequence[int]
+    device: torch.device
 
     def fill(self) -> int:
         """Make every cell that is not there yet; the number of those that failed."""
-        cells = [(row, column) for row in self.recipe.rows for column in self.recipe.columns]
+        cells = [(row, column) for row in self.experiment.rows for column in self.experiment.columns]
         todo = [cell for cell in cells if not self._done(*cell)]
         if todo:
             self._fill(todo)
         if self.session.accelerator.is_main_process:
             self._compare_late()
-            self._costs()
+            measure_costs(self.experiment, self.prepared, self.data, self.folder, self.session, self._timed)
         self.session.accelerator.wait_for_everyone()
         return sum(not self._done(*cell) for cell in cells)
 
@@ -121,63 +118,73 @@ class Matrix:
         return known is not None and known["status"] == "done"
 
     def _fill(self, todo: list[tuple[Row, Column]]) -> None:
-        chunks, pool = self._chunks(), self._pool()
+        made, pool = self._chunks, self._pool()
         jobs: dict[str, tuple[Job, Column]] = {}
         for row, column in todo:
-            if self._failure(row, column) is None:
-                job = self._job(row, column)
+            if self._adversaries.failure(row, column) is None:
+                job = self._adversaries.job(row, column)
                 jobs.setdefault(job.name, (job, column))
-        work = [
-            (f"attack {name}", "attacked", name, self._crafter(job, column, pool))
-            for name, (job, column) in jobs.items()
-        ]
-        with self.session.progress.task("attacks", len(work) * len(chunks)) as advance:
-            for _, kind, name, make in work:
-                self._shard(kind, name, chunks, make, advance)
+        if jobs:
+            with self.session.progress.task("attacks", len(jobs) * len(made)) as advance:
+                for name, (job, column) in jobs.items():
+                    self._shard("attacked", name, self._crafter(job, column, pool), advance)
         with self.session.progress.task("cells", len(todo)) as advance:
             for row, column in todo:
-                self._cell(row, column, chunks)
+                self._cell(row, column)
                 advance(1)
 
-    def _failure(self, row: Row, column: Column) -> str | None:
-        """Why the judged system, or the one that is attacked in its place, could not be made."""
-        failures = self.systems.failures
-        return failures.get(row.label) or failures.get(column.source or row.label)
+    @cached_property
+    def _adversaries(self) -> Adversaries:
+        return Adversaries(self.experiment, self.prepared)
 
-    def _cell(self, row: Row, column: Column, chunks: list[Chunk]) -> None:
-        failure = self._failure(row, column)
+    @cached_property
+    def _chunks(self) -> list[Chunk]:
+        return chunks(self.positions, self.data, self.experiment.evaluation, self.experiment.seed, self.device)
+
+    @property
+    def _timed(self) -> Tensor:
+        """A batch of the test part, judged or not, for timing."""
+        size = min(self.experiment.evaluation.batch_size, len(self.data.test))
+        return data_sets.stack(data_sets.take(self.data.test, size, self.experiment.seed))[0].to(self.device)
+
+    def _cell(self, row: Row, column: Column) -> None:
+        failure = self._adversaries.failure(row, column)
         if failure is not None:
             self._write_failure(row, column, failure)
             return
-        system, job = self.systems.systems[row.label], self._job(row, column)
-        honest = self.systems.systems[row.root] if self.recipe.manipulated(row) else None
-
-        def judge(chunk: Chunk) -> dict[str, Tensor]:
-            made = self._read("attacked", job.name, chunk)
-            return measure(system, chunk, made, self.recipe.metrics, self.recipe.evaluation, column.attack, honest)
-
-        name = f"{row.label} / {column.label}"
-        self._shard("judged", name, chunks, judge, lambda steps: None)
+        name, judge = f"{row.label} / {column.label}", self._judge(row, column)
+        self._shard("judged", name, judge, lambda steps: None)
         if self.session.accelerator.is_main_process:
             try:
-                parts = [self._read("judged", name, chunk) for chunk in chunks]
+                parts = [self._read("judged", name, chunk) for chunk in self._chunks]
                 arrays = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-                self._write_cell(row, column, arrays)
+                shown = self.experiment.evaluation.pictures
+                kept = {k: (v[:shown] if k in PICTURES else v) for k, v in arrays.items()}
+                self.folder.write_cell(row.label, column.label, self._summary(row, column, arrays), kept)
             except _ChunkFailedError as error:
                 self._write_failure(row, column, str(error))
         self.session.accelerator.wait_for_everyone()
 
+    def _judge(self, row: Row, column: Column) -> Callable[[Chunk], dict[str, Tensor]]:
+        """What measures a chunk of a cell."""
+        by_row, experiment = self.prepared.by_row, self.experiment
+        system, job = by_row[row.label], self._adversaries.job(row, column)
+        reference = by_row[experiment.reference(row).label].model
+        honest = by_row[row.root] if experiment.manipulated(row) else None
+
+        def judge(chunk: Chunk) -> dict[str, Tensor]:
+            made = self._read("attacked", job.name, chunk)
+            trial = Trial(system, column.attack, chunk, made, reference, honest)
+            return measure(trial, experiment.metrics, experiment.evaluation.plausible)
+
+        return judge
+
     def _shard(
-        self,
-        kind: str,
-        name: str,
-        chunks: list[Chunk],
-        make: Callable[[Chunk], dict[str, Tensor]],
-        advance: Callable[[int], None],
+        self, kind: str, name: str, make: Callable[[Chunk], dict[str, Tensor]], advance: Callable[[int], None]
     ) -> None:
         """Make every chunk that is not there yet: this process its share, the others theirs."""
         accelerator = self.session.accelerator
-        for chunk in chunks:
+        for chunk in self._chunks:
             path = self.folder.chunk(kind, name, chunk.index)
             mine = chunk.index % accelerator.num_processes == accelerator.process_index
             if mine and not path.is_file():
@@ -196,59 +203,17 @@ class Matrix:
         raise _ChunkFailedError(error.read_text(encoding="utf-8") if error.is_file() else f"{path} is missing")
 
     def _crafter(self, job: Job, column: Column, pool: Pool) -> Callable[[Chunk], dict[str, Tensor]]:
+        seed = self.experiment.seed
         ready = cache(lambda: job.attack.fitted(job.system, *self._fitting) if job.attack.needs_data else job.attack)
 
         def make(chunk: Chunk) -> dict[str, Tensor]:
-            return craft(ready(), job.system, chunk, goal_map(column, job.system, chunk, pool, self.recipe.seed))
+            return craft(ready(), job.system, chunk, goal_map(column, job.system, chunk, pool, seed))
 
         return make
 
-    def _job(self, row: Row, column: Column) -> Job:
-        """Whom the column's adversary attacks when this row is deployed, and with what."""
-        target, base, attack = self.systems.systems[row.label], self.systems.systems[row.base], column.attack
-        where = f"on {row.label}"
-        if column.source is not None:
-            target, where = self.systems.systems[column.source], f"on {column.source}"
-        elif column.knowledge == "transfer":
-            target, where = self.systems.replicas[row.root], f"from {row.root}"
-        elif column.knowledge == "adaptive":
-            attack = attack.adapted(target)
-        elif row.kind == "defense":
-            target = row.settings.oblivious_view(target, base)
-            where = f"on {row.base}" if target.model is base.model else where
-        if not attack.needs_maps and target.model is self.systems.model:
-            where = "on the classifier"
-        # Named by what decides the inputs, so that whoever asks for the same inputs shares them.
-        made = files.digest([type(attack).__name__, asdict(attack), column.goal_map])
-        return Job(f"{type(attack).__name__} {made} {where}", attack, target)
-
-    def _chunks(self) -> list[Chunk]:
-        """The judged images: the first of the test part's order, those that the classifier gets right."""
-        settings, device = self.recipe.evaluation, self.session.device
-        order = data_sets.take(self.data.test, len(self.data.test), self.recipe.seed)
-        rows: list[int] = []
-        for start in range(0, len(order), 64):
-            if len(rows) >= settings.images:
-                break
-            positions = list(range(start, min(start + 64, len(order))))
-            x, y = data_sets.stack(order, positions)
-            with torch.no_grad():
-                right = self.systems.model(x.to(device)).argmax(1).cpu() == y
-            rows += [p for p, ok in zip(positions, right.tolist(), strict=True) if ok or not settings.only_correct]
-        rows = rows[: settings.images]
-        return [self._chunk(i, order, rows) for i in range(0, len(rows), settings.batch_size)]
-
-    def _chunk(self, start: int, order: Any, rows: list[int]) -> Chunk:
-        size = self.recipe.evaluation.batch_size
-        mine = rows[start : start + size]
-        x, y = (t.to(self.session.device) for t in data_sets.stack(order, mine))
-        classes = self.data.num_classes
-        goal = goal_classes(x, y, classes, self.recipe.seed, self.recipe.evaluation.targeted)
-        return Chunk(start // size, x, y, goal, torch.tensor([order.indices[i] for i in mine], device=x.device))
-
     def _pool(self) -> Pool:
         """Images for goal maps of other classes and for attacks to be fitted on; none where no column asks."""
-        if any(column.goal_map == "random-class" for column in self.recipe.columns):
+        if any(column.goal_map == "random-class" for column in self.experiment.columns):
             return Pool(*self._fitting)
         return Pool(torch.empty(0), torch.empty(0, dtype=torch.int64))
 
@@ -256,48 +221,48 @@ class Matrix:
     def _fitting(self) -> tuple[Tensor, Tensor]:
         """The adversary's own images and labels: of the defense part, else of the train part."""
         part = self.data.defense if len(self.data.defense) else self.data.train
-        size = min(len(part), self.recipe.evaluation.pool)
-        x, y = data_sets.stack(data_sets.take(part, size, self.recipe.seed))
-        return x.to(self.session.device), y.to(self.session.device)
+        size = min(len(part), self.experiment.evaluation.pool)
+        x, y = data_sets.stack(data_sets.take(part, size, self.experiment.seed))
+        return x.to(self.device), y.to(self.device)
 
-    def _write_cell(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> None:
-        resamples, seed = self.recipe.evaluation.bootstrap, derive(self.recipe.seed, "statistics")
+    def _summary(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> dict[str, Any]:
+        """What a cell's JSON says: every measure with its interval."""
+        resamples, seed = self.experiment.evaluation.bootstrap, derive(self.experiment.seed, "statistics")
         measures = {
             name: bootstrap(value, resamples, seed).as_dict()
             for name, value in arrays.items()
             if name not in PICTURES and name not in LABELS
         }
-        hits = arrays["success"] > 0
-        on_hits = {name: bootstrap(arrays[name][hits], resamples, seed).as_dict() for name in self.recipe.metrics}
-        summary: dict[str, Any] = {
-            "status": "done",
-            "row": row.label,
-            "base": row.base,
-            "column": column.label,
-            "knowledge": column.knowledge,
-            "measures": measures,
-            "on_successes": on_hits,
-            "against_undefended": self._against(row, column, arrays),
-        }
         if "score" in arrays:
             measures["auc"] = bootstrap_auc(arrays["clean_score"], arrays["score"], resamples, seed).as_dict()
-        shown = self.recipe.evaluation.pictures
-        kept = {k: (v[:shown] if k in PICTURES else v) for k, v in arrays.items()}
-        self.folder.write_cell(row.label, column.label, summary, kept)
+        hits = arrays["success"] > 0
+        return {
+            "status": "done",
+            **self._where(row, column),
+            "measures": measures,
+            "on_successes": {
+                name: bootstrap(arrays[name][hits], resamples, seed).as_dict() for name in self.experiment.metrics
+            },
+            "against_undefended": self._against(row, column, arrays),
+        }
+
+    def _where(self, row: Row, column: Column) -> dict[str, str]:
+        return {"row": row.label, "base": row.base, "column": column.label, "knowledge": column.knowledge}
 
     def _against(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> dict[str, Any]:
         """Paired differences to the undefended row: the same images under the same attacker."""
-        if not row.derived or not self._done(_base_of(self.recipe, row), column):
+        reference = self.experiment.reference(row)
+        if not row.derived or not self._done(reference, column):
             return {}
-        plain = self.folder.arrays(row.base, column.label)
-        names = [n for n in (*self.recipe.metrics, "success", "joint") if n in plain]
-        resamples, seed = self.recipe.evaluation.bootstrap, derive(self.recipe.seed, "paired")
-        return {name: paired(arrays[name], plain[name], resamples, seed).as_dict() for name in names}
+        plain = self.folder.arrays(reference.label, column.label)
+        names = (*self.experiment.metrics, "success", "joint", "success_correct", "joint_correct")
+        resamples, seed = self.experiment.evaluation.bootstrap, derive(self.experiment.seed, "paired")
+        return {n: paired(arrays[n], plain[n], resamples, seed).as_dict() for n in names if n in plain}
 
     def _compare_late(self) -> None:
         """Compare the defended cells that were made while the undefended one was still a hole."""
-        for row in self.recipe.rows:
-            for column in self.recipe.columns:
+        for row in self.experiment.rows:
+            for column in self.experiment.columns:
                 cell = self.folder.read_cell(row.label, column.label)
                 if cell is None or cell["status"] != "done" or cell["against_undefended"]:
                     continue
@@ -307,60 +272,10 @@ class Matrix:
 
     def _write_failure(self, row: Row, column: Column, why: str) -> None:
         if self.session.accelerator.is_main_process:
-            self.session.progress.say(
-                f"[red]failed[/red]: {row.label} / {column.label}: {why.strip().splitlines()[-1]}"
-            )
-            words = {"row": row.label, "base": row.base, "column": column.label, "knowledge": column.knowledge}
-            self.folder.write_cell(row.label, column.label, {"status": "failed", **words, "traceback": why}, None)
-
-    def _costs(self) -> None:
-        """What each row costs: clean accuracy and time an input, measured once."""
-        settings, device = self.recipe.evaluation, self.session.device
-        todo = [row for row in self.recipe.rows if row.label in self.systems.systems]
-        todo = [row for row in todo if not self.folder.row(row.label).is_file()]
-        if not todo:
-            return
-        part = data_sets.take(self.data.test, min(settings.batch_size, len(self.data.test)), self.recipe.seed)
-        x = data_sets.stack(part)[0].to(device)
-        for row in todo:
-            system = self.systems.systems[row.label]
-            accuracy = clean_accuracy(system.model, self.data, settings.batch_size, 10_000, device)
-            try:
-                spent = milliseconds(system, x)
-            except Exception as error:
-                # Its cells are holes already, with the traceback; the other rows go on.
-                self.session.progress.say(f"[red]no time for {row.label}[/red]: {error}")
-                continue
-            words = {"row": row.label, "base": row.base, "accuracy": accuracy, "ms": spent}
-            files.write_json(self.folder.row(row.label), words)
+            self.session.progress.say(f"failed: {row.label} / {column.label}: {why.strip().splitlines()[-1]}")
+            summary = {"status": "failed", **self._where(row, column), "traceback": why}
+            self.folder.write_cell(row.label, column.label, summary, None)
 
 
 class _ChunkFailedError(Exception):
     """A chunk could not be made; the message is the traceback."""
-
-
-def _base_of(recipe: Recipe, row: Row) -> Row:
-    return next(candidate for candidate in recipe.rows if candidate.label == row.base)
-
-
-@torch.no_grad()
-def milliseconds(system: System, x: Tensor, repeats: int = 5) -> float:
-    """Median time of one call of the system over the batch, in ms an input; the first call is not counted."""
-    times: list[float] = []
-    while len(times) <= repeats and (len(times) < 2 or sum(times) < PATIENCE):
-        _synchronise(x)
-        start = time.perf_counter()
-        system(x)
-        _synchronise(x)
-        times.append(time.perf_counter() - start)
-    measured = sorted(times[1:])
-    return 1e3 * measured[len(measured) // 2] / len(x)
-
-
-def _synchronise(x: Tensor) -> None:
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-
-
-def _main_first(session: Session) -> Any:
-    return session.accelerator.main_process_first()

@@ -16,9 +16,15 @@ from torch import Tensor
 from .. import files
 from .._version import __version__
 from ..errors import InputError, MissingDataError, RunMismatchError
-from ..recipe.experiment import Recipe, decisive
+from ..recipe.experiment import Experiment, Recipe, decisive
 
 RUN, WEIGHTS, RECIPE, MATRIX, REPORT = "run.json", "weights.json", "recipe.yaml", "matrix.csv", "report.html"
+LABEL = "label.txt"
+"""Beside a row's checkpoints: whose they are."""
+UNSAVED = "not-saved.txt"
+"""In place of a row's system that cannot be saved: why."""
+EXPERIMENT = "experiment.json"
+"""What stands in place of the recipe where systems and attacks came from Python."""
 
 
 def slug(text: str) -> str:
@@ -70,23 +76,39 @@ class RunFolder:
         """The JSON file of one sanity check of one interpreter; its arrays stand beside it."""
         return self.root / "sanity" / f"{slug(row)}--{check}.json"
 
-    def open(self, recipe: Recipe, data_digest: str, features: Sequence[str] = ()) -> None:
+    def open(
+        self, experiment: Experiment, data_digest: str, features: Sequence[str] = (), shape: Sequence[int] = ()
+    ) -> None:
         """Claim the directory for this experiment, or make sure that it is claimed for it already.
+
+        Args:
+            experiment: what decides the results.
+            data_digest: of the data set.
+            features: names of a table's columns.
+            shape: of one input.
 
         Raises:
             RunMismatchError: the directory holds another experiment; the message says what differs.
         """
-        identity = {"version": __version__, "data": data_digest, "recipe": recipe.digest}
+        kind = "recipe" if isinstance(experiment, Recipe) else "experiment"
+        identity = {"version": __version__, "data": data_digest, kind: experiment.digest}
         known = self.root / RUN
         if known.is_file():
-            self._same(json.loads(known.read_text(encoding="utf-8")), identity, recipe)
+            self._same(json.loads(known.read_text(encoding="utf-8")), identity, experiment)
         else:
             self._empty()
-            words = {"name": recipe.name, "seed": recipe.seed, "libraries": _libraries(), "features": list(features)}
+            words = {"name": experiment.name, "seed": experiment.seed, "libraries": _libraries()}
+            words |= {"features": list(features), "shape": list(shape)}
             files.write_json(known, {**identity, **words})
         # After run.json, which claims the directory: a run that is killed in between is gone on with.
-        if not (self.root / RECIPE).is_file():
-            files.write_text(self.root / RECIPE, yaml.safe_dump(recipe.source, sort_keys=False))
+        path = self._source(experiment)
+        if not path.is_file() and path.name == RECIPE:
+            files.write_text(path, yaml.safe_dump(experiment.source, sort_keys=False))
+        elif not path.is_file():
+            files.write_json(path, experiment.source)
+
+    def _source(self, experiment: Experiment) -> Path:
+        return self.root / (RECIPE if isinstance(experiment, Recipe) else EXPERIMENT)
 
     def _empty(self) -> None:
         if self.root.exists() and not self.root.is_dir():
@@ -108,20 +130,29 @@ class RunFolder:
                 f"{self.root} was made with another classifier's weights; choose another --out, or delete the directory"
             )
 
-    def _same(self, known: dict[str, Any], identity: dict[str, str], recipe: Recipe) -> None:
+    def _same(self, known: dict[str, Any], identity: dict[str, str], experiment: Experiment) -> None:
         differs = [key for key, value in identity.items() if known.get(key) != value]
         if not differs:
             return
-        detail = ""
-        if "recipe" in differs and (self.root / RECIPE).is_file():
-            before = _flat(decisive(yaml.safe_load((self.root / RECIPE).read_text(encoding="utf-8"))))
-            now = _flat(decisive(recipe.source))
+        detail, path = "", self._source(experiment)
+        if differs[-1] in ("recipe", "experiment") and path.is_file():
+            before = _flat(decisive(yaml.safe_load(path.read_text(encoding="utf-8"))))  # JSON is YAML
+            now = _flat(decisive(experiment.source))
             changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-            detail = f" (recipe: {', '.join(changed[:6])})"
+            detail = f" ({differs[-1]}: {', '.join(changed[:6])})"
         raise RunMismatchError(
             f"{self.root} holds another experiment: its {', '.join(differs)} differs{detail}; choose another --out, or "
             "delete the directory to start again"
         )
+
+    def unsaved(self, row: str) -> str | None:
+        """Why a row's system could not be saved; ``None`` where it was, or was not tried yet."""
+        path = self.system(row) / UNSAVED
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
+    def note_unsaved(self, row: str, why: str) -> None:
+        """Note why a row's system could not be saved."""
+        files.write_text(self.system(row) / UNSAVED, why)
 
     def read_cell(self, row: str, column: str) -> dict[str, Any] | None:
         """The cell's JSON, or ``None`` if it is not there yet."""

@@ -1,6 +1,7 @@
 """Metrics: a number per sample."""
 
 from .base import Faithfulness, Localisation, MapMetric, MapScore, Metric, Visibility
+from .cell import Cell
 from .consistency import Consistency, incoherent_pairs
 from .correlation import Kendall, Pearson, Spearman
 from .detection import auc, detected_at, threshold_at
@@ -31,7 +32,7 @@ from .stability import AvgSensitivity, LocalLipschitz, MaxSensitivity, Stability
 from .structure import HOG, SSIM
 from .visibility import LPIPS, ImageSSIM, Perturbation
 
-JUDGED = (MapMetric, MapScore, Faithfulness, Stability, Visibility)
+JUDGED = tuple(kind for kind in Metric.__subclasses__() if kind.of_cell is not Metric.of_cell)
 """The kinds that a cell of the matrix can measure: the others need regions, or maps of another model."""
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "SSIM",
     "AvgSensitivity",
     "BiTarget",
+    "Cell",
     "CenterShift",
     "Complexity",
     "Consistency",

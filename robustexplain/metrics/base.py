@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from .. import checks
 from ..checks import Kind, kind_of
 from ..errors import InputError
 from ..fields import Count, check_fields
+from .cell import Cell
 
 _AT_ONCE = 1 << 17
 """Pixels of a batch that a thread looks at together on a CPU."""
@@ -42,6 +43,23 @@ class Metric(ABC):
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def of_cell(self, cell: Cell) -> Tensor:
+        """``[B]`` of the attacked inputs of a cell of the matrix, where the metric needs no more than a cell has.
+
+        Raises:
+            InputError: it needs more, such as regions.
+        """
+        raise InputError(f"{type(self).__name__} needs more than a cell of the matrix has")
+
+    def against_references(self, cell: Cell) -> dict[str, Tensor]:
+        """``[B]`` by what the maps are held against besides the benign ones; empty for a metric that compares none."""
+        return {}
+
+    @classmethod
+    def all_of_cell(cls, metrics: Sequence[Any], cell: Cell) -> list[Tensor]:
+        """What :meth:`of_cell` of each gives; a kind whose metrics share work overrides this."""
+        return [metric.of_cell(cell) for metric in metrics]
+
 
 @dataclass(frozen=True)
 class MapMetric(Metric):
@@ -59,6 +77,18 @@ class MapMetric(Metric):
         check_pair(maps, reference)
         check_kind(self, maps)
         return in_pieces(self._compare, widened(maps), widened(reference)).to(maps.dtype)
+
+    def of_cell(self, cell: Cell) -> Tensor:
+        """The maps of the attacked inputs against the benign ones."""
+        return self(cell.seen.maps, cell.benign.maps)
+
+    def against_references(self, cell: Cell) -> dict[str, Tensor]:
+        """Against each of the cell's references, and ``nearer``: 1 where the goal map is nearer than the benign one."""
+        found = {name: self(cell.seen.maps, maps) for name, maps in cell.references.items()}
+        if "goal" in found:
+            goal, benign = found["goal"], self.of_cell(cell)
+            found["nearer"] = (goal > benign if self.higher_is_closer else goal < benign).float()
+        return found
 
     @abstractmethod
     def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
@@ -78,6 +108,10 @@ class MapScore(Metric):
         check_maps(maps, "maps")
         check_kind(self, maps)
         return in_pieces(self._score, widened(maps)).to(maps.dtype)
+
+    def of_cell(self, cell: Cell) -> Tensor:
+        """The maps of the attacked inputs."""
+        return self(cell.seen.maps)
 
     @abstractmethod
     def _score(self, maps: Tensor) -> Tensor:
@@ -136,6 +170,10 @@ class Faithfulness(Metric):
         """
         return self._judge(model, x, widened(maps), self._door(model, x, maps, target)).to(maps.dtype)
 
+    def of_cell(self, cell: Cell) -> Tensor:
+        """The maps of the attacked inputs, for the class that is predicted on them."""
+        return self(cell.system.model, cell.attacked, cell.seen.maps, cell.seen.prediction)
+
     @abstractmethod
     def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
         """``[B]``; arguments are checked, autograd is off."""
@@ -180,6 +218,10 @@ class Visibility(Metric):
         if x.shape != attacked.shape:
             raise InputError(f"x and attacked must have equal shapes, got {list(x.shape)} and {list(attacked.shape)}")
         return self._see(widened(x), widened(attacked)).to(x.dtype)
+
+    def of_cell(self, cell: Cell) -> Tensor:
+        """The attacked inputs against the benign ones."""
+        return self(cell.clean, cell.attacked)
 
     @abstractmethod
     def _see(self, x: Tensor, attacked: Tensor) -> Tensor:

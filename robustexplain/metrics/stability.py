@@ -21,6 +21,7 @@ from ..fields import Count, Natural, Positive
 from ..random_streams import Streams
 from ..registry import METRICS
 from .base import Better, Metric, check_maps, widened
+from .cell import Cell
 from .perturbing import gathered
 
 if TYPE_CHECKING:
@@ -77,6 +78,15 @@ class Stability(Metric):
             InputError: bad ``x`` or ``target``, a model in train mode, or maps that are not finite.
         """
         return stabilities([self], interpreter, x, target)[0]
+
+    def of_cell(self, cell: Cell) -> Tensor:
+        """Around the attacked inputs, for the class that is predicted on them."""
+        return self.all_of_cell([self], cell)[0]
+
+    @classmethod
+    def all_of_cell(cls, metrics: Sequence[Stability], cell: Cell) -> list[Tensor]:
+        """Together: those that draw the same neighbours explain them once."""
+        return stabilities(metrics, cell.system.interpreter, cell.attacked, cell.seen.prediction)
 
     def neighbours(self, x: Tensor) -> Iterator[Tensor]:
         """``samples`` batches of inputs near ``x``, each of its shape."""

@@ -159,12 +159,37 @@ class Row:
 
 
 @dataclass(frozen=True)
+class AttackFacts:
+    """What a report says of an attack: known of a run that is read back, whose attack nobody can make again.
+
+    Args:
+        name: of its class.
+        needs_maps: whether it looks at maps.
+        keeps_prediction: whether the prediction should stay what it is.
+        adapts: whether an adversary who knows the defense changes anything about it, but for what it is aimed at.
+        control: whether it is no attack, but what one must beat.
+    """
+
+    name: str
+    needs_maps: bool
+    keeps_prediction: bool
+    adapts: bool
+    control: bool = False
+
+    @classmethod
+    def of(cls, attack: Any) -> AttackFacts:
+        """The facts of an attack."""
+        name = type(attack).__name__
+        return cls(name, attack.needs_maps, attack.keeps_prediction, attack.adapts, attack.control)
+
+
+@dataclass(frozen=True)
 class Column:
     """An attack and what its adversary knows.
 
     Args:
         label: as the report writes it.
-        attack: the attack.
+        attack: the attack, or the facts of one that was made elsewhere.
         knowledge: ``oblivious`` (takes the deployed classifier for undefended), ``transfer`` (crafts on an undefended
             system of its own making) or ``adaptive`` (knows the defense).
         goal_map: the map that the adversary wants seen.
@@ -177,43 +202,85 @@ class Column:
     goal_map: GoalMap = "benign"
     source: str | None = None
 
+    @property
+    def facts(self) -> AttackFacts:
+        """What the report says of the attack."""
+        return self.attack if isinstance(self.attack, AttackFacts) else AttackFacts.of(self.attack)
 
-@dataclass(frozen=True)
-class Recipe:
-    """One experiment, checked.
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Which systems meet which attacks, and how that is judged.
 
     Args:
         name: what the report is called.
         about: what it shows.
         seed: of everything.
-        data: the data set, not loaded yet.
-        model: the classifier.
-        rows: interpreters, then manipulated systems, then defenses.
+        rows: what is deployed; a row stands on an earlier one.
         columns: attacks.
-        metrics: metrics by name, of kinds that a cell can measure.
+        metrics: metrics by name, of kinds that a cell can measure; ``iou`` among them.
         evaluation: how cells are judged.
-        sanity: how interpreters are checked.
-        source: the resolved recipe as plain data; running it again gives the same experiment.
+        source: what decides the results, as plain data.
     """
 
     name: str
-    about: str
-    seed: int
-    data: Any
-    model: Model
+    about: str = ""
+    seed: int = 0
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
     metrics: dict[str, Any]
     evaluation: Evaluation
-    sanity: Sanity = field(default_factory=Sanity)
     source: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    def row(self, label: str) -> Row:
+        """The row of that label."""
+        return next(row for row in self.rows if row.label == label)
 
     def manipulated(self, row: Row) -> bool:
         """Whether a manipulation stands in this row, or below it."""
-        below = {r.label: r for r in self.rows}
         while row.derived and row.kind != "manipulation":
-            row = below[row.base]
+            row = self.row(row.base)
         return row.kind == "manipulation"
+
+    def undefended(self, row: Row) -> Row:
+        """The nearest row below in which no defense stands; itself, if none stands in it."""
+        while row.kind == "defense":
+            row = self.row(row.base)
+        return row
+
+    def reference(self, row: Row) -> Row:
+        """What a row is compared with: the undefended one; a manipulated row with the honest one."""
+        return self.undefended(row) if row.kind == "defense" else self.row(row.root)
+
+    @property
+    def trains_replicas(self) -> bool:
+        """Whether transfer attacks have a classifier of the adversary's own making."""
+        return False
+
+    @property
+    def digest(self) -> str:
+        """A hash of what decides the results."""
+        return files.digest(self.source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Experiment):
+    """One experiment of registered components, checked; ``source`` is the resolved recipe.
+
+    Args:
+        data: the data set, not loaded yet.
+        model: the classifier.
+        sanity: how interpreters are checked.
+    """
+
+    data: Any
+    model: Model
+    sanity: Sanity = field(default_factory=Sanity)
+
+    @property
+    def trains_replicas(self) -> bool:
+        """Whether the adversary trains the classifier again, under another seed."""
+        return self.model.train is not None
 
     def named(self, features: Sequence[str]) -> Recipe:
         """The recipe with places for the names of columns.

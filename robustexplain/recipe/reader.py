@@ -136,7 +136,10 @@ def check(tree: Any) -> Recipe:
     if "iou" not in measured:
         measured["iou"] = METRICS.get("iou").build()
     about = str(tree.get("about", "")).strip()
-    return Recipe(name, about, seed, data, model, tuple(reader.made), tuple(flat), measured, evaluation, sanity, tree)
+    return Recipe(
+        name=name, about=about, seed=seed, data=data, model=model, rows=tuple(reader.made), columns=tuple(flat),
+        metrics=measured, evaluation=evaluation, sanity=sanity, source=tree,
+    )  # fmt: skip
 
 
 def _name(value: Any) -> str:

@@ -16,8 +16,8 @@ from .. import data as data_sets
 from .. import files
 from ..data.base import labels_of
 from ..errors import InputError, UnknownNameError, UnsupportedModelError
+from ..evaluation.prepared import Builder, classifier
 from ..evaluation.store import RunFolder
-from ..evaluation.systems import classifier, undefended
 from ..interpreters import Interpreter
 from ..random_streams import derive, generator
 from ..recipe import check_data
@@ -43,18 +43,25 @@ class Relabelled(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 
 def shuffled(data: data_sets.Data, seed: int) -> data_sets.Data:
-    """The same data with the train part's labels shuffled."""
-    labels = labels_of(data.train)
+    """The same data with the labels of the parts that anything is trained on shuffled."""
+    digest = files.digest([data.digest, "random labels", seed])
+    return replace(data, digest=digest, train=_relabelled(data.train, seed), defense=_relabelled(data.defense, seed))
+
+
+def _relabelled(part: Any, seed: int) -> Relabelled:
+    labels = labels_of(part)
     order = torch.randperm(len(labels), generator=generator(seed, "random labels")).tolist()
-    other = Relabelled(data.train, tuple(labels[i] for i in order))
-    return replace(data, train=other, digest=files.digest([data.digest, "random labels", seed]))
+    return Relabelled(part, tuple(labels[i] for i in order))
 
 
 def run_sanity(recipe: Recipe, out: str | Path, session: Session, checks: Sequence[str] = ()) -> int:
-    """Run or resume the sanity checks of a recipe's undefended interpreters; the number of those that failed.
+    """Run or resume the sanity checks of a recipe's rows; the number of those that failed.
+
+    Checked are interpreters, and defenses that change the interpreter or the model; not those that add a detector
+    alone, and not manipulated systems, which are audited.
 
     Args:
-        recipe: its data, model, interpreters and ``sanity`` section count; attacks and defenses do not.
+        recipe: its data, model, rows and ``sanity`` section count; attacks do not.
         out: the run directory, the same as for ``robustexplain run``, or a new one.
         session: accelerator and progress.
         checks: which; default all (``labels`` only if the recipe trains its model).
@@ -71,40 +78,42 @@ def run_sanity(recipe: Recipe, out: str | Path, session: Session, checks: Sequen
     folder = RunFolder(Path(out))
     data = check_data(recipe)
     if session.accelerator.is_main_process:
-        folder.open(recipe, data.digest, data.features)
+        folder.open(recipe, data.digest, data.features, data.shape)
     session.accelerator.wait_for_everyone()
     session.folder = folder.training
     wanted = [c for c in CHECKS if not checks or c in checks]
     if recipe.model.train is None:
         wanted = [c for c in wanted if c != "labels"]
-    runner = _Runner(recipe, data, folder, session)
-    failed = sum(runner.run(row, check) for check in wanted for row in recipe.rows if not row.derived)
+    runner = _Runner(recipe.named(data.features), data, folder, session)
+    failed = sum(runner.run(row, check) for check in wanted for row in recipe.rows if _may_change_maps(row))
     if session.accelerator.is_main_process:
         write_page(recipe, folder)
     session.accelerator.wait_for_everyone()
     return failed
 
 
+def _may_change_maps(row: Row) -> bool:
+    if row.kind == "defense":
+        return getattr(row.settings, "layer", None) != "detector"
+    return row.kind == "interpreter"
+
+
 class _Runner:
-    """What the checks share: the classifier, the images, the interpreters. Made when first needed."""
+    """What the checks share: the systems, the images. Made when first needed."""
 
     def __init__(self, recipe: Recipe, data: data_sets.Data, folder: RunFolder, session: Session) -> None:
         self.recipe, self.data, self.folder, self.session = recipe, data, folder, session
-        self.model = classifier(recipe.model, data, recipe.seed, session, "classifier")
-        self.identity = [data.digest, files.digest_tensors(self.model.state_dict())]
+        self.systems = Builder(recipe, data, session)
         if session.accelerator.is_main_process:
-            folder.same_weights(self.identity[1])
+            folder.same_weights(self.systems.weights)
         count = min(recipe.sanity.images, len(data.test))
         x, _ = data_sets.stack(data_sets.take(data.test, count))
         self.x = x.to(session.device)
-        with torch.no_grad():
-            self.target = self.model(self.x).argmax(1)
-        self.layers: list[Stage] = stages(self.model, self.x, recipe.sanity.stages)
-        self.known: dict[str, Interpreter] = {}
-        self.random: tuple[nn.Module, data_sets.Data, float] | None = None
+        self.layers: dict[nn.Module, list[Stage]] = {}
+        self.random: tuple[Builder, float] | None = None
 
     def run(self, row: Row, check: Check) -> bool:
-        """Run one check of one interpreter unless it is there; whether it failed."""
+        """Run one check of one row unless it is there; whether it failed."""
         path = self.folder.sanity(row.label, check)
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"status": "failed"}
         if known["status"] != "failed" and known["settings"] == asdict(self.recipe.sanity):
@@ -112,12 +121,16 @@ class _Runner:
         summary: dict[str, Any] = {"status": "done", "row": row.label, "check": check, "note": ""}
         outcomes: list[Outcome] = []
         try:
-            with self.session.progress.task(f"{row.label}: {check}", len(self.layers) + 1) as step:
-                for outcome in self._outcomes(row, check):
+            interpreter = self._interpreter(row)
+            if interpreter is None:
+                return False
+            steps = len(self._stages(interpreter.model)) + 1 if check in ("cascading", "independent") else 1
+            with self.session.progress.task(f"{row.label}: {check}", steps) as step:
+                for outcome in self._outcomes(row, interpreter, check):
                     outcomes.append(outcome)
                     step(1)
             if check == "labels" and self.random is not None:
-                summary["note"] = f"training accuracy on random labels {self.random[2]:.1%}"
+                summary["note"] = f"training accuracy on random labels {self.random[1]:.1%}"
         except UnsupportedModelError as error:
             summary |= {"status": "unsupported", "note": str(error)}
         except Exception:
@@ -127,29 +140,32 @@ class _Runner:
             self._write(path, summary, outcomes)
         return bool(summary["status"] == "failed")
 
-    def _outcomes(self, row: Row, check: Check) -> Iterator[Outcome]:
-        interpreter, settings = self._interpreter(row), self.recipe.sanity
-        seed = derive(self.recipe.seed, "sanity")
+    def _outcomes(self, row: Row, interpreter: Interpreter, check: Check) -> Iterator[Outcome]:
+        settings, seed = self.recipe.sanity, derive(self.recipe.seed, "sanity")
+        model = interpreter.model
+        with torch.no_grad():
+            target = model(self.x).argmax(1)
         if check == "cascading":
-            yield from cascading(interpreter, self.x, self.target, self.layers, seed)
+            yield from cascading(interpreter, self.x, target, self._stages(model), seed)
         elif check == "independent":
-            yield from independent(interpreter, self.x, self.target, self.layers, seed)
+            yield from independent(interpreter, self.x, target, self._stages(model), seed)
         elif check == "shift":
-            yield shifted(interpreter, self.x, self.target, settings.shift)
+            yield shifted(interpreter, self.x, target, settings.shift)
         else:
-            model, data, _ = self._on_random_labels()
-            inner = self.session.inside(f"random-labels-{self._label_epochs()}")
-            other = undefended(row, model, data, self.recipe.seed, [data.digest, "random labels"], inner)
-            yield other_labels(interpreter, other.interpreter, self.x, self.target)
+            yield other_labels(interpreter, self._on_random_labels().system(row).interpreter, self.x, target)
 
-    def _interpreter(self, row: Row) -> Interpreter:
-        if row.label not in self.known:
-            seed, session = self.recipe.seed, self.session
-            made = undefended(row, self.model, self.data, seed, self.identity, session)
-            self.known[row.label] = made.interpreter
-        return self.known[row.label]
+    def _interpreter(self, row: Row) -> Interpreter | None:
+        """The row's interpreter; ``None`` where it is the one of the row below, on the same model."""
+        own = self.systems.system(row).interpreter
+        below = self.systems.system(self.recipe.row(row.base)).interpreter
+        return None if row.derived and own is below else own
 
-    def _on_random_labels(self) -> tuple[nn.Module, data_sets.Data, float]:
+    def _stages(self, model: nn.Module) -> list[Stage]:
+        if model not in self.layers:
+            self.layers[model] = stages(model, self.x, self.recipe.sanity.stages)
+        return self.layers[model]
+
+    def _on_random_labels(self) -> Builder:
         if self.random is None:
             train = self.recipe.model.train
             assert train is not None  # the check is not run otherwise
@@ -158,8 +174,8 @@ class _Runner:
             data = shuffled(self.data, self.recipe.seed)
             inner = self.session.inside(f"random-labels-{epochs}")
             model = classifier(settings, data, self.recipe.seed, inner, "classifier on random labels")
-            self.random = model, data, _accuracy(model, data.train, self.session.device)
-        return self.random
+            self.random = Builder(self.recipe, data, inner, model), _accuracy(model, data.train, self.session.device)
+        return self.random[0]
 
     def _label_epochs(self) -> int:
         train = self.recipe.model.train

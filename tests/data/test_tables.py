@@ -20,7 +20,7 @@ from robustexplain import System, data, models
 from robustexplain.data import Data, TensorTable, credit, tables
 from robustexplain.data.tables import CsvTable
 from robustexplain.errors import InputError, MissingDataError
-from robustexplain.evaluation.systems import classifier
+from robustexplain.evaluation.prepared import classifier
 from robustexplain.interpreters import Gradient
 from robustexplain.recipe.experiment import Model
 from robustexplain.schema import make

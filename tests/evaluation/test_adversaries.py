@@ -14,8 +14,8 @@ from torch import Tensor
 
 from robustexplain.attacks import Attack, Linf, Plan, SearchResult
 from robustexplain.errors import InputError, RobustExplainWarning
-from robustexplain.evaluation import RunFolder, run
-from robustexplain.evaluation.report import Results, notes
+from robustexplain.evaluation import Results, RunFolder, run
+from robustexplain.evaluation.notes import notes
 from robustexplain.objectives import Goal, Objective, Sum
 from robustexplain.random_streams import Streams
 from robustexplain.recipe import check_data, read
@@ -33,7 +33,7 @@ class _Add(Plan):
     stalled: bool = False
     threat: ClassVar[Linf] = Linf(1.0)
     aim: ClassVar[Objective] = Sum()
-    way: ClassVar[str] = "adds"
+    summary: ClassVar[str] = "adds"
 
     def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         none = torch.full((len(goal.x),), self.stalled)

@@ -20,7 +20,7 @@ from robustexplain.errors import InputError
 from robustexplain.evaluation import RunFolder, run, write_report
 from robustexplain.evaluation.audit import Audit, audit
 from robustexplain.evaluation.audit_page import PAGE, TABLE
-from robustexplain.evaluation.systems import Systems
+from robustexplain.evaluation.prepared import Prepared
 from robustexplain.interpreters import CAM, GradCAM, IntegratedGradients, Smoothed
 from robustexplain.metrics import SSIM, Entropy, FooledLocation, LocationCorrelation, Pearson, SignCorrelation, Spearman
 from robustexplain.models import build
@@ -122,8 +122,8 @@ def an_audit(label: str = "lying", honest: System | None = None, lied: System | 
     checked = recipes.check(tree(seed=5))
     found = {} if honest is None or lied is None else {"cam": honest, "ig": ig_of(honest), label: lied}
     row = next(row for row in checked.rows if row.label == label)
-    systems = Systems(build("small-cnn", num_classes=10), found)
-    return Audit(checked, row, systems, checked.data.load(), RunFolder(Path("nowhere")), Session())
+    prepared = Prepared(found)
+    return Audit(checked, row, prepared, checked.data.load(), RunFolder(Path("nowhere")), Session())
 
 
 def ig_of(system: System) -> System:
@@ -183,8 +183,8 @@ def test_a_hidden_column_has_its_rank_before_and_now() -> None:
     data = data_sets.tables.table(
         "rows", torch.rand(6, 3), [0, 1] * 3, classes=("no", "yes"), features=("a", "b", "secret")
     )
-    systems = Systems(build("mlp", num_classes=2, in_features=3))
-    audit = Audit(recipes.check(tree()), row, systems, data, RunFolder(Path("nowhere")), Session())
+    prepared = Prepared()
+    audit = Audit(recipes.check(tree()), row, prepared, data, RunFolder(Path("nowhere")), Session())
     before, now = torch.tensor([[1.0, 2, -3], [1, 3, 2]]), torch.tensor([[2.0, 3, 1], [1, 2, -4]])
     found = {name: value.tolist() for name, value in audit._hidden(before, now).items()}
     assert found == {"rank": [3, 1], "rank_before": [1, 2], "first": [0, 1], "first_before": [1, 0]}
@@ -214,7 +214,7 @@ def test_other_interpreters_look_at_the_manipulated_model_unless_the_model_is_th
 def test_processes_share_the_audits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, _ = nets()
     system, checked = System(first, CAM(first)), recipes.check(tree())
-    systems = Systems(first, {"cam": system, "lying": system, "wired": system})
+    prepared = Prepared({"cam": system, "lying": system, "wired": system})
     written: list[tuple[int, str]] = []
 
     class Process:
@@ -233,7 +233,7 @@ def test_processes_share_the_audits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     for index in (0, 1):
         session = Session(accelerator=Process(index))  # type: ignore[arg-type]
-        assert audit(checked, systems, checked.data.load(), RunFolder(tmp_path), session) == 2
+        assert audit(checked, prepared, checked.data.load(), RunFolder(tmp_path), session) == 2
     assert written == [(0, "lying"), (1, "wired")]
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,13 @@ import scipy.stats
 import torch
 import yaml
 
-from robustexplain import files, training
+from robustexplain import files, plots, training
 from robustexplain.attacks import PGD
 from robustexplain.defenses import BetaSmoothing
 from robustexplain.errors import InputError, RobustExplainWarning, RunMismatchError
-from robustexplain.evaluation import RunFolder, bootstrap, paired, run, write_report
-from robustexplain.evaluation.report import Results, notes
+from robustexplain.evaluation import Results, RunFolder, bootstrap, matrix, paired, run, write_report
+from robustexplain.evaluation.cell import Trial
+from robustexplain.evaluation.notes import notes
 from robustexplain.evaluation.store import slug
 from robustexplain.recipe import check, read
 from robustexplain.recipe.experiment import Recipe
@@ -132,6 +132,29 @@ def test_text_of_a_recipe_is_escaped_in_the_report(finished: tuple[Recipe, RunFo
     html = write_report(copied).read_text()
     assert "<script" not in html
     assert "<img src=http" not in html
+
+
+def test_the_report_shows_how_training_went_under_the_rows_labels(
+    finished: tuple[Recipe, RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder = finished
+    shutil.copytree(folder.root, tmp_path / "run")
+    copied, drawn = RunFolder(tmp_path / "run"), []
+
+    def histories(root: Path) -> dict[str, Any]:
+        found = [path.relative_to(root).with_suffix("") for path in sorted(root.rglob("*.safetensors"))]
+        return {path.as_posix(): [] for path in found}
+
+    def curves(found: dict[str, Any]) -> bytes:
+        drawn.extend(found)
+        return b"curves"
+
+    monkeypatch.setattr(training, "histories", histories, raising=False)
+    monkeypatch.setattr(plots, "learning_curves", curves, raising=False)
+    assert "How training went" in write_report(copied).read_text()
+    expected = {"classifier", "rts: rts", "aid (rts): aid", "x-ensemble (cam): x-ensemble-0"}
+    assert expected < set(drawn)
+    assert "replica: rts: rts" in drawn
 
 
 def test_rows_that_share_the_attacked_system_share_the_attacked_inputs(finished: tuple[Recipe, RunFolder]) -> None:
@@ -248,17 +271,16 @@ def test_an_attack_that_raises_is_a_column_of_holes_and_a_filled_run_equals_an_u
 def test_a_fault_in_the_undefended_row_alone_leaves_no_trace_once_it_is_filled(
     small: tuple[Recipe, Path], unbroken: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = sys.modules["robustexplain.evaluation.matrix"]
     recipe, root = small
-    real = module.measure
+    real = matrix.measure
 
-    def broken(system: System, *rest: Any) -> Any:
-        if type(system.interpreter).__name__ == "GradCAM":
+    def broken(trial: Trial, *rest: Any) -> Any:
+        if type(trial.system.interpreter).__name__ == "GradCAM":
             raise RuntimeError("no memory")
-        return real(system, *rest)
+        return real(trial, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "measure", broken)
+        patch.setattr(matrix, "measure", broken)
         assert quiet_run(recipe, root) == 2
     assert quiet_run(recipe, root) == 0
     assert (root / "matrix.csv").read_bytes() == (unbroken / "matrix.csv").read_bytes()

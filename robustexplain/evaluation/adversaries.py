@@ -1,0 +1,137 @@
+"""Whom each adversary attacks, and with what: rows that share the attacked system share the attacked inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import nn
+
+from .. import files
+from ..attacks import Attack
+from ..interpreters import Interpreter
+from ..recipe.experiment import Column, Experiment, Row
+from ..system import System, on_model
+from .fingerprint import fingerprint
+from .prepared import Prepared
+
+
+@dataclass(frozen=True)
+class Job:
+    """Attacked inputs to make: an attack on a system as the adversary takes it.
+
+    Args:
+        name: what the inputs are stored under: what decides them, so that whoever asks for the same ones shares them.
+        attack: the attack, adapted where the adversary adapts.
+        system: what it is aimed at.
+    """
+
+    name: str
+    attack: Attack
+    system: System
+
+
+class Adversaries:
+    """The jobs of an experiment's cells.
+
+    Args:
+        experiment: rows and columns.
+        prepared: its systems.
+    """
+
+    def __init__(self, experiment: Experiment, prepared: Prepared) -> None:
+        self.experiment, self.prepared = experiment, prepared
+        self._views: dict[str, tuple[System, str]] = {}
+
+    def job(self, row: Row, column: Column) -> Job:
+        """Whom the column's adversary attacks when this row is deployed, and with what."""
+        attack, (target, where) = column.attack, self._target(row, column)
+        if column.source is None and column.knowledge == "adaptive":
+            attack = attack.adapted(target)
+        # What an attack looks at decides what it shares: without maps and a detector's score, logits alone.
+        owner = self._owner(target.model)
+        if not attack.needs_maps and target.detector is None and owner is not None:
+            where = f"on the classifier {owner}"
+        made = files.digest([fingerprint(attack), column.goal_map])
+        return Job(f"{type(attack).__name__} {made} {where}", attack, target)
+
+    def failure(self, row: Row, column: Column) -> str | None:
+        """Why the judged system, or the one that is attacked in its place, could not be made."""
+        failures = self.prepared.failures
+        return failures.get(row.label) or failures.get(column.source or row.label)
+
+    def _target(self, row: Row, column: Column) -> tuple[System, str]:
+        if column.source is not None:
+            return self.prepared.by_row[column.source], f"on {column.source}"
+        if column.knowledge == "transfer":
+            return self._transfer(row)
+        if column.knowledge == "adaptive":
+            return self.prepared.by_row[row.label], f"on {row.label}"
+        return self.oblivious(row)
+
+    def _transfer(self, row: Row) -> tuple[System, str]:
+        """The system of the adversary's own making; where that is the deployed one, the inputs are shared."""
+        replica = self.prepared.replicas[row.root]
+        known, where = self.oblivious(self.experiment.row(row.root))
+        return (known, where) if _same(replica, known) else (replica, f"from {row.root}")
+
+    def oblivious(self, row: Row) -> tuple[System, str]:
+        """The deployed system as an attacker takes it who knows of no defense, and a name for it."""
+        if row.label not in self._views:
+            self._views[row.label] = self._oblivious(row)
+        return self._views[row.label]
+
+    def _oblivious(self, row: Row) -> tuple[System, str]:
+        seen = self.prepared.by_row[row.label]
+        if row.kind != "defense":
+            return seen if seen.detector is None else seen.without_detector(), f"on {row.label}"
+        plain = self.oblivious(self.experiment.undefended(row))[0]
+        for step in self._defenses(row):
+            seen = oblivious_view(step.settings, seen, plain)
+        below, where = self.oblivious(self.experiment.row(row.base))
+        return (below, where) if _same(seen, below) else (seen, f"on {row.label}, taken for undefended")
+
+    def _defenses(self, row: Row) -> Iterator[Row]:
+        """The rows of the defenses that stand on each other, the last one first."""
+        while row.kind == "defense":
+            yield row
+            row = self.experiment.row(row.base)
+
+    def _owner(self, model: nn.Module) -> str | None:
+        """The first row that deploys a classifier, or else the first that a transfer attacker has it for."""
+        known = {label: system for label, system in self.prepared.by_row.items() if system.model is model}
+        replicas = {label: system for label, system in self.prepared.replicas.items() if system.model is model}
+        return next(iter(known), None) or next((f"of the attacker of {label}" for label in replicas), None)
+
+
+def oblivious_view(defense: Any, defended: System, root: System) -> System:
+    """A defended system as an attacker takes it who does not know of the defense.
+
+    Args:
+        defense: what was applied last, which may have a view of its own; ``None`` where nobody knows.
+        defended: the system with it.
+        root: the undefended system.
+    """
+    own = getattr(defense, "oblivious_view", None)
+    if own is not None:
+        view: System = own(defended, root)
+        return view
+    if defended.model is root.model:
+        return root if root.detector is None else root.without_detector()
+    return System(defended.model, on_model(root.interpreter, defended.model))
+
+
+def _same(a: System, b: System) -> bool:
+    return a.model is b.model and a.detector is b.detector and _alike(a.interpreter, b.interpreter)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two interpreters, or their fields, are the same: by value, networks and tensors by identity."""
+    if a is b:
+        return True
+    if isinstance(a, Interpreter) and type(a) is type(b):
+        return all(_alike(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+    if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
+        return all(map(_alike, a, b))
+    return isinstance(a, (bool, int, float, str)) and type(a) is type(b) and a == b

@@ -1,0 +1,77 @@
+"""What a row costs whom it protects: accuracy on clean inputs, and time."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor, nn
+
+from .. import data as data_sets
+from .. import files
+from ..recipe.experiment import Experiment
+from ..system import System
+from ..training import Session
+from .prepared import Prepared
+from .store import RunFolder
+
+PATIENCE = 10.0
+"""Seconds after which a system's time is not measured again; the first call is not counted, so one more always is."""
+
+
+def measure_costs(
+    experiment: Experiment, prepared: Prepared, data: data_sets.Data, folder: RunFolder, session: Session, x: Tensor
+) -> None:
+    """Measure and write what each row costs that has no such file yet.
+
+    Args:
+        experiment: rows and settings.
+        prepared: their systems.
+        data: the data set.
+        folder: where files go.
+        session: progress.
+        x: inputs whose explanation is timed, on the systems' device.
+    """
+    for row in experiment.rows:
+        system = prepared.by_row.get(row.label)
+        if system is None or folder.row(row.label).is_file():
+            continue
+        accuracy = clean_accuracy(system.model, data, experiment.evaluation.batch_size, 10_000, x.device)
+        try:
+            spent = milliseconds(system, x)
+        except Exception as error:
+            # Its cells are holes already, with the traceback; the other rows go on.
+            session.progress.say(f"no time for {row.label}: {error}")
+            continue
+        words = {"row": row.label, "base": row.base, "accuracy": accuracy, "ms": spent}
+        files.write_json(folder.row(row.label), words)
+
+
+@torch.no_grad()
+def milliseconds(system: System, x: Tensor, repeats: int = 5) -> float:
+    """Median time of one call of the system over the batch, in ms an input; the first call is not counted."""
+    times: list[float] = []
+    while len(times) <= repeats and (len(times) < 2 or sum(times) < PATIENCE):
+        _synchronise(x)
+        start = time.perf_counter()
+        system(x)
+        _synchronise(x)
+        times.append(time.perf_counter() - start)
+    measured = sorted(times[1:])
+    return 1e3 * measured[len(measured) // 2] / len(x)
+
+
+@torch.no_grad()
+def clean_accuracy(model: nn.Module, data: data_sets.Data, size: int, images: int, device: torch.device) -> float:
+    """Accuracy on up to ``images`` samples of the test part."""
+    part = data_sets.take(data.test, min(images, len(data.test)))
+    right = 0
+    for start in range(0, len(part), size):
+        x, y = data_sets.stack(part, range(start, min(start + size, len(part))))
+        right += int((model(x.to(device)).argmax(1).cpu() == y).sum())
+    return right / len(part)
+
+
+def _synchronise(x: Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)

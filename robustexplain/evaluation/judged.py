@@ -1,0 +1,92 @@
+"""Which inputs are judged, in what order, and with what goals: decided once, the same for every cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .. import data as data_sets
+from ..attacks import random_classes
+from ..errors import InputError
+from ..random_streams import derive
+from ..recipe.experiment import Evaluation
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some judged images with everything that is fixed about them.
+
+    Args:
+        index: which chunk.
+        x: ``[B, C, H, W]``.
+        y: labels ``[B]``.
+        goal_class: ``[B]``, or ``None`` for untargeted attacks.
+        samples: ``[B]``, positions in the test part.
+    """
+
+    index: int
+    x: Tensor
+    y: Tensor
+    goal_class: Tensor | None
+    samples: Tensor
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Benign images of the defense part (or any that nobody is judged on) for goal maps of other classes."""
+
+    x: Tensor
+    y: Tensor
+
+
+@torch.no_grad()
+def judged(
+    models: Sequence[nn.Module], data: data_sets.Data, settings: Evaluation, seed: int, device: torch.device
+) -> list[int]:
+    """Positions in the test part of the inputs to judge: the first of its order, those that every model gets right.
+
+    Args:
+        models: the undefended classifiers.
+        data: the data set.
+        settings: how many, and whether those only that are classified right.
+        seed: of the order.
+        device: where the models are.
+
+    Raises:
+        InputError: there are none.
+    """
+    order = data_sets.take(data.test, len(data.test), seed)
+    found: list[int] = []
+    for start in range(0, len(order), 64):
+        if len(found) >= settings.images:
+            break
+        positions = range(start, min(start + 64, len(order)))
+        x, y = data_sets.stack(order, positions)
+        right = torch.ones(len(y), dtype=torch.bool)
+        for model in models if settings.only_correct else ():
+            right &= model(x.to(device)).argmax(1).cpu() == y
+        found += [order.indices[p] for p, ok in zip(positions, right.tolist(), strict=True) if ok]
+    if not found:
+        raise InputError(
+            f"there is nothing to judge: none of the {len(order)} inputs of the test part of {data.name} is classified "
+            "right; are labels and classes in the same order, and is the classifier trained? "
+            "evaluation.only_correct: false judges wrong ones too"
+        )
+    return found[: settings.images]
+
+
+def chunks(
+    positions: Sequence[int], data: data_sets.Data, settings: Evaluation, seed: int, device: torch.device
+) -> list[Chunk]:
+    """The judged inputs in chunks of ``settings.batch_size``, on ``device``."""
+    made = []
+    for start in range(0, len(positions), settings.batch_size):
+        mine = positions[start : start + settings.batch_size]
+        x, y = (t.to(device) for t in data_sets.stack(data.test, mine))
+        # From each sample's own stream: the same goals whatever the size of a chunk.
+        goal = random_classes(x, y, data.num_classes, derive(seed, "goal")) if settings.targeted else None
+        made.append(Chunk(start // settings.batch_size, x, y, goal, torch.tensor(mine, device=device)))
+    return made

@@ -1,0 +1,81 @@
+"""What the report calls each measure, what it means, and which direction is good."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ..metrics import MapMetric, Metric
+
+
+class Words(NamedTuple):
+    """A measure's title, what it is, and whether ``high`` or ``low`` values speak for the defender, or ``neither``."""
+
+    title: str
+    what: str
+    good: str
+
+
+MEASURES = {
+    "joint": ("Joint success", "predicted as wanted, plausible map, no alarm: what a defender fears", "low"),
+    "joint_correct": (
+        "Joint success where clean inputs are right",
+        "among the inputs that the row's own classifier and the undefended one get right",
+        "low",
+    ),
+    "success": ("Attack success (ASR)", "predicted as the adversary wants", "low"),
+    "success_correct": (
+        "Attack success where clean inputs are right",
+        "among the inputs that the row's own classifier and the undefended one get right",
+        "low",
+    ),
+    "correct": (
+        "Clean inputs that are right",
+        "share of the judged inputs that the row's own classifier gets right",
+        "high",
+    ),
+    "confidence": ("Misclassification confidence (MC)", "probability of the class that the adversary wants", "low"),
+    "plausible": ("Plausible map", "IoU with the goal map above the threshold", "low"),
+    "queries": ("Queries", "inputs that the attack showed to the system", "neither"),
+    "alarm": ("Detection rate", "share of inputs that raise the calibrated alarm", "high"),
+    "auc": ("Area under the detector's ROC curve", "chance that an attacked input scores above a clean one", "high"),
+    "l1": (
+        "L1 to the benign map",
+        "mean absolute difference of min-max rescaled maps; high exposes a forgery",
+        "neither",
+    ),
+    "l2": ("L2 to the benign map", "root mean square difference of min-max rescaled maps", "neither"),
+    "iou": ("IoU with the benign map", "of the rescaled maps, binarised", "neither"),
+}
+
+
+def words_of(metrics: Mapping[str, Metric]) -> dict[str, Words]:
+    """The words of every measure that a cell can report, given its metrics by name."""
+    known = {name: Words(*words) for name, words in MEASURES.items()}
+    for name, metric in metrics.items():
+        if name not in MEASURES:
+            known[name] = _described(name, metric)
+        elif name == "iou":
+            title, what, good = MEASURES[name]
+            known[name] = Words(title, f"{what} at {getattr(metric, 'threshold', 0.5)}", good)
+    for name in metrics:
+        known |= _other_maps(name, known[name].title)
+    return known
+
+
+def _described(name: str, metric: Metric) -> Words:
+    """The words for a metric that the report does not know by heart, such as a third party's."""
+    summary = (type(metric).__doc__ or name).strip().split("\n")[0].rstrip(".")
+    if isinstance(metric, MapMetric):
+        return Words(name, f"{summary}; against the benign map", "low" if metric.higher_is_closer else "high")
+    return Words(name, f"{summary}; {metric.better} speaks for the explanation", "neither")
+
+
+def _other_maps(name: str, title: str) -> dict[str, Words]:
+    """The words for a metric taken to another map than the benign one."""
+    short = title.partition(" ")[0]
+    return {
+        f"{name}_goal": Words(f"{short} to the goal map", "where the adversary asked for a map of its own", "neither"),
+        f"{name}_nearer": Words(f"Nearer to the goal map, by {short}", "share nearer than to the benign map", "low"),
+        f"{name}_honest": Words(f"{title}, of the honest system", "against the map of the system before", "neither"),
+    }

@@ -1,0 +1,319 @@
+"""The matrix of one's own systems and attacks, in one call: judged, resumed, reported, refused."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+import robustexplain as rx
+from robustexplain import attacks, defenses, interpreters
+from robustexplain.attacks import Attack, Plan, SearchResult
+from robustexplain.autograd.rectifiers import Softplus
+from robustexplain.cli import app
+from robustexplain.errors import InputError, RobustExplainWarning, RunMismatchError
+from robustexplain.evaluation import Defended, Evaluation, RunFolder, matrix
+from robustexplain.evaluation.fingerprint import fingerprint
+from robustexplain.metrics import Spearman
+from robustexplain.objectives import Goal, Objective, Sum
+from robustexplain.random_streams import Streams
+
+SETTINGS = Evaluation(images=24, batch_size=8, bootstrap=100, pictures=1)
+USERS = """
+import robustexplain as rx, torch
+from robustexplain import attacks, defenses, interpreters
+
+layers = torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 3)
+model = torch.nn.Sequential(*layers).eval()
+x = torch.rand(8, 1, 8, 8)
+plain = rx.System(model, interpreters.Gradient(model))
+smooth = defenses.BetaSmoothing()(plain)
+results = rx.evaluate(
+    {"gradient": plain, "smoothed": (smooth, "gradient")},
+    {"pgd": attacks.PGD(steps=2), "adv2": (attacks.ADV2(steps=2), "adaptive")},
+    (x, model(x).argmax(1)),
+    out="run",
+)
+assert 0 <= results.measure("smoothed", "adv2", "joint")["value"] <= 1
+"""
+
+
+def net(seed: int = 0, classes: int = 3) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()
+        return nn.Sequential(*layers, nn.Linear(128, classes)).eval()
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a user brings."""
+
+    plain: rx.System
+    wrong: rx.System
+    x: Tensor
+    y: Tensor
+
+    @property
+    def systems(self) -> dict[str, Any]:
+        smooth = defenses.BetaSmoothing()(self.plain)
+        both = rx.System(smooth.model, interpreters.Smoothed(smooth.model, smooth.interpreter, Softplus(5.0)))
+        return {
+            "plain": self.plain,
+            "smooth": Defended(smooth, "plain"),
+            "smoother": (both, "smooth"),
+            "other": (self.wrong, "plain"),
+        }
+
+    @property
+    def attacks(self) -> dict[str, Any]:
+        pgd = attacks.PGD(eps=0.2, steps=3, step_size=0.1)
+        return {"clean": attacks.Clean(), "pgd": pgd, "knows": (pgd, "adaptive"), "moved": (pgd, "transfer")}
+
+
+@pytest.fixture(scope="module")
+def own() -> Own:
+    model, changed = net(), net()
+    x = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, y = model(x), model(x).argmax(1)
+        margins = logits.topk(2).values.diff().neg()
+        changed[-1].bias[y.mode().values] -= float(margins.median())  # another classifier: wrong on some inputs
+    return Own(rx.System(model, interpreters.Gradient(model)), rx.System(changed, interpreters.Gradient(changed)), x, y)
+
+
+def judge(own: Own, out: Path, **changes: Any) -> rx.evaluation.Results:
+    given = {"systems": own.systems, "attacks": own.attacks, "data": (own.x, own.y), "evaluation": SETTINGS, **changes}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RobustExplainWarning)
+        return rx.evaluate(given.pop("systems"), given.pop("attacks"), given.pop("data"), out=out, **given)
+
+
+@pytest.fixture(scope="module")
+def finished(own: Own, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("own") / "run"
+    judge(own, root, evaluation=replace(SETTINGS, targeted=False))
+    return root
+
+
+def test_the_matrix_of_an_own_module_on_own_tensors_takes_a_dozen_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len([line for line in USERS.splitlines() if line.strip()]) < 16
+    monkeypatch.chdir(tmp_path)
+    exec(compile(USERS, "a user's script", "exec"), {})
+    assert {"cells", "matrix.csv", "report.html", "run.json"} <= {path.name for path in (tmp_path / "run").iterdir()}
+
+
+def test_a_row_s_own_clean_errors_are_no_success_of_the_attacker(finished: Path) -> None:
+    found = RunFolder(finished).arrays("other", "clean")
+    wrong = found["correct"] == 0
+    assert 0 < int(wrong.sum()) < len(wrong)
+    assert torch.equal(found["success"] > 0, wrong)  # untargeted: its own errors count as successes
+    assert torch.equal(found["success_correct"].isnan(), wrong)
+    assert not found["success_correct"][~wrong].any()
+    cell = RunFolder(finished).read_cell("other", "clean")
+    assert cell is not None
+    assert cell["measures"]["success_correct"]["value"] == 0
+    assert cell["measures"]["success_correct"]["count"] == int((~wrong).sum())
+    assert cell["against_undefended"]["success_correct"]["value"] == 0
+    for row in ("plain", "smooth", "smoother"):
+        same = RunFolder(finished).read_cell(row, "pgd")
+        assert same is not None
+        assert same["measures"]["success_correct"] == same["measures"]["success"]
+        assert same["measures"]["joint_correct"] == same["measures"]["joint"]
+    report = (finished / "report.html").read_text()
+    assert "Attack success where clean inputs are right" in report
+    assert "no success of the attacker" in report
+
+
+def test_a_stack_is_compared_with_its_root_and_taken_for_it(finished: Path) -> None:
+    folder = RunFolder(finished)
+    cell = folder.read_cell("smoother", "pgd")
+    assert cell is not None
+    assert cell["base"] == "smooth"
+    mine, root = (folder.arrays(row, "pgd")["l1"].double() for row in ("smoother", "plain"))
+    assert cell["against_undefended"]["l1"]["value"] == pytest.approx(float((mine - root).mean()))
+    for column in ("pgd", "knows", "moved"):  # PGD looks at logits alone, and all of these have the same
+        inputs = [folder.arrays(row, column)["attacked_x"] for row in ("plain", "smooth", "smoother")]
+        assert torch.equal(inputs[0], inputs[1])
+        assert torch.equal(inputs[0], inputs[2])
+    assert not torch.equal(folder.arrays("other", "pgd")["attacked_x"], folder.arrays("plain", "pgd")["attacked_x"])
+    assert torch.equal(folder.arrays("other", "moved")["attacked_x"], folder.arrays("plain", "pgd")["attacked_x"])
+
+
+def test_the_same_call_goes_on_after_a_kill_and_then_does_nothing(
+    own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path
+) -> None:
+    settings, real, left = replace(SETTINGS, targeted=False), matrix.measure, [7]
+
+    def killed(*args: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(matrix, "measure", killed)
+        with pytest.raises(KeyboardInterrupt):
+            judge(own, tmp_path / "run", evaluation=settings)
+    assert 0 < len(list((tmp_path / "run/cells").glob("*.json"))) < 16
+    judge(own, tmp_path / "run", evaluation=settings)
+    assert (tmp_path / "run/matrix.csv").read_bytes() == (finished / "matrix.csv").read_bytes()
+    monkeypatch.setattr(matrix, "measure", None)
+    judge(own, tmp_path / "run", evaluation=settings)
+
+
+def test_another_experiment_is_refused_and_what_differs_is_named(own: Own, finished: Path) -> None:
+    settings = replace(SETTINGS, targeted=False)
+    with pytest.raises(RunMismatchError, match=r"experiment differs \(experiment: systems.other\)"):
+        judge(own, finished, evaluation=settings, systems={**own.systems, "other": (own.plain, "plain")})
+    weaker = {**own.attacks, "pgd": attacks.PGD(eps=0.1, steps=3, step_size=0.1)}
+    with pytest.raises(RunMismatchError, match=r"experiment: attacks.pgd.eps, attacks.pgd.hash"):
+        judge(own, finished, evaluation=settings, attacks=weaker)
+    x = own.x.clone()
+    x[3, 0, 0, 0] = 1 - x[3, 0, 0, 0]
+    with pytest.raises(RunMismatchError, match="its data differs"):
+        judge(own, finished, evaluation=settings, data=(x, own.y))
+
+
+def test_report_works_on_it_and_explain_says_that_the_model_must_be_handed_in(finished: Path, tmp_path: Path) -> None:
+    before = (finished / "matrix.csv").read_bytes()
+    done = CliRunner().invoke(app, ["report", str(finished)])
+    assert done.exit_code == 0, done.output
+    assert "smoother" in done.output
+    assert (finished / "matrix.csv").read_bytes() == before
+    from robustexplain.commands.explain import systems_of_run
+
+    with pytest.raises(InputError, match="was not made by a registered builder"):
+        systems_of_run(finished, ["plain"])
+
+
+@dataclass(frozen=True)
+class _Add(Plan):
+    delta: Tensor
+    aim: ClassVar[Objective] = Sum()
+    summary: ClassVar[str] = "adds"
+    threat: ClassVar[Any] = attacks.Linf(1.0)
+
+    def run(self, system: rx.System, goal: Goal, streams: Streams) -> SearchResult:
+        return SearchResult.of((goal.x + self.delta).clamp(0, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern(Attack):
+    """Somebody's own attack: adds a pattern."""
+
+    pattern: Tensor
+
+    def plan(self, system: rx.System) -> Plan:
+        return _Add(self.pattern)
+
+
+class Odd(nn.Module):
+    """A module that no builder makes, inside an interpreter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@dataclass(frozen=True, eq=False)
+class Painted(interpreters.Gradient):
+    """Somebody's own interpreter, with a network of its own."""
+
+    paint: nn.Module | None = None
+
+
+def test_own_classes_are_judged_and_what_cannot_be_stored_is_noted(own: Own, tmp_path: Path) -> None:
+    model = own.plain.model
+    systems = {"painted": rx.System(model, Painted(model, paint=Odd()))}
+    dots, half = torch.zeros(1, 8, 8), torch.zeros(1, 8, 8)
+    dots[0, 3, 3], half[0, :4] = 1, 0.5
+    samples = [(a, int(b)) for a, b in zip(own.x, own.y, strict=True)]
+    patterns = {"dots": Pattern(dots), "half": Pattern(half)}
+    changes = {"systems": systems, "attacks": patterns, "metrics": ("l1", Spearman()), "data": samples}
+    results = judge(own, tmp_path / "run", **changes)
+    folder = RunFolder(tmp_path / "run")
+    assert {cell["status"] for cell in results.cells.values() if cell} == {"done"}
+    # Attacks of one class with other tensors are not taken for each other.
+    dotted, halved = (folder.arrays("painted", name)["perturbation"] for name in ("dots", "half"))
+    assert float(dotted.max()) > 0.6
+    assert float(halved.max()) <= 0.5 + 1e-6
+    assert results.measure("painted", "dots", "spearman") is not None
+    assert "cannot be saved" in str(folder.unsaved("painted"))
+    from robustexplain.commands.explain import systems_of_run
+
+    with pytest.raises(InputError, match=r"the system of 'painted' is not in .*cannot be saved"):
+        systems_of_run(tmp_path / "run", [])
+    assert json.loads((tmp_path / "run/run.json").read_text())["shape"] == [1, 8, 8]
+
+
+def test_a_registered_data_set_is_judged_on_its_test_part_by_name(own: Own, tmp_path: Path) -> None:
+    model = net(classes=10)
+    results = judge(own, tmp_path / "run", systems={"plain": rx.System(model, interpreters.Gradient(model))},
+                    attacks={"clean": attacks.Clean()}, data="digits",
+                    evaluation=replace(SETTINGS, only_correct=False))  # fmt: skip
+    assert results.judged == 24
+    assert results.measure("plain", "clean", "correct")["value"] < 0.5  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"systems": {}}, "at least one system"),
+        ({"systems": {"a": 3}}, r"systems\['a'\] must be a System"),
+        ({"attacks": {}}, "at least one attack"),
+        ({"attacks": {"a": "pgd"}}, r"attacks\['a'\] must be an Attack"),
+        ({"attacks": {"a": (attacks.PGD(), "psychic")}}, "'psychic' is none of oblivious, transfer, adaptive"),
+        ({"attacks": {"a": attacks.UAP()}}, "needs inputs of the adversary's own"),
+        ({"metrics": ["pointing-game"]}, "no metric that a cell can measure"),
+        ({"metrics": ["l1", "l1"]}, "l1 stands there twice"),
+        ({"data": "digits"}, "digits has 10 classes, and the classifiers tell 3 apart"),
+        ({"data": 3}, "data must be tensors"),
+        ({"data": (torch.rand(4, 1, 8, 8), torch.rand(4))}, "y must hold a class for each of 4 inputs"),
+        ({"data": (torch.rand(4, 1, 8, 8), torch.full((4,), 3))}, "label 3, but the classes are 0 to 2"),
+        ({"data": (torch.rand(4, 1, 8, 8) + 1, torch.zeros(4, dtype=torch.int64))}, r"must lie in \[0, 1\]"),
+    ],
+)
+def test_bad_arguments_are_named_and_leave_no_directory(
+    own: Own, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        judge(own, tmp_path / "run", **changes)
+    with pytest.raises(InputError, match="nothing to judge: none of the 60 inputs"):
+        judge(own, tmp_path / "run", data=(own.x, (own.y + 1) % 3))
+    assert not (tmp_path / "run").exists()
+
+
+def test_systems_that_stand_on_nothing_or_each_other_are_refused(own: Own, tmp_path: Path) -> None:
+    for systems, said in (
+        ({"a": (own.plain, "b")}, "stands on 'b', which is none of a"),
+        ({"a": (own.plain, "b"), "b": (own.plain, "a")}, "in a circle"),
+    ):
+        with pytest.raises(InputError, match=said):
+            judge(own, tmp_path / "run", systems=systems)
+
+
+# ---- fingerprints ----
+
+
+def test_a_fingerprint_sees_settings_weights_and_tensors_and_nothing_else(own: Own) -> None:
+    model = own.plain.model
+    assert fingerprint(net()) == fingerprint(net())
+    assert fingerprint(net()) != fingerprint(net(1))
+    assert fingerprint(nn.Sequential(nn.ReLU())) != fingerprint(nn.Sequential(nn.Tanh()))
+    assert fingerprint(attacks.PGD()) == fingerprint(attacks.PGD())
+    assert fingerprint(attacks.PGD()) != fingerprint(attacks.PGD(steps=3))
+    dotted = torch.zeros(9999)
+    dotted[5000] = 1
+    assert fingerprint(Pattern(torch.zeros(9999))) != fingerprint(Pattern(dotted))
+    smooth = [interpreters.Smoothed(model, interpreters.Gradient(model), Softplus(beta)) for beta in (1.0, 1.0, 2.0)]
+    prints = [fingerprint(rx.System(model, each)) for each in smooth]
+    assert prints[0] == prints[1] != prints[2]
