@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -123,7 +123,7 @@ def _rows(systems: Systems) -> tuple[dict[str, System], tuple[Row, ...]]:
         checks.evaluating(pair[0].model)
     rows = []
     for label, (system, base) in found.items():
-        kind = "interpreter" if base == label else "defense"
+        kind: Literal["interpreter", "defense"] = "interpreter" if base == label else "defense"
         rows.append(Row(label, base, type(system.interpreter).__name__, None, _root(label, found), kind))
     return {label: system for label, (system, _) in found.items()}, tuple(rows)
 
