@@ -1,4 +1,4 @@
-"""The packaged recipe of defenses that stand on each other: trained once, resumed after a kill, the same in two processes."""
+"""The packaged recipe of stacked defenses: trained once, resumed after a kill, the same in two processes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def finish(process: subprocess.Popen[bytes], out: Path) -> None:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
-    """A run in one process, killed once a few cells are there and started again; and the cells of before, with times."""
+    """A run in one process, killed once a few cells are there and started again; and those cells, with times."""
     out = tmp_path_factory.mktemp("stacked") / "killed"
     process = start(1, out)
     while process.poll() is None and len(list(out.glob("cells/*.json"))) < 5:
