@@ -18,14 +18,30 @@ from .. import files, models, plots
 from ..autograd.rectifiers import Softplus
 from ..defenses import Aggregate
 from ..errors import InputError, UnsupportedModelError
-from ..interpreters import GradCAM, Gradient, IntegratedGradients, Interpreter, InterpreterSpec, RTSTraining, Smoothed
+from ..interpreters import (
+    GradCAM,
+    Gradient,
+    IntegratedGradients,
+    Interpreter,
+    InterpreterSpec,
+    OfTransformed,
+    RTSTraining,
+    Smoothed,
+)
 from ..interpreters.base import taken
+from ..models import Transformed
 from ..registry import INTERPRETERS, Entry
 from ..training import Session, Training, cross_entropy, fit
 from .explain import read_image
 
+
+def _of_transformed(model: Transformed) -> Interpreter:
+    return OfTransformed(model, Gradient(model))
+
+
 PARTS: dict[str, Callable[[nn.Module], Interpreter]] = {
     "smoothed": lambda model: Smoothed(model, Gradient(model), Softplus(3.0)),
+    "of-transformed": lambda model: _of_transformed(Transformed(model, ["median-2"])),
     "aggregate": lambda model: Aggregate(model, (Gradient(model), GradCAM(model), IntegratedGradients(model))),
 }
 """Interpreters that are made of others: what the gallery shows of them."""

@@ -494,13 +494,13 @@ def test_an_adaptive_attack_weaker_than_an_ignorant_one_is_noted(finished: tuple
 
 def test_noise_that_does_as_well_as_an_attack_is_noted(finished: tuple[Recipe, RunFolder]) -> None:
     said = doubts(*finished, {("cam", "noise", "success"): (0.9, 0.8, 1.0), ("cam", "pgd", "success"): (0.6, 0.5, 0.7)})
-    assert "cam: random noise (noise) misleads the classifier as often as 'pgd'" in said
+    assert "cam: 'noise', a control, misleads the classifier as often as 'pgd'" in said
     assert "rts" not in said
 
 
 def test_a_search_without_a_map_gradient_is_noted(finished: tuple[Recipe, RunFolder]) -> None:
     said = doubts(*finished, {("cam", "adv2, oblivious", "zero_direction"): (0.25, 0.1, 0.4)})
-    assert said.startswith("cam / adv2, oblivious: the search found no map gradient for 25% of the images")
+    assert said.startswith("cam / adv2, oblivious: the search found no direction to go in for 25% of the images")
 
 
 def test_a_limited_run_judges_that_many_images(small: tuple[Recipe, Path]) -> None:

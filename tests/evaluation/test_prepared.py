@@ -50,6 +50,7 @@ class Shifting(Defense):
 
     needs_data: ClassVar[bool] = True
     part: ClassVar[str] = "train"
+    layer = "model"
     trained: ClassVar[list[int]] = []
 
     def hardened(self, model: nn.Module, data: Any, session: Session | None = None) -> nn.Module:

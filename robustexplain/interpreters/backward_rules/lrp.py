@@ -1,4 +1,4 @@
-"""LinearLayer-wise relevance propagation, differentiable in the input and in the weights."""
+"""Layer-wise relevance propagation, differentiable in the input and in the weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STABILISER = 1e-6
 )
 @dataclass(frozen=True, eq=False)
 class LRP(Interpreter):
-    """LinearLayer-wise relevance propagation: the logit is shared out, layer by layer, in proportion to contributions.
+    """Layer-wise relevance propagation: the logit is shared out, layer by layer, in proportion to contributions.
 
     The default is the composite epsilon + z+ (epsilon behind the convolutions, z+ in them). A batch norm behind a
     convolution is folded into it, one elsewhere is passed; activations are passed; sums (residual connections) and

@@ -103,7 +103,9 @@ def test_a_killed_one_goes_on_where_it_was(trained: models.Classifier, own: Samp
         pass
 
     class Dying(LocationFooling):
-        def batch(self, honest: Interpreter, x: Tensor, y: Tensor, moment: TrainingStep, pool: object) -> object:  # type: ignore[override]
+        def fooling_batch(  # type: ignore[override]
+            self, honest: Interpreter, x: Tensor, y: Tensor, moment: TrainingStep, pool: object
+        ) -> object:
             if moment.epoch == 3:
                 raise Killed
             return super().fooling_batch(honest, x, y, moment, pool)  # type: ignore[arg-type]
