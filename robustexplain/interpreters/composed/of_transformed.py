@@ -29,7 +29,7 @@ class OfTransformed(Wrapper):
         InputError: a model without transforms, or a ``base`` that explains another one.
     """
 
-    takes: ClassVar[tuple[Kind, ...]] = ("images",)  # type: ignore[misc]
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
