@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from ..progress import Progress, Silent
+from .precision import check_precision
 from .tracking import check_trackers
 
 
@@ -21,8 +22,13 @@ def accelerator_for(*, cpu: bool = False) -> Accelerator:
 
     Args:
         cpu: stay on the CPU, whatever the machine has.
+
+    Raises:
+        InputError: float16 on a CPU.
     """
-    return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+    accelerator = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+    check_precision(accelerator)
+    return accelerator
 
 
 @dataclass
