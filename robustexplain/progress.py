@@ -64,7 +64,7 @@ class Labelled:
 
 
 class Bars:
-    """rich's bars: name, bar, count, time taken, time left, note. Without a terminal, one line a finished piece of work."""
+    """rich's bars: name, bar, count, time taken, time left, note. Without a terminal, a line for each finished task."""
 
     def __init__(self) -> None:
         from rich.console import Console

@@ -106,6 +106,7 @@ class _Loop:
             prepared(session.accelerator, self.module, self.optimizer) as (wrapped, optimizer),
             torch.enable_grad(),
         ):
+            self.take(path)
             start = self.restore(path)
             if start == 0:
                 self.select()
@@ -133,9 +134,7 @@ class _Loop:
         if len(self.history) > start:
             session.progress.say(closing_line(self.task.name, self.history, self.selection))
 
-    def epoch(
-        self, wrapped: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, advance: Advance
-    ) -> float:
+    def epoch(self, wrapped: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, advance: Advance) -> float:
         """One pass over the data; the mean loss."""
         accelerator, device, batches = self.session.accelerator, self.session.device, self.batches
         wrapped.train(not self.task.evaluating)
@@ -206,6 +205,19 @@ class _Loop:
         if path is not None and accelerator.is_main_process:
             self._checkpoint.write(path, self.history)
         accelerator.wait_for_everyone()
+
+    def take(self, path: Path | None) -> None:
+        """Copy the checkpoint of this same training from another run, where there is one and none here."""
+        session = self.session
+        if session.shelf is None or path is None or path.is_file() or self.task.identity is None:
+            return
+        # Every process has looked before the main one writes.
+        session.accelerator.wait_for_everyone()
+        if session.accelerator.is_main_process:
+            source = session.shelf.take(self.stamp, session.accelerator.mixed_precision, path)
+            if source is not None:
+                session.progress.say(f"{self.task.name}: taken from {source}")
+        session.accelerator.wait_for_everyone()
 
     def restore(self, path: Path | None) -> int:
         """Load a checkpoint of this same training; the number of epochs it has behind it."""

@@ -23,7 +23,7 @@ def check_precision(accelerator: Accelerator) -> None:
     """
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise InputError(
-            "mixed precision 'fp16' needs a GPU, and this process has a CPU; launch it with --mixed_precision bf16 or no"
+            "mixed precision 'fp16' needs a GPU, and this process has none; launch it with --mixed_precision bf16 or no"
         )
 
 
