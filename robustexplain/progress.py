@@ -90,8 +90,9 @@ class Bars:
             handle = bars.add_task(name, total=total, completed=done, note="")
 
             def advance(steps: int, /, *, note: str = "") -> None:
-                # Without a note the last one stays.
-                bars.update(handle, advance=steps, **({"note": note} if note else {}))
+                if note:  # otherwise the last one stays
+                    bars.update(handle, note=note)
+                bars.advance(handle, steps)
 
             yield advance
 

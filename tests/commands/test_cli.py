@@ -306,6 +306,7 @@ def test_bad_options_of_run_are_refused(words: list[str], expected: str, cli: Ca
 def test_run_tells_trackers_and_takes_trainings_from_another_run(cli: Call, finished: Path) -> None:
     pytest.importorskip("tensorboard")
     words = ["run", TINY, *SMALLER, "--seed", 7, "--device", "cpu", "--limit", 2, "--set", "attacks=[clean]"]
+    words += ["--set", "interpreters=[cam]", "--set", "defenses=[]"]
     code, _, said = cli(*words, "--out", "a", "--track", "tensorboard")
     assert code == 0
     assert "classifier: 1 epoch, loss" in said

@@ -108,15 +108,16 @@ def test_balanced_classes_weigh_as_scikit_learn_says() -> None:
         torch.testing.assert_close(found[name], (-0.1 * p.grad).double(), rtol=1e-3, atol=2e-7)
 
 
-def test_layers_of_a_classifier_are_called_as_in_its_network_also_when_it_is_hardened() -> None:
+def test_adversarial_training_freezes_parts_too() -> None:
     model = models.build("small-cnn", num_classes=3, in_channels=1)
     x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    first = next(name for name, _ in model.net.named_children())
-    settings = Training(epochs=1, batch_size=6, freeze=(first,), lr_factors={"head": 0.5}, class_weights="balanced")
+    settings = Training(
+        epochs=1, batch_size=6, freeze=("net.features",), lr_factors={"net.head": 0.5}, class_weights="balanced"
+    )
     defense = AdversarialTraining(attack=PGD(0.05, steps=1), training=settings)
     found = defense.hardened(model.eval(), TensorDataset(x, torch.arange(12) % 3), Session())
     same = {name: torch.equal(value, model.state_dict()[name]) for name, value in found.state_dict().items()}
-    assert all(kept for name, kept in same.items() if name.startswith(f"net.{first}."))
+    assert all(kept for name, kept in same.items() if name.startswith("net.features."))
     assert not same["net.head.weight"]
 
 

@@ -69,7 +69,7 @@ def test_training_begins_with_the_weights_that_the_other_one_ended_with(
 def test_the_weights_to_start_from_decide_the_result_and_not_where_they_stand(
     model: nn.Module, samples: TensorDataset, saved: tuple[RTS, Path], tmp_path: Path
 ) -> None:
-    rts, folder = saved
+    folder = saved[1]
     session = Session(folder=tmp_path)
     first = train_rts(model, samples, replace(SETTINGS, start=str(folder / "system")), session=session)
     again = train_rts(model, samples, replace(SETTINGS, start=str(folder / "bare.safetensors")), session=session)
@@ -82,7 +82,7 @@ def test_the_weights_to_start_from_decide_the_result_and_not_where_they_stand(
     ("change", "message"),
     [
         ({"width": 6}, r"RTSTraining.start must hold a masker of this width, .* is \[4, .*expected \[6"),
-        ({"levels": 1}, r"RTSTraining.start must hold .*unexpected keys"),
+        ({"levels": 1}, r"RTSTraining.start must hold .*lateral.0.weight is \[4, 32, 1, 1\], expected \[4, 64"),
     ],
 )
 def test_a_masker_of_other_shapes_is_refused(
@@ -100,5 +100,5 @@ def test_a_file_without_a_masker_is_refused_and_one_that_is_not_there_before_any
         train_rts(model, samples, replace(SETTINGS, start=str(tmp_path / "model.safetensors")))
     tree = {"name": "t", "data": {"name": "digits", "size": 16}, "model": {"name": "small-cnn", "train": {}},
             "interpreters": [{"name": "rts", "start": "nowhere.safetensors"}], "attacks": ["clean"]}  # fmt: skip
-    with pytest.raises(MissingDataError, match="interpreters: 'rts': RTSTraining.start: no file at 'nowhere.safet"):
+    with pytest.raises(MissingDataError, match=r"interpreters: 'rts': RTSTraining.start: no file at 'nowhere.safet"):
         check_data(check(tree))
