@@ -64,7 +64,7 @@ class Labelled:
 
 
 class Bars:
-    """rich's bars: name, bar, count, time taken, time left, note. Without a terminal, a line for each finished task."""
+    """rich's bars: name, note, bar, count, time taken, time left. Without a terminal, a line for each finished task."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -84,14 +84,13 @@ class Bars:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
         )
         with Rich(*columns, console=self.console) as bars:
-            handle = bars.add_task(name, total=total, completed=done, note="")
+            handle = bars.add_task(name, total=total, completed=done)
 
             def advance(steps: int, /, *, note: str = "") -> None:
-                if note:  # otherwise the last one stays
-                    bars.update(handle, note=note)
+                if note:  # otherwise the last one stays; a column of its own leaves no room in 80 characters
+                    bars.update(handle, description=f"{name}  {note}")
                 bars.advance(handle, steps)
 
             yield advance
