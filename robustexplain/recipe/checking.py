@@ -92,9 +92,10 @@ def members_of(row: Row) -> tuple[InterpreterSpec, ...]:
 
 
 def _installable(recipe: Recipe) -> list[tuple[str, Any]]:
-    """Attacks and metrics that need more than this package, and can say whether it is there: ``ready()`` raises."""
+    """What needs more than this package, and can say whether it is there: ``ready()`` raises."""
     named = [(f"attacks: {column.label!r}", column.attack) for column in recipe.columns]
     named += [(f"metrics: {name!r}", metric) for name, metric in recipe.metrics.items()]
+    named += [(f"interpreters: {row.label!r}", row.settings) for row in recipe.rows if row.kind == "interpreter"]
     seen: dict[Any, str] = {}
     for label, component in named:
         if hasattr(component, "ready"):

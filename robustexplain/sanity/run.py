@@ -78,7 +78,7 @@ def run_sanity(recipe: Recipe, out: str | Path, session: Session, checks: Sequen
     folder = RunFolder(Path(out))
     data = check_data(recipe)
     if session.accelerator.is_main_process:
-        folder.open(recipe, data.digest, data.features, data.shape)
+        folder.open(recipe, data.digest, data.features, data.shape, session.accelerator.mixed_precision)
     session.accelerator.wait_for_everyone()
     session.folder = folder.training
     wanted = [c for c in CHECKS if not checks or c in checks]

@@ -16,6 +16,7 @@ import pytest
 import scipy.stats
 import torch
 import yaml
+from accelerate import Accelerator
 
 from robustexplain import files, plots, training
 from robustexplain.attacks import PGD
@@ -28,6 +29,7 @@ from robustexplain.evaluation.store import slug
 from robustexplain.recipe import check, read
 from robustexplain.recipe.experiment import Recipe
 from robustexplain.system import System
+from robustexplain.training import Session
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 SMALL = [  # two rows and two columns of the tiny recipe
@@ -344,6 +346,51 @@ def test_the_directory_of_another_experiment_is_refused_and_what_differs_is_name
     with pytest.raises(RunMismatchError, match=named):
         run(read(TINY, [change]), folder.root)
     assert stamps(folder.root, ".") == before
+
+
+def test_the_precision_of_a_run_is_kept_shown_and_the_same_when_it_goes_on(
+    finished: tuple[Recipe, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, folder = finished
+    assert json.loads((folder.root / "run.json").read_text())["precision"] == "no"
+    assert "mixed precision no;" in (folder.root / "report.html").read_text()
+    monkeypatch.setattr(Accelerator, "mixed_precision", property(lambda self: "bf16"))
+    with pytest.raises(RunMismatchError, match="made with mixed precision 'no', and this process has 'bf16'; launch"):
+        run(recipe, folder.root)
+
+
+def test_a_run_takes_the_trainings_that_are_the_same_from_another_one_and_makes_the_others(
+    finished: tuple[Recipe, RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder = finished
+    names: list[str] = []
+
+    def counted(self: Any, *given: Any) -> float:
+        names.append(self.task.name)
+        return float(epoch(self, *given))
+
+    epoch = training.loop._Loop.epoch
+    monkeypatch.setattr(training.loop._Loop, "epoch", counted)
+    changes = ["interpreters[1].label=masks", "defenses=[{name: aid, of: masks, attack: {eps: 0.1, steps: 2}, "
+               "training: {epochs: 1, micro_batch: 32}}]", "attacks=[clean]"]  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RobustExplainWarning)
+        assert run(read(TINY, changes), tmp_path / "b", Session(reuse=(folder.root,))) == 0
+    assert names == ["aid"], "its attack is another one; classifier and masks are the same"
+    taken = [path.relative_to(folder.training) for path in folder.training.rglob("rts.safetensors")]
+    (made,) = (tmp_path / "b/training").rglob("rts.safetensors")
+    assert made.read_bytes() in [(folder.training / path).read_bytes() for path in taken]
+
+
+def test_a_run_of_other_data_or_none_is_not_reused_and_no_directory_is_claimed(
+    finished: tuple[Recipe, RunFolder], tmp_path: Path
+) -> None:
+    _, folder = finished
+    with pytest.raises(RunMismatchError, match="can be reused: its data differ"):
+        run(read(TINY, ["data.seed=1"]), tmp_path / "b", Session(reuse=(folder.root,)))
+    with pytest.raises(InputError, match="is no run directory"):
+        run(read(TINY), tmp_path / "b", Session(reuse=(tmp_path,)))
+    assert not (tmp_path / "b").exists()
 
 
 def test_other_data_under_the_same_recipe_are_refused(finished: tuple[Recipe, RunFolder]) -> None:

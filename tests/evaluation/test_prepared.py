@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from robustexplain.evaluation.prepared import Builder, prepare
 from robustexplain.evaluation.results import Results
 from robustexplain.interpreters import RTS, GradCAM, Gradient
 from robustexplain.models import build
+from robustexplain.progress import Advance
 from robustexplain.recipe import check
 from robustexplain.recipe.experiment import Column, Recipe, Row
 from robustexplain.registry import DEFENSES
@@ -252,11 +253,11 @@ class Listed:
 
     tasks: list[tuple[str, int, int]]
 
-    def task(self, name: str, total: int, done: int = 0) -> AbstractContextManager[Callable[[int], None]]:
+    def task(self, name: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
         @contextmanager
-        def shown() -> Iterator[Callable[[int], None]]:
+        def shown() -> Iterator[Advance]:
             steps: list[int] = []
-            yield steps.append
+            yield lambda step, /, *, note="": steps.append(step)
             self.tasks.append((name, total, done + sum(steps)))
 
         return shown()

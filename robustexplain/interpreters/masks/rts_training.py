@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from ... import maps
 from ...autograd.straight_through import straight_through
 from ...fields import Count, NonNegative, check_fields
+from ...files import digest_tensors
 from ...random_streams import Streams
 from ...registry import INTERPRETERS
 from ...training import Samples, Session, Training, TrainingStep, fit, frozen
 from .rts import RTS, MaskingModel, MaskObjective
+from .start import load_start, start_file
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class RTSTraining:
             classifying while it learns to feed the U-Net; 0 freezes the encoder.
         width: channels of the U-Net.
         levels: how many of the encoder's coarsest grids the U-Net uses.
+        start: begin with the weights of a masker saved before, encoder and U-Net: the folder of a saved system, a
+            checkpoint, or a file of its state dict; of the same width, levels and classifier. Default random weights
+            around a copy of the classifier.
     """
 
     objective: MaskObjective = field(default_factory=MaskObjective)
@@ -35,9 +40,19 @@ class RTSTraining:
     encoder_weight: NonNegative = 0.0
     width: Count = 24
     levels: Count = 3
+    start: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    def ready(self) -> None:
+        """Look for the file to start from, before anything is trained.
+
+        Raises:
+            MissingDataError: no such file.
+        """
+        if self.start is not None:
+            start_file(self.start)
 
 
 def new_masker(model: nn.Module, x: Tensor, settings: RTSTraining, seed: int) -> MaskingModel:
@@ -84,10 +99,19 @@ def train_rts(
         seed: of the initial weights, the order and the noise.
         session: accelerator, checkpoints, progress.
         identity: hash of model and data, for the checkpoint.
+
+    Raises:
+        MissingDataError: no file to start from.
+        FieldError: one that holds no masker, or one of another width, other levels or another classifier.
     """
     settings, session = settings or RTSTraining(), session or Session()
     model = model.to(session.device)
     masker = new_masker(model, data[0][0][None].to(session.device), settings, seed)
+    known: list[object] = [identity, asdict(replace(settings, start=None))]
+    if settings.start is not None:
+        load_start(masker, settings.start)
+        # The weights count, wherever they stand.
+        known.append(digest_tensors(masker.state_dict()))
 
     def loss(module: nn.Module, x: Tensor, y: Tensor, moment: TrainingStep) -> Tensor:
         mask, encoder_logits = module(x, y)
@@ -95,8 +119,7 @@ def train_rts(
         return mask_loss(model, settings.objective, settings.encoder_weight, x, y, mask, encoder_logits, streams)
 
     with frozen(model):
-        fit(masker, loss, data, settings.training, name="rts", seed=seed, session=session,
-            identity=[identity, asdict(settings)])  # fmt: skip
+        fit(masker, loss, data, settings.training, name="rts", seed=seed, session=session, identity=known)
     return RTS(model, masker.requires_grad_(False))
 
 
