@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from robustexplain import data as data_sets
 from robustexplain.attacks import ADV2, PGD, Clean, DeepFool
+from robustexplain.attacks.adaptive import Adaptation
 from robustexplain.defenses import AggregatedInterpreter, BetaSmoothing, Defense, FeatureSqueezing
 from robustexplain.errors import InputError
 from robustexplain.evaluation import RunFolder, run
@@ -174,7 +175,7 @@ def jobs(adversaries: Adversaries, column: Column, *labels: str) -> list[str]:
 
 
 def test_two_detectors_do_not_share_one_adaptive_attack(many: Adversaries) -> None:
-    for attack in (PGD(steps=2), PGD(steps=2, evade=1.0), DeepFool(), ADV2(steps=2)):
+    for attack in (PGD(steps=2), PGD(steps=2, adapt=Adaptation(evade=1.0)), DeepFool(), ADV2(steps=2)):
         names = jobs(many, Column("knows", attack, "adaptive"), "gradient", "squeezed", "squeezed-2")
         assert len(set(names)) == 3, attack
     one, other = (
