@@ -135,5 +135,8 @@ DETECTORS = Registry("detector", ("robustexplain.defenses.detection",))
 
 ALL: dict[str, Registry] = {
     f"{r.kind}s": r
-    for r in (MODELS, DATASETS, INTERPRETERS, OBJECTIVES, METRICS, ATTACKS, MANIPULATIONS, DEFENSES, DETECTORS)
+    for r in (
+        *(MODELS, DATASETS, INTERPRETERS, OBJECTIVES, METRICS, ATTACKS, MANIPULATIONS, DEFENSES, DETECTORS),
+        TRANSFORMS,
+    )
 }

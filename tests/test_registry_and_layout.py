@@ -101,6 +101,18 @@ def test_entry_points_of_other_packages_are_found_but_do_not_replace(monkeypatch
     assert asked == ["robustexplain.things"]
 
 
+def test_an_entry_point_keeps_what_the_decorator_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading an entry point imports its module, whose decorator has registered the class by then, with its paper."""
+    things = Registry("thing", ())
+
+    class Decorated(Point):
+        def load(self) -> object:
+            return things.register("theirs", paper="Someone 2020", needs=("data",))(thing)
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Decorated("theirs", thing)])
+    assert (things.get("theirs").paper, things.get("theirs").needs) == ("Someone 2020", ("data",))
+
+
 def test_an_entry_point_makes_an_interpreter_that_everything_can_name(monkeypatch: pytest.MonkeyPatch) -> None:
     from robustexplain.interpreters import Gradient
 
