@@ -136,6 +136,11 @@ class System:
                 "model (or say stale_detector=True, as manipulations do)"
             )
 
+    def __repr__(self) -> str:
+        # Each part's own would print the network again.
+        parts = [type(part).__name__ for part in (self.model, self.interpreter, self.detector) if part is not None]
+        return f"System({', '.join(parts)}; inputs={self.inputs!r}, defenses={self.defenses!r})"
+
     def __call__(self, x: Tensor, target: Tensor | None = None) -> Explained:
         """Classify, explain and, where there is a detector, score ``x`` ``[B, C, H, W]`` in ``[0, 1]``.
 

@@ -203,6 +203,11 @@ def test_bad_devices_and_dtypes_are_refused(tiny_model: nn.Module) -> None:
     assert system.to().model is tiny_model
 
 
+def test_a_system_prints_in_one_line(tiny_model: nn.Module) -> None:
+    shown = repr(System(tiny_model, Gradient(tiny_model), defenses=("aid",)))
+    assert shown == f"System({type(tiny_model).__name__}, Gradient; inputs=None, defenses=('aid',))"
+
+
 def test_a_dtype_alone_will_do_as_in_torch(tiny_model: nn.Module, grey: Tensor) -> None:
     model = copy.deepcopy(tiny_model)
     wide = System(model, Gradient(model)).to(torch.float64)

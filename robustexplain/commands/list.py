@@ -108,7 +108,7 @@ _ABOUT = {
     "manipulations": "Make systems that deceive: the adversary owns the model, and no input is touched.",
     "defenses": "Make a system harder to deceive.",
     "detectors": "Part of a system: they give each input a score, and an alarm where it is above a threshold.",
-    "transforms": "Stand in front of a classifier (`input-transform`), or are what a detector looks through; made by name.",
+    "transforms": "Stand in front of a classifier (`input-transform`), or are what a detector looks through.",
     "interpreters": "Say which parts of an input a prediction rests on.",
     "metrics": "A number per sample.",
     "objectives": "What an adversary, or a defense in training, wants of logits and maps.",
