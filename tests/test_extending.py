@@ -6,9 +6,11 @@ import inspect
 import re
 import sys
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -26,9 +28,10 @@ from robustexplain.fields import Count
 from robustexplain.interpreters import Explanation, GradCAM, Interpreter
 from robustexplain.models import Classifier
 from robustexplain.recipe import check, read
-from robustexplain.registry import ATTACKS, INTERPRETERS, Registry
+from robustexplain.registry import ATTACKS, INTERPRETERS, TRANSFORMS, Registry
 from robustexplain.system import System
 from robustexplain.training import Training
+from robustexplain.transforms import Transform, transform
 
 TINY = Path(__file__).parent / "tiny.yaml"
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -167,6 +170,59 @@ def test_they_run_in_a_recipe_beside_the_built_in_ones(tmp_path: Path) -> None:
     html = (tmp_path / "run" / "report.html").read_text()
     assert "blinding, adaptive" in html
     assert "How far the map&#39;s largest value moved" in html
+
+
+class Careless(Transform):
+    """The image itself; takes no number."""
+
+    def __init__(self) -> None:
+        super().__init__("careless")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_a_transform_without_numbers_goes_by_its_name() -> None:
+    with pytest.raises(InputError, match=r"unknown transform 'careless'; expected one of bit-depth-BITS"):
+        transform("careless")
+    TRANSFORMS.register("careless")(Careless)
+    assert isinstance(transform("careless"), Careless)
+    for name in ("careless-2", "jpeg"):
+        with pytest.raises(InputError, match=rf"unknown transform '{name}'; expected one of .*careless"):
+            transform(name)
+
+
+@pytest.mark.parametrize(
+    "module,cls,method,gives,said",
+    [
+        ("my_attack", "Blinding", "plan", None, "Blinding.plan must give a Plan, such as a Search, got None"),
+        ("my_detector", "Unsure", "_fit", None, "Unsure._fit must give a Detector, got NoneType"),
+        ("my_detector", "Unsure", "_defend", None, "Unsure must give a System, got NoneType"),
+        (
+            "my_detector",
+            "UnsureDetector",
+            "score",
+            torch.zeros(1, 3),
+            r"score must give a number a sample, \[20\], got",
+        ),
+        ("my_hardening", "NoiseTraining", "_harden", None, "NoiseTraining._harden must give a model, got NoneType"),
+        ("my_metric", "PeakShift", "_compare", torch.tensor(1.0), r"must give a number a sample, \[2\], got \[\]"),
+    ],
+)
+def test_what_does_not_give_what_it_must_is_named(
+    module: str, cls: str, method: str, gives: Any, said: str,
+    modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tiny_model: Classifier, grey: Tensor,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(getattr(modules[module], cls), method, lambda *_: gives)
+    system, few = rx.System(tiny_model, GradCAM(tiny_model)), [(grey[i % 5] * (1 - i / 40), 0) for i in range(20)]
+    uses: dict[str, Callable[[], object]] = {
+        "my_attack": lambda: modules["my_attack"].Blinding()(system, grey, torch.zeros(5, dtype=torch.int64)),
+        "my_detector": lambda: modules["my_detector"].Unsure()(system, few),
+        "my_hardening": lambda: modules["my_hardening"].NoiseTraining()(system, few),
+        "my_metric": lambda: modules["my_metric"].PeakShift()(grey[:2, 0], grey[:2, 0]),
+    }
+    with pytest.raises(InputError, match=said):
+        uses[module]()
 
 
 def test_a_name_that_is_taken_is_refused() -> None:

@@ -271,6 +271,15 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
 
 
+def test_nothing_is_taken_from_typing_that_python_3_10_does_not_have() -> None:
+    later = {"LiteralString", "Never", "NotRequired", "Required", "Self", "TypeVarTuple", "Unpack", "assert_never"}
+    later |= {"assert_type", "dataclass_transform", "override", "reveal_type"}
+    for module, path in sources().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "typing":
+                assert not later & {name.name for name in node.names}, f"{module}: take it from typing_extensions"
+
+
 def test_the_package_itself_imports_nothing_of_its_own_at_run_time() -> None:
     tree = ast.parse((HERE / "__init__.py").read_text(encoding="utf-8"))
     tree.body = [
