@@ -6,11 +6,12 @@ import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, ClassVar, Self, final
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Self
 
 from robustexplain import checks
 from robustexplain.checks import Kind
@@ -113,7 +114,10 @@ class Attack(ABC):
         goal = self._goal(system, x.detach(), y, goal_class, goal_map)
         streams = Streams.of(goal.x, self.seed, type(self).__name__)
         with torch.enable_grad():
-            found = self.plan(system).run(system, goal, streams)
+            plan = self.plan(system)
+            if not isinstance(plan, Plan):
+                raise InputError(f"{type(self).__name__}.plan must give a Plan, such as a Search, got {plan!r:.80}")
+            found = plan.run(system, goal, streams)
         with torch.no_grad():
             logits = system.model(found.x)
         success = ~hit(logits, goal.label) if self.keeps_prediction else hit(logits, goal.label, goal.goal_class)

@@ -72,7 +72,10 @@ class Defense(ABC):
         if self.needs_data and (data is None or len(data) == 0):
             raise InputError(f"{type(self).__name__} trains, and needs data: samples that nobody is judged on")
         self._in_order(system)
-        return replace(self._defend(system, data, session or Session()), defenses=(*system.defenses, self.name))
+        defended = self._defend(system, data, session or Session())
+        if not isinstance(defended, System):
+            raise InputError(f"{type(self).__name__} must give a System, got {type(defended).__name__}")
+        return replace(defended, defenses=(*system.defenses, self.name))
 
     @abstractmethod
     def _defend(self, system: System, data: Samples | None, session: Session) -> System:

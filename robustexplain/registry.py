@@ -105,8 +105,10 @@ class Registry:
         for home in self.homes:
             importlib.import_module(home)
         for point in entry_points(group=f"robustexplain.{self.kind}s"):
+            build = point.load()
+            # The decorator on the class has said more than the entry point does.
             if point.name not in self._entries:
-                self.register(point.name)(point.load())
+                self.register(point.name)(build)
 
 
 MODELS = Registry("model", ("robustexplain.models",))
@@ -133,5 +135,8 @@ DETECTORS = Registry("detector", ("robustexplain.defenses.detection",))
 
 ALL: dict[str, Registry] = {
     f"{r.kind}s": r
-    for r in (MODELS, DATASETS, INTERPRETERS, OBJECTIVES, METRICS, ATTACKS, MANIPULATIONS, DEFENSES, DETECTORS)
+    for r in (
+        *(MODELS, DATASETS, INTERPRETERS, OBJECTIVES, METRICS, ATTACKS, MANIPULATIONS, DEFENSES, DETECTORS),
+        TRANSFORMS,
+    )
 }

@@ -136,6 +136,11 @@ class System:
                 "model (or say stale_detector=True, as manipulations do)"
             )
 
+    def __repr__(self) -> str:
+        # Each part's own would print the network again.
+        parts = [type(part).__name__ for part in (self.model, self.interpreter, self.detector) if part is not None]
+        return f"System({', '.join(parts)}; inputs={self.inputs!r}, defenses={self.defenses!r})"
+
     def __call__(self, x: Tensor, target: Tensor | None = None) -> Explained:
         """Classify, explain and, where there is a detector, score ``x`` ``[B, C, H, W]`` in ``[0, 1]``.
 
@@ -180,7 +185,7 @@ class System:
         like = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
         return self.inputs.read(image).to(like.device, like.dtype)
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> System:
+    def to(self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None) -> System:
         """The same on another device, or in another floating-point dtype, with every part.
 
         As in torch, modules are moved *in place* (the model, networks of the interpreter and of the detector), and
@@ -188,12 +193,16 @@ class System:
         dtype that rounds.
 
         Args:
-            device: as ``torch.device`` takes it; ``None`` leaves every part where it is.
+            device: as ``torch.device`` takes it; ``None`` leaves every part where it is. A dtype alone will do as well.
             dtype: such as ``torch.bfloat16``; integers keep theirs.
 
         Raises:
             InputError: no such device, or no floating-point dtype.
         """
+        if isinstance(device, torch.dtype):
+            if dtype is not None:
+                raise InputError(f"to takes a device and a dtype, got the dtypes {device} and {dtype}")
+            device, dtype = None, device
         return moved(self, device, dtype)
 
     def recalibrated(self, x: Tensor, false_alarms: float = 0.05, batch_size: int = 64) -> System:

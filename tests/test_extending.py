@@ -1,68 +1,43 @@
-"""A user's own attack, interpreter and metric: a few lines each, and they are listed, named in recipes and run."""
+"""A user's own components, as docs/extending.md writes them: a short file each, listed, named in recipes and run."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import re
+import sys
+import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustexplain.attacks import Attack, Linf, Plan, Search, SignStep, Stage
+import robustexplain as rx
+from robustexplain import registry
 from robustexplain.commands.list import markdown, rows_of
+from robustexplain.data import Data
+from robustexplain.defenses import InputTransform
 from robustexplain.errors import InputError
 from robustexplain.evaluation import RunFolder, run
-from robustexplain.fields import Count, Eps, NonNegative, Positive
-from robustexplain.interpreters import Explanation, Interpreter
-from robustexplain.metrics import MapMetric
-from robustexplain.objectives import Goal, Misclassify, Objective, Observation
+from robustexplain.fields import Count
+from robustexplain.interpreters import Explanation, GradCAM, Interpreter
+from robustexplain.models import Classifier
 from robustexplain.recipe import check, read
-from robustexplain.registry import ATTACKS, INTERPRETERS, METRICS
+from robustexplain.registry import ATTACKS, INTERPRETERS, TRANSFORMS, Registry
 from robustexplain.system import System
+from robustexplain.training import Training
+from robustexplain.transforms import Transform, transform
 
 TINY = Path(__file__).parent / "tiny.yaml"
-
-
-# ---- what the user writes ----
-
-
-@dataclass(frozen=True)
-class Blind(Objective):
-    """Empty the map: the mean of its squares."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
-    constraint: ClassVar[bool] = False
-
-    def loss(self, seen: Observation, goal: Goal) -> Tensor:
-        assert seen.maps is not None
-        return seen.maps.square().flatten(1).mean(1)
-
-
-@dataclass(frozen=True)
-class Blinding(Attack):
-    """Misclassify, and empty the map.
-
-    Args:
-        eps: radius of the ball.
-        steps: iterations.
-        weight: of the map's loss.
-    """
-
-    eps: Eps = 8 / 255
-    steps: Count = 20
-    step_size: Positive = 2 / 255
-    weight: NonNegative = 1.0
-
-    needs_maps: ClassVar[bool] = True
-
-    def plan(self, system: System) -> Plan:
-        stage = Stage(Misclassify() + self.weight * Blind(), self.steps, SignStep(self.step_size))
-        return Search(Linf(self.eps), (stage,))
+PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"^```python\n# (\w+)\.py\n(.*?)^```", PAGE, flags=re.M | re.S))
+"""The files of the page by the names of their modules; ``go`` runs the recipe."""
+REGISTRIES = [value for value in vars(registry).values() if isinstance(value, Registry)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,53 +56,84 @@ class Occlusion(Interpreter):
         return Explanation(logits, torch.cat(falls, 1).reshape(-1, self.grid, self.grid))
 
 
-@dataclass(frozen=True)
-class PeakShift(MapMetric):
-    """How far the map's largest value moved, in pixels."""
-
-    higher_is_closer: ClassVar[bool] = False
-
-    def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
-        width = maps.shape[-1]
-        a, b = maps.flatten(1).argmax(1), reference.flatten(1).argmax(1)
-        return torch.hypot((a // width - b // width).float(), (a % width - b % width).float())
-
-
-# ---- what the user gets ----
-
-
 @pytest.fixture(autouse=True)
-def registered() -> Iterator[None]:
-    """The three under their names, for the length of a test."""
-    mine = [
-        (ATTACKS, "blinding", Blinding),
-        (INTERPRETERS, "grey-patches", Occlusion),
-        (METRICS, "peak-shift", PeakShift),
-    ]
-    for registry, name, cls in mine:
-        registry.register(name, paper="The user 2026", needs=("courage",))(cls)
-    yield
-    for registry, name, _ in mine:
-        del registry._entries[name]
+def modules(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
+    """The page's modules, and what they register, for the length of a test."""
+    for each in REGISTRIES:
+        list(each)  # what comes with the package is there first
+        monkeypatch.setattr(each, "_entries", dict(each._entries))
+    made = {}
+    for name in FILES.keys() - {"go"}:
+        made[name] = types.ModuleType(name)
+        monkeypatch.setitem(sys.modules, name, made[name])
+        exec(compile(FILES[name], f"{name}.py", "exec"), made[name].__dict__)
+    INTERPRETERS.register("grey-patches", paper="The user 2026", needs=("courage",))(Occlusion)
+    return made
 
 
 def test_each_takes_fewer_than_forty_lines() -> None:
-    for classes in ((Blind, Blinding), (Occlusion,), (PeakShift,)):
-        assert sum(len(inspect.getsource(cls).splitlines()) for cls in classes) < 40
+    assert len(FILES) == 6
+    assert all(len(text.splitlines()) < 40 for text in FILES.values())
+    assert len(inspect.getsource(Occlusion).splitlines()) < 40
+
+
+@pytest.mark.filterwarnings("ignore::robustexplain.errors.RobustExplainWarning")
+def test_the_page_runs_its_recipe_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, flags=re.M | re.S)
+    quick = text.replace("size: 16", "size: 16, fractions: [0.15, 0.1, 0.75]").replace(
+        "images: 8", "images: 4, bootstrap: 50, pictures: 1"
+    )
+    (tmp_path / "mine.yaml").write_text(quick)
+    monkeypatch.chdir(tmp_path)
+    said: dict[str, int] = {}
+    exec(compile(FILES["go"], "go.py", "exec"), said)
+    assert said["failed"] == 0
+    folder = RunFolder(tmp_path / "runs" / "mine")
+    watched = System.load(folder.system("unsure (gamma)"))
+    assert watched.defenses == ("noise-training", "input-transform", "unsure")
+    assert type(watched.detector).__name__ == "UnsureDetector"
+    assert [t.name for t in watched.model.transforms] == ["gamma-1.5"]
+    arrays = folder.arrays("unsure (gamma)", "blinding, adaptive")
+    assert {"alarm", "score", "peak-shift"} <= set(arrays)
+
+
+def test_the_hardening_draws_no_global_numbers_and_repeats(
+    modules: dict[str, ModuleType], trained: Classifier, digits: Data
+) -> None:
+    defense = modules["my_hardening"].NoiseTraining(training=Training(epochs=1, batch_size=64))
+    few = torch.utils.data.Subset(digits.train, range(64))
+    before = torch.get_rng_state()
+    first = defense.hardened(trained, few)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    again = defense.hardened(trained, few)
+    for a, b, old in zip(first.parameters(), again.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert not torch.equal(a, old)
+
+
+def test_the_transform_stands_in_front_and_passes_a_gradient(trained: Classifier) -> None:
+    system = InputTransform(["gamma-2"])(rx.System(trained, GradCAM(trained)))
+    x = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    torch.testing.assert_close(system.model(x), trained(x.clamp_min(1e-4) ** 2))
+    assert torch.autograd.grad(system.model(x).sum(), x)[0].isfinite().all()
 
 
 @pytest.mark.parametrize(
-    "kind,name,summary,settings",
+    "kind,name,summary,needs,settings",
     [
-        ("attacks", "blinding", "Misclassify, and empty the map.", "steps=20"),
-        ("interpreters", "grey-patches", "How much the class's logit falls", "grid=4"),
-        ("metrics", "peak-shift", "How far the map's largest value moved", ""),
+        ("attacks", "blinding", "Misclassify, and empty the map.", "gradients, differentiable maps", "steps=20"),
+        ("defenses", "unsure", "Add a detector of inputs", "data", "false_alarms=0.05"),
+        ("detectors", "unsure", "One minus the largest probability", "", ""),
+        ("interpreters", "grey-patches", "How much the class's logit falls", "courage", "grid=4"),
+        ("metrics", "peak-shift", "How far the map's largest value moved", "", ""),
     ],
 )
-def test_it_is_listed_like_the_built_in_ones(kind: str, name: str, summary: str, settings: str) -> None:
+def test_it_is_listed_like_the_built_in_ones(kind: str, name: str, summary: str, needs: str, settings: str) -> None:
     row = next(row for row in rows_of(kind) if row[0] == name)
     assert row[1].startswith(summary)
-    assert row[2:4] == ("The user 2026", "courage")
+    assert row[2] == "The user 2026"
+    assert row[3] == needs
     assert settings in row[4]
     assert f"`{name}`" in markdown(kind)
 
@@ -164,6 +170,59 @@ def test_they_run_in_a_recipe_beside_the_built_in_ones(tmp_path: Path) -> None:
     html = (tmp_path / "run" / "report.html").read_text()
     assert "blinding, adaptive" in html
     assert "How far the map&#39;s largest value moved" in html
+
+
+class Careless(Transform):
+    """The image itself; takes no number."""
+
+    def __init__(self) -> None:
+        super().__init__("careless")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_a_transform_without_numbers_goes_by_its_name() -> None:
+    with pytest.raises(InputError, match=r"unknown transform 'careless'; expected one of bit-depth-BITS"):
+        transform("careless")
+    TRANSFORMS.register("careless")(Careless)
+    assert isinstance(transform("careless"), Careless)
+    for name in ("careless-2", "jpeg"):
+        with pytest.raises(InputError, match=rf"unknown transform '{name}'; expected one of .*careless"):
+            transform(name)
+
+
+@pytest.mark.parametrize(
+    "module,cls,method,gives,said",
+    [
+        ("my_attack", "Blinding", "plan", None, "Blinding.plan must give a Plan, such as a Search, got None"),
+        ("my_detector", "Unsure", "_fit", None, "Unsure._fit must give a Detector, got NoneType"),
+        ("my_detector", "Unsure", "_defend", None, "Unsure must give a System, got NoneType"),
+        (
+            "my_detector",
+            "UnsureDetector",
+            "score",
+            torch.zeros(1, 3),
+            r"score must give a number a sample, \[20\], got",
+        ),
+        ("my_hardening", "NoiseTraining", "_harden", None, "NoiseTraining._harden must give a model, got NoneType"),
+        ("my_metric", "PeakShift", "_compare", torch.tensor(1.0), r"must give a number a sample, \[2\], got \[\]"),
+    ],
+)
+def test_what_does_not_give_what_it_must_is_named(
+    module: str, cls: str, method: str, gives: Any, said: str,
+    modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tiny_model: Classifier, grey: Tensor,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(getattr(modules[module], cls), method, lambda *_: gives)
+    system, few = rx.System(tiny_model, GradCAM(tiny_model)), [(grey[i % 5] * (1 - i / 40), 0) for i in range(20)]
+    uses: dict[str, Callable[[], object]] = {
+        "my_attack": lambda: modules["my_attack"].Blinding()(system, grey, torch.zeros(5, dtype=torch.int64)),
+        "my_detector": lambda: modules["my_detector"].Unsure()(system, few),
+        "my_hardening": lambda: modules["my_hardening"].NoiseTraining()(system, few),
+        "my_metric": lambda: modules["my_metric"].PeakShift()(grey[:2, 0], grey[:2, 0]),
+    }
+    with pytest.raises(InputError, match=said):
+        uses[module]()
 
 
 def test_a_name_that_is_taken_is_refused() -> None:

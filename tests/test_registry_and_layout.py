@@ -101,6 +101,18 @@ def test_entry_points_of_other_packages_are_found_but_do_not_replace(monkeypatch
     assert asked == ["robustexplain.things"]
 
 
+def test_an_entry_point_keeps_what_the_decorator_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading an entry point imports its module, whose decorator has registered the class by then, with its paper."""
+    things = Registry("thing", ())
+
+    class Decorated(Point):
+        def load(self) -> object:
+            return things.register("theirs", paper="Someone 2020", needs=("data",))(thing)
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Decorated("theirs", thing)])
+    assert (things.get("theirs").paper, things.get("theirs").needs) == ("Someone 2020", ("data",))
+
+
 def test_an_entry_point_makes_an_interpreter_that_everything_can_name(monkeypatch: pytest.MonkeyPatch) -> None:
     from robustexplain.interpreters import Gradient
 
@@ -257,6 +269,15 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     graph["system"] -= {"storage"}
     assert not circles(graph)
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
+def test_nothing_is_taken_from_typing_that_python_3_10_does_not_have() -> None:
+    later = {"LiteralString", "Never", "NotRequired", "Required", "Self", "TypeVarTuple", "Unpack", "assert_never"}
+    later |= {"assert_type", "dataclass_transform", "override", "reveal_type"}
+    for module, path in sources().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "typing":
+                assert not later & {name.name for name in node.names}, f"{module}: take it from typing_extensions"
 
 
 def test_the_package_itself_imports_nothing_of_its_own_at_run_time() -> None:

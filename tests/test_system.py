@@ -198,7 +198,20 @@ def test_bad_devices_and_dtypes_are_refused(tiny_model: nn.Module) -> None:
         system.to("gpu")
     with pytest.raises(InputError, match=r"floating point.*got torch\.int8"):
         system.to(dtype=torch.int8)
+    with pytest.raises(InputError, match=r"a device and a dtype, got the dtypes torch\.float64 and torch\.float32"):
+        system.to(torch.float64, torch.float32)
     assert system.to().model is tiny_model
+
+
+def test_a_system_prints_in_one_line(tiny_model: nn.Module) -> None:
+    shown = repr(System(tiny_model, Gradient(tiny_model), defenses=("aid",)))
+    assert shown == f"System({type(tiny_model).__name__}, Gradient; inputs=None, defenses=('aid',))"
+
+
+def test_a_dtype_alone_will_do_as_in_torch(tiny_model: nn.Module, grey: Tensor) -> None:
+    model = copy.deepcopy(tiny_model)
+    wide = System(model, Gradient(model)).to(torch.float64)
+    assert wide(grey.double()).maps.dtype == torch.float64
 
 
 class Opaque:

@@ -58,6 +58,8 @@ class DetectorDefense(TrainedDefense):
         x, y, clean = (part.to(session.device) for part in self._split(data))
         with frozen(system.model):
             detector = self._fit(system, x, y, session)
+            if not isinstance(detector, Detector):
+                raise InputError(f"{type(self).__name__}._fit must give a Detector, got {type(detector).__name__}")
             if len(x):
                 detector = replace(detector, trained_on=fingerprints(x))
             detector = detector.calibrated(clean, self.false_alarms, self.batch_size)

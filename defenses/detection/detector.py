@@ -93,6 +93,11 @@ class Detector(ABC):
         """
         x = self._held_out(x)
         scores, soft_scores = (in_batches(function, x, batch_size) for function in (self.score, self.soft_score))
+        for what, found in (("score", scores), ("soft_score", soft_scores)):
+            if found.shape != (len(x),):
+                raise InputError(
+                    f"{type(self).__name__}.{what} must give a number a sample, [{len(x)}], got {list(found.shape)}"
+                )
         return self._thresholds(scores, soft_scores, false_alarms)
 
     def recalibrated(self, x: Tensor, false_alarms: float = 0.05, batch_size: int = 32) -> Self:

@@ -44,7 +44,10 @@ class ModelDefense(TrainedDefense):
             raise InputError(f"{type(self).__name__} trains, and needs data: samples that nobody is judged on")
         session = session or Session()
         own = copy.deepcopy(model).to(session.device).requires_grad_(True)
-        return self._harden(own, data, session).requires_grad_(False).eval()
+        hardened = self._harden(own, data, session)
+        if not isinstance(hardened, nn.Module):
+            raise InputError(f"{type(self).__name__}._harden must give a model, got {type(hardened).__name__}")
+        return hardened.requires_grad_(False).eval()
 
     @abstractmethod
     def _harden(self, model: nn.Module, data: Samples, session: Session) -> nn.Module:

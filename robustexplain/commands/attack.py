@@ -122,9 +122,9 @@ def attack_image(
     systems, side = (
         systems_of_run(run, rows, trust_code) if run is not None else systems_of_model(str(model), [interpreter])
     )
-    system = next(iter(systems.values()))
+    label, system = next(iter(systems.items()))
     x = image_of(system, image, size or side)
-    return _attack(attack, system, x, goal or AdversaryGoal(), out)
+    return [f"system: {label}", *_attack(attack, system, x, goal or AdversaryGoal(), out)]
 
 
 def attack_of(name: str, settings: Sequence[str]) -> Attack:

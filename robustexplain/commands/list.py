@@ -10,7 +10,7 @@ import typer
 
 from .. import recipes
 from ..errors import UnknownNameError
-from ..registry import ALL, ATTACKS, MANIPULATIONS, Entry, Registry
+from ..registry import ALL, ATTACKS, MANIPULATIONS, TRANSFORMS, Entry, Registry
 
 KINDS = [*ALL, "recipes"]
 COLUMNS = (("name", 2), ("what it does", 5), ("paper", 4), ("needs", 2), ("settings", 5))
@@ -55,9 +55,15 @@ def defaults_of(entry: Entry) -> str:
 def rows_of(kind: str) -> list[tuple[str, str, str, str, str]]:
     """Name, summary, paper, needs and defaults of every component of a kind."""
     return [
-        (entry.name, entry.summary, entry.paper, ", ".join(entry.needs), defaults_of(entry))
+        (_written(entry), entry.summary, entry.paper, ", ".join(entry.needs), defaults_of(entry))
         for entry in registry_of(kind)
     ]
+
+
+def _written(entry: Entry) -> str:
+    """How a recipe names it: its name, or, where numbers stand behind it, the form of that (``jpeg-QUALITY``)."""
+    form: str = getattr(entry.build, "form", "") if entry in list(TRANSFORMS) else ""
+    return form or entry.name
 
 
 def recipe_rows() -> list[tuple[str, str, str, str]]:
@@ -102,6 +108,7 @@ _ABOUT = {
     "manipulations": "Make systems that deceive: the adversary owns the model, and no input is touched.",
     "defenses": "Make a system harder to deceive.",
     "detectors": "Part of a system: they give each input a score, and an alarm where it is above a threshold.",
+    "transforms": "Stand in front of a classifier (`input-transform`), or are what a detector looks through.",
     "interpreters": "Say which parts of an input a prediction rests on.",
     "metrics": "A number per sample.",
     "objectives": "What an adversary, or a defense in training, wants of logits and maps.",

@@ -19,6 +19,7 @@ from ..errors import InputError, RobustExplainWarning
 from ..metrics import Metric
 from ..recipe.experiment import Column, Evaluation, Experiment, Knowledge, Row
 from ..registry import METRICS
+from ..renamed import KNOWLEDGE, renamed
 from ..system import System
 from ..training import Session
 from .fingerprint import fingerprint
@@ -85,6 +86,9 @@ def evaluate(
         InputError: bad systems, attacks, data or metrics; no input that every undefended classifier gets right.
         RunMismatchError: ``out`` holds another experiment: other weights, settings or data.
     """
+    for what, given in (("systems", systems), ("attacks", attacks)):
+        if not isinstance(given, Mapping):
+            raise InputError(f"{what} must be a mapping of labels, such as {{'mine': ...}}, got {type(given).__name__}")
     session, folder = session or Session(), RunFolder(Path(out))
     by_row, rows = _rows(systems)
     columns, measured = _columns(attacks), _metrics(metrics)
@@ -148,7 +152,8 @@ def _columns(attacks: Attacks) -> tuple[Column, ...]:
         if not isinstance(attack, Attack):
             raise InputError(f"attacks[{label!r}] must be an Attack, or an Attack and a word, got {value!r}")
         if knowledge not in get_args(Knowledge):
-            raise InputError(f"attacks[{label!r}]: {knowledge!r} is none of {', '.join(get_args(Knowledge))}")
+            hint = renamed(knowledge, KNOWLEDGE)
+            raise InputError(f"attacks[{label!r}]: {knowledge!r} is none of {', '.join(get_args(Knowledge))}{hint}")
         columns.append(Column(label, attack, knowledge))
     return tuple(columns)
 

@@ -91,7 +91,8 @@ def _samples(given: Any) -> Inputs:
         raise InputError("data is empty")
     item = given[0]
     if not (isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[0], Tensor)):
-        raise InputError(f"data must give (x, label) with x a tensor, got {item!r:.80}")
+        got = f"a tensor {list(item.shape)}: labels are missing" if isinstance(item, Tensor) else f"{item!r:.80}"
+        raise InputError(f"data must give (x, label) with x a tensor, got {got}")
     checks.inputs(item[0][None])
     # What torchvision's data sets have: labels without decoding the images.
     known = getattr(given, "targets", None)

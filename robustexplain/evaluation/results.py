@@ -49,6 +49,10 @@ class Results:
         read = {label: json.loads(path.read_text(encoding="utf-8")) for label, path in costs.items() if path.is_file()}
         return cls(experiment, run, cells, read, words)
 
+    def __repr__(self) -> str:
+        size = f"{len(self.experiment.rows)} rows x {len(self.experiment.columns)} columns"
+        return f"Results({self.experiment.name!r}: {size}, {len(self._done)} cells done)"
+
     @property
     def recipe(self) -> Recipe:
         """The recipe that was run.

@@ -235,8 +235,16 @@ def in_pieces(measure: Callable[..., Tensor], *batches: Tensor) -> Tensor:
     first = batches[0]
     step = max(1, _AT_ONCE * torch.get_num_threads() // first[0].numel())
     if first.device.type != "cpu" or step >= len(first):
-        return measure(*batches)
-    return torch.cat([measure(*some) for some in zip(*(b.split(step) for b in batches), strict=True)])
+        return _a_number_each(measure, batches)
+    return torch.cat([_a_number_each(measure, some) for some in zip(*(b.split(step) for b in batches), strict=True)])
+
+
+def _a_number_each(measure: Callable[..., Tensor], batches: tuple[Tensor, ...]) -> Tensor:
+    found, size = measure(*batches), len(batches[0])
+    if found.shape != (size,):
+        name = getattr(measure, "__qualname__", "a metric")
+        raise InputError(f"{name} must give a number a sample, [{size}], got {list(found.shape)}")
+    return found
 
 
 def check_pair(maps: Tensor, reference: Tensor) -> None:

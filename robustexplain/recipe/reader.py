@@ -50,6 +50,9 @@ def read(path: str | Path, changes: Sequence[str] = (), *, trust_code: bool = Fa
         raise InputError(f"{file}: {error}") from None
     for change in changes:
         tree = changed(tree, change)
+    if isinstance(tree, dict) and "name" not in tree and _NAME.fullmatch(file.stem):
+        # So that two files without a name do not share a run directory.
+        tree = {"name": file.stem, **tree}
     try:
         recipe = check(_with_code(tree, file.parent))
     except InputError as error:
@@ -90,6 +93,7 @@ def find(path: str | Path) -> Path:
     raise MissingDataError(f"no recipe at {path}; the packaged ones are: {', '.join(recipes.names())}")
 
 
+_NAME = re.compile(r"\w[\w .-]*")
 _TOP = {
     *("name", "about", "seed", "data", "model", "interpreters", "manipulations", "defenses"),
     *("attacks", "metrics", "evaluation", "sanity"),
@@ -146,7 +150,7 @@ def _name(value: Any) -> str:
     """The name of a recipe, which is that of the run's folder too."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     name = entries.short_text(str(value) if number else value, "name")
-    if not re.fullmatch(r"\w[\w .-]*", name):
+    if not _NAME.fullmatch(name):
         raise InputError(f"name: letters, digits, spaces, dots and dashes are allowed, got {name!r}")
     return name
 
@@ -159,7 +163,7 @@ def _keys(tree: dict[str, Any]) -> None:
     lines = []
     for key in sorted(set(map(str, tree)) - _TOP):
         near = difflib.get_close_matches(key, _TOP, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {sorted(_TOP)}"
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(sorted(_TOP))}"
         lines.append(f"{key}: unknown key" + (renamed(key, SECTIONS) or hint))
     lines += [f"{key}: this key is needed" for key in ("data", "model", "interpreters", "attacks") if key not in tree]
     if lines:

@@ -23,7 +23,8 @@ class _Spec(NamedTuple):
 class Transform(nn.Module):
     """A map of images ``[B, C, H, W]`` in ``[0, 1]`` to images of the same shape and range; samples are kept apart.
 
-    A subclass is registered in ``TRANSFORMS``; the numbers in a name are the arguments of its ``__init__``, in order.
+    A subclass is registered in ``TRANSFORMS``; the numbers in a name are the arguments of its ``__init__``, in order. One
+    that takes none goes by its registered name.
 
     Args:
         name: as :func:`transform` takes it: it says everything.
@@ -67,7 +68,7 @@ def transform(name: str) -> Transform:
         InputError: no such name, or a number that the transform refuses.
     """
     for entry in sorted(TRANSFORMS, key=lambda e: len(e.name), reverse=True):
-        if name.startswith(f"{entry.name}-"):
+        if name == entry.name or name.startswith(f"{entry.name}-"):
             return _made(entry, name)
     raise _unknown(name)
 
@@ -94,7 +95,7 @@ def within(component: str, field: str, value: int, low: int, high: int) -> None:
 
 
 def _made(entry: Entry, name: str) -> Transform:
-    parts = name[len(entry.name) + 1 :].split("-")
+    parts = name[len(entry.name) + 1 :].split("-") if name != entry.name else []
     try:
         numbers = [int(part) if part.isdigit() else float(part) for part in parts]
     except ValueError:
@@ -108,5 +109,5 @@ def _made(entry: Entry, name: str) -> Transform:
 
 
 def _unknown(name: str) -> InputError:
-    forms = ", ".join(getattr(entry.build, "form", entry.name) for entry in TRANSFORMS)
+    forms = ", ".join(getattr(entry.build, "form", "") or entry.name for entry in TRANSFORMS)
     return InputError(f"unknown transform {name!r}; expected one of {forms}, such as 'bit-depth-3' or 'jpeg-75'")

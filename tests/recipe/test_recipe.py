@@ -62,6 +62,14 @@ def message(tree: Any) -> str:
     return str(error.value)
 
 
+def test_a_recipe_without_a_name_is_called_after_its_file(tree: dict[str, Any], tmp_path: Path) -> None:
+    del tree["name"]
+    for file, name in (("mine.yaml", "mine"), ("-.yaml", "experiment")):
+        (tmp_path / file).write_text(yaml.safe_dump(tree))
+        assert read(tmp_path / file).name == name
+    assert read(tmp_path / "mine.yaml", ["name=other"]).name == "other"
+
+
 # ---- packaged recipes ----
 
 

@@ -16,6 +16,7 @@ from robustexplain.errors import FieldError, InputError
 from robustexplain.interpreters import Gradient
 from robustexplain.models import Classifier, with_transforms
 from robustexplain.random_streams import Streams
+from robustexplain.registry import TRANSFORMS
 from robustexplain.transforms import BitDepth, ResizePad, transform, transforms
 
 
@@ -51,7 +52,15 @@ def test_jpeg_is_that_of_a_real_encoder(name: str, height: int, width: int, qual
     assert np.abs(image - real).mean() > 1, "nothing was lost: the test shows nothing"
 
 
-@pytest.mark.parametrize("name", ["jpeg-40", "resize-pad-4", "resize-pad-4-7"])
+NAMES = ("jpeg-40", "resize-pad-4", "resize-pad-4-7", "bit-depth-3", "median-2", "nl-means-5-3-4")
+"""At least one name of each registered transform."""
+
+
+def test_every_registered_transform_is_tested() -> None:
+    assert {entry.name for entry in TRANSFORMS if not any(n.startswith(f"{entry.name}-") for n in NAMES)} == set()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_transform_keeps_images_apart_their_shape_range_and_dtype(name: str) -> None:
     change, x = transform(name), torch.rand(3, 3, 17, 20, generator=torch.Generator().manual_seed(5))
     found = change(x)
