@@ -19,7 +19,7 @@ from ..autograd.rectifiers import Softplus
 from ..defenses import Aggregate
 from ..errors import InputError, UnsupportedModelError
 from ..interpreters import GradCAM, Gradient, IntegratedGradients, Interpreter, InterpreterSpec, RTSTraining, Smoothed
-from ..interpreters.base import taken
+from ..interpreters.base import accepted_kinds
 from ..registry import INTERPRETERS, Entry
 from ..training import Session, Training, cross_entropy, fit
 from .explain import read_image
@@ -173,7 +173,7 @@ def _section(
         p, c = model(x).softmax(1).max(1)
     captions = [f"class {int(k)}, {float(v):.0%}" for k, v in zip(c, p, strict=True)]
     lines = []
-    drawable = [entry for entry in INTERPRETERS if "images" in taken(entry.build)]
+    drawable = [entry for entry in INTERPRETERS if "images" in accepted_kinds(entry.build)]
     with session.progress.task(title, len(drawable)) as step:
         for entry in drawable:
             lines.append(_line(entry, model, x, c, trained))

@@ -17,7 +17,7 @@ from ..autograd.layers import submodule
 from ..checks import Kind
 from ..errors import InputError
 from ..interpreters import AttentionRollout, Gradient, InterpreterSpec
-from ..interpreters.base import taken
+from ..interpreters.base import accepted_kinds
 from ..interpreters.cam.token_grid import Attentions
 from ..models.weights import load_file_into
 from ..registry import INTERPRETERS
@@ -180,10 +180,11 @@ def nothing_to_train_on(of: Situation) -> list[str]:
 
 def interpreters_of_another_kind(of: Situation) -> list[str]:
     """Interpreters of tables on images, and the other way round."""
+    kinds = [(where, name, accepted_kinds(INTERPRETERS.get(name).build)) for where, name, _ in of.interpreters()]
     return [
-        f"{where}: {name} takes {' and '.join(taken(INTERPRETERS.get(name).build))}, and {of.data.name} holds {of.kind}"
-        for where, name, _ in of.interpreters()
-        if of.kind not in taken(INTERPRETERS.get(name).build)
+        f"{where}: {name} takes {' and '.join(accepted)}, and {of.data.name} holds {of.kind}"
+        for where, name, accepted in kinds
+        if of.kind not in accepted
     ]
 
 
