@@ -87,7 +87,7 @@ class PeakShift(MapMetric):
 
     higher_is_closer: ClassVar[bool] = False
 
-    def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor, reference: Tensor) -> Tensor:
         width = maps.shape[-1]
         a, b = maps.flatten(1).argmax(1), reference.flatten(1).argmax(1)
         return torch.hypot((a // width - b // width).float(), (a % width - b % width).float())
