@@ -60,7 +60,7 @@ def submodule(model: nn.Module, name: str) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Layer:
+class FeatureLayer:
     """A module that gave a feature map in a forward pass: its name, channels and grid."""
 
     name: str
@@ -90,7 +90,7 @@ def proportional(height: int, width: int, x: Tensor) -> bool:
 class _Captured:
     """A feature map that a module gave: its mean over places ``[1, C]``, and whether the module only handed it on."""
 
-    layer: Layer
+    layer: FeatureLayer
     mean: Tensor
     handed_on: bool
 
@@ -107,7 +107,7 @@ def _feature_maps(model: nn.Module, x: Tensor) -> tuple[list[_Captured], Tensor]
         if not is_feature_map(output, x):
             return
         bare = next(module.parameters(), None) is None
-        layer = Layer(names[module], *output.shape[1:])
+        layer = FeatureLayer(names[module], *output.shape[1:])
         seen.append(_Captured(layer, output.mean((2, 3)), bare and before is not None and _handed_on(before, output)))
         # A clone, because an in-place activation may overwrite the output.
         before = output.clone()
@@ -123,19 +123,19 @@ def _handed_on(before: Tensor, output: Tensor) -> bool:
     return larger or torch.equal(before, output)
 
 
-def feature_layers(model: nn.Module, x: Tensor) -> list[Layer]:
+def feature_layers(model: nn.Module, x: Tensor) -> list[FeatureLayer]:
     """The modules that give a feature map ``[B, C, h, w]`` with a grid above 1x1, in the order they ran.
 
     A module that runs twice appears once: where it last ran.
     """
-    last: dict[str, Layer] = {}
+    last: dict[str, FeatureLayer] = {}
     for found in _feature_maps(model, x)[0]:
         last.pop(found.layer.name, None)
         last[found.layer.name] = found.layer
     return list(last.values())
 
 
-def last_feature_layer(model: nn.Module, x: Tensor) -> Layer:
+def last_feature_layer(model: nn.Module, x: Tensor) -> FeatureLayer:
     """The last feature map before the grid is pooled away: what CAM and Grad-CAM look at.
 
     A pooling to a fixed grid that changes nothing or enlarges (VGG's), a dropout, or a map of class scores whose
@@ -159,13 +159,13 @@ def last_feature_layer(model: nn.Module, x: Tensor) -> Layer:
     return seen[end - 1].layer if end else seen[-1].layer
 
 
-def pyramid(model: nn.Module, x: Tensor) -> list[Layer]:
+def pyramid(model: nn.Module, x: Tensor) -> list[FeatureLayer]:
     """The last feature map at each grid size, finest first: what an encoder hands to a U-Net.
 
     Raises:
         UnsupportedModelError: if there are no feature maps at two grid sizes, as in a vision transformer.
     """
-    by_grid: dict[tuple[int, int], Layer] = {}
+    by_grid: dict[tuple[int, int], FeatureLayer] = {}
     coarsest = x.shape[2] * x.shape[3]
     for layer in feature_layers(model, x):
         # An encoder's grids only shrink; attention hands [B, heads, N, d] and [B, heads, N, N] about, which are none.
@@ -184,7 +184,7 @@ def pyramid(model: nn.Module, x: Tensor) -> list[Layer]:
 class PooledHead:
     """A linear head behind global average pooling: the feature layer, and the head's weights by name."""
 
-    features: Layer
+    features: FeatureLayer
     head: str
 
 

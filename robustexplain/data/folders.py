@@ -137,7 +137,7 @@ class ImageFolder:
         return Data(name, tuple(classes), dataset.shape, *parts, digest.hex(), resize=self.resize)
 
 
-class _Row(NamedTuple):
+class _FileRow(NamedTuple):
     """A line of the CSV file; ``part`` is ``None`` without a column of parts."""
 
     file: str
@@ -222,7 +222,7 @@ class CsvFolder:
         name, parts = f"csv-folder:{folder.resolve().name}", splits.of(dataset)
         return Data(name, classes, dataset.shape, *parts, digest.hex(), resize=self.resize)
 
-    def _rows(self, path: Path) -> list[_Row]:
+    def _rows(self, path: Path) -> list[_FileRow]:
         if not path.is_file():
             raise MissingDataError(f"csv-folder: no file {str(path)!r}; set csv to the file with the labels")
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -235,14 +235,14 @@ class CsvFolder:
             raise InputError(f"{str(path)!r} " + ("names a file twice" if rows else "has no rows"))
         return rows
 
-    def _row(self, row: dict[str, str], where: str) -> _Row:
+    def _row(self, row: dict[str, str], where: str) -> _FileRow:
         part = row[self.part_column] if self.part_column else None
         if self.part_column and part not in PARTS:
             said = renamed(part, RENAMED_PARTS)
             raise InputError(f"{where}: {self.part_column} must be one of {', '.join(PARTS)}, got {part!r}{said}")
-        return _Row(row[self.file_column] or "", (row[self.label_column] or "").strip(), part, where)
+        return _FileRow(row[self.file_column] or "", (row[self.label_column] or "").strip(), part, where)
 
-    def _labels(self, rows: list[_Row]) -> tuple[list[int], tuple[str, ...]]:
+    def _labels(self, rows: list[_FileRow]) -> tuple[list[int], tuple[str, ...]]:
         """The class of each row, by number, and the names of the classes."""
         numbers = [_number(row.label) for row in rows]
         if any(number is not None for number in numbers):

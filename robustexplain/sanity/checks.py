@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..autograd.input_shift import compensated
 from ..interpreters import Interpreter
 from ..metrics import HOG, SSIM, MapMetric, Spearman
-from .randomise import Stage, randomise
+from .randomise import LayerGroup, randomise
 
 Check = Literal["cascading", "independent", "labels", "shift"]
 CHECKS: tuple[Check, ...] = get_args(Check)
@@ -70,7 +70,7 @@ def explained(interpreter: Interpreter, x: Tensor, target: Tensor, batch: int = 
 
 
 def cascading(
-    interpreter: Interpreter, x: Tensor, target: Tensor, layers: Sequence[Stage], seed: int = 0
+    interpreter: Interpreter, x: Tensor, target: Tensor, layers: Sequence[LayerGroup], seed: int = 0
 ) -> Iterator[Outcome]:
     """Randomise the model from the logits down, stage by stage (Adebayo et al. 2018, section 3.1).
 
@@ -90,7 +90,7 @@ def cascading(
 
 
 def independent(
-    interpreter: Interpreter, x: Tensor, target: Tensor, layers: Sequence[Stage], seed: int = 0
+    interpreter: Interpreter, x: Tensor, target: Tensor, layers: Sequence[LayerGroup], seed: int = 0
 ) -> Iterator[Outcome]:
     """Randomise one stage and leave all others as they are (Adebayo et al. 2018, section 3.2)."""
     original = explained(interpreter, x, target)

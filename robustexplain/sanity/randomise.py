@@ -15,7 +15,7 @@ from ..random_streams import derive
 
 
 @dataclass(frozen=True)
-class Stage:
+class LayerGroup:
     """Some layers that are randomised together.
 
     Args:
@@ -27,7 +27,7 @@ class Stage:
     modules: tuple[str, ...]
 
 
-def stages(model: nn.Module, x: Tensor, most: int = 12) -> list[Stage]:
+def stages(model: nn.Module, x: Tensor, most: int = 12) -> list[LayerGroup]:
     """The layers of a model from the logits down, in at most ``most`` stages.
 
     A layer is a module with a weight matrix or kernel, together with the norms and scales that run behind it. Layers
@@ -50,7 +50,7 @@ def stages(model: nn.Module, x: Tensor, most: int = 12) -> list[Stage]:
     rest = down[1:]
     cuts = torch.linspace(0, len(rest), min(most - 1, len(rest)) + 1).round().int().tolist()
     groups = [down[:1], *(rest[a:b] for a, b in pairwise(cuts))] if rest else [down]
-    return [Stage(group[0][-1], tuple(name for layer in group for name in layer)) for group in groups]
+    return [LayerGroup(group[0][-1], tuple(name for layer in group for name in layer)) for group in groups]
 
 
 def _in_order(model: nn.Module, x: Tensor) -> list[tuple[str, nn.Module]]:
@@ -67,7 +67,7 @@ def _in_order(model: nn.Module, x: Tensor) -> list[tuple[str, nn.Module]]:
 
 
 @torch.no_grad()
-def randomise(model: nn.Module, stage: Stage, x: Tensor, seed: int) -> None:
+def randomise(model: nn.Module, stage: LayerGroup, x: Tensor, seed: int) -> None:
     """Draw the weights of a stage anew, in place, as they are before training.
 
     Statistics of batch norms are measured again on ``x`` where they are drawn anew: those of the trained network would

@@ -25,7 +25,7 @@ from ..recipe.experiment import Recipe, Row
 from ..training import Session
 from .checks import CHECKS, Check, Outcome, cascading, independent, other_labels, shifted
 from .page import write_page
-from .randomise import Stage, stages
+from .randomise import LayerGroup, stages
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class _Runner:
         count = min(recipe.sanity.images, len(data.test))
         x, _ = data_sets.stack(data_sets.take(data.test, count))
         self.x = x.to(session.device)
-        self.layers: dict[nn.Module, list[Stage]] = {}
+        self.layers: dict[nn.Module, list[LayerGroup]] = {}
         self.random: tuple[Builder, float] | None = None
 
     def run(self, row: Row, check: Check) -> bool:
@@ -160,7 +160,7 @@ class _Runner:
         below = self.systems.system(self.recipe.row(row.base)).interpreter
         return None if row.derived and own is below else own
 
-    def _stages(self, model: nn.Module) -> list[Stage]:
+    def _stages(self, model: nn.Module) -> list[LayerGroup]:
         if model not in self.layers:
             self.layers[model] = stages(model, self.x, self.recipe.sanity.stages)
         return self.layers[model]
