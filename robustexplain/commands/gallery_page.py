@@ -28,7 +28,7 @@ PARTS: dict[str, Callable[[nn.Module], Interpreter]] = {
     "smoothed": lambda model: Smoothed(model, Gradient(model), Softplus(3.0)),
     "aggregate": lambda model: Aggregate(model, (Gradient(model), GradCAM(model), IntegratedGradients(model))),
 }
-"""Interpreters that are made of others: what the gallery shows of them."""
+"""Interpreters that are made of others, as the gallery shows them."""
 
 SETTINGS: dict[str, Any] = {
     "rts": RTSTraining(levels=2, training=Training(epochs=14, batch_size=64, micro_batch=32, lr=5e-3)),

@@ -1,4 +1,4 @@
-"""Data sets of image files, decoded one by one as they are asked for."""
+"""Data sets of image files, decoded one by one when accessed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 class Files(Dataset[Item]):
-    """Image files and their labels; an image is decoded when it is asked for.
+    """Image files and their labels; an image is decoded when accessed.
 
     Args:
         folder: where the files are.
@@ -238,8 +238,8 @@ class CsvFolder:
     def _row(self, row: dict[str, str], where: str) -> _FileRow:
         part = row[self.part_column] if self.part_column else None
         if self.part_column and part not in PARTS:
-            said = renamed(part, RENAMED_PARTS)
-            raise InputError(f"{where}: {self.part_column} must be one of {', '.join(PARTS)}, got {part!r}{said}")
+            hint = renamed(part, RENAMED_PARTS)
+            raise InputError(f"{where}: {self.part_column} must be one of {', '.join(PARTS)}, got {part!r}{hint}")
         return _FileRow(row[self.file_column] or "", (row[self.label_column] or "").strip(), part, where)
 
     def _labels(self, rows: list[_FileRow]) -> tuple[list[int], tuple[str, ...]]:
@@ -265,7 +265,7 @@ class CsvFolder:
 @DATASETS.register("imagenette", paper="Howard 2019, a subset of ImageNet")
 @dataclass(frozen=True)
 class Imagenette:
-    """About 13,400 photographs of ten easily told classes of ImageNet; the official validation part judges.
+    """About 13,400 photographs of ten distinct classes of ImageNet; evaluated on the official validation part.
 
     Args:
         seed: of the split of the official train part.

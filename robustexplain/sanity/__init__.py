@@ -1,4 +1,4 @@
-"""Sanity checks of interpreters: does a map depend on the model, on what it learned, and only on that?"""
+"""Sanity checks of interpreters: does a map depend on the model and on its training, and on nothing else?"""
 
 from .checks import Check, Outcome, cascading, independent, measures, other_labels, shifted
 from .randomise import LayerGroup, randomise, stages

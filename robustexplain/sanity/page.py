@@ -73,8 +73,8 @@ def _read(path: Path, resamples: int) -> CheckResult:
     }
     maps = [arrays[f"{n}/maps"] for n in numbers]
     layers = [stage["layer"] for stage in known["stages"]]
-    header = (known[key] for key in ("row", "check", "status", "note"))
-    return CheckResult(*header, layers, curves, maps, arrays.get("x"))
+    row, check, status, note = (known[key] for key in ("row", "check", "status", "note"))
+    return CheckResult(row, check, status, note, layers, curves, maps, arrays.get("x"))
 
 
 def write_page(recipe: Recipe, folder: RunFolder) -> Path:

@@ -46,7 +46,7 @@ def stages(model: nn.Module, x: Tensor, most: int = 12) -> list[LayerGroup]:
     if not layers:
         raise UnsupportedModelError(f"{type(model).__name__} has no weights that a forward pass uses")
     down = [tuple(reversed(layer)) for layer in reversed(layers)]
-    # The logits' layer stands alone, as in the paper's figures; the others share what is left evenly.
+    # The logits' layer is a group of its own, as in the paper's figures; the others are divided evenly.
     rest = down[1:]
     cuts = torch.linspace(0, len(rest), min(most - 1, len(rest)) + 1).round().int().tolist()
     groups = [down[:1], *(rest[a:b] for a, b in pairwise(cuts))] if rest else [down]

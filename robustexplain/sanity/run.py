@@ -99,7 +99,7 @@ def _may_change_maps(row: Row) -> bool:
 
 
 class _Runner:
-    """What the checks share: the systems, the images. Made when first needed."""
+    """The systems and images that the checks share, computed when first needed."""
 
     def __init__(self, recipe: Recipe, data: data_sets.Data, folder: RunFolder, session: Session) -> None:
         self.recipe, self.data, self.folder, self.session = recipe, data, folder, session
@@ -113,7 +113,7 @@ class _Runner:
         self.random: tuple[Builder, float] | None = None
 
     def run(self, row: Row, check: Check) -> bool:
-        """Run one check of one row unless it is there; whether it failed."""
+        """Run one check of one row unless it is stored; whether it failed."""
         path = self.folder.sanity(row.label, check)
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"status": "failed"}
         if known["status"] != "failed" and known["settings"] == asdict(self.recipe.sanity):

@@ -14,11 +14,11 @@ from ...errors import InputError, UnsupportedModelError
 
 Logits = Callable[[Tensor, Tensor], Tensor]
 """Logits of inputs (images, or features of the head) under a flat vector of weights."""
-Product = Callable[[Tensor], Tensor]
+MatrixProduct = Callable[[Tensor], Tensor]
 """A symmetric matrix times a vector."""
 
 
-def conjugate_gradients(product: Product, b: Tensor, iterations: int, tolerance: float) -> tuple[Tensor, float]:
+def conjugate_gradients(product: MatrixProduct, b: Tensor, iterations: int, tolerance: float) -> tuple[Tensor, float]:
     """``A^-1 b`` and its relative residual (Hestenes and Stiefel 1952).
 
     Raises:
@@ -43,7 +43,7 @@ def conjugate_gradients(product: Product, b: Tensor, iterations: int, tolerance:
     return x, float(rr.sqrt() / b.norm().clamp(min=torch.finfo(b.dtype).tiny))
 
 
-def lissa(product: Product, b: Tensor, iterations: int, tolerance: float, scale: float) -> tuple[Tensor, float]:
+def lissa(product: MatrixProduct, b: Tensor, iterations: int, tolerance: float, scale: float) -> tuple[Tensor, float]:
     """``A^-1 b`` and its relative residual by ``v <- v + (b - A v) / scale``.
 
     Source: Agarwal et al. 2017; Koh and Liang 2017, section 3.

@@ -19,7 +19,7 @@ from ..base import explained_class
 from ..reference import Reference
 from .hessian import (
     Logits,
-    Product,
+    MatrixProduct,
     Solve,
     conjugate_gradients,
     directional,
@@ -201,7 +201,7 @@ class Influence:
 
         return torch.stack([self._solve_one(product, row) for row in b])
 
-    def _solve_one(self, product: Product, b: Tensor) -> Tensor:
+    def _solve_one(self, product: MatrixProduct, b: Tensor) -> Tensor:
         if self.solver == "cg":
             solution, residual = conjugate_gradients(product, b, self.iterations, self.tolerance)
         else:
