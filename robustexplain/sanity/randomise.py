@@ -1,4 +1,4 @@
-"""Weights at random: the network from the logits down, or one layer at a time (Adebayo et al. 2018, section 3)."""
+"""Random weights: the network from the logits down, or one layer at a time (Adebayo et al. 2018, section 3)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LayerGroup:
 
 
 def stages(model: nn.Module, x: Tensor, most: int = 12) -> list[LayerGroup]:
-    """The layers of a model from the logits down, in at most ``most`` stages.
+    """The layers of a model from the logits down, in at most ``most`` groups.
 
     A layer is a module with a weight matrix or kernel, together with the norms and scales that run behind it. Layers
     are found by what runs in a forward pass on ``x[:1]``.
@@ -54,7 +54,7 @@ def stages(model: nn.Module, x: Tensor, most: int = 12) -> list[LayerGroup]:
 
 
 def _in_order(model: nn.Module, x: Tensor) -> list[tuple[str, nn.Module]]:
-    """Modules with weights of their own, in the order in which they run first."""
+    """Modules with parameters of their own, in the order of their first calls."""
     names = {m: n for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))}
     seen: dict[nn.Module, str] = {}
 

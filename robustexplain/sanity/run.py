@@ -134,7 +134,7 @@ class _Runner:
         except UnsupportedModelError as error:
             summary |= {"status": "unsupported", "note": str(error)}
         except Exception:
-            # One method that fails must not take the others with it.
+            # If one method fails, the others still run.
             summary |= {"status": "failed", "note": traceback.format_exc()}
         if self.session.accelerator.is_main_process:
             self._write(path, summary, outcomes)

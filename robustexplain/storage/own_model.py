@@ -73,6 +73,6 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def device_of(model: nn.Module | None) -> torch.device:
-    """Where a model's weights are; the CPU without any."""
+    """The device of a model's weights; the CPU without any."""
     tensors = () if model is None else chain(model.parameters(), model.buffers())
     return next((tensor.device for tensor in tensors), torch.device("cpu"))

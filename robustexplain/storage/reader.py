@@ -19,11 +19,11 @@ from .own_model import Weights, device_of, handed_in
 from .writer import KINDS
 
 SPARE = 1 << 24
-"""How many numbers more than twice the stored ones a module may make: buffers that are not stored with it."""
+"""Numbers that a module may create beyond twice the stored ones, for buffers that are not stored."""
 
 
 class Reader:
-    """Rebuilds a component; the deployed classifier may be handed in.
+    """Rebuilds a component; the deployed classifier may be passed.
 
     Args:
         folder: where files of parts are.
@@ -47,7 +47,7 @@ class Reader:
         self.modules: dict[int, nn.Module] = {}
 
     def decode(self, value: Any) -> Any:
-        """What the writer encoded; lists come back as tuples."""
+        """The value that the writer encoded; lists become tuples."""
         if isinstance(value, list):
             return tuple(self.decode(item) for item in value)
         if not isinstance(value, dict):
