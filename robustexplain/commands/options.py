@@ -1,4 +1,4 @@
-"""Options that several verbs share, and what they become."""
+"""Options that several verbs share."""
 
 from __future__ import annotations
 

@@ -241,7 +241,7 @@ def test_squeezed_inputs_are_looked_at_once_a_look(double: Classifier) -> None:
         total.met(seen, goal)
         total.loss(seen.at(0.5), goal)
     assert sizes == [4, 4]
-    with pytest.raises(InputError, match="give what was seen its system"):
+    with pytest.raises(InputError, match="set the observation's system"):
         AgreeSqueezed(used).loss(Observation(seen.x, seen.logits), goal)
 
 

@@ -416,7 +416,7 @@ def test_constrained_least_squares_against_the_kkt_system() -> None:
 
 
 def test_too_few_samples_for_the_patches_are_refused(model: nn.Module, x: Tensor) -> None:
-    with pytest.raises(InputError, match="tell 49 patches apart by samples=60; ask for 98 or more"):
+    with pytest.raises(InputError, match="separate 49 patches with samples=60; set 98 or more"):
         KernelSHAP(model, 60)(x)
     with pytest.raises(FieldError, match=r"Segments.number must be at least 1"):
         Segments(number=0)

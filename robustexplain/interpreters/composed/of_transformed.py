@@ -1,4 +1,4 @@
-"""Maps of what a model's transforms make of an image."""
+"""Maps of the image that a model's transforms produce."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .base import Wrapper
 @INTERPRETERS.register("of-transformed", needs=("transforms",))
 @dataclass(frozen=True, eq=False)
 class OfTransformed(Wrapper):
-    """Explains the image that the model's transforms make of the input, not the input itself.
+    """Explains the transformed image that the model's transforms produce, not the input itself.
 
     The maps are those of ``base`` on the transformed image, by the network behind the transforms.
 
@@ -43,6 +43,6 @@ class OfTransformed(Wrapper):
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         assert isinstance(self.model, InFront)  # refused above; for the type checker
-        seen = self.model.transformed(x)
+        transformed = self.model.transformed(x)
         with transformed_already():
-            return self.base._explain(seen, target, graph)
+            return self.base._explain(transformed, target, graph)
