@@ -114,7 +114,7 @@ class TrainedDefense(Defense):
     needs_data: ClassVar[bool] = True
 
     def _defend(self, system: System, data: Samples | None, session: Session) -> System:
-        assert data is not None  # refused at the door; for the type checker
+        assert data is not None  # checked before; for the type checker
         return self._train(system, data, session)
 
     @abstractmethod

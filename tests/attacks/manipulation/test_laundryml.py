@@ -459,7 +459,7 @@ def test_bad_input_is_refused_with_what_was_expected(black_box: System) -> None:
     with pytest.raises(InputError, match=r"RuleSearch.width must be 1 or 2"):
         RuleSearch(width=3)
     model = Linear([0.0, 1.0, 0.0, 0.0])
-    with pytest.raises(InputError, match="both groups need people, got 0 rows"):
+    with pytest.raises(InputError, match="both groups need rows, got 0 rows"):
         attack(threshold=5.0)(black_box, data)
     with pytest.raises(InputError, match="must be explained by rules, got Gradient"):
         surrogate_quality(System(model, Gradient(model)), x, y, attack())
