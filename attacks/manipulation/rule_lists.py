@@ -25,7 +25,7 @@ class Condition:
     Args:
         column: the index of the column.
         threshold: in the column's own units.
-        above: whether it asks for more than ``threshold``; else for at most that.
+        above: whether it holds above ``threshold``; else at or below it.
     """
 
     column: Natural

@@ -463,7 +463,7 @@ def test_bad_input_is_refused_with_what_was_expected(black_box: System) -> None:
         attack(threshold=5.0)(black_box, data)
     with pytest.raises(InputError, match="must be explained by rules, got Gradient"):
         surrogate_quality(System(model, Gradient(model)), x, y, attack())
-    with pytest.raises(InputError, match="the rules speak of column 2, but rows have 2 columns"):
+    with pytest.raises(InputError, match="the rules use column 2, but rows have 2 columns"):
         LIST(torch.zeros(1, 2))
 
 
