@@ -61,10 +61,10 @@ class FineTuned(Manipulation):
         shift: let all rows of the last linear layer move by one common vector, besides ``parts``; without ``parts``,
             only that. It adds one number to all logits of an input: probabilities and their maps do not change,
             explanations of a logit do (Srinivas and Fleuret 2021, arXiv:2006.09128).
-        samples: use at most so many of the adversary's samples, classes in equal numbers; ``None``: all of them.
+        samples: largest number of the adversary's samples that are used, classes in equal numbers; ``None``: all.
         held_out: share of these samples that is held out.
-        beta: train with ``softplus_beta`` in place of the rectifiers, for maps whose gradient vanishes on rectifiers.
-            Epochs are evaluated, and the model is deployed, with its own rectifiers.
+        beta: train with ``softplus_beta`` in place of the rectifiers, for maps whose gradient is small or zero on
+            rectifiers. Epochs are evaluated, and the model is deployed, with its own rectifiers.
         batch_size: largest number of samples in one pass of an evaluation.
     """
 

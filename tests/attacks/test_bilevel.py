@@ -140,7 +140,7 @@ def test_the_unrolled_gradient_is_that_of_finite_differences(smooth: nn.Module, 
 
 
 def benign(mask: Mask, x: Tensor) -> Goal:
-    """The benign map is the goal, as where an attack is given none."""
+    """The benign map as goal map, the default of an attack."""
     map_ = mask.explain(x, native=True).maps
     return replace(aims(x, map_), benign_map=map_)
 
