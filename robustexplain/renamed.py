@@ -21,6 +21,7 @@ FIELDS = {
     "draws": "adapt.draws",
     "straight": "adapt.straight",
     "evade": "adapt.evade",
+    "rehearse": "from_start",
 }
 """Settings of components."""
 

@@ -191,7 +191,7 @@ def test_an_objective_about_maps_says_what_it_lacks(objective: Any, pair: tuple[
 
 @dataclass
 class Bench:
-    """What is attacked."""
+    """System, inputs and labels."""
 
     model: Classifier
     x: Tensor
