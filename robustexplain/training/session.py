@@ -36,6 +36,7 @@ class Session:
         progress: what is shown while it runs.
         trackers: names of Accelerate's trackers, such as ``tensorboard``, that are told each epoch's loss, learning
             rate and figures.
+        sets_aside: rename a checkpoint of another training and train anew, where it would be refused otherwise.
 
     Raises:
         InputError: an unknown tracker, or one whose package is not installed.
@@ -45,6 +46,7 @@ class Session:
     folder: Path | None = None
     progress: Progress = field(default_factory=Silent)
     trackers: tuple[str, ...] = ()
+    sets_aside: bool = False
 
     def __post_init__(self) -> None:
         check_trackers(self.trackers)
