@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,34 +56,35 @@ def _drop(experiment: Experiment, folder: RunFolder, origins: Origins) -> Counte
     found: Counter[str] = Counter()
     for row in experiment.rows:
         made_of = origins.row(row.label)
-        _unless(folder.row(row.label), lambda known, made_of=made_of: known["made_of"] == made_of)
-        _unless(folder.audit(row.label), lambda known, row=row: known["made_of"] == origins.audit(row.label))
-        for path in folder.sanity(row.label, "").parent.glob(f"{slug(row.label)}--*.json"):
-            _unless(path, lambda known, made_of=made_of: known["made_of"] == made_of)
+        audit = origins.audit(row.label) if row.kind == "manipulation" else ""
+        sanity = folder.sanity(row.label, "").parent.glob(f"{slug(row.label)}--*.json")
+        for path, now in ((folder.row(row.label), made_of), (folder.audit(row.label), audit),
+                          *((path, made_of) for path in sanity)):  # fmt: skip
+            if path.is_file() and _read(path)["made_of"] != now:
+                path.unlink()
         _system(folder.system(row.label), made_of)
         for column in experiment.columns:
-            if folder.done(row.label, column.label) is not None:
-                now, path = origins.cell(row, column), folder.cell(row.label, column.label)
-                _unless(path, lambda known, now=now: _count(found, known["made_of"], now))
+            cell = folder.done(row.label, column.label)
+            if cell is not None:
+                why = _why(cell["made_of"], origins.cell(row, column))
+                found[why] += 1
+                if why != "kept":
+                    folder.cell(row.label, column.label).unlink()  # its arrays mean nothing without it
     return found
 
 
-def _count(found: Counter[str], known: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether a cell still holds; a metric that it has and nobody asks for does no harm."""
+def _why(known: dict[str, Any], now: dict[str, Any]) -> str:
+    """Whether a cell is kept, or why not; a metric that it has and nobody asks for does no harm."""
     if (known["row"], known["column"]) != (now["row"], now["column"]):
-        why = "other"
-    elif known["inputs"] != now["inputs"]:
-        why = "inputs"
-    else:
-        why = "kept" if now["metrics"].items() <= known["metrics"].items() else "metrics"
-    found[why] += 1
-    return why == "kept"
+        return "other"
+    if known["inputs"] != now["inputs"]:
+        return "inputs"
+    return "kept" if now["metrics"].items() <= known["metrics"].items() else "metrics"
 
 
-def _unless(path: Path, holds: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop a JSON file that does not hold any more; its arrays mean nothing without it."""
-    if path.is_file() and not holds(json.loads(path.read_text(encoding="utf-8"))):
-        path.unlink()
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def _system(path: Path, made_of: str) -> None:

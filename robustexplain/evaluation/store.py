@@ -101,8 +101,8 @@ class RunFolder:
         now = {"version": __version__, "data": data_digest, kind: files.digest(foundation(experiment.source))}
         known = self.run if (self.root / RUN).is_file() else None
         if known is not None:
-            words = (("version", "version"), ("data", "data"), (known.get("kind"), "foundation"))
-            before = {key: known.get(value) for key, value in words}
+            before = {"version": known["version"], "data": known["data"]}
+            before |= {known["kind"]: known["foundation"]} if "foundation" in known else {}
             if before == now:
                 return
             if not self._untouched():
@@ -168,7 +168,7 @@ class RunFolder:
         made = (path for name in WORK for path in (self.root / name).rglob("*"))
         return not any(path.suffix in (".safetensors", ".json") for path in made)
 
-    def _refuse(self, before: dict[Any, Any], now: dict[str, str], experiment: Experiment) -> NoReturn:
+    def _refuse(self, before: dict[str, str], now: dict[str, str], experiment: Experiment) -> NoReturn:
         differs = [key for key, value in now.items() if before.get(key) != value]
         detail, source = "", self._source()
         if differs[-1] in before and differs[-1] in ("recipe", "experiment") and source is not None:
