@@ -111,7 +111,7 @@ class Adversaries:
 
     def _named(self, label: str) -> str:
         """A row's label with its fingerprint: inputs of a row that changed are not taken for its own."""
-        return f"{label} {self.origins.row(label)}"
+        return f"{label} {self.origins.row(label)[:8]}"
 
 
 def oblivious_view(defense: Any, defended: System, root: System) -> System:

@@ -158,7 +158,7 @@ class Matrix:
             self._write_failure(row, column, failure)
             return
         made_of = files.digest(self._origins.cell(row, column))
-        name, judge = f"{row.label} / {column.label} {made_of}", self._judge(row, column)
+        name, judge = f"{row.label} / {column.label} {made_of[:8]}", self._judge(row, column)
         self._shard("judged", name, judge, lambda steps: None)
         if self.session.accelerator.is_main_process:
             try:

@@ -73,6 +73,7 @@ def html(results: Results, folder: RunFolder, main: bytes) -> str:
     """The whole report as one HTML file: pictures inside, no scripts, nothing loaded from elsewhere."""
     from jinja2 import Environment, PackageLoader
 
+    manipulated = any(row.kind == "manipulation" for row in results.experiment.rows)
     environment = Environment(loader=PackageLoader("robustexplain.evaluation", "."), autoescape=True)
     return environment.get_template("report.html.j2").render(
         recipe=results.experiment,
@@ -90,7 +91,7 @@ def html(results: Results, folder: RunFolder, main: bytes) -> str:
         colour=_colour,
         count=results.judged,
         things=results.things,
-        audits=PAGE if (folder.root / PAGE).is_file() else None,
+        audits=PAGE if manipulated and (folder.root / PAGE).is_file() else None,
         explaining=any(column.facts.keeps_prediction for column in results.experiment.columns),
     )
 

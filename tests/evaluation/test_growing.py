@@ -28,6 +28,7 @@ from robustexplain.training import Session
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 RTS = "{name: rts, levels: 2, width: 4, training: {epochs: 1, micro_batch: 32}}"
 PGD = "{name: pgd, eps: 0.2, steps: 2, step_size: 0.1}"
+ADV2 = "{name: adv2, eps: 0.2, steps: 2, step_size: 0.1}"
 NOISE = "{name: noise, eps: 0.2, kind: sign}"
 SMALL = {
     "interpreters": f"[cam, {RTS}]",
@@ -296,7 +297,7 @@ def test_killed_while_it_grows_a_run_goes_on_and_equals_an_undisturbed_one(
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
     """A recipe that changes a row and a column and adds another, and its run from scratch."""
-    columns = f"[clean, {PGD.replace('eps: 0.2', 'eps: 0.1')}, {NOISE}]"
+    columns = f"[clean, {PGD.replace('eps: 0.2', 'eps: 0.1')}, {ADV2}, {NOISE}]"
     recipe = recipe_of(interpreters=f"[cam, {RTS.replace('width: 4', 'width: 8')}]", attacks=columns)
     root = tmp_path_factory.mktemp("grown") / "run"
     grow(recipe, root)
@@ -320,15 +321,25 @@ def _after_one(real: Callable[..., None]) -> Callable[..., None]:
 
 
 def test_chunks_of_an_unfinished_run_are_not_taken_for_those_of_a_changed_row_or_column(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grown: tuple[Recipe, Path]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grown: tuple[Recipe, Path], attacked: Counter[str]
 ) -> None:
     recipe, undisturbed = grown
+    real = RunFolder.write_cell
+
+    def killed(folder: RunFolder, row: str, column: str, *rest: Any) -> None:
+        if (row, column) == ("rts", "adv2"):
+            raise KeyboardInterrupt
+        real(folder, row, column, *rest)
+
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "write_cell", _killed)
+        patch.setattr(RunFolder, "write_cell", killed)
         with pytest.raises(KeyboardInterrupt):
-            grow(recipe_of(), tmp_path / "run")
-    assert list((tmp_path / "run").glob("judged/*/*.safetensors"))
+            grow(recipe_of(attacks=f"[clean, {PGD}, {ADV2}]"), tmp_path / "run")
+    for kind in ("attacked", "judged"):
+        assert list((tmp_path / "run").glob(f"{kind}/*adv2*/*.safetensors"))
+    attacked.clear()
     grow(recipe, tmp_path / "run")
+    assert attacked["ADV2"] == 2  # both chunks on the new rts; those on cam were done
     assert (tmp_path / "run/matrix.csv").read_bytes() == (undisturbed / "matrix.csv").read_bytes()
 
 
