@@ -53,6 +53,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file."""
+    with safe_open(str(path), framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
 def digest(content: Any) -> str:
     """A short hash of anything that JSON can write, independent of key order."""
     text = json.dumps(content, sort_keys=True, default=str)

@@ -14,6 +14,7 @@ from ..interpreters import Interpreter
 from ..recipe.experiment import Column, Experiment, Row
 from ..system import System, on_model
 from .fingerprint import fingerprint
+from .origins import Origins
 from .prepared import Prepared
 
 
@@ -38,10 +39,11 @@ class Adversaries:
     Args:
         experiment: rows and columns.
         prepared: its systems.
+        origins: of the experiment.
     """
 
-    def __init__(self, experiment: Experiment, prepared: Prepared) -> None:
-        self.experiment, self.prepared = experiment, prepared
+    def __init__(self, experiment: Experiment, prepared: Prepared, origins: Origins) -> None:
+        self.experiment, self.prepared, self.origins = experiment, prepared, origins
         self._views: dict[str, tuple[System, str]] = {}
 
     def job(self, row: Row, column: Column) -> Job:
@@ -63,18 +65,18 @@ class Adversaries:
 
     def _target(self, row: Row, column: Column) -> tuple[System, str]:
         if column.source is not None:
-            return self.prepared.by_row[column.source], f"on {column.source}"
+            return self.prepared.by_row[column.source], f"on {self._named(column.source)}"
         if column.knowledge == "transfer":
             return self._transfer(row)
         if column.knowledge == "adaptive":
-            return self.prepared.by_row[row.label], f"on {row.label}"
+            return self.prepared.by_row[row.label], f"on {self._named(row.label)}"
         return self.oblivious(row)
 
     def _transfer(self, row: Row) -> tuple[System, str]:
         """The system that a transfer adversary trains; where it equals the deployed one, the inputs are shared."""
         replica = self.prepared.replicas[row.root]
         known, where = self.oblivious(self.experiment.row(row.root))
-        return (known, where) if _same(replica, known) else (replica, f"from {row.root}")
+        return (known, where) if _same(replica, known) else (replica, f"from {self._named(row.root)}")
 
     def oblivious(self, row: Row) -> tuple[System, str]:
         """The deployed system as an attacker without knowledge of the defense assumes it to be, and a name for it."""
@@ -85,12 +87,12 @@ class Adversaries:
     def _oblivious(self, row: Row) -> tuple[System, str]:
         view = self.prepared.by_row[row.label]
         if row.kind != "defense":
-            return view if view.detector is None else view.without_detector(), f"on {row.label}"
+            return view if view.detector is None else view.without_detector(), f"on {self._named(row.label)}"
         plain = self.oblivious(self.experiment.undefended(row))[0]
         for step in self._defenses(row):
             view = oblivious_view(step.settings, view, plain)
         below, where = self.oblivious(self.experiment.row(row.base))
-        return (below, where) if _same(view, below) else (view, f"on {row.label}, taken for undefended")
+        return (below, where) if _same(view, below) else (view, f"on {self._named(row.label)}, taken for undefended")
 
     def _defenses(self, row: Row) -> Iterator[Row]:
         """The rows of the stacked defenses, the last one first."""
@@ -102,7 +104,14 @@ class Adversaries:
         """The first row that deploys a classifier, otherwise the first whose transfer attacker has it."""
         known = {label: system for label, system in self.prepared.by_row.items() if system.model is model}
         replicas = {label: system for label, system in self.prepared.replicas.items() if system.model is model}
-        return next(iter(known), None) or next((f"of the attacker of {label}" for label in replicas), None)
+        owner = next(iter(known), None) or next(iter(replicas), None)
+        if owner is None:
+            return None
+        return self._named(owner) if owner in known else f"of the attacker of {self._named(owner)}"
+
+    def _named(self, label: str) -> str:
+        """A row's label with its fingerprint: inputs of a row that changed are not taken for its own."""
+        return f"{label} {self.origins.row(label)[:8]}"
 
 
 def oblivious_view(defense: Any, defended: System, root: System) -> System:

@@ -26,6 +26,7 @@ from ..random_streams import derive
 from ..recipe.experiment import Recipe, Row
 from ..system import System, on_model
 from ..training import Session
+from .origins import Origins
 from .prepared import Prepared
 from .statistics import bootstrap
 from .store import RunFolder
@@ -102,6 +103,7 @@ class Audit:
         files.write_tensors(path.with_suffix(".safetensors"), arrays)
         content = {
             "row": self.row.label,
+            "made_of": Origins(self.recipe).audit(self.row.label),
             "aimed": self.row.root,
             "history": self._history(),
             "looks": entries,

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from .. import data as data_sets
 from .. import files
-from ..recipe.experiment import Experiment
 from ..system import System
 from ..training import Session
+from .origins import Origins
 from .prepared import Prepared
 from .store import RunFolder
 
@@ -20,18 +20,19 @@ PATIENCE = 10.0
 
 
 def measure_costs(
-    experiment: Experiment, prepared: Prepared, data: data_sets.Data, folder: RunFolder, session: Session, x: Tensor
+    origins: Origins, prepared: Prepared, data: data_sets.Data, folder: RunFolder, session: Session, x: Tensor
 ) -> None:
     """Measure and write the costs of each row without a stored file.
 
     Args:
-        experiment: rows and settings.
+        origins: of the experiment: its rows and settings.
         prepared: their systems.
         data: the data set.
         folder: where files go.
         session: progress.
         x: inputs whose explanation is timed, on the systems' device.
     """
+    experiment = origins.experiment
     for row in experiment.rows:
         system = prepared.by_row.get(row.label)
         if system is None or folder.row(row.label).is_file():
@@ -44,6 +45,7 @@ def measure_costs(
             session.progress.say(f"no time for {row.label}: {error}")
             continue
         words = {"row": row.label, "base": row.base, "accuracy": accuracy, "ms": spent}
+        words["made_of"] = origins.row(row.label)
         files.write_json(folder.row(row.label), words)
 
 

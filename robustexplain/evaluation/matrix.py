@@ -7,14 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import data as data_sets
 from .. import files
-from ..random_streams import derive
 from ..recipe import check_data
 from ..recipe.experiment import Column, Experiment, Recipe, Row
 from ..training import Session
@@ -22,20 +20,21 @@ from .adversaries import Adversaries, Job
 from .audit import audit, audited
 from .cell import Trial, craft, goal_map, measure
 from .costs import measure_costs
+from .growing import claim
 from .judged import Chunk, Pool, chunks, judged
+from .origins import Origins
 from .prepared import Builder, Prepared, prepare
-from .statistics import bootstrap, bootstrap_auc, paired
 from .store import RunFolder
-
-PICTURES = ("x", "attacked_x", "map", "attacked_map", "goal_map")
-LABELS = ("sample", "label", "prediction", "goal_class")
+from .summaries import PICTURES, Summaries
 
 
 def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
-    """Run or resume a recipe in the directory ``out``; the number of cells that failed.
+    """Run or resume a recipe in the directory ``out``, or let it grow; the number of cells that failed.
+
+    Cells of other rows, columns and metrics of the same data, model and judged inputs are kept where they still hold.
 
     Raises:
-        RunMismatchError: ``out`` holds another experiment, or was made in another precision; a run that the session
+        RunMismatchError: ``out`` stands on another foundation, or was made in another precision; a run that the session
             reuses was made by another version or of other data.
         InputError: data or weights that the recipe needs are missing.
     """
@@ -44,12 +43,11 @@ def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
     data = check_data(recipe)
     for other in session.reuse:
         RunFolder(other).same_data(data.digest)
-    with session.accelerator.main_process_first():
-        folder.open(recipe, data.digest, data.features, data.shape, session.accelerator.mixed_precision)
-    session.folder = folder.training
+    named = recipe.named(data.features)
+    claim(named, folder, data, data.digest, session)
+    session.folder, session.sets_aside = folder.training, True
     failed = 0
-    if not finished(recipe, folder):
-        named = recipe.named(data.features)
+    if not finished(named, folder):
         builder = Builder(named, data, session)
         if session.accelerator.is_main_process:
             folder.same_weights(builder.weights)
@@ -76,10 +74,10 @@ def conclude(folder: RunFolder, session: Session, failed: int) -> None:
 
 def finished(experiment: Experiment, folder: RunFolder) -> bool:
     """Whether every cell and every row's cost is there: nothing has to be trained or loaded again."""
-    cells = [folder.read_cell(row.label, column.label) for row in experiment.rows for column in experiment.columns]
+    cells = [folder.done(row.label, column.label) for row in experiment.rows for column in experiment.columns]
     rows = all(folder.row(row.label).is_file() for row in experiment.rows)
     rows = rows and all(audited(folder, row) for row in experiment.rows if row.kind == "manipulation")
-    return rows and all(cell is not None and cell["status"] == "done" for cell in cells)
+    return rows and all(cell is not None for cell in cells)
 
 
 @dataclass
@@ -111,14 +109,13 @@ class Matrix:
         if todo:
             self._fill(todo)
         if self.session.accelerator.is_main_process:
-            self._compare_late()
-            measure_costs(self.experiment, self.prepared, self.data, self.folder, self.session, self._timed)
+            self._summaries.compare_late()
+            measure_costs(self._origins, self.prepared, self.data, self.folder, self.session, self._timed)
         self.session.accelerator.wait_for_everyone()
         return sum(not self._done(*cell) for cell in cells)
 
     def _done(self, row: Row, column: Column) -> bool:
-        known = self.folder.read_cell(row.label, column.label)
-        return known is not None and known["status"] == "done"
+        return self.folder.done(row.label, column.label) is not None
 
     def _fill(self, todo: list[tuple[Row, Column]]) -> None:
         made, pool = self._chunks, self._pool()
@@ -138,7 +135,15 @@ class Matrix:
 
     @cached_property
     def _adversaries(self) -> Adversaries:
-        return Adversaries(self.experiment, self.prepared)
+        return Adversaries(self.experiment, self.prepared, self._origins)
+
+    @cached_property
+    def _origins(self) -> Origins:
+        return Origins(self.experiment)
+
+    @cached_property
+    def _summaries(self) -> Summaries:
+        return Summaries(self.experiment, self.folder, self._origins)
 
     @cached_property
     def _chunks(self) -> list[Chunk]:
@@ -155,7 +160,8 @@ class Matrix:
         if failure is not None:
             self._write_failure(row, column, failure)
             return
-        name, judge = f"{row.label} / {column.label}", self._judge(row, column)
+        made_of = files.digest(self._origins.cell(row, column))
+        name, judge = f"{row.label} / {column.label} {made_of[:8]}", self._judge(row, column)
         self._shard("judged", name, judge, lambda steps: None)
         if self.session.accelerator.is_main_process:
             try:
@@ -163,7 +169,7 @@ class Matrix:
                 arrays = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
                 shown = self.experiment.evaluation.pictures
                 kept = {k: (v[:shown] if k in PICTURES else v) for k, v in arrays.items()}
-                self.folder.write_cell(row.label, column.label, self._summary(row, column, arrays), kept)
+                self.folder.write_cell(row.label, column.label, self._summaries.of(row, column, arrays), kept)
             except _ChunkFailedError as error:
                 self._write_failure(row, column, str(error))
         self.session.accelerator.wait_for_everyone()
@@ -228,55 +234,10 @@ class Matrix:
         x, y = data_sets.stack(data_sets.take(part, size, self.experiment.seed))
         return x.to(self.device), y.to(self.device)
 
-    def _summary(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> dict[str, Any]:
-        """What a cell's JSON says: every measure with its interval."""
-        resamples, seed = self.experiment.evaluation.bootstrap, derive(self.experiment.seed, "statistics")
-        measures = {
-            name: bootstrap(value, resamples, seed).as_dict()
-            for name, value in arrays.items()
-            if name not in PICTURES and name not in LABELS
-        }
-        if "score" in arrays:
-            measures["auc"] = bootstrap_auc(arrays["clean_score"], arrays["score"], resamples, seed).as_dict()
-        hits = arrays["success"] > 0
-        return {
-            "status": "done",
-            **self._where(row, column),
-            "measures": measures,
-            "on_successes": {
-                name: bootstrap(arrays[name][hits], resamples, seed).as_dict() for name in self.experiment.metrics
-            },
-            "against_undefended": self._against(row, column, arrays),
-        }
-
-    def _where(self, row: Row, column: Column) -> dict[str, str]:
-        return {"row": row.label, "base": row.base, "column": column.label, "knowledge": column.knowledge}
-
-    def _against(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> dict[str, Any]:
-        """Paired differences to the undefended row: the same images under the same attacker."""
-        reference = self.experiment.reference(row)
-        if not row.derived or not self._done(reference, column):
-            return {}
-        plain = self.folder.arrays(reference.label, column.label)
-        names = (*self.experiment.metrics, "success", "joint", "success_correct", "joint_correct")
-        resamples, seed = self.experiment.evaluation.bootstrap, derive(self.experiment.seed, "paired")
-        return {n: paired(arrays[n], plain[n], resamples, seed).as_dict() for n in names if n in plain}
-
-    def _compare_late(self) -> None:
-        """Compare the defended cells that were made while the undefended one was still a hole."""
-        for row in self.experiment.rows:
-            for column in self.experiment.columns:
-                cell = self.folder.read_cell(row.label, column.label)
-                if cell is None or cell["status"] != "done" or cell["against_undefended"]:
-                    continue
-                found = self._against(row, column, self.folder.arrays(row.label, column.label))
-                if found:
-                    self.folder.write_cell(row.label, column.label, {**cell, "against_undefended": found}, None)
-
     def _write_failure(self, row: Row, column: Column, why: str) -> None:
         if self.session.accelerator.is_main_process:
             self.session.progress.say(f"failed: {row.label} / {column.label}: {why.strip().splitlines()[-1]}")
-            summary = {"status": "failed", **self._where(row, column), "traceback": why}
+            summary = {"status": "failed", **self._summaries.where(row, column), "traceback": why}
             self.folder.write_cell(row.label, column.label, summary, None)
 
 

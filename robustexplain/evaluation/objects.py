@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .. import checks
+from .. import checks, files
 from ..attacks import Attack
-from ..data import Data, Item
+from ..data import Data, Item, take
 from ..errors import InputError, RobustExplainWarning
 from ..metrics import Metric
 from ..recipe.experiment import Column, Evaluation, Experiment, Knowledge, Row
@@ -23,6 +23,7 @@ from ..renamed import KNOWLEDGE, renamed
 from ..system import System
 from ..training import Session
 from .fingerprint import fingerprint
+from .growing import claim
 from .judged import judged
 from .matrix import Matrix, conclude, finished
 from .own_data import content_digest, data_of
@@ -63,7 +64,8 @@ def evaluate(
 ) -> Results:
     """Judge every system under every attack; the run directory ``out`` then holds cells, table and report.
 
-    Killed or stopped, the same call goes on where it was. It is what ``robustexplain run`` does with a recipe's
+    Killed or stopped, the same call goes on where it was; with more systems, attacks or metrics, or others under the
+    same label, what still holds is kept. It is what ``robustexplain run`` does with a recipe's
     components; ``robustexplain report`` works on the directory.
 
     Args:
@@ -84,7 +86,7 @@ def evaluate(
 
     Raises:
         InputError: bad systems, attacks, data or metrics; no input that every undefended classifier gets right.
-        RunMismatchError: ``out`` holds another experiment: other weights, settings or data.
+        RunMismatchError: ``out`` stands on another foundation: other data, seed, or ways to judge.
     """
     for what, given in (("systems", systems), ("attacks", attacks)):
         if not isinstance(given, Mapping):
@@ -99,10 +101,11 @@ def evaluate(
     roots = {row.root for row in rows}
     models = list({id(by_row[label].model): by_row[label].model for label in by_row if label in roots}.values())
     positions = judged(models, loaded, settings, seed, device)
-    experiment = _experiment(folder, about, seed, by_row, rows, columns, measured, settings)
-    with session.accelerator.main_process_first():
-        precision = session.accelerator.mixed_precision
-        folder.open(experiment, content_digest(loaded, positions), loaded.features, loaded.shape, precision)
+    inputs = files.digest([positions, content_digest(loaded, positions)])
+    experiment = _experiment(folder, about, seed, by_row, rows, columns, measured, settings, inputs)
+    # Whatever the classifiers get right, the same data have the same digest.
+    some = list(take(loaded.test, min(settings.images, len(loaded.test)), seed).indices)
+    claim(experiment, folder, loaded, content_digest(loaded, some), session)
     failed = 0
     if not finished(experiment, folder):
         replicas = {label: by_row[label].without_detector() for label in roots}
@@ -211,6 +214,7 @@ def _experiment(
     columns: tuple[Column, ...],
     metrics: dict[str, Metric],
     evaluation: Evaluation,
+    inputs: str,
 ) -> Experiment:
     """The experiment; its ``source`` is all that a report needs, and a hash of all that decides the results."""
     source = {
@@ -224,6 +228,7 @@ def _experiment(
         "metrics": list(metrics),
         "words": {name: list(words) for name, words in words_of(metrics).items()},
         "evaluation": asdict(evaluation),
+        "judged": inputs,
         "systems": {label: fingerprint(system) for label, system in by_row.items()},
         "attacks": {c.label: {**_settings(c.attack), "hash": fingerprint(c.attack)} for c in columns},
         "measured": {name: fingerprint(metric) for name, metric in metrics.items()},

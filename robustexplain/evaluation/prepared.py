@@ -20,7 +20,8 @@ from ..registry import DEFENSES, INTERPRETERS
 from ..system import System, on_model
 from ..training import Session, cross_entropy, fit
 from .fingerprint import fingerprint
-from .store import LABEL, RunFolder
+from .origins import Origins
+from .store import LABEL, MADE_OF, RunFolder
 
 
 @dataclass
@@ -160,6 +161,7 @@ def prepare(builder: Builder, folder: RunFolder) -> Prepared:
 
 def save(experiment: Experiment, prepared: Prepared, folder: RunFolder, session: Session) -> None:
     """Save every system that can be saved, and note the reason beside those that cannot."""
+    origins = Origins(experiment)
     for row in experiment.rows:
         system, path = prepared.by_row.get(row.label), folder.system(row.label)
         if system is None or (path / "system.json").is_file() or folder.unsaved(row.label) is not None:
@@ -170,6 +172,7 @@ def save(experiment: Experiment, prepared: Prepared, folder: RunFolder, session:
             # A part that no registered builder makes can be judged all the same; it only cannot be loaded again.
             session.progress.say(f"{row.label} is not saved: {error}")
             folder.note_unsaved(row.label, str(error))
+        files.write_text(path / MADE_OF, origins.row(row.label))
 
 
 def classifier(settings: Model, data: data_sets.Data, seed: int, session: Session, name: str) -> nn.Module:

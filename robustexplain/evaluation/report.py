@@ -73,6 +73,7 @@ def html(results: Results, folder: RunFolder, main: bytes) -> str:
     """The whole report as one HTML file: pictures inside, no scripts, nothing loaded from elsewhere."""
     from jinja2 import Environment, PackageLoader
 
+    manipulated = any(row.kind == "manipulation" for row in results.experiment.rows)
     environment = Environment(loader=PackageLoader("robustexplain.evaluation", "."), autoescape=True)
     return environment.get_template("report.html.j2").render(
         recipe=results.experiment,
@@ -82,7 +83,7 @@ def html(results: Results, folder: RunFolder, main: bytes) -> str:
         main=_embed(main),
         distance=_embed(matrix_picture(results, "l1")) if results.has("l1") else None,
         sanity=_embed((folder.root / SANITY).read_bytes()) if (folder.root / SANITY).is_file() else None,
-        curves=_learning_curves(folder),
+        curves=_learning_curves(results, folder),
         strips=_strips(results, folder),
         failures=[cell for cell in results.cells.values() if cell and cell["status"] != "done"],
         missing=[where for where, cell in results.cells.items() if cell is None],
@@ -90,7 +91,7 @@ def html(results: Results, folder: RunFolder, main: bytes) -> str:
         colour=_colour,
         count=results.judged,
         things=results.things,
-        audits=PAGE if (folder.root / PAGE).is_file() else None,
+        audits=PAGE if manipulated and (folder.root / PAGE).is_file() else None,
         explaining=any(column.facts.keeps_prediction for column in results.experiment.columns),
     )
 
@@ -101,13 +102,21 @@ def _shown(results: Results) -> dict[str, Words]:
     return {name: words for name, words in results.words.items() if results.has(name) and name not in hidden}
 
 
-def _learning_curves(folder: RunFolder) -> str | None:
-    """The histories of the run's trainings as a picture; ``None`` if there are none."""
+def _learning_curves(results: Results, folder: RunFolder) -> str | None:
+    """The histories of the trainings of the run's rows as a picture; ``None`` if there are none."""
     read, draw = getattr(training, "histories", None), getattr(plots, "learning_curves", None)
     found = read(folder.training) if read is not None and folder.training.is_dir() else {}
+    rows = {row.label for row in results.experiment.rows}
+    found = {name: epochs for name, epochs in found.items() if _owners(folder, name) <= rows}
     if not found or draw is None:
         return None
     return _embed(draw({_training_name(folder, name): epochs for name, epochs in found.items()}))
+
+
+def _owners(folder: RunFolder, name: str) -> set[str]:
+    """The labels of the rows that a training belongs to."""
+    places = [folder.training / part for part in Path(name).parents]
+    return {(p / LABEL).read_text(encoding="utf-8") for p in places if (p / LABEL).is_file()}
 
 
 def _training_name(folder: RunFolder, name: str) -> str:
@@ -149,7 +158,8 @@ def _strips(results: Results, folder: RunFolder) -> list[dict[str, Any]]:
             continue
         arrays = folder.arrays(row, column)
         names = results.run.get("features", [])
-        images = [_images(arrays, i, names) for i in range(len(arrays["x"]))]
+        shown = min(len(arrays["x"]), results.experiment.evaluation.pictures)
+        images = [_images(arrays, i, names) for i in range(shown)]
         strips.append({"row": row, "column": column, "images": images, "open": column in looked_at})
     return strips
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from torch import Tensor
@@ -16,13 +17,17 @@ from torch import Tensor
 from .. import files
 from .._version import __version__
 from ..errors import InputError, MissingDataError, RunMismatchError
-from ..recipe.experiment import Experiment, Recipe, decisive
+from ..recipe.experiment import Experiment, Recipe, decisive, foundation
 
 RUN, WEIGHTS, RECIPE, MATRIX, REPORT = "run.json", "weights.json", "recipe.yaml", "matrix.csv", "report.html"
 LABEL = "label.txt"
 """Beside a row's checkpoints: whose they are."""
 UNSAVED = "not-saved.txt"
 """In place of a row's system that cannot be saved: why."""
+MADE_OF = "made-of.txt"
+"""Beside a row's system: the fingerprint of the row."""
+WORK = ("training", "attacked", "judged", "cells", "rows", "audits", "sanity")
+"""Folders of what was trained, attacked or measured."""
 EXPERIMENT = "experiment.json"
 """What stands in place of the recipe where systems and attacks came from Python."""
 
@@ -84,10 +89,12 @@ class RunFolder:
         shape: Sequence[int] = (),
         precision: str = "no",
     ) -> None:
-        """Claim the directory for this experiment, or make sure that it is claimed for it already.
+        """Claim the directory for this experiment, or make sure that it stands on the same foundation.
+
+        A directory in which nothing was trained or attacked yet is anybody's.
 
         Args:
-            experiment: what decides the results.
+            experiment: whose foundation must be the directory's.
             data_digest: of the data set.
             features: names of a table's columns.
             shape: of one input.
@@ -98,32 +105,88 @@ class RunFolder:
                 what differs.
         """
         kind = "recipe" if isinstance(experiment, Recipe) else "experiment"
-        identity = {"version": __version__, "data": data_digest, kind: experiment.digest}
-        known = self.root / RUN
-        if known.is_file():
-            before = json.loads(known.read_text(encoding="utf-8"))
-            self._same(before, identity, experiment)
-            self._same_precision(before.get("precision", "no"), precision)
+        now = {"version": __version__, "data": data_digest, kind: files.digest(foundation(experiment.source))}
+        known = self.run if (self.root / RUN).is_file() else None
+        if known is not None:
+            before = {"version": known["version"], "data": known["data"]}
+            before |= {known["kind"]: known["foundation"]} if "foundation" in known else {}
+            if before == now:
+                self._same_precision(known.get("precision", "no"), precision)
+                return
+            if not self._untouched():
+                self._refuse(before, now, experiment)
+            (self.root / WEIGHTS).unlink(missing_ok=True)
         else:
             self._empty()
-            words = {"name": experiment.name, "seed": experiment.seed, "libraries": _libraries()}
-            words |= {"features": list(features), "shape": list(shape), "precision": precision}
-            files.write_json(known, {**identity, **words})
-        # After run.json, which claims the directory: a run that is killed in between is gone on with.
-        path = self._source(experiment)
-        if not path.is_file() and path.name == RECIPE:
-            files.write_text(path, yaml.safe_dump(experiment.source, sort_keys=False))
-        elif not path.is_file():
-            files.write_json(path, experiment.source)
+        words = {"name": experiment.name, "seed": experiment.seed, "libraries": _libraries()}
+        words |= {"features": list(features), "shape": list(shape), "precision": precision}
+        identity = {**now, kind: experiment.digest, "kind": kind, "foundation": now[kind]}
+        files.write_json(self.root / RUN, {**identity, **words})
 
-    def _source(self, experiment: Experiment) -> Path:
-        return self.root / (RECIPE if isinstance(experiment, Recipe) else EXPERIMENT)
+    def keep(self, experiment: Experiment) -> bool:
+        """Keep the experiment's source in place of the directory's, whose former one is numbered; whether it differs.
+
+        Only another description, or other sanity checks, replace it without a trace.
+        """
+        path = self.root / (RECIPE if isinstance(experiment, Recipe) else EXPERIMENT)
+        other = self.root / (EXPERIMENT if isinstance(experiment, Recipe) else RECIPE)
+        if other.is_file():
+            other.rename(_numbered(other))
+        before = self._source()
+        differs = before is not None and files.digest(decisive(before)) != experiment.digest
+        if differs:
+            self._archive(path)
+        if before is None or files.digest(before) != files.digest(experiment.source):
+            if path.name == RECIPE:
+                files.write_text(path, yaml.safe_dump(experiment.source, sort_keys=False))
+            else:
+                files.write_json(path, experiment.source)
+        known = self.run
+        now = {**known, "name": experiment.name, known["kind"]: experiment.digest}
+        if now != known:
+            files.write_json(self.root / RUN, now)
+        return differs
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What ``run.json`` says."""
+        found: dict[str, Any] = json.loads((self.root / RUN).read_text(encoding="utf-8"))
+        return found
+
+    def _source(self) -> dict[str, Any] | None:
+        """What the directory was made from, as plain data."""
+        path = next((p for p in (self.root / RECIPE, self.root / EXPERIMENT) if p.is_file()), None)
+        return None if path is None else yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+
+    def _archive(self, path: Path) -> None:
+        """A numbered copy, unless a run that was killed just made one."""
+        text = path.read_text(encoding="utf-8")
+        kept = [p.read_text(encoding="utf-8") for p in self.root.glob(f"{path.stem}.[0-9]*{path.suffix}")]
+        if text not in kept:
+            files.write_text(_numbered(path), text)
 
     def _empty(self) -> None:
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"{self.root} is a file; --out needs a directory")
         if self.root.is_dir() and not all(path.match(f".{RUN}.*.part") for path in self.root.iterdir()):
             raise RunMismatchError(f"{self.root} is not empty and is no run directory; choose another --out")
+
+    def _untouched(self) -> bool:
+        """Whether nothing was trained, attacked or measured yet."""
+        made = (path for name in WORK for path in (self.root / name).rglob("*"))
+        return not any(path.suffix in (".safetensors", ".json") for path in made)
+
+    def _refuse(self, before: dict[str, str], now: dict[str, str], experiment: Experiment) -> NoReturn:
+        differs = [key for key, value in now.items() if before.get(key) != value]
+        detail, source = "", self._source()
+        if differs[-1] in before and differs[-1] in ("recipe", "experiment") and source is not None:
+            old, new = _flat(foundation(source)), _flat(foundation(experiment.source))
+            changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+            detail = f" ({differs[-1]}: {', '.join(changed[:6])})" if changed else ""
+        raise RunMismatchError(
+            f"{self.root} holds another experiment: its {', '.join(differs)} differs{detail}; choose another --out, or "
+            "delete the directory to start again"
+        )
 
     def same_weights(self, digest: str) -> None:
         """Remember the classifier's weights, or make sure that they are those the directory was made with.
@@ -138,21 +201,6 @@ class RunFolder:
             raise RunMismatchError(
                 f"{self.root} was made with another classifier's weights; choose another --out, or delete the directory"
             )
-
-    def _same(self, known: dict[str, Any], identity: dict[str, str], experiment: Experiment) -> None:
-        differs = [key for key, value in identity.items() if known.get(key) != value]
-        if not differs:
-            return
-        detail, path = "", self._source(experiment)
-        if differs[-1] in ("recipe", "experiment") and path.is_file():
-            before = _flat(decisive(yaml.safe_load(path.read_text(encoding="utf-8"))))  # JSON is YAML
-            now = _flat(decisive(experiment.source))
-            changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-            detail = f" ({differs[-1]}: {', '.join(changed[:6])})"
-        raise RunMismatchError(
-            f"{self.root} holds another experiment: its {', '.join(differs)} differs{detail}; choose another --out, or "
-            "delete the directory to start again"
-        )
 
     def _same_precision(self, known: str, now: str) -> None:
         if known != now:
@@ -183,6 +231,11 @@ class RunFolder:
         """Note why a row's system could not be saved."""
         files.write_text(self.system(row) / UNSAVED, why)
 
+    def done(self, row: str, column: str) -> dict[str, Any] | None:
+        """The cell's JSON, or ``None`` if it is not there, or is a hole."""
+        found = self.read_cell(row, column)
+        return found if found is not None and found["status"] == "done" else None
+
     def read_cell(self, row: str, column: str) -> dict[str, Any] | None:
         """The cell's JSON, or ``None`` if it is not there yet."""
         path = self.cell(row, column)
@@ -209,6 +262,11 @@ class RunFolder:
             raise MissingDataError(
                 f"{self.root} is no run directory: it has no {RUN}; make one with `robustexplain run`"
             )
+
+
+def _numbered(path: Path) -> Path:
+    """Beside a file, the same name with the next number that is free: ``recipe.1.yaml``."""
+    return next(p for n in itertools.count(1) if not (p := path.with_name(f"{path.stem}.{n}{path.suffix}")).exists())
 
 
 def _libraries() -> dict[str, str]:

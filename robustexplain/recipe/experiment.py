@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -260,7 +260,7 @@ class Experiment:
     @property
     def digest(self) -> str:
         """A hash of what decides the results."""
-        return files.digest(self.source)
+        return files.digest(decisive(self.source))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,17 +309,25 @@ class Recipe(Experiment):
         own = (self.model.code, self.data.code if isinstance(self.data, OwnData) else None)
         return tuple(code for code in own if code is not None)
 
-    @property
-    def digest(self) -> str:
-        """A hash of what decides the results."""
-        return files.digest(decisive(self.source))
-
 
 def decisive(source: dict[str, Any]) -> dict[str, Any]:
     """What of a resolved recipe decides a matrix: no description, no sanity checks; own code by content, not place."""
-    kept = {key: value for key, value in source.items() if key not in ("about", "sanity")}
+    kept = {key: value for key, value in source.items() if key not in ("name", "about", "sanity")}
     for key in ("model", "data"):
         entry = kept.get(key)
         if isinstance(entry, dict) and entry.get("sha256") is not None:
             kept[key] = {k: v for k, v in entry.items() if k != "file"}
+    return kept
+
+
+def foundation(source: dict[str, Any]) -> dict[str, Any]:
+    """What every cell of a matrix stands on: data, model, seed, and which inputs are judged and how.
+
+    Rows, columns and metrics do not belong to it: they may come, go and change in one run directory.
+    """
+    defaults = {f.name: f.default for f in fields(Evaluation)}
+    judging = {**defaults, **(source.get("evaluation") or {})}
+    kept = {key: value for key, value in decisive(source).items() if key in ("data", "model")}
+    kept["seed"] = source.get("seed", 0)
+    kept["evaluation"] = {key: value for key, value in judging.items() if key not in ("bootstrap", "pictures")}
     return kept

@@ -16,6 +16,8 @@ from .. import data as data_sets
 from .. import files
 from ..data.base import labels_of
 from ..errors import InputError, UnknownNameError, UnsupportedModelError
+from ..evaluation.growing import claim
+from ..evaluation.origins import Origins
 from ..evaluation.prepared import Builder, classifier
 from ..evaluation.store import RunFolder
 from ..interpreters import Interpreter
@@ -77,14 +79,13 @@ def run_sanity(recipe: Recipe, out: str | Path, session: Session, checks: Sequen
         raise InputError("the labels check trains the model on random labels: the recipe has no model.train")
     folder = RunFolder(Path(out))
     data = check_data(recipe)
-    if session.accelerator.is_main_process:
-        folder.open(recipe, data.digest, data.features, data.shape, session.accelerator.mixed_precision)
-    session.accelerator.wait_for_everyone()
-    session.folder = folder.training
+    named = recipe.named(data.features)
+    claim(named, folder, data, data.digest, session)
+    session.folder, session.sets_aside = folder.training, True
     wanted = [c for c in CHECKS if not checks or c in checks]
     if recipe.model.train is None:
         wanted = [c for c in wanted if c != "labels"]
-    runner = _Runner(recipe.named(data.features), data, folder, session)
+    runner = _Runner(named, data, folder, session)
     failed = sum(runner.run(row, check) for check in wanted for row in recipe.rows if _may_change_maps(row))
     if session.accelerator.is_main_process:
         write_page(recipe, folder)
@@ -103,7 +104,7 @@ class _Runner:
 
     def __init__(self, recipe: Recipe, data: data_sets.Data, folder: RunFolder, session: Session) -> None:
         self.recipe, self.data, self.folder, self.session = recipe, data, folder, session
-        self.systems = Builder(recipe, data, session)
+        self.systems, self.origins = Builder(recipe, data, session), Origins(recipe)
         if session.accelerator.is_main_process:
             folder.same_weights(self.systems.weights)
         count = min(recipe.sanity.images, len(data.test))
@@ -190,7 +191,8 @@ class _Runner:
             arrays["x"] = self.x[: self.recipe.sanity.pictures].cpu()
             files.write_tensors(path.with_suffix(".safetensors"), arrays)
         stages_run = [{"stage": outcome.stage, "layer": outcome.layer} for outcome in outcomes]
-        files.write_json(path, {**summary, "stages": stages_run, "settings": asdict(self.recipe.sanity)})
+        words = {"stages": stages_run, "settings": asdict(self.recipe.sanity)}
+        files.write_json(path, {**summary, **words, "made_of": self.origins.row(summary["row"])})
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from .. import files
 from ..errors import RunMismatchError
 from .averaging import Average
 from .selection import Selection
-from .tracking import EpochRecord, write_history
+from .tracking import EpochRecord, history_of, write_history
 
 
 @dataclass
@@ -63,6 +64,10 @@ class Checkpoint:
         files.write_tensors(path, tensors, meta)
         write_history(path, history)
 
+    def fits(self, path: Path) -> bool:
+        """Whether a file is of this same training, whatever its precision."""
+        return files.read_metadata(path).get("stamp") == self.stamp
+
     def read(self, path: Path, device: torch.device) -> list[EpochRecord]:
         """Load it; the epochs it has behind it.
 
@@ -102,6 +107,14 @@ class Checkpoint:
             state.setdefault(int(index), {})[word] = value
         if state:
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+
+def set_aside(path: Path) -> None:
+    """Rename a checkpoint and its history to ``NAME.safetensors.1``, or the next number that is free."""
+    number = next(n for n in itertools.count(1) if not path.with_name(f"{path.name}.{n}").exists())
+    for file in (history_of(path), path):  # the checkpoint last: while it is there, this can be done again
+        if file.is_file():
+            file.rename(file.with_name(f"{file.name}.{number}"))
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

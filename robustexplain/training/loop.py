@@ -20,7 +20,7 @@ from ..random_streams import derive, generator
 from .augmentation import Augmented
 from .averaging import Average
 from .batches import Batches
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, set_aside
 from .losses import ClassifierLoss, Loss, TrainingStep
 from .modes import eval_mode, global_noise
 from .parts import at_rest, groups, resting
@@ -64,7 +64,8 @@ def fit(
             those that are best on samples held out.
 
     Raises:
-        RunMismatchError: the checkpoint belongs to another training, or to one of another precision.
+        RunMismatchError: the checkpoint belongs to another training (and the session does not set it aside), or to one
+            of another precision.
         InputError: the batch cannot be divided among the processes; settings that are for classifiers, for a loss that
             is not a classifier's; layers that the module has not; half precision on a CPU; loss, weights or a
             classifier's logits are not finite.
@@ -224,9 +225,20 @@ class _Loop:
         if path is None or not path.is_file():
             return 0
         checkpoint = self._checkpoint
+        if self.session.sets_aside and not checkpoint.fits(path):
+            return self._set_aside(path)
         self.history = checkpoint.read(path, self.session.device)
         self.best, self.least = checkpoint.best, checkpoint.least
         return len(self.history)
+
+    def _set_aside(self, path: Path) -> int:
+        accelerator = self.session.accelerator
+        accelerator.wait_for_everyone()  # until every process has looked at it
+        if accelerator.is_main_process:
+            set_aside(path)
+            self.session.progress.say(f"{self.task.name} changed and is trained anew; its old checkpoint is kept aside")
+        accelerator.wait_for_everyone()
+        return 0
 
     @property
     def _checkpoint(self) -> Checkpoint:

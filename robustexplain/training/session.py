@@ -46,6 +46,7 @@ class Session:
         reuse: folders of earlier trainings; one that is the same (name, settings, seed, identity, precision) is copied
             into ``folder`` instead of made again. A training without an identity is never taken from elsewhere.
         shelf: what was found in ``reuse``; made when it is first looked at.
+        sets_aside: rename a checkpoint of another training and train anew, where it would be refused otherwise.
 
     Raises:
         InputError: an unknown tracker, or one whose package is not installed; a folder to reuse that is not there.
@@ -57,6 +58,7 @@ class Session:
     trackers: tuple[str, ...] = ()
     reuse: tuple[Path, ...] = ()
     shelf: Shelf | None = field(default=None, repr=False)
+    sets_aside: bool = False
 
     def __post_init__(self) -> None:
         check_trackers(self.trackers)

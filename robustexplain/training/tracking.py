@@ -39,7 +39,12 @@ def record(epoch: int, loss: float, lr: float, figures: dict[str, float]) -> Epo
 
 def write_history(checkpoint: Path, history: Sequence[EpochRecord]) -> None:
     """Write ``NAME.history.json`` beside a checkpoint, in one step."""
-    files.write_json(checkpoint.with_name(f"{checkpoint.stem}{SUFFIX}"), list(history))
+    files.write_json(history_of(checkpoint), list(history))
+
+
+def history_of(checkpoint: Path) -> Path:
+    """Where the history of a checkpoint stands."""
+    return checkpoint.with_name(f"{checkpoint.stem}{SUFFIX}")
 
 
 def histories(folder: str | Path) -> dict[str, list[EpochRecord]]:

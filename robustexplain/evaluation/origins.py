@@ -1,0 +1,64 @@
+"""What a cell was made of: fingerprints of its row, its column, its metrics and the inputs that are judged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import files
+from ..recipe.experiment import Column, Experiment, Row
+from ..recipe.rows import standing_on
+from .fingerprint import fingerprint
+
+
+class Origins:
+    """Fingerprints of an experiment's parts, each taken once; two of one fingerprint give the same results.
+
+    They hold for one foundation (data, model, seed, which inputs are judged) and one version.
+
+    Args:
+        experiment: rows, columns, metrics; columns of tables by their places.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.metrics = {name: fingerprint(metric) for name, metric in experiment.metrics.items()}
+        self._by_label = {row.label: row for row in experiment.rows}
+        self._rows: dict[str, str] = {}
+        self._columns: dict[str, str] = {}
+
+    def row(self, label: str) -> str:
+        """Of a row: all that it stands on, settings included, or the system that was handed in for each."""
+        if label not in self._rows:
+            systems = self.experiment.source.get("systems", {})
+            chain = standing_on(self._by_label[label], self._by_label)
+            self._rows[label] = files.digest(
+                [[row.kind, row.base, row.name, fingerprint(row.settings), systems.get(row.label)] for row in chain]
+            )
+        return self._rows[label]
+
+    def column(self, column: Column) -> str:
+        """Of a column: the attack, what its adversary knows and wants, and the row that it is crafted on."""
+        if column.label not in self._columns:
+            source = None if column.source is None else self.row(column.source)
+            made = [fingerprint(column.attack), column.knowledge, column.goal_map, source]
+            self._columns[column.label] = files.digest(made)
+        return self._columns[column.label]
+
+    def cell(self, row: Row, column: Column) -> dict[str, Any]:
+        """What a cell's JSON keeps of what it was made of."""
+        return {
+            "row": self.row(row.label),
+            "column": self.column(column),
+            "metrics": self.metrics,
+            "inputs": self.experiment.source.get("judged"),
+        }
+
+    def audit(self, label: str) -> str:
+        """Of a manipulated row's audit: every interpreter looks at it, and its intervals are in it."""
+        looking = [self.row(row.label) for row in self.experiment.rows if not row.derived]
+        return files.digest([self.row(label), looking, self.experiment.evaluation.bootstrap])
+
+    @property
+    def summary(self) -> str:
+        """Of how cells are summed up from their arrays."""
+        return files.digest([self.experiment.evaluation.bootstrap, self.metrics])

@@ -1,0 +1,97 @@
+"""From a cell's arrays to what its JSON says: every measure with its interval."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..random_streams import derive
+from ..recipe.experiment import Column, Experiment, Row
+from .origins import Origins
+from .statistics import bootstrap, bootstrap_auc, paired
+from .store import RunFolder
+
+PICTURES = ("x", "attacked_x", "map", "attacked_map", "goal_map")
+LABELS = ("sample", "label", "prediction", "goal_class")
+
+
+class Summaries:
+    """Sums cells up.
+
+    Args:
+        experiment: rows, columns, metrics, how many resamples.
+        folder: its directory, whose cells are compared with one another.
+        origins: of the experiment.
+    """
+
+    def __init__(self, experiment: Experiment, folder: RunFolder, origins: Origins) -> None:
+        self.experiment, self.folder, self.origins = experiment, folder, origins
+
+    def of(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> dict[str, Any]:
+        """What a cell's JSON says of its arrays, those of the experiment's metrics alone."""
+        resamples, seed = self.experiment.evaluation.bootstrap, derive(self.experiment.seed, "statistics")
+        measures = {
+            name: bootstrap(value, resamples, seed).as_dict()
+            for name, value in arrays.items()
+            if name not in PICTURES and name not in LABELS
+        }
+        if "score" in arrays:
+            measures["auc"] = bootstrap_auc(arrays["clean_score"], arrays["score"], resamples, seed).as_dict()
+        hits = arrays["success"] > 0
+        return {
+            "status": "done",
+            **self.where(row, column),
+            "measures": measures,
+            "on_successes": {
+                name: bootstrap(arrays[name][hits], resamples, seed).as_dict() for name in self.experiment.metrics
+            },
+            "against_undefended": self._against(row, column, arrays),
+            "summary": self.origins.summary,
+        }
+
+    def where(self, row: Row, column: Column) -> dict[str, Any]:
+        """Which cell it is, and what it was made of."""
+        words = {"row": row.label, "base": row.base, "column": column.label, "knowledge": column.knowledge}
+        return {**words, "made_of": self.origins.cell(row, column)}
+
+    def refresh(self) -> None:
+        """Sum up again, from their arrays, the cells that have other resamples, or metrics that are not asked for."""
+        for row in self.experiment.rows:
+            for column in self.experiment.columns:
+                cell = self.folder.done(row.label, column.label)
+                if cell is not None and cell["summary"] != self.origins.summary:
+                    arrays = self._asked(self.folder.arrays(row.label, column.label), cell["made_of"]["metrics"])
+                    # The arrays keep what was measured: a metric that comes back is not measured again.
+                    found = {**self.of(row, column, arrays), "made_of": cell["made_of"]}
+                    self.folder.write_cell(row.label, column.label, found, None)
+
+    def _asked(self, arrays: dict[str, Tensor], measured: dict[str, str]) -> dict[str, Tensor]:
+        """The arrays without those of metrics that are not asked for (``l1``, ``l1_goal``, ``l1_honest``)."""
+        kept = {}
+        for name, value in arrays.items():
+            owners = [metric for metric in measured if name == metric or name.startswith(f"{metric}_")]
+            if not owners or max(owners, key=len) in self.experiment.metrics:
+                kept[name] = value
+        return kept
+
+    def compare_late(self) -> None:
+        """Compare the defended cells that were made while the undefended one was still a hole."""
+        for row in self.experiment.rows:
+            for column in self.experiment.columns:
+                cell = self.folder.done(row.label, column.label)
+                if cell is None or cell["against_undefended"]:
+                    continue
+                found = self._against(row, column, self.folder.arrays(row.label, column.label))
+                if found:
+                    self.folder.write_cell(row.label, column.label, {**cell, "against_undefended": found}, None)
+
+    def _against(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> dict[str, Any]:
+        """Paired differences to the undefended row: the same images under the same attacker."""
+        reference = self.experiment.reference(row)
+        if not row.derived or self.folder.done(reference.label, column.label) is None:
+            return {}
+        plain = self.folder.arrays(reference.label, column.label)
+        names = (*self.experiment.metrics, "success", "joint", "success_correct", "joint_correct")
+        resamples, seed = self.experiment.evaluation.bootstrap, derive(self.experiment.seed, "paired")
+        return {n: paired(arrays[n], plain[n], resamples, seed).as_dict() for n in names if n in plain}
