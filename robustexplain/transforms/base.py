@@ -23,8 +23,8 @@ class _Spec(NamedTuple):
 class Transform(nn.Module):
     """A map of images ``[B, C, H, W]`` in ``[0, 1]`` to images of the same shape and range; samples are kept apart.
 
-    A subclass is registered in ``TRANSFORMS``; the numbers in a name are the arguments of its ``__init__``, in order. One
-    that takes none goes by its registered name.
+    A subclass is registered in ``TRANSFORMS``; the numbers in a name are the arguments of its ``__init__``, in order.
+    One that takes none goes by its registered name.
 
     Args:
         name: as :func:`transform` takes it: it says everything.
