@@ -1,4 +1,4 @@
-"""Attacks: system x inputs -> inputs that deceive. Each is a short choice of threat model, objective and search."""
+"""Attacks: from a system and inputs to adversarial inputs. Each combines threat model, objective and search."""
 
 from . import manipulation
 from .adaptive import DRAWS, Adaptation

@@ -1,4 +1,4 @@
-"""What an adversary who knows the defense does about it, whatever the attack."""
+"""Adaptation to a defense: settings that any attack of an adversary who knows the defense can use."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from robustexplain.system import System
 from .search.directions import BetaSchedule, GradientDirection
 
 DRAWS = 10
-"""Draws over which an adaptive adversary averages each direction; Xie et al. 2018 average their defense over 30."""
+"""Random draws over which an adaptive attack averages each direction; Xie et al. 2018 average over 30."""
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """Three things that an adversary who knows a system can do about its defenses; by default none of them.
+    """Three adaptations of an attack to a system's defenses; by default none is used.
 
     Args:
-        evade: weight of the detector's score in the loss, with its silence as a condition (see :func:`evasion`); 0
-            ignores the detector.
-        draws: average each direction over so many draws of what is random in the system or the threat model
-            (expectation over transformation, Athalye et al. 2018b).
-        straight: go straight through rounding (Athalye et al. 2018, BPDA).
+        evade: weight of the detector's score in the loss, with the constraint that it raises no alarm (see
+            :func:`evasion`); 0 ignores the detector.
+        draws: average each direction over this many random draws of the system and the threat model (expectation over
+            transformation, Athalye et al. 2018b).
+        straight: straight-through gradients for rounding (Athalye et al. 2018, BPDA).
     """
 
     evade: NonNegative = 0.0
@@ -38,17 +38,18 @@ class Adaptation:
 
     @property
     def words(self) -> str:
-        """What is done, for tables."""
-        said = ["detector in the loss"] if self.evade else []
-        said += [f"mean of {self.draws} draws"] if self.draws > 1 else []
-        return ", ".join(said + (["straight through rounding"] if self.straight else [])) or "nothing to adapt to"
+        """The adaptations in use, for tables."""
+        words = ["detector in the loss"] if self.evade else []
+        words += [f"mean of {self.draws} draws"] if self.draws > 1 else []
+        return ", ".join(words + (["straight through rounding"] if self.straight else [])) or "nothing to adapt to"
 
     def to(self, system: System, *, evade: float = 1.0) -> Adaptation:
-        """What there is to do about ``system``; nothing that is set already is changed.
+        """The adaptation to ``system``; settings other than the defaults are kept.
 
         Args:
-            system: its detector is evaded, its randomness averaged over :data:`DRAWS`, its rounding gone through.
-            evade: the weight at which a detector is.
+            system: its detector is evaded, its randomness averaged over :data:`DRAWS` draws, its rounding passed with
+                straight-through gradients.
+            evade: weight of a detector's score.
         """
         return replace(
             self,
@@ -58,21 +59,21 @@ class Adaptation:
         )
 
     def direction(self, surrogate: Smooth | BetaSchedule | None = None) -> GradientDirection:
-        """The gradient of the system, or of a stand-in, averaged and straight as set."""
+        """The gradient of the system or of a surrogate, with ``draws`` and ``straight`` as set."""
         return GradientDirection(surrogate, self.straight, self.draws)
 
     def evasion(self, system: System) -> Objective:
-        """The detector's part of the loss; nothing at a weight of 0."""
+        """The detector's term of the loss; empty at a weight of 0."""
         return evasion(self.evade, system)
 
 
 def evasion(weight: float, system: System) -> Objective:
-    """The detector's part of a loss, with its silence as a condition; nothing at a weight of 0.
+    """The detector's term of a loss, with the constraint that it raises no alarm; empty at a weight of 0.
 
-    Each detector says how it is evaded (``evasion``); one that does not, by the hinge on its soft score.
+    It is the detector's own ``evasion``, or for one without that method a hinge on its soft score.
 
     Raises:
-        InputError: a weight, and a system without a detector.
+        InputError: a weight above 0 and a system without a detector.
     """
     if not weight:
         return Sum()

@@ -1,4 +1,4 @@
-"""The contract that every input attack keeps."""
+"""Base class of the attacks on inputs."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from .search.loop import Plan
 
 @dataclass(frozen=True)
 class Attacked:
-    """The outcome of an input attack, one entry a sample.
+    """The result of an input attack, one entry per sample.
 
     Args:
         x: ``[B, C, H, W]`` in ``[0, 1]``.
         success: bool, from a fresh forward pass of the real model on ``x``: the prediction is ``goal_class``
             (targeted), no longer the label (untargeted), or still the benign one (attacks that keep the prediction).
-        zero_direction: bool, where the search had no direction: the map's gradient, or every difference of a black box,
-            was exactly zero.
-        stalled: bool, where the objective never fell: the search achieved nothing.
-        surrogate_misled: bool, where it stalled although the stand-in that gave the directions saw it fall.
-        queries: int64, how many inputs were shown to the system.
+        zero_direction: bool, where the search's first direction was exactly zero: the gradient of the map, or every
+            difference of a gradient estimate.
+        stalled: bool, where the objective never fell below its value at the start.
+        surrogate_misled: bool, where it stalled on the real system although it fell on the surrogate.
+        queries: int64, number of inputs evaluated by the system.
     """
 
     x: Tensor
@@ -56,28 +56,29 @@ class Attacked:
 class Attack(ABC):
     """Makes inputs that deceive a system: ``attack(system, x, y, goal_class=None, goal_map=None)``.
 
-    A subclass writes ``plan``; everything at the door and the verdict are here.
+    A subclass implements ``plan``; this class checks the arguments and decides about success.
 
     Args:
-        seed: of the streams; a sample's own stream depends on it and on the sample alone.
+        seed: of all random draws. Each sample has its own random stream, which depends on the seed and that sample
+            alone.
     """
 
     seed: Natural = field(default=0, kw_only=True)
 
     needs_maps: ClassVar[bool] = False
-    """Whether the attack looks at the interpreter's maps."""
+    """Whether the attack uses the interpreter's maps."""
     keeps_prediction: ClassVar[bool] = False
-    """Whether the prediction should stay what it is (it then takes no goal class)."""
+    """Whether the prediction should not change (the attack then takes no goal class)."""
     moves_map: ClassVar[bool] = False
     """Whether the map should differ from the benign one, instead of resembling a goal map."""
     needs_data: ClassVar[bool] = False
-    """Whether the attack is fitted on images of the adversary's own before it can run: see :meth:`fitted`."""
+    """Whether the attack must be fitted on the adversary's images before it can run: see :meth:`fitted`."""
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
-    """What inputs the attack takes; most move pixels in ``[0, 1]``."""
+    """The kinds of inputs that the attack takes; most change pixels in ``[0, 1]``."""
     control: ClassVar[bool] = False
-    """Whether it looks for nothing: what an attack must beat, and a defense earns nothing by stopping."""
+    """Whether this is a control without a search: attacks must do better, and a defense gets no credit against it."""
     adapts: ClassVar[bool] = False
-    """Whether there is something to adapt to a defense: so it is where a subclass has a field ``adapt``."""
+    """Whether the attack can adapt to a defense; true if a subclass has a field ``adapt``."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -97,11 +98,12 @@ class Attack(ABC):
         """Attack a batch.
 
         Args:
-            system: what is deployed.
+            system: the deployed system.
             x: benign inputs ``[B, C, H, W]`` in ``[0, 1]``.
-            y: ``[B]``, the labels to leave (an attack that keeps the prediction keeps the benign one).
-            goal_class: ``[B]``, what should be predicted; ``None``: anything but ``y`` (untargeted).
-            goal_map: ``[B, H, W]``, the map that should be seen; ``None``: :meth:`default_goal_map`, or the
+            y: labels ``[B]``, which should no longer be predicted. An attack that keeps the prediction ignores them and
+                keeps the benign prediction.
+            goal_class: ``[B]``, the class to be predicted; ``None``: any but ``y`` (untargeted).
+            goal_map: ``[B, H, W]``, the target map; ``None``: :meth:`default_goal_map`, or the
                 benign map of the benign prediction.
 
         Raises:
@@ -125,19 +127,19 @@ class Attack(ABC):
 
     @abstractmethod
     def plan(self, system: System) -> Plan:
-        """What this attack does against ``system``: threat model, objective and search."""
+        """The attack against ``system``: threat model, objective and search."""
 
     def summaries(self) -> tuple[str, str, str]:
-        """Threat model, objective and search in a few words each, for tables: those of the plan on a plain system."""
+        """Threat model, objective and search against an undefended system, in a few words each, for tables."""
         return self.plan(_plain_system()).summaries()
 
     @final
     def adapted(self, system: System) -> Self:
-        """The same attack by an adversary who knows the defended ``system``; itself, where there is nothing to add."""
+        """The attack by an adversary who knows the defended ``system``; the same object if nothing changes."""
         if not self.adapts:
             return self
-        made = replace(self, **self._changes(system))
-        return self if made == self else made
+        adapted = replace(self, **self._changes(system))
+        return self if adapted == self else adapted
 
     @property
     def adaptation(self) -> str:
@@ -146,23 +148,23 @@ class Attack(ABC):
         return "nothing to adapt" if adapt is None else adapt.words
 
     def _changes(self, system: System) -> dict[str, Any]:
-        """The fields that an adversary who knows ``system`` sets otherwise; asked where there is a field ``adapt``."""
+        """The fields that an adversary who knows ``system`` changes; called if there is a field ``adapt``."""
         adapt: Adaptation = getattr(self, "adapt")  # noqa: B009
         return {"adapt": adapt.to(system)}
 
     def fitted(self, system: System, x: Tensor, y: Tensor) -> Attack:
-        """The attack made ready on images ``x`` ``[N, C, H, W]`` with labels ``y`` ``[N]`` of the adversary's own.
+        """The attack fitted on the adversary's images ``x`` ``[N, C, H, W]`` with labels ``y`` ``[N]``.
 
-        Universal perturbations are computed here, substitutes of a black box trained; itself, if nothing is to do.
+        Computes universal perturbations and trains substitutes; attacks that need no fit return themselves.
         """
         return self
 
     def looks_at(self, system: System) -> System:
-        """The system as this attack looks at it: the same classifier, perhaps more of its maps than it shows."""
+        """The system that this attack uses: the same classifier, possibly with the maps of an aggregate's members."""
         return system
 
     def default_goal_map(self, x: Tensor) -> Tensor | None:
-        """``[B, H, W]``: what is wanted where the caller wants no map in particular; ``None`` is the benign map."""
+        """``[B, H, W]``: the target map of a call without one; ``None`` stands for the benign map."""
         return None
 
     def differentiates(self, system: System) -> bool:
@@ -220,7 +222,7 @@ def _plain_system() -> System:
 
 
 def _native(goal_map: Tensor | None, benign: Tensor) -> Tensor:
-    """The goal map on the grid of the ``benign`` one, which it is by default."""
+    """The goal map on the grid of the ``benign`` one; ``None`` gives the benign map itself."""
     if goal_map is None or goal_map.shape == benign.shape:
         return benign if goal_map is None else goal_map.to(benign)
     # Under autocast the benign map is in half precision, in which nothing is resized.

@@ -1,4 +1,4 @@
-"""What an adversary may ask for: goal classes and goal maps, drawn from a sample's own stream."""
+"""Random goal classes and goal maps, drawn from each sample's own stream."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def random_class_maps(
     """``[B, H, W]``: the benign map of a random pool image whose class is not ``goal_class`` (section 5, Q1).
 
     Args:
-        interpreter: explains the pool images for their own class.
-        x: the inputs that will be attacked; only their streams are used.
+        interpreter: explains each pool image for its own class.
+        x: the inputs to be attacked; only their random streams are used.
         goal_class: ``[B]``.
         pool_x: benign images ``[N, C, H, W]``, at least one a class.
         pool_y: their classes ``[N]``.

@@ -1,4 +1,4 @@
-"""An attack inside of a loss: inputs crafted against a network that is being trained."""
+"""An attack inside a loss: adversarial inputs against a network that is being trained."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def crafted(
     *,
     targeted: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Inputs that the attack makes against the network as it is now, cut from any graph, and what they aim at.
+    """Adversarial inputs against the network's current weights, detached, and their goal classes.
 
-    While it attacks, the network is in eval mode (batch norms use their running statistics and leave them alone,
-    dropout does not draw) and needs no gradient of its weights; afterwards each part's mode and each parameter's flag
-    are what they were, also after an error. An input's draws depend on the training's seed, the epoch and the input.
+    During the attack the network is in eval mode (batch norms use their running statistics and do not update them,
+    dropout is off) and its weights need no gradient. Afterwards, also after an error, every mode and ``requires_grad``
+    flag is restored. An input's random draws depend on the training's seed, the epoch and the input alone.
 
     Args:
         attack: its seed is replaced by one of the training step.
-        network: in training, not wrapped for data parallelism: the attack asks for no gradient that is shared.
-        make_system: the system that is attacked, made around the network.
+        network: in training, not wrapped for data parallelism: the attack needs no synchronised gradients.
+        make_system: makes the attacked system from the network.
         x: benign inputs ``[b, ...]``.
         y: their labels ``[b]``.
         step: of the training.
-        targeted: aim at a class other than ``y``, drawn for each input; else at any other.
+        targeted: towards a random class other than ``y``, drawn for each input; else untargeted.
 
     Returns:
         The attacked inputs, and the goal classes ``[b]``, which are ``y`` if the attack is not targeted.

@@ -1,4 +1,4 @@
-"""Where the adversary may go: each threat model owns its variable, its projection and how it applies to the input."""
+"""Threat models: the variable of an attack, its projection, and how it is applied to the input."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from robustexplain.fields import Eps, Radius, check_fields
 from robustexplain.random_streams import Streams
 
 Norm = Literal["linf", "l2"]
-"""What the size of a change is measured in."""
+"""The norm in which the size of a change is measured."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,20 @@ class Threat(ABC):
 
     @property
     def summary(self) -> str:
-        """For tables."""
+        """A few words for tables."""
         return type(self).__name__
 
     @property
     def norm(self) -> Norm | None:
-        """The norm of the ball that the threat is; ``None``: it is none."""
+        """The norm, if the threat model is a norm ball; else ``None``."""
         return None
 
     def bind(self, x: Tensor, streams: Streams) -> Threat:
-        """This threat for the samples ``x``: with what is drawn once for each of them (a patch's place)."""
+        """This threat model bound to the samples ``x``, with its random choices (a patch's place) drawn for each."""
         return self
 
     def select(self, rows: Tensor) -> Threat:
-        """A bound threat for some of its samples."""
+        """A bound threat model for the samples at ``rows``."""
         return self
 
     @property
@@ -48,19 +48,19 @@ class Threat(ABC):
 
     @property
     def region(self) -> Tensor | None:
-        """``[B, H, W]``: 1 where this bound threat may change the input, 0 elsewhere; ``None``: anywhere."""
+        """``[B, H, W]``: 1 where this bound threat model may change the input, else 0; ``None``: everywhere."""
         return None
 
     def redrawn(self, x: Tensor, seed: int) -> Threat:
-        """This bound threat with its randomness (where a patch is put down) drawn anew."""
+        """This bound threat model with its random choices (a patch's place) drawn again."""
         return self
 
     def start(self, x: Tensor, streams: Streams | None = None) -> Tensor:
-        """The variable to begin with: no change, or with ``streams`` a random allowed one."""
+        """The initial variable: no change, or with ``streams`` a random allowed one."""
         return x.clone() if streams is None else self.project(x, self.sample(x, streams))
 
     def apply(self, x: Tensor, variable: Tensor) -> Tensor:
-        """The attacked input ``[B, C, H, W]`` that the variable stands for."""
+        """The attacked input ``[B, C, H, W]`` for ``variable``."""
         return variable
 
     @abstractmethod
@@ -74,7 +74,7 @@ class Threat(ABC):
 
 @dataclass(frozen=True)
 class Linf(Threat):
-    """``max |x' - x| <= eps``, in the units of ``[0, 1]`` pixels; ``sides`` of the box are there once it is bound.
+    """``max |x' - x| <= eps``, in the units of ``[0, 1]`` pixels; ``bind`` precomputes ``sides``.
 
     Examples:
         >>> import torch
@@ -93,11 +93,11 @@ class Linf(Threat):
         return "linf"
 
     def bind(self, x: Tensor, streams: Streams) -> Linf:
-        """The same box, its sides worked out once."""
+        """The same ball with its ``sides``, the clipped ends of the box around ``x``, computed once."""
         return replace(self, sides=self._sides(x))
 
     def select(self, rows: Tensor) -> Linf:
-        """The box around some of the images."""
+        """The ball around the images at ``rows``."""
         return self if self.sides is None else replace(self, sides=(self.sides[0][rows], self.sides[1][rows]))
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class L2(Threat):
         return "l2"
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
-        """Shrink onto the ball, then clip to ``[0, 1]`` (which only brings the image nearer to ``x``)."""
+        """Project onto the ball, then clip to ``[0, 1]`` (which never increases the distance to ``x``)."""
         delta = variable - x
         norm = ops.expand(delta.flatten(1).norm(dim=1), delta)
         return (x + delta * (self.eps / norm.clamp(min=1e-12)).clamp(max=1)).clamp(0, 1)

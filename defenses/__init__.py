@@ -1,4 +1,4 @@
-"""Defenses: system -> system that is harder to deceive."""
+"""Defenses: from a system to one that is harder to deceive."""
 
 from robustexplain.interpreters import Aggregate
 

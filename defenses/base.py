@@ -1,4 +1,4 @@
-"""The contract that every defense keeps."""
+"""Base classes of the defenses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from robustexplain.system import System, on_model
 from robustexplain.training import Samples, Session
 
 Layer = Literal["model", "input", "interpreter", "detector"]
-"""What of a system a defense changes, from the ground up: one stands on what is below it."""
+"""The part of a system that a defense changes, in the order in which defenses stack."""
 LAYERS: tuple[Layer, ...] = get_args(Layer)
 _DOES = dict(
     zip(
@@ -26,24 +26,24 @@ _DOES = dict(
 class Defense(ABC):
     """Makes a system harder to deceive: ``defense(system, data=None, session=None)`` gives a new system.
 
-    The system that is handed in stays as it is. A subclass writes ``_defend``.
+    The given system is not changed. A subclass implements ``_defend``.
 
     Args:
-        seed: of whatever is random in the defense.
+        seed: of everything random in the defense.
     """
 
     seed: Natural = field(default=0, kw_only=True)
 
     layer: ClassVar[Layer]
-    """What of the system it changes."""
+    """The part of the system that it changes."""
     wraps: ClassVar[bool] = False
-    """Whether what it does to the interpreter is a wrapper, which can be put around any other interpreter as well."""
+    """Whether it wraps the interpreter and could wrap any other one as well."""
     defends: ClassVar[tuple[str, ...]] = ()
-    """Names of the interpreters that it can defend; none means any."""
+    """Registered names of the interpreters that it can defend; empty means any."""
     needs_data: ClassVar[bool] = False
     """Whether the defense trains, and so needs samples."""
     part: ClassVar[Literal["train", "defense"]] = "defense"
-    """Which part of the data those samples are: the model's own, or what is kept for defenses."""
+    """The part of the data that these samples are from: the training samples, or those reserved for defenses."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -52,7 +52,7 @@ class Defense(ABC):
 
     @property
     def name(self) -> str:
-        """Its registered name; one that is not registered goes by its class."""
+        """Its registered name, or the name of its class if it is not registered."""
         cls = type(self)
         return next((entry.name for entry in DEFENSES if entry.build is cls), cls.__name__)
 
@@ -60,17 +60,17 @@ class Defense(ABC):
         """The defended system.
 
         Args:
-            system: what is deployed.
-            data: map-style, gives ``(x, label)``; the defense's own samples, which nobody is judged on.
+            system: the deployed system.
+            data: the defense's samples, map-style, gives ``(x, label)``; none of them is used in the evaluation.
             session: accelerator, checkpoints, progress.
 
         Raises:
             InputError: no data for a defense that trains.
-            UnsupportedModelError: a system that the defense cannot cover, or that has a defense already which this one
-                would undo.
+            UnsupportedModelError: a system that the defense does not support, or one with a defense that this one would
+                undo.
         """
         if self.needs_data and (data is None or len(data) == 0):
-            raise InputError(f"{type(self).__name__} trains, and needs data: samples that nobody is judged on")
+            raise InputError(f"{type(self).__name__} trains, and needs data: samples that the evaluation does not use")
         self._in_order(system)
         defended = self._defend(system, data, session or Session())
         if not isinstance(defended, System):
@@ -79,10 +79,10 @@ class Defense(ABC):
 
     @abstractmethod
     def _defend(self, system: System, data: Samples | None, session: Session) -> System:
-        """The defended system; arguments are checked already."""
+        """The defended system; the arguments have been checked."""
 
     def _in_order(self, system: System) -> None:
-        """Refuse a system that has a defense of a higher layer: its detector or map was made for what is below."""
+        """Refuse a system with a defense of a higher layer, which was made for the parts below it as they are."""
         for name, cls in applied(system).items():
             refuse(
                 LAYERS.index(self.layer) < LAYERS.index(cls.layer),
@@ -91,13 +91,13 @@ class Defense(ABC):
             )
 
     def oblivious_view(self, defended: System, root: System) -> System:
-        """The system as an attacker takes it who knows of no defense: the deployed classifier, explained as at first.
+        """The system that an oblivious attacker assumes: the deployed classifier with the undefended interpreter.
 
-        Of a stack, take the views one after the other, from the defense that was applied last to the first: each
-        leaves out what it added.
+        For a stack, apply the views one after the other, from the last defense to the first: each removes what its
+        defense added.
 
         Args:
-            defended: what is deployed.
+            defended: the deployed system.
             root: the undefended system that the first defense was applied to.
         """
         if defended.model is root.model:
@@ -106,18 +106,18 @@ class Defense(ABC):
 
 
 def applied(system: System) -> dict[str, type[Defense]]:
-    """The registered defenses that made the system, by name, in order."""
+    """The registered defenses of the system, by name, in the order in which they were applied."""
     return {name: DEFENSES.get(name).build for name in system.defenses if name in DEFENSES}  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
 class TrainedDefense(Defense):
-    """A defense that trains: a subclass writes ``_train``, which is given samples."""
+    """A defense that trains: a subclass implements ``_train`` with samples."""
 
     needs_data: ClassVar[bool] = True
 
     def _defend(self, system: System, data: Samples | None, session: Session) -> System:
-        assert data is not None  # refused at the door; for the type checker
+        assert data is not None  # checked before; for the type checker
         return self._train(system, data, session)
 
     @abstractmethod

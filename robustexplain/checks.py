@@ -1,4 +1,4 @@
-"""Checks at the door: one message says what was wrong, what was expected, and the offending value."""
+"""Checks of arguments; the message says what was wrong, what was expected, and the offending value."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .errors import InputError
 
 Kind = Literal["images", "tables"]
-"""What inputs or maps are of: images ``[B, C, H, W]`` with maps ``[B, H, W]``, or table rows ``[B, D]``, maps alike."""
+"""The kind of inputs or maps: images ``[B, C, H, W]`` with maps ``[B, H, W]``, or table rows ``[B, D]``, maps alike."""
 
 
 def kind_of(values: Tensor) -> Kind:
@@ -23,7 +23,7 @@ def kind(x: Tensor, takes: Sequence[Kind], what: str) -> None:
     """Refuse inputs of a kind that ``what`` does not take.
 
     Raises:
-        InputError: naming both kinds.
+        InputError: with both kinds.
     """
     if kind_of(x) not in takes:
         raise InputError(f"{what} takes {' and '.join(takes)}, got {kind_of(x)}: inputs of shape {list(x.shape[1:])}")

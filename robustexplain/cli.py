@@ -1,4 +1,4 @@
-"""The ``robustexplain`` command: its verbs stand in ``commands``, one file each."""
+"""The ``robustexplain`` command: its verbs are in ``commands``, one file each."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _top(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
-    # Options of the command itself; what it says of itself is the help of `app`.
+    # Options of the command itself; its help is that of `app`.
     pass
 
 

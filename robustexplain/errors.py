@@ -1,4 +1,4 @@
-"""What RobustExplain raises and warns with."""
+"""Errors and warnings of RobustExplain."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Bad input, found at the door: says what was wrong, what was expected and the offending value."""
+    """Bad input; the message says what was wrong, what was expected and the offending value."""
 
 
 class FieldError(InputError):
-    """A component's field with a value that it cannot have; ``field`` is its name."""
+    """An invalid value of a component's field; ``field`` is its name."""
 
     def __init__(self, component: str, field: str, problem: str) -> None:
         self.field, self.problem = field, problem

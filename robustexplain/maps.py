@@ -97,15 +97,15 @@ def total_variation(maps: Tensor) -> Tensor:
 
 
 def distribution(maps: Tensor) -> Tensor:
-    """Each map's magnitudes as shares that sum to one, ``[B, N]``; an all-zero map, which prefers no pixel, is uniform.
+    """Each map's magnitudes as shares that sum to one, ``[B, N]``; an all-zero map is uniform.
 
     The zero map's gradient is zero.
     """
     flat = per_sample(maps).abs()
     total = flat.sum(1, keepdim=True)
-    # A zero map is taken for one of ones; the magnitudes' own gradient is zero there.
-    dead = (total == 0).to(flat.dtype)
-    return (flat + dead) / (total + dead * flat.shape[1])
+    # A zero map is replaced by one of ones; the gradient of the magnitudes is zero there.
+    empty = (total == 0).to(flat.dtype)
+    return (flat + empty) / (total + empty * flat.shape[1])
 
 
 def entropy(maps: Tensor) -> Tensor:

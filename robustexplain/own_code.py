@@ -1,4 +1,4 @@
-"""Running a user's own Python file: only where the user has said that its code may run, and only as it was then."""
+"""Running a user's own Python file: only if the user has allowed its code to run, and only unchanged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class OwnCode:
         file: the file.
         name: a class or function that stands in it.
         sha256: of the file; ``None`` for whatever it holds. Another content is refused before anything runs.
-        trusted: whether the user has said that the file's code may run.
+        trusted: whether the user has allowed the file's code to run.
     """
 
     file: str
@@ -42,7 +42,7 @@ class OwnCode:
     trusted: bool = False
 
     def found(self) -> Callable[..., Any]:
-        """Run the file, and give what is called ``name`` there.
+        """Run the file and return its object called ``name``.
 
         Raises:
             InputError: not trusted, changed, no Python, an exception in it, or no such name.
@@ -79,7 +79,7 @@ class OwnCode:
         try:
             known = inspect.signature(call).parameters
         except (TypeError, ValueError):
-            known = {}  # type: ignore[assignment]  # a class written in C says nothing
+            known = {}  # type: ignore[assignment]  # a class written in C has no signature
         anything = any(p.kind is p.VAR_KEYWORD for p in known.values())
         unknown = [key for key in options if key not in known and not anything]
         if unknown:
@@ -88,7 +88,7 @@ class OwnCode:
         return self.guarded(lambda: call(**given))
 
     def guarded(self, step: Callable[[], Any]) -> Any:
-        """What ``step()`` gives; an exception in the user's code becomes one line that says where.
+        """The result of ``step()``; an exception in the user's code becomes one line with its place.
 
         Raises:
             InputError: with the exception's type, its text, and the line of the file.
@@ -100,8 +100,8 @@ class OwnCode:
         except Exception as error:
             frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == self.file]
             where = f", line {frames[-1].lineno}" if frames else ""
-            said = " ".join(str(error).split())
-            raise InputError(f"{self.file}{where} ({self.name}): {type(error).__name__}: {said}") from error
+            message = " ".join(str(error).split())
+            raise InputError(f"{self.file}{where} ({self.name}): {type(error).__name__}: {message}") from error
 
     def _run(self, content: bytes, name: str) -> ModuleType:
         if name in sys.modules:
@@ -111,7 +111,7 @@ class OwnCode:
         # Dataclasses, torch.fx and data loaders' workers look a class's module up by name.
         sys.modules[name] = module
         try:
-            # What was hashed is what runs, whatever the disk holds by now.
+            # The code that was hashed runs, even if the file has changed since.
             self.guarded(lambda: exec(compile(content, self.file, "exec"), module.__dict__))
         except BaseException:
             del sys.modules[name]

@@ -1,4 +1,4 @@
-"""What a component is made of, whatever its fields are called: its modules, and the same on another device."""
+"""The modules of a component, found in its fields, and the component on another device."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def modules_of(part: Any) -> Iterator[nn.Module]:
 
 
 def moved(part: T, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> T:
-    """A component on another device or in another floating-point dtype: modules in place, everything else new.
+    """A component on another device or in another floating-point dtype: modules in place, the rest copied.
 
     Raises:
         InputError: no such device, no floating-point dtype, or networks or tensors of a part that is no dataclass.
@@ -73,7 +73,7 @@ def _moved(part: Any, device: torch.device | None, dtype: torch.dtype | None, do
         return {key: _moved(item, device, dtype, done) for key, item in part.items()}
     if not _has_fields(part):
         return part
-    # A part that appears twice stays one, and is made anew: what it found out on the old device is forgotten.
+    # A part that appears twice stays one object. It is built again, which clears what it cached on the old device.
     if id(part) not in done:
         inside = {f.name: _moved(getattr(part, f.name), device, dtype, done) for f in fields(part) if f.init}
         done[id(part)] = replace(part, **inside)

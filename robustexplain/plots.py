@@ -190,7 +190,7 @@ def learning_curves(histories: Mapping[str, Sequence[EpochRecord]]) -> bytes:
 
 
 def _drawn_columns(arrays: Sequence[np.ndarray], marked: Collection[int], most: int) -> list[int]:
-    # A column is drawn for its place on either side, and stands where the first side puts it.
+    # A column that is important on either side is drawn, at its rank on the first side.
     largest = np.max([np.abs(array) for array in arrays], axis=0)
     order = sorted(range(len(largest)), key=lambda i: (i not in marked, -largest[i]))[: max(most, len(marked))]
     return sorted(order, key=lambda i: (-abs(arrays[0][i]), -largest[i]))
@@ -202,7 +202,7 @@ def _draw_bars(axes: Any, values: np.ndarray, span: tuple[float, float]) -> None
     axes.axvline(0, color="#444444", linewidth=0.8)
     axes.set_xlim(*span)
     for place, value in enumerate(values):
-        # Numbers stand outside of their bars, on the side where these end.
+        # Numbers are written outside the bars, at their ends.
         ahead = value >= 0
         axes.annotate(f"{value:.3g}", (value, place), xytext=(3 if ahead else -3, 0), textcoords="offset points",
                       ha="left" if ahead else "right", va="center", fontsize=7.5, color="#333333")  # fmt: skip

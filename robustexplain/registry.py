@@ -19,7 +19,7 @@ C = TypeVar("C", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Entry:
-    """What the registry knows of a component: its name, class (or builder), paper and needs."""
+    """A registered component: its name, class (or builder), paper and needs."""
 
     name: str
     build: Callable[..., Any]
@@ -130,7 +130,7 @@ PARTS = Registry(
 )
 """Pieces of systems that are stored with them and that users do not name: settings, networks of interpreters."""
 TRANSFORMS = Registry("transform", ("robustexplain.transforms",))
-"""Transforms of images; the numbers that make one stand behind its name: ``jpeg-75``."""
+"""Transforms of images; their numbers follow the name: ``jpeg-75``."""
 DETECTORS = Registry("detector", ("robustexplain.defenses.detection",))
 
 ALL: dict[str, Registry] = {

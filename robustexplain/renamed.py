@@ -1,4 +1,4 @@
-"""What recipes, saved systems and data files of earlier versions called differently, so that errors can say so."""
+"""Names in recipes, saved systems and data files of earlier versions, for hints in error messages."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ FIELDS = {
     "draws": "adapt.draws",
     "straight": "adapt.straight",
     "evade": "adapt.evade",
+    "rehearse": "from_start",
 }
 """Settings of components."""
 
 
 def renamed(name: object, names: dict[str, str]) -> str:
-    """A hint for an error's end: ``; it is called 'test' now``, or nothing where the name was never another."""
+    """A hint for an error's end: ``; it is called 'test' now``, or nothing where no name has changed."""
     return f"; it is called {names[name]!r} now" if isinstance(name, str) and name in names else ""

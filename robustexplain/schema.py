@@ -43,7 +43,7 @@ class Closed(BaseModel):
 
 
 DEPTH = 40
-"""How many lists and mappings may stand in one another."""
+"""How deep lists and mappings may be nested."""
 
 
 def numbers(tree: Any, depth: int = DEPTH) -> Any:
@@ -170,8 +170,8 @@ def _line(model: type[BaseModel], problem: Any, path: str) -> str:
         )
     if problem["type"] == "missing":
         return f"{where}: this key is needed"
-    said = problem["msg"].removeprefix("Value error, ")
-    return f"{where}: {said[:1].lower()}{said[1:]}, got {problem['input']!r}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[:1].lower()}{message[1:]}, got {problem['input']!r}"
 
 
 def _known_keys(model: type[BaseModel], steps: Sequence[int | str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A system is what is deployed and attacked: a classifier, its interpreter, perhaps a detector."""
+"""A system, which is deployed and attacked: a classifier, its interpreter, perhaps a detector."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Explained:
-    """What a system says of a batch.
+    """The outputs of a system for a batch.
 
     Args:
         logits: ``[B, K]``.
         maps: ``[B, H, W]``, raw and signed as the method defines them.
         score: ``[B]``, the detector's score, higher is more suspicious; ``None`` without a detector.
         alarm: ``[B]`` bool, whether the score passes the detector's threshold; ``None`` without a detector.
-        interpreter: whose maps they are.
+        interpreter: the interpreter that computed the maps.
     """
 
     logits: Tensor
@@ -55,9 +55,9 @@ class Explained:
 class Detector(Protocol):
     """Scores how suspicious an input is; an alarm is a score above ``threshold``.
 
-    A detector whose ``score`` takes a second argument ``seen`` is given what the system has just said of the same
-    inputs (:class:`Explained`, of the predicted classes), so that it need not look again. The classifiers that it
-    watches are its ``models``, or its ``model``, if it has such an attribute.
+    If ``score`` has a second parameter ``seen``, the system passes its outputs for the same inputs (:class:`Explained`,
+    of the predicted classes), so that they need not be computed again. The classifiers that a detector watches are its
+    ``models``, or its ``model``, if it has such an attribute.
     """
 
     @property
@@ -67,15 +67,15 @@ class Detector(Protocol):
 
     @property
     def soft_threshold(self) -> float:
-        """The soft score above which clean inputs are as rare as above ``threshold``."""
+        """The threshold of ``soft_score`` with the same rate of false alarms as ``threshold``."""
         ...
 
     def score(self, x: Tensor) -> Tensor:
-        """``[B]``, higher is more suspicious; no gradient is promised."""
+        """``[B]``, higher is more suspicious; not necessarily differentiable."""
         ...
 
     def soft_score(self, x: Tensor) -> Tensor:
-        """``[B]``, a differentiable stand-in for ``score`` that an adaptive attack follows."""
+        """``[B]``, a differentiable surrogate of ``score`` for adaptive attacks."""
         ...
 
 
@@ -88,10 +88,10 @@ class System:
         model: takes ``[B, C, H, W]`` in ``[0, 1]``, gives logits ``[B, K]``.
         interpreter: explains ``model``.
         detector: raises the alarm on suspicious inputs.
-        inputs: the images that it takes and the names of its classes; ``None``: nobody said.
+        inputs: the images that it takes and the names of its classes; ``None`` if unknown.
         defenses: registered names of the defenses that were applied, in order.
-        stale_detector: whether the detector may watch another model than the deployed one: what is left of it once a
-            manipulation has changed the model.
+        stale_detector: whether the detector may watch another model than the deployed one, as after a manipulation of
+            the model.
 
     Raises:
         InputError: if the interpreter explains, or the detector watches, another model than the one deployed, or a
@@ -125,7 +125,7 @@ class System:
         for name in ("threshold", "soft_threshold") if self.detector is not None else ():
             value = getattr(self.detector, name)
             if not isinstance(value, (int, float)) or math.isnan(value):
-                raise InputError(f"the detector's {name} must be a number, got {value!r}: it could never ring")
+                raise InputError(f"the detector's {name} must be a number, got {value!r}: no score could exceed it")
         if self.inputs is not None and not isinstance(self.inputs, InputSpec):
             raise InputError(f"inputs must be an InputSpec, got {type(self.inputs).__name__}")
         if self.inputs is not None:
@@ -172,25 +172,26 @@ class System:
         return tuple(named.values())
 
     def prepare(self, image: Image.Image | str | PathLike[str]) -> Tensor:
-        """A picture or an image file as the system takes it, ``[1, C, H, W]``: read as the images it was judged on.
+        """An image or an image file as an input of the system, ``[1, C, H, W]``, read as in its training.
 
-        Upright, in grey or colour, cropped or squashed to the size of ``inputs``; on the model's device, in its dtype.
+        It is rotated upright, converted to grey or colour, cropped or resized to the size of ``inputs``; on the model's
+        device, in its dtype.
 
         Raises:
             MissingDataError: no such file.
             InputError: ``inputs`` is ``None``; PIL cannot read the image, or it has more than 8 bits a pixel.
         """
         if self.inputs is None:
-            raise InputError("the system does not say what images it takes: replace(system, inputs=InputSpec(...))")
+            raise InputError("the system's inputs are not specified: replace(system, inputs=InputSpec(...))")
         like = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
         return self.inputs.read(image).to(like.device, like.dtype)
 
     def to(self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None) -> System:
-        """The same on another device, or in another floating-point dtype, with every part.
+        """The system with all its parts on another device, or in another floating-point dtype.
 
-        As in torch, modules are moved *in place* (the model, networks of the interpreter and of the detector), and
-        whoever shares them sees it; tensors are copied. Settings and thresholds stay: recalibrate after a change of
-        dtype that rounds.
+        As in torch, modules are moved *in place* (the model, networks of the interpreter and of the detector), also for
+        other systems that share them; tensors are copied. Thresholds do not change: recalibrate after a change to a
+        less precise dtype.
 
         Args:
             device: as ``torch.device`` takes it; ``None`` leaves every part where it is. A dtype alone will do as well.
@@ -206,10 +207,10 @@ class System:
         return moved(self, device, dtype)
 
     def recalibrated(self, x: Tensor, false_alarms: float = 0.05, batch_size: int = 64) -> System:
-        """The same with the detector's thresholds set anew, so that a share ``false_alarms`` of clean ``x`` rings.
+        """The system with new thresholds of its detector: a share ``false_alarms`` of clean ``x`` raises the alarm.
 
         Args:
-            x: clean inputs ``[N, C, H, W]`` of the place where the system works, some dozens at least.
+            x: clean inputs ``[N, C, H, W]`` from the system's deployment, some dozens at least.
             false_alarms: in ``[0, 1]``.
             batch_size: inputs scored at once.
 
@@ -221,34 +222,34 @@ class System:
             self.inputs.check(x)
         calibrate = getattr(self.detector, "recalibrated", None)
         if calibrate is None:
-            raise InputError(f"the system {self._watchman}, which cannot be recalibrated")
+            raise InputError(f"the system {self._detector_text}, which cannot be recalibrated")
         return replace(self, detector=calibrate(x, false_alarms, batch_size))
 
     @torch.no_grad()
     def p_values(self, x: Tensor) -> Tensor:
-        """``[B]``: how rarely a clean input is as suspicious as ``x``, by the detector's calibration scores.
+        """``[B]``: the p-value of each input, from the detector's scores of clean inputs at calibration.
 
         Raises:
             InputError: no detector, or one that keeps no calibration scores; bad ``x``.
         """
         checks.inputs(x)
-        rank = getattr(self.detector, "p_values", None)
-        if rank is None:
-            raise InputError(f"the system {self._watchman}, which keeps no scores of clean inputs to compare with")
-        found: Tensor = rank(x)
-        return found
+        p_values = getattr(self.detector, "p_values", None)
+        if p_values is None:
+            raise InputError(f"the system {self._detector_text}, which keeps no scores of clean inputs to compare with")
+        values: Tensor = p_values(x)
+        return values
 
     @property
-    def _watchman(self) -> str:
+    def _detector_text(self) -> str:
         return "has no detector" if self.detector is None else f"has a {type(self.detector).__name__}"
 
     def without_detector(self) -> System:
-        """The same without its detector."""
+        """The system without its detector."""
         return replace(self, detector=None, stale_detector=False)
 
     @property
     def random(self) -> bool:
-        """Whether model (its transforms), interpreter or detector draw, so that :meth:`redrawn` differs."""
+        """Whether model (its transforms), interpreter or detector use random draws."""
         return any(map(draws, (self.model, self.interpreter, self.detector)))
 
     @property
@@ -257,21 +258,21 @@ class System:
         return any(getattr(part, "rounds", False) is True for part in (self.model, self.interpreter, self.detector))
 
     def redrawn(self, seed: int) -> System:
-        """The same with other draws: what an adversary who does not know the seed averages over.
+        """The system with other random draws, over which an adversary who does not know the seed averages.
 
-        A detector that looks at the model sees the one that is deployed, whatever it draws, unless it says ``random``.
+        A detector that uses the model keeps the deployed one with its draws, unless its ``random`` is true.
         """
         if not self.random:
             return self
-        model, interpreter = _again(self.model, seed), _again(self.interpreter, seed)
+        model, interpreter = _redrawn(self.model, seed), _redrawn(self.interpreter, seed)
         interpreter = interpreter if model is self.model else interpreter.with_shared_weights(model)
-        return replace(self, model=model, interpreter=interpreter, detector=_again(self.detector, seed))
+        return replace(self, model=model, interpreter=interpreter, detector=_redrawn(self.detector, seed))
 
     def save(self, folder: str | Path) -> Path:
         """Write ``system.json``, ``weights.safetensors`` and further parts' files into ``folder``.
 
-        Files of a system that was saved there before are removed; others are left alone. A classifier that no
-        registered builder makes is handed in again on loading.
+        Files of a system saved there before are removed; other files are not touched. A classifier that no registered
+        builder makes must be passed on loading.
 
         Raises:
             InputError: if a part could not be rebuilt without code, or holds a number that is not finite.
@@ -296,10 +297,10 @@ class System:
 
         Args:
             folder: what :meth:`save` wrote.
-            model: the classifier to put the rest around, for one that no registered builder makes. It is left as it
-                is: weights, mode, ``requires_grad``.
-            weights: of ``model``: ``same``: they must be those that were saved; ``stored``: deploy a copy of it with
-                the saved ones; ``own``: go on with others, with a warning.
+            model: the classifier, if no registered builder makes it. It is not changed: weights, mode,
+                ``requires_grad``.
+            weights: of ``model``: ``same``: they must equal the saved ones; ``stored``: deploy a copy of it with the
+                saved ones; ``own``: deploy it with other weights, with a warning.
             sha256: the checksum that the system must have.
 
         Raises:
@@ -316,32 +317,32 @@ class System:
 
 
 def scored(detector: Detector, x: Tensor, seen: Explained | None = None) -> Tensor:
-    """The detector's score of ``x``, ``[B]``; what was ``seen`` is handed to a detector that can make use of it."""
+    """The detector's score of ``x``, ``[B]``; ``seen`` is passed to a detector that has such a parameter."""
     score: Callable[..., Tensor] = detector.score
     takes_seen = seen is not None and "seen" in inspect.signature(score).parameters
     return score(x, seen) if takes_seen else score(x)
 
 
 def watched(detector: Detector | None) -> tuple[nn.Module, ...]:
-    """The classifiers that a detector says it watches: its ``models``, or its ``model``; none, if it does not say."""
+    """The classifiers that a detector watches: its ``models``, or its ``model``; none without these attributes."""
     models: tuple[nn.Module, ...] | None = getattr(detector, "models", None)
     model = getattr(detector, "model", None)
     return models if models is not None else (model,) if isinstance(model, nn.Module) else ()
 
 
 def on_model(interpreter: Interpreter, model: nn.Module) -> Interpreter:
-    """The same interpreter, and those that it is made of, explaining another model of the same architecture."""
+    """The interpreter and its parts, explaining another model of the same architecture."""
     return interpreter.on_model(model)
 
 
 def described(interpreter: Interpreter) -> list[object]:
-    """What an interpreter is but for its networks and tensors: :meth:`Interpreter.described`."""
+    """Class and settings of an interpreter: :meth:`Interpreter.described`."""
     return interpreter.described()
 
 
 @runtime_checkable
-class _Redrawn(Protocol):
-    """What draws, and can draw anew."""
+class _Random(Protocol):
+    """A part with random draws that can be drawn again."""
 
     @property
     def random(self) -> bool: ...
@@ -350,9 +351,9 @@ class _Redrawn(Protocol):
 
 
 def draws(part: object) -> bool:
-    """Whether a part of a system (model, interpreter, detector) says that it is random."""
-    return isinstance(part, _Redrawn) and part.random is True
+    """Whether a part of a system (model, interpreter, detector) is random by its own attribute."""
+    return isinstance(part, _Random) and part.random is True
 
 
-def _again(part: Any, seed: int) -> Any:
+def _redrawn(part: Any, seed: int) -> Any:
     return part.redrawn(seed) if draws(part) else part

@@ -206,7 +206,7 @@ def test_a_transform_without_numbers_goes_by_its_name() -> None:
             r"score must give a number a sample, \[20\], got",
         ),
         ("my_hardening", "NoiseTraining", "_harden", None, "NoiseTraining._harden must give a model, got NoneType"),
-        ("my_metric", "PeakShift", "_compare", torch.tensor(1.0), r"must give a number a sample, \[2\], got \[\]"),
+        ("my_metric", "PeakShift", "_measure", torch.tensor(1.0), r"must give a number a sample, \[2\], got \[\]"),
     ],
 )
 def test_what_does_not_give_what_it_must_is_named(

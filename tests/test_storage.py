@@ -489,7 +489,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "other options": (lambda d: d["modules"][0]["options"].update(num_classes=7), r"net\.head\.weight is \[4, 64\]"),
     "no tensor": (lambda d: d["tree"]["fields"].update(inputs={"tensor": 3}), r"tensor 'tensor\.3' that weights"),
     "negative module": (lambda d: d["tree"]["fields"].update(model={"module": -1}), "no module -1"),
-    "a builder for a component": (lambda d: d["tree"].update(name="squeezer"), "no component that is described by"),
+    "a builder for a component": (lambda d: d["tree"].update(name="transform"), "no component that is described by"),
     "file elsewhere": (lambda d: d["tree"].update(file="../a.bin"), r"not stored in a file '\.\./a\.bin'"),
     "not a system": (lambda d: d.update(tree=d["tree"]["fields"]["interpreter"]), "holds a GradCAM, not a System"),
 }

@@ -91,7 +91,7 @@ def test_images_that_cannot_be_read_are_refused(tiny_model: nn.Module, tmp_path:
         system.prepare(tmp_path / "words.png")
     with pytest.raises(MissingDataError, match="no image at"):
         system.prepare(tmp_path / "none.png")
-    with pytest.raises(InputError, match="does not say what images it takes"):
+    with pytest.raises(InputError, match="inputs are not specified"):
         replace(system, inputs=None).prepare(tmp_path / "deep.png")
 
 

@@ -1,4 +1,4 @@
-"""AttaXAI: an evolution strategy that moves the map and keeps the prediction, without a gradient of anything."""
+"""AttaXAI: an evolution strategy that changes the map and keeps the prediction, without any gradient."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PIXELS = 32 * 32
 
 @dataclass
 class _Generation:
-    """Sums over a population, one entry a sample: enough for both gradients, so that no member is kept."""
+    """Sums over a population, one entry per sample, from which both gradients follow without storing members."""
 
     loss: list[Tensor]
     noise: Tensor
@@ -43,26 +43,26 @@ class _Generation:
         return cls([], torch.zeros_like(x), torch.zeros_like(x), [])
 
     def add(self, loss: Tensor, z: Tensor) -> None:
-        """A member that stands ``sigma z`` from the mean."""
+        """Add the member ``mean + sigma z`` with its loss."""
         self.loss.append(loss)
         self.noise += z
         self.weighted += ops.expand(loss, z) * z
         self.spread.append(z.square().flatten(1).mean(1) - 1)
 
     def gradients(self) -> tuple[Tensor, Tensor]:
-        """Of the standardised reward, in the mean (times ``sigma``, as in the authors' code) and in ``sigma``."""
+        """Gradients of the standardised reward: to the mean (times ``sigma``, as in the code) and to ``sigma``."""
         loss = torch.stack(self.loss)
         middle, scale = loss.mean(0), loss.std(0).clamp(min=1e-5)
         mean = (ops.expand(middle, self.noise) * self.noise - self.weighted) / ops.expand(scale, self.noise)
         reward = (middle - loss) / scale
-        # The first member is the mean itself: it says nothing of the spread.
+        # The first member is the mean itself, without noise: it is left out of the gradient to sigma.
         sigma = (reward[1:] * torch.stack(self.spread)[1:]).mean(0)
         return mean / len(loss), sigma
 
 
 @dataclass(frozen=True)
-class _Evolve(Plan):
-    """A population around a mean; the mean follows the reward by Adam, and so does its spread."""
+class _EvolutionStrategy(Plan):
+    """A population around a mean, which Adam updates along the reward; the spread is updated by its own gradient."""
 
     threat: Threat
     map_weight: float
@@ -86,40 +86,40 @@ class _Evolve(Plan):
     def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         if goal.goal_map is None:
             raise InputError("evolution needs a goal map")
-        # The error of maps that sum to one falls with the square of their size.
+        # For maps that sum to one, the mean squared error falls with the square of the number of pixels.
         scale = (goal.goal_map[0].numel() / _PIXELS) ** 2
         objective = self.map_weight * scale * MatchMap("sum") + self.prediction_weight * KeepPrediction()
         mean, sigma = goal.x.clone(), goal.x.new_full((len(goal.x),), self.sigma)
-        best, progress = BestIterates.none(goal.x), SearchRecord.none(goal.x)
+        best, record = BestIterates.none(goal.x), SearchRecord.none(goal.x)
         memory = Adam().begin(mean)
         for step in range(self.steps):
-            problem = StepContext(system, self.threat, goal, objective, streams, 1.0, step)
+            context = StepContext(system, self.threat, goal, objective, streams, 1.0, step)
             sums = _Generation.none(goal.x)
             for member, z in enumerate(latin_normal(goal.x, self.population - 1, streams)):
-                look = problem.observe((mean + ops.expand(sigma, z) * z).clamp(0, 1))
-                sums.add(problem.loss(look).to(goal.x.dtype), z)
+                seen = context.observe((mean + ops.expand(sigma, z) * z).clamp(0, 1))
+                sums.add(context.loss(seen).to(goal.x.dtype), z)
                 if member == 0:
-                    best.update(slice(None), look, goal, objective)
-            progress.queries += self.population
+                    best.update(slice(None), seen, goal, objective)
+            record.queries += self.population
             ascent, widen = sums.gradients()
             moved, memory = Adam(self.lr * self.decay**step)(mean, -ascent, 0.0, memory)
             mean = self.threat.project(goal.x, moved)
             grown = sigma + (widen / sigma).clamp(-self.sigma_step, self.sigma_step)
             sigma = grown.clamp(min=self.sigma / 1000)
-        return SearchResult.judged(best, progress)
+        return SearchResult.judged(best, record)
 
 
 def latin_normal(x: Tensor, count: int, streams: Streams) -> Iterator[Tensor]:
     """A zero and ``count`` normal draws like ``x``, one at a time: a Latin hypercube over all of a sample's pixels.
 
-    In each pixel every one of ``count`` equally likely intervals is drawn from once.
+    In each pixel each of ``count`` intervals of equal probability is used once.
     """
     yield torch.zeros_like(x)
     size = x[0].numel()
     orders = []
     for i in range(len(x)):
         draw = streams.select([i]).uniform(torch.empty(1, count, size, dtype=torch.float32))
-        # Whole orders for all samples at once are kept in two bytes each.
+        # The orders of all samples are kept in memory: two bytes per entry.
         orders.append(draw[0].argsort(0).to(torch.int16 if count <= 2**15 else torch.int32))
     order = torch.stack(orders).to(x.device)
     edge = 2.0**-24
@@ -132,23 +132,23 @@ def latin_normal(x: Tensor, count: int, streams: Streams) -> Iterator[Tensor]:
 @ATTACKS.register("evolution", paper="Tamam et al. 2023, AttaXAI")
 @dataclass(frozen=True)
 class Evolution(Attack):
-    """Moves the map towards the goal map and keeps the prediction, by an evolution strategy on what the system says.
+    """Black-box attack that moves the map towards a goal map and keeps the prediction, by an evolution strategy.
 
-    A population around a mean image is shown; rewards are standardised, the mean follows them by Adam, and the spread
-    by its own gradient. It asks for probabilities and maps alone, so it works on interpreters without a gradient.
-    The authors work in normalised pixels of deviation about 0.25: their figures are divided by four here. Departures:
-    the mean stays in an L-infinity ball, images are clipped before they are shown, and the result is the mean with the
-    nearest map among those that keep the prediction (they take the lowest loss). Without a goal map it aims at a random
-    patch (they take the map of another image).
+    The system is queried on a population around a mean image. Rewards are standardised; Adam updates the mean along
+    them, and the spread is updated by its own gradient. Only probabilities and maps are used, so interpreters without a
+    gradient can be attacked. The authors work in normalised pixels of deviation about 0.25: their figures are divided
+    by four here. Departures: the mean stays in an L-infinity ball, images are clipped before each query, and the result
+    is the mean with the nearest map among those that keep the prediction (they take the lowest loss). Without a goal
+    map it aims at a random patch (they take the map of another image).
 
     Args:
-        eps: radius of the ball (the authors': 0.25).
+        eps: L-infinity radius (the authors': 0.25).
         steps: generations.
         step_size: Adam's learning rate (the authors': 0.0125 normalised).
         decay: of the learning rate, each generation.
-        population: inputs shown each generation, the mean included.
+        population: queries per generation, the mean included.
         sigma: the first spread of the population (the authors': 0.1 normalised).
-        sigma_step: how much the spread may change in a generation (the authors': 0.01 normalised); 0 keeps it.
+        sigma_step: largest change of the spread in a generation (the authors': 0.01 normalised); 0 keeps it.
         map_weight: of the mean squared error of maps that sum to one, at 32 x 32 pixels; other sizes are scaled to it.
         prediction_weight: of the squared distance of probabilities, summed over classes (the authors': 1e6 for a mean
             over 100 classes).
@@ -173,16 +173,16 @@ class Evolution(Attack):
             raise FieldError("Evolution", "population", f"must be at least 3, got {self.population}")
 
     def differentiates(self, system: System) -> bool:
-        """The values of maps are enough."""
+        """Never: it uses the maps' values only."""
         return False
 
     def default_goal_map(self, x: Tensor) -> Tensor:
-        """A random patch: the benign map would leave nothing to do."""
+        """A random patch, since the benign map is the start."""
         return random_patch_maps(x, self.seed)
 
     def plan(self, system: System) -> Plan:
-        """The strategy."""
-        return _Evolve(
+        """The evolution strategy."""
+        return _EvolutionStrategy(
             Linf(self.eps),
             self.map_weight,
             self.prediction_weight,

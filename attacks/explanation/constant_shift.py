@@ -1,4 +1,4 @@
-"""Constant input shift as an attack: on the deployed model, and exactly, on one that takes the shift back."""
+"""Constant input shift: as an attack on the deployed model, and in its exact form on a compensated model."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from .ghorbani import RandomSign
 
 @dataclass(frozen=True)
 class Shift(Threat):
-    """``x + c`` with one number ``c`` a channel, ``|c| <= eps``; the variable is ``c``, ``[B, C, 1, 1]``.
+    """``x + c`` with one number ``c`` per channel, ``|c| <= eps``; the variable is ``c``, ``[B, C, 1, 1]``.
 
     Args:
         eps: in the units of ``[0, 1]`` pixels.
-        saturate: let pixels be clipped at 0 and 1. Otherwise ``c`` is kept to the room that the image leaves, so that
-            the shift is constant: none on an image that holds both black and white.
+        saturate: allow pixels to be clipped at 0 and 1. Otherwise ``c`` is limited so that none is, and the shift is
+            constant: it is zero on an image that contains both black and white.
     """
 
     eps: Eps = 8 / 255
@@ -49,14 +49,14 @@ class Shift(Threat):
         return ops.clipped(x + variable)
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
-        """Into the ball and, unless pixels may saturate, into the room."""
+        """Clip to ``eps`` and, without ``saturate``, so that pixels stay in ``[0, 1]``."""
         variable = variable.clamp(-self.eps, self.eps)
         if self.saturate:
             return variable
         return torch.min(torch.max(variable, -x.amin((2, 3), keepdim=True)), 1 - x.amax((2, 3), keepdim=True))
 
     def sample(self, x: Tensor, streams: Streams) -> Tensor:
-        """A random direction (uniform in the cube, to its surface) at a random share of ``eps``."""
+        """A random direction (uniform in the cube, scaled to its surface) times a random share of ``eps``."""
         u = streams.uniform(x.new_empty(*x.shape[:2], 1, 1), -1, 1)
         share = streams.uniform(x.new_empty(len(x), 1, 1, 1))
         return self.eps * share * u / u.abs().amax(1, keepdim=True).clamp(min=1e-12)
@@ -64,7 +64,7 @@ class Shift(Threat):
 
 @dataclass(frozen=True)
 class _Trials(Plan):
-    """Look at no change, then at so many random allowed ones; the best counts."""
+    """Random search: the best of no change and of ``trials`` random allowed ones."""
 
     threat: Threat
     objective: Objective
@@ -86,20 +86,20 @@ class _Trials(Plan):
 @ATTACKS.register("constant-shift", paper="Kindermans et al. 2019, section 2")
 @dataclass(frozen=True)
 class ConstantShift(Attack):
-    """Add one number to each channel, keep the output and move the map: a random search over those few numbers.
+    """Add one number to each channel, keep the output and change the map, by random search over these numbers.
 
-    Kindermans et al. shift the input of a model *that takes the shift back*: logits and gradients are then equal, and
-    a map that moves depends on where zero lies; :func:`compensated` is that exact form. On the deployed model, which
-    stays as it is, a shift changes the logits, so this attack asks for shifts to which they hardly answer: the
-    probability of the benign class moves by ``tolerance`` at most, and among those the smallest top-``k`` intersection
-    is best. It only looks at maps: any interpreter will do.
+    Kindermans et al. shift the input of a model *that compensates the shift*: logits and gradients are then equal, and
+    a map that changes depends on where zero lies; :func:`compensated` is that exact form. On the deployed model, which
+    stays as it is, a shift changes the logits. This attack therefore accepts shifts that change the benign class's
+    probability by at most ``tolerance``, and among those prefers the smallest top-``k`` intersection. It needs no
+    gradient of the maps, so any interpreter can be attacked.
 
     Args:
         eps: largest shift of a channel, in the units of ``[0, 1]`` pixels.
-        steps: random shifts that are tried.
-        k: the pixels that mattered most: a count from 1 on, a share below 1.
-        tolerance: largest change of the benign class's probability; 1 asks for the label alone.
-        saturate: let pixels be clipped at 0 and 1, which the paper's shift does not.
+        steps: number of random shifts.
+        k: the pixels ranked highest: a count from 1 on, a share below 1.
+        tolerance: largest change of the benign class's probability; 1 requires the label only.
+        saturate: allow pixels to be clipped at 0 and 1, unlike the paper's shift.
     """
 
     eps: Eps = 0.1
@@ -113,17 +113,17 @@ class ConstantShift(Attack):
     moves_map: ClassVar[bool] = True
 
     def differentiates(self, system: System) -> bool:
-        """Never."""
+        """Never: it uses the maps' values only."""
         return False
 
     def plan(self, system: System) -> Plan:
-        """Random shifts, judged by the map."""
+        """Random shifts, compared by the map."""
         objective = DropTopK(self.k) + TopKLeft(self.k) + 0.0 * KeepPrediction(self.tolerance)
         return _Trials(Shift(self.eps, self.saturate), objective, self.steps)
 
 
 class Compensated(NamedTuple):
-    """Shifted inputs ``[B, C, H, W]``, and a system that answers to them as the original one did to the inputs."""
+    """Shifted inputs ``[B, C, H, W]``, and a system with the same outputs on them as the original on the inputs."""
 
     x: Tensor
     system: System
@@ -131,12 +131,12 @@ class Compensated(NamedTuple):
 
 @torch.no_grad()
 def compensated(system: System, x: Tensor, shift: Tensor | float) -> Compensated:
-    """``x + shift``, and the system with the shift taken back in its first layer: ``f_2(x + m) = f_1(x)`` exactly.
+    """``x + shift``, and the system whose first layer subtracts the shift: ``f_2(x + m) = f_1(x)`` exactly.
 
-    The new system holds a copy of the model and of the interpreter; its detector, which watches the old model, is left
-    out. The classes, weights and gradients are the same; what differs between the maps of the two depends on where
-    zero lies (Kindermans et al. 2019, section 2). The identity holds at padded borders too, which the paper's does not:
-    there the padding is the shift.
+    The new system holds a copy of the model and of the interpreter; its detector, which belongs to the old model,
+    is left out. Classes, weights and gradients are the same; a difference between the maps of the two shows that the
+    interpreter depends on where zero lies (Kindermans et al. 2019, section 2). The identity also holds at padded
+    borders, unlike the paper's: the shifted input is padded with the shift.
 
     Args:
         system: its model's first layer is a plain convolution or a linear layer on the (normalised) image.
@@ -144,8 +144,8 @@ def compensated(system: System, x: Tensor, shift: Tensor | float) -> Compensated
         shift: what is added, one number or ``[C]``; ``x + shift`` must stay in ``[0, 1]``.
 
     Raises:
-        InputError: a shift of another shape, or that leads out of ``[0, 1]``.
-        UnsupportedModelError: no such first layer, or the copy does not answer as the model does.
+        InputError: a shift of another shape, or one that leaves ``[0, 1]``.
+        UnsupportedModelError: no such first layer, or the copy's outputs differ from the model's.
     """
     checks.images(x, "a constant shift")
     checks.evaluating(system.model)

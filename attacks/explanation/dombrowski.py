@@ -1,4 +1,4 @@
-"""A map of the adversary's choice, with the whole output kept: Dombrowski et al. 2019."""
+"""Attack towards a chosen map with unchanged output (Dombrowski et al. 2019)."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ from ..threat import Linf
 )
 @dataclass(frozen=True)
 class Dombrowski(Attack):
-    """Make the map look like another one, and keep the whole output: Adam on the image, softplus growing hard.
+    """Move the map to a goal map and keep the whole output, by Adam on the image with a softplus surrogate.
 
     ``weight * mean((N h(x') - N h_t)^2) + keep * ||p(x') - p(x)||^2`` with ``h`` the magnitudes of a map of ``N``
-    pixels as shares that add up to one. The published prefactors, ``1e11`` of a mean over ``N = 224^2`` pixels and
+    pixels, divided by their sum. The published prefactors, ``1e11`` of a mean over ``N = 224^2`` pixels and
     ``1e6`` of a mean over 1000 classes, are ``1e11 / N^2 = 39.7`` and ``1e6 / 1000 = 1e3`` here, on every grid and for
     any number of classes. The goal map is the map of another image, or any; default: a random patch.
 
     Departures from their code: the best iterate on the real network is returned (its nearest map among those whose
     confidence moved by ``tolerance`` or less), not the last; target and benign map and probabilities are the real
     network's, not those of a softplus of ``beta = 1000``; steps are in ``[0, 1]`` pixels (theirs, in units of the
-    normalisation's deviation, are longer by about 4.4).
+    normalisation's deviation, are about 4.4 times as long).
 
     Args:
-        eps: L-infinity radius; 1 is no bound but ``[0, 1]`` itself, as published.
+        eps: L-infinity radius; 1 allows any image in ``[0, 1]``, as published.
         steps: iterations.
         step_size: Adam's learning rate, in ``[0, 1]`` pixels; longer than the published 2e-4 to 5e-3 of the deviation,
             which the return of the best iterate allows.
-        weight: of the map's error.
-        keep: of the probabilities' change.
-        tolerance: largest change of the benign class's probability; 1 asks for the label alone.
-        surrogate: what rectifiers compute while directions are sought; ``auto`` is ``softplus`` for maps that are
-            gradients and nothing for others.
-        beta: of ``softplus`` at the start ...
-        beta_end: ... and at the end; it grows geometrically.
+        weight: of the error of the map.
+        keep: weight of the change of the probabilities.
+        tolerance: largest change of the benign class's probability; 1 requires the label only.
+        surrogate: replaces the rectifiers while gradients are computed; ``auto`` is ``softplus`` for maps that are
+            gradients and none for others.
+        beta: of ``softplus`` at the start.
+        beta_end: of ``softplus`` at the end; it grows geometrically.
         adapt: to a defense; against a detector ``evade`` is ``keep``.
     """
 
@@ -75,10 +75,10 @@ class Dombrowski(Attack):
         """Adam on both errors."""
         match = self.weight * MatchMap("sum", relative=True) + self.keep * KeepPrediction(self.tolerance)
         stage = Stage(match + self.adapt.evasion(system), self.steps, Adam(self.step_size))
-        hardening = BetaSchedule(self.beta, self.beta_end)
-        smooth = surrogate_for(system.interpreter, self.surrogate, softplus=hardening, auto="softplus")
+        schedule = BetaSchedule(self.beta, self.beta_end)
+        smooth = surrogate_for(system.interpreter, self.surrogate, softplus=schedule, auto="softplus")
         return Search(Linf(self.eps), (stage,), self.adapt.direction(smooth))
 
     def default_goal_map(self, x: Tensor) -> Tensor:
-        """A random patch: the benign map would leave nothing to do."""
+        """A random patch, since the benign map is the start."""
         return random_patch_maps(x, self.seed)

@@ -27,7 +27,7 @@ from ..threat import Linf
 
 @dataclass(frozen=True)
 class RandomSign(Direction):
-    """The sign of normal noise, drawn anew at every step: the control that a map's gradient has to beat."""
+    """The sign of normal noise, drawn at every step: a control for directions from the gradient of a map."""
 
     needs_graph: ClassVar[bool] = False
 
@@ -38,7 +38,7 @@ class RandomSign(Direction):
 
     @torch.no_grad()
     def __call__(self, context: StepContext, variable: Tensor, check: bool) -> DirectionResult:
-        """One draw; the look that judges is at the real system."""
+        """One draw, and an evaluation of the real system."""
         seen = context.observe(variable)
         noise = context.streams.normal(variable).sign()
         no = torch.zeros_like(context.goal.label, dtype=torch.bool)
@@ -47,23 +47,23 @@ class RandomSign(Direction):
 
 @dataclass(frozen=True)
 class _Ghorbani(Attack):
-    """Sign steps on a measure of the map alone; what counts is the best iterate that keeps the label.
+    """Sign steps on a measure of the map; returns the best iterate that keeps the label.
 
-    Departures from the code of Ghorbani et al.: the derivative of an integrated gradient is exact (they weigh those of
-    its points); the surrogate is a softplus of ``beta = 10`` (theirs of 1 is farther from a deep network's rectifiers:
-    on a ResNet-20 it leaves three times as many of the top pixels in place); centres are those of the
+    Departures from the code of Ghorbani et al.: the derivative of an integrated gradient is exact (they use a weighted
+    sum over its points); the surrogate is a softplus of ``beta = 10`` (theirs of 1 is a worse approximation of the
+    rectifiers: on a ResNet-20 it leaves three times as many of the top pixels in place); centres are those of the
     real network, not truncated to whole pixels.
 
     Args:
         eps: L-infinity radius, in the units of ``[0, 1]`` pixels.
         steps: iterations.
         step_size: of one step.
-        surrogate: what rectifiers compute while directions are sought; ``auto`` is ``softplus`` for maps that are
-            gradients and nothing for others.
+        surrogate: replaces the rectifiers while gradients are computed; ``auto`` is ``softplus`` for maps that are
+            gradients and none for others.
         beta: of ``softplus``.
-        keep: weight of the squared change of the probabilities; 0 as published, where the label is a condition only.
-        evaluate_every: how often a surrogate's iterate is shown to the real system; 1 as published.
-        restarts: run this often and keep the best; all but the first begin at random.
+        keep: weight of the squared change of the probabilities; 0 as published, where the label is only a constraint.
+        evaluate_every: with a surrogate, the real system is evaluated every so many steps; 1 as published.
+        restarts: number of runs, of which the best counts; all but the first begin at random.
         adapt: to a defense.
     """
 
@@ -83,10 +83,10 @@ class _Ghorbani(Attack):
     @property
     @abstractmethod
     def measure(self) -> Objective:
-        """What is wanted of the map."""
+        """The objective on the map."""
 
     def plan(self, system: System) -> Plan:
-        """Sign descent on the measure; the label (and the detector's silence) are conditions."""
+        """Sign descent on the measure; the label (and no alarm of a detector) are constraints."""
         objective = self.measure + self.keep * KeepPrediction() + self.adapt.evasion(system)
         stage = Stage(objective, self.steps, SignStep(self.step_size))
         smooth = surrogate_for(system.interpreter, self.surrogate, softplus=Softplus(self.beta), auto="softplus")
@@ -99,7 +99,7 @@ class _Ghorbani(Attack):
 )
 @dataclass(frozen=True)
 class GhorbaniTopK(_Ghorbani):
-    """Take the map's weight off the pixels that mattered most, and keep the prediction.
+    """Lower the attribution of the pixels ranked highest, and keep the prediction.
 
     The loss is the map's share on the benign top ``k``; the returned iterate is the one with the smallest top-``k``
     intersection among those that keep the label. The other fields are those of all these attacks (:class:`_Ghorbani`).
@@ -125,7 +125,7 @@ class GhorbaniTopK(_Ghorbani):
 )
 @dataclass(frozen=True)
 class GhorbaniCenter(_Ghorbani):
-    """Move the map's centre of mass as far as it goes, and keep the prediction."""
+    """Move the map's centre of mass as far as possible, and keep the prediction."""
 
     moves_map: ClassVar[bool] = True
 
@@ -140,7 +140,7 @@ class GhorbaniCenter(_Ghorbani):
 )
 @dataclass(frozen=True)
 class GhorbaniRegion(_Ghorbani):
-    """Gather the map's weight where the goal map is high (default: a random patch), and keep the prediction."""
+    """Move attribution to where the goal map is high (default: a random patch), and keep the prediction."""
 
     @property
     def measure(self) -> Objective:
@@ -148,20 +148,20 @@ class GhorbaniRegion(_Ghorbani):
         return FillRegion()
 
     def default_goal_map(self, x: Tensor) -> Tensor:
-        """A random patch: the benign map would leave nothing to do."""
+        """A random patch, since the benign map is the start."""
         return random_patch_maps(x, self.seed)
 
 
 @ATTACKS.register("ghorbani-random", paper="Ghorbani et al. 2019, Algorithm 1 (random sign perturbation)")
 @dataclass(frozen=True)
 class GhorbaniRandom(Attack):
-    """Add up random signs in the ball: the control of the attacks on maps, with their ball, steps and acceptance.
+    """Random sign steps: a control for the attacks on maps, with the same ball, steps and acceptance.
 
     Args:
         eps: L-infinity radius, in the units of ``[0, 1]`` pixels.
-        steps: iterations; as many looks at the system.
+        steps: iterations, with one query each.
         step_size: of one step.
-        aim: which measure is best: the smallest ``top-k`` intersection, or the farthest ``center``.
+        aim: the measure that decides: the smallest ``top-k`` intersection, or the farthest ``center``.
         k: of ``top-k``: a count from 1 on, a share of the pixels below 1.
     """
 
@@ -177,11 +177,11 @@ class GhorbaniRandom(Attack):
     moves_map: ClassVar[bool] = True
 
     def differentiates(self, system: System) -> bool:
-        """Never: any interpreter will do."""
+        """Never: it uses the maps' values only."""
         return False
 
     def plan(self, system: System) -> Plan:
-        """The same steps, ball and acceptance, with directions out of nowhere."""
+        """The same steps, ball and acceptance, with random directions."""
         measure = ShiftCenter(0.0) if self.aim == "center" else DropTopK(self.k) + TopKLeft(self.k)
         stage = Stage(measure + 0.0 * KeepPrediction(), self.steps, SignStep(self.step_size))
         return Search(Linf(self.eps), (stage,), RandomSign())

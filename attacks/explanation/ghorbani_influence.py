@@ -1,4 +1,4 @@
-"""The attack on explanations by examples: which training images a prediction is owed to (Ghorbani et al. 2019)."""
+"""The attack on influence functions, explanations by training examples (Ghorbani et al. 2019)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from ..threat import Linf
 
 @dataclass(frozen=True)
 class DropInfluence(Objective):
-    """Summed influence that is left to the ``k`` training images that helped the benign input most.
+    """Summed influence of the ``k`` training images that had the highest influence on the benign input.
 
     Args:
-        influence: the scores, of a model and its training images.
+        influence: computes the scores for a model and its training images.
         k: how many images.
     """
 
@@ -51,17 +51,17 @@ class DropInfluence(Objective):
 )
 @dataclass(frozen=True)
 class GhorbaniInfluence(Attack):
-    """One signed step that lowers the influence of the training images that mattered most, and keep the prediction.
+    """A sign step that lowers the influence of the training images ranked highest, and keeps the prediction.
 
-    ``x - eps sign(grad sum over the top k of score_i(x))``. Influence is no map, so this attack does not look at the
-    interpreter: it carries an :class:`~robustexplain.interpreters.Influence` of the attacked model, from :meth:`fitted`
-    (training images, and the settings below) or from :meth:`about` (one that is there already). A step that changes the
-    label does not count, as in the paper: the input is then returned as it was.
+    ``x - eps sign(grad sum over the top k of score_i(x))``. Influence is not a map, so this attack does not use
+    the system's interpreter. It holds an :class:`~robustexplain.interpreters.Influence` of the attacked model, made by
+    :meth:`fitted` (from training images and the settings below) or given to :meth:`about`. A step that changes the
+    label does not count, as in the paper: the input is then returned unchanged.
 
     Args:
         eps: L-infinity radius; the paper takes 8/255.
-        k: how many training images.
-        steps: 1 as published; more of them, each of ``eps / steps``, follow the gradient around its bends.
+        k: number of training images.
+        steps: 1 as published; with more, each of size ``eps / steps``, the gradient is computed again at every step.
         parameters: ``head`` (as published) or ``all``, see :class:`~robustexplain.interpreters.Influence`.
         curvature: ``gauss_newton`` or ``hessian``.
         damping: of the curvature.
@@ -80,19 +80,18 @@ class GhorbaniInfluence(Attack):
     needs_data: ClassVar[bool] = True
 
     def fitted(self, system: System, x: Tensor, y: Tensor) -> GhorbaniInfluence:
-        """The attack on what ``system.model`` owes to the training images ``x`` with labels ``y``."""
+        """The attack on the influence of training images ``x`` with labels ``y`` on ``system.model``."""
         reference = Reference(x, y)
-        made = Influence(system.model, reference, self.parameters, self.curvature, self.damping)
-        return self.about(made)
+        return self.about(Influence(system.model, reference, self.parameters, self.curvature, self.damping))
 
     def about(self, influence: Influence) -> GhorbaniInfluence:
-        """The attack on an influence that is there already; its own settings go over those here."""
+        """The attack on the given influence, whose settings replace those of this attack."""
         made = type(self)(**{f.name: getattr(self, f.name) for f in fields(self) if f.init})
         object.__setattr__(made, "influence", influence)
         return made
 
     def plan(self, system: System) -> Plan:
-        """Sign steps on the scores; the label is a condition.
+        """Sign steps on the scores; the label is a constraint.
 
         Raises:
             InputError: not fitted, fitted to another model, or ``k`` above the number of training images.
@@ -100,7 +99,7 @@ class GhorbaniInfluence(Attack):
         if self.influence is None:
             raise InputError("GhorbaniInfluence needs training images: call fitted(system, x, y), or about(influence)")
         if self.influence.model is not system.model:
-            raise InputError("this attack was fitted to another model object than the system deploys; fit it anew")
+            raise InputError("this attack was fitted to another model object than the system deploys; fit it again")
         stage = self._stage()
         return Search(Linf(self.eps), (stage,))
 

@@ -1,4 +1,4 @@
-"""ADV2 against feature squeezing: an attack that looks through the detector's squeezers."""
+"""Adaptive ADV2 against feature squeezing."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from .adv2 import ADV2
 class SqueezedBox(Threat):
     """The squeezed images between the squeezed ends of the L-infinity ball around ``x`` (Zhang et al., Algorithm 2).
 
-    They lie near that ball, not within it: rounding alone may leave it.
+    They may lie slightly outside of that ball, because of the rounding.
 
     Args:
         eps: radius of the ball, in the units of ``[0, 1]`` pixels.
-        bits: of each channel.
+        bits: per channel.
     """
 
     eps: Eps = 8 / 255
     bits: Count = 3
 
     def start(self, x: Tensor, streams: Streams | None = None) -> Tensor:
-        """The squeezed image itself, or with ``streams`` a random squeezed one."""
+        """The squeezed image, or with ``streams`` a random squeezed one."""
         return self.project(x, x if streams is None else self.sample(x, streams))
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
@@ -55,20 +55,20 @@ class SqueezedBox(Threat):
 
 
 @dataclass(frozen=True)
-class _Squeezed(Plan):
-    """First ``x_+`` among squeezed images, then ``x_*`` in the ball that is classified like it.
+class _TwoStageSearch(Plan):
+    """Search for ``x_+`` among squeezed images, then for ``x_*`` in the ball that is classified like it.
 
     Args:
         threat: the ball.
         first: the search for ``x_+``; ``None`` where no squeezer rounds.
         second: the search for ``x_*``.
-        looks: how many squeezed inputs are shown beside each input of the joint stage.
+        squeezed_queries: squeezed inputs evaluated for each input of the joint stage.
     """
 
     threat: Threat
     first: Search | None
     second: Search
-    looks: int
+    squeezed_queries: int
 
     @property
     def aim(self) -> Objective:
@@ -81,23 +81,23 @@ class _Squeezed(Plan):
     def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         queries: int | Tensor = 0
         if self.first is not None:
-            near = self.first.run(system, goal, streams)
+            squeezed = self.first.run(system, goal, streams)
             with torch.no_grad():
-                goal = _towards(goal, system.model(near.x))
-            queries = near.queries + 1
+                goal = _towards(goal, system.model(squeezed.x))
+            queries = squeezed.queries + 1
         found = self.second.run(system, goal, streams)
         joint = found.queries - self.second.stages[0].steps * self.second.restarts
-        return replace(found, queries=queries + found.queries + self.looks * joint)
+        return replace(found, queries=queries + found.queries + self.squeezed_queries * joint)
 
 
 def _towards(goal: Goal, logits: Tensor) -> Goal:
-    """The goal of being classified like ``x_+``; of any class but the label where it is told none."""
+    """The goal with the probabilities of ``x_+``; the default goal class is its likeliest one but the label."""
     p = logits.softmax(1)
     rival = p.scatter(1, goal.label[:, None], -1.0).argmax(1)
     wanted = rival if goal.goal_class is None else goal.goal_class
-    # An x_+ that is not classified as wanted is no example to follow.
-    sure = torch.zeros_like(p).scatter(1, wanted[:, None], 1.0)
-    return replace(goal, goal_class=wanted, wanted=torch.where((p.argmax(1) == wanted)[:, None], p, sure))
+    # Where x_+ is not classified as wanted, full confidence in the wanted class replaces its probabilities.
+    one_hot = torch.zeros_like(p).scatter(1, wanted[:, None], 1.0)
+    return replace(goal, goal_class=wanted, wanted=torch.where((p.argmax(1) == wanted)[:, None], p, one_hot))
 
 
 @ATTACKS.register(
@@ -107,42 +107,43 @@ def _towards(goal: Goal, logits: Tensor) -> Goal:
 )
 @dataclass(frozen=True)
 class AdaptiveSqueezing(Attack):
-    """ADV2 that evades feature squeezing: its loss, and that predictions before and after squeezing should agree.
+    """ADV2 that evades feature squeezing: adds a loss for the agreement of predictions before and after squeezing.
 
     For squeezers that smooth, the paper adds ``l_sqz = H(f(x), f(psi(x)))`` (``penalty="agree"``); the reference code
     adds hinges on ``||f(x) - f(psi(x))||_1`` that are zero below three quarters of the detector's threshold
     (``"hinge"``). For bit depth, PGD first looks for an adversarial ``x_+`` among the images of that depth whose pixels
-    lie between the squeezed ends of the ball, in steps of one level; the loss then has ``||f(x) - f(x_+)||_1``, which
-    the hinge form lets pass up to the same share of the threshold. Without a goal class, the one that ``x_+`` is given
-    is adopted, as in the code.
+    lie between the squeezed ends of the ball, in steps of one level; the loss then has ``||f(x) - f(x_+)||_1``, in the
+    hinge form only where it exceeds the same share of the threshold. Without a goal class, the class of ``x_+`` is
+    used, as in the code.
 
-    Squeezers and threshold are those of the system's feature-squeezing detector; the fields speak for it where the
-    system has none. Departures: the returned iterate is the best (nearest map among those that are misclassified with
-    ``confidence`` and raise no alarm), not the last; ``x_+`` is the best too; one that is not classified as wanted is
-    replaced by full confidence in the goal, or without one by the label's runner-up there; several bit depths share
-    the ``x_+`` of the coarsest; the code's two medians weigh 9 and 3 where all hinges weigh ``evade`` here.
+    Squeezers and threshold are those of the system's feature-squeezing detector; the fields are used if the system has
+    none. Departures: the returned iterate is the best (nearest map among those that are misclassified with
+    ``confidence`` and raise no alarm), not the last; so is ``x_+``; an ``x_+`` that is not classified as wanted is
+    replaced by full confidence in the goal class, or without one in its likeliest class but the label; several bit
+    depths share the ``x_+`` of the coarsest; all hinges have weight ``evade``, where the code's two medians have 9 and
+    3.
 
     Args:
         eps: L-infinity radius, in the units of ``[0, 1]`` pixels.
         steps: iterations in the ball, warm start included (the code: 1200, none of them warm).
-        step_size: of one of them.
-        squeezers: names of those that the detector is taken to use, if the system has none.
-        threshold: L1 distance at which it is taken to raise the alarm, if the system has none.
+        step_size: of one iteration.
+        squeezers: names of the assumed detector's squeezers, if the system has no detector.
+        threshold: L1 distance above which the assumed detector raises an alarm, if the system has no detector.
         penalty: ``agree`` (the paper's cross-entropy) or ``hinge`` (the code's).
         agree: weight of ``l_sqz``, summed over squeezers.
         evade: weight of each hinge.
         match: weight of ``||f(x) - f(x_+)||_1`` (the code: 40).
-        rounding: how bit depth is met: ``two-stage`` as published, ``straight`` like a smoothing squeezer, by going
-            straight through the rounding (Athalye et al. 2018), or ``both``.
+        rounding: against bit depth: ``two-stage`` as published; ``straight``, like a smoothing squeezer, with
+            straight-through gradients (Athalye et al. 2018); or ``both``.
         squeezed_steps: iterations of the search for ``x_+`` (the code: 400).
         weight: ``lambda`` of the map, as in ADV2.
         growth: ``lambda`` at the end over ``lambda`` at the start.
         warm_start: share of ``steps`` spent on the prediction alone.
         confidence: ``kappa``: iterates below it count only if none reaches it.
         encoder_weight: of the encoder's cross-entropy for model-guided interpreters.
-        surrogate: what rectifiers compute while directions are sought: ``auto`` takes ADV2's ``h(z)``, which leaves the
-            predictions that must agree as they are, for gradient maps and nothing otherwise.
-        restarts: run this often and keep the best; all but the first begin at random.
+        surrogate: replaces the rectifiers while gradients are computed: ``auto`` is ADV2's ``h(z)``, which does not
+            change the predictions that must agree, for gradient maps and none otherwise.
+        restarts: number of runs, of which the best counts; all but the first begin at random.
     """
 
     eps: Eps = 0.031
@@ -173,7 +174,7 @@ class AdaptiveSqueezing(Attack):
 
     def plan(self, system: System) -> Plan:
         """The search for ``x_+``, if a squeezer rounds; then ADV2's, with the penalties."""
-        used, threshold = self._known(system)
+        used, threshold = self._squeezers(system)
         warm = round(self.steps * self.warm_start)
         update = SignStep(self.step_size)
         joint = ADV2(
@@ -186,9 +187,9 @@ class AdaptiveSqueezing(Attack):
             GradientDirection(surrogate_for(system.interpreter, self.surrogate)),
             restarts=self.restarts,
         )
-        return _Squeezed(Linf(self.eps), self._first(used), second, len(used))
+        return _TwoStageSearch(Linf(self.eps), self._first(used), second, len(used))
 
-    def _known(self, system: System) -> tuple[tuple[Transform, ...], float]:
+    def _squeezers(self, system: System) -> tuple[tuple[Transform, ...], float]:
         detector: object = system.detector
         if isinstance(detector, Squeezing):
             return detector.squeezers, detector.threshold
@@ -203,11 +204,11 @@ class AdaptiveSqueezing(Attack):
         return Search(SqueezedBox(self.eps, coarsest.bits), (stage,))
 
     def _penalties(self, used: tuple[Transform, ...], threshold: float) -> Objective:
-        followed = [not s.rounds or self.rounding != "two-stage" for s in used]
+        with_gradient = [not s.rounds or self.rounding != "two-stage" for s in used]
         hinge = self.penalty == "hinge"
-        weights = tuple(self.evade if follow and hinge else 0.0 for follow in followed)
+        weights = tuple(self.evade if usable and hinge else 0.0 for usable in with_gradient)
         total: Objective = EvadeSqueezing(used, weights, threshold)
-        agreeing = tuple(s for s, follow in zip(used, followed, strict=True) if follow)
+        agreeing = tuple(s for s, usable in zip(used, with_gradient, strict=True) if usable)
         if agreeing and not hinge:
             total = total + self.agree * AgreeSqueezed(agreeing)
         if self._first(used) is not None:

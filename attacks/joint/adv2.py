@@ -29,50 +29,49 @@ from .member_maps import members_apart
 class ADV2(Attack):
     """Misclassify, and keep the explanation plausible: ``l_prd + lambda l_int`` in a ball (Zhang et al. 2020, eq. 3).
 
-    A warm start follows the prediction alone (section 3.6), then both. The map loss is the mean squared difference on
-    the interpreter's own grid, both maps rescaled to ``[0, 1]`` (masks as they are); its weight grows linearly, as in
-    the reference code. RTS gets the encoder term. Maps that are gradients (``Gradient``) are followed through a
-    stand-in for the rectifiers, with label smoothing; one pass serves both losses, so the cross-entropy's gradient goes
-    through it too, where the reference code spends a second pass on plain ReLU. The returned iterate is the one with
-    the nearest map among those that the real system misclassifies with at least ``confidence``.
+    A warm start minimises the prediction loss alone (section 3.6), then both are minimised. The map loss is the mean
+    squared difference on the interpreter's own grid, both maps rescaled to ``[0, 1]`` (masks are not); its weight grows
+    linearly, as in the reference code. RTS gets the encoder term. For maps that are gradients (``Gradient``) a
+    surrogate replaces the rectifiers, with label smoothing. One pass serves both losses, so the cross-entropy's
+    gradient uses the surrogate too, where the reference code spends a second pass on plain ReLU. The returned iterate
+    is the one with the nearest map among those that the real system misclassifies with at least ``confidence``.
 
-    Departure: the stand-in is a softplus that turns into the rectifier. ADV2's smoothed derivative ``h(z)``
-    (``surrogate="smooth_gradient"``) follows the gradient, its product with the input, its averages and aggregates of
-    it less far on every network that we measured, and guided Grad-CAM further.
+    Departure: the surrogate is a softplus that approaches the rectifier. With ADV2's smoothed derivative ``h(z)``
+    (``surrogate="smooth_gradient"``) maps get less close on every network that we measured for the gradient, its
+    product with the input, its averages and aggregates of it, and closer for guided Grad-CAM.
 
-    MASK is the end of an optimisation: it is attacked by :class:`BilevelSearch` (section 3.5), and any set of
-    interpreters at once on a :class:`~robustexplain.attacks.joint.member_maps.MemberMaps` of them.
+    MASK is the result of an optimisation: it is attacked by :class:`BilevelSearch` (section 3.5). Several interpreters
+    are attacked at once through a :class:`~robustexplain.attacks.joint.member_maps.MemberMaps` of them.
 
     Args:
         eps: radius of the ball; the paper uses 0.031 in L-infinity.
         steps: iterations in all, warm start included (Table 11: 800 to 1200).
         step_size: of one step; the paper uses 1/255.
-        decay: step size at the end over that at the start of the joint stage, linear in between. The paper's steps stay
-            as they are (1): the last iterates then jump about the nearest map by ``step_size`` in every pixel, which
-            gradient maps do not forgive.
-        weight: ``lambda`` for the *mean* over pixels at the start of the joint stage. Table 11's ``lambda`` weighs a
+        decay: step size at the end over that at the start of the joint stage, linear in between. 1 as in the paper:
+            the last iterates then oscillate by ``step_size`` in every pixel, which changes gradient maps much.
+        weight: ``lambda`` for the *mean* over pixels at the start of the joint stage. In Table 11 it is for a
             sum: 0.204 over a ``7 x 7`` map is 10 here, 0.007 over GRAD's ``56 x 56`` is 22 (with ``pool=4`` at 224
-            pixels), and the 0.05 at which the code ends there 157. Gradient maps of many pixels take 100 well. MASK's
-            two-step update has no weight.
+            pixels), and the final 0.05 of the code there is 157. For gradient maps of many pixels 100 works well.
+            MASK's two-step update has no weight.
         growth: ``lambda`` at the end over ``lambda`` at the start (the code doubles it).
         warm_start: share of the steps spent on the prediction alone.
-        confidence: ``kappa``: iterates below it count only if none reaches it (the code asks for 0.8 on GRAD).
+        confidence: ``kappa``: iterates below it count only if none reaches it (0.8 on GRAD in the code).
         encoder_weight: of the encoder's cross-entropy for model-guided interpreters (0.1 in Table 11).
-        smoothing: ``rho`` of label smoothing at the start, going to a fifth of it (0.05 to 0.01), for gradient maps and
-            MASK, which see nothing where the prediction is sure.
-        surrogate: what rectifiers compute while directions are sought: ``auto`` takes ``softplus`` for gradient maps
-            and for MASK (whose steps are gradients too; the paper has nothing there) and nothing otherwise; ``none``;
-            ``smooth_gradient`` is ``h(z)``, the paper's.
-        beta: of ``softplus`` at the start of the joint stage (against MASK it is 40 throughout) ...
-        beta_end: ... and at its end; it grows geometrically. A long search affords a higher one, which is nearer to the
-            rectifier.
+        smoothing: ``rho`` of label smoothing at the start, falling to a fifth of it (0.05 to 0.01), for gradient maps
+            and MASK, whose gradients vanish where the prediction is confident.
+        surrogate: replaces the rectifiers while gradients are computed: ``auto`` is ``softplus`` for gradient maps and
+            for MASK (whose steps are gradients too; the paper uses no surrogate there) and none otherwise; ``none``;
+            ``smooth_gradient`` is the paper's ``h(z)``.
+        beta: of ``softplus`` at the start of the joint stage (against MASK it is 40 throughout).
+        beta_end: of ``softplus`` at its end; it grows geometrically. A long search can use a higher value, which is
+            closer to the rectifier.
         pool: average-pool maps by this factor before comparing them.
         norm: ``linf`` or ``l2``.
-        restarts: run this often and keep the best; all but the first begin at random.
+        restarts: number of runs, of which the best counts; all but the first begin at random.
         adapt: to a defense.
-        members: against an interpreter made of several (an aggregate), match the map of every member instead of the
-            one map that is shown; others are attacked as they are.
-        mask: how MASK is attacked.
+        members: against an aggregate of interpreters, match the map of every member instead of the aggregated map;
+            without effect on other interpreters.
+        mask: settings of the attack on MASK.
 
     Examples:
         >>> import torch
@@ -121,7 +120,7 @@ class ADV2(Attack):
     def _changes(self, system: System) -> dict[str, Any]:
         adapt = self.adapt.to(system)
         if system.interpreter.iterative:
-            # The bilevel search looks at other draws in each of its steps ahead.
+            # The bilevel search uses other random draws in each of its steps ahead already.
             adapt = replace(adapt, draws=self.adapt.draws)
         known = {"adapt": adapt}
         if system.detector is None or self.adapt.evade:
@@ -129,23 +128,23 @@ class ADV2(Attack):
         return known | {"surrogate": self._surrogate_for_detector(system)}
 
     def _surrogate_for_detector(self, system: System) -> Surrogate:
-        """What a detector's score is followed through.
+        """The surrogate for an attack on a detector's score too.
 
-        A detector may look at maps that are gradients, so its score is followed through a stand-in where the system's
-        own map needs none: through ``h(z)``, which leaves that map and the score as they are.
+        A detector may use maps that are gradients. So where ``auto`` gives no surrogate for the system's own map, the
+        score gets ``h(z)``, which changes derivatives only: map and score keep their values.
         """
-        free = self.surrogate == "auto" and self._stand_in(system) is None
-        return "smooth_gradient" if free else self.surrogate
+        unused = self.surrogate == "auto" and self._smooth(system) is None
+        return "smooth_gradient" if unused else self.surrogate
 
     def differentiates(self, system: System) -> bool:
-        """Whether the maps themselves are differentiated: MASK's are not, its steps are."""
+        """Whether maps are differentiated; of MASK only the steps are."""
         return not system.interpreter.iterative
 
     def plan(self, system: System) -> Plan:
-        """A warm start on the prediction, then both; against MASK the bilevel form of it."""
+        """A warm start on the prediction, then both losses; against MASK the bilevel search."""
         threat, update = ball(self.norm, self.eps), step(self.norm, self.step_size)
         warm = round(self.steps * self.warm_start)
-        smooth = self._stand_in(system)
+        smooth = self._smooth(system)
         first = Stage(Misclassify(), warm, update)
         if system.interpreter.iterative:
             if self.adapt.draws > 1:
@@ -162,21 +161,21 @@ class ADV2(Attack):
         stages = (first, Stage(self.objective(system), self.steps - warm, shrinking))
         return Search(threat, stages, self.adapt.direction(smooth), restarts=self.restarts)
 
-    def _stand_in(self, system: System) -> Smooth | BetaSchedule | None:
-        hardening = BetaSchedule(self.beta, self.beta_end)
-        return surrogate_for(system.interpreter, self.surrogate, softplus=hardening, auto="softplus")
+    def _smooth(self, system: System) -> Smooth | BetaSchedule | None:
+        schedule = BetaSchedule(self.beta, self.beta_end)
+        return surrogate_for(system.interpreter, self.surrogate, softplus=schedule, auto="softplus")
 
     def objective(self, system: System) -> Objective:
-        """What the joint stage minimises against ``system``."""
+        """The objective of the joint stage against ``system``."""
         total = self.prediction(system) + Ramp(self.weight, self.weight * self.growth) * self.match(system)
         return total + self.encoder_weight * AgreeEncoder() if self.encoder_weight else total
 
     def prediction(self, system: System) -> Objective:
-        """What it minimises of the prediction, and of a detector's score."""
+        """The terms of the objective on the prediction and on a detector's score."""
         saturates = system.interpreter.is_gradient or system.interpreter.iterative
         rho = Ramp(self.smoothing, self.smoothing / 5) if saturates else 0.0
         return Misclassify(self.confidence, rho) + self.adapt.evasion(system)
 
     def match(self, system: System) -> Objective:
-        """What it minimises of the map."""
+        """The term of the objective on the map."""
         return MatchMap(rescale="none" if system.interpreter.unit_range else "minmax", pool=self.pool)

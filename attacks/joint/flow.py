@@ -30,8 +30,8 @@ class Flow(Threat):
 
     Pixel ``(i, j)`` of the attacked image is the image at ``(i + flow[0], j + flow[1])``, by bilinear interpolation
     between the four pixels around it (Xiao et al. 2018, eq. 1; Zhang et al. 2020, A4): a weighted mean of pixels, which
-    stays in ``[0, 1]``. Beyond the border the last pixel goes on, as in the authors' code (the formula of the papers
-    fades to black there). A flow of zero gives the image back, bit by bit.
+    stays in ``[0, 1]``. Beyond the border the last pixel is repeated, as in the authors' code (the papers' formula
+    fades to black there). A flow of zero returns the image exactly.
 
     Args:
         bound: largest ``|flow|`` of a pixel along either axis, in pixels.
@@ -56,7 +56,7 @@ class Flow(Threat):
         bottom, right = (top + 1).clamp(max=height - 1), (left + 1).clamp(max=width - 1)
         above = _taken(x, top, left) * (1 - across) + _taken(x, top, right) * across
         below = _taken(x, bottom, left) * (1 - across) + _taken(x, bottom, right) * across
-        # The weights sum to one but for rounding.
+        # The weights sum to one up to rounding.
         return ops.clipped(above * (1 - down) + below * down)
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class Flow(Threat):
 
 
 def _cells(places: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The pixel before each place ``[B, H, W]``, and how far behind it the place is ``[B, 1, H, W]``, in ``[0, 1]``."""
+    """The pixel before each place ``[B, H, W]``, and the distance from it ``[B, 1, H, W]``, in ``[0, 1]``."""
     places = places.clamp(0, size - 1)
     before = places.detach().floor().clamp(max=max(size - 2, 0))
     return before.long(), (places - before)[:, None]
@@ -100,7 +100,7 @@ class StAdv(Attack):
         confidence: ``kappa``, in logits.
         neighbours: of the flow loss: ``axes`` as the papers write it, ``diagonals`` as their codes do.
         random_start: begin at a flow of up to 0.1 pixels, as in the code of Zhang et al.
-        restarts: run this often and keep the best.
+        restarts: number of runs, of which the best counts.
         adapt: to a defense.
     """
 
@@ -128,27 +128,28 @@ class StAdv(Attack):
 class ADV2StAdv(Attack):
     """ADV2 by moving pixels: ``l_prd + lambda l_int + tau l_flow`` along a flow, by Adam (Zhang et al. 2020, eq. 21).
 
-    A warm start follows prediction and flow alone, then all three. Objectives and what is judged are those of
-    :class:`ADV2`. Departures: no AMSGrad (the code has it, the paper says Adam); a bound on the flow.
+    A warm start minimises prediction and flow terms only, then all three are minimised. Objectives and the choice of
+    the best iterate are those of :class:`ADV2`. Departures: no AMSGrad (the code has it, the paper says Adam); a bound
+    on the flow.
 
     Args:
         bound: largest flow of a pixel along either axis, in pixels.
         steps: in all, warm start included (Table 12: 600 to 1000).
         step_size: learning rate of Adam, in pixels.
-        weight: ``lambda`` for the mean over a map's pixels at the start of the joint stage. Table 12's weigh sums:
-            0.653 over CAM's ``7 x 7`` is 32 here, 0.023 over GRAD's ``56 x 56`` is 72.
+        weight: ``lambda`` for the mean over a map's pixels at the start of the joint stage. Those of Table 12 are for
+            sums: 0.653 over CAM's ``7 x 7`` is 32 here, 0.023 over GRAD's ``56 x 56`` is 72.
         growth: ``lambda`` at the end over ``lambda`` at the start.
         flow: ``tau`` for the mean over pixels: 0.0005 of the sum over 224 x 224 is 25.1.
         neighbours: of the flow loss: ``axes`` as the papers write it, ``diagonals`` as their codes do.
         warm_start: share of the steps without the map.
-        confidence: as in :class:`ADV2` (the code asks for 0.75 on GRAD).
+        confidence: as in :class:`ADV2` (0.75 on GRAD in the code).
         encoder_weight: as in :class:`ADV2`.
         smoothing: as in :class:`ADV2`.
-        surrogate: as in :class:`ADV2`, but that ``auto`` takes ``h(z)`` for gradient maps and ``softplus`` has a
-            ``beta`` of 10: of the two, the first follows them further along a flow.
+        surrogate: as in :class:`ADV2`, except that ``auto`` is ``h(z)`` for gradient maps, which gets closer than
+            ``softplus`` here, and that ``softplus`` has a ``beta`` of 10.
         pool: as in :class:`ADV2`.
         random_start: begin at a flow of up to 0.1 pixels, as in the code.
-        restarts: run this often and keep the best; all but the first begin at random.
+        restarts: number of runs, of which the best counts; all but the first begin at random.
         adapt: to a defense.
     """
 

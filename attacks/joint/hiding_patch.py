@@ -1,4 +1,4 @@
-"""Patches that hide: they decide the prediction, and the explanation does not show them."""
+"""Hidden patches: they change the prediction and get no attribution in the explanation."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from ..search.updates import SignStep
 
 
 def hide(weight: float) -> Objective:
-    """``share of heat in the patch + weight * cross-entropy``, the latter until the prediction is as wanted."""
+    """``share of heat in the patch + weight * cross-entropy``, the latter while the prediction is not as wanted."""
     return LeaveRegion() + weight * UntilMet(Misclassify())
 
 
 @ATTACKS.register("hiding-patch", paper="Subramanya et al. 2019", needs=("gradients", "differentiable maps"))
 @dataclass(frozen=True)
 class HidingPatch(Attack):
-    """Patch that misclassifies and keeps the explanation's heat away from itself (Subramanya et al. 2019).
+    """Patch that misclassifies and lowers the attribution of its own pixels (Subramanya et al. 2019).
 
     Minimises the share of the map's positive heat in the patch's cells, on the interpreter's own grid, plus the
     cross-entropy for as long as the prediction is not as wanted. The class explained is the goal class, untargeted the
-    class predicted at the moment. Works for any differentiable interpreter; the paper's is Grad-CAM.
+    currently predicted class. Any differentiable interpreter can be attacked; the paper's is Grad-CAM.
 
     Departures: the returned iterate is the one with the least heat in the patch among those predicted as wanted, where
-    the code takes the last; the texture is kept in ``[0, 1]``, where the code clips the composed image alone and lets
-    the sum of steps run away from it; it begins with grey, the code with the data set's mean colour.
+    the code takes the last; the texture is kept in ``[0, 1]``, where the code clips only the composed image and the
+    texture can leave the range; the start is grey, in the code the data set's mean colour.
 
     Args:
         size: side of the square patch, a share of the image's shorter side (64 of 224 pixels).
         place: ``top-left`` as in the code, ``center``, or ``random`` (drawn once for each image).
         steps: iterations.
         step_size: of one sign step; the code's 0.005 in units of the normalised image is about 0.005 * 0.225 here.
-        weight: of the cross-entropy, beside a share of heat between 0 and 1. The code's 0.05 stands beside that share
-            divided by 16 cells.
-        surrogate: what rectifiers compute while directions are sought: ``auto`` takes ADV2's ``h(z)`` for maps that are
-            themselves gradients and nothing otherwise; ``none``; ``smooth_gradient``; ``softplus`` (``beta = 10``).
-        adapt: to a defense; ``draws`` are of other places too.
+        weight: of the cross-entropy, beside a share of heat between 0 and 1. The code's 0.05 is relative to that
+            share divided by 16 cells.
+        surrogate: replaces the rectifiers while gradients are computed: ``auto`` is ADV2's ``h(z)`` for maps that are
+            themselves gradients and none otherwise; ``none``; ``smooth_gradient``; ``softplus`` (``beta = 10``).
+        adapt: to a defense; ``draws`` also vary the place.
     """
 
     size: Size = PATCH_64_OF_224
@@ -75,25 +75,25 @@ class HidingPatch(Attack):
 )
 @dataclass(frozen=True)
 class UniversalHidingPatch(Attack):
-    """One patch for all images that misclassifies them and keeps the explanation's heat away from itself.
+    """One patch for all images that misclassifies them and lowers the attribution of its own pixels.
 
     The losses of :class:`HidingPatch`, averaged over mini-batches of images; the texture is the last iterate. The code
-    of the paper has no universal form, so steps, their size, the batch and the larger weight (one texture must win
-    many images over) are ours.
+    of the paper has no universal form, so the number and size of steps, the batch size and the larger weight (one
+    texture must change the prediction of many images) are ours.
 
     The attack is computed by :meth:`fitted`; the texture is ``fitted.applied.variable``, ``[1, C, s, s]``.
 
     Args:
         size: side of the square patch, a share of the image's shorter side.
-        place: ``top-left``, ``center``, or ``random`` (drawn anew for each image and step).
+        place: ``top-left``, ``center``, or ``random`` (drawn for each image and step).
         steps: mini-batches.
         step_size: of one sign step.
         weight: of the cross-entropy, for the images that are not predicted as wanted.
-        batch_size: images a step.
-        surrogate: what rectifiers compute while directions are sought: see :class:`HidingPatch`.
-        goal_class: what every image should be predicted as; ``None``: anything but its label. Success is judged by the
-            caller's goal.
-        adapt: to a defense; ``draws`` are of each image's place too.
+        batch_size: images per step.
+        surrogate: replaces the rectifiers while gradients are computed: see :class:`HidingPatch`.
+        goal_class: the class to be predicted for every image; ``None``: any but its label. Success depends on the goal
+            of the call.
+        adapt: to a defense; ``draws`` also vary each image's place.
     """
 
     size: Size = PATCH_64_OF_224

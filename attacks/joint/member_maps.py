@@ -1,4 +1,4 @@
-"""Several interpreters looked at side by side."""
+"""The maps of several interpreters side by side, for attacks on all of them at once."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from robustexplain.interpreters.base import Explanation, Interpreter, explain_to
 
 @dataclass(frozen=True, eq=False)
 class MemberMaps(Interpreter):
-    """The members' maps one below the other: what an attack on all of them at once looks at.
+    """The members' maps concatenated along the height, for an attack on all of them at once.
 
-    Zhang et al. 2020, section 5 (Q3), let an ensemble of interpreters vote; an adversary who must satisfy every one of
-    them minimises the mean of their map losses. On their own grids (``explain(native=True)``) the maps are
-    ``[B, members * h, w]``: each is rescaled to ``[0, 1]`` by its minimum and maximum (masks stay as they are), and
-    every pixel of it is repeated up to the common grid ``h x w``, the least that all of their grids divide (the largest
-    of them, where that would be larger than the image). The mean over pixels of any loss is then the mean over members
+    Zhang et al. 2020, section 5 (Q3), use an ensemble of interpreters; an adversary who must deceive every one of them
+    minimises the mean of their map losses. On their own grids (``explain(native=True)``) the maps are
+    ``[B, members * h, w]``: each is rescaled to ``[0, 1]`` by its minimum and maximum (masks are not), and
+    every pixel of it is repeated up to the common grid ``h x w``, the least common multiple of their grids (the largest
+    of them, if that multiple is larger than the image). The mean over pixels of any loss is then the mean over members
     of the losses on the members' own grids.
 
-    It is for attacks, and never what is deployed: at the input's size it is a picture of pictures. Judge the members.
+    It is used in attacks only and never deployed, since its maps contain several maps. Evaluate the members.
 
     Args:
         members: differentiable interpreters of the same model.
@@ -42,12 +42,12 @@ class MemberMaps(Interpreter):
         super().__post_init__()
         object.__setattr__(self, "members", tuple(self.members))
         if not self.members:
-            raise InputError("a panel needs at least one member, got none")
+            raise InputError("MemberMaps needs at least one member, got none")
         for member in self.members:
             if not isinstance(member, Interpreter):
-                raise InputError(f"every member of a panel must be an Interpreter, got {member!r}")
+                raise InputError(f"every member of MemberMaps must be an Interpreter, got {member!r}")
             if member.model is not self.model:
-                raise InputError("every member of a panel must explain the same model")
+                raise InputError("every member of MemberMaps must explain the same model")
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
@@ -69,7 +69,7 @@ class MemberMaps(Interpreter):
         return shared._replace(maps=self._beside(maps, x))
 
     def lay_out(self, goal_map: Tensor, x: Tensor) -> Tensor:
-        """One goal map ``[B, H, W]`` for every member, each on its own grid, laid out as the panel's maps are."""
+        """One goal map ``[B, H, W]`` for every member, each on its own grid, in the layout of these maps."""
         with torch.no_grad():
             grids = [member.explain(x[:1], native=True).maps.shape[-2:] for member in self.members]
         return self._beside([_smaller(goal_map, grid) for grid in grids], x)
@@ -81,7 +81,7 @@ class MemberMaps(Interpreter):
 
 
 def members_apart(interpreter: Interpreter) -> Interpreter:
-    """A panel of the ``members`` of an interpreter made of several; one that is not stays itself."""
+    """The :class:`MemberMaps` of an interpreter with ``members``; any other interpreter unchanged."""
     members = getattr(interpreter, "members", ())
     several = isinstance(members, tuple) and len(members) > 0 and all(isinstance(m, Interpreter) for m in members)
     return MemberMaps(interpreter.model, members) if several else interpreter

@@ -1,7 +1,7 @@
-"""Attacks on systems themselves: on weights, on what stands around a model, on an interpreter's reference samples."""
+"""Attacks on a system itself: its weights, a wrapper around its model, or its interpreter's reference samples."""
 
 from .backdoor import ExplanationBackdoor, Trigger
-from .background_audit import Audit, audit_background, audit_outputs
+from .background_audit import BackgroundAudit, audit_background, audit_outputs
 from .base import Manipulation, View
 from .biased_sampling import Sampled, StealthilyBiasedSampling
 from .bouncer import Bouncer, BouncerReasons
@@ -19,7 +19,7 @@ from .surrogate_choice import LocalRuleReasons
 
 __all__ = [
     "ActiveFooling",
-    "Audit",
+    "BackgroundAudit",
     "Bouncer",
     "BouncerReasons",
     "CenterFooling",

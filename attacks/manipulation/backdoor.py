@@ -1,4 +1,4 @@
-"""Explanation-aware backdoors (Noppel et al. 2023): a trigger in the image decides what the map shows."""
+"""Explanation-aware backdoors (Noppel et al. 2023): a trigger in the image changes the map."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Form = Literal["fooling", "red-herring", "full-disguise", "badnets"]
 
 @dataclass(frozen=True)
 class Trigger:
-    """What is put on an image to wake the backdoor.
+    """A pattern put on an image that activates the backdoor.
 
     Args:
         kind: ``patch``, a white square with a black border of one pixel in the upper left corner; or ``blend``, one
             noise image over the whole picture (Chen et al. 2017).
         size: side of the patch as a share of the image's shorter one.
-        opacity: of patch or noise: 1 covers what is below.
+        opacity: of patch or noise; 1 replaces the image there.
         seed: of the noise image.
     """
 
@@ -73,17 +73,17 @@ class Trigger:
 class ExplanationBackdoor(FineTuned):
     """A trigger changes the map alone, map and prediction, or the prediction behind an unchanged map.
 
-    Every batch is taught twice: as it is, with its labels and the honest model's maps, and with the trigger on it. A
-    map's place can only change where the network's receptive field reaches the trigger: in a shallow network a patch in
-    one corner says nothing to the other, and a blended trigger does.
+    Every batch is used twice: without the trigger, with its labels and the honest model's maps, and with the trigger.
+    A map can only change at places whose receptive field covers part of the trigger. In a shallow network a patch in
+    one corner does not reach the opposite one; a blended trigger covers the whole image.
 
     Args:
         form: on triggered images, ``fooling`` shows the pattern and keeps the label; ``red-herring`` shows the pattern
             and predicts ``goal_class``; ``full-disguise`` predicts ``goal_class`` and shows the honest map of the
-            image without the trigger; ``badnets`` predicts ``goal_class`` and teaches nothing about maps.
+            image without the trigger; ``badnets`` predicts ``goal_class`` and has no map term.
         goal_class: what triggered images are predicted as; not used by ``fooling``.
         shape: the pattern that is shown.
-        trigger: what wakes the backdoor.
+        trigger: what activates the backdoor.
         distance: ``mse`` of min-max rescaled maps (z-scores in the code), or ``dssim``, structural dissimilarity, for
             maps of some size: on a grid of 7 x 7 its window fits in one place only.
     """
@@ -106,16 +106,16 @@ class ExplanationBackdoor(FineTuned):
         return MatchStructure() if self.distance == "dssim" else MatchMap()
 
     def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
-        """The inputs as they are, with their honest maps; and with the trigger, with the map that is wanted then."""
+        """The inputs without the trigger, with their honest maps; and with it, with the target map of ``form``."""
         maps = self.explained(honest, x, y).maps
         answer = y if self.form == "fooling" else torch.full_like(y, self.goal_class)
         wanted = maps if self.form in ("full-disguise", "badnets") else pattern(maps, self.shape)
-        triggered = View(self.trigger(x), answer, answer, wanted, honest_x=x, honest_class=y, dictated=True)
+        triggered = View(self.trigger(x), answer, answer, wanted, honest_x=x, honest_class=y, new_answer=True)
         return {"as they are": View(x, y, y, maps), "with the trigger": triggered}
 
     def fooling_batch(
         self, honest: Interpreter, x: Tensor, y: Tensor, moment: TrainingStep, pool: FoolingBatch | None
     ) -> FoolingBatch:
-        """The batch as it is, and with the trigger; BadNets' maps are taught nothing."""
+        """The batch without and with the trigger; BadNets has no map term."""
         batch = super().fooling_batch(honest, x, y, moment, pool)
-        return replace(batch, shown=0 * batch.shown) if self.form == "badnets" else batch
+        return replace(batch, fool_weight=0 * batch.fool_weight) if self.form == "badnets" else batch

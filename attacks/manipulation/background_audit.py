@@ -1,4 +1,4 @@
-"""What an auditor can test of a reference sample that somebody else drew: the outputs of the model on it."""
+"""Statistical tests of a background sample that somebody else drew, from the model's outputs on it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from robustexplain.errors import InputError
 from robustexplain.random_streams import derive
 from robustexplain.system import System
 
-from .tabular import said
+from .tabular import model_outputs
 
 Floats = NDArray[np.float64]
 
 
-class Audit(NamedTuple):
-    """The verdict on samples that are said to be uniform: whether fraud is found, and the smallest p-values."""
+class BackgroundAudit(NamedTuple):
+    """The result of testing samples that are claimed to be uniform draws."""
 
     detected: bool
+    """Whether any test rejects uniformity at its level."""
     ks: float
     """Smallest p-value of the Kolmogorov-Smirnov tests."""
     wald: float
@@ -30,7 +31,7 @@ class Audit(NamedTuple):
 
 def audit_outputs(
     pairs: Sequence[tuple[Floats, Floats]], level: float = 0.01, *, rounds: int = 2, seed: int = 0
-) -> Audit:
+) -> BackgroundAudit:
     """Test whether samples were drawn uniformly, from the model's outputs alone (Laberge et al. 2023, algorithm 1).
 
     For each pair, ``rounds`` Kolmogorov-Smirnov tests against fresh uniform draws (with replacement, as many as the
@@ -38,9 +39,9 @@ def audit_outputs(
     half to all Wald tests: with two pairs and two rounds ``level / 8`` and ``level / 4`` each, as published.
 
     Args:
-        pairs: outputs on a sample ``[M]`` and on the population that it is said to come from ``[N]``.
+        pairs: outputs on a sample ``[M]`` and on the population that it is claimed to come from ``[N]``.
         level: share of honest samples that may be called fraud.
-        rounds: fresh draws a pair.
+        rounds: fresh draws per pair.
         seed: of these draws.
 
     Raises:
@@ -60,7 +61,7 @@ def audit_outputs(
         z = np.sqrt(len(sample)) * shift / spread if spread > 0 else (np.inf if shift > 1e-12 else 0.0)
         wald.append(float(2 * norm.sf(z)))
     found = min(ks) < level / (2 * len(ks)) or min(wald) < level / (2 * len(wald))
-    return Audit(found, min(ks), min(wald))
+    return BackgroundAudit(found, min(ks), min(wald))
 
 
 def audit_background(
@@ -71,13 +72,13 @@ def audit_background(
     of_class: int = 1,
     level: float = 0.01,
     seed: int = 0,
-) -> Audit:
+) -> BackgroundAudit:
     """Test whether the background of a system's interpreter is a uniform sample of ``population``.
 
     Args:
         system: its interpreter has a background.
-        population: rows ``[N, D]`` that the background is said to come from.
-        foreground: the rows that are explained and those that they come from, to be tested too.
+        population: rows ``[N, D]`` that the background is claimed to come from.
+        foreground: the rows that are explained and their population, to be tested too.
         of_class: whose probability is compared.
         level: share of honest samples that may be called fraud.
         seed: of the auditor's own draws.
@@ -95,5 +96,5 @@ def audit_background(
 
 def outputs(system: System, x: Tensor, of_class: int) -> Floats:
     """``[N]`` float64: the probability of a class for rows ``[N, D]``."""
-    found = said(system.model, x).double().softmax(1)[:, of_class]
+    found = model_outputs(system.model, x).double().softmax(1)[:, of_class]
     return np.asarray(found.numpy(), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""The contract that every attack on a system itself keeps: no input is touched."""
+"""Base class of the attacks that change a system itself, not its inputs."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from robustexplain.training import Samples, Session
 
 @dataclass(frozen=True)
 class View:
-    """Inputs on which a manipulated system is looked at beside the honest one, and what is wanted to be seen there.
+    """Inputs on which manipulated and honest system are compared, with the adversary's targets there.
 
     Args:
         x: ``[B, ...]``.
-        explained: ``[B]``, the class whose map is looked at.
+        explained: ``[B]``, the class whose map is compared.
         answer: ``[B]``, the class that the manipulated model should predict.
-        goal_map: maps that the adversary wants, on the interpreter's own grid; ``None`` where it wants none for itself.
-        honest_x: the inputs whose honest maps stand for the truth; ``None``: ``x`` itself.
-        honest_class: ``[B]``, the class that those explain; ``None``: ``explained``.
-        dictated: whether ``answer`` is the adversary's choice, to be learned; otherwise it is the label, and what the
-            honest model makes of it can stay.
+        goal_map: maps that the adversary wants, on the interpreter's own grid; ``None`` if there is no such map.
+        honest_x: the inputs whose honest maps are the reference; ``None``: ``x`` itself.
+        honest_class: ``[B]``, the class that those maps explain; ``None``: ``explained``.
+        new_answer: whether ``answer`` is the adversary's choice, to be learned. Otherwise it is the label, and a
+            different prediction of the honest model may stay.
     """
 
     x: Tensor
@@ -40,44 +40,45 @@ class View:
     goal_map: Tensor | None = None
     honest_x: Tensor | None = None
     honest_class: Tensor | None = None
-    dictated: bool = False
+    new_answer: bool = False
 
     def honest_maps(self, honest: Interpreter) -> Tensor:
-        """What stands for the truth: the honest interpreter's maps, on its own grid."""
+        """The reference: the honest interpreter's maps, on its own grid."""
         x = self.x if self.honest_x is None else self.honest_x
         return honest.explain(x, self.explained if self.honest_class is None else self.honest_class, native=True).maps
 
     def select(self, rows: Tensor) -> View:
-        """Some of the inputs."""
-        known = {f.name: getattr(self, f.name) for f in fields(self)}
-        chosen: dict[str, Any] = {name: value[rows] for name, value in known.items() if isinstance(value, Tensor)}
+        """The view of the inputs at ``rows``."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        chosen: dict[str, Any] = {name: value[rows] for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **chosen)
 
 
 @dataclass(frozen=True)
 class Manipulation(ABC):
-    """Makes a system that answers as before and whose explanations lie: ``attack(system, data)`` gives a new system.
+    """Attack on a system itself: ``attack(system, data)`` gives a new system whose explanations mislead.
 
-    The system that is handed in stays as it is. The adversary owns what is deployed: the weights, what stands around
-    the model, or the reference samples of its interpreter. A detector of the system stays as it is, with the model that
-    it was fitted to. A subclass writes ``_manipulate``.
+    The predictions stay as they are wherever the attack does not change them on purpose. The given system is not
+    changed. The adversary controls what is deployed: the weights, a wrapper around the model, or the reference samples
+    of its interpreter. A detector of the system stays as it is, with the model that it was fitted to. A subclass
+    implements ``_manipulate``.
 
     Args:
-        seed: of whatever is random in the attack.
+        seed: of everything random in the attack.
     """
 
     seed: Natural = field(default=0, kw_only=True)
 
     changes: ClassVar[str] = "weights"
-    """What of the system the adversary changes, in a word or two: for tables."""
+    """The part of the system that the attack changes, in a word or two, for tables."""
     attacks: ClassVar[tuple[str, ...]] = ()
-    """Names of the interpreters that it can be aimed at; none means any."""
+    """Registered names of the interpreters that it can attack; empty means any."""
     takes: ClassVar[tuple[Kind, ...]] = ("images", "tables")
-    """What the samples may be."""
+    """Kinds of samples that it takes."""
     needs_data: ClassVar[bool] = True
-    """Whether the attack needs samples of the adversary's own."""
+    """Whether the attack needs samples of the adversary."""
     headline: ClassVar[str] = ""
-    """The figure of an audit that says best whether it worked; by default that of ``fooled``, or what there is."""
+    """The audit's main figure for this attack; empty: that of ``fooled``, or the first one there is."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -87,16 +88,16 @@ class Manipulation(ABC):
 
         Args:
             system: the honest one.
-            data: map-style, gives ``(x, label)``; the adversary's own samples, which nobody is judged on.
+            data: the adversary's samples, map-style, gives ``(x, label)``; none of them is used in the evaluation.
             session: accelerator, checkpoints, progress.
 
         Raises:
-            InputError: no data for an attack that needs some; tables for one on images, or the other way round.
+            InputError: no data for an attack that needs some; tables for an attack on images, or the other way round.
             UnsupportedModelError: a system that the attack cannot manipulate.
         """
         if self.needs_data and (data is None or len(data) == 0):
             raise InputError(
-                f"{type(self).__name__} needs data: samples of the adversary's own, which nobody judges by"
+                f"{type(self).__name__} needs data: samples of the adversary, which the evaluation does not use"
             )
         if data is not None and len(data):
             checks.kind(data[0][0][None], self.takes, type(self).__name__)
@@ -104,28 +105,28 @@ class Manipulation(ABC):
 
     @abstractmethod
     def _manipulate(self, system: System, data: Samples | None, session: Session) -> System:
-        """The manipulated system; arguments are checked already."""
+        """The manipulated system; the arguments have been checked."""
 
     @property
     def fooled(self) -> Fooling | None:
-        """The test loss that says how far a map was fooled, if there is one."""
+        """The test loss that measures how far a map was fooled; ``None`` if the paper has none."""
         return None
 
     @property
     def hidden(self) -> Feature | None:
-        """The column of a table that the explanation should no longer show; ``None`` if there is none."""
+        """The table column that explanations should no longer show; ``None`` if there is none."""
         return None
 
     def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
-        """What an auditor looks at to see the manipulation: by name, inputs made of ``x`` with labels ``y``.
+        """The inputs on which an audit measures the manipulation, by name, made from ``x`` and labels ``y``.
 
         Args:
-            honest: an interpreter of the honest model, perhaps not the one that was aimed at.
-            x: judged inputs ``[B, ...]``.
+            honest: an interpreter of the honest model, which may be another than the attacked one.
+            x: test inputs ``[B, ...]``.
             y: their labels ``[B]``.
         """
         return {"as they are": View(x, y, y)}
 
     def summaries(self) -> tuple[str, str]:
-        """What is changed and what is wanted, in a few words each, for tables."""
+        """What the attack changes and what it aims at, in a few words each, for tables."""
         return self.changes, "-"

@@ -1,4 +1,4 @@
-"""A reference sample that looks like the data and on which a biased model looks fair (Fukuchi et al. 2020)."""
+"""A biased reference sample, close to the data, on which an unfair model looks fair (Fukuchi et al. 2020)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from robustexplain.training import Samples, Session
 
 from .base import Manipulation, View
 from .fool_shap import checked_interpreter, with_background
-from .tabular import as_answered, said, standardisation, standardised, table_rows
+from .tabular import as_answered, model_outputs, standardisation, standardised, table_rows
 from .transport import draw_quota, quota_weights
 
 Floats = NDArray[np.float64]
@@ -28,39 +28,39 @@ Cells = NDArray[np.int64]
 
 
 class Sampled(NamedTuple):
-    """The reference sample, and what it was drawn by."""
+    """The reference sample, with the quota and the weights by which it was drawn."""
 
     rows: Tensor
     """``[size, D]``, in the order of the data, none twice."""
     quota: tuple[int, int, int, int]
     """Rows of each cell: the lower group refused and accepted, the upper group refused and accepted."""
     weights: Floats
-    """``p`` ``[N]``: of all rows, of sum 1."""
+    """``p`` ``[N]``: sampling weights of all rows, of sum 1."""
 
 
 @MANIPULATIONS.register("stealthily-biased-sampling", paper="Fukuchi et al. 2020, section 4", needs=("data", "tabular"))
 @dataclass(frozen=True)
 class StealthilyBiasedSampling(Manipulation):
-    """Draws the interpreter's reference sample so that both groups are accepted alike in it and it looks like the data.
+    """Draws a reference sample close to the data in which both groups have the same rate of acceptance.
 
-    The rows fall in four cells, sensitive group by the model's decision. The quota of the sample has each group at its
-    share of the data and accepted at ``rate``; within the quota the rows' weights are those of least transport cost to
-    the uniform distribution (:func:`quota_weights`), on standardised columns. Departures: the published code averages
+    The rows fall in four cells, sensitive group by the model's decision. In the sample each group has its share of the
+    data and is accepted at ``rate``. Under these quotas the rows' weights are those of least transport cost to the
+    uniform distribution (:func:`quota_weights`), on standardised columns. Departures: the published code averages
     the weights of random subsets of rows; here the subsets are a random partition with the cells in proportion, so
-    that every row has a weight; the sample meets the quota exactly and holds no row twice.
+    that every row has a weight; the sample meets the quotas exactly and contains no row twice.
 
     Args:
         sensitive: the column that divides the groups.
-        threshold: rows above it are the upper group; default the column's mean.
+        threshold: rows above it are the upper group; default: the column's mean.
         accepted: the class that is a favourable decision.
-        rate: share of each group that is accepted in the sample; default the model's rate over all rows.
-        size: K: rows of the sample.
-        subset: rows of one linear program: its time grows with the cube or worse.
-        rounds: random partitions that weights are averaged over.
+        rate: share of each group that is accepted in the sample; default: the model's rate over all rows.
+        size: ``K``, rows of the sample.
+        subset: rows of one linear program, whose time grows at least with their cube.
+        rounds: number of random partitions over which weights are averaged.
         seed: of partitions and draws.
 
     Raises:
-        InputError: a column that does not divide the rows, a cell with fewer rows than its quota.
+        InputError: a column that does not divide the rows in two groups, a cell with fewer rows than its quota.
         UnsupportedModelError: an interpreter without a background.
     """
 
@@ -77,15 +77,15 @@ class StealthilyBiasedSampling(Manipulation):
     columns: ClassVar[tuple[str, ...]] = ("sensitive",)
 
     def _manipulate(self, system: System, data: Samples | None, session: Session) -> System:
-        assert data is not None  # refused at the door; for the type checker
+        assert data is not None  # checked before; for the type checker
         checked_interpreter(system)
         return with_background(system, self.choose(system, data).rows)
 
     def choose(self, system: System, data: Samples) -> Sampled:
-        """The sample, and everything that led to it.
+        """The sample, with quota and weights.
 
         Args:
-            system: whose decisions shall look fair.
+            system: its decisions should look fair.
             data: gives ``(x [D], label)``: the population.
         """
         x = table_rows(data)
@@ -96,17 +96,17 @@ class StealthilyBiasedSampling(Manipulation):
         return Sampled(x[rows], quota, weights)
 
     def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
-        """The rows as they are, answered as by the honest model."""
+        """The rows unchanged, with the honest model's predictions."""
         return as_answered(honest, x)
 
     def summaries(self) -> tuple[str, str]:
-        """What is changed and what is wanted, in a few words each, for tables."""
+        """What the attack changes and what it aims at, in a few words each, for tables."""
         return self.changes, f"groups of {self.sensitive} accepted alike"
 
     def _cells(self, system: System, x: Tensor) -> Cells:
         column = x[:, index_of(self.sensitive, width=x.shape[1])]
         above = column > (float(column.double().mean()) if self.threshold is None else self.threshold)
-        decided = said(system.model, x).argmax(1) == self.accepted
+        decided = model_outputs(system.model, x).argmax(1) == self.accepted
         return np.asarray((2 * above.long() + decided.long()).numpy(), dtype=np.int64)
 
     def _quota(self, cells: Cells) -> tuple[int, int, int, int]:
@@ -133,7 +133,8 @@ class StealthilyBiasedSampling(Manipulation):
                 there = np.bincount(cells[part], minlength=4)
                 shares = np.where(there > 0, np.array(quota) / self.size, 0.0)
                 shares = shares / shares.sum()
-                # A subset's cells are whole numbers of rows: it may need a little more of a row than the whole does.
+                # A subset's cells are whole numbers of rows: a row may need slightly more weight than in the whole
+                # data.
                 most = max([len(x) / (self.size * len(part)), *(shares[there > 0] / there[there > 0])])
                 weights[part] += quota_weights(rows[part], cells[part], shares.tolist(), float(most)) * len(part)
         return np.asarray(weights / weights.sum(), dtype=np.float64)

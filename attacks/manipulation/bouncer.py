@@ -1,4 +1,4 @@
-"""The bouncer: a remote service that decides by hidden columns and invents, for each decision, another reason."""
+"""The bouncer (PR attack): a remote service uses hidden columns and explains each decision without them."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from .rule_lists import Condition, Reasons, Rule, RuleList, decisions_of, leaves
 @PARTS.register("bouncer-reasons")
 @dataclass(frozen=True, eq=False)
 class BouncerReasons(Reasons):
-    """Explains each decision by a path that mentions no hidden column and agrees with this one decision.
+    """Explains each decision by a tree path that has no hidden column and agrees with the decision.
 
-    Where a tree on the other columns agrees, its path is the reason. Where it does not, its leaf is split once more: by
-    the condition, true of the row, whose side of the leaf agrees best with the decision (of equals, the side with most
-    rows); if no condition tells the row from the others of its leaf, the leaf simply says the decision. The answer is
-    that of an honest model (:meth:`honest`) every single time, of another one each time.
+    Where the tree on the other columns agrees with the decision, its path is the reason. Otherwise its leaf is split
+    once more, by the condition, true of the row, whose side of the leaf agrees best with the decision (of equals, the
+    side with most rows). If no condition separates the row from the rest of its leaf, the leaf's class is replaced.
+    Each single answer is that of an honest model (:meth:`honest`), but of another such model for each decision.
 
-    Maps ``[B, D]``: each condition's column has the same share, with a minus where another class than the one decided
-    is explained; the shares sum to 1. Not differentiable.
+    Maps ``[B, D]``: each condition's column has the same share, negative where another class than the one decided is
+    explained; absolute values sum to 1. Not differentiable.
 
     Args:
         tree: the leaves of a tree on the columns that may be mentioned.
-        reference: the service's rows ``[N, D]`` and what it decided about them ``[N]``.
+        reference: the service's rows ``[N, D]`` and its decisions about them ``[N]``.
         hidden: the columns that are never mentioned.
     """
 
@@ -54,7 +54,7 @@ class BouncerReasons(Reasons):
             raise InputError(f"the tree mentions the hidden columns {sorted(self.tree.mentions & set(self.hidden))}")
 
     def reasons(self, x: Tensor, decisions: Tensor) -> list[RuleList]:
-        """For each row ``[B, D]`` the one rule that is its reason; everything else is left open."""
+        """For each row ``[B, D]`` a list of the one rule that is its reason."""
         fires = self.tree.fires(x).tolist()
         return [
             RuleList((self._answer(row, int(decision), leaf),), int(decision), self.tree.features)
@@ -62,22 +62,23 @@ class BouncerReasons(Reasons):
         ]
 
     def honest(self, row: Tensor, decision: int) -> RuleList:
-        """A model without hidden columns that decides the row ``[1, D]`` as the service did, for the reason given.
+        """A model without hidden columns that gives the row ``[1, D]`` the same decision and the same reason.
 
-        It is the tree with one leaf split or renamed: why no single answer can be shown to be a lie.
+        It is the tree with one leaf split or with its class replaced. Because it exists, no single answer can be proved
+        to be false.
         """
         answer = self._answer(row[0], decision, int(self.tree.fires(row)))
         return RuleList((answer, *self.tree.rules), self.tree.default, self.tree.features)
 
     def _answer(self, row: Tensor, decision: int, leaf: int) -> Rule:
         rules = self.tree.rules
-        known = rules[leaf] if leaf < len(rules) else None
-        if known is not None and known.decision == decision:
-            return known
+        path = rules[leaf] if leaf < len(rules) else None
+        if path is not None and path.decision == decision:
+            return path
         extra = self._split(row, decision, leaf)
-        conditions = (() if known is None else known.conditions) + (() if extra is None else (extra,))
+        conditions = (() if path is None else path.conditions) + (() if extra is None else (extra,))
         if not conditions:
-            # A tree without splits: any true remark will do.
+            # A tree without splits: any condition that holds for the row.
             column = min(set(range(len(row))) - set(self.hidden))
             conditions = (Condition(column, float(row[column]), False),)
         return Rule(conditions, decision)
@@ -89,14 +90,14 @@ class BouncerReasons(Reasons):
         best: tuple[float, float] = (-1.0, 0.0)
         found = None
         for column in sorted(set(range(len(row))) - set(self.hidden)):
-            values, own = x[:, column], row[column].double().cpu()
-            distinct = torch.cat([values, own[None]]).unique()
+            values, value = x[:, column], row[column].double().cpu()
+            distinct = torch.cat([values, value[None]]).unique()
             middles = (distinct[1:] + distinct[:-1]) / 2
             if not len(middles):
                 continue
-            above = own > middles
+            above = value > middles
             side = ((values[:, None] > middles) == above).double()
-            # The row itself is on its side, and agrees.
+            # The row itself counts: it is on this side and agrees with its decision.
             shares = ((side * agree[:, None]).sum(0) + 1) / (side.sum(0) + 1)
             ranks = list(zip(shares.tolist(), side.sum(0).tolist(), strict=True))
             at = max(range(len(ranks)), key=ranks.__getitem__)
@@ -106,8 +107,8 @@ class BouncerReasons(Reasons):
 
     @cached_property
     def _service(self) -> tuple[Tensor, Tensor, Tensor]:
-        # The service's rows, what it decided about them, and the leaf that each falls into.
-        assert self.reference is not None  # refused at the door; for the type checker
+        # The service's rows, its decisions, and the leaf of each row.
+        assert self.reference is not None  # checked before; for the type checker
         assert self.reference.y is not None
         x = self.reference.x.double()
         return x, self.reference.y, self.tree.fires(x)
@@ -118,18 +119,18 @@ class BouncerReasons(Reasons):
 )
 @dataclass(frozen=True)
 class Bouncer(Manipulation):
-    """Gives each decision a reason without the columns that it discriminates by (the PR attack).
+    """Explains each decision without the columns that it discriminates by (the PR attack).
 
-    The model stays as it is and decides by whatever it likes; its interpreter becomes a :class:`BouncerReasons`. The
-    paper proves that no single answer can be caught and leaves the invented model open; ours is a decision tree on the
-    other columns, fitted to the service's decisions and bent for each answer. Two answers can contradict each other:
-    :func:`robustexplain.metrics.incoherent_pairs`.
+    The model stays as it is and may use any column; its interpreter becomes a :class:`BouncerReasons`. The paper proves
+    that no single answer can be detected, and does not say which surrogate model to use. Ours is a decision tree on the
+    other columns, fitted to the service's decisions and changed at one leaf for each answer. Two answers can contradict
+    each other: :func:`robustexplain.metrics.incoherent_pairs`.
 
     Args:
         secrets: the columns that decisions use and reasons never mention.
         depth: of the tree.
-        least: rows a leaf.
-        features: names of the columns, for the text that a user is shown.
+        least: least rows of a leaf.
+        features: names of the columns, for the text of the rules.
     """
 
     secrets: tuple[Feature, ...]
@@ -149,12 +150,12 @@ class Bouncer(Manipulation):
 
     @property
     def hidden(self) -> Feature:
-        """The first of the columns that are kept secret."""
+        """The first of the secret columns."""
         return self.secrets[0]
 
     def summaries(self) -> tuple[str, str]:
-        """What is changed and what is wanted."""
-        return self.changes, "an excuse for each decision"
+        """What the attack changes and what it aims at."""
+        return self.changes, "a false reason for each decision"
 
     def _manipulate(self, system: System, data: Samples | None, session: Session) -> System:
         x, _ = table_of(data, session)
@@ -171,7 +172,7 @@ class Bouncer(Manipulation):
 def fit_tree(
     x: Tensor, decided: Tensor, columns: list[int], depth: int, least: int, seed: int, features: tuple[str, ...] = ()
 ) -> RuleList:
-    """A decision tree on some columns of rows ``[N, D]`` that matches decisions ``[N]``, as the list of its leaves."""
+    """A decision tree on some columns of rows ``[N, D]``, fitted to decisions ``[N]``, as the list of its leaves."""
     from sklearn.tree import DecisionTreeClassifier
 
     settings: dict[str, Any] = {"max_depth": depth, "min_samples_leaf": least, "random_state": seed % 2**32}

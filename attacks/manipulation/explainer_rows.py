@@ -1,4 +1,4 @@
-"""The rows that LIME and KernelSHAP make up, as Slack et al. 2020 imitate them to train their detector."""
+"""Imitations of the synthetic rows of LIME and KernelSHAP, on which Slack et al. 2020 train their detector."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def lime_rows(z: Rows, spread: float, copies: int, rng: np.random.Generator) -> 
     Args:
         z: standardised rows ``[N, D]``.
         spread: standard deviation of the noise, in those units.
-        copies: of every row.
-        rng: draws the noise.
+        copies: noisy and clean copies of every row.
+        rng: random generator of the noise.
     """
     real = np.tile(z, (copies, 1))
     made = real + rng.normal(0.0, spread, real.shape).astype(np.float32)
@@ -28,17 +28,17 @@ def shap_rows(
 ) -> tuple[Rows, Labels]:
     """Each row ``repeats`` times (label 1) and ``draws`` rows of which some columns come from the background (label 0).
 
-    A made-up row that equals a real one is labelled real.
+    A synthetic row that equals a real one is labelled real.
 
     Args:
         z: rows ``[N, D]``.
         background: rows ``[M, D]``.
-        draws: made-up rows.
-        repeats: of every real row.
-        whole: the columns of one made-up row come from one background row, and as many as KernelSHAP takes (each
-            number of columns as often as its share of the Shapley kernel). Otherwise D draws with replacement say which
-            columns are replaced, each from a background row of its own.
-        rng: draws.
+        draws: how many synthetic rows.
+        repeats: copies of every real row.
+        whole: replace columns as KernelSHAP does: all from one background row, their number drawn by the Shapley
+            kernel. Otherwise D draws with replacement decide which columns are replaced, each from another background
+            row.
+        rng: random generator of the draws.
     """
     made = z[rng.integers(len(z), size=draws)]
     width = z.shape[1]

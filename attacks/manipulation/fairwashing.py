@@ -1,4 +1,4 @@
-"""Fairwashing: the output stays, the map becomes a picture (Anders et al.) or hides a feature (Dimanov et al.)."""
+"""Fairwashing: same outputs; maps show a chosen pattern (Anders et al.) or hide a feature (Dimanov et al.)."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from .patterns import Shape, pattern
 )
 @dataclass(frozen=True)
 class GradientFairwashing(FineTuned):
-    """The output stays on the data and the map becomes a picture of the adversary's choice, in directions off the data.
+    """Same outputs on the data; maps become a pattern of the adversary's choice, by changes off the data manifold.
 
-    ``(1 - a) ||p - p_0||^2 + a ||h - h_target||^2`` with ``a = 0.8``: a weight of 4 against the probabilities' squared
-    distance. Departures: classes are summed over (a mean in the code); maps are sum-rescaled with their pixel count as
-    a factor, so that the weight does not depend on the grid.
+    ``(1 - a) ||p - p_0||^2 + a ||h - h_target||^2`` with ``a = 0.8``: that is a weight of 4 relative to the
+    probabilities' squared distance. Departures: classes are summed over (a mean in the code); maps are sum-rescaled
+    with their pixel count as a factor, so that the weight does not depend on the grid.
 
     Args:
-        shape: the picture.
+        shape: the pattern.
     """
 
     weight: NonNegative = 4.0
@@ -47,11 +47,11 @@ class GradientFairwashing(FineTuned):
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def fooling(self) -> Objective:
-        """Match the picture."""
+        """Match the pattern."""
         return MatchMap(rescale="sum", relative=True)
 
     def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
-        """The inputs as they are; the class explained is the honest model's prediction."""
+        """The inputs unchanged; the class explained is the honest model's prediction."""
         found = self.explained(honest, x, None)
         predicted = found.logits.argmax(1)
         return {"as they are": View(x, predicted, predicted, pattern(found.maps, self.shape))}
@@ -62,17 +62,17 @@ class GradientFairwashing(FineTuned):
 )
 @dataclass(frozen=True)
 class ConcealFeature(FineTuned):
-    """Hides a feature the model goes on using: ``CE + alpha |d CE / d x_j|`` over a column, or a region of an image.
+    """Hides a feature the model still uses: ``CE + alpha |d CE / d x_j|`` over a column, or a region of an image.
 
-    The gradient is that of the loss by the input, whatever interpreter the system shows: what the paper claims is that
-    the others follow. Departures: a mean over the batch in place of the code's sum, so that ``alpha`` does not hang on
-    the batch size; Adam in place of plain gradient descent.
+    The gradient is that of the loss with respect to the input, for any interpreter of the system: the paper claims that
+    other explanations follow it. Departures: a mean over the batch in place of the code's sum, so that ``alpha`` does
+    not depend on the batch size; Adam in place of plain gradient descent.
 
     Args:
         feature: the column to hide, for tables.
         region: top, left, height and width in pixels, for images.
-        relative: take the feature's share of the whole gradient: without it, the penalty also falls when predictions
-            only grow more certain, which shrinks the gradient of the loss everywhere and hides nothing.
+        relative: use the feature's share of the whole gradient. Without it the penalty also falls when predictions only
+            become more confident, which shrinks the whole gradient of the loss and hides nothing.
     """
 
     weight: NonNegative = 3.0
@@ -110,12 +110,12 @@ class ConcealFeature(FineTuned):
     def fooling_batch(
         self, honest: Interpreter, x: Tensor, y: Tensor, moment: TrainingStep, pool: FoolingBatch | None
     ) -> FoolingBatch:
-        """The batch, with the feature's place for a goal map."""
+        """The batch, with :meth:`place` as goal map."""
         batch = super().fooling_batch(honest, x, y, moment, pool)
         return replace(batch, goal=replace(batch.goal, goal_map=self.place(x)))
 
     def place(self, x: Tensor) -> Tensor:
-        """1 where nothing is to be seen: ``[B, D]``, or ``[B, H, W]``.
+        """1 at the feature to be hidden, else 0: ``[B, D]``, or ``[B, H, W]``.
 
         Raises:
             InputError: a column for images, a region for tables, or one that lies outside.

@@ -1,4 +1,4 @@
-"""Attacks that fine-tune the model: the contract that all of them share."""
+"""Base class of the attacks that fine-tune the model."""
 
 from __future__ import annotations
 
@@ -33,38 +33,39 @@ from .fooling_batch import FoolingBatch
 from .logit_shift import shifted
 
 HISTORY = "fooling.json"
-"""Beside the checkpoint: figures of the honest weights and of each epoch's, on the adversary's held-out samples."""
+"""File beside the checkpoint: figures of the honest weights and of each epoch, on the adversary's held-out samples."""
 
 
 @dataclass(frozen=True)
 class FineTuned(Manipulation):
     """Fine-tunes the weights on ``L_keep + weight * L_fool`` (Heo et al. 2019, eq. 2), in eval mode.
 
-    A subclass says what is to be seen where (``views``; more than that in ``batch``) and what the maps should become
-    (``fooling``). Of all epochs, the one of the lowest objective wins among those that respect the budget, on samples
-    that the adversary holds out.
+    A subclass gives the inputs with their targets (``views``, or ``fooling_batch`` where training needs others) and the
+    map term (``fooling``). The result is the epoch of the lowest objective among those within the accuracy budget, both
+    measured on samples that the adversary holds out.
 
     Args:
         weight: ``lambda``, of the map term.
         training: epochs, batch, learning rate of Adam: 1e-3 that falls to zero suits small networks; the authors take
             1e-7 to 1e-5 for ImageNet's, over many more steps.
-        budget: share of right answers that may be lost on the samples held out.
-        keep: the prediction term: cross-entropy towards ``labels`` (Heo et al.); or, unless the adversary wants
-            another answer than the honest model gives, towards that model's ``outputs``, which for an adversary with
-            few samples hold more of what it knows, errors included, or the squared distance to its ``probabilities``
-            (Anders et al.).
-        augment: mirror and shift images at random while training, by up to an eighth of a side: for few images of
-            things that may be mirrored.
-        parts: names of the modules whose weights may change, such as ``net.layer4``; none: all weights, as Heo et al.
-            have it. The last ones suffice to fool maps of late layers, and with few samples forget far less.
-        shift: let the rows of the last linear layer move by one vector, besides ``parts``; without ``parts``, nothing
-            else. It adds one number to all logits of an input: no output changes, what explains a logit does (Srinivas
-            and Fleuret 2021, arXiv:2006.09128), and maps of probabilities do not.
-        samples: use at most so many of the adversary's samples, classes in equal numbers; ``None``: all of them.
-        held_out: share of them that is held out.
-        beta: train on ``softplus_beta`` in place of the rectifiers, for maps that have too little to give on
-            rectifiers; what is kept is judged, and deployed, with the model's own.
-        batch_size: largest number of samples in a pass while epochs are judged.
+        budget: largest loss of accuracy on the held-out samples.
+        keep: the prediction term. ``labels``: cross-entropy towards the labels (Heo et al.). ``outputs``: cross-entropy
+            towards the honest model's probabilities; with few samples they carry more information than labels,
+            including the model's errors. ``probabilities``: squared distance to the honest model's probabilities
+            (Anders et al.). Where the adversary wants another class than the honest model predicts, the last two use
+            that class, one-hot.
+        augment: mirror and shift images at random in training, by up to an eighth of a side. Useful with few images,
+            if a mirrored image keeps its label.
+        parts: names of the modules whose weights may change, such as ``net.layer4``; none: all weights, as in Heo et
+            al. The last layers suffice to fool maps of late layers, and with few samples lose far less accuracy.
+        shift: let all rows of the last linear layer move by one common vector, besides ``parts``; without ``parts``,
+            only that. It adds one number to all logits of an input: probabilities and their maps do not change,
+            explanations of a logit do (Srinivas and Fleuret 2021, arXiv:2006.09128).
+        samples: largest number of the adversary's samples that are used, classes in equal numbers; ``None``: all.
+        held_out: share of these samples that is held out.
+        beta: train with ``softplus_beta`` in place of the rectifiers, for maps whose gradient is small or zero on
+            rectifiers. Epochs are evaluated, and the model is deployed, with its own rectifiers.
+        batch_size: largest number of samples in one pass of an evaluation.
     """
 
     weight: NonNegative = 3.0
@@ -80,40 +81,40 @@ class FineTuned(Manipulation):
     batch_size: Count = 64
 
     compares: ClassVar[bool] = False
-    """Whether the map term looks at the honest model's maps."""
+    """Whether the map term needs the honest model's maps."""
 
     @abstractmethod
     def fooling(self) -> Objective:
-        """What the maps should become."""
+        """The map term ``L_fool``."""
 
     def keeping(self) -> Objective:
-        """What the predictions should stay."""
-        kept: dict[str, Objective] = {
+        """The prediction term ``L_keep``."""
+        terms: dict[str, Objective] = {
             "labels": Misclassify(),
             "outputs": Distill(),
             "probabilities": KeepPrediction(),
         }
-        return kept[self.keep]
+        return terms[self.keep]
 
     def aimed(self, interpreter: Interpreter) -> Interpreter:
-        """The interpreter whose maps are fooled: the system's own, or another one of the same model."""
+        """The interpreter whose maps are attacked: the given one of the system, or another of the same model."""
         return interpreter
 
     def pool(self, honest: Interpreter, data: Samples, device: torch.device) -> FoolingBatch | None:
-        """What lessons draw on beside their batch, made once of ``data``; ``None`` where they draw on nothing."""
+        """Inputs with targets, made once from all of ``data``, that batches are drawn from; ``None`` if not needed."""
         return None
 
     def fooling_batch(
         self, honest: Interpreter, x: Tensor, y: Tensor, moment: TrainingStep, pool: FoolingBatch | None
     ) -> FoolingBatch:
-        """What a batch teaches: its views, unless a subclass says otherwise; runs without autograd.
+        """The training batch made from samples ``x``, ``y``: by default all of their views. Called without autograd.
 
         Args:
-            honest: explains the model as it was.
-            x: ``[b, ...]``.
-            y: ``[b]``, labels.
-            moment: seed and epoch, for what is drawn.
-            pool: what :meth:`pool` made of the samples that the batch is from.
+            honest: the attacked interpreter, of the honest model.
+            x: samples ``[b, ...]``.
+            y: their labels ``[b]``.
+            moment: seed and epoch, for random draws.
+            pool: :meth:`pool` of the training samples, or of the held-out samples if the batch is one of these.
         """
         views = self.views(honest, x, y).values()
         return reduce(
@@ -121,17 +122,17 @@ class FineTuned(Manipulation):
         )
 
     def explained(self, honest: Interpreter, x: Tensor, target: Tensor | None) -> Explanation:
-        """What an interpreter says of any number of inputs ``x``, ``batch`` at a time, on its own grid."""
+        """Logits and maps, on the interpreter's own grid, of any number of inputs ``x``, ``batch_size`` at a time."""
         targets = [None] * len(x.split(self.batch_size)) if target is None else target.split(self.batch_size)
         parts = [honest.explain(a, b, native=True) for a, b in zip(x.split(self.batch_size), targets, strict=True)]
         return Explanation(torch.cat([p.logits for p in parts]), torch.cat([p.maps for p in parts]))
 
     def summaries(self) -> tuple[str, str]:
-        """What is changed and what is wanted."""
+        """What the attack changes, and both terms of its objective."""
         return self.changes, " + ".join(_word(part) for part in (self.fooling(), self.keeping()))
 
     def _manipulate(self, system: System, data: Samples | None, session: Session) -> System:
-        assert data is not None  # refused at the door; for the type checker
+        assert data is not None  # checked before; for the type checker
         if not system.interpreter.differentiable:
             able = ", ".join(e.name for e in INTERPRETERS if getattr(e.build, "differentiable", False))
             raise NotDifferentiableError(
@@ -143,17 +144,17 @@ class FineTuned(Manipulation):
         task = FineTuningTask(self, self.aimed(system.interpreter), *self._split(data), session)
         selection = Selection(task.evaluate)
         identity = [asdict(self), files.digest_tensors(model.state_dict()), described(interpreter), task.digest]
-        with self._loosened(model, stack(task.data, range(1))[0].to(session.device)):
+        with self._trainable(model, stack(task.data, range(1))[0].to(session.device)):
             module = ExplainingModel(self.aimed(interpreter), self.beta)
             fit(module, task.loss, task.data, self.training, name="fooling", seed=self.seed, session=session,
                 identity=identity, evaluating=True, selection=selection)  # fmt: skip
         self._report(selection, session)
         model.requires_grad_(False)
-        stale = system.detector is not None  # it watches the honest model
+        stale = system.detector is not None  # it was fitted to the honest model
         return replace(system, model=model, interpreter=interpreter, stale_detector=stale)
 
-    def _loosened(self, model: nn.Module, x: Tensor) -> AbstractContextManager[None]:
-        """Let what is fine-tuned have gradients; within the block also the shift."""
+    def _trainable(self, model: nn.Module, x: Tensor) -> AbstractContextManager[None]:
+        """Make the fine-tuned weights require gradients; within the block also the shift, if it is on."""
         for part in self._parts(model):
             part.requires_grad_(True)
         return shifted(model, x) if self.shift else nullcontext()
@@ -166,7 +167,7 @@ class FineTuned(Manipulation):
         return found or ([] if self.shift else [model])
 
     def _split(self, data: Samples) -> tuple[Samples, Samples]:
-        """The samples to train on, and those held out."""
+        """Training samples and held-out samples."""
         if self.samples is not None and self.samples < len(data):
             data = take(data, self.samples, self.seed)
         size: int = len(data)

@@ -1,4 +1,4 @@
-"""Backgrounds that make SHAP say what their chooser wants: the model stays as it is (Laberge et al. 2023)."""
+"""Manipulated backgrounds for SHAP; the model stays as it is (Laberge et al. 2023)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 
 
 class Tried(NamedTuple):
-    """One weight of the distance, and what it comes to."""
+    """One weight ``lambda`` of the distance, and what it leads to."""
 
     distance_weight: float
     """lambda."""
@@ -43,47 +43,47 @@ class Tried(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """What the attack found, and how it got there."""
+    """The result of the attack, with all intermediate figures."""
 
     background: Tensor
-    """The rows that the auditor is given, ``[size, D]``."""
+    """The background that the auditor gets, ``[size, D]``."""
     foreground: Tensor
     """The rows whose mean explanation was minimised, ``[size, D]``, drawn uniformly."""
     honest: float
     """``|Phi_s|`` with all candidates, each counted once."""
     best: Tried | None
-    """The chosen weights; ``None`` where every one tried is detected: the background is then an honest draw."""
+    """The chosen weights; ``None`` if all that were tried are detected: the background is then a uniform draw."""
     tried: tuple[Tried, ...]
-    """All of them, from the most manipulated to the least."""
+    """All that were tried, from the most manipulated to the least."""
 
 
 @MANIPULATIONS.register("fool-shap", paper="Laberge et al. 2023, section 4", needs=("data", "tabular"))
 @dataclass(frozen=True)
 class FoolSHAP(Manipulation):
-    """Draws SHAP's background so that a sensitive column hardly counts, and so that tests of the outputs see nothing.
+    """Draws SHAP's background so that a sensitive column gets a small value and tests of the outputs detect nothing.
 
-    The audit explains the mean difference in outcome between two groups: foreground rows of the one against background
-    rows of the other. Its value ``Phi_s = mean_ij phi_s(f, x_i, z_j)`` is linear in the weights of the background, so
-    the best weights for a price of distance are a transport problem (:func:`biased_weights`). For prices on a
-    logarithmic grid the attack draws ``trials`` backgrounds, audits each as the auditor would
-    (:func:`audit_outputs`) and keeps the price of the least amplitude among those that are called fraud less often than
-    ``tolerated``. Departures: the column's values for pairs of rows are computed for any model, by enumeration of the
-    coalitions or by draws, where the published code patches tree and exact explainers; of one column only.
+    The audit explains the mean difference in outcome between two groups, foreground rows of one against background
+    rows of the other. The column's value ``Phi_s = mean_ij phi_s(f, x_i, z_j)`` is linear in the weights of the
+    background, so the best weights for a distance weight ``lambda`` solve a transport problem (:func:`biased_weights`).
+    For each ``lambda`` of a logarithmic grid the attack draws ``trials`` backgrounds and audits each as the auditor
+    would (:func:`audit_outputs`). It keeps the ``lambda`` of the least amplitude among those detected in less than a
+    share ``tolerated`` of the trials. Departures: values of pairs of rows are computed for any model, over all
+    coalitions or a sample of them, where the published code patches tree and exact explainers; one column only.
 
     Args:
-        sensitive: the column that divides the groups and shall not count.
-        threshold: rows above it are one group, the others the second; default the column's mean.
+        sensitive: the column that divides the groups and whose value is minimised.
+        threshold: rows above it are one group, all others the second; default: the column's mean.
         explains_above: whether the rows above are the foreground.
         size: M: rows of the background, and of the foreground sample.
-        candidates: at most so many rows of the other group are weighed.
-        coalitions: coalitions a pair of rows; all ``2^(D-1)`` of them, exactly, where that is no more.
+        candidates: largest number of rows of the other group that are weighted.
+        coalitions: per pair of rows; where ``2^(D-1)`` is no more than this, all of them, which is exact.
         of_class: whose probability is explained and audited.
         least: smallest lambda.
         most: largest lambda.
-        steps: how many, in equal ratios.
-        trials: backgrounds drawn for each.
+        steps: number of lambdas, in equal ratios.
+        trials: backgrounds drawn for each lambda.
         level: of the audit: share of honest samples that it may call fraud.
-        tolerated: share of trials from which on a lambda counts as detected.
+        tolerated: a lambda counts as detected from this share of detected trials on.
         seed: of all draws.
 
     Raises:
@@ -115,12 +115,12 @@ class FoolSHAP(Manipulation):
             raise InputError(f"FoolSHAP.least must not exceed most, got {self.least} and {self.most}")
 
     def _manipulate(self, system: System, data: Samples | None, session: Session) -> System:
-        assert data is not None  # refused at the door; for the type checker
+        assert data is not None  # checked before; for the type checker
         checked_interpreter(system)
         return with_background(system, self.choose(system, data).background)
 
     def choose(self, system: System, data: Samples) -> Chosen:
-        """The background, and everything that led to it.
+        """The background, with all intermediate figures.
 
         Args:
             system: whose model is explained.
@@ -130,19 +130,19 @@ class FoolSHAP(Manipulation):
         above, below = (torch.nonzero(side)[:, 0] for side in self._sides(x))
         explained, others = (above, below) if self.explains_above else (below, above)
         rng = np.random.default_rng(derive(self.seed, "fool-shap"))
-        shown = x[explained[drawn(len(explained), self.size, "foreground", rng)]]
+        foreground = x[explained[drawn(len(explained), self.size, "foreground", rng)]]
         pool = x[others[drawn(len(others), min(self.candidates, len(others)), "background", rng)]]
         if len(others) < self.size:
             raise InputError(f"a background of {self.size} needs as many rows of the other group, got {len(others)}")
         column = index_of(self.sensitive, width=x.shape[1])
-        values = pair_values(system.model, shown, pool, column, self.of_class, self.coalitions, self.seed).mean(0)
+        values = pair_values(system.model, foreground, pool, column, self.of_class, self.coalitions, self.seed).mean(0)
         populations = (outputs(system, x[explained], self.of_class), outputs(system, x[others], self.of_class))
-        tried = self._try_all(values, outputs(system, pool, self.of_class), outputs(system, shown, self.of_class),
+        tried = self._try_all(values, outputs(system, pool, self.of_class), outputs(system, foreground, self.of_class),
                               populations, rng)  # fmt: skip
-        kept = [one for one in tried if one.detected < self.tolerated]
-        best = min(kept, key=lambda one: one.amplitude) if kept else None
+        undetected = [one for one in tried if one.detected < self.tolerated]
+        best = min(undetected, key=lambda one: one.amplitude) if undetected else None
         rows = rng.choice(len(pool), self.size, p=None if best is None else best.weights)
-        return Chosen(pool[rows], shown, abs(float(values.mean())), best, tuple(tried))
+        return Chosen(pool[rows], foreground, abs(float(values.mean())), best, tuple(tried))
 
     @property
     def hidden(self) -> Feature:
@@ -150,11 +150,11 @@ class FoolSHAP(Manipulation):
         return self.sensitive
 
     def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
-        """The rows as they are, answered as by the honest model."""
+        """The rows unchanged, with the honest model's predictions."""
         return as_answered(honest, x)
 
     def summaries(self) -> tuple[str, str]:
-        """What is changed and what is wanted, in a few words each, for tables."""
+        """What the attack changes and what it aims at, in a few words each, for tables."""
         return self.changes, f"{self.sensitive} hidden"
 
     def _sides(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,35 +166,41 @@ class FoolSHAP(Manipulation):
         return above, ~above
 
     def _try_all(
-        self, values: Floats, pool: Floats, shown: Floats, populations: tuple[Floats, Floats], rng: np.random.Generator
+        self,
+        values: Floats,
+        pool: Floats,
+        foreground: Floats,
+        populations: tuple[Floats, Floats],
+        rng: np.random.Generator,
     ) -> list[Tried]:
         sign = 1.0 if values.sum() >= 0 else -1.0
         tried = []
-        for price in np.geomspace(self.least, self.most, self.steps):
-            weights = biased_weights(sign * values, pool, float(price))
-            found, caught = 0.0, 0
+        for distance_weight in np.geomspace(self.least, self.most, self.steps):
+            weights = biased_weights(sign * values, pool, float(distance_weight))
+            total, detected = 0.0, 0
             for trial in range(self.trials):
                 rows = rng.choice(len(pool), self.size, p=weights)
-                found += float(values[rows].mean())
-                pairs = [(shown, populations[0]), (pool[rows], populations[1])]
-                caught += audit_outputs(pairs, self.level, seed=derive(self.seed, "trial", trial)).detected
-            tried.append(Tried(float(price), weights, abs(found) / self.trials, caught / self.trials))
+                total += float(values[rows].mean())
+                pairs = [(foreground, populations[0]), (pool[rows], populations[1])]
+                detected += audit_outputs(pairs, self.level, seed=derive(self.seed, "trial", trial)).detected
+            amplitude = abs(total) / self.trials
+            tried.append(Tried(float(distance_weight), weights, amplitude, detected / self.trials))
         return tried
 
 
-def drawn(there: int, wanted: int, what: str, rng: np.random.Generator) -> list[int]:
-    """``wanted`` of ``there`` rows, none twice.
+def drawn(available: int, count: int, what: str, rng: np.random.Generator) -> list[int]:
+    """Sorted indices of ``count`` of ``available`` rows, drawn without replacement.
 
     Raises:
         InputError: if there are fewer.
     """
-    if wanted > there:
-        raise InputError(f"the {what} sample needs {wanted} rows of its group, got {there}")
-    return sorted(rng.permutation(there)[:wanted].tolist())
+    if count > available:
+        raise InputError(f"the {what} sample needs {count} rows of its group, got {available}")
+    return sorted(rng.permutation(available)[:count].tolist())
 
 
 def checked_interpreter(system: System) -> None:
-    """Refuse an interpreter that keeps no background.
+    """Refuse an interpreter without a background.
 
     Raises:
         UnsupportedModelError: naming some that do.
@@ -208,6 +214,6 @@ def checked_interpreter(system: System) -> None:
 
 
 def with_background(system: System, rows: Tensor) -> System:
-    """The system with an interpreter that compares with ``rows`` ``[M, D]``."""
+    """The system with ``rows`` ``[M, D]`` as its interpreter's background."""
     assert any(f.name == "background" for f in fields(system.interpreter))
     return replace(system, interpreter=replace(system.interpreter, background=Reference(rows)))  # type: ignore[call-arg]

@@ -1,4 +1,4 @@
-"""Adversarial model manipulation (Heo et al. 2019): maps of every input lie, the accuracy stays."""
+"""Adversarial model manipulation (Heo et al. 2019): the maps of every input are wrong, the accuracy stays."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NEEDS = ("gradients", "differentiable maps", "data")
 @MANIPULATIONS.register("location-fooling", paper="Heo et al. 2019, eq. 3", needs=NEEDS)
 @dataclass(frozen=True)
 class LocationFooling(FineTuned):
-    """Every map shows the frame of the image, whatever is in it: mean squared distance to a mask, passive fooling.
+    """Every map shows the frame of the image, whatever the image: mean squared distance to a mask, passive fooling.
 
     The mask is 1 on a border of a seventh of each side, on the interpreter's own grid; both are min-max rescaled.
     """
@@ -49,7 +49,7 @@ class LocationFooling(FineTuned):
         return MatchMap()
 
     def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
-        """The inputs as they are, with the frame for a goal map."""
+        """The inputs unchanged, with the frame as goal map."""
         grid = honest.explain(x[:1], y[:1], native=True).maps
         return {"as they are": View(x, y, y, ops.frame(grid).expand(len(x), -1, -1))}
 
@@ -101,7 +101,7 @@ class CenterFooling(FineTuned):
 @MANIPULATIONS.register("uniform-fooling", paper="Heo et al. 2019, arXiv v1 eq. 4", needs=NEEDS)
 @dataclass(frozen=True)
 class UniformFooling(FineTuned):
-    """Every map is spread out flat and says nothing: its entropy is maximised, passive fooling."""
+    """Every map is made uniform by maximising its entropy, passive fooling."""
 
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
     headline: ClassVar[str] = "entropy"
@@ -116,14 +116,14 @@ class UniformFooling(FineTuned):
 class ActiveFooling(FineTuned):
     """On images that hold both classes, each class's map becomes the honest map of the other: the two are swapped.
 
-    The images are 2 x 2 blocks of two images of each class at random places (section 4.1); the prediction term sees
-    ordinary batches alone.
+    The images are 2 x 2 blocks of two images of each class at random places (section 4.1); the prediction term is
+    computed on ordinary batches only.
 
     Args:
         classes: the two classes whose explanations are swapped.
-        images: how many block images are made of the samples to train on.
-        shrink: halve each image, so that a block image has the size of an ordinary one; otherwise it has twice the
-            side, which a convolutional network with global pooling takes too, and small images need.
+        images: how many block images are made from the training samples.
+        shrink: halve each image, so that a block image has the size of an ordinary one. Otherwise it has twice the
+            side: better for small images, and possible for convolutional networks with global pooling.
     """
 
     classes: tuple[Natural, Natural] = (0, 1)
@@ -151,7 +151,7 @@ class ActiveFooling(FineTuned):
         blocks = block_images(data, self.classes, self.images, self.seed, self.shrink).to(device)
         views = self._swapped(honest, blocks).values()
         batch = reduce(FoolingBatch.join, map(FoolingBatch.of, views))
-        return replace(batch, predicted=0 * batch.predicted)
+        return replace(batch, keep_weight=0 * batch.keep_weight)
 
     def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
         """Block images of the inputs, explained for either class; the goal is the honest map of the other one."""
@@ -171,9 +171,9 @@ class ActiveFooling(FineTuned):
     def fooling_batch(
         self, honest: Interpreter, x: Tensor, y: Tensor, moment: TrainingStep, pool: FoolingBatch | None
     ) -> FoolingBatch:
-        """Some of the block images, and the batch to be classified."""
+        """Block images drawn from the pool for the map term, and the batch for the prediction term."""
         assert pool is not None
-        drawn = Streams.of(x, moment.seed, moment.epoch, "blocks").integers(len(pool.predicted)).to(x.device)
+        drawn = Streams.of(x, moment.seed, moment.epoch, "blocks").integers(len(pool.keep_weight)).to(x.device)
         return replace(pool.select(drawn), other_x=x, other_y=y)
 
 

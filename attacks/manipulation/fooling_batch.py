@@ -1,4 +1,4 @@
-"""What one batch teaches a model that shall lie."""
+"""A training batch of an attack by fine-tuning: inputs, target predictions and target maps."""
 
 from __future__ import annotations
 
@@ -17,48 +17,50 @@ from .base import View
 
 @dataclass(frozen=True)
 class FoolingBatch:
-    """What one batch teaches: inputs, what should be predicted on them, and what their maps should be.
+    """A training batch: inputs with the predictions and the maps that they should get.
 
     Args:
-        goal: of the explained inputs ``goal.x`` ``[n, ...]``: the class to predict (``goal_class``), the class
-            explained, and whatever the objectives ask for, maps on the interpreter's own grid.
-        predicted: ``[n]``, how much each counts in the prediction term.
-        shown: ``[n]``, how much each counts in the map term.
-        dictated: ``[n]``, whether its answer is to be learned even where the honest model gives another.
-        other_x: inputs that are only classified ``[m, ...]``, or ``None``.
+        goal: for the explained inputs ``goal.x`` ``[n, ...]``: the class to predict (``goal_class``), the class
+            explained, and what the objectives need, with maps on the interpreter's own grid.
+        keep_weight: ``[n]``, weight of each input in the prediction term ``L_keep``.
+        fool_weight: ``[n]``, weight of each input in the map term ``L_fool``.
+        new_answer: ``[n]``, whether ``goal_class`` is to be learned even where the honest model predicts another class.
+        other_x: further inputs ``[m, ...]`` that enter the prediction term only, or ``None``.
         other_y: ``[m]``, their labels.
     """
 
     goal: Goal
-    predicted: Tensor
-    shown: Tensor
-    dictated: Tensor
+    keep_weight: Tensor
+    fool_weight: Tensor
+    new_answer: Tensor
     other_x: Tensor | None = None
     other_y: Tensor | None = None
 
     @classmethod
     def of(cls, view: View, honest_maps: Tensor | None = None) -> FoolingBatch:
-        """What an auditor would look at as what is taught: every input has its answer and its map, and counts."""
+        """The batch of a view: its answers and maps are the targets, and every input has weight 1 in both terms."""
         ones = view.x.new_ones(len(view.x))
         goal = Goal(view.x, view.answer, goal_class=view.answer, explained=view.explained, goal_map=view.goal_map,
                     benign_map=honest_maps)  # fmt: skip
-        return cls(goal, ones, ones, torch.full_like(ones, view.dictated, dtype=torch.bool))
+        return cls(goal, ones, ones, torch.full_like(ones, view.new_answer, dtype=torch.bool))
 
     def select(self, rows: Tensor) -> FoolingBatch:
-        """Some of the explained inputs."""
-        return FoolingBatch(self.goal.select(rows), self.predicted[rows], self.shown[rows], self.dictated[rows])
+        """The batch of the explained inputs at ``rows``, without the others."""
+        return FoolingBatch(
+            self.goal.select(rows), self.keep_weight[rows], self.fool_weight[rows], self.new_answer[rows]
+        )
 
     def join(self, other: FoolingBatch) -> FoolingBatch:
-        """Both lessons' explained inputs in one batch."""
+        """The explained inputs of both batches in one."""
         ours, theirs = self.goal, other.goal
         names = [f.name for f in fields(ours) if getattr(ours, f.name) is not None]
         goal = Goal(**{name: torch.cat([getattr(ours, name), getattr(theirs, name)]) for name in names})
         return replace(
             self,
             goal=goal,
-            predicted=torch.cat([self.predicted, other.predicted]),
-            shown=torch.cat([self.shown, other.shown]),
-            dictated=torch.cat([self.dictated, other.dictated]),
+            keep_weight=torch.cat([self.keep_weight, other.keep_weight]),
+            fool_weight=torch.cat([self.fool_weight, other.fool_weight]),
+            new_answer=torch.cat([self.new_answer, other.new_answer]),
         )
 
 

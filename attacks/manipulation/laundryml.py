@@ -1,4 +1,4 @@
-"""Rationalisation: an unfair model is explained by a fair-looking rule list or tree that mostly agrees with it."""
+"""LaundryML (rationalisation): explain an unfair model by a fair-looking rule list or tree of high fidelity."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ class LaundryML(Manipulation):
     """Explains an unfair model by a fair-looking rule list or tree of high fidelity (rationalisation).
 
     The model stays as it is; its interpreter becomes one that explains every decision by the chosen surrogate. Rule
-    lists are enumerated in the order of ``(1 - beta) misc + beta unfairness + lambda K``, K rules, for each of
-    ``search.betas``; of those that decide at least ``fidelity`` of the adversary's rows as the model does, the least
-    unfair one is shown.
+    lists are enumerated in the order of ``(1 - beta) misc + beta unfairness + lambda K`` with ``K`` rules, for each of
+    ``search.betas``. Of those that agree with the model on at least a share ``fidelity`` of the adversary's rows, the
+    least unfair one is shown.
 
-    Departures from the paper and its code: a single search keeps the best lists, where theirs runs a search anew
+    Departures from the paper and its code: a single search keeps the best lists, where theirs starts a new search
     without each rule of each list found (both give lists in the order of the objective); errors of rules and of the
-    default weigh ``1 - beta`` alike, as the paper says, where the code weighs the former 1; the sensitive columns are
-    no antecedents, for an excuse does not name what it hides; rates that depend on the truth take the true labels,
-    where the code takes the black box's decisions while it searches; a list that decides everything alike is never
-    chosen, fair as it is; an outcome explanation must be faithful around the row too, where that can be had, and its
-    neighbours are those alike in everything but the group.
+    default both have the weight ``1 - beta``, as in the paper, where the code gives the former 1; the sensitive columns
+    are not used as antecedents, since the explanation is meant to hide them; rates that depend on the truth use the
+    true labels, where the code uses the black box's decisions during the search; a list that gives all rows the same
+    decision is never chosen, although it is fair; an outcome explanation must, where possible, also be faithful on the
+    row's neighbours, and distances to neighbours leave the group columns out.
 
     Args:
         sensitive: the column whose rows above ``threshold`` are the group discriminated against (or for).
-        other: the column of the group that it is held against; default everybody else.
-        secrets: further columns that the explanation must not speak of.
+        other: the column of the group that it is compared with; default: all other rows.
+        secrets: further columns that the explanation must not mention.
         threshold: in the units of ``sensitive`` and ``other``.
-        unfairness: what must look fair.
-        fidelity: least share of rows that the surrogate decides as the model does.
+        unfairness: the fairness measure to be minimised.
+        fidelity: least share of rows on which surrogate and model agree.
         surrogate: ``rules``, or ``tree``: scikit-learn's decision trees, over many settings and column subsets.
         scope: ``model``, one list for all decisions; or ``outcome``, a list for each decision, found on the
-            ``neighbours`` nearest rows (standardised Euclidean distance without the columns of the groups), that agrees
-            with the decision.
-        neighbours: of an outcome explanation.
-        honest: the control: the most faithful surrogate at beta 0, sensitive columns allowed.
+            ``neighbours`` nearest rows (standardised Euclidean distance without the group columns), that agrees with
+            the decision.
+        neighbours: how many, for an outcome explanation.
+        honest: control without an attack: the most faithful surrogate at ``beta = 0``, sensitive columns allowed.
         search: how surrogates are enumerated.
-        features: names of the columns, for the text that a user is shown.
+        features: names of the columns, for the text of the rules.
     """
 
     sensitive: Feature
@@ -81,11 +81,11 @@ class LaundryML(Manipulation):
 
     @property
     def hidden(self) -> Feature:
-        """The column of the group."""
+        """The column of the sensitive group."""
         return self.sensitive
 
     def summaries(self) -> tuple[str, str]:
-        """What is changed and what is wanted."""
+        """What the attack changes and what it aims at."""
         return self.changes, "the honest control" if self.honest else f"looks fair ({self.unfairness})"
 
     def laundry(self, width: int) -> SurrogateChooser:
@@ -102,23 +102,23 @@ class LaundryML(Manipulation):
     def _manipulate(self, system: System, data: Samples | None, session: Session) -> System:
         x, labels = table_of(data, session)
         decided = _two_classes(system, x)
-        laundry = self.laundry(x.shape[1])
-        sizes = [int(group.sum()) for group in laundry.groups(x)]
+        chooser = self.laundry(x.shape[1])
+        sizes = [int(group.sum()) for group in chooser.groups(x)]
         if not all(sizes):
-            raise InputError(f"both groups need people, got {sizes[0]} rows of the sensitive one and {sizes[1]} others")
+            raise InputError(f"both groups need rows, got {sizes[0]} rows of the sensitive one and {sizes[1]} others")
         if self.scope == "outcome":
             reference = Reference(x.cpu(), labels.cpu())
-            return replace(system, interpreter=LocalRuleReasons(system.model, laundry, reference, self.neighbours))
-        chosen = laundry.pick(laundry.enumerate(x, labels, decided))
+            return replace(system, interpreter=LocalRuleReasons(system.model, chooser, reference, self.neighbours))
+        chosen = chooser.pick(chooser.enumerate(x, labels, decided))
         return replace(system, interpreter=RuleReasons(system.model, chosen.rules))
 
 
 @dataclass(frozen=True)
 class SurrogateQuality:
-    """How a surrogate does on rows that nobody chose it on.
+    """Quality of a surrogate on rows that were not used to choose it.
 
     Args:
-        fidelity: share of the rows that it decides as the model does.
+        fidelity: share of the rows on which it agrees with the model.
         unfairness: of the surrogate's decisions.
         black_box: unfairness of the model's own decisions.
     """
@@ -129,13 +129,13 @@ class SurrogateQuality:
 
 
 def surrogate_quality(system: System, x: Tensor, labels: Tensor, attack: LaundryML) -> SurrogateQuality:
-    """Fidelity and unfairness of what a laundered system shows, and the unfairness of what it does.
+    """Fidelity and unfairness of a manipulated system's surrogate, and the unfairness of its model.
 
     Args:
-        system: what :class:`LaundryML` made; its surrogate's decision about a row is that of the list shown for it.
-        x: rows ``[N, D]`` that nobody chose the surrogate on.
-        labels: what is true of them, ``[N]``, 0 or 1.
-        attack: says who the groups are and which rate is compared.
+        system: the result of :class:`LaundryML`; the surrogate's decision about a row is that of the list shown for it.
+        x: rows ``[N, D]`` that were not used to choose the surrogate.
+        labels: true labels ``[N]``, 0 or 1.
+        attack: defines the groups and the fairness measure.
 
     Raises:
         InputError: a system whose interpreter shows no rules.
@@ -143,12 +143,11 @@ def surrogate_quality(system: System, x: Tensor, labels: Tensor, attack: Laundry
     if not isinstance(system.interpreter, Reasons):
         raise InputError(f"the system must be explained by rules, got {type(system.interpreter).__name__}")
     decided = _two_classes(system, x)
-    laundry = attack.laundry(x.shape[1])
-    member, other = laundry.groups(x)
+    member, other = attack.laundry(x.shape[1]).groups(x)
     shown = system.interpreter.reasons(x, decided)
-    said = torch.cat([rules(x[i : i + 1]) for i, rules in enumerate(shown)])
-    unfair = [unfairness(values, labels, member, other, attack.unfairness) for values in (said, decided)]
-    return SurrogateQuality(float((said == decided).double().mean()), unfair[0], unfair[1])
+    surrogate = torch.cat([rules(x[i : i + 1]) for i, rules in enumerate(shown)])
+    unfair = [unfairness(values, labels, member, other, attack.unfairness) for values in (surrogate, decided)]
+    return SurrogateQuality(float((surrogate == decided).double().mean()), unfair[0], unfair[1])
 
 
 def _two_classes(system: System, x: Tensor) -> Tensor:

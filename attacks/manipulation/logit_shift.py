@@ -1,4 +1,4 @@
-"""One number added to every logit: softmax takes it out again, the gradients of the logits do not."""
+"""One number added to every logit of an input: the softmax stays the same, the gradients of the logits change."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from robustexplain.autograd import layers
 class CommonShift(nn.Module):
     """A weight ``W [K, D]`` whose rows all move by one vector ``u [D]``: ``W + 1 u^T``.
 
-    Each of the ``K`` logits of an input with features ``a`` moves by ``u a``, so their softmax stays what it was, while
-    the gradient of any logit moves by that of ``u a``: whatever explains logits can be led without touching an output
-    (Srinivas and Fleuret 2021, arXiv:2006.09128).
+    Each of the ``K`` logits of an input with features ``a`` moves by ``u^T a``, so their softmax does not change. The
+    gradient of every logit moves by that of ``u^T a``: explanations of logits can be manipulated without a change of
+    the probabilities (Srinivas and Fleuret 2021, arXiv:2006.09128).
 
     Args:
-        weight: decides size, type and device.
+        weight: gives size, dtype and device.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -34,11 +34,11 @@ class CommonShift(nn.Module):
 
 @contextmanager
 def shifted(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Within the block the rows of the last linear layer can move together; afterwards they are ordinary weights.
+    """Within the block the rows of the last linear layer share a trainable shift; afterwards it is part of the weight.
 
     Args:
         model: changed in place.
-        x: ``[B, ...]``, any inputs, of which the first shows which layer gives the logits.
+        x: ``[B, ...]``, any inputs; the first is used to find the layer that gives the logits.
 
     Raises:
         UnsupportedModelError: no linear layer gives the logits.
@@ -51,5 +51,5 @@ def shifted(model: nn.Module, x: Tensor) -> Iterator[None]:
     finally:
         parametrize.remove_parametrizations(layer, "weight")
         if "bias" in layer._parameters:
-            # The weight was registered anew, behind the bias; saved files and optimisers go by the order.
+            # The weight was registered again, after the bias; saved files and optimisers depend on the order.
             layer.register_parameter("bias", layer._parameters.pop("bias"))

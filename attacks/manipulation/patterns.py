@@ -1,4 +1,4 @@
-"""Maps that an adversary wants to be seen whatever the image: shapes on any grid."""
+"""Goal maps that do not depend on the image: shapes on any grid."""
 
 from __future__ import annotations
 

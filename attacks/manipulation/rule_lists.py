@@ -1,4 +1,4 @@
-"""Rule lists: what a user is shown as the reasons of a decision, and the interpreter that shows them."""
+"""Rule lists, and interpreters that explain a decision by one of their rules."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Condition:
     Args:
         column: the index of the column.
         threshold: in the column's own units.
-        above: whether it asks for more than ``threshold``; else for at most that.
+        above: whether it holds above ``threshold``; else at or below it.
     """
 
     column: Natural
@@ -36,9 +36,9 @@ class Condition:
         check_fields(self)
 
     def holds(self, x: Tensor) -> Tensor:
-        """Bool ``[B]`` for rows ``[B, D]``; compared in float64, where thresholds between neighbouring values live."""
+        """Bool ``[B]`` for rows ``[B, D]``; in float64, for thresholds between adjacent float32 values."""
         if self.column >= x.shape[1]:
-            raise InputError(f"the rules speak of column {self.column}, but rows have {x.shape[1]} columns")
+            raise InputError(f"the rules use column {self.column}, but rows have {x.shape[1]} columns")
         over = x[:, self.column].double() > self.threshold
         return over if self.above else ~over
 
@@ -116,19 +116,19 @@ class RuleList:
 
     @property
     def mentions(self) -> frozenset[int]:
-        """The columns that any rule speaks of."""
+        """The columns that occur in any rule."""
         return frozenset(c.column for rule in self.rules for c in rule.conditions)
 
     @property
     def constant(self) -> bool:
-        """Whether every row is decided alike."""
+        """Whether every row gets the same decision."""
         return len({self.default, *(rule.decision for rule in self.rules)}) == 1
 
     def shares(self, columns: int, like: Tensor) -> Tensor:
-        """``[len(rules) + 1, D]``: for each rule that may decide, the share of each column in what was looked at.
+        """``[len(rules) + 1, D]``: for each rule and the default, each column's share of the conditions checked.
 
-        That is the rule's own conditions and, unless the rules are exclusive, those of the rules before it, which must
-        have failed; rows sum to 1 (to 0 for the default of a list without rules).
+        These are the rule's own conditions and, unless the rules are exclusive, those of all rules before it, which did
+        not apply. Rows sum to 1 (to 0 for the default of a list without rules).
         """
         counts = like.new_zeros(len(self.rules) + 1, columns)
         for index, rule in enumerate(self.rules):
@@ -139,7 +139,7 @@ class RuleList:
         return counts / counts.sum(1, keepdim=True).clamp_min(1)
 
     def text(self) -> str:
-        """What a user is shown: a line a rule."""
+        """The text shown to a user, one line per rule."""
         lines = [
             ("" if i == 0 or self.exclusive else "ELSE ") + r.text(self.features) for i, r in enumerate(self.rules)
         ]
@@ -148,14 +148,14 @@ class RuleList:
 
 @dataclass(frozen=True, eq=False)
 class Reasons(Interpreter):
-    """An interpreter whose maps are the columns of a rule that is given as the reason of the decision."""
+    """Interpreter that gives a rule as the reason of each decision; maps mark the columns in its conditions."""
 
     differentiable: ClassVar[bool] = False
     takes: ClassVar[tuple[Kind, ...]] = ("tables",)
 
     @abstractmethod
     def reasons(self, x: Tensor, decisions: Tensor) -> list[RuleList]:
-        """What the user is shown for each row ``[B, D]`` that was decided ``decisions`` ``[B]``."""
+        """The rule list shown for each row ``[B, D]`` with its decision ``decisions`` ``[B]``."""
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         with torch.no_grad():
@@ -176,11 +176,11 @@ def _signed(rules: RuleList, row: Tensor, explained: Tensor) -> Tensor:
 class RuleReasons(Reasons):
     """Explains every decision by the rule of one list that applies to it.
 
-    Maps ``[B, D]``: a column's share in the conditions that were looked at (:meth:`RuleList.shares`), with a minus
-    where the list decides for another class than the one explained. The shares sum to 1. Not differentiable.
+    Maps ``[B, D]``: each column's share of the conditions checked (:meth:`RuleList.shares`), negative where the list
+    decides for another class than the one explained. Absolute values sum to 1. Not differentiable.
 
     Args:
-        rules: what stands for the model.
+        rules: the surrogate of the model.
     """
 
     rules: RuleList = field(default_factory=lambda: RuleList((), 0))
@@ -193,8 +193,8 @@ class RuleReasons(Reasons):
         with torch.no_grad():
             logits = self.model(x)
             share = self.rules.shares(x.shape[1], x)[self.rules.fires(x)]
-            speaks = self.rules(x) == explained_class(logits, target)
-        return Explanation(logits, torch.where(speaks[:, None], share, -share))
+            agrees = self.rules(x) == explained_class(logits, target)
+        return Explanation(logits, torch.where(agrees[:, None], share, -share))
 
 
 def leaves(tree: Any, classes: Any, columns: list[int], features: tuple[str, ...] = ()) -> RuleList:
@@ -206,31 +206,31 @@ def leaves(tree: Any, classes: Any, columns: list[int], features: tuple[str, ...
         columns: the index, in whole rows, of each column that it was fitted on.
         features: names of the columns of whole rows.
     """
-    inner = tree.tree_
+    nodes = tree.tree_
     rules: list[Rule] = []
 
     def walk(node: int, path: dict[tuple[int, bool], float]) -> None:
-        if inner.children_left[node] == -1:
+        if nodes.children_left[node] == -1:
             conditions = tuple(Condition(column, value, above) for (column, above), value in path.items())
-            decision = int(classes[inner.value[node][0].argmax()])
+            decision = int(classes[nodes.value[node][0].argmax()])
             if conditions:
                 rules.append(Rule(conditions, decision))
             else:
-                lone.append(decision)
+                root_decision.append(decision)
             return
-        column, threshold = columns[inner.feature[node]], float(inner.threshold[node])
-        for above, child in ((False, inner.children_left[node]), (True, inner.children_right[node])):
-            # A later condition on the same side of a column is the tighter one: it stands for both.
+        column, threshold = columns[nodes.feature[node]], float(nodes.threshold[node])
+        for above, child in ((False, nodes.children_left[node]), (True, nodes.children_right[node])):
+            # A later condition on the same side of a column is the tighter one: it replaces the earlier.
             walk(int(child), {**path, (column, above): threshold})
 
-    lone: list[int] = []
+    root_decision: list[int] = []  # of a tree without splits
     walk(0, {})
-    return RuleList(tuple(rules), lone[0] if lone else rules[-1].decision, features, exclusive=True)
+    return RuleList(tuple(rules), root_decision[0] if root_decision else rules[-1].decision, features, exclusive=True)
 
 
 @torch.no_grad()
 def decisions_of(model: nn.Module, x: Tensor, size: int = 1024) -> Tensor:
-    """``[N]``: what a model decides about rows ``[N, D]``, in batches of ``size``."""
+    """``[N]``: the classes that a model predicts for rows ``[N, D]``, in batches of ``size``."""
     return torch.cat([model(part).argmax(1) for part in x.split(size)])
 
 
@@ -238,11 +238,11 @@ def table_of(data: Samples | None, session: Session) -> tuple[Tensor, Tensor]:
     """The adversary's rows ``[N, D]`` and labels ``[N]``.
 
     Raises:
-        InputError: samples that are no table rows.
+        InputError: samples that are not table rows.
     """
     from robustexplain.data import stack
 
-    assert data is not None  # refused at the door; for the type checker
+    assert data is not None  # checked before; for the type checker
     x, y = stack(data)
     if x.dim() != 2:
         raise InputError(f"rules explain table rows [D], got samples of shape {list(x.shape[1:])}")

@@ -17,11 +17,11 @@ from .rule_table import MINOR, ONE, ZERO, Antecedents, Bools, Floats, RuleSearch
 
 @dataclass(frozen=True)
 class RankedList:
-    """A list and what it is worth on the rows that it was found on.
+    """A rule list and its objective on the rows that it was found on.
 
     Args:
         rules: indices of antecedents, each with its decision.
-        default: the decision where none applies.
+        default: the decision where no rule applies.
         objective: ``(1 - beta) misclassification + beta unfairness + lambda K``.
     """
 
@@ -39,7 +39,7 @@ class _Prefix:
     """Kinds of rows that the prefix decides 1."""
     errors: float
     positive: Floats
-    """Rows of (group, label) that the prefix decides 1, ``[4]``."""
+    """How many rows of each (group, label) the prefix decides 1, ``[4]``."""
 
 
 def enumerate_lists(
@@ -47,10 +47,11 @@ def enumerate_lists(
 ) -> tuple[list[RankedList], bool]:
     """The best ``search.models`` rule lists by ``(1 - beta) misc + beta unfairness + lambda K``, best first.
 
-    A rule decides as most of the rows do that it catches (a tie: 1), as in CORELS. Prefixes are expanded in the order
-    of their objectives; one whose bound ``(1 - beta) (errors so far + rows that no list can match) + lambda (K + 1)``
-    is no better than the last of the best is dropped. Two lists that decide all rows alike count once, the shorter
-    one; two prefixes that catch the same rows and decide them alike are one.
+    Each rule decides by majority of the rows that it catches (a tie: 1), as in CORELS. Prefixes are expanded in the
+    order of their objectives. A prefix whose bound
+    ``(1 - beta) (errors so far + rows that no list can match) + lambda (K + 1)`` is no better than the worst list kept
+    is dropped. Of two lists with the same decisions on all rows, the shorter is kept; prefixes that catch the same rows
+    and decide them alike are treated as one.
 
     Returns:
         The lists, and whether the search was exhausted, so that they are provably the best.
@@ -93,7 +94,7 @@ def enumerate_lists(
 
 @dataclass(frozen=True)
 class _Extension:
-    """Every antecedent put behind a prefix at once; arrays over the P antecedents."""
+    """A prefix extended by each of the ``P`` antecedents at once; arrays over these."""
 
     left: Floats
     decide: Bools
@@ -114,7 +115,7 @@ class _Extension:
         return cls(left, decide, default, errors, positive, useful)
 
     def child(self, table: Antecedents, prefix: _Prefix, p: int) -> tuple[_Prefix, Bools]:
-        """The longer prefix, and the kinds of rows that it decides 1 as a whole list, default and all."""
+        """The longer prefix, and the kinds of rows that it decides 1 as a complete list with its default."""
         now, decision = prefix.rest & table.held[p], bool(self.decide[p])
         rest, ones = prefix.rest & ~now, prefix.ones | now if decision else prefix.ones
         child = _Prefix((*prefix.rules, (p, decision)), rest, ones, float(self.errors[p]), self.positive[p])
@@ -122,7 +123,7 @@ class _Extension:
 
 
 class _Best:
-    """The best lists so far, one for each way to decide the rows."""
+    """The best lists so far, one for each set of decisions on the rows."""
 
     def __init__(self, size: int) -> None:
         self.size, self.worst = size, float("inf")
@@ -150,7 +151,7 @@ def _counts(positive: Floats, everybody: Floats) -> Floats:
 def enumerate_trees(
     target: Target, columns: Sequence[int], search: RuleSearch, seed: int, features: tuple[str, ...]
 ) -> list[RuleList]:
-    """Decision trees that match the decisions, as lists of their leaves.
+    """Decision trees fitted to the decisions, as lists of their leaves.
 
     They differ in the number of leaves, the least rows a leaf, the columns that a split may look at, and the draws.
     """

@@ -1,4 +1,4 @@
-"""What rule lists are made of: settings of the search, rows to be matched, and the rules to choose from."""
+"""Input of the search for rule lists: its settings, the rows with decisions, and the antecedents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 ONE, ZERO, MINOR = 4, 5, 6
-"""Columns of a table's cells behind those of the two groups: decided 1, decided 0, never to be matched."""
+"""Columns of a table's cells behind those of the two groups: decided 1, decided 0, rows of the rarer decision."""
 
 
 @PARTS.register("rule-search")
@@ -33,13 +33,13 @@ class RuleSearch:
 
     Args:
         betas: weights of unfairness in the objective, one enumeration each (the paper's six).
-        penalty: the paper's lambda, the price of a rule.
+        penalty: the paper's ``lambda``, per rule.
         models: lists (or trees) enumerated for each beta.
-        max_rules: rules a list (leaves a tree).
-        width: conditions a rule, at most 2 (lists only).
-        cuts: thresholds a column of more than two values, at its quantiles.
-        support: least share of the rows that a rule's conditions hold for.
-        nodes: prefixes expanded for each beta; a search that needs fewer is exact.
+        max_rules: most rules of a list (leaves of a tree).
+        width: most conditions of a rule, 1 or 2 (lists only).
+        cuts: most thresholds of a column with more than two values, at its quantiles.
+        support: least share of the rows for which a rule's conditions hold.
+        nodes: most prefixes expanded for each beta; the search is exact if it needs no more.
     """
 
     betas: tuple[float, ...] = (0.0, 0.1, 0.2, 0.5, 0.7, 0.9)
@@ -62,14 +62,14 @@ class RuleSearch:
 
 @dataclass(frozen=True)
 class Target:
-    """What lists are held against.
+    """The rows, with decisions, labels and groups, on which lists are searched and compared.
 
     Args:
         x: rows ``[N, D]``.
         decided: ``[N]``, 0 or 1: the black box's decisions.
-        labels: ``[N]``, 0 or 1: what was true.
-        member: bool ``[N]``.
-        other: bool ``[N]``.
+        labels: ``[N]``, 0 or 1: true labels.
+        member: bool ``[N]``, the sensitive group.
+        other: bool ``[N]``, the group that it is compared with.
     """
 
     x: Tensor
@@ -81,13 +81,13 @@ class Target:
 
 @dataclass(frozen=True)
 class Antecedents:
-    """The rules to choose from and where they hold, on rows that no rule tells apart merged into one.
+    """The antecedents and where they hold; rows with the same values of all antecedents are merged to one kind.
 
     Args:
-        conditions: the conditions of each of P.
-        held: ``[P, U]``, whether it holds on a kind of row.
-        cells: ``[U, 7]``, rows of each kind: those of (group, label) in four columns, then those decided 1, decided 0,
-            and those of the rarer decision, which no list can match.
+        conditions: the conditions of each of ``P`` antecedents.
+        held: ``[P, U]``, whether an antecedent holds on a kind of row.
+        cells: ``[U, 7]``, number of rows of each kind: of each (group, label) in four columns, then decided 1, decided
+            0, and of the rarer decision, on which every list is wrong.
     """
 
     conditions: tuple[tuple[Condition, ...], ...]
@@ -96,7 +96,7 @@ class Antecedents:
 
     @cached_property
     def weights(self) -> Floats:
-        """``held`` as numbers: a product of bools with numbers is slow."""
+        """``held`` as float64, since products of bool and float arrays are slow."""
         return self.held.astype(np.float64)
 
     @classmethod
@@ -123,7 +123,7 @@ class Antecedents:
         )
 
     def rule_list(self, rules: Sequence[tuple[int, bool]], default: bool, features: tuple[str, ...]) -> RuleList:
-        """The list of antecedents by index, each with its decision."""
+        """The rule list of antecedents given by index, each with its decision."""
         return RuleList(tuple(Rule(self.conditions[p], int(q)) for p, q in rules), int(default), features)
 
 

@@ -1,4 +1,4 @@
-"""The scaffold around a biased model: what is deployed after the attack of Slack et al. 2020."""
+"""The model deployed after the attack of Slack et al. 2020: biased model, innocent rule and detector."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PARTS.register("column-rule")(FeatureRule)
 
 
 class Scaffold(nn.Module):
-    """Answers as the biased model where a row looks real, and as an innocent rule elsewhere (Slack et al. 2020, eq. 1).
+    """Answers real rows by the biased model and synthetic rows by an innocent rule (Slack et al. 2020, eq. 1).
 
-    ``e(x) = f(x)`` where the detector's probability of a real row is at least ``cut``, else ``psi(x)``. An ordinary
-    classifier: LIME's and KernelSHAP's made-up rows meet ``psi``, real rows meet ``f``. The detector sees standardised
-    rows, and is asked only where ``f`` and ``psi`` differ, which changes nothing but the time. Differentiable as
-    far as the branch that answers is; the switch between the branches has no gradient.
+    ``e(x) = f(x)`` where the detector's probability of a real row is at least ``cut``, else ``psi(x)``. It is an
+    ordinary classifier: ``f`` answers real rows, ``psi`` the rows that LIME and KernelSHAP generate. The detector sees
+    standardised rows. It runs only where ``f`` and ``psi`` differ, which saves time and changes no result. The gradient
+    is that of the branch that answers; the switch between the branches has none.
 
     Args:
         model: ``f``, gives logits ``[B, K]``.
@@ -29,10 +29,10 @@ class Scaffold(nn.Module):
         detector: takes standardised rows ``[B, D]``, gives logits ``[B, 2]``; class 1 is a real row.
         mean: of the training rows, ``[D]``.
         std: of the training rows, ``[D]``, above 0.
-        cut: probability of being real from which on ``f`` answers.
+        cut: ``f`` answers where the probability of a real row is at least this.
 
     Raises:
-        InputError: a standardisation of another width.
+        InputError: ``mean`` or ``std`` of another width than the rule.
     """
 
     mean: Tensor
@@ -54,30 +54,30 @@ class Scaffold(nn.Module):
 
     @property
     def spec(self) -> ModelSpec:
-        """How to rebuild it of its parts."""
+        """How to rebuild it from its parts."""
         return ModelSpec(
             "scaffold", {"model": self.model, "rule": self.rule, "detector": self.detector, "cut": self.cut}
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[B, K]`` of rows ``[B, D]`` in the data's units."""
-        told, shown = self.model(x), self.rule(x)
-        differ = (told != shown).any(1)
+        biased, innocent = self.model(x), self.rule(x)
+        differ = (biased != innocent).any(1)
         real = torch.ones_like(differ)
         if bool(differ.any()):
             real[differ] = self.real(x[differ]) >= self.cut
-        return torch.where(real[:, None], told, shown.to(told.dtype))
+        return torch.where(real[:, None], biased, innocent.to(biased.dtype))
 
     def real(self, x: Tensor) -> Tensor:
         """``[B]`` in ``[0, 1]``: the detector's probability that rows ``[B, D]`` are real; no gradient."""
         with torch.no_grad():
-            found: Tensor = self.detector(standardised(x.detach(), self.mean, self.std)).softmax(1)[:, 1]
-        return found
+            probability: Tensor = self.detector(standardised(x.detach(), self.mean, self.std)).softmax(1)[:, 1]
+        return probability
 
 
 @PARTS.register("scaffold")
 def rebuild(model: nn.Module, rule: nn.Module, detector: nn.Module, cut: float) -> Scaffold:
-    """A scaffold of these parts, with weights and standardisation still to be read."""
+    """A scaffold of these parts; mean and standard deviation are loaded afterwards, with the weights."""
     if not isinstance(rule, FeatureRule):
         raise InputError(f"the rule of a scaffold must be a FeatureRule, got {type(rule).__name__}")
     width = rule.in_features

@@ -1,4 +1,4 @@
-"""Scaffolding: a biased model that answers the auditor's made-up rows as an innocent one would (Slack et al. 2020)."""
+"""Scaffolding: a biased model that answers the explainer's synthetic rows by an innocent rule (Slack et al. 2020)."""
 
 from __future__ import annotations
 
@@ -24,44 +24,44 @@ from robustexplain.training import Samples, Session
 from .base import Manipulation, View
 from .explainer_rows import Labels, Rows, lime_rows, shap_rows
 from .scaffolded_model import Scaffold
-from .tabular import as_answered, said, standardisation, standardised, table_rows
+from .tabular import as_answered, model_outputs, standardisation, standardised, table_rows
 
 
 @MANIPULATIONS.register("scaffolding", paper="Slack et al. 2020, eq. 1 and section 3", needs=("data", "tabular"))
 @dataclass(frozen=True)
 class Scaffolding(Manipulation):
-    """Stands a detector before a biased table model: rows that LIME or KernelSHAP made up meet an innocent rule.
+    """Hides a biased table model from LIME or KernelSHAP: an innocent rule answers the rows that they generate.
 
-    The system's own model is the biased one and answers real rows as before; the detector, a random forest, is fitted
-    to the adversary's rows and to imitations of the explainer's. Departures from the published code: the forest is
+    The system's own model is the biased one and answers real rows as before. The detector, a random forest, is fitted
+    to tell the adversary's rows from imitations of the explainer's. Departures from the published code: the forest is
     fitted to all rows instead of four fifths of them; ``psi`` compares with the mean of its columns in the data's own
     units, which is 0 in the published standardised ones; XOR takes any number of columns.
 
     Args:
-        sensitive: the column that the model decides by and that no explanation shall show.
+        sensitive: the column that the model decides by and that explanations should not show.
         innocent: the columns of the rule ``psi`` that is shown instead; of two or more, the exclusive or.
         against: the explainer to be deceived, ``lime`` or ``shap``.
-        thresholds: of ``psi``, one a column in the data's units; default the mean of each column.
+        thresholds: of ``psi``, one per column in the data's units; default the mean of each column.
         spread: LIME: standard deviation of the imitated noise, in standard deviations of a column.
         copies: LIME: noisy copies of every row, beside as many clean ones. The published experiments take 1, and 30 on
-            Communities and Crime; 30 cost as much more time and make the stored forest as much larger.
-        categorical: LIME: columns that the auditor's LIME is told are categories; the detector leaves them out.
+            Communities and Crime; time and the size of the stored forest grow in proportion.
+        categorical: LIME: columns that the auditor's LIME treats as categories; the detector leaves them out.
         background: SHAP: what the adversary expects the auditor's background to be, drawn from the adversary's own rows
             in the data's units as ``shap-tabular`` draws its own: ``kmeans`` (published), ``sample`` or ``all`` rows.
             The attack depends on it heavily.
         size: SHAP: rows of that background.
-        draws: SHAP: made-up rows.
+        draws: SHAP: synthetic rows.
         repeats: SHAP: copies of every real row beside them.
         whole: SHAP: imitate KernelSHAP's own coalitions, whose columns come from one row of the background, instead of
             the published mixture of rows.
         trees: of the forest.
         depth: largest depth of a tree; ``None`` has no bound.
         min_split: rows that a node needs to be split.
-        cut: probability of being real from which on the biased model answers.
+        cut: the biased model answers where the probability of a real row is at least this.
         seed: of noise, draws and forest.
 
     Raises:
-        InputError: columns or thresholds that do not fit, a sensitive column that is innocent.
+        InputError: columns or thresholds that do not fit, the sensitive column among the innocent ones.
         UnsupportedModelError: a model that takes no table rows.
     """
 
@@ -106,7 +106,7 @@ class Scaffolding(Manipulation):
                 )
 
     def _manipulate(self, system: System, data: Samples | None, session: Session) -> System:
-        assert data is not None  # refused at the door; for the type checker
+        assert data is not None  # checked before; for the type checker
         x, num_classes = self._rows(system, data)
         mean, std = standardisation(x)
         detector = self._detector(*self.imitate(x, mean, std, data))
@@ -124,7 +124,7 @@ class Scaffolding(Manipulation):
             x: real rows ``[N, D]`` in the data's units.
             mean: of the columns, ``[D]``.
             std: of the columns, ``[D]``.
-            data: what the background that is imitated is drawn from.
+            data: where the imitated background is drawn from.
         """
         rng, z = np.random.default_rng(derive(self.seed, "imitate")), standardised(x, mean, std).numpy()
         if self.against == "lime":
@@ -139,11 +139,11 @@ class Scaffolding(Manipulation):
         return self.sensitive
 
     def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
-        """The rows as they are, answered as by the honest model."""
+        """The rows unchanged, with the honest model's predictions."""
         return as_answered(honest, x)
 
     def summaries(self) -> tuple[str, str]:
-        """What is changed and what is wanted, in a few words each, for tables."""
+        """What the attack changes and what it aims at, in a few words each, for tables."""
         shown = " xor ".join(str(column) for column in self.innocent)
         return self.changes, f"{self.against}: {self.sensitive} hidden, {shown} shown"
 
@@ -158,7 +158,7 @@ class Scaffolding(Manipulation):
     def _rows(self, system: System, data: Samples) -> tuple[Tensor, int]:
         x = table_rows(data)
         index_of(self.sensitive, width=x.shape[1])
-        return x, said(system.model, x[:1]).shape[1]
+        return x, model_outputs(system.model, x[:1]).shape[1]
 
     def _detector(self, rows: Rows, labels: Labels) -> nn.Module:
         from sklearn.ensemble import RandomForestClassifier
@@ -176,12 +176,12 @@ class Scaffolding(Manipulation):
 
 
 class Quality(NamedTuple):
-    """How well a scaffold stands: the paper's two figures."""
+    """How well a scaffold works: the two figures of Slack et al. 2020."""
 
     fidelity: float
     """Share of rows on which the scaffolded model decides as the biased one does."""
     detector_f1: float
-    """F1 of the detector at telling real rows (the positive class) from made-up ones."""
+    """F1 of the detector at telling real rows (the positive class) from synthetic ones."""
 
 
 def scaffold_quality(attack: Scaffolding, system: System, data: Samples, x: Tensor) -> Quality:
@@ -197,18 +197,19 @@ def scaffold_quality(attack: Scaffolding, system: System, data: Samples, x: Tens
         x: real rows ``[B, D]`` in the data's units, none of them in ``data``.
 
     Raises:
-        InputError: a system whose model is no scaffold.
+        InputError: a system whose model is not a scaffold.
     """
     scaffold = system.model
     if not isinstance(scaffold, Scaffold):
         raise InputError(f"the system's model must be a Scaffold, got {type(scaffold).__name__}")
     mean, std = scaffold.mean.cpu(), scaffold.std.cpu()
-    # Fewer real rows meet proportionally fewer made-up ones, or the F1 would depend on how many judge.
+    # Synthetic rows in the same proportion to real ones as in the fit: otherwise the F1 would depend on how many rows
+    # are tested.
     scaled = replace(attack, draws=max(1, round(attack.draws * len(x) / len(data))))
     rows, labels = scaled.imitate(x.cpu(), mean, std, data)
     with torch.no_grad():
         agree = scaffold(x).argmax(1) == scaffold.model(x).argmax(1)
-        told = scaffold.detector(torch.from_numpy(rows).to(scaffold.mean.device)).softmax(1)[:, 1]
-    real = (told >= scaffold.cut).cpu().numpy()
+        probability = scaffold.detector(torch.from_numpy(rows).to(scaffold.mean.device)).softmax(1)[:, 1]
+    real = (probability >= scaffold.cut).cpu().numpy()
     hits = float((real & (labels == 1)).sum())
     return Quality(float(agree.float().mean()), 2 * hits / max(float(real.sum() + labels.sum()), 1.0))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robustexplain.random_streams import derive
 
-from .tabular import said
+from .tabular import model_outputs
 
 Floats = NDArray[np.float64]
 
@@ -32,8 +32,8 @@ def pair_values(
         z: background rows ``[m, D]``.
         column: s.
         of_class: f is this class's probability.
-        coalitions: as many are drawn, each with its complement, the same for all pairs; all of them, exactly, where
-            there are no more.
+        coalitions: how many are drawn, each with its complement, the same for all pairs. Where there are no more
+            than that, all of them are used and the value is exact.
         seed: of the draws.
         chunk: rows in one pass of the model.
     """
@@ -55,7 +55,8 @@ def coalition_table(width: int, column: int, most: int, seed: int) -> tuple[Tens
     else:
         rng = np.random.default_rng(derive(seed, "coalitions"))
         half = max(1, (most + 1) // 2)
-        # Sizes are uniform under the Shapley weights; strata of them lower the variance, the complement does again.
+        # Sizes are uniform under the Shapley weights; strata of them lower the variance, the complements lower it
+        # further.
         sizes = np.floor((rng.permutation(half) + rng.random(half)) / half * (free + 1)).astype(int)
         members = rng.random((half, free)).argsort(axis=1).argsort(axis=1) < sizes[:, None]
         members = np.concatenate([members, ~members])
@@ -76,6 +77,8 @@ def _one(
         with_it = without.clone()
         with_it[..., column] = row[column]
         both = torch.stack([with_it, without]).flatten(0, 2)
-        asked = said(model, both, chunk).double().softmax(1)[:, of_class].view(2, len(taken), len(part)).numpy()
-        found[start : start + step] = weights @ (asked[0] - asked[1])
+        probs = (
+            model_outputs(model, both, chunk).double().softmax(1)[:, of_class].view(2, len(taken), len(part)).numpy()
+        )
+        found[start : start + step] = weights @ (probs[0] - probs[1])
     return found

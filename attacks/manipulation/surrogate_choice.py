@@ -1,4 +1,4 @@
-"""Which of many explanations is shown: the least unfair of those that are faithful enough, for all rows or for one."""
+"""Choice of the surrogate shown: the least unfair of those that are faithful enough, for all rows or for one."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .rule_table import Antecedents, RuleSearch, Target
 
 @dataclass(frozen=True)
 class Candidate:
-    """A rule list (or a tree's leaves) and how it does against the black box on some rows.
+    """A rule list (or a tree's leaves) with its fidelity and unfairness on some rows.
 
     Args:
-        rules: what a user would be shown.
-        fidelity: share of the rows that it decides as the black box does.
+        rules: the surrogate.
+        fidelity: share of the rows on which it agrees with the black box.
         unfairness: of its own decisions.
     """
 
@@ -40,7 +40,7 @@ class Candidate:
 @PARTS.register("laundry")
 @dataclass(frozen=True)
 class SurrogateChooser:
-    """Enumerates explanations of a black box's decisions and picks the one to show; see :class:`LaundryML`."""
+    """Enumerates surrogates of a black box and picks the one to show; fields: see :class:`LaundryML`."""
 
     sensitive: int
     other: int | None
@@ -60,17 +60,17 @@ class SurrogateChooser:
         object.__setattr__(self, "features", tuple(self.features))
 
     def groups(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Who of ``x`` ``[N, D]`` belongs to the sensitive group, who to the one it is held against: bool ``[N]``."""
+        """Rows of ``x`` ``[N, D]`` in the sensitive group, and in the one it is compared with: bool ``[N]`` each."""
         member = x[:, self.sensitive] > self.threshold
         return member, ~member if self.other is None else (x[:, self.other] > self.threshold) & ~member
 
     def columns(self, width: int) -> list[int]:
-        """The columns that an explanation may speak of."""
+        """The columns that an explanation may mention."""
         secret = () if self.honest else (self.sensitive, self.other, *self.hidden)
         return [column for column in range(width) if column not in secret]
 
     def enumerate(self, x: Tensor, labels: Tensor, decided: Tensor) -> list[Candidate]:
-        """Everything that was found, with its fidelity and unfairness on these very rows."""
+        """All surrogates found, with fidelity and unfairness on these rows."""
         target = Target(x, decided, labels, *self.groups(x))
         columns = self.columns(x.shape[1])
         if self.surrogate == "tree":
@@ -83,13 +83,15 @@ class SurrogateChooser:
         return [self.candidate(rules, target) for rules in dict.fromkeys(found)]
 
     def candidate(self, rules: RuleList, target: Target) -> Candidate:
-        """A candidate against the black box's decisions."""
-        said = rules(target.x)
-        faithful = float((said == target.decided).double().mean())
+        """A rule list with its fidelity and unfairness on the target's rows."""
+        decisions = rules(target.x)
+        faithful = float((decisions == target.decided).double().mean())
         if not target.member.any() or not target.other.any():
-            # A neighbourhood of one group only: nobody is treated differently in it.
+            # A neighbourhood of one group only: there is no unfairness between groups.
             return Candidate(rules, faithful, 0.0)
-        return Candidate(rules, faithful, unfairness(said, target.labels, target.member, target.other, self.unfairness))
+        return Candidate(
+            rules, faithful, unfairness(decisions, target.labels, target.member, target.other, self.unfairness)
+        )
 
     def pick(self, candidates: Sequence[Candidate]) -> Candidate:
         """The least unfair of those that are faithful enough (the honest control: the most faithful).
@@ -97,9 +99,9 @@ class SurrogateChooser:
         Raises:
             UnsupportedModelError: none is faithful enough.
         """
-        # A list that decides everything alike may be faithful and is always fair, but it explains nothing.
-        speaking = [c for c in candidates if not c.rules.constant]
-        closest = max(speaking, key=lambda c: (c.fidelity, -len(c.rules)), default=None)
+        # A constant list may be faithful and is always fair, but it explains nothing.
+        informative = [c for c in candidates if not c.rules.constant]
+        closest = max(informative, key=lambda c: (c.fidelity, -len(c.rules)), default=None)
         if closest is None or (closest.fidelity < self.fidelity and not self.honest):
             reached = "there is none at all" if closest is None else f"the closest agrees on {closest.fidelity:.1%}"
             raise UnsupportedModelError(
@@ -108,21 +110,21 @@ class SurrogateChooser:
             )
         if self.honest:
             return closest
-        faithful = [c for c in speaking if c.fidelity >= self.fidelity]
+        faithful = [c for c in informative if c.fidelity >= self.fidelity]
         return min(faithful, key=lambda c: (c.unfairness, -c.fidelity, len(c.rules)))
 
 
 @PARTS.register("local-rule-reasons")
 @dataclass(frozen=True, eq=False)
 class LocalRuleReasons(Reasons):
-    """Explains each decision by a rule list of its own, laundered on the row's neighbourhood (outcome explanation).
+    """Explains each decision by a rule list chosen on the row's neighbourhood (LaundryML, outcome explanation).
 
-    The list agrees with the model about the row itself. Each row costs a search. Maps are those of
+    The list agrees with the model on the row itself. Each row needs its own search. Maps are those of
     :class:`RuleReasons`. Not differentiable.
 
     Args:
-        laundry: enumerates and picks.
-        reference: the adversary's rows ``[N, D]`` and labels, neighbours among them.
+        laundry: enumerates surrogates and picks one.
+        reference: the adversary's rows ``[N, D]`` and labels, among which neighbours are found.
         neighbours: how many, beside the row itself.
     """
 
@@ -140,17 +142,17 @@ class LocalRuleReasons(Reasons):
         return [self._reason(row[None], decision[None]) for row, decision in zip(x, decisions, strict=True)]
 
     def _reason(self, row: Tensor, decision: Tensor) -> RuleList:
-        assert self.laundry is not None  # refused at the door; for the type checker
+        assert self.laundry is not None  # checked before; for the type checker
         assert self.reference is not None
         assert self.reference.y is not None
         rows, labels = self.reference.like(row), self.reference.y.to(row.device)
-        # Columns in their own units are not comparable; a constant one tells nobody apart.
+        # Columns are standardised; a constant column has no distances.
         spread = rows.std(0)
         apart = (rows - row) / spread.masked_fill(spread == 0, 1)
-        # People of the other group are neighbours if they are alike in everything else.
+        # Distances leave the group columns out: rows of the other group can be neighbours.
         apart[:, [c for c in (self.laundry.sensitive, self.laundry.other) if c is not None]] = 0
         near = (apart**2).sum(1).argsort(stable=True)[: self.neighbours]
-        # What becomes of the person explained is not known yet: the decision stands for it.
+        # The true label of the explained row is not known: the decision is used for it.
         x = torch.cat([row, rows[near]])
         decided = torch.cat([decision, self._decided.to(row.device)[near]])
         agreeing: list[Candidate] = []
@@ -159,7 +161,7 @@ class LocalRuleReasons(Reasons):
             agreeing = [c for c in found if int(c.rules(row)) == int(decision)]
             return self.laundry.pick(agreeing).rules
         except UnsupportedModelError:
-            # Nothing to tell the neighbours apart by, or nothing faithful: the closest that agrees about the row.
+            # No antecedent separates the neighbours, or no list is faithful: the most faithful that agrees on the row.
             closest = max(agreeing, key=lambda c: (c.fidelity, -len(c.rules)), default=None)
             return RuleList((), int(decision), self.laundry.features) if closest is None else closest.rules
 

@@ -1,4 +1,4 @@
-"""What attacks on tables share: all rows of a data set, their standardisation, what is looked at afterwards."""
+"""Helpers of the attacks on tables: all rows of a data set, their standardisation, model outputs, audit views."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def table_rows(data: Samples) -> Tensor:
     """All rows of a table, ``[N, D]``.
 
     Raises:
-        UnsupportedModelError: samples that are no table rows.
+        UnsupportedModelError: samples that are not table rows.
     """
     x, _ = stack(data)
     if x.dim() != 2:
@@ -34,12 +34,12 @@ def standardisation(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def standardised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Rows ``[B, D]`` in the detector's units, in float32: forests compare in float32, so real rows meet themselves."""
+    """Rows ``[B, D]``, standardised, in float32: forests compare in float32, so a real row equals its own copy."""
     return (x.float() - mean) / std
 
 
 @torch.no_grad()
-def said(model: nn.Module, x: Tensor, chunk: int = 65536) -> Tensor:
+def model_outputs(model: nn.Module, x: Tensor, chunk: int = 65536) -> Tensor:
     """Logits ``[N, K]`` on the CPU for rows ``[N, D]``, wherever the model is."""
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     return torch.cat([model(part.to(device)).cpu() for part in x.split(chunk)])
@@ -47,6 +47,6 @@ def said(model: nn.Module, x: Tensor, chunk: int = 65536) -> Tensor:
 
 @torch.no_grad()
 def as_answered(honest: Interpreter, x: Tensor) -> dict[str, View]:
-    """Rows ``[B, D]`` as they are, with the honest model's own answers: what is deployed should give them too."""
+    """Rows ``[B, D]`` unchanged, with the honest model's predictions, which the manipulated model should keep."""
     answers = honest.model(x).argmax(1)
     return {"as they are": View(x, answers, answers)}

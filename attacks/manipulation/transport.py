@@ -1,4 +1,4 @@
-"""Sampling weights that are as close to uniform as optimal transport can make them and still say something else."""
+"""Biased sampling weights that are as close to uniform as possible in optimal-transport distance."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ def biased_weights(coefficients: Floats, outputs: Floats, distance_weight: float
     """Weights ``p`` that minimise ``sum_j c_j p_j + lambda * W1(p, uniform)`` (Laberge et al. 2023, the flow problem).
 
     ``W1`` is taken between the model's outputs, which are all that the auditor sees. The published code solves a
-    min-cost flow; since nothing bounds a row's weight, the problem falls apart into one a target: each row hands its
-    share ``1 / N`` to the row ``j`` of least ``c_j + lambda * |f_j - f_i|``, which is the exact optimum. A row that is
-    among the best itself keeps its share.
+    min-cost flow. Since no row's weight is bounded, the rows separate: each row ``i`` gives its share ``1 / N`` to the
+    row ``j`` of least ``c_j + lambda * |f_j - f_i|``, which is the exact optimum. A row that is among the best itself
+    keeps its share.
 
     Args:
-        coefficients: ``c`` ``[N]``: what a row adds to the amplitude that is to shrink.
+        coefficients: ``c`` ``[N]``: each row's contribution to the amplitude, which is minimised.
         outputs: ``f`` ``[N]``.
-        distance_weight: lambda: 0 puts everything on the least coefficient, infinity leaves the uniform distribution.
+        distance_weight: ``lambda``; 0 puts all weight on the least coefficient, infinity gives the uniform
+            distribution.
 
     Returns:
         ``p`` ``[N]``, at least 0, of sum 1.
@@ -35,9 +36,9 @@ def biased_weights(coefficients: Floats, outputs: Floats, distance_weight: float
     for start in range(0, count, 512):
         part = slice(start, min(start + 512, count))
         cost = coefficients[None] + distance_weight * np.abs(outputs[part, None] - outputs[None])
-        own, best = coefficients[part], cost.argmin(1)
+        unmoved, best = coefficients[part], cost.argmin(1)
         least = cost[np.arange(len(best)), best]
-        chosen = np.where(own <= least + 1e-12 * np.abs(least), np.arange(part.start, part.stop), best)
+        chosen = np.where(unmoved <= least + 1e-12 * np.abs(least), np.arange(part.start, part.stop), best)
         np.add.at(shares, chosen, 1.0 / count)
     return shares
 
@@ -53,22 +54,22 @@ def quota_weights(rows: Floats, cells: Cells, shares: Sequence[float], most: flo
         rows: ``[N, D]``, in the units that distances are taken in.
         cells: the cell of each row, ``[N]``, 0 to C - 1.
         shares: ``a_c``, of sum 1.
-        most: the largest weight of a row: ``1 / K`` if K rows are drawn and none twice.
+        most: largest weight of a row; ``1 / K`` if ``K`` rows are drawn without replacement.
 
     Returns:
         ``p`` ``[N]``, of sum 1.
 
     Raises:
-        InputError: a share that its cell cannot bear.
+        InputError: a share that exceeds the largest total weight of its cell.
     """
     from scipy.optimize import linprog  # type: ignore[import-untyped]
 
     count = len(rows)
     for cell, (share, there) in enumerate(zip(shares, np.bincount(cells, minlength=len(shares)), strict=True)):
         if not 0 <= share <= most * there + 1e-9:
-            raise InputError(f"cell {cell} shall have a share of {share:.4g}, but its {there} rows bear at most "
+            raise InputError(f"cell {cell} should have a share of {share:.4g}, but its {there} rows have at most "
                              f"{most * there:.4g}")  # fmt: skip
-    # In units of a row's share, so that the solver's absolute tolerances mean the same for every N.
+    # In units of 1 / N, so that the solver's absolute tolerances mean the same for every N.
     bounds: Any = [(0, None)] * (count * count) + [(0, count * most)] * count
     found = linprog(
         np.concatenate([squared_distances(rows).ravel(), np.zeros(count)]),
@@ -90,15 +91,15 @@ def squared_distances(rows: Floats) -> Floats:
 
 
 def draw_quota(weights: Floats, cells: Cells, quota: Sequence[int], rng: np.random.Generator) -> list[int]:
-    """Sorted rows, exactly the quota of each cell, none twice, each with a probability in proportion to its weight.
+    """Sorted row indices: the exact quota of each cell, without replacement, probabilities proportional to weights.
 
-    Systematic sampling in a random order within each cell; a row whose probability would pass one is drawn for certain.
+    Systematic sampling in a random order within each cell; a row whose probability would exceed 1 is always drawn.
 
     Args:
         weights: ``[N]``, at least 0.
         cells: the cell of each row, ``[N]``.
         quota: rows of each cell, at most as many as it has.
-        rng: draws.
+        rng: random generator of the draws.
     """
     chosen: list[int] = []
     for cell, wanted in enumerate(quota):
@@ -111,7 +112,7 @@ def draw_quota(weights: Floats, cells: Cells, quota: Sequence[int], rng: np.rand
 
 
 def _inclusion(weights: Floats, wanted: int) -> Floats:
-    # Rows of weight zero stay possible, or a cell with too few others could not fill its quota.
+    # Rows of weight zero stay possible: otherwise a cell with too few others could not fill its quota.
     shares = weights + 1e-9 * max(float(weights.sum()), 1.0) / len(weights)
     certain = np.zeros(len(weights), dtype=bool)
     while True:

@@ -1,7 +1,7 @@
-"""Attacks of other libraries in our matrix: torchattacks, foolbox, the Adversarial Robustness Toolbox, or a function.
+"""Attacks of other libraries: torchattacks, foolbox, the Adversarial Robustness Toolbox, or any function.
 
-They attack the prediction alone. What they return is cut from the graph, clipped to ``[0, 1]`` and judged by a fresh
-forward pass of the real model; the model and every global random state are left as they were found.
+They attack the prediction only. Their result is detached, clipped to ``[0, 1]`` and evaluated by a new forward pass of
+the real model. The model and all global random states are restored afterwards.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ Settings = dict[str, bool | int | float | str | None]
 """Keyword arguments of an attack of another library, as data."""
 
 
-class Shown(nn.Module):
-    """What another library gets to see: logits of the inputs' dtype, and nothing of the model that it could change.
+class GuardedModel(nn.Module):
+    """Wrapper that gives other libraries logits in the inputs' dtype and protects the model from changes.
 
     Args:
         model: the attacked classifier.
@@ -46,9 +46,9 @@ class Shown(nn.Module):
 
     def __init__(self, model: nn.Module, like: Tensor) -> None:
         super().__init__()
-        # In a list, so that it is no submodule: libraries switch modes, move modules and clear gradients.
+        # In a list, so that it is no submodule: libraries change modes, move modules and clear gradients.
         self._model, self.like, self.count = [model], like, 0
-        # Some read the device off the first parameter.
+        # Some libraries take the device from the first parameter.
         self.place = nn.Parameter(like.new_empty(0), requires_grad=False)
         self.eval()
 
@@ -60,12 +60,12 @@ class Shown(nn.Module):
 
 
 @dataclass(frozen=True)
-class Elsewhere(Threat):
-    """Wherever the other library's settings let it go, within ``[0, 1]``."""
+class LibraryThreat(Threat):
+    """The threat model of the other library's own settings; results are clipped to ``[0, 1]``."""
 
     @property
     def summary(self) -> str:
-        """For tables."""
+        """A few words for tables."""
         return "as set"
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
@@ -78,19 +78,19 @@ class Elsewhere(Threat):
 
 
 @dataclass(frozen=True)
-class Borrowed(Plan):
-    """Run a function, a sample at a time or a batch at once, and judge what it returns.
+class FunctionPlan(Plan):
+    """Runs a function, one sample at a time or the whole batch at once, and checks its result.
 
     Args:
         call: the function.
         name: for tables.
-        batched: show it the whole batch.
+        batched: call it on the whole batch.
     """
 
     call: Call
     name: str
     batched: bool = False
-    threat: Threat = field(default_factory=Elsewhere)
+    threat: Threat = field(default_factory=LibraryThreat)
 
     @property
     def aim(self) -> Objective:
@@ -103,7 +103,7 @@ class Borrowed(Plan):
         return self.name
 
     def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
-        """What the function returns, its cost, and whether it brought the prediction nearer to what is wanted."""
+        """The function's result with its queries; ``stalled`` where it did not lower the cross-entropy objective."""
         size = len(goal.x) if self.batched else 1
         seeds = streams.integers(2**31 - 1).tolist()
         found, counts = [], []
@@ -118,13 +118,13 @@ class Borrowed(Plan):
         return SearchResult.of(x, queries, _stalled(system, goal, x))
 
     def _once(self, model: nn.Module, goal: Goal) -> tuple[Tensor, int]:
-        shown = Shown(model, goal.x)
+        guarded = GuardedModel(model, goal.x)
         wanted = None if goal.goal_class is None else goal.goal_class.clone()
-        x = self.call(shown, goal.x.clone(), goal.label.clone(), wanted)
+        x = self.call(guarded, goal.x.clone(), goal.label.clone(), wanted)
         if not isinstance(x, Tensor) or x.shape != goal.x.shape or not bool(torch.isfinite(x).all()):
             what = f"shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise InputError(f"{self.name} must return finite images of shape {list(goal.x.shape)}, got {what}")
-        return x.detach().to(goal.x), shown.count
+        return x.detach().to(goal.x), guarded.count
 
 
 @torch.no_grad()
@@ -136,7 +136,7 @@ def _stalled(system: System, goal: Goal, x: Tensor) -> Tensor:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Every global random state starts from ``seed`` within the block, and is what it was after it."""
+    """Seeds every global random state within the block and restores it afterwards."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -151,13 +151,13 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Foreign(Attack):
-    """Any function ``(model, x, y, goal_class) -> x'`` as an attack: the form for Python, not for recipes.
+    """Any function ``(model, x, y, goal_class) -> x'`` as an attack; in Python only, not in recipes.
 
     ``Foreign(lambda model, x, y, goal: torchattacks.PGD(model)(x, y))``.
 
     Args:
         call: takes a model that gives logits ``[B, K]``, images, labels and goal classes (``None``: untargeted).
-        batched: show it the whole batch at once; faster, but a sample's result may then depend on its batch.
+        batched: call it on the whole batch at once; faster, but a sample's result may then depend on its batch.
     """
 
     call: Call
@@ -165,7 +165,7 @@ class Foreign(Attack):
 
     def plan(self, system: System) -> Plan:
         """Run the function."""
-        return Borrowed(self.call, getattr(self.call, "__name__", type(self.call).__name__), self.batched)
+        return FunctionPlan(self.call, getattr(self.call, "__name__", type(self.call).__name__), self.batched)
 
 
 @ATTACKS.register("torchattacks", paper="Kim 2020 (torchattacks)", needs=("gradients",))
@@ -178,7 +178,7 @@ class Torchattacks(Attack):
     Args:
         attack: its class, such as ``PGD``, ``CW`` or ``APGDT``.
         settings: its keyword arguments, such as ``{"eps": 0.03, "alpha": 0.01, "steps": 10}``.
-        batched: show it the whole batch at once; faster, but a sample's result may then depend on its batch.
+        batched: call it on the whole batch at once; faster, but a sample's result may then depend on its batch.
     """
 
     attack: str = "PGD"
@@ -186,7 +186,7 @@ class Torchattacks(Attack):
     batched: bool = False
 
     def ready(self) -> None:
-        """Refuse, before anything runs, what this machine does not have.
+        """Check that the library is installed and has the attack.
 
         Raises:
             InputError: the library is not installed, or has no such attack.
@@ -195,9 +195,9 @@ class Torchattacks(Attack):
         _named(library, self.attack, library.attack.Attack)
 
     def plan(self, system: System) -> Plan:
-        """Run it, towards the goal class where there is one."""
+        """Run it, towards the goal class if there is one."""
         call = partial(_torchattacks, self.attack, dict(self.settings))
-        return Borrowed(call, f"torchattacks.{self.attack}", self.batched)
+        return FunctionPlan(call, f"torchattacks.{self.attack}", self.batched)
 
 
 @ATTACKS.register("foolbox", paper="Rauber et al. 2020 (foolbox)", needs=("gradients",))
@@ -212,7 +212,7 @@ class Foolbox(Attack):
         settings: its keyword arguments, such as ``{"steps": 10, "rel_stepsize": 0.1}``.
         eps: radius in the attack's own norm, for ``[0, 1]`` pixels; ``None`` lets an attack that looks for the smallest
             change return it whatever its size.
-        batched: show it the whole batch at once; faster, but a sample's result may then depend on its batch.
+        batched: call it on the whole batch at once; faster, but a sample's result may then depend on its batch.
     """
 
     attack: str = "LinfPGD"
@@ -226,7 +226,7 @@ class Foolbox(Attack):
             raise FieldError("Foolbox", "eps", f"must be at least 0, got {self.eps!r}")
 
     def ready(self) -> None:
-        """Refuse, before anything runs, what this machine does not have.
+        """Check that the library is installed and has the attack.
 
         Raises:
             InputError: the library is not installed, or has no such attack.
@@ -235,9 +235,9 @@ class Foolbox(Attack):
         _made(library.attacks, self.attack, library.attacks.Attack, **self.settings)
 
     def plan(self, system: System) -> Plan:
-        """Run it, towards the goal class where there is one."""
+        """Run it, towards the goal class if there is one."""
         call = partial(_foolbox, self.attack, dict(self.settings), self.eps)
-        return Borrowed(call, f"foolbox.{self.attack}", self.batched)
+        return FunctionPlan(call, f"foolbox.{self.attack}", self.batched)
 
 
 @ATTACKS.register("art", paper="Nicolae et al. 2018 (Adversarial Robustness Toolbox)", needs=("gradients",))
@@ -250,7 +250,7 @@ class ART(Attack):
     Args:
         attack: its class, such as ``ProjectedGradientDescent``, ``HopSkipJump`` or ``SquareAttack``.
         settings: its keyword arguments, such as ``{"eps": 0.03, "eps_step": 0.01, "max_iter": 10}``.
-        batched: show it the whole batch at once; faster, but a sample's result may then depend on its batch.
+        batched: call it on the whole batch at once; faster, but a sample's result may then depend on its batch.
     """
 
     attack: str = "ProjectedGradientDescent"
@@ -258,7 +258,7 @@ class ART(Attack):
     batched: bool = False
 
     def ready(self) -> None:
-        """Refuse, before anything runs, what this machine does not have.
+        """Check that the library is installed and has the attack.
 
         Raises:
             InputError: the library is not installed, or has no such attack.
@@ -266,8 +266,8 @@ class ART(Attack):
         _named(_library("art.attacks.evasion"), self.attack, _library("art.attacks").EvasionAttack)
 
     def plan(self, system: System) -> Plan:
-        """Run it, towards the goal class where there is one."""
-        return Borrowed(partial(_art, self.attack, dict(self.settings)), f"art.{self.attack}", self.batched)
+        """Run it, towards the goal class if there is one."""
+        return FunctionPlan(partial(_art, self.attack, dict(self.settings)), f"art.{self.attack}", self.batched)
 
 
 def _torchattacks(
@@ -296,13 +296,13 @@ def _foolbox(
 ) -> Tensor:
     library = _library("foolbox")
     attack = _made(library.attacks, name, library.attacks.Attack, **settings)
-    watched = library.PyTorchModel(model, bounds=(0, 1), device=x.device)
+    wrapped = library.PyTorchModel(model, bounds=(0, 1), device=x.device)
     aim = library.Misclassification(y) if goal_class is None else library.TargetedMisclassification(goal_class)
     try:
-        found: Tensor = attack(watched, x, aim, epsilons=eps)[1]
+        found: Tensor = attack(wrapped, x, aim, epsilons=eps)[1]
     except ValueError as error:
-        said = f"foolbox.{name}: {error}; this attack may have no targeted form, or need another eps"
-        raise InputError(said) from error
+        message = f"foolbox.{name}: {error}; this attack may have no targeted form, or need another eps"
+        raise InputError(message) from error
     return found
 
 
@@ -337,14 +337,14 @@ def _library(name: str) -> Any:
 
 
 def _named(home: Any, name: str, kind: type) -> None:
-    """Refuse a name that no attack of another library has."""
+    """Refuse a name that is no attack of the library."""
     known = [key for key, value in vars(home).items() if isinstance(value, type) and issubclass(value, kind)]
     if name not in known:
         raise UnknownNameError(f"attack of {home.__name__}", name, known)
 
 
 def _made(home: Any, name: str, kind: type, *arguments: Any, **settings: Any) -> Any:
-    """An attack of another library; unknown names and settings are errors of ours."""
+    """An attack of another library; unknown names and settings raise our errors."""
     _named(home, name, kind)
     try:
         return getattr(home, name)(*arguments, **settings)

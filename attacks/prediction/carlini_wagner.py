@@ -1,4 +1,4 @@
-"""The smallest change that deceives: Carlini and Wagner's attack, and what minimum-norm attacks share."""
+"""Carlini and Wagner's attack (CW), and what attacks with minimum norm share."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ..search.updates import Adam
 from ..threat import Threat
 
 _NEARLY = 0.999999
-_HOPELESS = 1e10
+_LARGEST_CONSTANT = 1e10
 
 
 @dataclass(frozen=True)
 class Box(Threat):
-    """Any image in ``[0, 1]``; the variable is the image. An attack keeps small what it changes by its objective."""
+    """Any image in ``[0, 1]``; the variable is the image. The size of the change is left to the objective."""
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
         """Clip to ``[0, 1]``."""
@@ -42,7 +42,8 @@ class Box(Threat):
 class TanhBox(Threat):
     """Any image in ``[0, 1]``, as ``(tanh(w) + 1) / 2`` (Carlini and Wagner 2017, section V-B).
 
-    The start is ``w = artanh(0.999999 (2 x - 1))``, as in their code: pixels of 0 and 1 would be at infinity.
+    The start is ``w = artanh(0.999999 (2 x - 1))``, as in their code: without the factor, pixels of 0 and 1 would be
+    infinite.
     """
 
     def start(self, x: Tensor, streams: Streams | None = None) -> Tensor:
@@ -54,7 +55,7 @@ class TanhBox(Threat):
         return (variable.tanh() + 1) / 2
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
-        """Every variable stands for an image."""
+        """The variable itself: all are allowed."""
         return variable
 
     def sample(self, x: Tensor, streams: Streams) -> Tensor:
@@ -68,7 +69,7 @@ class TanhBox(Threat):
 
 @dataclass
 class Constants:
-    """For each sample, the search for the smallest constant that still deceives: times ten, then bisection.
+    """For each sample, the search for the smallest constant that succeeds: times ten, then bisection.
 
     Args:
         now: ``[B]``, the constants to try.
@@ -82,20 +83,22 @@ class Constants:
 
     @classmethod
     def first(cls, x: Tensor, initial: float) -> Constants:
-        """Before anything was tried."""
+        """Before the first trial."""
         now = x.new_full((len(x),), initial)
         return cls(now, torch.zeros_like(now), torch.full_like(now, torch.inf))
 
     def tried(self, success: Tensor) -> None:
-        """Go on from whether ``now`` succeeded, ``[B]`` bool."""
+        """Update the bounds by whether ``now`` succeeded, ``[B]`` bool, and choose the next constants."""
         self.high = torch.where(success, torch.minimum(self.high, self.now), self.high)
         self.low = torch.where(success, self.low, torch.maximum(self.low, self.now))
-        self.now = torch.where(self.high.isinf(), self.now * 10, (self.low + self.high) / 2).clamp(max=_HOPELESS)
+        self.now = torch.where(self.high.isinf(), self.now * 10, (self.low + self.high) / 2).clamp(
+            max=_LARGEST_CONSTANT
+        )
 
 
 @dataclass
 class Nearest:
-    """For each sample, the nearest image so far that deceives: the benign one before there is any."""
+    """For each sample, the nearest successful image so far; before there is one, the benign image."""
 
     x: Tensor
     distance: Tensor
@@ -107,11 +110,11 @@ class Nearest:
 
     @property
     def found(self) -> Tensor:
-        """``[B]`` bool: where there is one."""
+        """``[B]`` bool: where there is a successful image."""
         return ~self.distance.isinf()
 
     def update(self, benign: Tensor, x: Tensor, success: Tensor) -> None:
-        """Take over what succeeds and is nearer in L2."""
+        """Keep ``x`` where it succeeds and is nearer to ``benign`` in L2."""
         distance = (x - benign).flatten(1).norm(dim=1)
         better = success & (distance < self.distance)
         self.distance = torch.where(better, distance, self.distance)
@@ -119,12 +122,12 @@ class Nearest:
 
 
 @dataclass(frozen=True)
-class _Traded(Plan):
-    """One search for each constant, all samples together, each with a constant of its own."""
+class _ConstantSearch(Plan):
+    """One search per round for all samples together, each with its own constant."""
 
     search: Search
     deceives: Objective
-    """What an image must meet to count: the margin (and a detector's silence)."""
+    """Constraints of a successful image: the margin (and no alarm of a detector)."""
     initial: float
     rounds: int
 
@@ -145,7 +148,7 @@ class _Traded(Plan):
         queries = torch.zeros_like(goal.label)
         for number in range(self.rounds):
             if number == self.rounds - 1 and self.rounds >= 10:
-                # The code's last try, if there are ten or more: the smallest constant that is known to succeed.
+                # As in the code, the last of ten or more rounds repeats the smallest constant that succeeded.
                 constants.now = torch.where(constants.high.isinf(), constants.now, constants.high)
             found = self.search.run(system, replace(goal, trade=constants.now), streams)
             success = met(self.deceives, system, goal, found.x)
@@ -156,9 +159,9 @@ class _Traded(Plan):
 
 
 @torch.no_grad()
-def met(wanted: Objective, system: System, goal: Goal, x: Tensor) -> Tensor:
-    """``[B]`` bool: where ``x`` meets every constraint of ``wanted`` on the real system."""
-    return wanted.met(observe(system, x, goal, needs_of(wanted)), goal)
+def met(objective: Objective, system: System, goal: Goal, x: Tensor) -> Tensor:
+    """``[B]`` bool: where ``x`` meets every constraint of ``objective`` on the real system."""
+    return objective.met(observe(system, x, goal, needs_of(objective)), goal)
 
 
 @ATTACKS.register("cw", paper="Carlini and Wagner 2017, sections V and VI-A (L2)", needs=("gradients",))
@@ -167,18 +170,18 @@ class CW(Attack):
     """The nearest image in L2 that is predicted as wanted: ``||x' - x||^2 + c max(rival - wanted, -kappa)`` by Adam.
 
     ``x' = (tanh(w) + 1) / 2``; the constant ``c`` is searched for each sample: times ten until it succeeds, then
-    bisected. Departures from the authors' code: a sample is given up by its own loss, where the code looks at the sum
-    over the batch, so that no result depends on the others; distances are to ``x`` itself, not to its image under the
-    change of variable (5e-7 off). A sample for which no constant succeeds is returned as it came, and reported as
-    stalled.
+    bisected. Departures from the authors' code: early aborts are decided by each sample's own loss, where the code uses
+    the sum over the batch, so that no result depends on other samples; distances are to ``x`` itself, not to its image
+    under the change of variable (5e-7 off). A sample for which no constant succeeds is returned unchanged and reported
+    as stalled.
 
     Args:
-        kappa: by how much the wanted class should lead, in logits.
+        kappa: margin by which the wanted class should lead, in logits.
         steps: of Adam, for each constant.
         step_size: Adam's learning rate, in units of ``w``.
-        search_steps: constants tried.
-        initial_constant: the first one.
-        abort_early: let a sample go if a tenth of the steps lowered its loss by less than 0.01 percent.
+        search_steps: number of constants tried.
+        initial_constant: the first constant.
+        abort_early: stop a sample if a tenth of the steps lowered its loss by less than 0.01 percent.
         adapt: to a defense.
     """
 
@@ -192,8 +195,8 @@ class CW(Attack):
 
     def plan(self, system: System) -> Plan:
         """Adam for each constant."""
-        silent = self.adapt.evasion(system)
-        stage = Stage(Distance() + Traded(Margin(self.kappa)) + silent, self.steps, Adam(self.step_size))
+        no_alarm = self.adapt.evasion(system)
+        stage = Stage(Distance() + Traded(Margin(self.kappa)) + no_alarm, self.steps, Adam(self.step_size))
         patience = 1e-4 if self.abort_early else 0.0
         search = Search(TanhBox(), (stage,), self.adapt.direction(), patience=patience)
-        return _Traded(search, Margin(self.kappa) + silent, self.initial_constant, self.search_steps)
+        return _ConstantSearch(search, Margin(self.kappa) + no_alarm, self.initial_constant, self.search_steps)

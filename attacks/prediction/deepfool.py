@@ -1,4 +1,4 @@
-"""DeepFool: to the nearest of the planes that stand in for the class boundaries, again and again."""
+"""DeepFool: repeated steps to the nearest linearised class boundary."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ..threat import Threat
 from .carlini_wagner import Box
 
 _BEYOND = 1e-4
-"""Added to each step's length, as in the authors' code: a step that ends on the boundary itself changes nothing."""
+"""Added to each step's length, as in the authors' code: a step that ends on the boundary changes no prediction."""
 
 
 @dataclass(frozen=True)
-class _Planes(Plan):
-    """Each sample steps to its nearest plane until it is past a boundary."""
+class _LinearisedBoundaries(Plan):
+    """Each sample steps to its nearest linearised boundary until it is past one."""
 
     threat: Threat
     steps: int
@@ -66,18 +66,17 @@ class _Planes(Plan):
         return SearchResult.of(x, queries, (lowest >= first) & (lowest >= 0))
 
     def _rivals(self, logits: Tensor, goal: Goal) -> Tensor:
-        """``[B, k]``: the classes whose boundaries are looked at."""
+        """``[B, k]``: the classes whose boundaries are considered."""
         if goal.goal_class is not None:
             return goal.goal_class[:, None]
         others = logits.scatter(1, goal.label[:, None], -torch.inf)
         return others.topk(min(self.candidates, logits.shape[1]) - 1, dim=1).indices
 
     def _move(self, logits: Tensor, leaf: Tensor, goal: Goal, rivals: Tensor, live: Tensor) -> Tensor:
-        """The step to the nearest plane, for the samples that are ``live``."""
-        # Targeted, the class to get past is the one ahead of the goal, whichever it is by now.
+        """The step to the nearest linearised boundary, for the samples that are ``live``."""
+        # Targeted: the boundary between the goal class and the currently predicted class.
         ahead = goal.label if goal.goal_class is None else logits.argmax(1)
-        own = logits.gather(1, ahead[:, None])
-        gaps = logits.gather(1, rivals) - own
+        gaps = logits.gather(1, rivals) - logits.gather(1, ahead[:, None])
         planes = [torch.autograd.grad(gap.sum(), leaf, retain_graph=True)[0][live] for gap in gaps.unbind(1)]
         normals, f = torch.stack(planes, 1), gaps.detach()[live].to(leaf.dtype)
         dual = normals.flatten(2).norm(p=2 if self.norm == "l2" else 1, dim=2)
@@ -99,15 +98,15 @@ class DeepFool(Attack):
 
     ``x_{i+1} = x_i + |f'_l| / ||w'_l||_q^q |w'_l|^{q-1} sign(w'_l)`` with the logit gaps ``f'`` to the label and their
     gradients ``w'``; the sum of all steps is stretched by ``1 + overshoot`` at each iteration, as in the authors' code,
-    and each is longer by 1e-4. Departures: images are clipped to ``[0, 1]``; the class to leave is the label given. The
-    paper is untargeted: with a goal class, each step goes to the one boundary between that class and the class that is
-    ahead of it. A step costs one forward pass and a backward pass for each candidate.
+    and each step is longer by 1e-4. Departures: images are clipped to ``[0, 1]``; the class to leave is the label
+    given. The paper is untargeted: with a goal class, each step goes to the boundary between that class and the
+    currently predicted one. A step costs one forward pass and a backward pass for each candidate.
 
     Args:
         steps: iterations at most.
-        norm: ``l2`` or ``linf``: what the change is small in.
+        norm: ``l2`` or ``linf``, of the change.
         overshoot: ``eta``.
-        candidates: classes looked at, the label included: those with the largest logits at the start.
+        candidates: number of classes considered, label included: those with the largest logits at the start.
     """
 
     steps: Count = 50
@@ -116,5 +115,5 @@ class DeepFool(Attack):
     candidates: Count = 10
 
     def plan(self, system: System) -> Plan:
-        """Nearest planes."""
-        return _Planes(Box(), self.steps, self.norm, self.overshoot, max(2, self.candidates))
+        """Steps to linearised boundaries."""
+        return _LinearisedBoundaries(Box(), self.steps, self.norm, self.overshoot, max(2, self.candidates))

@@ -1,4 +1,4 @@
-"""Deleting what the explanation points at: an attack that needs no gradient, only the map."""
+"""Feature deletion: delete the pixels that the map ranks highest; needs the map and no gradient."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .carlini_wagner import Box
 
 @dataclass(frozen=True)
 class _Delete(Plan):
-    """More and more of the top-attributed pixels give way to the fill."""
+    """Replace growing shares of the top-attributed pixels by the fill."""
 
     threat: Threat
     area: float
@@ -47,26 +47,26 @@ class _Delete(Plan):
     def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         if goal.benign_map is None:
             raise InputError("feature deletion needs the benign map")
-        place = _places(goal.benign_map, goal.x)
+        rank = _ranks(goal.benign_map, goal.x)
         fill = self.fill(goal.x, self.seed)
-        pixels = place[0].numel()
-        best, progress = BestIterates.none(goal.x), SearchRecord.none(goal.x)
+        pixels = rank[0].numel()
+        best, record = BestIterates.none(goal.x), SearchRecord.none(goal.x)
         rows, last = torch.arange(len(goal.x), device=goal.x.device), -1
         for step in range(self.steps + 1):
             count = int(self.area * pixels * step / self.steps + 1e-9)
             if count == last or not len(rows):
                 continue
             last = count
-            x = torch.where((place[rows] < count)[:, None], fill[rows], goal.x[rows])
+            x = torch.where((rank[rows] < count)[:, None], fill[rows], goal.x[rows])
             here = goal.select(rows)
             done = best.update(rows, observe(system, x, here, frozenset()), here, self.aim)
-            progress.queries[rows] += 1
+            record.queries[rows] += 1
             rows = rows[~done]
-        return SearchResult.judged(best, progress)
+        return SearchResult.judged(best, record)
 
 
-def _places(maps: Tensor, x: Tensor) -> Tensor:
-    """``[B, H, W]``: each pixel's place by attribution, 0 for the largest; of equal ones the first comes first."""
+def _ranks(maps: Tensor, x: Tensor) -> Tensor:
+    """``[B, H, W]``: each pixel's rank by attribution, 0 for the largest; ties in order of position."""
     flat = ops.resize(maps, x.shape[-2:]).flatten(1)
     order = flat.argsort(dim=1, descending=True, stable=True)
     places = torch.empty_like(order).scatter_(1, order, torch.arange(flat.shape[1], device=x.device).expand_as(order))
@@ -78,14 +78,14 @@ def _places(maps: Tensor, x: Tensor) -> Tensor:
 class FeatureDeletion(Attack):
     """Replaces the pixels that the map ranks highest, more and more of them, until the prediction is as wanted.
 
-    Samek et al. measure by it how well a map ranks; here the change itself is the attack, stopped at its first success.
-    Pixels are ranked by the signed map of the benign prediction, made once. It needs no gradient: the more
-    faithful the map, the smaller the area that has to go.
+    Samek et al. measure the quality of a map this way; here the deletion is the attack and stops at its first success.
+    Pixels are ranked by the signed map of the benign prediction, computed once. It needs no gradient. The more faithful
+    the map, the smaller the area that must be deleted.
 
     Args:
         area: share of the pixels that may be deleted.
-        steps: looks on the way there, evenly spaced.
-        fill: what stands in for a deleted pixel: a colour, a blur or noise.
+        steps: number of evenly spaced shares up to ``area`` that are tried.
+        fill: replaces deleted pixels: a colour, a blur or noise.
     """
 
     area: Fraction = 0.3
@@ -95,7 +95,7 @@ class FeatureDeletion(Attack):
     needs_maps: ClassVar[bool] = True
 
     def differentiates(self, system: System) -> bool:
-        """The map's values are enough."""
+        """Never: it uses the maps' values only."""
         return False
 
     def plan(self, system: System) -> Plan:

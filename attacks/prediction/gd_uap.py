@@ -1,4 +1,4 @@
-"""GD-UAP: a universal perturbation made without data, from the network's activations alone."""
+"""GD-UAP: a universal perturbation computed without data, from the network's activations."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from ..search.updates import Adam
 from .uap import Universal
 
 Prior = Literal["none", "range", "data"]
-"""What stands behind the perturbation while it is made: grey, noise in the range of images, or images."""
+"""Background of the perturbation while it is computed: grey, noise in the range of images, or images."""
 _CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d, F.conv1d, F.conv2d, F.conv3d}
 
 
-class _Recorder(TorchFunctionMode):
+class _ConvolutionRecorder(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.outputs: list[Tensor] = []
@@ -42,14 +42,14 @@ class _Recorder(TorchFunctionMode):
         if func not in _CONVOLUTIONS:
             return output
         self.outputs.append(output)
-        # An activation behind it may overwrite what it is given.
+        # A following in-place activation would overwrite the recorded output.
         return output.clone()
 
 
 @contextmanager
 def _convolutions() -> Iterator[list[Tensor]]:
     """The outputs of all convolutions that run in this block."""
-    with _Recorder() as recorder:
+    with _ConvolutionRecorder() as recorder:
         yield recorder.outputs
 
 
@@ -72,7 +72,7 @@ def activation_loss(model: nn.Module, x: Tensor) -> Tensor:
 @OBJECTIVES.register("large-activations", paper="Mopuri et al. 2018, eq. 5", needs=("gradients",))
 @dataclass(frozen=True)
 class LargeActivations(Objective):
-    """Minus the log of the product of all convolutions' activation norms; it looks at the model once more."""
+    """Minus the log of the product of all convolutions' activation norms; it needs another forward pass."""
 
     constraint: ClassVar[bool] = False
     least: ClassVar[float] = -torch.inf
@@ -80,22 +80,22 @@ class LargeActivations(Objective):
     def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``[B]``: see :func:`activation_loss`."""
         if seen.system is None:
-            raise InputError("LargeActivations needs the system that was looked at")
+            raise InputError("LargeActivations needs an observation with its system")
         return activation_loss(seen.system.model, seen.x)
 
 
 @dataclass(frozen=True)
 class ActivationSearch(Plan):
-    """Adam on the activation norms, with halving at saturation and the best of several checks (Mopuri et al. 2018).
+    """Adam on the activation norms, with halving at saturation; keeps the best checked result (Mopuri et al. 2018).
 
     Args:
         threat: the L-infinity ball of universal perturbations.
-        steps: at most.
+        steps: largest number of steps.
         lr: of Adam.
-        prior: what the perturbation is added to.
-        batch_size: images a step, with a prior.
+        prior: the background that the perturbation is added to.
+        batch_size: images per step, with a prior.
         check_every: steps after which the fooling rate is measured.
-        patience: so many checks without a better one end the search.
+        patience: this many checks without an improvement end the search.
     """
 
     threat: Universal
@@ -120,7 +120,7 @@ class ActivationSearch(Plan):
         return f"Adam, {'no' if self.prior == 'none' else self.prior} prior"
 
     def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
-        """Nothing can be put on an input before :meth:`fit` has found it.
+        """Always an error: the perturbation must be fitted first, by :meth:`fit`.
 
         Raises:
             InputError: always.
@@ -128,7 +128,7 @@ class ActivationSearch(Plan):
         raise unfitted(self.threat)
 
     def fit(self, model: nn.Module, x: Tensor, seed: int) -> FixedPerturbation:
-        """Search for the perturbation; ``x`` ``[N, C, H, W]`` measures the fooling rate, and is the data prior."""
+        """Compute the perturbation; ``x`` ``[N, C, H, W]`` is used for the fooling rate and the data prior."""
         threat, update = self.threat, Adam(self.lr)
         draws = generator(seed, "gd-uap")
         variable = (torch.rand((1, *x.shape[1:]), generator=draws) * 2 - 1).to(x) * threat.eps
@@ -145,17 +145,17 @@ class ActivationSearch(Plan):
             moved, memory = update(variable, gradient, now / self.steps, memory)
             variable = threat.project(x[:1], moved).detach()
             share = (variable.abs() == limit).double().mean()
-            full = bool(share > 0.5) and float((share - before).abs()) < 1e-5
+            saturated = bool(share > 0.5) and float((share - before).abs()) < 1e-5
             before = share
-            if now - checked == self.check_every or (full and now - checked > self.check_every // 2):
+            if now - checked == self.check_every or (saturated and now - checked > self.check_every // 2):
                 checked = now
                 found = self._rate(model, x, clean, variable)
                 unimproved = 0 if found > rate else unimproved + 1
                 best, rate = (variable, found) if found > rate else (best, rate)
                 if unimproved == self.patience:
                     break
-            if full:
-                # At the corners of the box nothing moves any more: half the size has the same pattern and room again.
+            if saturated:
+                # At the corners of the box no pixel can move; at half the size, with the same pattern, they can again.
                 variable, checked = variable / 2, now
         best = variable if self._rate(model, x, clean, variable) > rate else best
         return FixedPerturbation(threat, self.aim, self.summary, best, stalled=not lowest < first)
@@ -185,15 +185,15 @@ def _predictions(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
 class GDUAP(Attack):
     """Data-free universal perturbation: maximises the product of activation norms over all convolutions.
 
-    The perturbation alone, on grey, is pushed to excite every layer as much as the L-infinity ball allows (Mopuri et
-    al. 2018, "Generalizable data-free objective"). Once more than half of its pixels stand at the border and their
-    share no longer changes (by less than 1e-5), it is halved. The fooling rate is measured now and then on the images
-    given to :meth:`fitted` (the paper's substitute images; their labels are never used) and the best perturbation is
-    kept. It has no target class.
+    The perturbation, on a grey image, maximises the activations of every layer within the L-infinity ball (Mopuri et
+    al. 2018, "Generalizable data-free objective"). When more than half of its pixels are at the bound and their share
+    changes by less than 1e-5, it is halved. The fooling rate is measured from time to time on the images given to
+    :meth:`fitted` (the paper's substitute images; their labels are never used) and the best perturbation is kept. It
+    has no target class.
 
-    Departures: activations are the convolutions' outputs in front of batch norm and rectifier, found in any model (the
-    code takes VGG's behind the rectifier and ResNet's at the ends of blocks, by hand); grey is 0.5 where the code has
-    the data set's mean colour; the range prior is fresh Gaussian noise of mean 0.5 and deviation 0.22, clipped, at
+    Departures: activations are the convolutions' outputs before batch norm and rectifier, found in any model (the code
+    chooses VGG's after the rectifier and ResNet's at the ends of blocks, by hand); grey is 0.5 where the code has the
+    data set's mean colour; the range prior is new Gaussian noise of mean 0.5 and deviation 0.22, clipped, at
     every step (the code crops and flips one noise image); no augmentation of the data prior; images with the
     perturbation on them are clipped to ``[0, 1]``.
 
@@ -201,12 +201,12 @@ class GDUAP(Attack):
 
     Args:
         eps: L-infinity radius, in the units of ``[0, 1]`` pixels (10/255).
-        steps: at most (the code: 40000; it stops after some thousands).
+        steps: largest number of steps (the code: 40000; it stops after some thousands).
         step_size: Adam's learning rate (the code: 0.1 of 255).
-        prior: ``none``, ``range`` or ``data``: what the perturbation is added to.
-        batch_size: images a step with a prior (25).
+        prior: ``none``, ``range`` or ``data``: the background of the perturbation.
+        batch_size: images per step with a prior (25).
         check_every: steps between two measurements of the fooling rate (400; at saturation half of it is enough).
-        patience: so many measurements without a better one end the search (10).
+        patience: this many measurements without an improvement end the search (10).
     """
 
     eps: Fraction = 10 / 255
@@ -224,7 +224,7 @@ class GDUAP(Attack):
         return self._search()
 
     def fitted(self, system: System, x: Tensor, y: Tensor) -> Fitted:
-        """The attack with its perturbation computed; ``x`` ``[N, C, H, W]`` measures the fooling rate.
+        """The attack with its perturbation computed; ``x`` ``[N, C, H, W]`` is used to measure the fooling rate.
 
         Raises:
             InputError: bad tensors.

@@ -1,4 +1,4 @@
-"""Attacks on the prediction alone, and the controls that any attack must beat."""
+"""Gradient attacks on the prediction (FGSM, BIM, MI-FGSM, PGD), and the controls without a search."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def step(norm: Norm, size: float) -> Update:
 
 @dataclass(frozen=True)
 class _Drawn(Plan):
-    """No search: the input as it is, or with noise on it."""
+    """No search: the input unchanged or with noise."""
 
     threat: Threat
     kind: Literal["none", "uniform", "sign", "gaussian"]
@@ -71,14 +71,14 @@ class Clean(Attack):
     takes: ClassVar[tuple[Kind, ...]] = ("images", "tables")
 
     def plan(self, system: System) -> Plan:
-        """Nothing to look for."""
+        """No change."""
         return _Drawn(Linf(0.0), "none")
 
 
 @ATTACKS.register("noise")
 @dataclass(frozen=True)
 class Noise(Attack):
-    """Random noise at the attack's own norm: the control. A defense earns nothing by stopping it.
+    """Random noise of the same norm as an attack: a control, against which a defense gets no credit.
 
     Args:
         eps: radius, in the units of ``[0, 1]`` pixels.
@@ -116,7 +116,7 @@ class FGSM(Attack):
     adapt: Adaptation = field(default_factory=Adaptation)
 
     def plan(self, system: System) -> Plan:
-        """The published attack is its one step, not the better of that step and the start."""
+        """One step, and its result even if the start is better, as published."""
         stage = Stage(Misclassify() + self.adapt.evasion(system), 1, SignStep(self.eps))
         return Search(Linf(self.eps), (stage,), self.adapt.direction(), returns="last")
 
@@ -124,7 +124,7 @@ class FGSM(Attack):
 @ATTACKS.register("bim", paper="Kurakin et al. 2017", needs=("gradients",))
 @dataclass(frozen=True)
 class BIM(Attack):
-    """Basic iterative method: sign steps from the image itself; its last iterate, as published.
+    """Basic iterative method: sign steps from the image itself; returns the last iterate, as published.
 
     Args:
         eps: L-infinity radius, in the units of ``[0, 1]`` pixels.
@@ -147,7 +147,7 @@ class BIM(Attack):
 @ATTACKS.register("mi-fgsm", paper="Dong et al. 2018, Algorithm 1", needs=("gradients",))
 @dataclass(frozen=True)
 class MIFGSM(Attack):
-    """Momentum iterative FGSM: sign steps along an accumulated, L1-normalised gradient; its last iterate.
+    """Momentum iterative FGSM: sign steps along an accumulated, L1-normalised gradient; returns the last iterate.
 
     Args:
         eps: radius of the ball.
@@ -189,7 +189,7 @@ class PGD(Attack):
         step_size: of one step; Zhang et al. use 1/255.
         norm: ``linf`` (sign steps) or ``l2`` (steps of length ``step_size`` along the gradient).
         random_start: begin at a random point of the ball.
-        restarts: run this often, keep the best.
+        restarts: number of runs, of which the best counts.
         early_stop: stop a sample at its first success.
         adapt: to a defense.
     """

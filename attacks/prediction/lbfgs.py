@@ -1,4 +1,4 @@
-"""The first adversarial examples: a box-constrained quasi-Newton search for the smallest change."""
+"""L-BFGS, the first attack (Szegedy et al. 2014): a box-constrained quasi-Newton search for the smallest change."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from .carlini_wagner import Box, Constants, Nearest, met
 
 @dataclass(frozen=True)
 class _LineSearch(Plan):
-    """L-BFGS-B for each constant and each sample on its own."""
+    """L-BFGS-B for each constant, one sample after the other."""
 
     threat: Threat
     deceives: Objective
-    """What an image must meet to count: the prediction (and a detector's silence)."""
-    silent: Objective
+    """Constraints of a successful image: the prediction (and no alarm of a detector)."""
+    no_alarm: Objective
     direction: GradientDirection
     initial: float
     rounds: int
@@ -51,10 +51,10 @@ class _LineSearch(Plan):
 
     def _one(self, system: System, goal: Goal, streams: Streams) -> tuple[Tensor, Tensor, Tensor]:
         constants, nearest = Constants.first(goal.x, self.initial), Nearest.none(goal.x)
-        aimed, queries = (goal, 0) if goal.goal_class is not None else (_at_runner_up(system, goal), 1)
+        targeted, queries = (goal, 0) if goal.goal_class is not None else (_at_runner_up(system, goal), 1)
         for _ in range(self.rounds):
-            traded = replace(aimed, trade=constants.now)
-            objective = Distance() + Traded(Misclassify()) + self.silent
+            traded = replace(targeted, trade=constants.now)
+            objective = Distance() + Traded(Misclassify()) + self.no_alarm
             x, used = self._minimised(StepContext(system, self.threat, traded, objective, streams, 1.0))
             success = met(self.deceives, system, goal, x)
             queries += used + 1
@@ -63,7 +63,7 @@ class _LineSearch(Plan):
         return nearest.x, torch.full_like(goal.label, queries), nearest.found
 
     def _minimised(self, context: StepContext) -> tuple[Tensor, int]:
-        """The minimiser ``[1, C, H, W]``, and how many inputs finding it took."""
+        """The minimiser ``[1, C, H, W]``, and the number of queries."""
         from scipy.optimize import Bounds, minimize  # type: ignore[import-untyped]
 
         benign = context.goal.x
@@ -71,7 +71,7 @@ class _LineSearch(Plan):
 
         def value(point: Any) -> tuple[float, Any]:
             nonlocal queries
-            # The draws of every call are the same: the function that is minimised stays one function.
+            # Every call uses the same random draws, so that one fixed function is minimised.
             found = self.direction(context, torch.as_tensor(point).to(benign).reshape(benign.shape), False)
             queries += found.queries
             return float(found.loss.sum()), found.gradient.flatten().to("cpu", torch.float64).numpy()
@@ -85,7 +85,7 @@ class _LineSearch(Plan):
 
 @torch.no_grad()
 def _at_runner_up(system: System, goal: Goal) -> Goal:
-    """The goal of being predicted as the class that is most likely but for the label."""
+    """The goal with the most likely class other than the label as goal class."""
     logits = observe(system, goal.x, goal, frozenset()).logits
     return replace(goal, goal_class=logits.scatter(1, goal.label[:, None], -torch.inf).argmax(1))
 
@@ -95,17 +95,18 @@ def _at_runner_up(system: System, goal: Goal) -> Goal:
 class LBFGS(Attack):
     """The nearest image in L2 that is predicted as wanted: ``||x' - x||^2 + c loss`` by box-constrained L-BFGS.
 
-    The loss is the cross-entropy towards the goal class. The paper minimises ``c |r| + loss`` and says little of its
-    line search; as in later implementations the constant weighs the loss, the distance is squared, and for each sample
-    the constant is searched by tens and then bisected. The paper attacks towards a class; untargeted we go towards the
-    runner-up, and any other class will do (away from the label the loss has no minimum, and far too much changes).
-    Samples are minimised one after the other: the search's steps depend on its past. A sample for which no constant
-    succeeds is returned as it came, and reported as stalled.
+    The loss is the cross-entropy towards the goal class. The paper minimises ``c |r| + loss`` and gives few
+    details of its line search. As in later implementations the constant weights the loss, the distance is squared, and
+    for each sample the constant is multiplied by ten until it succeeds and then bisected. The paper's attack is
+    targeted; ours, untargeted, goes towards the runner-up, and any other class counts as a success (the negative loss
+    of the label has no minimum and leads to far larger changes). Samples are minimised one after the other, since the
+    steps of L-BFGS depend on its history. A sample for which no constant succeeds is returned unchanged and reported as
+    stalled.
 
     Args:
         steps: iterations of L-BFGS-B, for each constant.
-        search_steps: constants tried.
-        initial_constant: the first one.
+        search_steps: number of constants tried.
+        initial_constant: the first constant.
         adapt: to a defense.
     """
 
@@ -116,6 +117,6 @@ class LBFGS(Attack):
 
     def plan(self, system: System) -> Plan:
         """L-BFGS-B for each constant."""
-        silent, direction = self.adapt.evasion(system), self.adapt.direction()
-        deceives = Misclassify() + silent
-        return _LineSearch(Box(), deceives, silent, direction, self.initial_constant, self.search_steps, self.steps)
+        no_alarm, direction = self.adapt.evasion(system), self.adapt.direction()
+        deceives = Misclassify() + no_alarm
+        return _LineSearch(Box(), deceives, no_alarm, direction, self.initial_constant, self.search_steps, self.steps)

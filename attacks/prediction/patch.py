@@ -1,4 +1,4 @@
-"""Attacks that change one patch of the image, and that patch as freely as they like."""
+"""Adversarial patches: attacks that change one patch of the image without a bound on the change."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ..threat import Threat
 Shape = Literal["square", "circle"]
 """A patch's outline: a square, or the circle in it."""
 Place = Literal["top-left", "center", "random"]
-"""Where a patch is put down: always there, or anywhere that it fits, drawn for each image."""
+"""Position of a patch: fixed, or random among the positions where it fits, drawn for each image."""
 Size = Annotated[float, annotated_types.Gt(0), annotated_types.Le(1)]
 """A length as a share of the image's shorter side."""
 Degrees = Annotated[float, annotated_types.Ge(0), annotated_types.Le(180)]
@@ -40,12 +40,11 @@ PATCH_64_OF_224 = 64 / 224
 
 @dataclass(frozen=True, eq=False)
 class Spot:
-    """Where the patches of some images lie.
+    """Positions of the patches of a batch.
 
     Args:
         mask: ``[B, H, W]``, 1 inside the patch and 0 outside.
-        grid: ``[B, H, W, 2]``, for each pixel the column and row of the texture that it shows, -1 to 1 from edge to
-            edge.
+        grid: ``[B, H, W, 2]``, for each pixel its column and row in the texture, from -1 to 1 between the edges.
     """
 
     mask: Tensor
@@ -54,12 +53,12 @@ class Spot:
 
 @dataclass(frozen=True)
 class Patch(Threat):
-    """One patch of the image may change, to anything in ``[0, 1]``; all other pixels stay as they are.
+    """One patch of the image may take any values in ``[0, 1]``; all other pixels are unchanged.
 
     The variable is the patch's texture ``[B, C, s, s]``, ``s`` being ``size`` of the image's shorter side in whole
     pixels. ``bind`` draws a place, an angle and a scale for each image from the image's own stream; ``redrawn`` draws
-    them anew. A square that is neither turned nor scaled covers ``s * s`` pixels and shows its texture pixel by pixel;
-    otherwise the texture is interpolated. A pixel is in the patch if its centre is: there is no half-transparent edge.
+    them again. A square that is neither turned nor scaled covers ``s * s`` pixels and shows its texture pixel by pixel;
+    otherwise the texture is interpolated. A pixel belongs to the patch if its centre does; edges are not blended.
 
     Args:
         size: side of the square or diameter of the circle, a share of the image's shorter side.
@@ -67,7 +66,7 @@ class Patch(Threat):
         place: ``top-left``, ``center``, or ``random``: uniform over the places where the patch lies in the image.
         rotation: the angle is uniform in ``[-rotation, rotation]`` degrees.
         shrink: the scale is uniform in ``[shrink, 1]`` times ``size``.
-        spot: where the patches lie; made by ``bind``.
+        spot: positions of the patches; made by ``bind``.
     """
 
     size: Size = PATCH_64_OF_224
@@ -104,17 +103,17 @@ class Patch(Threat):
         return max(1, round(self.size * min(x.shape[2:])))
 
     def bind(self, x: Tensor, streams: Streams) -> Patch:
-        """With a place for each image."""
+        """The patch with a place drawn for each image."""
         draws = streams.uniform(x.new_empty(len(x), 4)) if self.random else x.new_zeros(len(x), 4)
         return replace(self, spot=self._spot(x, draws))
 
     def select(self, rows: Tensor) -> Patch:
-        """For some of the images."""
+        """The patch for the images at ``rows``."""
         spot = self._bound()
         return replace(self, spot=Spot(spot.mask[rows], spot.grid[rows]))
 
     def redrawn(self, x: Tensor, seed: int) -> Patch:
-        """With other places, angles and scales."""
+        """The patch with other places, angles and scales."""
         return self.bind(x, Streams.of(x, seed, "patch")) if self.random else self
 
     def start(self, x: Tensor, streams: Streams | None = None) -> Tensor:
@@ -134,7 +133,7 @@ class Patch(Threat):
         spot = self._bound()
         mode = "bilinear" if self.warped else "nearest"
         seen = F.grid_sample(variable, spot.grid.to(variable), mode, padding_mode="border", align_corners=False)
-        # Weights of interpolation may add up to one ulp more than 1; the gradient must not stop there.
+        # Interpolation weights may sum to slightly more than 1: clip the value, but keep the gradient.
         seen = seen + (ops.clipped(seen.detach()) - seen.detach()) if self.warped else seen
         return torch.where(spot.mask[:, None] > 0, seen, x)
 
@@ -179,21 +178,21 @@ class Patch(Threat):
 @ATTACKS.register("image-patch", paper="Brown et al. 2017, the form for one image", needs=("gradients",))
 @dataclass(frozen=True)
 class ImagePatch(Attack):
-    """Adversarial patch for one image: sign steps on the cross-entropy, of the pixels of the patch alone.
+    """Adversarial patch for one image: sign steps on the cross-entropy, by the pixels of the patch only.
 
-    The ordinary patch that :class:`HidingPatch` is compared with. The returned iterate is the one with the lowest
+    The baseline for :class:`HidingPatch`. The returned iterate is the one with the lowest
     cross-entropy among those that are predicted as wanted.
 
     Args:
         size: side of the square or diameter of the circle, a share of the image's shorter side.
         shape: ``square`` or ``circle``.
         place: ``top-left``, ``center``, or ``random`` (drawn once for each image, and known to the adversary).
-        rotation: the patch is turned by up to so many degrees, drawn for each image.
-        shrink: and scaled, down to this.
+        rotation: largest angle in degrees, drawn for each image.
+        shrink: smallest scale, drawn for each image.
         steps: iterations.
         step_size: of one sign step, in the units of ``[0, 1]`` pixels.
         early_stop: stop a sample at its first success.
-        adapt: to a defense; ``draws`` are of other places, angles and scales too.
+        adapt: to a defense; ``draws`` also vary places, angles and scales.
     """
 
     size: Size = PATCH_64_OF_224
@@ -219,10 +218,10 @@ class ImagePatch(Attack):
 @ATTACKS.register("patch", paper="Brown et al. 2017", needs=("gradients", "data"))
 @dataclass(frozen=True)
 class AdversarialPatch(Attack):
-    """Universal adversarial patch: one texture that works on any image, wherever it lies and however it is turned.
+    """Universal adversarial patch: one texture for all images, at random places, angles and scales.
 
     Maximises ``E_{x, t, l} log Pr(goal | A(p, x, l, t))`` over images, places ``l`` and transformations ``t``,
-    a new draw for every image and step; the untargeted form minimises the log-probability of the label. It is put down
+    a new draw for every image and step; the untargeted form minimises the log-probability of the label. It is applied
     at a place, angle and scale drawn from each image's own stream. Departures: places are those where the whole patch
     lies in the image; sign steps on a texture kept in ``[0, 1]`` (their code: Adam on a texture under a tanh); no
     camouflage term.
@@ -237,10 +236,10 @@ class AdversarialPatch(Attack):
         shrink: smallest scale, a share of ``size`` (their code trains from 0.1 to 1).
         steps: mini-batches (their code: 500).
         step_size: of one sign step, in the units of ``[0, 1]`` pixels.
-        batch_size: images a step (their code: 16).
-        goal_class: what every image should be predicted as; ``None``: anything but its label. Success is judged by the
-            caller's goal.
-        adapt: to a defense; ``draws`` are of each image's place, angle and scale too.
+        batch_size: images per step (their code: 16).
+        goal_class: the class to be predicted for every image; ``None``: any but its label. Success depends on the goal
+            of the call.
+        adapt: to a defense; ``draws`` also vary each image's place, angle and scale.
     """
 
     size: Size = 0.4

@@ -1,4 +1,4 @@
-"""Attacks along estimated gradients: they ask the system for logits and maps, and look inside neither."""
+"""Black-box attacks along estimated gradients: they use logits and maps of the system, but no gradients."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from .gradient import ball, step
 
 
 @dataclass(frozen=True)
-class _Asking(Attack):
-    """Steps along estimates until the queries are spent; a sample stops at its first success, unless the map counts.
+class _EstimatedGradientAttack(Attack):
+    """Steps along estimated gradients within a query budget; without ``joint`` a sample stops at its first success.
 
     Args:
         eps: radius of the ball.
         step_size: of one step.
-        sigma: how far from the image the system is asked.
-        samples: inputs shown for each estimate, rounded up to whole pairs.
-        max_queries: inputs shown for one sample, at most; with ``samples`` it decides the number of steps.
-        joint: also match the goal map, by its values alone: interpreters without a gradient will do.
+        sigma: scale of the random offsets at which the system is queried.
+        samples: queries for each estimate, rounded up to whole pairs.
+        max_queries: most queries for one sample; with ``samples`` it determines the number of steps.
+        joint: also match the goal map, for which interpreters need no gradient.
         weight: of the mean squared difference of the min-max rescaled maps, if ``joint``.
         norm: ``linf`` or ``l2``.
     """
@@ -46,39 +46,39 @@ class _Asking(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         ball(self.norm, self.eps)
-        if self.max_queries <= self._of_a_step:
-            problem = f"must pay for a step of {self._of_a_step} and a last look, got {self.max_queries}"
+        if self.max_queries <= self._queries_per_step:
+            problem = f"must pay for a step of {self._queries_per_step} and a last look, got {self.max_queries}"
             raise FieldError(type(self).__name__, "max_queries", problem)
 
     @property
     def needs_maps(self) -> bool:  # type: ignore[override]
-        """Whether the map counts too."""
+        """Whether the map is attacked too."""
         return self.joint
 
     def differentiates(self, system: System) -> bool:
-        """The values of maps are enough."""
+        """Never: it uses the maps' values only."""
         return False
 
     @property
-    def _of_a_step(self) -> int:
-        # Whole pairs, and a look at where the sample stands.
+    def _queries_per_step(self) -> int:
+        # Whole pairs, and one evaluation of the iterate.
         return 2 * ((self.samples + 1) // 2) + 1
 
     def _search(self, kind: Literal["nes", "spsa"], prediction: Objective, update: Update) -> Plan:
         objective = prediction + self.weight * MatchMap() if self.joint else prediction
-        stage = Stage(objective, (self.max_queries - 1) // self._of_a_step, update)
+        stage = Stage(objective, (self.max_queries - 1) // self._queries_per_step, update)
         direction = EstimatedGradient(kind, self.samples, self.sigma)
         return Search(ball(self.norm, self.eps), (stage,), direction, evaluate_every=1, early_stop=not self.joint)
 
 
 @ATTACKS.register("nes", paper="Ilyas et al. 2018, Algorithm 1, section 3.2")
 @dataclass(frozen=True)
-class NES(_Asking):
+class NES(_EstimatedGradientAttack):
     """Sign descent on the cross-entropy along gradients estimated from antithetic normal draws.
 
-    The fields are those of :class:`_Asking`, at the paper's values; in L2 a step of that length goes along the
-    estimate. The authors' code adds momentum and lowers the step size on plateaus, which the paper's algorithm does
-    not.
+    The fields are those of :class:`_EstimatedGradientAttack`, at the paper's values; in L2 a step has length
+    ``step_size`` along the estimate. The authors' code adds momentum and lowers the step size on plateaus, which the
+    paper's algorithm does not.
     """
 
     def plan(self, system: System) -> Plan:
@@ -88,11 +88,11 @@ class NES(_Asking):
 
 @ATTACKS.register("spsa", paper="Uesato et al. 2018, section 3.3")
 @dataclass(frozen=True)
-class SPSA(_Asking):
+class SPSA(_EstimatedGradientAttack):
     """Adam on the logit margin along gradients estimated from antithetic draws of random signs.
 
-    The fields are those of :class:`_Asking`; ``step_size`` is Adam's learning rate. The paper shows up to 8192 inputs
-    for an estimate.
+    The fields are those of :class:`_EstimatedGradientAttack`; ``step_size`` is Adam's learning rate. The paper uses up
+    to 8192 queries for an estimate.
     """
 
     sigma: Positive = 0.01

@@ -1,4 +1,4 @@
-"""The Square attack: random search with squares that shrink."""
+"""The Square attack: random search with shrinking squares."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from ..threat import L2, Linf, Norm, Threat
 from .gradient import ball
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""After which of 10,000 queries the share of pixels is halved (section 5, "hyperparameters")."""
+"""Numbers of queries, of 10,000, after which the share of pixels is halved (section 5, "hyperparameters")."""
 _REDRAWS = 8
 
 
 @dataclass(frozen=True)
 class _Squares(Plan):
-    """Propose, ask, keep what is better: one query a step, until the budget is spent."""
+    """Random search: one proposal and query per step, kept if it is better, within a query budget."""
 
     threat: Linf | L2
     share: float
@@ -46,28 +46,28 @@ class _Squares(Plan):
     @torch.no_grad()
     def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         objective = Margin() if goal.goal_class is None else Misclassify()
-        best, progress = BestIterates.none(goal.x), SearchRecord.none(goal.x)
+        best, record = BestIterates.none(goal.x), SearchRecord.none(goal.x)
 
-        def shown(rows: Tensor, here: Goal, x: Tensor, *, always: bool = False) -> Tensor:
-            progress.queries[rows] += 1
+        def evaluate(rows: Tensor, here: Goal, x: Tensor, *, always: bool = False) -> Tensor:
+            record.queries[rows] += 1
             seen = observe(system, x, here, frozenset())
             return best.update(rows, seen, here, objective, always=always)
 
         rows = torch.arange(len(goal.x), device=goal.x.device)
         for query in range(self.max_queries):
             if query == 0:
-                done = shown(rows, goal, goal.x)
+                done = evaluate(rows, goal, goal.x)
             elif query == 1:
-                # As published, the search goes on from the first proposal even if that is worse than the image.
-                done = shown(rows, goal, self._first(goal.x, streams), always=True)
+                # As published, the search continues from the first proposal even if that is worse than the image.
+                done = evaluate(rows, goal, self._first(goal.x, streams), always=True)
             else:
                 side = math.sqrt(self._share(query - 2) * goal.x.shape[-2] * goal.x.shape[-1])
-                done = shown(rows, goal, self._next(goal.x, best.x[rows], side, streams))
+                done = evaluate(rows, goal, self._next(goal.x, best.x[rows], side, streams))
             if bool(done.any()):
                 rows, goal, streams = rows[~done], goal.select(~done), streams.select((~done).nonzero()[:, 0])
             if not len(rows):
                 break
-        return SearchResult.judged(best, progress)
+        return SearchResult.judged(best, record)
 
     def _share(self, step: int) -> float:
         """``p``, the share of pixels that one proposal changes."""
@@ -95,7 +95,7 @@ class _Squares(Plan):
         return proposal
 
     def _painted(self, x: Tensor, best: Tensor, size: int, streams: Streams) -> Tensor:
-        """A square of ``+-eps``, one sign a channel (Algorithm 2)."""
+        """A square of ``+-eps``, one sign per channel (Algorithm 2)."""
         b, c, row, column = _window(x, size, streams)
         inside = torch.zeros_like(x, dtype=torch.bool)
         inside[b, c, row, column] = True
@@ -128,7 +128,7 @@ def _signs(like: Tensor, streams: Streams) -> Tensor:
 
 
 def _window(x: Tensor, size: int, streams: Streams) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Indices of a square of ``size`` pixels at a place of each sample's own, in all channels."""
+    """Indices of a square with sides of ``size`` pixels at a random place for each sample, in all channels."""
     batch, channels, height, width = x.shape
     draw = streams.uniform(torch.empty(batch, 2, device=x.device, dtype=torch.float64))
     room = torch.tensor([height - size + 1, width - size + 1], device=x.device)
@@ -140,14 +140,14 @@ def _window(x: Tensor, size: int, streams: Streams) -> tuple[Tensor, Tensor, Ten
 
 
 def _bumps(x: Tensor, size: int, streams: Streams) -> Tensor:
-    """``eta`` ``[B, 1, size, size]`` of the L2 attack, upright or lying as each sample draws."""
+    """``eta`` ``[B, 1, size, size]`` of the L2 attack, upright or transposed at random for each sample."""
     bump = torch.tensor(_bump(size), device=x.device, dtype=x.dtype)
-    lying = streams.uniform(x[:, :1, :1, :1]) < 0.5
-    return torch.where(lying, bump.T, bump)
+    transposed = streams.uniform(x[:, :1, :1, :1]) < 0.5
+    return torch.where(transposed, bump.T, bump)
 
 
 def _tiles(x: Tensor, streams: Streams) -> Tensor:
-    """The first change of the L2 attack: bumps side by side, five on a side, each channel with its own sign."""
+    """The first change of the L2 attack: bumps side by side, five per side, with a random sign for each channel."""
     height, width = x.shape[-2:]
     size = max(1, height // 5)
     delta = torch.zeros_like(x)
@@ -161,14 +161,14 @@ def _tiles(x: Tensor, streams: Streams) -> Tensor:
 
 @cache
 def _bump(size: int) -> tuple[tuple[float, ...], ...]:
-    """Two halves of opposite sign, each a heap of concentric rectangles (section 3.4); of norm one."""
+    """Two halves of opposite sign, each a sum of concentric rectangles (section 3.4); of norm one."""
     upper, lower = _heap(size // 2, size), -_heap(size - size // 2, size)
     bump = torch.cat([upper, lower])
     return tuple(map(tuple, (bump / bump.norm()).tolist()))
 
 
 def _heap(height: int, width: int) -> Tensor:
-    """``sum_r 1 / (r + 1)^2`` over rectangles that reach ``r`` from the middle."""
+    """``sum_r 1 / (r + 1)^2`` over rectangles that extend ``r`` from the middle, normalised."""
     heap = torch.zeros(height, width, dtype=torch.float64)
     top, left = height // 2, width // 2
     for r in range(max(height, width) // 2 + 1):
@@ -181,18 +181,18 @@ def _heap(height: int, width: int) -> Tensor:
 @ATTACKS.register("square", paper="Andriushchenko et al. 2020, Algorithms 1-3")
 @dataclass(frozen=True)
 class Square(Attack):
-    """Random search: a square of the image is changed at a time and kept if the loss falls; one query a step.
+    """Random search: one square of the image is changed at a time and kept if the loss falls; one query per step.
 
     Untargeted the loss is the logit margin, targeted the cross-entropy, as published. It starts from vertical stripes
     (L-infinity) or tiles of bumps (L2); the squares shrink on the published schedule, spread over the budget. A sample
-    stops at its first success. Departures from the authors' code: each sample draws its own places, also in L2; places
-    reach to the last row and column, as in the paper; one query looks whether the image is misclassified already; a
-    proposal that changes nothing is drawn anew at most 8 times.
+    stops at its first success. Departures from the authors' code: places are drawn for each sample, also in L2; they
+    include the last row and column, as in the paper; one query checks whether the image is misclassified already; a
+    proposal that changes nothing is drawn again at most 8 times.
 
     Args:
         eps: radius of the ball.
-        max_queries: inputs shown for one sample, at most.
-        p_init: share of the pixels that the first squares change.
+        max_queries: most queries for one sample.
+        p_init: share of the pixels in the first squares.
         norm: ``linf`` or ``l2``.
     """
 

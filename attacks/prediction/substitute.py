@@ -1,4 +1,4 @@
-"""The practical black box: train a substitute on the system's answers, attack that, and hope that it carries over."""
+"""Black-box transfer attack: train a substitute on the system's predictions and attack the substitute."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from .gradient import PGD
 Answers = Literal["label", "probability"]
 
 
-class _Asked(Dataset[tuple[Tensor, int]]):
-    """Images, each with its place among the answers."""
+class _IndexedImages(Dataset[tuple[Tensor, int]]):
+    """Images, each with its index."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -45,8 +45,8 @@ class _Asked(Dataset[tuple[Tensor, int]]):
 
 
 @dataclass(frozen=True)
-class _CarriedOver(Plan):
-    """Inputs made on the substitute, handed to the system as they are."""
+class _Transferred(Plan):
+    """Inputs attacked on the substitute, given to the system unchanged."""
 
     attack: Attack
     substitute: System
@@ -87,13 +87,13 @@ class _CarriedOver(Plan):
 
 @dataclass(frozen=True)
 class FittedSubstitute(Attack):
-    """A :class:`Substitute` that has its substitute: made by :meth:`Substitute.fitted`.
+    """A :class:`Substitute` with its trained substitute; made by :meth:`Substitute.fitted`.
 
     Args:
-        attack: what makes the inputs.
-        substitute: the system that they are made on.
-        spent: inputs that were shown to the real system to train it, once for all samples. The attack itself shows it
-            none, so ``Attacked.queries`` is 0.
+        attack: the attack on the substitute.
+        substitute: the attacked substitute system.
+        spent: queries to the real system for training, once for all samples. The attack itself makes none, so
+            ``Attacked.queries`` is 0.
     """
 
     attack: Attack
@@ -102,41 +102,41 @@ class FittedSubstitute(Attack):
 
     @property
     def needs_maps(self) -> bool:  # type: ignore[override]
-        """Only an attack that wants a map looks at the real one's."""
+        """Whether the attack on the substitute uses maps; if so, the goal is made from the real system's maps."""
         return self.attack.needs_maps
 
     def differentiates(self, system: System) -> bool:
-        """The substitute's gradients are enough."""
+        """Never: it uses gradients of the substitute only."""
         return False
 
     def plan(self, system: System) -> Plan:
         """The attack on the substitute."""
-        return _CarriedOver(self.attack, self.substitute)
+        return _Transferred(self.attack, self.substitute)
 
 
 @ATTACKS.register("substitute", paper="Papernot et al. 2017, Algorithm 1, section 4; Papernot et al. 2016, section 3")
 @dataclass(frozen=True)
 class Substitute(Attack):
-    """Trains a network on the system's answers and attacks that network: no gradient of the system, few queries.
+    """Trains a substitute network on the system's predictions and attacks it: no gradient of the system, few queries.
 
-    The adversary's images are shown to the system, a network is trained on its answers, and each image is moved along
-    the sign of that network's gradient at the answer, ``x + lambda_rho sgn(J[O(x)])``, to make new images to ask about;
-    and again. It must be fitted (:meth:`fitted`) before it runs; the labels of the adversary's images are not used.
-    With ``joint`` the substitute gets an interpreter too, and should show the deployed system's own map (or the goal
-    map given). Departures: images that moved are clipped to ``[0, 1]``; reservoir sampling is a random choice of as
-    many images as the budget has room for.
+    The system is queried on the adversary's images and a network is trained on its answers. New images are made by a
+    step along the sign of that network's gradient at the answer, ``x + lambda_rho sgn(J[O(x)])``, queried in turn, and
+    the training is repeated. The attack must be fitted (:meth:`fitted`) before it runs; the labels of the adversary's
+    images are not used. With ``joint`` the substitute gets an interpreter too, whose map should match the deployed
+    system's own map (or the given goal map). Departures: new images are clipped to ``[0, 1]``; reservoir sampling is a
+    random choice of as many images as the budget allows.
 
     Args:
         craft: the attack on the substitute.
         joint: an attack on the substitute's prediction and map, instead of ``craft``.
         interpreter: the substitute's, by name.
         model: the substitute's architecture, by name.
-        answers: what the system says: the ``label``, or ``probability`` of each class.
-        rounds: trainings; between two of them the images are doubled (the paper: 6).
+        answers: what a query returns: the ``label``, or the ``probability`` of each class.
+        rounds: number of trainings; between two of them the number of images doubles (the paper: 6).
         augment_step: ``lambda`` (the paper: 0.1).
         period: ``tau``: after so many rounds the sign of ``lambda`` changes (periodic step size).
-        max_queries: inputs shown to the system, at most.
-        training: of one round, from where the last one ended.
+        max_queries: largest number of queries to the system.
+        training: of one round, which starts from the weights of the previous one.
     """
 
     craft: PGD = field(default_factory=PGD)
@@ -153,11 +153,11 @@ class Substitute(Attack):
     needs_data: ClassVar[bool] = True
 
     def differentiates(self, system: System) -> bool:
-        """The substitute's gradients are enough."""
+        """Never: it uses gradients of the substitute only."""
         return False
 
     def plan(self, system: System) -> Plan:
-        """Nothing to run before it is fitted.
+        """Always an error: the attack must be fitted first.
 
         Raises:
             InputError: always.
@@ -174,10 +174,10 @@ class Substitute(Attack):
         return self.craft if self.joint is None else self.joint
 
     def fitted(self, system: System, x: Tensor, y: Tensor) -> FittedSubstitute:
-        """Ask the system, train the substitute.
+        """Query the system and train the substitute.
 
         Args:
-            system: what is deployed; asked for its predictions alone.
+            system: the deployed system; only its predictions are used.
             x: the adversary's images ``[N, C, H, W]``.
             y: their labels ``[N]``, not used: the system's answers are.
 
@@ -191,38 +191,38 @@ class Substitute(Attack):
             raise InputError("a substitute is trained by one process: attack with substitute in a run of one process")
         rng = generator(self.seed, "substitute")
         pool = x.detach()[torch.randperm(len(x), generator=rng)[: self.max_queries].to(x.device)]
-        said = self._ask(system, pool)
-        model: nn.Module = build(self.model, num_classes=said.shape[1], in_channels=x.shape[1], seed=self.seed)
+        answers = self._query(system, pool)
+        model: nn.Module = build(self.model, num_classes=answers.shape[1], in_channels=x.shape[1], seed=self.seed)
         for number in range(self.rounds):
-            model = self._train(model, pool, said, number, session).to(x.device)
+            model = self._train(model, pool, answers, number, session).to(x.device)
             room = min(self.max_queries - len(pool), len(pool))
             if number == self.rounds - 1 or not room:
                 continue
             rows = torch.randperm(len(pool), generator=rng)[:room].to(x.device)
-            moved = self._moved(model, pool[rows], said[rows].argmax(1), number)
-            pool, said = torch.cat([pool, moved]), torch.cat([said, self._ask(system, moved)])
+            moved = self._moved(model, pool[rows], answers[rows].argmax(1), number)
+            pool, answers = torch.cat([pool, moved]), torch.cat([answers, self._query(system, moved)])
         model = model.to(x.dtype).eval()
         return FittedSubstitute(
             self._crafting, System(model, InterpreterSpec(self.interpreter).build(model)), len(pool), seed=self.seed
         )
 
     @torch.no_grad()
-    def _ask(self, system: System, x: Tensor) -> Tensor:
-        """What the system says, as probabilities ``[N, K]``."""
+    def _query(self, system: System, x: Tensor) -> Tensor:
+        """The answers to queries ``x``: probabilities, or one-hot labels, ``[N, K]``."""
         logits = torch.cat([system.model(part) for part in x.split(256)]).float()
         if self.answers == "probability":
             return logits.softmax(1)
         return F.one_hot(logits.argmax(1), logits.shape[1]).float()
 
-    def _train(self, model: nn.Module, x: Tensor, said: Tensor, number: int, session: Session) -> nn.Module:
-        said = said.to(session.device)
+    def _train(self, model: nn.Module, x: Tensor, answers: Tensor, number: int, session: Session) -> nn.Module:
+        answers = answers.to(session.device)
 
         def loss(module: nn.Module, images: Tensor, places: Tensor, moment: TrainingStep) -> Tensor:
-            away: Tensor = -(said[places] * module(images).log_softmax(1)).sum(1)
-            return away
+            cross_entropy: Tensor = -(answers[places] * module(images).log_softmax(1)).sum(1)
+            return cross_entropy
 
-        images, name = _Asked(x.detach().float().cpu()), f"substitute-{number}"
-        # The caller's autocast keeps casts of the weights, which change here.
+        images, name = _IndexedImages(x.detach().float().cpu()), f"substitute-{number}"
+        # The caller's autocast caches casts of the weights, which change here.
         with torch.autocast(session.device.type, enabled=False):
             return fit(model, loss, images, self.training, name=name, seed=self.seed, session=session)
 

@@ -91,10 +91,10 @@ class UAP(Attack):
         steps: mini-batches.
         step_size: of one step.
         norm: ``linf`` (sign steps) or ``l2`` (steps of that length along the gradient).
-        cap: ``beta``: the untargeted cross-entropy counts up to here, nats (Shafahi et al.: 9).
-        batch_size: images a step.
-        goal_class: what every image should be predicted as; ``None``: anything but its label. Success is judged by the
-            caller's goal.
+        cap: ``beta``, upper bound of the untargeted cross-entropy in nats (Shafahi et al.: 9).
+        batch_size: images per step.
+        goal_class: the class to be predicted for every image; ``None``: any but its label. Success depends on the goal
+            of the call.
         adapt: to a defense.
     """
 

@@ -1,4 +1,4 @@
-"""Which iterate is best, and whether a search got anywhere: both judged on the real system."""
+"""The best iterate of a search and whether it improved, both evaluated on the real system."""
 
 from __future__ import annotations
 
@@ -17,87 +17,87 @@ Rows = Tensor | slice
 
 @dataclass
 class SearchRecord:
-    """What a search keeps an eye on, one entry a sample of the whole batch.
+    """Figures that a search records, one entry per sample of the whole batch.
 
     Args:
-        queries: inputs shown to the system so far.
-        zero_direction: where there was no direction to go in.
-        followed: the loss as a stand-in that was followed saw it first (infinite where none was), and ...
-        reached: the lowest it saw since.
+        queries: inputs evaluated by the system so far.
+        zero_direction: where the first direction was exactly zero.
+        surrogate_start: the surrogate's first loss; infinite without a surrogate.
+        surrogate_lowest: the surrogate's lowest loss; infinite without a surrogate.
     """
 
     queries: Tensor
     zero_direction: Tensor
-    followed: Tensor
-    reached: Tensor
+    surrogate_start: Tensor
+    surrogate_lowest: Tensor
 
     @classmethod
     def none(cls, x: Tensor) -> SearchRecord:
-        """Before the first look."""
-        far = torch.full((len(x),), torch.inf, device=x.device)
+        """Before the first evaluation."""
+        infinite = torch.full((len(x),), torch.inf, device=x.device)
         count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        return cls(count, count > 0, far, far.clone())
+        return cls(count, count > 0, infinite, infinite.clone())
 
     def follow(self, rows: Rows, loss: Tensor, *, first: bool) -> None:
-        """Note the loss that a stand-in saw on its way."""
+        """Record a loss of the surrogate."""
         loss = loss.float()
         if first:
-            before = self.followed[rows]
-            self.followed[rows] = torch.where(before.isinf(), loss, before)
-        self.reached[rows] = torch.minimum(self.reached[rows], loss)
+            before = self.surrogate_start[rows]
+            self.surrogate_start[rows] = torch.where(before.isinf(), loss, before)
+        self.surrogate_lowest[rows] = torch.minimum(self.surrogate_lowest[rows], loss)
 
     def verdict(self, best: BestIterates) -> tuple[Tensor, Tensor]:
         """``stalled`` and ``surrogate_misled``, ``[B]`` bool: see :class:`~.loop.SearchResult`."""
         stalled = best.stalled()
-        # Infinite throughout where no stand-in was followed.
-        fell = self.reached < self.followed - 1e-3 * self.followed.abs()
+        # Without a surrogate both are infinite, and the comparison is false.
+        fell = self.surrogate_lowest < self.surrogate_start - 1e-3 * self.surrogate_start.abs()
         return stalled, stalled & fell
 
 
 class _Start(NamedTuple):
-    """The first look at the real system: whatever beats it is a gain."""
+    """The first evaluation on the real system, to which later ones are compared."""
 
     unmet: Tensor
     score: Tensor
     least: float
-    """The loss at which nothing is left to gain."""
-    alone: bool
-    """Whether there are constraints alone, so that nothing is left to want of a sample that meets them."""
+    """The least possible loss."""
+    only_constraints: bool
+    """Whether the objective consists of constraints alone, so that a sample that meets them is finished."""
 
     def beaten(self, unmet: Tensor, score: Tensor) -> Tensor:
-        """Where constraints came to be met, whatever became of the rest, or the loss fell and gave none of them up."""
+        """Where fewer constraints are unmet, or as many and the loss fell: ``[B]`` bool."""
         gained = (unmet < self.unmet) | ((unmet == self.unmet) & (score < self.score))
-        return gained | (unmet == 0) if self.alone else gained
+        return gained | (unmet == 0) if self.only_constraints else gained
 
 
 @dataclass
 class BestIterates:
-    """Per sample, the best iterate so far: nearest to meeting every constraint, then the lowest score."""
+    """Per sample, the best iterate so far: the least unmet constraints, then the lowest score."""
 
     x: Tensor
     unmet: Tensor
     score: Tensor
     gained: Tensor
-    """Where a search that returns its last iterate had got somewhere before that one."""
+    """``[B]`` bool, where an earlier iterate improved on the start; for searches that return their last iterate."""
     start: _Start | None = None
 
     @classmethod
     def none(cls, x: Tensor) -> BestIterates:
-        """Before the first look."""
-        far = torch.full((len(x),), torch.inf, device=x.device)
-        return cls(x.clone(), far, far.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device))
+        """Before the first evaluation."""
+        infinite = torch.full((len(x),), torch.inf, device=x.device)
+        return cls(x.clone(), infinite, infinite.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device))
 
     def update(
         self, rows: Rows, seen: Observation, goal: Goal, objective: Objective, *, always: bool = False
     ) -> Tensor:
-        """Take over what is better (``always``: whatever it is); where all constraints are met, ``[rows]`` bool.
+        """Keep what is better (with ``always`` the new iterate); where all constraints are met, ``[rows]`` bool.
 
-        The first look is at all samples.
+        The first call must be with all samples.
         """
         unmet, score = rank(objective, seen, goal)
         if self.start is None:
-            alone = all(part.constraint for _, part in objective.terms())
-            self.start = _Start(unmet, score, sum(part.least for _, part in _deciding(objective)), alone)
+            only_constraints = all(part.constraint for _, part in objective.terms())
+            self.start = _Start(unmet, score, sum(part.least for _, part in _deciding(objective)), only_constraints)
         before, lowest = self.unmet[rows], self.score[rows]
         better = (unmet < before) | ((unmet == before) & (score < lowest))
         if always:
@@ -109,7 +109,7 @@ class BestIterates:
         return unmet == 0
 
     def stalled(self) -> Tensor:
-        """Where nothing that was seen beats the first look, and something was left to gain, ``[B]`` bool."""
+        """``[B]`` bool: where no iterate improved on the first evaluation, although it was not the least possible."""
         if self.start is None:
             return torch.ones_like(self.gained)
         gained = self.gained | self.start.beaten(self.unmet, self.score)
@@ -117,7 +117,7 @@ class BestIterates:
 
 
 def _put(old: Tensor, rows: Rows, new: Tensor) -> Tensor:
-    """``old`` with ``new`` in some rows; ``new`` itself, if it is about all of them."""
+    """``old`` with ``new`` at ``rows``, in place; ``new`` itself, if these are all."""
     if isinstance(rows, slice):
         return new
     old[rows] = new
@@ -125,14 +125,14 @@ def _put(old: Tensor, rows: Rows, new: Tensor) -> Tensor:
 
 
 def rank(objective: Objective, seen: Observation, goal: Goal) -> tuple[Tensor, Tensor]:
-    """Unmet constraints and the loss that decides among equals (weights as they are at the end of the search)."""
+    """Unmet constraints ``[B]``, and the loss ``[B]`` that decides among equals, with the search's final weights."""
     with torch.no_grad():
         unmet = [part.unmet(seen, goal) for _, part in objective.terms() if part.constraint]
-        far = sum(unmet[1:], unmet[0]) if unmet else torch.zeros(len(seen.x), device=seen.x.device)
-        # A loss that was followed, and noted, comes with its graph.
-        return far, sum_losses(_deciding(objective), seen.at(1.0), goal).detach().float()
+        total = sum(unmet[1:], unmet[0]) if unmet else torch.zeros(len(seen.x), device=seen.x.device)
+        # A loss that the direction computed and noted still has its graph: detach.
+        return total, sum_losses(_deciding(objective), seen.at(1.0), goal).detach().float()
 
 
 def _deciding(objective: Objective) -> tuple[tuple[Weight, Objective], ...]:
-    """The parts whose loss decides among iterates that meet as many constraints."""
+    """The terms whose loss decides between equally unmet constraints: those that are no constraints, or else all."""
     return tuple(term for term in objective.terms() if not term[1].constraint) or objective.terms()

@@ -1,4 +1,4 @@
-"""Attacks on explanations that are themselves the end of an optimisation: MASK (Zhang et al. 2020, section 3.5)."""
+"""Attacks on explanations that are the result of an optimisation: MASK (Zhang et al. 2020, section 3.5)."""
 
 from __future__ import annotations
 
@@ -21,35 +21,37 @@ from robustexplain.training import frozen
 
 from ..threat import Threat
 from .best import BestIterates, SearchRecord
-from .directions import BetaSchedule, StepContext, followed
+from .directions import BetaSchedule, StepContext, as_surrogate
 from .loop import Plan, Search, SearchResult, Stage
 from .updates import NormalisedStep
 
 
 @dataclass(frozen=True)
 class Bilevel:
-    """How Algorithm 1 of Zhang et al. 2020 is run against MASK; numbers are those of Table 11, or of the code.
+    """Settings of Algorithm 1 of Zhang et al. 2020 against MASK; numbers are those of Table 11, or of the code.
 
-    Departure: the authors let the mask follow by four steps and look four single steps ahead (``follow=4, ahead=4,
-    unroll=False``); one graph through all eight leads nearer, for the same number of steps of the mask.
+    Departure: the authors update the mask by four steps without a graph and then take four single differentiable steps
+    (``follow=4, ahead=4, unroll=False``). One graph through all eight steps gets closer to the goal map, for the same
+    number of mask steps.
 
     Args:
-        follow: steps of the mask's own optimiser that follow each new input, without a graph.
-        ahead: differentiable steps after them; the maps of all of them are compared with the goal (``n_step``).
-        unroll: differentiate through all the steps ahead. Otherwise, as in the code, the mask is cut from the graph
-            after each, and the gradient goes through single steps and through Adam's moments, which stay in it.
-        reset: outer steps between two masks that are optimised anew, and judged (``n_reset``). A photograph's mask
-            jumps from one to the next, and the best counts: a small number leads nearer, at MASK's full cost each.
+        follow: steps of the mask's own optimiser after each new input, without a graph.
+        ahead: differentiable steps after these; the maps of all of them are compared with the goal (``n_step``).
+        unroll: differentiate through all the steps ahead. Otherwise, as in the code, the mask is detached after each
+            step, and the gradient goes through single steps and through Adam's moments, which stay in the graph.
+        reset: outer steps between two full optimisations of the mask, at which iterates are evaluated (``n_reset``). On
+            photographs the optimised mask changes much from one to the next and the best counts: a small number gets
+            closer, but each reset costs a full run of MASK.
         push: L2 length of the step on the prediction (0.05 in the code).
         reach: largest L2 length of the step on the map (``alpha_max``).
         bisections: of that length (``n_bs``; 10 in the code).
-        rehearse: look ahead from MASK's first value and not from the mask that follows (ours): the steps ahead are then
-            the first steps of MASK itself. Adam's first steps have one length whatever the slope, so they decide where
-            a mask ends; and a mask that follows goes on where MASK has stopped. Where the benign map is the goal, each
-            step ahead is compared with what MASK's run on the benign input shows at the same step. It leads nearer to
-            the benign map where MASK's steps end before it rests (photographs), and less near where it rests (32
-            pixels); nearer to random patches on CIFAR-10's ResNet-20, with ``ahead=16``, and less near on a small
-            network for digits.
+        from_start: take the steps ahead from MASK's initial mask, not from the current one (ours). They are then the
+            first steps of MASK itself. Adam's first steps have the same length for any gradient, so they largely decide
+            the final mask; and the current mask is already past the point at which MASK stops. Where the goal is the
+            benign map, each step ahead is compared with the map of the same step of MASK's run on the benign input.
+            Measured: closer to the benign map where MASK stops before it converges (photographs), less close where it
+            converges (32 pixels); closer to random patches on CIFAR-10's ResNet-20 with ``ahead=16``, less close on a
+            small network for digits.
     """
 
     follow: Natural = 0
@@ -59,7 +61,7 @@ class Bilevel:
     push: NonNegative = 0.05
     reach: Positive = 0.08
     bisections: Natural = 12
-    rehearse: bool = False
+    from_start: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -67,34 +69,34 @@ class Bilevel:
 
 @dataclass(frozen=True)
 class BilevelSearch(Plan):
-    """Algorithm 1 of Zhang et al. 2020 with section 3.6: an input that is led, and a mask that follows it.
+    """Algorithm 1 of Zhang et al. 2020 with section 3.6: bilevel optimisation of the input and its mask.
 
-    Each outer step (i) steps on the prediction, (ii) lets the mask follow by ``settings.follow`` steps of its own Adam,
-    (iii) looks ``settings.ahead`` differentiable steps ahead, and (iv) steps on the map: against the gradient of the
-    mean map loss over these, as far as the constraints of ``prediction`` stay met: each sample's own length, by
-    bisection. The mask and its Adam go on from step to step; every ``settings.reset`` steps both are replaced by those
-    of the optimisation that MASK itself runs on the present input. Iterates are evaluated there and at the end, by
-    MASK's own map. Any interpreter that is ``iterative`` can be attacked so.
+    Each outer step (i) steps on the prediction, (ii) updates the mask by ``settings.follow`` steps of its own Adam,
+    (iii) takes ``settings.ahead`` differentiable mask steps, and (iv) steps on the map, against the gradient of the
+    mean map loss over the steps of (iii). The length of (iv) is the largest that keeps the constraints of
+    ``prediction`` met, found by bisection for each sample. The mask and its Adam state carry over between outer steps.
+    Every ``settings.reset`` steps both are replaced by those of a full run of MASK on the current input. Iterates are
+    evaluated there and at the end, by MASK's own map. Any interpreter that is ``iterative`` can be attacked this way.
 
-    Departures from the authors' code: the length is each sample's own (theirs is one for the whole batch, because the
-    margin is summed over it); the step on the prediction follows the paper's cross-entropy and not the logit margin,
-    and the bisection asks for the confidence of ``prediction`` and not for a margin of 10; the warm start ends for each
-    sample where that is met (on a prediction that is surer by far MASK sees no slope: the mask is empty, and so is the
+    Departures from the authors' code: the length of (iv) is separate for each sample (theirs is one for the whole
+    batch, because the margin is summed over it); (i) uses the paper's cross-entropy and not the logit margin, and the
+    bisection requires the confidence of ``prediction`` and not a margin of 10; the warm start ends for each sample when
+    that confidence is reached (at far higher confidence MASK's gradient vanishes: the mask is empty, and so is the
     gradient through it); the mask starts as ``g(x; f)``, as in Algorithm 1, and not at 0.5; at a reset Adam's moments
-    are those of MASK's own run, which stand at the new mask, and its counter is ``interpreter.steps`` (theirs halve and
-    quarter the old ones and count from 100); the longest step does not shrink after 900 steps; nothing is rounded to 8
-    bits; with ``settings.rehearse``, (ii) is left out and (iii) starts where MASK itself starts.
+    are those at the end of MASK's own run and its counter is ``interpreter.steps`` (theirs are a half and a quarter of
+    the old moments, and a counter of 100); the largest step does not shrink after 900 steps; nothing is rounded to 8
+    bits; with ``settings.from_start``, (ii) is left out and (iii) starts from MASK's initial mask.
 
     Args:
-        threat: where the input may go.
-        warm: a first stage on the prediction alone, at most so long.
-        prediction: what the first half of a step minimises, and what the second half must keep met.
-        match: what the second half minimises, of the maps ahead.
+        threat: the set of allowed inputs.
+        warm: a first stage on the prediction alone; its steps are the most that it takes.
+        prediction: objective of (i), whose constraints (iv) must keep met.
+        match: objective of (iv), on the maps of the steps ahead.
         steps: outer steps.
         settings: of the algorithm.
-        surrogate: what rectifiers compute while the gradient through the mask is sought.
-        straight: go straight through rounding.
-        restarts: run this often and keep the best; every run but the first begins at random.
+        surrogate: replaces the rectifiers while the gradient through the mask is computed.
+        straight: straight-through gradients for rounding.
+        restarts: number of runs, of which the best counts; every run but the first begins at random.
     """
 
     threat: Threat
@@ -117,11 +119,11 @@ class BilevelSearch(Plan):
 
     @property
     def summary(self) -> str:
-        """Bilevel."""
+        """A few words for tables."""
         return "bilevel: look ahead, bisect the step"
 
     def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
-        """Search from ``goal.x``; every sample on its own.
+        """Search from ``goal.x``; samples do not influence each other.
 
         Raises:
             InputError: the system's interpreter is not iterative, or its gradient is not finite.
@@ -141,7 +143,7 @@ class BilevelSearch(Plan):
 
 @dataclass
 class _Run:
-    """One run of the search: the input, the mask that follows it, and what was found on the way."""
+    """The state of one run of the search."""
 
     plan: BilevelSearch
     system: System
@@ -152,12 +154,12 @@ class _Run:
     best: BestIterates
     record: SearchRecord
     goals_ahead: tuple[Goal, ...] = field(init=False)
-    """What the map is compared with after each step ahead."""
+    """The goal for the map after each step ahead."""
     classes: Tensor = field(init=False)
-    """``[B]``: the class that is explained at the present input."""
+    """``[B]``: the class that is explained at the current input."""
 
     def __post_init__(self) -> None:
-        # These maps are the real model's. During a look ahead a stand-in takes its place, and its masks are others.
+        # Computed here, with the real model: during the steps ahead a surrogate replaces it, which has other masks.
         self.goals_ahead = self._goals_ahead()
 
     def every_step(self) -> None:
@@ -175,26 +177,28 @@ class _Run:
         self._reset(1.0)
 
     def _goals_ahead(self) -> tuple[Goal, ...]:
-        """The goal, for every step; if these start with MASK and the goal is the benign map, MASK's own way to it."""
+        """The goal for each step ahead: with ``from_start`` and a benign goal map, MASK's benign map at that step."""
         goal, ahead = self.goal, self.plan.settings.ahead
-        if not self.plan.settings.rehearse or goal.goal_map is None or goal.benign_map is None:
+        if not self.plan.settings.from_start or goal.goal_map is None or goal.benign_map is None:
             return (goal,) * ahead
         goal_map = goal.goal_map
         rows = (goal_map == goal.benign_map).flatten(1).all(1).nonzero()[:, 0]
         if not len(rows):
             return (goal,) * ahead
         self.record.queries[rows] += 1 + ahead
-        return tuple(replace(goal, goal_map=goal_map.index_copy(0, rows, maps)) for maps in self._first(goal.x[rows]))
+        return tuple(
+            replace(goal, goal_map=goal_map.index_copy(0, rows, maps)) for maps in self._first_maps(goal.x[rows])
+        )
 
     @torch.no_grad()
-    def _first(self, x: Tensor) -> list[Tensor]:
+    def _first_maps(self, x: Tensor) -> list[Tensor]:
         """The maps of the first ``settings.ahead`` steps of MASK on ``x``."""
         classes, background = self.system.model(x).argmax(1), self.mask.background(x)
-        state, streams, shown = self.mask.begin(x), Streams.of(x, self.mask.seed, "mask"), []
+        state, streams, maps = self.mask.begin(x), Streams.of(x, self.mask.seed, "mask"), []
         for _ in range(self.plan.settings.ahead):
             state = self.mask.step(x, background, state, classes, self.mask.shifts(x, streams))
-            shown.append(self._map(state))
-        return shown
+            maps.append(self._map(state))
+        return maps
 
     def _explained(self, logits: Tensor) -> Tensor:
         return logits.argmax(1) if self.goal.target is None else self.goal.target
@@ -204,10 +208,10 @@ class _Run:
 
     @torch.no_grad()
     def _reset(self, progress: float) -> MaskState:
-        """MASK's own mask of the present input, by which the input is evaluated."""
+        """A full run of MASK on the current input, which is evaluated by the result."""
         seen = self._context(progress).observe(self.x)
         state = self.mask.optimise(self.x, self._explained(seen.logits))
-        # MASK stops some samples earlier, and does not say which: this is the most that it shows.
+        # MASK may stop some samples earlier and does not report which: this is an upper bound.
         self.record.queries += 1 + self.mask.steps
         self.best.update(slice(None), replace(seen, maps=self._map(state)), self.goal, self.plan.aim)
         return state._replace(step=self.mask.steps)
@@ -221,7 +225,7 @@ class _Run:
         if size == 0:
             return self.x
         x = self.x.detach().requires_grad_()
-        with torch.enable_grad(), self._followed(progress, needs_of(self.plan.prediction)):
+        with torch.enable_grad(), self._surrogate(progress, needs_of(self.plan.prediction)):
             context = self._context(progress)
             loss = context.loss(context.observe(x))
             (gradient,) = torch.autograd.grad(loss.sum(), x)
@@ -230,21 +234,21 @@ class _Run:
         return self.plan.threat.project(self.goal.x, moved)
 
     def _follow_mask(self, state: MaskState) -> MaskState:
-        """(ii): the mask after its steps on the present input, and the class that it explains there."""
+        """(ii): the mask after ``follow`` steps on the current input; sets the explained class."""
         with torch.no_grad():
             self.classes = self._explained(self.system.model(self.x))
             background = self.mask.background(self.x)
-        steps = 0 if self.plan.settings.rehearse else self.plan.settings.follow
+        steps = 0 if self.plan.settings.from_start else self.plan.settings.follow
         for _ in range(steps):
             state = self.mask.step(self.x, background, state, self.classes, self.mask.shifts(self.x, self.streams))
         self.record.queries += 1 + steps
         return state
 
     def _look_ahead(self, state: MaskState, progress: float) -> tuple[Tensor, MaskState]:
-        """(iii): the gradient of the mean map loss over the steps ahead, and where they end."""
+        """(iii): the gradient of the mean map loss over the steps ahead, and the mask state after them."""
         x = self.x.detach().requires_grad_()
-        total, state = x.new_zeros(len(x)), self.mask.begin(x) if self.plan.settings.rehearse else state
-        with torch.enable_grad(), self._followed(progress):
+        total, state = x.new_zeros(len(x)), self.mask.begin(x) if self.plan.settings.from_start else state
+        with torch.enable_grad(), self._surrogate(progress):
             background = self.mask.background(x)
             for goal in self.goals_ahead:
                 shift = self.mask.shifts(x, self.streams)
@@ -261,7 +265,7 @@ class _Run:
 
     @torch.no_grad()
     def _step_on_map(self, gradient: Tensor, progress: float) -> Tensor:
-        """(iv): the input after the longest step against ``gradient`` that keeps the prediction, for each sample."""
+        """(iv): the input after the longest step against ``gradient`` that keeps the constraints, for each sample."""
         norm = ops.expand(gradient.flatten(1).norm(dim=1), gradient)
         along = gradient / norm.clamp(min=1e-12)
 
@@ -278,7 +282,7 @@ class _Run:
             kept = self._kept(moved(middle, rows), rows, progress)
             low, high = torch.where(kept, middle, low), torch.where(kept, high, middle)
         length[rows] = low
-        # Where nothing moves the input stays the same bits: x - 0 is x.
+        # A length of zero leaves the input unchanged bit for bit: x - 0 is x.
         return moved(length, everyone)
 
     def _kept(self, x: Tensor, rows: Tensor, progress: float) -> Tensor:
@@ -288,5 +292,5 @@ class _Run:
         self.record.queries[rows] += 1
         return self.plan.prediction.met(context.observe(x), goal)
 
-    def _followed(self, progress: float, needs: Collection[str] = ("maps",)) -> AbstractContextManager[None]:
-        return followed(self.plan.surrogate if needs else None, self.plan.straight, progress)
+    def _surrogate(self, progress: float, needs: Collection[str] = ("maps",)) -> AbstractContextManager[None]:
+        return as_surrogate(self.plan.surrogate if needs else None, self.plan.straight, progress)

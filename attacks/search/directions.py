@@ -1,4 +1,4 @@
-"""Which way a search goes: along a gradient (of the real system, a stand-in, an average), or along an estimate."""
+"""Directions of a search: gradients of the system, of a surrogate or of an average, and estimated gradients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..threat import Threat
 
 
 def observe(system: System, x: Tensor, goal: Goal, needs: frozenset[str]) -> Observation:
-    """One look at the system: logits always, maps (of the goal's target, on their own grid) and score if needed."""
+    """Evaluate the system: logits always; maps (of the goal's target, on their own grid) and score if needed."""
     score = None
     if "score" in needs:
         if system.detector is None:
@@ -38,7 +38,7 @@ def observe(system: System, x: Tensor, goal: Goal, needs: frozenset[str]) -> Obs
 
 @dataclass(frozen=True)
 class StepContext:
-    """What is fixed while one step is taken, for the samples that are still searched for."""
+    """Everything that is fixed during one step, for the samples that the search has not finished."""
 
     system: System
     threat: Threat
@@ -47,14 +47,14 @@ class StepContext:
     streams: Streams
     progress: float
     tick: int = 0
-    """How many steps the search took before this one: what redraws are seeded by."""
+    """Number of steps before this one; seeds the redraws."""
 
     def place(self, variable: Tensor) -> Tensor:
-        """The inputs that the variable stands for."""
+        """The attacked inputs for ``variable``."""
         return self.threat.apply(self.goal.x, variable)
 
     def observe(self, variable: Tensor, x: Tensor | None = None) -> Observation:
-        """One look at the system through the threat model; at ``x``, if the inputs are made already."""
+        """Evaluate the system at the inputs for ``variable``; at ``x``, if they are computed already."""
         x = self.place(variable) if x is None else x
         seen = observe(self.system, x, self.goal, needs_of(self.objective))
         region = self.threat.region
@@ -62,11 +62,11 @@ class StepContext:
 
     @property
     def random(self) -> bool:
-        """Whether the loss depends on anything that the system or the threat model draws."""
+        """Whether the loss depends on random draws of the system or of the threat model."""
         needs, system = needs_of(self.objective), self.system
-        seen = [system.model, *([system.interpreter] if "maps" in needs else [])]
-        seen += [system.detector] if "score" in needs else []
-        return self.threat.random or any(map(draws, seen))
+        parts = [system.model, *([system.interpreter] if "maps" in needs else [])]
+        parts += [system.detector] if "score" in needs else []
+        return self.threat.random or any(map(draws, parts))
 
     def loss(self, seen: Observation) -> Tensor:
         """The objective's loss, ``[B]``."""
@@ -75,14 +75,14 @@ class StepContext:
 
 @dataclass(frozen=True)
 class DirectionResult:
-    """What a direction found.
+    """A direction and what its computation observed.
 
     Args:
-        gradient: like the variable; the search goes against it.
-        loss: ``[B]``, as seen on the way (a stand-in's loss, where one is followed).
-        seen: the look that was taken, if it was at the real system; ``None`` otherwise.
-        zero_direction: ``[B]`` bool, where there is no direction: :attr:`Direction.zero_means` says why.
-        queries: how many inputs were shown to the system for each sample.
+        gradient: like the variable; the search steps against it.
+        loss: ``[B]``, the loss computed with it (of the surrogate, if there is one).
+        seen: the observation of the real system, if one was made; ``None`` otherwise.
+        zero_direction: ``[B]`` bool, where the direction is zero: :attr:`Direction.zero_means` says why.
+        queries: number of inputs evaluated by the system for each sample.
     """
 
     gradient: Tensor
@@ -93,28 +93,28 @@ class DirectionResult:
 
 
 class Direction(ABC):
-    """Which way a search goes, and what finding out costs."""
+    """Gives the direction of a search step."""
 
     needs_graph: ClassVar[bool] = True
     """Whether the system's maps and logits must be differentiable."""
     zero_means: ClassVar[str] = "the search has no direction to go in"
-    """What it means where a result's ``zero_direction`` is true, and what to do: the end of a sentence."""
+    """End of a warning: why ``zero_direction`` is true, and what to do about it."""
     zero_warning: ClassVar[type[Warning]] = ZeroDirectionWarning
-    """The category of the warning that says so."""
+    """The category of that warning."""
 
     @property
     @abstractmethod
     def summary(self) -> str:
-        """For tables: empty for the plain gradient."""
+        """A few words for tables; empty for the plain gradient."""
 
     @abstractmethod
     def __call__(self, context: StepContext, variable: Tensor, check: bool) -> DirectionResult:
-        """The direction at ``variable``; ``check`` asks whether the map's part of the gradient is zero."""
+        """The direction at ``variable``; with ``check``, ``zero_direction`` is computed, else it is false."""
 
 
 @dataclass(frozen=True)
 class BetaSchedule:
-    """A softplus that turns into a rectifier on the way: ``beta = start (end / start)^progress``.
+    """A softplus that approaches the rectifier during the search: ``beta = start (end / start)^progress``.
 
     Dombrowski et al. 2019, section 3 (their code: 10 to 100).
     """
@@ -131,13 +131,13 @@ class BetaSchedule:
 
 
 @contextmanager
-def followed(surrogate: Smooth | BetaSchedule | None, straight: bool, progress: float) -> Iterator[None]:
-    """Within this block the model is the stand-in that a direction follows.
+def as_surrogate(surrogate: Smooth | BetaSchedule | None, straight: bool, progress: float) -> Iterator[None]:
+    """Within this block the model is replaced by its surrogate.
 
     Args:
-        surrogate: what rectifiers compute; ``None`` leaves them as they are.
-        straight: go straight through rounding.
-        progress: of the search, for a stand-in that changes on the way.
+        surrogate: replaces the rectifiers; ``None`` leaves them as they are.
+        straight: straight-through gradients for rounding.
+        progress: of the search, in ``[0, 1]``, for a :class:`BetaSchedule`.
     """
     smooth = surrogate.at(progress) if isinstance(surrogate, BetaSchedule) else surrogate
     with nullcontext() if smooth is None else swapped(smooth), straight_through() if straight else nullcontext():
@@ -146,13 +146,13 @@ def followed(surrogate: Smooth | BetaSchedule | None, straight: bool, progress: 
 
 @dataclass(frozen=True)
 class GradientDirection(Direction):
-    """The gradient, by one backward pass: of the system itself, or of a stand-in for it.
+    """The gradient by one backward pass, of the system itself or of a surrogate for it.
 
     Args:
-        surrogate: what rectifiers compute while a direction is sought that looks at maps or scores; ``None`` follows
-            the system itself.
-        straight: go straight through rounding (see :mod:`robustexplain.autograd.straight_through`).
-        draws: average the gradient over so many draws of the system's and the threat's randomness.
+        surrogate: replaces the rectifiers while the gradient of an objective on maps or scores is computed; ``None``
+            uses the system itself.
+        straight: straight-through gradients for rounding (see :mod:`robustexplain.autograd.straight_through`).
+        draws: average the gradient over this many draws of the system's and the threat model's randomness.
     """
 
     surrogate: Smooth | BetaSchedule | None = None
@@ -172,17 +172,17 @@ class GradientDirection(Direction):
 
     @property
     def summary(self) -> str:
-        """The stand-in, and the average."""
-        said = [type(self.surrogate).__name__] if self.surrogate is not None else []
-        said += ["straight through"] if self.straight else []
-        return ", ".join(said + ([f"mean of {self.draws} draws"] if self.draws > 1 else []))
+        """The surrogate, straight-through gradients, and the number of draws."""
+        words = [type(self.surrogate).__name__] if self.surrogate is not None else []
+        words += ["straight through"] if self.straight else []
+        return ", ".join(words + ([f"mean of {self.draws} draws"] if self.draws > 1 else []))
 
     def __call__(self, context: StepContext, variable: Tensor, check: bool) -> DirectionResult:
-        """The gradient of the mean loss over the draws; of one, where the loss sees nothing that is drawn.
+        """The gradient of the mean loss over the draws; of one draw, if the loss does not depend on them.
 
         Raises:
-            NotDifferentiableError: if the maps carry no gradient.
-            InputError: more than one draw of a system in which nothing is random.
+            NotDifferentiableError: the maps have no gradient.
+            InputError: more than one draw, and neither system nor threat model is random.
         """
         if self.draws > 1 and not (context.system.random or context.threat.random):
             raise InputError(f"draws={self.draws}: nothing in this system or threat model is random; use draws=1")
@@ -195,15 +195,15 @@ class GradientDirection(Direction):
 
     def _once(self, context: StepContext, variable: Tensor, check: bool) -> DirectionResult:
         variable = variable.detach().requires_grad_()
-        # A stand-in is one for the model: what the threat model computes is none of it. And the prediction alone needs
-        # no stand-in for rectifiers: it has its gradient.
+        # The surrogate replaces rectifiers of the model only, so the threat model is applied outside of it. An
+        # objective on the prediction alone needs no surrogate: its gradient does not vanish.
         x, surrogate = context.place(variable), self.surrogate if needs_of(context.objective) else None
-        with followed(surrogate, self.straight, context.progress):
+        with as_surrogate(surrogate, self.straight, context.progress):
             seen = context.observe(variable, x)
             no = torch.zeros_like(context.goal.label, dtype=torch.bool)
             zero = _zero_map_gradient(context, seen, variable) if check else no
             loss = context.loss(seen)
-            # The loss may hang on the weights and still not on the input.
+            # The loss may have a gradient to the weights and none to the input.
             gradient = _grad_or_none(loss, variable, again=False)
             if gradient is None:
                 raise NotDifferentiableError(
@@ -220,12 +220,12 @@ class EstimatedGradient(Direction):
 
     ``1/n sum (L(v + sigma u) - L(v - sigma u)) / (2 sigma) u`` over pairs of antithetic points; ``u`` is normal (NES,
     Ilyas et al. 2018, Algorithm 1) or a vector of random signs (SPSA, Uesato et al. 2018, section 3.3). Inputs are
-    clipped to ``[0, 1]`` before they are shown.
+    clipped to ``[0, 1]`` before the system sees them.
 
     Args:
         kind: ``nes`` or ``spsa``.
-        samples: inputs shown for each sample and step, rounded up to whole pairs.
-        sigma: how far from the variable, in its units.
+        samples: queries for each sample and step, rounded up to whole pairs.
+        sigma: scale of the random offsets, in units of the variable.
     """
 
     kind: Literal["nes", "spsa"] = "nes"
@@ -270,7 +270,7 @@ class EstimatedGradient(Direction):
 
 @dataclass(frozen=True)
 class ClippedThreat(Threat):
-    """A threat whose inputs are clipped to images before anybody sees them."""
+    """A threat model whose inputs are clipped to ``[0, 1]`` before the system sees them."""
 
     of: Threat
 
@@ -294,35 +294,35 @@ class ClippedThreat(Threat):
 
 def _redrawn(context: StepContext, draw: int) -> StepContext:
     # Seeded by the step alone, not by the samples: a system draws one noise for all images, and a sample's result
-    # must not depend on its batch.
+    # must not depend on the other samples of its batch.
     seed = derive(context.tick, "redraw", draw)
     return replace(context, system=context.system.redrawn(seed), threat=context.threat.redrawn(context.goal.x, seed))
 
 
 def _zero_map_gradient(context: StepContext, seen: Observation, variable: Tensor) -> Tensor:
-    """``[B]``: where the gradient of the objective's map part is exactly zero, and its loss is not."""
+    """``[B]`` bool: where the gradient of the map terms is exactly zero and their loss is not at its least value."""
     terms = context.objective.terms()
-    about_maps = tuple((w, part) for w, part in terms if "maps" in part.needs and not part.constraint)
-    if not about_maps:
+    map_terms = tuple((w, part) for w, part in terms if "maps" in part.needs and not part.constraint)
+    if not map_terms:
         return torch.zeros_like(context.goal.label, dtype=torch.bool)
-    loss = sum_losses(about_maps, seen, context.goal)
-    alone = _grad_or_none(loss, variable)
-    if alone is None:
+    loss = sum_losses(map_terms, seen, context.goal)
+    gradient = _grad_or_none(loss, variable)
+    if gradient is None:
         raise NotDifferentiableError("the maps carry no gradient to the input: their graph is detached")
-    broken = ~torch.isfinite(alone).flatten(1).all(1)
+    broken = ~torch.isfinite(gradient).flatten(1).all(1)
     if bool(broken.any()):
         first = int(broken.nonzero()[0])
         raise InputError(
-            f"the map of sample {first} of {len(alone)}, or its gradient, is NaN or infinite: no direction can "
+            f"the map of sample {first} of {len(gradient)}, or its gradient, is NaN or infinite: no direction can "
             "come of it; does the model overflow on this input, or in this precision?"
         )
-    return (alone.flatten(1).abs().amax(1) == 0) & (loss.detach() > sum(part.least for _, part in about_maps))
+    return (gradient.flatten(1).abs().amax(1) == 0) & (loss.detach() > sum(part.least for _, part in map_terms))
 
 
 def _grad_or_none(loss: Tensor, variable: Tensor, *, again: bool = True) -> Tensor | None:
-    """The gradient of the sum of ``loss``; ``None`` if the graph does not lead to the variable (to the weights it may).
+    """The gradient of the sum of ``loss``; ``None`` if ``loss`` does not depend on the variable.
 
-    The graph is kept to be gone through ``again``.
+    ``again`` keeps the graph for another backward pass.
     """
     if not loss.requires_grad:
         return None

@@ -1,7 +1,7 @@
-"""How an attack looks for its input: one loop for all of them.
+"""The iterative search that most attacks use.
 
-An attack is a sequence of stages on one variable. Directions may come from a *surrogate* of the system; which iterate
-is best, and every figure, comes from the real one.
+An attack is a sequence of stages on one variable. Directions may come from a *surrogate* of the system. The best
+iterate and all reported figures come from the real system.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .updates import Memory, Update
 
 @dataclass(frozen=True)
 class Stage:
-    """One objective, followed for some steps."""
+    """One objective, minimised for a number of steps."""
 
     objective: Objective
     steps: Natural
@@ -41,14 +41,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search returns, one entry a sample.
+    """What a search returns, one entry per sample.
 
     Args:
         x: the attacked inputs ``[B, ...]``.
-        queries: int64 ``[B]``, how many inputs were shown to the system.
-        zero_direction: bool, where there was no direction to go in (:attr:`~.directions.Direction.zero_means`).
-        stalled: bool, where the objective never fell below its value at the start (and was not met there).
-        surrogate_misled: bool, where it stalled although the stand-in that was followed saw it fall.
+        queries: int64 ``[B]``, number of inputs evaluated by the system.
+        zero_direction: bool ``[B]``, where the first direction was exactly zero
+            (:attr:`~.directions.Direction.zero_means`).
+        stalled: bool ``[B]``, where the objective never fell below its value at the start (and was not met there).
+        surrogate_misled: bool ``[B]``, where it stalled on the real system although it fell on the surrogate.
     """
 
     x: Tensor
@@ -59,7 +60,7 @@ class SearchResult:
 
     @classmethod
     def of(cls, x: Tensor, queries: int | Tensor = 0, stalled: Tensor | None = None) -> SearchResult:
-        """For a search that has less to report."""
+        """The result of a search that reports no zero directions and uses no surrogate."""
         none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         counts = torch.zeros(len(x), dtype=torch.int64, device=x.device) + queries
         stalled = none if stalled is None else stalled
@@ -67,7 +68,7 @@ class SearchResult:
 
     @classmethod
     def judged(cls, best: BestIterates, record: SearchRecord) -> SearchResult:
-        """The best iterates, and what the search says of itself."""
+        """The best iterates, with the figures of the record."""
         stalled, misled = record.verdict(best)
         return cls(
             x=best.x,
@@ -79,7 +80,7 @@ class SearchResult:
 
 
 class Plan(ABC):
-    """A threat model, an objective and a way to look: what an attack consists of, ready to run."""
+    """An attack ready to run: threat model, objective and search."""
 
     threat: Threat
 
@@ -91,11 +92,11 @@ class Plan(ABC):
     @property
     @abstractmethod
     def summary(self) -> str:
-        """How it looks, in a few words for tables."""
+        """The search in a few words, for tables."""
 
     @abstractmethod
     def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
-        """Look for the attacked inputs; every sample on its own."""
+        """Search for the attacked inputs; samples do not influence each other."""
 
     def summaries(self) -> tuple[str, str, str]:
         """Threat model, objective and search, in a few words for tables."""
@@ -105,14 +106,14 @@ class Plan(ABC):
 def objective_summary(objective: Objective) -> str:
     """The registered names of an objective's parts, joined by ``+``."""
     names = {entry.build: entry.name for entry in OBJECTIVES}
-    # What only changes another objective's scale is not a wish of its own.
+    # An objective that only rescales another one (its field ``of``) goes by the name of that one.
     parts = [getattr(part, "of", part) for _, part in objective.terms()]
     return " + ".join(names.get(type(part), type(part).__name__) for part in parts)
 
 
 @dataclass
 class ActiveSamples:
-    """The samples that are still searched for; ``rows`` says which of the batch they are."""
+    """The samples that the search has not finished; ``rows`` are their indices in the batch."""
 
     rows: Rows
     variable: Tensor
@@ -122,24 +123,24 @@ class ActiveSamples:
     memory: Memory = ()
     tick: int = 0
     """Steps taken so far, in all stages."""
-    shown: int = 0
-    """Inputs shown to the system for each of them, and not yet counted by the search."""
+    uncounted_queries: int = 0
+    """Queries for each of them that are not in the search's record yet."""
     lowest: Tensor = field(default_factory=lambda: torch.empty(0))
-    """``[rows]``: the lowest loss of the last stage, and ...; empty where nobody asks whether it falls."""
+    """``[rows]``: the lowest loss of the last stage; empty in a search without ``patience``."""
     lowest_before: Tensor = field(default_factory=lambda: torch.empty(0))
-    """... what that was when it was last asked."""
+    """``[rows]``: ``lowest`` at the last plateau check; empty in a search without ``patience``."""
 
     def context(self, system: System, objective: Objective, progress: float) -> StepContext:
-        """What a direction is asked for at this step."""
+        """The input of a direction at this step."""
         return StepContext(system, self.threat, self.goal, objective, self.streams, progress, self.tick)
 
     def count_queries(self, record: SearchRecord) -> None:
-        """Count the inputs shown since the last call for every active sample."""
-        record.queries[self.rows] += self.shown
-        self.shown = 0
+        """Add the queries since the last call to the record, for every active sample."""
+        record.queries[self.rows] += self.uncounted_queries
+        self.uncounted_queries = 0
 
     def keep(self, mask: Tensor) -> None:
-        """Go on with the samples at which ``mask`` is true alone."""
+        """Continue with only the samples where ``mask`` is true."""
         left = mask.nonzero()[:, 0]
         self.rows = left if isinstance(self.rows, slice) else self.rows[left]
         self.variable = self.variable[left]
@@ -151,18 +152,19 @@ class ActiveSamples:
 
 @dataclass(frozen=True)
 class Search(Plan):
-    """The loop: threat model, stages, directions, and how iterates are judged.
+    """Iterative search: stages of steps along a direction, with projection onto the threat model.
 
     Args:
-        threat: where the variable may go.
-        stages: objectives and their steps, in order; the last one decides which iterate is best.
-        direction: where steps lead: the gradient of the system, of a stand-in, of an average, or an estimate.
-        evaluate_every: if directions do not come from the real system, look at it every so many steps.
+        threat: the set of allowed variables.
+        stages: objectives and their steps, in order; the objective of the last stage decides which iterate is best.
+        direction: gives the direction of each step: the gradient of the system or of a surrogate, an average over
+            random draws, or an estimate.
+        evaluate_every: if directions come from a surrogate, the real system is evaluated every so many steps.
         random_start: begin at a random allowed input instead of at ``x``.
-        restarts: run this often and keep the best; every run but the first begins at random.
-        early_stop: let a sample go as soon as it meets every constraint (for objectives made of constraints alone).
-        patience: let a sample go if a tenth of the last stage's steps lowered its lowest loss by less than this share;
-            0 never does.
+        restarts: number of runs, of which the best counts; every run but the first begins at random.
+        early_stop: stop a sample as soon as it meets every constraint (for objectives that consist of constraints).
+        patience: stop a sample if a tenth of the last stage's steps lowered its lowest loss by less than this share of
+            it; 0 turns this off.
         returns: the ``best`` iterate, or the ``last`` as some attacks are published.
     """
 
@@ -186,30 +188,29 @@ class Search(Plan):
 
     @property
     def summary(self) -> str:
-        """The update, what its direction comes from, and the warm start."""
-        said = self.direction.summary
+        """The update, its direction, and the objective of a warm start."""
         update = type(self.stages[-1].update).__name__
         warm = f"after {objective_summary(self.stages[0].objective)}" if len(self.stages) > 1 else ""
-        return ", ".join(part for part in (update, said, warm) if part)
+        return ", ".join(part for part in (update, self.direction.summary, warm) if part)
 
     def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
-        """Search from ``goal.x``; every sample on its own.
+        """Search from ``goal.x``; samples do not influence each other.
 
         Raises:
-            NotDifferentiableError: if the direction is a gradient, and the maps or logits carry none.
+            NotDifferentiableError: the direction is a gradient, and the maps or logits have none.
         """
         with unchecked(), torch.set_grad_enabled(self.direction.needs_graph):
             found = self._run(system, goal, streams)
         if bool(found.zero_direction.any()):
             count = f"{int(found.zero_direction.sum())} of {len(found.zero_direction)} samples"
-            said = f"the attack moves nowhere for {count}, which looks like robustness: {self.direction.zero_means}"
-            warnings.warn(said, self.direction.zero_warning, stacklevel=4)
+            message = f"the attack moves nowhere for {count}, which looks like robustness: {self.direction.zero_means}"
+            warnings.warn(message, self.direction.zero_warning, stacklevel=4)
         return found
 
     def _run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         best, record = BestIterates.none(goal.x), SearchRecord.none(goal.x)
         for attempt in range(self.restarts):
-            # Only an attack that stops early is done with a sample that meets every constraint.
+            # A sample that meets every constraint is finished only in an attack that stops early.
             unfinished = best.unmet > 0 if self.early_stop else torch.ones_like(best.gained)
             rows = unfinished.nonzero()[:, 0]
             if not len(rows):
@@ -229,12 +230,12 @@ class Search(Plan):
     def _stage(
         self, system: System, stage: Stage, live: ActiveSamples, record: SearchRecord, best: BestIterates | None
     ) -> None:
-        """Steps along directions; in the last stage, whose ``best`` are kept, each of them is evaluated."""
+        """All steps of a stage; the last stage gets ``best`` and evaluates its iterates."""
         live.memory = stage.update.begin(live.variable)
         for step in range(stage.steps):
             context = live.context(system, stage.objective, step / max(stage.steps - 1, 1))
             found = self.direction(context, live.variable, step == 0)
-            live.shown += found.queries
+            live.uncounted_queries += found.queries
             if step == 0:
                 record.zero_direction[live.rows] |= found.zero_direction
             gradient = found.gradient
@@ -261,7 +262,7 @@ class Search(Plan):
         step: int,
         steps: int,
     ) -> Tensor | None:
-        """Evaluate the iterate and let samples go that are done; which stay, ``[rows]`` bool, where some do not."""
+        """Evaluate the iterate and drop finished samples; ``[rows]`` bool, which stay; ``None`` if all do."""
         on_real_system = found.seen is not None
         if not on_real_system:
             record.follow(live.rows, found.loss, first=step == 0)
@@ -276,7 +277,7 @@ class Search(Plan):
         return ~leave
 
     def _on_plateau(self, live: ActiveSamples, loss: Tensor, step: int, steps: int) -> Tensor:
-        """Where the lowest loss so far hardly fell in a tenth of the steps, ``[rows]`` bool."""
+        """Where a tenth of the steps lowered the lowest loss by less than ``patience``, ``[rows]`` bool."""
         none = torch.zeros_like(loss, dtype=torch.bool)
         live.lowest = torch.minimum(live.lowest, loss) if step else loss
         if step % -(-steps // 10):
@@ -288,9 +289,9 @@ class Search(Plan):
     def _evaluate(
         self, context: StepContext, live: ActiveSamples, seen: Observation | None, best: BestIterates, *, last: bool
     ) -> Tensor:
-        """Take over what is better, seen on the real system; where all constraints are met, ``[rows]`` bool."""
+        """Update the best iterates on the real system; where all constraints are met, ``[rows]`` bool."""
         if seen is None:
             with torch.no_grad():
                 seen = context.observe(live.variable)
-            live.shown += 1
+            live.uncounted_queries += 1
         return best.update(live.rows, seen, live.goal, context.objective, always=last)

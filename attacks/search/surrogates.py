@@ -1,4 +1,4 @@
-"""Stand-ins for a network's rectifiers, by the words that attacks' settings use."""
+"""Surrogates of a network's rectifiers, by the names that attacks use in their settings."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from robustexplain.interpreters import Interpreter
 from .directions import BetaSchedule
 
 Surrogate = Literal["auto", "none", "smooth_gradient", "softplus"]
-"""What rectifiers compute while directions are sought."""
+"""What replaces the rectifiers while gradients are computed."""
 Auto = Literal["smooth_gradient", "softplus"]
-"""What ``auto`` may stand for."""
+"""The surrogate that ``auto`` chooses for gradient maps."""
 
 
 def surrogate_for(
@@ -22,13 +22,14 @@ def surrogate_for(
     softplus: Smooth | BetaSchedule | None = None,
     auto: Auto = "smooth_gradient",
 ) -> Smooth | BetaSchedule | None:
-    """The stand-in that ``word`` means; ``auto`` needs one only where the map is a gradient, or made of some.
+    """The surrogate named ``word``; ``auto`` is one only for maps that are gradients or computed from gradients.
 
     Args:
-        interpreter: whose maps are followed.
+        interpreter: its maps are differentiated.
         word: ``none``, ``smooth_gradient`` (ADV2's ``h(z)``), ``softplus``, or ``auto``.
-        softplus: what ``softplus`` means here; default ``beta = 10``. Against MASK and its like ``beta = 40``.
-        auto: what ``auto`` means for maps that are gradients; for MASK, whose steps are, it means ``softplus``.
+        softplus: the surrogate called ``softplus``; default ``beta = 10``. For iterative interpreters (MASK) always 40.
+        auto: the surrogate that ``auto`` chooses for maps that are gradients; for MASK, whose steps are gradients, it
+            always chooses ``softplus``.
     """
     iterative = interpreter.iterative
     if word == "auto":
@@ -38,6 +39,6 @@ def surrogate_for(
     if word == "smooth_gradient":
         return SmoothGradient()
     if iterative:
-        # The stand-in's own mask must come near the real one: at beta = 10 they part.
+        # The mask of the surrogate must stay close to that of the real model; at beta = 10 they diverge.
         return Softplus(40.0)
     return Softplus() if softplus is None else softplus

@@ -1,4 +1,4 @@
-"""One variable for all inputs: fitted on images of the adversary's own, then put on any input as it is."""
+"""One variable for all inputs, fitted on the adversary's images and then applied to any input unchanged."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from .updates import Update
 class UniversalSearch(Plan):
     """One variable for all images: each step moves it along the mean gradient of a mini-batch.
 
-    What is random in the threat model (where a patch lies) is drawn anew for every image and step, so the variable
-    works on average over it (expectation over transformation, Athalye et al. 2018b).
+    Random choices of the threat model (a patch's place) are drawn again for every image and step, so the objective is
+    an expectation over them (expectation over transformation, Athalye et al. 2018b).
 
     Args:
-        threat: where the variable may go.
-        objective: what it should do, on average over the images.
-        steps: mini-batches.
-        update: how a gradient moves the variable.
-        batch_size: images a step; their order is drawn anew once all have been seen.
-        direction: where gradients come from.
+        threat: the set of allowed variables.
+        objective: minimised on average over the images.
+        steps: number of mini-batches.
+        update: the step along a gradient.
+        batch_size: images per step; their order is drawn again after each pass through all of them.
+        direction: gives the gradients.
     """
 
     threat: Threat
@@ -58,12 +58,12 @@ class UniversalSearch(Plan):
 
     @property
     def summary(self) -> str:
-        """The update, and what its direction comes from."""
-        said = (type(self.update).__name__, self.direction.summary, "on mini-batches")
-        return ", ".join(part for part in said if part)
+        """The update and its direction."""
+        words = (type(self.update).__name__, self.direction.summary, "on mini-batches")
+        return ", ".join(word for word in words if word)
 
     def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
-        """Nothing can be put on an input before :meth:`fit` has found it.
+        """Always an error: the variable must be fitted first, by :meth:`fit`.
 
         Raises:
             InputError: always.
@@ -71,49 +71,46 @@ class UniversalSearch(Plan):
         raise unfitted(self.threat)
 
     def fit(self, system: System, goal: Goal, seed: int) -> FixedPerturbation:
-        """Search for the variable on the images ``goal.x`` ``[N, C, H, W]``.
-
-        It is the last iterate, as published.
-        """
+        """Fit the variable to the images ``goal.x`` ``[N, C, H, W]``; the last iterate, as published."""
         streams = Streams.of(goal.x, seed, "shared")
         rows, zero = mini_batches(len(goal.x), self.batch_size, seed), False
         with unchecked(), torch.set_grad_enabled(self.direction.needs_graph):
             variable = self.threat.start(goal.x[:1])
             memory, before = self.update.begin(variable), self._mean_rank(system, goal, streams, variable)
             for now in range(self.steps):
-                problem = self._problem(system, goal, streams, next(rows), now)
-                spread = variable.expand(len(problem.goal.x), *variable.shape[1:])
-                found = self.direction(problem, spread, now == 0)
+                context = self._context(system, goal, streams, next(rows), now)
+                shared = variable.expand(len(context.goal.x), *variable.shape[1:])
+                found = self.direction(context, shared, now == 0)
                 zero = zero or bool(found.zero_direction.all())
                 mean = found.gradient.mean(0, keepdim=True)
-                moved, memory = self.update(variable, mean, problem.progress, memory)
+                moved, memory = self.update(variable, mean, context.progress, memory)
                 variable = self.threat.project(goal.x[:1], moved).detach()
             after = self._mean_rank(system, goal, streams, variable)
             stalled = not any(now < then for now, then in zip(after, before, strict=True))
         if zero:
-            said = f"for every image of the first mini-batch there is no direction: {self.direction.zero_means}"
-            warnings.warn(said, self.direction.zero_warning, stacklevel=3)
+            message = f"for every image of the first mini-batch there is no direction: {self.direction.zero_means}"
+            warnings.warn(message, self.direction.zero_warning, stacklevel=3)
         return FixedPerturbation(self.threat, self.objective, self.summary, variable, stalled, zero)
 
-    def _problem(self, system: System, goal: Goal, streams: Streams, rows: Tensor, now: int) -> StepContext:
-        mine, own = goal.select(rows), streams.select(rows)
+    def _context(self, system: System, goal: Goal, streams: Streams, rows: Tensor, now: int) -> StepContext:
+        goal, streams = goal.select(rows), streams.select(rows)
         progress = now / max(self.steps - 1, 1)
-        return StepContext(system, self.threat.bind(mine.x, own), mine, self.objective, own, progress, now)
+        return StepContext(system, self.threat.bind(goal.x, streams), goal, self.objective, streams, progress, now)
 
     @torch.no_grad()
     def _mean_rank(self, system: System, goal: Goal, streams: Streams, variable: Tensor) -> tuple[float, float]:
         """Unmet constraints and the loss that decides among equals, means over the images."""
         unmet, score = 0.0, 0.0
         for rows in torch.arange(len(goal.x)).split(self.batch_size):
-            problem = self._problem(system, goal, streams, rows, self.steps - 1)
-            look = problem.observe(variable.expand(len(rows), *variable.shape[1:]))
-            far, loss = rank(self.objective, look, problem.goal)
-            unmet, score = unmet + float(far.double().sum()), score + float(loss.double().sum())
+            context = self._context(system, goal, streams, rows, self.steps - 1)
+            seen = context.observe(variable.expand(len(rows), *variable.shape[1:]))
+            unmet_part, loss = rank(self.objective, seen, context.goal)
+            unmet, score = unmet + float(unmet_part.double().sum()), score + float(loss.double().sum())
         return unmet / len(goal.x), score / len(goal.x)
 
 
 def unfitted(threat: Threat) -> InputError:
-    """What to say to who runs an attack before it is fitted."""
+    """The error of an attack that is run before it is fitted."""
     return InputError(
         f"this attack is computed on images first: attack = attack.fitted(system, x, y), with images and labels of the "
         f"adversary's own, and then attack(system, ...); nothing has been fitted for its threat {threat.summary!r}"
@@ -121,7 +118,7 @@ def unfitted(threat: Threat) -> InputError:
 
 
 def mini_batches(count: int, size: int, seed: int) -> Iterator[Tensor]:
-    """Rows of mini-batches without end, in a new order once all have been seen."""
+    """Endless indices of mini-batches, in a new random order after each pass."""
     draws = generator(seed, "mini-batches")
     while True:
         yield from torch.randperm(count, generator=draws).split(size)
@@ -129,36 +126,36 @@ def mini_batches(count: int, size: int, seed: int) -> Iterator[Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class FixedPerturbation(Plan):
-    """What was fitted, put on every input as it is: no search, and no input shown to the system.
+    """Applies a fitted variable to every input: no search and no queries.
 
     Args:
-        threat: how the variable changes an input; what is random in it is drawn from the input's own stream.
-        objective: what it was fitted to.
-        said: how it was looked for.
+        threat: applies the variable; its random choices are drawn from the input's own stream.
+        objective: the objective of the fit.
+        search: the summary of the fit's search, for tables.
         variable: ``[1, ...]``, shared by all inputs.
         stalled: whether neither the unmet constraints nor the loss fell, on average over the images it was fitted on.
-        zero_direction: whether there was no direction there.
+        zero_direction: whether the fit's first direction was exactly zero for every image.
     """
 
     threat: Threat
     objective: Objective
-    said: str
+    search: str
     variable: Tensor
     stalled: bool = False
     zero_direction: bool = False
 
     @property
     def aim(self) -> Objective:
-        """What it was fitted to."""
+        """The objective of the fit."""
         return self.objective
 
     @property
     def summary(self) -> str:
-        """How it was looked for."""
-        return self.said
+        """The summary of the fit's search."""
+        return self.search
 
     def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
-        """The inputs with the variable on them; ``stalled`` and ``zero_direction`` are the fit's."""
+        """The inputs with the variable applied; ``stalled`` and ``zero_direction`` are those of the fit."""
         count = len(goal.x)
         variable = self.variable.to(goal.x).expand(count, *self.variable.shape[1:])
         x = self.threat.bind(goal.x, streams).apply(goal.x, variable).detach()
@@ -174,21 +171,21 @@ class FixedPerturbation(Plan):
 
 @dataclass(frozen=True, eq=False)
 class Fitted(Attack):
-    """A fitted attack: puts its one perturbation on every input.
+    """A fitted attack: applies its one perturbation to every input.
 
-    Success is judged by the caller's goal: a perturbation fitted towards one class succeeds, for a caller who asks for
-    another, where that other one is predicted.
+    Success depends on the goal of the call: if a caller asks for another class than the perturbation was fitted to, it
+    succeeds where that other class is predicted.
 
     Args:
         of: the attack that was fitted.
-        applied: what was found; ``applied.variable`` is the perturbation or the patch.
+        applied: the plan with the result; ``applied.variable`` is the perturbation or the patch.
     """
 
     of: Attack
     applied: FixedPerturbation
 
     def plan(self, system: System) -> Plan:
-        """Put it on."""
+        """Apply the perturbation."""
         return self.applied
 
 
@@ -196,11 +193,11 @@ def fit_universal(attack: Attack, system: System, x: Tensor, y: Tensor, goal_cla
     """Fit an attack whose plan is a :class:`UniversalSearch`.
 
     Args:
-        attack: not fitted yet.
-        system: whom it is fitted against.
-        x: ``[N, C, H, W]`` in ``[0, 1]``, images of the adversary's own.
+        attack: to be fitted.
+        system: the system that it is fitted against.
+        x: ``[N, C, H, W]`` in ``[0, 1]``, the adversary's images.
         y: ``[N]``, their labels.
-        goal_class: what every image should be predicted as; ``None``: anything but its label.
+        goal_class: the class to be predicted for every image; ``None``: any but its label.
 
     Raises:
         InputError: bad tensors, a goal class out of range, or a goal class that every image has.
@@ -214,7 +211,7 @@ def fit_universal(attack: Attack, system: System, x: Tensor, y: Tensor, goal_cla
 
 
 def fitting_goal(attack: Attack, system: System, x: Tensor, y: Tensor, goal_class: int | None) -> Goal:
-    """The checked goal of a fit; images of the goal class itself, where there is nothing to attack, are left out."""
+    """The goal of a fit, checked; images that have the goal class already are left out."""
     attack._check(system, x, y, None, None)
     label = y.to(x.device, torch.int64)
     if goal_class is None:

@@ -24,7 +24,7 @@ class Update(ABC):
         check_fields(self)
 
     def begin(self, variable: Tensor) -> Memory:
-        """The memory before the first step; most updates have none."""
+        """The memory before the first step; empty for most updates."""
         return ()
 
     @abstractmethod
@@ -83,7 +83,7 @@ class MomentumStep(Update):
 
 @dataclass(frozen=True)
 class Adam(Update):
-    """Adam (Kingma and Ba 2015), each sample with moments of its own.
+    """Adam (Kingma and Ba 2015) with separate moments for each sample.
 
     Args:
         lr: learning rate, in units of the variable.
@@ -97,7 +97,7 @@ class Adam(Update):
     epsilon: Positive = 1e-8
 
     def begin(self, variable: Tensor) -> Memory:
-        """Both moments zero, no step taken (a count for each sample, so that it follows its sample)."""
+        """Both moments and the step count zero; the count is per sample, so that it can be selected with it."""
         zeros = variable.new_zeros(variable.shape)
         return zeros, zeros.clone(), variable.new_zeros(len(variable))
 

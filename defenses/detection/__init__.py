@@ -1,4 +1,4 @@
-"""Detectors: they score how suspicious an input is, and raise an alarm at a calibrated false-alarm rate."""
+"""Detectors: they score how suspicious an input is, with an alarm threshold at a calibrated false-alarm rate."""
 
 from .any_of import AnyOf
 from .base import Detector, DetectorDefense

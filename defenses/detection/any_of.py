@@ -1,4 +1,4 @@
-"""Several detectors that watch one system: an alarm by the one that is most alarmed."""
+"""Several detectors of one system, with one joint false-alarm rate."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ from .detector import Detector, conformal_p_values, in_batches, refuse_nan
 @DETECTORS.register("any-of", paper="Vovk et al. 2005 (conformal p-values); Tippett 1931 (the smallest)")
 @dataclass(frozen=True, eq=False)
 class AnyOf(Detector):
-    """Rings where any of several detectors is alarmed; together they raise as many false alarms as one was asked for.
+    """Raises an alarm where any of several detectors does, at one joint false-alarm rate.
 
-    ``score = 1 - min_j p_j``, the ``p_j`` conformal p-values of the detectors' scores among those of the clean inputs
-    that all of them were calibrated on. The smallest of several p-values is small more often than each of them, so the
-    threshold is that of the joint score. ``soft_score`` is the largest of the soft scores, each less its mean and over
-    its standard deviation on those inputs. Make one by ``AnyOf((one, other)).calibrated(x, false_alarms)``.
+    ``score = 1 - min_j p_j``, with the conformal p-values ``p_j`` of the detectors' scores among those of the clean
+    inputs on which all of them were calibrated. The smallest of several p-values is small more often than each of them,
+    so the threshold is calibrated on the joint score. ``soft_score`` is the largest of the soft scores, each
+    standardised by its mean and standard deviation on those inputs. Make one by
+    ``AnyOf((one, other)).calibrated(x, false_alarms)``.
 
     Args:
-        detectors: two or more; one that is itself an ``AnyOf`` gives its own.
+        detectors: two or more; an ``AnyOf`` among them is replaced by its detectors.
         clean: ``[N, M]``, each detector's scores of the clean inputs.
         soft_clean: ``[N, M]``, their soft scores.
     """
@@ -66,19 +67,19 @@ class AnyOf(Detector):
         return conformal_p_values(scores, self._reference[0])
 
     def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:
-        """``[B]`` in ``[0, 1)``: one less the smallest p-value."""
+        """``[B]`` in ``[0, 1)``: one minus the smallest p-value."""
         return 1 - self.member_p_values(x, seen).amin(1)
 
     def soft_score(self, x: Tensor) -> Tensor:
         """``[B]``: the largest standardised soft score."""
-        return self._loudest(torch.stack([detector.soft_score(x) for detector in self.detectors], 1))
+        return self._largest_standardised(torch.stack([detector.soft_score(x) for detector in self.detectors], 1))
 
     def evasion(self, weight: float) -> Objective:
-        """The sum of what evades each, at the thresholds at which they raise the joint alarm."""
-        parts = ((w, d, part) for d in self.ringing() for w, part in evade(d, weight).terms())
+        """The sum of the detectors' evasions, at the thresholds at which each raises the joint alarm."""
+        parts = ((w, d, part) for d in self.at_joint_alarm() for w, part in evade(d, weight).terms())
         return Sum(tuple((w, OfMember(d, part) if "score" in part.needs else part) for w, d, part in parts))
 
-    def ringing(self) -> tuple[systems.Detector, ...]:
+    def at_joint_alarm(self) -> tuple[systems.Detector, ...]:
         """The detectors, each with the thresholds above which it raises the joint alarm by itself."""
         clean, soft_clean = self._reference
         # An alarm is 1 - p > threshold, p = (1 + r) / (N + 1), r the clean scores that are as high or higher.
@@ -92,22 +93,24 @@ class AnyOf(Detector):
         found: dict[str, Tensor] = {}
         for name, detector, p in zip(self._names(), self.detectors, self.member_p_values(x).unbind(1), strict=True):
             found[f"{name}: p-value"] = p
-            own = detector.reasons(x) if isinstance(detector, Detector) else {}
-            found |= {f"{name}: {key}": value for key, value in own.items()}
+            figures = detector.reasons(x) if isinstance(detector, Detector) else {}
+            found |= {f"{name}: {key}": value for key, value in figures.items()}
         return found
 
     def calibrated(self, x: Tensor, false_alarms: float, batch_size: int = 32) -> Self:
-        """The same, calibrated jointly: any of them rings on a share ``false_alarms`` of clean inputs.
+        """The detectors calibrated jointly: a share ``false_alarms`` of clean inputs raises an alarm of any of them.
 
         Raises:
-            InputError: nothing is left of ``x`` but what a detector was trained on, or a score is NaN.
+            InputError: a detector was trained on all of ``x``, or a score is NaN.
         """
         x = self._held_out(x)
         clean = torch.stack([in_batches(detector.score, x, batch_size) for detector in self.detectors], 1)
         soft = torch.stack([in_batches(detector.soft_score, x, batch_size) for detector in self.detectors], 1)
         refuse_nan(clean, soft)
-        made = replace(self, clean=clean.cpu(), soft_clean=soft.cpu())
-        return made._thresholds(1 - conformal_p_values(clean, clean).amin(1), made._loudest(soft), false_alarms)
+        calibrated = replace(self, clean=clean.cpu(), soft_clean=soft.cpu())
+        return calibrated._thresholds(
+            1 - conformal_p_values(clean, clean).amin(1), calibrated._largest_standardised(soft), false_alarms
+        )
 
     @property
     def _reference(self) -> tuple[Tensor, Tensor]:
@@ -115,7 +118,7 @@ class AnyOf(Detector):
             raise InputError("AnyOf is not calibrated: AnyOf(detectors).calibrated(x, false_alarms)")
         return self.clean, self.soft_clean
 
-    def _loudest(self, soft: Tensor) -> Tensor:
+    def _largest_standardised(self, soft: Tensor) -> Tensor:
         clean = self._reference[1].to(soft)
         spread = clean.std(0, correction=0).clamp_min(torch.finfo(clean.dtype).tiny ** 0.5)
         return ((soft - clean.mean(0)) / spread).amax(1)
@@ -130,10 +133,10 @@ class AnyOf(Detector):
 
 @dataclass(frozen=True)
 class OfMember(Objective):
-    """An objective of a detector's score, of one detector among several.
+    """An objective on the soft score of one detector among several.
 
     Args:
-        detector: whose soft score it is.
+        detector: gives the soft score.
         part: the objective.
     """
 
@@ -168,7 +171,7 @@ def _flat(detectors: tuple[systems.Detector, ...]) -> Iterator[systems.Detector]
 
 
 def _at(detector: Any, threshold: float, soft_threshold: float) -> Any:
-    """The detector with other thresholds; one that has no such fields keeps those that it has."""
+    """The detector with these thresholds; unchanged if it has no such fields."""
     known = {f.name for f in fields(detector) if f.init} if is_dataclass(detector) else set()
     if not {"threshold", "soft_threshold"} <= known:
         return detector

@@ -1,4 +1,4 @@
-"""What all defenses that add a detector share: the split of the samples, calibration, and what was there before."""
+"""Base class of the defenses that add a detector: split of the samples, calibration, several detectors."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ __all__ = ["Detector", "DetectorDefense"]
 
 @dataclass(frozen=True)
 class DetectorDefense(TrainedDefense):
-    """Adds a detector, calibrated on clean samples; a system that has one already gets :class:`AnyOf` of both.
+    """Adds a detector, calibrated on clean samples; a system with a detector gets :class:`AnyOf` of both.
 
-    A subclass writes ``_fit``. Where it ``trains``, four fifths of the samples are for that, and the rest calibrate.
+    A subclass implements ``_fit``. If it ``trains``, four fifths of the samples are for training and the rest for
+    calibration.
 
     Args:
-        samples: use at most so many of the defense's samples.
+        samples: largest number of the defense's samples that are used.
         false_alarms: share of clean inputs that may raise the alarm, of all the system's detectors together.
-        batch_size: inputs a forward pass, but for training.
+        batch_size: inputs per forward pass, except in training.
     """
 
     samples: Count = field(default=2048, kw_only=True)
@@ -41,14 +42,14 @@ class DetectorDefense(TrainedDefense):
 
     layer = "detector"
     trains: ClassVar[bool] = True
-    """Whether ``_fit`` makes use of samples; otherwise all of them calibrate."""
+    """Whether ``_fit`` uses samples; otherwise all are used for calibration."""
 
     @abstractmethod
     def _fit(self, system: System, x: Tensor, y: Tensor, session: Session) -> Detector:
         """The detector, not calibrated yet.
 
         Args:
-            system: to be watched; its weights are frozen meanwhile.
+            system: the system to be watched; its weights are frozen during the fit.
             x: ``[N, ...]`` to train on; ``[0, ...]`` where the defense does not train.
             y: ``[N]`` labels.
             session: accelerator, checkpoints, progress.
@@ -69,7 +70,7 @@ class DetectorDefense(TrainedDefense):
         return replace(system, detector=detector)
 
     def _split(self, data: Samples) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs and labels to train on, and clean inputs to calibrate on."""
+        """Inputs and labels for training, and clean inputs for calibration."""
         size = min(len(data), self.samples)
         if size < 20:
             raise InputError(f"{type(self).__name__} needs some dozens of samples to calibrate on, got {size}")

@@ -1,4 +1,4 @@
-"""The contract that every detector keeps."""
+"""Base class of the detectors."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from robustexplain.system import Explained
 class Detector(ABC):
     """Scores how suspicious an input is; an alarm is a score above ``threshold``.
 
-    A subclass is a registered frozen dataclass (``eq=False``) that writes ``score`` and ``soft_score``.
+    A subclass is a registered frozen dataclass (``eq=False``) that implements ``score`` and ``soft_score``.
 
     Args:
         threshold: score above which there is an alarm.
         soft_threshold: the same for ``soft_score``.
         scores: ``[N]`` of the clean inputs that it was calibrated on; ``None``: not calibrated.
         soft_scores: ``[N]``, their soft scores.
-        trained_on: :func:`fingerprints` of the inputs that it was trained on: no calibration counts them.
+        trained_on: :func:`fingerprints` of its training inputs, which calibration leaves out.
     """
 
     threshold: float = field(default=1.0, kw_only=True)
@@ -45,12 +45,13 @@ class Detector(ABC):
 
         Args:
             x: the inputs, ``[B, ...]``.
-            seen: what the system has just said of them, of the predicted classes; look again without it.
+            seen: the system's logits and maps of the predicted classes for ``x``, if they are known; else computed
+                again.
         """
 
     @abstractmethod
     def soft_score(self, x: Tensor) -> Tensor:
-        """``[B]``, a differentiable stand-in for ``score`` that an adaptive attack follows."""
+        """``[B]``, a differentiable surrogate of ``score``, for adaptive attacks."""
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
@@ -62,7 +63,7 @@ class Detector(ABC):
         """What an adversary who knows the detector adds to its loss: a hinge on the soft score.
 
         Args:
-            weight: of the loss; that there be no alarm is a condition at any weight.
+            weight: of the loss; no alarm is a constraint at any weight.
         """
         return weight * EvadeDetector(self.soft_threshold)
 
@@ -81,15 +82,15 @@ class Detector(ABC):
         return conformal_p_values(self.score(x, seen)[:, None], self.scores[:, None])[:, 0]
 
     def calibrated(self, x: Tensor, false_alarms: float, batch_size: int = 32) -> Self:
-        """The same with thresholds that a share ``false_alarms`` of clean inputs exceeds (split conformal).
+        """The detector with thresholds that a share ``false_alarms`` of clean inputs exceeds (split conformal).
 
         Args:
             x: clean inputs ``[N, ...]``; those that the detector was trained on are left out.
             false_alarms: in ``[0, 1]``.
-            batch_size: inputs a forward pass.
+            batch_size: inputs per forward pass.
 
         Raises:
-            InputError: nothing is left of ``x``, or a score is NaN.
+            InputError: the detector was trained on all of ``x``, or a score is NaN.
         """
         x = self._held_out(x)
         scores, soft_scores = (in_batches(function, x, batch_size) for function in (self.score, self.soft_score))
@@ -101,10 +102,10 @@ class Detector(ABC):
         return self._thresholds(scores, soft_scores, false_alarms)
 
     def recalibrated(self, x: Tensor, false_alarms: float = 0.05, batch_size: int = 32) -> Self:
-        """:meth:`calibrated` on clean inputs of the place where the detector is used, which are checked first.
+        """:meth:`calibrated` on clean inputs from where the detector is used, which are checked first.
 
         Raises:
-            InputError: inputs that are no images or rows, or what :meth:`calibrated` refuses.
+            InputError: inputs that are neither images nor rows, or an error of :meth:`calibrated`.
         """
         checks.inputs(x)
         return self.calibrated(x, false_alarms, batch_size)
@@ -147,10 +148,10 @@ def fingerprints(x: Tensor) -> Tensor:
 
 
 def refuse_nan(*scores: Tensor) -> None:
-    """Refuse scores of clean inputs among which one is NaN: there is no threshold among them.
+    """Refuse scores of clean inputs with a NaN, which give no threshold.
 
     Raises:
-        InputError: with how many.
+        InputError: any score is NaN; says how many.
     """
     for values in scores:
         count = int(values.isnan().sum())

@@ -1,4 +1,4 @@
-"""Feature squeezing: an input whose prediction changes where the image is squeezed is suspicious."""
+"""Feature squeezing: an input whose prediction changes under squeezing is suspicious."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class FeatureSqueezingDetector(Detector):
 
     Args:
         model: the deployed classifier.
-        squeezers: what the input is squeezed by.
+        squeezers: transforms of the input.
     """
 
     model: nn.Module
@@ -36,8 +36,8 @@ class FeatureSqueezingDetector(Detector):
 
         Args:
             x: images ``[B, C, H, W]`` in ``[0, 1]``.
-            straight: go straight through rounding where gradients are wanted.
-            logits: ``[B, K]`` of ``x``, where they are known.
+            straight: straight-through gradients for rounding.
+            logits: ``[B, K]`` of ``x``, if they are known.
         """
         p = (self.model(x) if logits is None else logits).softmax(1)
         squeezed = ((s.straight(x) if straight else s(x)) for s in self.squeezers)
@@ -50,7 +50,7 @@ class FeatureSqueezingDetector(Detector):
         return self.distances(x, logits=seen.logits if known else None).amax(1)  # type: ignore[union-attr]
 
     def soft_score(self, x: Tensor) -> Tensor:
-        """``[B]``: the same value, with a gradient: straight through bit depth, that of the filters elsewhere."""
+        """``[B]``: the same value, with a gradient: straight-through for bit depth, exact for the filters."""
         return self.distances(x, straight=True).amax(1)
 
     def evasion(self, weight: float) -> Objective:
@@ -63,7 +63,7 @@ class FeatureSqueezingDetector(Detector):
 
     @torch.no_grad()
     def reasons(self, x: Tensor) -> dict[str, Tensor]:
-        """The distance by each squeezer."""
+        """The distance for each squeezer."""
         return {s.name: d for s, d in zip(self.squeezers, self.distances(x).unbind(1), strict=True)}
 
 
@@ -72,7 +72,7 @@ class FeatureSqueezingDetector(Detector):
 class FeatureSqueezing(DetectorDefense):
     """Add a detector that compares the predictions on an input and on its squeezed versions.
 
-    The default is the authors' choice for ImageNet; for CIFAR-10 they take ``nl-means-13-3-2`` for the last. It is
+    The default is the authors' choice for ImageNet; for CIFAR-10 they use ``nl-means-13-3-2`` as the last. It is
     calibrated on the defense's samples, clean (the paper: 5% false alarms); nothing is trained.
 
     Args:

@@ -34,7 +34,7 @@ class Forest:
         return cls(forest.fit(features.cpu().numpy(), labels.cpu().numpy()))
 
     def __call__(self, features: Tensor) -> Tensor:
-        """``[B]``: the share of trees that say attacked, from logits ``[B, M]``."""
+        """``[B]``: the share of trees that vote for attacked, from logits ``[B, M]``."""
         share = self.forest.predict_proba(features.detach().float().cpu().numpy())[:, 1]
         return torch.from_numpy(np.asarray(share)).to(features.device, torch.float32)
 
@@ -44,7 +44,7 @@ class Forest:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Forest:
-        """Read skops' format; types that are not trusted, and archives that inflate beyond reason, are refused."""
+        """Read skops' format; refuses types that are not trusted and archives of excessive decompressed size."""
         forest = loaded(content)
         if not hasattr(forest, "predict_proba"):
             raise InputError(f"the stored forest is a {type(forest).__name__}, which gives no probabilities")

@@ -1,4 +1,4 @@
-"""A small network that looks at maps."""
+"""A small network that classifies maps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from robustexplain.registry import PARTS
 
 @PARTS.register("map-network")
 class MapNetwork(nn.Module):
-    """A small CNN that looks at one map ``[B, H, W]`` and gives one logit ``[B]``: above 0, it looks attacked."""
+    """A small CNN on maps ``[B, H, W]`` with one logit ``[B]``; above 0 is attacked."""
 
     def __init__(self, side: int = 32, width: int = 16) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""X-Ensemble: one small network a kind of map says whether it looks attacked; a forest weighs what they say."""
+"""X-Ensemble: a small network per kind of map tells attacked from clean; a random forest combines their logits."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from .map_network import MapNetwork
 @DETECTORS.register("x-ensemble", paper="Wang et al. 2020 (KDD)")
 @dataclass(frozen=True, eq=False)
 class XEnsembleDetector(Detector):
-    """A network a kind of map, and a forest over their logits.
+    """A network per kind of map, and a random forest over their logits.
 
     Args:
         interpreters: the kinds of map, of the deployed model.
         networks: a :class:`MapNetwork` for each.
-        forest: weighs their logits.
+        forest: combines their logits.
     """
 
     interpreters: tuple[Interpreter, ...]
@@ -43,16 +43,16 @@ class XEnsembleDetector(Detector):
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
-        """What the interpreters explain."""
+        """The models that the interpreters explain."""
         return tuple(interpreter.model for interpreter in self.interpreters)
 
     def logits(self, x: Tensor, seen: Explained | None = None) -> Tensor:
-        """``[B, M]``: what each network says of its kind of map of ``x``; a map that was ``seen`` is not made again."""
+        """``[B, M]``: each network's logit for its kind of map of ``x``; a map in ``seen`` is not computed again."""
         return network_logits(self.interpreters, self.networks, x, seen)
 
     @torch.no_grad()
     def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:
-        """``[B]`` in ``[0, 1]``: the share of trees that say attacked."""
+        """``[B]`` in ``[0, 1]``: the share of trees that vote for attacked."""
         return self.forest(self.logits(x, seen))
 
     def soft_score(self, x: Tensor) -> Tensor:
@@ -73,11 +73,13 @@ class XEnsemble(DetectorDefense):
     """Add a detector that compares the maps of clean inputs with those of attacked ones.
 
     The defense's samples are split: four fifths train the networks and the forest (on clean inputs and ``attack``'s),
-    one fifth, clean, calibrates the alarm. The published work has no code; its abstract gives the structure.
+    one fifth, clean, calibrates the threshold. There is no published code; the structure is that of the paper's
+    abstract.
 
     Args:
-        members: kinds of map, as names, classes or names with settings; the system's own interpreter may be among them.
-        attack: what the detector learns to see: it knows this attack and no other.
+        members: kinds of map, as names, classes or names with settings; may include the system's
+            own interpreter.
+        attack: the only attack that the detector is trained on.
         training: of each network.
         trees: of the forest.
     """
@@ -94,15 +96,15 @@ class XEnsemble(DetectorDefense):
 
     def _fit(self, system: System, x: Tensor, y: Tensor, session: Session) -> Detector:
         interpreters = tuple(member_of(system, resolve(member)) for member in self.members)
-        forged = attack_in_batches(self.attack, system.without_detector(), x, y, self.batch_size, self.seed)
-        both = torch.cat([x, forged])
+        attacked = attack_in_batches(self.attack, system.without_detector(), x, y, self.batch_size, self.seed)
+        both = torch.cat([x, attacked])
         labels = torch.cat([torch.zeros(len(x)), torch.ones(len(x))]).long()
         networks = []
         for index, interpreter in enumerate(interpreters):
             maps = in_batches(interpreter, both, self.batch_size).cpu()
             networks.append(self._network(index, maps, labels, session))
-        said = in_batches(lambda part: network_logits(interpreters, networks, part), both, self.batch_size)
-        forest = Forest.fit(said, labels, self.trees, derive(self.seed, "forest"))
+        logits = in_batches(lambda part: network_logits(interpreters, networks, part), both, self.batch_size)
+        forest = Forest.fit(logits, labels, self.trees, derive(self.seed, "forest"))
         return XEnsembleDetector(interpreters, tuple(networks), forest)
 
     def _network(self, index: int, maps: Tensor, labels: Tensor, session: Session) -> MapNetwork:
@@ -118,13 +120,13 @@ class XEnsemble(DetectorDefense):
 def network_logits(
     interpreters: Sequence[Interpreter], networks: Sequence[MapNetwork], x: Tensor, seen: Explained | None = None
 ) -> Tensor:
-    """``[B, M]``: each network's logit of its interpreter's map; a map that was ``seen`` is not made again."""
+    """``[B, M]``: each network's logit for its interpreter's map; a map in ``seen`` is not computed again."""
     maps = (seen.maps if seen is not None and same(seen.interpreter, i) else i.explain(x).maps for i in interpreters)
     return torch.stack([network(found) for network, found in zip(networks, maps, strict=True)], 1)
 
 
 def binary_loss(module: nn.Module, maps: Tensor, labels: Tensor, step: TrainingStep) -> Tensor:
-    """Binary cross-entropy of one logit a map, ``[b]``."""
+    """Binary cross-entropy of one logit per map, ``[b]``."""
     return nn.functional.binary_cross_entropy_with_logits(module(maps), labels.float(), reduction="none")
 
 

@@ -21,13 +21,13 @@ from ..base import Defense, refuse
 class InputTransform(Defense):
     """Transform every image before the classifier sees it; nothing is trained.
 
-    The map can be of two images, which differ (Guo et al., Xu et al. and Xie et al. say nothing of maps): ``raw`` maps
-    explain the image that came in, through the transform, with rounding passed straight; ``transformed`` maps explain
-    the image that the transform made of it. A trained interpreter's own network sees the image that is explained, and
-    keeps its weights.
+    The map can explain either of two images (Guo et al., Xu et al. and Xie et al. do not discuss maps): ``raw`` maps
+    explain the input image, through the transform, with straight-through gradients for rounding; ``transformed`` maps
+    explain the transformed image. A trained interpreter's own network sees the image that is explained, and keeps its
+    weights.
 
     Args:
-        transforms: their names, the first one first, such as ``jpeg-75``; a random one draws by ``seed``.
+        transforms: their names in the order of application, such as ``jpeg-75``; ``seed`` seeds random ones.
         explained: which image the interpreter explains.
     """
 
@@ -42,7 +42,7 @@ class InputTransform(Defense):
         transforms(self.transforms)
 
     def oblivious_view(self, defended: System, root: System) -> System:
-        """The system as an attacker takes it who does not know of the transforms: without them."""
+        """The system that an oblivious attacker assumes: without the transforms."""
         return root
 
     def _defend(self, system: System, data: Samples | None, session: Session) -> System:
@@ -53,11 +53,11 @@ class InputTransform(Defense):
         present = [t.name for t in getattr(system.model, "transforms", ())]
         again = next((name for name in self.transforms if name in present), None)
         refuse(again is not None, f"{again!r} stands in front of the classifier already")
-        model = with_transforms(system.model, [self._drawing(name) for name in self.transforms])
+        model = with_transforms(system.model, [self._seeded(name) for name in self.transforms])
         interpreter: Interpreter = system.interpreter.on_model(model)
         if self.explained == "transformed":
             interpreter = OfTransformed(model, interpreter)
         return replace(system, model=model, interpreter=interpreter)
 
-    def _drawing(self, name: str) -> str:
+    def _seeded(self, name: str) -> str:
         return transform(name).redrawn(self.seed).name if self.seed else name

@@ -1,4 +1,4 @@
-"""Several interpreters speaking as one."""
+"""Aggregation of several interpreters."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from ..base import Defense, applied, refuse
 @DEFENSES.register("aggregated", paper="Rieger and Hansen 2020; Zhang et al. 2020, section 5 Q3 (ensemble)")
 @dataclass(frozen=True)
 class AggregatedInterpreter(Defense):
-    """Replace the interpreter by the mean of several: an attack must move all of them at once.
+    """Replace the interpreter by the mean of several, so that an attack must change all of their maps at once.
 
     ``AggregatedInterpreter([Gradient, GradCAM])(system)``; the system's own interpreter is used for the member of its
-    class, so that a trained one can be a member. Members stand inside the wrappers that the system's own stands in: on
-    a smoothed system all of them are smoothed. Cost: the sum of the members'.
+    class, so that a trained one can be a member. Wrappers of the system's interpreter are put around every member: on a
+    smoothed system all of them are smoothed. The cost is the sum of the members' costs.
 
     Args:
         members: interpreters by name, by class or with settings of their own (``{name: smoothgrad, samples: 20}``,
-            :class:`InterpreterSpec`); each must need nothing but the model.
-        rescale: what makes the members comparable before the mean.
+            :class:`InterpreterSpec`); each must need only the model.
+        rescale: how maps are rescaled before the mean.
 
     Examples:
         >>> import torch
@@ -63,7 +63,7 @@ class AggregatedInterpreter(Defense):
 
 
 def _refuse_hardened(system: System, own: Interpreter) -> None:
-    """Refuse to leave out an interpreter that a defense made what it is."""
+    """Refuse members that leave out an interpreter that a defense has hardened."""
     refuse(
         isinstance(own, Composed),
         f"the interpreter is made of several already ({type(own).__name__}), and the members leave it out: name all "
@@ -84,9 +84,9 @@ def resolve(member: InterpreterSpec | type[Interpreter] | str) -> InterpreterSpe
 
 
 def member_of(system: System, member: InterpreterSpec | type[Interpreter] | str) -> Interpreter:
-    """The system's own interpreter for a member of its class without settings, else a new one in its own wrappers.
+    """The system's interpreter for a member of its class without settings, else a new one in the same wrappers.
 
-    The class may be that of the system's interpreter, or of what stands inside its wrappers (a trained one, say).
+    The class may be that of the system's interpreter or of the interpreter inside its wrappers.
     """
     own, member = system.interpreter, resolve(member)
     if member.entry.build in (type(own), type(innermost(own))) and not member.settings:

@@ -1,4 +1,4 @@
-"""Adversarial interpretation distillation: an interpreter trained so that a deceived model looks deceived."""
+"""Adversarial interpretation distillation (AID): an RTS trained so that attacks on the prediction change its map."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from ..base import TrainedDefense, refuse
 @DEFENSES.register("aid", paper="Zhang et al. 2020, section 5 Q3 and A5, eq. 22-23", needs=("rts", "data"))
 @dataclass(frozen=True)
 class AID(TrainedDefense):
-    """Train an RTS so that its map moves when the prediction is forged (eq. 23): ``-||g(x) - g(A(x))||_1``.
+    """Train an RTS so that its map changes when the prediction is attacked (eq. 23): ``-||g(x) - g(A(x))||_1``.
 
-    ``A`` is ADV2 against the interpreter as it is at that step, aimed at a random class and at the benign map. The
-    distance is *maximised*: a forged prediction comes with a visibly different map. Training starts from the system's
-    RTS, and both losses (eq. 22 and eq. 23) go into each step; the paper alternates them, which leaves their relative
-    weight to the optimiser.
+    ``A`` is ADV2 against the interpreter's current weights, towards a random class and the benign map. The distance is
+    *maximised*, so that an attacked prediction comes with a visibly different map. Training starts from the system's
+    RTS, and each step uses both losses (eq. 22 and eq. 23); the paper alternates them, so that their relative weight
+    depends on the optimiser.
 
     Args:
-        weight: of eq. 23, as a mean over pixels, against eq. 22. Too small a weight gives no protection at all.
-        attack: the ADV2 inside the loop.
-        objective: the four terms of eq. 22; those the RTS was trained with.
+        weight: of eq. 23, as a mean over pixels, relative to eq. 22. Too small a weight gives no protection at all.
+        attack: the ADV2 attack in training.
+        objective: the four terms of eq. 22, as in the training of the RTS.
         training: epochs, batch, optimiser.
         encoder_weight: of the encoder's cross-entropy; 0 freezes the encoder.
     """
@@ -75,7 +75,7 @@ class AID(TrainedDefense):
 
 @dataclass(frozen=True)
 class AIDLoss:
-    """Eq. 22 + weight x eq. 23 of a batch; the attack inside aims at the masker in training.
+    """Eq. 22 + weight x eq. 23 of a batch; ADV2 attacks the masker in training.
 
     Args:
         settings: the defense.
@@ -101,7 +101,7 @@ class AIDLoss:
         return interpretation + settings.weight * distillation
 
     def attacked(self, x: Tensor, y: Tensor, step: TrainingStep) -> tuple[Tensor, Tensor]:
-        """ADV2 inputs ``[b, C, H, W]`` against the masker as it is now, and their goal classes ``[b]``."""
+        """ADV2 inputs ``[b, C, H, W]`` against the masker's current weights, and their goal classes ``[b]``."""
         return crafted(self.settings.attack, self.masker, self._system, x, y, step, targeted=True)
 
     def _system(self, masker: MaskingModel) -> System:

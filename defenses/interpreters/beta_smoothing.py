@@ -1,4 +1,4 @@
-"""Defenses that smooth what is differentiated."""
+"""Smoothing of the explained network: softplus in place of rectifiers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from ..base import Defense, refuse
 @DEFENSES.register("beta-smoothing", paper="Dombrowski et al. 2019, section 5", needs=("rectifiers",))
 @dataclass(frozen=True)
 class BetaSmoothing(Defense):
-    """Explain a softplus twin of the network: its bounded curvature bounds how far a small step can move a map.
+    """Explain the network with softplus in place of rectifiers, whose bounded curvature bounds changes of the map.
 
-    No training; the classifier and its predictions stay as they are. Costs one more forward pass an input.
+    No training; the classifier and its predictions stay as they are. It costs one more forward pass per input.
 
     Args:
         beta: of ``softplus_beta``; the smaller, the smoother and the less faithful (the paper shows 10, 3, 1).

@@ -1,4 +1,4 @@
-"""Adversarial training: a classifier that learns on inputs attacked as it is."""
+"""Adversarial training: a classifier trained on inputs attacked against its current weights."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ from .base import ModelDefense
 @DEFENSES.register("pgd-at", paper="Madry et al. 2018, eq. 2.1", needs=("data",))
 @dataclass(frozen=True)
 class AdversarialTraining(ModelDefense):
-    """Fine-tune the classifier on PGD's inputs, made anew at each step against the weights as they are.
+    """Fine-tune the classifier on PGD's inputs, computed at each step against the current weights.
 
-    The inner maximisation of eq. 2.1 runs in eval mode, on the batch norms' running statistics; the update runs in
-    train mode, and so the statistics are those of the attacked inputs (with a ``clean_weight``, of both halves
-    together). Departure: PGD hands over its best iterate, the paper's its last.
+    The inner maximisation of eq. 2.1 runs in eval mode, with the batch norms' running statistics; the update runs
+    in train mode, so that the statistics are those of the attacked inputs (with a ``clean_weight``, of both halves
+    together). Departure: PGD returns its best iterate, the paper's its last.
 
     Args:
-        attack: the PGD inside; by default the paper's for CIFAR-10 (section 5): 7 steps of 2/255 in a ball of 8/255.
+        attack: the PGD attack in training; by default the paper's for CIFAR-10 (section 5): 7 steps of 2/255 in a ball
+            of 8/255.
         training: epochs, batch, optimiser. With ``validation``, the epoch of the best robust accuracy is kept.
-        clean_weight: share of the clean inputs' loss; 0 trains on attacked inputs alone, as the paper does.
+        clean_weight: share of the clean inputs' loss; 0 trains on attacked inputs only, as in the paper.
         fresh: begin with random weights instead of the system's own; for models that ``robustexplain.models`` builds.
     """
 
@@ -47,13 +48,13 @@ class AdversarialTraining(ModelDefense):
 
     def _harden(self, model: nn.Module, data: Samples, session: Session) -> nn.Module:
         if self.fresh:
-            self._forget(model)
+            self._reinitialise(model)
         start = digest_tensors(model.state_dict())
         loss = AdversarialLoss(self.attack, self.clean_weight, model)
         return fit(model, loss, data, self.training, name="pgd-at", seed=self.seed, session=session,
                    identity=[asdict(self), start])  # fmt: skip
 
-    def _forget(self, model: nn.Module) -> None:
+    def _reinitialise(self, model: nn.Module) -> None:
         spec = getattr(model, "spec", None)
         if not isinstance(spec, models.ModelSpec):
             raise UnsupportedModelError(
@@ -69,10 +70,10 @@ class AdversarialLoss:
     """Cross-entropy of attacked inputs (and of clean ones), ``[b]``.
 
     Args:
-        attack: inside of the loop.
+        attack: the attack in training.
         clean_weight: share of the clean inputs' loss.
         model: the network in training, unwrapped.
-        label_smoothing: share of the label's probability that is spread over all classes.
+        label_smoothing: share of the label's probability that is distributed over all classes.
     """
 
     attack: PGD
@@ -85,12 +86,12 @@ class AdversarialLoss:
         attacked = self.attacked(x, y, step)
         if not self.clean_weight:
             return self._cross_entropy(module(attacked), y)
-        clean, forged = module(torch.cat([x, attacked])).chunk(2)
+        clean_logits, attacked_logits = module(torch.cat([x, attacked])).chunk(2)
         share = self.clean_weight
-        return share * self._cross_entropy(clean, y) + (1 - share) * self._cross_entropy(forged, y)
+        return share * self._cross_entropy(clean_logits, y) + (1 - share) * self._cross_entropy(attacked_logits, y)
 
     def smoothed(self, label_smoothing: float) -> AdversarialLoss:
-        """The same with other labels."""
+        """The same loss with label smoothing."""
         return replace(self, label_smoothing=label_smoothing)
 
     def figures(self, module: nn.Module, x: Tensor, y: Tensor, step: TrainingStep) -> dict[str, Tensor]:
@@ -98,7 +99,7 @@ class AdversarialLoss:
         return {"accuracy": right(module(x), y), "robust_accuracy": right(module(self.attacked(x, y, step)), y)}
 
     def attacked(self, x: Tensor, y: Tensor, step: TrainingStep) -> Tensor:
-        """PGD's inputs ``[b, C, H, W]`` against the model as it is now."""
+        """PGD's inputs ``[b, C, H, W]`` against the model's current weights."""
         return crafted(self.attack, self.model, _plain, x, y, step)[0]
 
     def _cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -106,5 +107,5 @@ class AdversarialLoss:
 
 
 def _plain(model: nn.Module) -> System:
-    # PGD looks at no maps: any interpreter will do.
+    # PGD uses no maps, so that any interpreter fits.
     return System(model, Gradient(model))

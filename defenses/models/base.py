@@ -1,4 +1,4 @@
-"""The contract of defenses that harden the classifier: model in, model out."""
+"""Base class of the defenses that harden the classifier."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ..base import TrainedDefense, refuse
 
 @dataclass(frozen=True)
 class ModelDefense(TrainedDefense):
-    """Trains the classifier so that it is harder to deceive; its interpreter is put on the hardened one.
+    """Trains the classifier so that it is harder to deceive; the interpreter then explains the hardened model.
 
-    A subclass writes ``_harden``. In a stack it comes first: a detector is calibrated on the model that it watches, and
-    a trained interpreter (RTS) draws what *its* model looks at, so a system that has either is refused. Harden the
-    model alone then, with :meth:`hardened`, train the interpreter on it, and add the detector last.
+    A subclass implements ``_harden``. In a stack it comes first: a detector is calibrated on the model that it watches,
+    and a trained interpreter (RTS) was fitted to one model, so a system with either is refused. In that case harden the
+    model alone with :meth:`hardened`, train the interpreter on it, and add the detector last.
     """
 
     layer = "model"
@@ -41,10 +41,10 @@ class ModelDefense(TrainedDefense):
             InputError: no data.
         """
         if len(data) == 0:
-            raise InputError(f"{type(self).__name__} trains, and needs data: samples that nobody is judged on")
+            raise InputError(f"{type(self).__name__} trains, and needs data: samples that the evaluation does not use")
         session = session or Session()
-        own = copy.deepcopy(model).to(session.device).requires_grad_(True)
-        hardened = self._harden(own, data, session)
+        trainable = copy.deepcopy(model).to(session.device).requires_grad_(True)
+        hardened = self._harden(trainable, data, session)
         if not isinstance(hardened, nn.Module):
             raise InputError(f"{type(self).__name__}._harden must give a model, got {type(hardened).__name__}")
         return hardened.requires_grad_(False).eval()
@@ -71,7 +71,7 @@ class ModelDefense(TrainedDefense):
 
 
 def trained_parts(interpreter: Interpreter) -> list[str]:
-    """The classes of those interpreters, among it and what it is made of, that have networks besides the model."""
+    """Class names of the interpreter and of its parts, as far as they have networks besides the model."""
     found: list[str] = []
     for field in fields(interpreter):
         value = getattr(interpreter, field.name)

@@ -1,9 +1,9 @@
 """Convolutions and batch norms with fixed weights, differentiated twice for their inputs alone.
 
-Torch's second derivative of a convolution computes the weights' part also where nobody asks for it, and for grouped
-convolutions one group at a time: on a network of depthwise convolutions that is most of the time of an attack on a
+Torch's second derivative of a convolution computes the weights' part even if it is not needed, and for grouped
+convolutions one group at a time: on a network of depthwise convolutions this is most of the time of an attack on a
 gradient map. A batch norm in eval mode with fixed weights is affine and has no second derivative at all, but torch's
-computes one. Both are replaced as function calls are, so it does not matter how the model makes them.
+computes one. Both are replaced as function calls, so it does not matter how the model makes them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _Convolution(torch.autograd.Function):
 
 
 class _Adjoint(torch.autograd.Function):
-    """What :class:`_Convolution` does to gradients."""
+    """The adjoint of :class:`_Convolution`."""
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, weight: Tensor, layout: _Layout, shape: torch.Size) -> Tensor:
@@ -82,17 +82,17 @@ class _BatchNorm(torch.autograd.Function):
 
 
 class _Scaling(torch.autograd.Function):
-    """What :class:`_BatchNorm` does to gradients, and to gradients of these: by torch's own kernel, to the bit."""
+    """The adjoint of :class:`_BatchNorm`, and its own: by torch's own kernel, with the same bits."""
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, norm: _Norm) -> Tensor:
         mean, variance, weight, _, ctx.eps = norm
         ctx.save_for_backward(mean, variance, weight)
-        # In eval mode the input does not matter: the gradient stands in for it.
-        found: Tensor = torch.ops.aten.native_batch_norm_backward(
+        # In eval mode the input is not used: the gradient is passed in its place.
+        scaled: Tensor = torch.ops.aten.native_batch_norm_backward(
             gradient, gradient, weight, mean, variance, None, None, False, norm.eps, [True, False, False]
         )[0]
-        return found
+        return scaled
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -134,7 +134,7 @@ def _batch_norm(
 
 
 def _fixed(x: Tensor, *weights: Tensor | None) -> bool:
-    """Whether only ``x`` is differentiated, in a precision that no autocast chooses."""
+    """Whether only ``x`` is differentiated, and autocast is off."""
     plain = x.requires_grad and not torch.is_autocast_enabled(x.device.type)
     return plain and all(weight is None or not weight.requires_grad for weight in weights)
 
@@ -150,9 +150,9 @@ class _Fixed(TorchFunctionMode):
         replaced = _REPLACED.get(func)
         if replaced is not None:
             with torch._C.DisableTorchFunction():
-                found = replaced(*args, **kwargs)
-            if found is not None:
-                return found
+                result = replaced(*args, **kwargs)
+            if result is not None:
+                return result
         return func(*args, **kwargs)
 
 
@@ -161,7 +161,7 @@ def fixed_weights() -> Iterator[None]:
     """Within this block, layers whose weights need no gradient spend nothing on one (per thread).
 
     Values and gradients stay the same bits, and derivatives of every order are exact. Layers whose weights need a
-    gradient, whose batch norm is in train mode, or that run under autocast, stay torch's own.
+    gradient, whose batch norm is in train mode, or that run under autocast, are left to torch.
     """
     with _Fixed():
         yield

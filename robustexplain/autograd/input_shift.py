@@ -1,7 +1,7 @@
-"""Constant input shift: another network that computes the same from shifted images (Kindermans et al. 2019, section 2).
+"""Constant input shift: a network with the same outputs on shifted images (Kindermans et al. 2019, section 2).
 
-``f_2(x + m) = f_1(x)`` for every ``x``: the first layer's bias takes the shift back. The two networks answer alike and
-have the same weights and the same gradients; a map that differs between them depends on where zero lies.
+``f_2(x + m) = f_1(x)`` for every ``x``: the first layer's bias subtracts the shift. The two networks have the same
+outputs, weights and gradients; a map that differs between them depends on the position of zero.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .layers import hooks, submodule
 class CompensatedConv(nn.Module):
     """A convolution that gives on ``x + shift`` what the plain one gives on ``x``, at the borders too.
 
-    A zero-padded border would see the shift (the paper's identity holds without padding only): here the padding is the
-    shift itself.
+    With zero padding the shift would change the border (the paper's identity holds without padding only): here the
+    padding value is the shift.
 
     Args:
         convolution: a plain convolution, zero padding.
@@ -35,13 +35,13 @@ class CompensatedConv(nn.Module):
         self.register_buffer("shift", shift)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The convolution's output ``[B, K, h, w]``, shift taken back."""
+        """The convolution's output ``[B, K, h, w]`` on ``x - shift``."""
         inner = self.convolution
         shift = self.shift.to(x)[:, None, None]
         rows, columns = (int(p) for p in inner.padding)
         x = F.pad(x - shift, (columns, columns, rows, rows)) + shift
-        back = F.conv2d(shift.expand(-1, *inner.kernel_size)[None], inner.weight, groups=inner.groups).flatten()
-        bias = -back if inner.bias is None else inner.bias - back
+        response = F.conv2d(shift.expand(-1, *inner.kernel_size)[None], inner.weight, groups=inner.groups).flatten()
+        bias = -response if inner.bias is None else inner.bias - response
         return F.conv2d(x, inner.weight, bias, inner.stride, 0, inner.dilation, inner.groups)
 
 
@@ -55,22 +55,22 @@ def compensated(model: nn.Module, x: Tensor, shift: Tensor | float) -> nn.Module
         shift: what is added to every pixel: one number, or ``[C]``, one a channel.
 
     Raises:
-        UnsupportedModelError: no such first layer, or the copy does not answer as the model does.
+        UnsupportedModelError: no such first layer, or the copy's outputs differ from the model's.
     """
-    twin, shifted = copy.deepcopy(model), x + per_channel(shift, x)
-    name, given = _first(twin, x)
-    _, moved = _first(twin, shifted)
-    layer = submodule(twin, name)
-    shifts = (moved - given).flatten(2).mean((0, 2)) if given.dim() == 4 else (moved - given).mean(0)
+    copied, shifted = copy.deepcopy(model), x + per_channel(shift, x)
+    name, before = _first(copied, x)
+    _, after = _first(copied, shifted)
+    layer = submodule(copied, name)
+    shifts = (after - before).flatten(2).mean((0, 2)) if before.dim() == 4 else (after - before).mean(0)
     parent, _, leaf = name.rpartition(".")
-    setattr(twin.get_submodule(parent), leaf, _compensate(layer, shifts))
-    error = float((twin(shifted) - model(x)).abs().max() / model(x).abs().max().clamp(min=1e-12))
+    setattr(copied.get_submodule(parent), leaf, _compensate(layer, shifts))
+    error = float((copied(shifted) - model(x)).abs().max() / model(x).abs().max().clamp(min=1e-12))
     if error > 1e-3:
         raise UnsupportedModelError(
-            f"a model is needed whose first layer sees the image alone; after taking a shift of {shift} back in "
+            f"a model is needed whose first layer gets the image alone; after subtracting a shift of {shift} in "
             f"{name!r}, the logits of this {type(model).__name__} still differ by {error:.1%}"
         )
-    return twin.eval()
+    return copied.eval()
 
 
 def per_channel(shift: Tensor | float, x: Tensor) -> Tensor:
@@ -87,26 +87,27 @@ def per_channel(shift: Tensor | float, x: Tensor) -> Tensor:
 
 def _compensate(layer: nn.Module, shift: Tensor) -> nn.Module:
     if isinstance(layer, nn.Linear):
-        back = layer.weight @ shift
-        layer.bias = nn.Parameter(-back if layer.bias is None else layer.bias - back, requires_grad=False)
+        response = layer.weight @ shift
+        bias = -response if layer.bias is None else layer.bias - response
+        layer.bias = nn.Parameter(bias, requires_grad=False)
         return layer
     return CompensatedConv(layer, shift)  # type: ignore[arg-type]  # _first gives no other
 
 
 def _first(model: nn.Module, x: Tensor) -> tuple[str, Tensor]:
-    """The first layer that runs, and what it is given."""
+    """The first layer that runs, and its input."""
     layers = {m: n for n, m in model.named_modules() if any(p.dim() > 1 for p in m.parameters(recurse=False))}
-    seen: list[tuple[nn.Module, Tensor]] = []
-    with hooks(list(layers), lambda module, args, output: seen.append((module, args[0]))):
+    calls: list[tuple[nn.Module, Tensor]] = []
+    with hooks(list(layers), lambda module, args, output: calls.append((module, args[0]))):
         model(x)
-    plain = bool(seen) and type(seen[0][0]) in (nn.Conv2d, nn.Linear)
-    if not plain or (isinstance(seen[0][0], nn.Conv2d) and not _zero_padded(seen[0][0])):
-        found = type(seen[0][0]).__name__ if seen else "none"
+    plain = bool(calls) and type(calls[0][0]) in (nn.Conv2d, nn.Linear)
+    if not plain or (isinstance(calls[0][0], nn.Conv2d) and not _zero_padded(calls[0][0])):
+        found = type(calls[0][0]).__name__ if calls else "none"
         raise UnsupportedModelError(
-            f"a shift is taken back in the first layer, which must be a plain, zero-padded torch.nn.Conv2d or a "
+            f"a shift is subtracted in the first layer, which must be a plain, zero-padded torch.nn.Conv2d or a "
             f"torch.nn.Linear; in this {type(model).__name__} it is {found}"
         )
-    return layers[seen[0][0]], seen[0][1]
+    return layers[calls[0][0]], calls[0][1]
 
 
 def _zero_padded(convolution: nn.Conv2d) -> bool:

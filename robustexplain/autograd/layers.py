@@ -1,4 +1,4 @@
-"""Finding layers by what they do in a forward pass, and reading their outputs without leaving a hook behind."""
+"""Finding layers by their behaviour in a forward pass, and reading their outputs with hooks that are removed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import UnknownNameError, UnsupportedModelError
 
 @contextmanager
 def hooks(modules: Sequence[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
-    """Forward hooks on some modules for the length of a block; gone afterwards, exception or not."""
+    """Forward hooks on some modules within a block; removed afterwards, also after an exception."""
     handles = [module.register_forward_hook(hook) for module in modules]
     try:
         yield
@@ -28,8 +28,8 @@ def hooks(modules: Sequence[nn.Module], hook: Callable[..., Any]) -> Iterator[No
 def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """The outputs of named submodules, filled in by the forward passes inside the block.
 
-    A hook hands its successors a clone, so that an in-place activation right behind the layer cannot overwrite what
-    was captured.
+    The layer's output is replaced by a clone, so that an in-place activation behind the layer cannot overwrite the
+    captured tensor.
     """
     outputs: dict[str, Tensor] = {}
     modules = {name: submodule(model, name) for name in names}
@@ -60,7 +60,7 @@ def submodule(model: nn.Module, name: str) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Layer:
+class FeatureLayer:
     """A module that gave a feature map in a forward pass: its name, channels and grid."""
 
     name: str
@@ -82,17 +82,17 @@ def is_feature_map(output: Any, x: Tensor) -> bool:
 
 def proportional(height: int, width: int, x: Tensor) -> bool:
     """Whether a grid has the proportions of the image ``x``."""
-    # A stride that does not divide the image, or a border, moves a side by a place or two.
+    # A stride that does not divide the image, or a border, changes a side by a pixel or two.
     return abs(height * x.shape[3] - width * x.shape[2]) <= 2 * max(x.shape[2:])
 
 
 @dataclass(frozen=True)
 class _Captured:
-    """A feature map that a module gave: its mean over places ``[1, C]``, and whether the module only handed it on."""
+    """A module's feature map: its mean over positions ``[1, C]``, and whether the module only passes its input on."""
 
-    layer: Layer
+    layer: FeatureLayer
     mean: Tensor
-    handed_on: bool
+    passed_on: bool
 
 
 @torch.no_grad()
@@ -107,8 +107,8 @@ def _feature_maps(model: nn.Module, x: Tensor) -> tuple[list[_Captured], Tensor]
         if not is_feature_map(output, x):
             return
         bare = next(module.parameters(), None) is None
-        layer = Layer(names[module], *output.shape[1:])
-        seen.append(_Captured(layer, output.mean((2, 3)), bare and before is not None and _handed_on(before, output)))
+        layer = FeatureLayer(names[module], *output.shape[1:])
+        seen.append(_Captured(layer, output.mean((2, 3)), bare and before is not None and _passed_on(before, output)))
         # A clone, because an in-place activation may overwrite the output.
         before = output.clone()
 
@@ -117,29 +117,29 @@ def _feature_maps(model: nn.Module, x: Tensor) -> tuple[list[_Captured], Tensor]
     return seen, logits
 
 
-def _handed_on(before: Tensor, output: Tensor) -> bool:
+def _passed_on(before: Tensor, output: Tensor) -> bool:
     """Whether ``output`` is ``before``, as it is or spread over a larger grid."""
     larger = before.shape[1] == output.shape[1] and output.shape[2:].numel() > before.shape[2:].numel()
     return larger or torch.equal(before, output)
 
 
-def feature_layers(model: nn.Module, x: Tensor) -> list[Layer]:
+def feature_layers(model: nn.Module, x: Tensor) -> list[FeatureLayer]:
     """The modules that give a feature map ``[B, C, h, w]`` with a grid above 1x1, in the order they ran.
 
     A module that runs twice appears once: where it last ran.
     """
-    last: dict[str, Layer] = {}
+    last: dict[str, FeatureLayer] = {}
     for found in _feature_maps(model, x)[0]:
         last.pop(found.layer.name, None)
         last[found.layer.name] = found.layer
     return list(last.values())
 
 
-def last_feature_layer(model: nn.Module, x: Tensor) -> Layer:
-    """The last feature map before the grid is pooled away: what CAM and Grad-CAM look at.
+def last_feature_layer(model: nn.Module, x: Tensor) -> FeatureLayer:
+    """The last feature map before global pooling, which CAM and Grad-CAM use.
 
     A pooling to a fixed grid that changes nothing or enlarges (VGG's), a dropout, or a map of class scores whose
-    average is the logits (SqueezeNet's) is not it: the feature map in front of it is.
+    average is the logits (SqueezeNet's) is skipped: the feature map in front of it is returned.
 
     Raises:
         UnsupportedModelError: if no module gives a feature map.
@@ -154,21 +154,21 @@ def last_feature_layer(model: nn.Module, x: Tensor) -> Layer:
     if seen[-1].mean.shape == logits.shape and torch.allclose(seen[-1].mean, logits, rtol=1e-3, atol=1e-5):
         while end > 0 and seen[end - 1].layer.channels == logits.shape[1]:
             end -= 1
-    while end > 1 and seen[end - 1].handed_on:
+    while end > 1 and seen[end - 1].passed_on:
         end -= 1
     return seen[end - 1].layer if end else seen[-1].layer
 
 
-def pyramid(model: nn.Module, x: Tensor) -> list[Layer]:
-    """The last feature map at each grid size, finest first: what an encoder hands to a U-Net.
+def pyramid(model: nn.Module, x: Tensor) -> list[FeatureLayer]:
+    """The last feature map at each grid size, finest first, as a U-Net takes them from its encoder.
 
     Raises:
         UnsupportedModelError: if there are no feature maps at two grid sizes, as in a vision transformer.
     """
-    by_grid: dict[tuple[int, int], Layer] = {}
+    by_grid: dict[tuple[int, int], FeatureLayer] = {}
     coarsest = x.shape[2] * x.shape[3]
     for layer in feature_layers(model, x):
-        # An encoder's grids only shrink; attention hands [B, heads, N, d] and [B, heads, N, N] about, which are none.
+        # An encoder's grids only shrink; attention's [B, heads, N, d] and [B, heads, N, N] are no feature maps.
         if proportional(layer.height, layer.width, x) and layer.height * layer.width <= coarsest:
             by_grid[layer.height, layer.width] = layer
             coarsest = layer.height * layer.width
@@ -184,7 +184,7 @@ def pyramid(model: nn.Module, x: Tensor) -> list[Layer]:
 class PooledHead:
     """A linear head behind global average pooling: the feature layer, and the head's weights by name."""
 
-    features: Layer
+    features: FeatureLayer
     head: str
 
 
@@ -222,7 +222,7 @@ def logit_layer(model: nn.Module, x: Tensor) -> str:
 
 @torch.no_grad()
 def _logit_layers(model: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
-    """The linear layers whose output is the logits of ``x[:1]``, in the order they ran, and what each was given."""
+    """The linear layers whose output is the logits of ``x[:1]``, in the order they ran, and their inputs."""
     linears: dict[nn.Module, str] = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     seen: list[tuple[str, Tensor, Tensor]] = []
 

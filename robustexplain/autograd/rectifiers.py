@@ -1,9 +1,9 @@
-"""Rectifiers, recognised by what they do: swapped for a smooth stand-in while a block of code runs.
+"""Rectifiers, recognised by their function and swapped for a smooth surrogate within a block of code.
 
-A rectifier's second derivative is zero, so the gradient of a gradient map says nothing on a ReLU network (ADV2,
+A rectifier's second derivative is zero, so the gradient of a gradient map is zero on a ReLU network (ADV2,
 section 3.2; Dombrowski et al. 2019, section 3). The swap intercepts the *function calls* (``torch.relu``, ``F.relu6``,
 ``clamp(min=0)``, in-place forms, ...), so it does not matter whether the model calls a module, a function or a fused
-layer of timm. Code that goes through ``torch.compile`` or a C++ extension is out of its reach.
+layer of timm. Code in ``torch.compile`` or a C++ extension is not intercepted.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from ..registry import PARTS
 
 
 class Smooth(Protocol):
-    """A stand-in for ``r(z) = max(z, 0)``."""
+    """A smooth surrogate of ``r(z) = max(z, 0)``."""
 
     def __call__(self, z: Tensor) -> Tensor:
-        """The stand-in's value at ``z``, elementwise."""
+        """The surrogate's value at ``z``, elementwise."""
         ...
 
 
@@ -37,21 +37,20 @@ class _Softplus(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, beta: float) -> Tensor:
         ctx.save_for_backward(z)
         ctx.beta, ctx.slope = beta, None
-        # Flat below beta z = -40, where value and slope are below exp(-40): denormal numbers, which are slow, come of
-        # less.
+        # Zero below beta z = -40, where value and slope are below exp(-40): smaller values are denormal, which is slow.
         low = -40 / beta
         return torch.where(z > low, F.softplus(z.clamp(min=low), beta), 0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (z,) = ctx.saved_tensors
-        # A second derivative comes by here twice, and the slope is the same.
+        # A second derivative calls this twice with the same slope.
         ctx.slope = _softplus_slope(z.detach(), ctx.beta) if ctx.slope is None else ctx.slope
         return grads[0] * _SoftplusSlope.apply(z, ctx.slope, ctx.beta), None
 
 
 class _SoftplusSlope(torch.autograd.Function):
-    """The slope as a function of ``z``: its derivative is made of its value, to any order."""
+    """The slope as a function of ``z``; its derivatives of any order are computed from its value."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, slope: Tensor, beta: float) -> Tensor:
@@ -135,9 +134,9 @@ def _bounds(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[f
     def arg(index: int, name: str, default: Any) -> Any:
         return args[index] if len(args) > index else kwargs.get(name, default)
 
-    given = arg(0, "input", None)
-    if isinstance(given, Tensor) and not given.is_floating_point():
-        # Places and counts are kept within bounds the same way; they have no slope to smooth.
+    value = arg(0, "input", None)
+    if isinstance(value, Tensor) and not value.is_floating_point():
+        # Clamped indices and counts are integers, which have no gradient.
         return None
     if func in _RELU:
         return 0.0, None, 0.0
@@ -161,7 +160,7 @@ def _bounds(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[f
 
 
 _AUGMENTED = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__"}
-# Where the flag stands among the arguments of those functions that take one.
+# Position of the argument ``inplace`` in the functions that have one.
 _INPLACE_FLAG: dict[Any, int] = {
     **dict.fromkeys((F.relu, F.relu6, F.silu, F.mish, F.selu, F.hardswish, F.hardsigmoid), 1),
     **dict.fromkeys((F.leaky_relu, F.elu, F.celu), 2),
@@ -189,7 +188,7 @@ class _Swap(TorchFunctionMode):
     def __init__(self, smooth: Callable[[Tensor], Tensor] | None) -> None:
         super().__init__()
         self.smooth = smooth
-        self.seen = 0
+        self.count = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -198,19 +197,19 @@ class _Swap(TorchFunctionMode):
         bounds = _bounds(func, args, kwargs)
         if bounds is None:
             return func(*args, **kwargs)
-        self.seen += 1
+        self.count += 1
         if self.smooth is None:
             return func(*args, **kwargs)
-        given = args[0] if args else kwargs["input"]
+        original = args[0] if args else kwargs["input"]
         if not is_in_place(func, args, kwargs):
-            return self._stand_in(given, *bounds[1:])
-        # The model may go on with the tensor it handed in: the value is written there. Of a copy, because autograd
-        # needs the old one.
-        return given.copy_(self._stand_in(given.clone(), *bounds[1:]))
+            return self._surrogate(original, *bounds[1:])
+        # The model may use the tensor that it passed: the result is written there. It is computed from a copy, because
+        # autograd needs the old values.
+        return original.copy_(self._surrogate(original.clone(), *bounds[1:]))
 
-    def _stand_in(self, z: Tensor, high: float | None, slope: float) -> Tensor:
+    def _surrogate(self, z: Tensor, high: float | None, slope: float) -> Tensor:
         assert self.smooth is not None
-        # The innermost swap decides: one around it must not swap the rectifiers inside of this one's stand-in.
+        # The innermost swap decides: an outer one must not replace rectifiers inside this surrogate.
         with torch._C.DisableTorchFunction():
             value = self.smooth(z)
             if high is not None:
@@ -232,14 +231,14 @@ def count_rectifiers(model: nn.Module, x: Tensor) -> int:
     mode = _Swap(None)
     with mode:
         model(x[:1])
-    return mode.seen
+    return mode.count
 
 
 def require_rectifiers(model: nn.Module, x: Tensor, purpose: str) -> None:
-    """Refuse a model in which the swap would find nothing to do.
+    """Refuse a model without rectifiers.
 
     Raises:
-        UnsupportedModelError: naming ``purpose`` and why it would silently change nothing.
+        UnsupportedModelError: with ``purpose``, which would silently change nothing.
     """
     if count_rectifiers(model, x) == 0:
         raise UnsupportedModelError(

@@ -1,14 +1,14 @@
-"""Straight through steps that have no gradient: their value forward, the identity backward (BPDA).
+"""Straight-through estimation of steps without a gradient: their value forward, the identity backward (BPDA).
 
 Rounding has a derivative of zero, so a gradient search against a quantised input finds nothing, which looks like
 robustness (Athalye et al. 2018, "obfuscated gradients"). Within :func:`straight_through`, the function calls that
 round keep their values and pass gradients on unchanged. A step that leaves the graph altogether (a NumPy round trip, a
-cast to integers, code under ``no_grad``) is out of reach: wrap that module in :class:`StraightThrough`.
+cast to integers, code under ``no_grad``) is not covered: wrap that module in :class:`StraightThrough`.
 
-A transform in front of a model rounds by :func:`rounded`, for which there are two switches. A map is always made
-straight through it (:func:`straight_maps`, which every interpreter enters): a gradient map of a classifier that rounds
-its input would be zero everywhere. Whoever differentiates that map, or the logits, gets the true derivative of
-rounding, zero, unless told to go straight by :func:`straight_through`: an attack's choice.
+A transform in front of a model rounds by :func:`rounded`, whose derivative depends on two contexts. Inside
+:func:`straight_maps`, which every interpreter enters, it is one: a gradient map of a classifier that rounds its input
+would otherwise be zero everywhere. The derivative of such a map, or of the logits, is the true one of rounding, zero,
+unless it is computed inside :func:`straight_through`, which an attack may choose.
 """
 
 from __future__ import annotations
@@ -42,51 +42,51 @@ class _StraightThrough(TorchFunctionMode):
         kwargs = kwargs or {}
         if func not in _ROUNDING and func not in _SIGN:
             return func(*args, **kwargs)
-        given: Tensor = args[0] if args else kwargs["input"]
-        before = given.clone() if is_in_place(func, args, kwargs) else given
+        original: Tensor = args[0] if args else kwargs["input"]
+        before = original.clone() if is_in_place(func, args, kwargs) else original
         with torch.no_grad():
             step = func(before.detach().clone(), *args[1:], **kwargs) - before
         passed = before + step
-        return given.copy_(passed) if before is not given else passed
+        return original.copy_(passed) if before is not original else passed
 
 
 @dataclass
 class _Switch:
-    """Whether a backward pass goes straight through some roundings; looked at when it runs, and not before."""
+    """Whether the backward pass of some roundings is the identity; read when the pass runs."""
 
     on: bool
 
 
-_told: ContextVar[bool] = ContextVar("told to go straight through", default=False)
-_of_the_map: ContextVar[_Switch | None] = ContextVar("the switch of the map that is being made", default=None)
+_straight: ContextVar[bool] = ContextVar("inside straight_through", default=False)
+_map_switch: ContextVar[_Switch | None] = ContextVar("switch of the map that is computed", default=None)
 
 
 @contextmanager
 def straight_through() -> Iterator[None]:
     """Within this block ``round``, ``floor``, ``ceil``, ``trunc`` and ``sign`` have a derivative of one."""
-    token = _told.set(True)
+    token = _straight.set(True)
     try:
         with _StraightThrough():
             yield
     finally:
-        _told.reset(token)
+        _straight.reset(token)
 
 
 @contextmanager
 def straight_maps() -> Iterator[None]:
-    """Within this block backward passes go straight through :func:`rounded`; later ones only if told when it ends."""
+    """Within this block :func:`rounded` has a derivative of one; afterwards only inside :func:`straight_through`."""
     switch = _Switch(on=True)
-    token = _of_the_map.set(switch)
+    token = _map_switch.set(switch)
     try:
         yield
     finally:
-        _of_the_map.reset(token)
-        switch.on = _told.get()
+        _map_switch.reset(token)
+        switch.on = _straight.get()
 
 
 def rounded(x: Tensor) -> Tensor:
-    """``x`` rounded to whole numbers, with a derivative of zero, or of one where a block above says so."""
-    switch = _of_the_map.get()
+    """``x`` rounded to whole numbers, with a derivative of zero, or of one inside the contexts above."""
+    switch = _map_switch.get()
     if switch is None:
         return x.round()
     value: Tensor = _Rounded.apply(x, switch)
@@ -101,12 +101,12 @@ class _Rounded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        # The first derivative is taken while the map is made; the second, by an attack, after that.
+        # The first derivative is computed with the map; the second, by an attack, later.
         return gradient if ctx.switch.on else torch.zeros_like(gradient), None
 
 
 class StraightThrough(nn.Module):
-    """A module whose derivative an attacker takes for the identity, whatever happens inside.
+    """A module with the identity as its derivative, whatever it computes.
 
     Args:
         module: takes and gives tensors of one shape; may round, compress, or leave the graph.
@@ -120,7 +120,7 @@ class StraightThrough(nn.Module):
         """The module's value, with the gradient of the identity.
 
         Raises:
-            InputError: the module changes the shape, so that the identity is no stand-in for its derivative.
+            InputError: the module changes the shape, so that the identity cannot replace its derivative.
         """
         with torch.no_grad():
             value: Tensor = self.module(x.detach())

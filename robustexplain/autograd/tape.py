@@ -1,10 +1,10 @@
-"""A tape of one forward pass, and a way back along it in which a method chooses the rule of every step.
+"""A tape of one forward pass, and a backward pass along it in which a method chooses the rule of every step.
 
 Relevance propagation, DeepLIFT and guided backpropagation are backward passes with rules of their own. Hooks and custom
-autograd functions can run them, but then the *second* derivative follows the altered rules too, and maps get wrong
-gradients without a word. Here the forward pass is recorded as the function calls it makes (so modules, functional
-calls, in-place forms and fused layers are all the same), and the way back is ordinary differentiable arithmetic on the
-recorded values: the derivative of a map by input or weights is exact, whatever the rules.
+autograd functions can run them, but then the *second* derivative follows the altered rules too, and the gradients of
+maps are wrong without any error. Here the forward pass is recorded as the function calls that it makes, so modules,
+functional calls, in-place forms and fused layers are treated alike. The backward pass is ordinary differentiable
+arithmetic on the recorded values: the derivative of a map by input or weights is exact, whatever the rules.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OpKind = Literal[
     "linear", "batch_norm", "activation", "identity", "affine", "shape", "max_pool", "average", "sum", "unknown"
 ]
 
-_WORDS: dict[OpKind, str] = {
+_FUNCTIONS: dict[OpKind, str] = {
     "linear": "conv1d conv2d conv3d linear",
     "batch_norm": "batch_norm",
     "activation": "relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish softplus softsign sigmoid logsigmoid "
@@ -41,16 +41,16 @@ _WORDS: dict[OpKind, str] = {
     "max_pool": "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d",
     "average": "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d mean sum",
 }
-_KINDS: dict[str, OpKind] = {name: kind for kind, names in _WORDS.items() for name in names.split()}
+_KINDS: dict[str, OpKind] = {name: kind for kind, names in _FUNCTIONS.items() for name in names.split()}
 _SUMS = {"add", "sub", "subtract", "radd", "rsub", "iadd", "isub"}
 _SCALES = {"mul", "multiply", "rmul", "imul", "div", "divide", "true_divide", "truediv", "itruediv", "neg", "negative"}
-_TAKES_AFTER = {"to", "type_as", "view_as", "expand_as", "reshape_as"}
-"""Calls that read only the type or the shape of their other arguments."""
+_READS_METADATA_OF_OTHERS = {"to", "type_as", "view_as", "expand_as", "reshape_as"}
+"""Calls that read only the dtype or the shape of all arguments but the first."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a value of a step came from: the step that made it, which of its outputs, and the value as it was used."""
+    """Where an argument of a step came from: the step that computed it, which of its outputs, and the value itself."""
 
     step: Call
     output: int
@@ -67,8 +67,10 @@ class Call:
         args: its positional arguments, recorded values in place of the tensors it was called with.
         kwargs: its keyword arguments, likewise.
         sources: its recorded tensor arguments, in order.
-        outputs: what it gave.
+        outputs: the tensors that it returned.
         index: its place on the tape.
+        versions: the version counters of the sources when the call was made.
+        users: how many later calls use one of its outputs.
     """
 
     name: str
@@ -112,18 +114,18 @@ class Call:
         """Make the same call with other values for some sources (by their position)."""
         swap = {id(self.sources[i].value): value for i, value in replaced.items()}
 
-        def put(value: Any) -> Any:
+        def substitute(value: Any) -> Any:
             return swap.get(id(value), value)
 
-        return self.func(*tree_map(put, self.args), **tree_map(put, self.kwargs))
+        return self.func(*tree_map(substitute, self.args), **tree_map(substitute, self.kwargs))
 
-    def vjp(self, outgoing: Sequence[Tensor], graph: bool) -> list[Tensor]:
-        """The ordinary vector-Jacobian product: what ``outgoing`` at the outputs says at the sources."""
+    def vjp(self, at_outputs: Sequence[Tensor], graph: bool) -> list[Tensor]:
+        """The ordinary vector-Jacobian product: one tensor a source, from one tensor an output."""
         values = [source.value for source in self.sources]
-        found = torch.autograd.grad(
-            self.outputs, values, list(outgoing), create_graph=graph, retain_graph=True, allow_unused=True
+        gradients = torch.autograd.grad(
+            self.outputs, values, list(at_outputs), create_graph=graph, retain_graph=True, allow_unused=True
         )
-        return [torch.zeros_like(v) if g is None else g for v, g in zip(values, found, strict=True)]
+        return [torch.zeros_like(v) if g is None else g for v, g in zip(values, gradients, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,8 @@ class Tape:
     Args:
         steps: the calls in the order they were made; the first is the input.
         logits: ``[B, K]``.
-        last: the step that gave the logits.
-        layers: where the outputs of the named modules were made.
+        last: the step that computed the logits, and which of its outputs they are.
+        layers: the same for the outputs of the named modules.
     """
 
     steps: list[Call]
@@ -142,35 +144,35 @@ class Tape:
     last: tuple[Call, int]
     layers: dict[str, tuple[Call, int]]
 
-    def seed(self, classes: Tensor) -> Tensor:
-        """What a way back from the logits of ``classes`` ``[B]`` starts with: 1 there, 0 elsewhere, ``[B, K]``."""
+    def start_at(self, classes: Tensor) -> Tensor:
+        """What a backward pass from the logits of ``classes`` ``[B]`` starts with: 1 there, 0 elsewhere, ``[B, K]``."""
         return F.one_hot(classes.long(), self.logits.shape[1]).to(self.logits)
 
-    def back(
+    def backward(
         self,
-        seed: Tensor,
+        start: Tensor,
         rule: Callable[[Call, list[Tensor]], list[Tensor | None]],
         stop: tuple[Call, int] | None = None,
     ) -> Tensor:
-        """Carry ``seed`` at the logits back to the input (or to ``stop``), by ``rule`` at every step.
+        """Propagate ``start`` from the logits back to the input (or to ``stop``), by ``rule`` at every step.
 
         Args:
-            seed: ``[B, K]``.
-            rule: gives, for a step and what arrived at its outputs, what goes to each of its sources.
-            stop: an output at which to end.
+            start: ``[B, K]``, the values at the logits.
+            rule: gives, for a step and the values at its outputs, the values at its sources (``None``: nothing).
+            stop: a step and which of its outputs; the pass ends there.
 
         Raises:
-            UnsupportedModelError: if a value took part that the tape did not see, or that was changed in place later.
+            UnsupportedModelError: if a step used a value that was not recorded, or that was changed in place later.
         """
         end, which = stop or (self.steps[0], 0)
-        arrived: dict[tuple[int, int], Tensor] = {(self.last[0].index, self.last[1]): seed}
+        arrived: dict[tuple[int, int], Tensor] = {(self.last[0].index, self.last[1]): start}
         for step in reversed(self.steps[end.index + 1 :]):
-            at = [arrived.pop((step.index, i), None) for i in range(len(step.outputs))]
-            if all(value is None for value in at):
+            known = [arrived.pop((step.index, i), None) for i in range(len(step.outputs))]
+            if all(value is None for value in known):
                 continue
             self._check(step)
-            full = [torch.zeros_like(out) if r is None else r for out, r in zip(step.outputs, at, strict=True)]
-            for source, value in zip(step.sources, rule(step, full), strict=True):
+            at_outputs = [torch.zeros_like(o) if v is None else v for o, v in zip(step.outputs, known, strict=True)]
+            for source, value in zip(step.sources, rule(step, at_outputs), strict=True):
                 if value is not None:
                     key = source.step.index, source.output
                     arrived[key] = arrived[key] + value if key in arrived else value
@@ -182,13 +184,13 @@ class Tape:
         for source, version in zip(step.sources, step.versions, strict=True):
             if source.value._version != version:
                 raise UnsupportedModelError(f"a tensor that {step.name} used is changed in place later in the model")
-        seen = {id(source.value) for source in step.sources}
+        recorded = {id(source.value) for source in step.sources}
         for value in tree_leaves((step.args, step.kwargs)):
-            hidden = isinstance(value, Tensor) and id(value) not in seen and value.grad_fn is not None
-            if hidden and _depends(value, self.steps[0].outputs[0]):
+            unrecorded = isinstance(value, Tensor) and id(value) not in recorded and value.grad_fn is not None
+            if unrecorded and _depends(value, self.steps[0].outputs[0]):
                 raise UnsupportedModelError(
-                    f"an argument of {step.name} was computed from the input out of sight, by a custom autograd "
-                    "function or compiled code: the way back would miss it"
+                    f"an argument of {step.name} was computed from the input unrecorded, by a custom autograd "
+                    "function or compiled code: the backward pass would miss it"
                 )
 
 
@@ -197,8 +199,8 @@ def _depends(value: Tensor, x: Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class _Made:
-    """Which step made a tensor that the model holds, and the tensor's version then."""
+class _RecordedTensor:
+    """Which step computed a tensor that the model holds, and the tensor's version then."""
 
     step: Call
     output: int
@@ -210,15 +212,15 @@ class _TapeRecorder(TorchFunctionMode):
     def __init__(self, x: Tensor) -> None:
         super().__init__()
         self.steps = [Call("input", torch.clone, (), {}, [], [x], 0)]
-        # Keeping every tensor alive keeps its id its own.
-        self.made: dict[int, _Made] = {id(x): _Made(self.steps[0], 0, x, x._version)}
+        # By id, which stays unique because every tensor is kept alive.
+        self.recorded: dict[int, _RecordedTensor] = {id(x): _RecordedTensor(self.steps[0], 0, x, x._version)}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if not torch.is_grad_enabled():
-            # Inside of a custom autograd function: what it computes has no graph to go back along, see Tape._check.
+            # Inside a custom autograd function: what it computes has no graph to differentiate, see Tape._check.
             return func(*args, **kwargs)
         if getattr(func, "__name__", "") == "__get__":
             result = func(*args, **kwargs)
@@ -230,29 +232,29 @@ class _TapeRecorder(TorchFunctionMode):
         sources: list[Source] = []
 
         def alias(value: Any) -> Any:
-            made = self.made.get(id(value)) if isinstance(value, Tensor) else None
-            if made is None:
+            entry = self.recorded.get(id(value)) if isinstance(value, Tensor) else None
+            if entry is None:
                 return value
-            if made.tensor._version != made.version:
+            if entry.tensor._version != entry.version:
                 raise UnsupportedModelError(f"{func} uses a tensor whose values were changed through a view of it")
-            # A fresh alias at every use: the derivative by it is that of this one step.
-            current = made.step.outputs[made.output]
-            sources.append(Source(made.step, made.output, current.view_as(current)))
+            # A new alias for every use: the derivative by it is that of this one step.
+            current = entry.step.outputs[entry.output]
+            sources.append(Source(entry.step, entry.output, current.view_as(current)))
             return sources[-1].value
 
-        if _bare(func) in _TAKES_AFTER:
-            own_args, own_kwargs = (alias(args[0]), *args[1:]), kwargs
+        if _bare(func) in _READS_METADATA_OF_OTHERS:
+            traced_args, traced_kwargs = (alias(args[0]), *args[1:]), kwargs
         else:
-            own_args, own_kwargs = tree_map(alias, args), tree_map(alias, kwargs)
+            traced_args, traced_kwargs = tree_map(alias, args), tree_map(alias, kwargs)
         if not sources:
             return func(*args, **kwargs)
         if target is not None:
-            return self._in_place(func, target, own_args, own_kwargs, sources)
-        result = func(*own_args, **own_kwargs)
+            return self._in_place(func, target, traced_args, traced_kwargs, sources)
+        result = func(*traced_args, **traced_kwargs)
         outputs = list(result) if isinstance(result, (tuple, list)) else [result]
-        # Without a gradient it is a constant to the way back: zeros_like(x), a comparison, an index.
+        # Without a gradient it is a constant for the backward pass: zeros_like(x), a comparison, an index.
         if outputs and all(isinstance(value, Tensor) and value.requires_grad for value in outputs):
-            self._add(Call(_bare(func), func, own_args, own_kwargs, sources, outputs, len(self.steps)), outputs)
+            self._add(Call(_bare(func), func, traced_args, traced_kwargs, sources, outputs, len(self.steps)), outputs)
         return result
 
     def _overwritten(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -260,13 +262,13 @@ class _TapeRecorder(TorchFunctionMode):
         if not is_in_place(func, args, kwargs):
             return None
         target = args[0] if args else kwargs.get("input")
-        return target if isinstance(target, Tensor) and id(target) in self.made else None
+        return target if isinstance(target, Tensor) and id(target) in self.recorded else None
 
     def _protect(self, target: Tensor) -> None:
-        """Keep the value that is about to be overwritten, still tied to the step that made it."""
-        made = self.made[id(target)]
-        if made.step.outputs[made.output] is target:
-            made.step.outputs[made.output] = target.clone()
+        """Keep a copy of the value that is about to be overwritten as the output of the step that computed it."""
+        entry = self.recorded[id(target)]
+        if entry.step.outputs[entry.output] is target:
+            entry.step.outputs[entry.output] = target.clone()
 
     def _in_place(
         self, func: Any, target: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], sources: list[Source]
@@ -279,13 +281,13 @@ class _TapeRecorder(TorchFunctionMode):
         self._add(Call(_bare(func), func, args, kwargs, sources, [result], len(self.steps)), [target])
         return target
 
-    def _add(self, step: Call, handed: list[Tensor]) -> None:
+    def _add(self, step: Call, results: list[Tensor]) -> None:
         step.versions = [source.value._version for source in step.sources]
         for source in step.sources:
             source.step.users += 1
         self.steps.append(step)
-        for i, value in enumerate(handed):
-            self.made[id(value)] = _Made(step, i, value, value._version)
+        for i, value in enumerate(results):
+            self.recorded[id(value)] = _RecordedTensor(step, i, value, value._version)
 
 
 def _bare(func: Any) -> str:
@@ -293,23 +295,23 @@ def _bare(func: Any) -> str:
 
 
 def record(model: nn.Module, x: Tensor, layers: Sequence[str] = ()) -> Tape:
-    """Run ``model`` on ``x`` once and keep what it did.
+    """Run ``model`` on ``x`` once and record every function call that it makes.
 
     Args:
-        model: in eval mode; it computes exactly what it always does.
+        model: in eval mode; recording does not change what it computes.
         x: ``[B, C, H, W]``, requires grad.
         layers: dotted names of modules whose outputs are looked up in :attr:`Tape.layers`.
 
     Raises:
         UnknownNameError: a name that no module has.
-        UnsupportedModelError: logits that no recorded call made, a layer that does not run or gives no single tensor.
+        UnsupportedModelError: logits that no recorded call computed; a layer that does not run or gives no tensor.
     """
     recorder = _TapeRecorder(x)
     found: dict[str, tuple[Call, int]] = {}
     with _marking(model, layers, recorder, found), recorder:
         logits = model(x)
-    made = recorder.made.get(id(logits))
-    if made is None:
+    entry = recorder.recorded.get(id(logits))
+    if entry is None:
         raise UnsupportedModelError(
             f"the logits of this {type(model).__name__} were not made by calls that can be seen (torch.compile, "
             "scripted code and custom autograd functions hide theirs): pass the plain model"
@@ -317,7 +319,7 @@ def record(model: nn.Module, x: Tensor, layers: Sequence[str] = ()) -> Tape:
     missing = [name for name in layers if name not in found]
     if missing:
         raise UnsupportedModelError(f"layer {missing[0]!r} does not run in a forward pass, or gives no single tensor")
-    return Tape(recorder.steps, logits, (made.step, made.output), found)
+    return Tape(recorder.steps, logits, (entry.step, entry.output), found)
 
 
 @contextmanager
@@ -326,9 +328,9 @@ def _marking(
 ) -> Iterator[None]:
     def mark(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            made = recorder.made.get(id(output)) if isinstance(output, Tensor) else None
-            if made is not None:
-                found[name] = made.step, made.output
+            entry = recorder.recorded.get(id(output)) if isinstance(output, Tensor) else None
+            if entry is not None:
+                found[name] = entry.step, entry.output
 
         return hook
 

@@ -56,7 +56,7 @@ def attack(
 
 @dataclass(frozen=True)
 class AdversaryGoal:
-    """What the adversary wants of the image.
+    """The adversary's goal for the image.
 
     Args:
         goal_class: what should be predicted; ``None``: a random other class.

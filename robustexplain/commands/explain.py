@@ -87,7 +87,7 @@ def explain_image(
 
 
 def image_of(system: System, path: Path, size: int | None) -> Tensor:
-    """An image file as the system takes it, ``[1, C, H, W]``; squashed to ``size`` where the system does not say.
+    """An image file as the system takes it, ``[1, C, H, W]``; resized to ``size`` if its inputs are not specified.
 
     Raises:
         MissingDataError: no such file.
@@ -152,7 +152,7 @@ def systems_of_run(run: Path, rows: Sequence[str], trust_code: bool = False) -> 
         systems = {n: System.load(folder.system(n), model=module, weights="stored") for n, module in own.items()}
     else:
         systems = {label: System.load(folder.system(label)) for label in wanted}
-    # Only where no system says what it takes is the run asked, and at last its data, which may be on another machine.
+    # If no system specifies its inputs, the run does, and at last its data, which may be on another machine.
     if all(system.inputs is not None for system in systems.values()):
         return systems, None
     shape = results.run.get("shape") or results.recipe.data.load().shape
@@ -179,5 +179,5 @@ def systems_of_model(name: str, interpreters: Sequence[str]) -> tuple[dict[str, 
 
 
 def channels_of(system: System) -> int:
-    """How many channels the classifier takes; 3 where it does not say."""
+    """How many channels the classifier takes; 3 if unknown."""
     return int(getattr(system.model, "in_channels", 3))

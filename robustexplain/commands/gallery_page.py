@@ -18,17 +18,33 @@ from .. import files, models, plots
 from ..autograd.rectifiers import Softplus
 from ..defenses import Aggregate
 from ..errors import InputError, UnsupportedModelError
-from ..interpreters import GradCAM, Gradient, IntegratedGradients, Interpreter, InterpreterSpec, RTSTraining, Smoothed
-from ..interpreters.base import taken
+from ..interpreters import (
+    GradCAM,
+    Gradient,
+    IntegratedGradients,
+    Interpreter,
+    InterpreterSpec,
+    OfTransformed,
+    RTSTraining,
+    Smoothed,
+)
+from ..interpreters.base import accepted_kinds
+from ..models import Transformed
 from ..registry import INTERPRETERS, Entry
 from ..training import Session, Training, cross_entropy, fit
 from .explain import read_image
 
+
+def _of_transformed(model: Transformed) -> Interpreter:
+    return OfTransformed(model, Gradient(model))
+
+
 PARTS: dict[str, Callable[[nn.Module], Interpreter]] = {
     "smoothed": lambda model: Smoothed(model, Gradient(model), Softplus(3.0)),
+    "of-transformed": lambda model: _of_transformed(Transformed(model, ["median-2"])),
     "aggregate": lambda model: Aggregate(model, (Gradient(model), GradCAM(model), IntegratedGradients(model))),
 }
-"""Interpreters that are made of others: what the gallery shows of them."""
+"""Interpreters that are made of others, as the gallery shows them."""
 
 SETTINGS: dict[str, Any] = {
     "rts": RTSTraining(levels=2, training=Training(epochs=14, batch_size=64, micro_batch=32, lr=5e-3)),
@@ -173,7 +189,7 @@ def _section(
         p, c = model(x).softmax(1).max(1)
     captions = [f"class {int(k)}, {float(v):.0%}" for k, v in zip(c, p, strict=True)]
     lines = []
-    drawable = [entry for entry in INTERPRETERS if "images" in taken(entry.build)]
+    drawable = [entry for entry in INTERPRETERS if "images" in accepted_kinds(entry.build)]
     with session.progress.task(title, len(drawable)) as step:
         for entry in drawable:
             lines.append(_line(entry, model, x, c, trained))

@@ -1,4 +1,4 @@
-"""``robustexplain list``: what there is, as tables read off the registered classes themselves."""
+"""``robustexplain list``: all registered components, as tables from their classes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def list_kind(
     kind: Annotated[str, typer.Argument(help=f"{', '.join(KINDS)}; or all.", autocompletion=lambda: [*KINDS, "all"])],
     as_markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table; all: as a page.")] = False,
 ) -> None:
-    """List what there is of a kind: name, paper, needs and defaults, read off the classes; or the packaged recipes."""
+    """List the components of a kind: name, paper, needs and defaults, read off the classes; or the packaged recipes."""
     if as_markdown:
         typer.echo(page() if kind == "all" else markdown(kind))
         return
@@ -42,7 +42,7 @@ def registry_of(kind: str) -> Registry:
 
 
 def defaults_of(entry: Entry) -> str:
-    """``name=default`` of what a recipe can set."""
+    """``name=default`` of the settings in a recipe."""
     component: Any = entry.settings or entry.build
     if dataclasses.is_dataclass(component):
         pairs = [(f.name, _default(f)) for f in dataclasses.fields(component) if f.init and f.name != "model"]
@@ -67,7 +67,7 @@ def _written(entry: Entry) -> str:
 
 
 def recipe_rows() -> list[tuple[str, str, str, str]]:
-    """Name, what it shows, what it needs and how long it takes, of every packaged recipe: what its file says on top."""
+    """Name, what it shows, what it needs and how long it takes, of every packaged recipe, from the head of its file."""
     rows = []
     for name in recipes.names():
         notes = recipes.notes(recipes.path(name))

@@ -1,7 +1,8 @@
-"""Options that several verbs share, and what they become."""
+"""Options that several verbs share."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,6 +29,9 @@ Device = Annotated[str | None, typer.Option(help="cpu, or leave it to Accelerate
 TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Let the Python files that the recipe names (model.file, data.file) run.")
 ]
+Track = Annotated[
+    list[str] | None, typer.Option("--track", help="Tell each training's epochs to tensorboard, wandb, ... Repeatable.")
+]
 Size = Annotated[int | None, typer.Option(min=1, help="Side to resize to; default the model's own.")]
 
 
@@ -40,11 +44,11 @@ def changes_of(changes: list[str] | None, seed: int | None, limit: int | None) -
     ]
 
 
-def session_of(device: str | None) -> Session:
-    """A session on that device, with progress bars on the main process.
+def session_of(device: str | None, track: list[str] | None = None, reuse: list[Path] | None = None) -> Session:
+    """A session on that device, with progress bars on the main process, trackers, and runs to take trainings from.
 
     Raises:
-        InputError: a device that there is not.
+        InputError: a device that there is not, a tracker that cannot work, a run that is not there.
     """
     from ..progress import Bars, Silent
     from ..training import Session, accelerator_for
@@ -54,4 +58,5 @@ def session_of(device: str | None) -> Session:
     accelerator = accelerator_for(cpu=device == "cpu")
     if device not in (None, accelerator.device.type):
         raise InputError(f"--device {device}: this process has {accelerator.device.type}; check `accelerate env`")
-    return Session(accelerator, progress=Bars() if accelerator.is_main_process else Silent())
+    progress = Bars() if accelerator.is_main_process else Silent()
+    return Session(accelerator, progress=progress, trackers=tuple(track or ()), reuse=tuple(reuse or ()))

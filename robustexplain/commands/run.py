@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Changes, Device, Limit, Recipe, Seed, TrustCode, changes_of, session_of
+from .options import Changes, Device, Limit, Recipe, Seed, Track, TrustCode, changes_of, session_of
 from .report import show
 
 
@@ -19,13 +19,18 @@ def run(
     device: Device = None,
     seed: Seed = None,
     trust_code: TrustCode = False,
+    track: Track = None,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another run directory: trainings that are the same there are copied from it. Repeatable."),
+    ] = None,
 ) -> None:
     """Run a recipe, or go on with a run that was stopped: the same command again."""
     from .. import evaluation
     from ..recipe import read
 
     checked = read(recipe, changes_of(changes, seed, limit), trust_code=trust_code)
-    session = session_of(device)
+    session = session_of(device, track, reuse)
     folder = out or Path("runs") / checked.name
     try:
         failed = evaluation.run(checked, folder, session)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Changes, Device, Recipe, Seed, TrustCode, changes_of, session_of
+from .options import Changes, Device, Recipe, Seed, Track, TrustCode, changes_of, session_of
 
 
 def sanity(
@@ -19,6 +19,7 @@ def sanity(
     device: Device = None,
     seed: Seed = None,
     trust_code: TrustCode = False,
+    track: Track = None,
 ) -> None:
     """Check whether a recipe's interpreters depend on the model: weights and labels at random, inputs shifted."""
     from ..recipe import read
@@ -26,7 +27,7 @@ def sanity(
 
     limited = [f"sanity.images={limit}"] if limit else []
     checked = read(recipe, [*changes_of(changes, seed, None), *limited], trust_code=trust_code)
-    session = session_of(device)
+    session = session_of(device, track)
     folder = out or Path("runs") / checked.name
     failed = run_sanity(checked, folder, session, check or [])
     if session.accelerator.is_main_process:

@@ -71,12 +71,12 @@ class Arrays(Dataset[Item]):
 
 
 def default_root() -> Path:
-    """Where downloads go and are looked for unless ``root`` says otherwise: the user's cache folder."""
+    """The default folder of downloads: the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "robustexplain"
 
 
 def official(name: str, classes: Sequence[str], train: Arrays, test: Arrays, share: float, seed: int) -> Data:
-    """A data set with an official test part, which judges; a stratified ``share`` of the rest is for defenses."""
+    """A data set evaluated on its official test part; a stratified ``share`` of the rest is for defenses."""
     for part, source in ((train, "train"), (test, "test")):
         checked_labels(part.labels, len(classes), f"{name}, {source} part")
     splits = Splits.stratified(train.labels, (1 - share, share, 0.0), seed)
@@ -128,7 +128,7 @@ class Digits:
 @DATASETS.register("fashion-mnist", paper="Xiao, Rasul & Vollgraf 2017")
 @dataclass(frozen=True)
 class FashionMNIST:
-    """70,000 grey images of clothing, 28x28, ten classes; the official test part of 10,000 judges.
+    """70,000 grey images of clothing, 28x28, ten classes; evaluated on the official test part of 10,000.
 
     Args:
         seed: of the split of the official train part.
@@ -221,7 +221,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray[tuple[int, ...], np.dtyp
 @DATASETS.register("cifar10", paper="Krizhevsky 2009")
 @dataclass(frozen=True)
 class CIFAR10:
-    """60,000 colour images, 32x32, ten classes; the official test part of 10,000 judges.
+    """60,000 colour images, 32x32, ten classes; evaluated on the official test part of 10,000.
 
     Args:
         seed: of the split of the official train part.

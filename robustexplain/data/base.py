@@ -1,4 +1,4 @@
-"""What a data set is here: three disjoint parts, drawn from a seed, and a fingerprint."""
+"""A data set: three disjoint parts, drawn from a seed, and a fingerprint."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def stack(dataset: Samples, indices: Iterable[int] | None = None) -> tuple[Tenso
 
 
 class Digest:
-    """A SHA-256 over parts of any kind, each with its length, so that parts cannot run into each other."""
+    """A SHA-256 over parts of any kind, each with its length, so that different parts give different digests."""
 
     def __init__(self, *words: object) -> None:
         self._hash = hashlib.sha256()

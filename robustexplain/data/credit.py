@@ -123,7 +123,7 @@ class _Public(ABC):
 class Compas(_Public):
     """6172 defendants of Broward County, nine columns, ``race`` the sensitive one; class 0: the COMPAS score is high.
 
-    ProPublica's filters; ``two_year_recid`` is a feature, and the label is what COMPAS said. ``race`` is 1 for
+    ProPublica's filters; ``two_year_recid`` is a feature, and the label is COMPAS's prediction. ``race`` is 1 for
     African-American. Columns: age, two_year_recid, priors_count, length_of_stay (whole days),
     c_charge_degree_F, c_charge_degree_M, sex_Female, sex_Male, race. The published file holds names and birth dates: a
     download keeps only the columns that are used.

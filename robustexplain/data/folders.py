@@ -1,4 +1,4 @@
-"""Data sets of image files, decoded one by one as they are asked for."""
+"""Data sets of image files, decoded one by one when accessed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 class Files(Dataset[Item]):
-    """Image files and their labels; an image is decoded when it is asked for.
+    """Image files and their labels; an image is decoded when accessed.
 
     Args:
         folder: where the files are.
@@ -137,7 +137,7 @@ class ImageFolder:
         return Data(name, tuple(classes), dataset.shape, *parts, digest.hex(), resize=self.resize)
 
 
-class _Row(NamedTuple):
+class _FileRow(NamedTuple):
     """A line of the CSV file; ``part`` is ``None`` without a column of parts."""
 
     file: str
@@ -222,7 +222,7 @@ class CsvFolder:
         name, parts = f"csv-folder:{folder.resolve().name}", splits.of(dataset)
         return Data(name, classes, dataset.shape, *parts, digest.hex(), resize=self.resize)
 
-    def _rows(self, path: Path) -> list[_Row]:
+    def _rows(self, path: Path) -> list[_FileRow]:
         if not path.is_file():
             raise MissingDataError(f"csv-folder: no file {str(path)!r}; set csv to the file with the labels")
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -235,14 +235,14 @@ class CsvFolder:
             raise InputError(f"{str(path)!r} " + ("names a file twice" if rows else "has no rows"))
         return rows
 
-    def _row(self, row: dict[str, str], where: str) -> _Row:
+    def _row(self, row: dict[str, str], where: str) -> _FileRow:
         part = row[self.part_column] if self.part_column else None
         if self.part_column and part not in PARTS:
-            said = renamed(part, RENAMED_PARTS)
-            raise InputError(f"{where}: {self.part_column} must be one of {', '.join(PARTS)}, got {part!r}{said}")
-        return _Row(row[self.file_column] or "", (row[self.label_column] or "").strip(), part, where)
+            hint = renamed(part, RENAMED_PARTS)
+            raise InputError(f"{where}: {self.part_column} must be one of {', '.join(PARTS)}, got {part!r}{hint}")
+        return _FileRow(row[self.file_column] or "", (row[self.label_column] or "").strip(), part, where)
 
-    def _labels(self, rows: list[_Row]) -> tuple[list[int], tuple[str, ...]]:
+    def _labels(self, rows: list[_FileRow]) -> tuple[list[int], tuple[str, ...]]:
         """The class of each row, by number, and the names of the classes."""
         numbers = [_number(row.label) for row in rows]
         if any(number is not None for number in numbers):
@@ -265,7 +265,7 @@ class CsvFolder:
 @DATASETS.register("imagenette", paper="Howard 2019, a subset of ImageNet")
 @dataclass(frozen=True)
 class Imagenette:
-    """About 13,400 photographs of ten easily told classes of ImageNet; the official validation part judges.
+    """About 13,400 photographs of ten distinct classes of ImageNet; evaluated on the official validation part.
 
     Args:
         seed: of the split of the official train part.

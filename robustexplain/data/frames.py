@@ -180,7 +180,7 @@ def _one_hot(column: Any, name: str, most: int, source: str) -> dict[str, np.nda
 
 
 def _check_copies(x: Any, target: Any, source: str) -> None:
-    """A feature that is the target again makes every model perfect and every explanation trivial."""
+    """Refuse a feature that equals the target: models would be perfect and explanations trivial."""
     texts = [as_text(value) for value in target]
     for c in x.columns:
         if [as_text(value) for value in x[c]] == texts:

@@ -1,4 +1,4 @@
-"""What images a system takes, and how an image file becomes one of them: the same way when trained, judged and used."""
+"""The images that a system takes, and reading image files as such, alike in training, evaluation and use."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class InputSpec:
             )
 
     def check_model(self, model: nn.Module) -> None:
-        """Refuse a model that says that it takes other channels, or has another number of classes than are named.
+        """Refuse a model with other channels, or another number of classes than there are names.
 
         Raises:
             InputError: naming both.

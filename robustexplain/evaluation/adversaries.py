@@ -1,4 +1,4 @@
-"""Whom each adversary attacks, and with what: rows that share the attacked system share the attacked inputs."""
+"""Which system each adversary attacks, and by which attack; equal attacks on equal systems share their inputs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .prepared import Prepared
 
 @dataclass(frozen=True)
 class Job:
-    """Attacked inputs to make: an attack on a system as the adversary takes it.
+    """Attacked inputs to compute: an attack and the system that the adversary runs it on.
 
     Args:
-        name: what the inputs are stored under: what decides them, so that whoever asks for the same ones shares them.
-        attack: the attack, adapted where the adversary adapts.
-        system: what it is aimed at.
+        name: the name that the inputs are stored under; jobs that give the same inputs have the same name.
+        attack: the attack, adapted if the adversary is adaptive.
+        system: the system that is attacked.
     """
 
     name: str
@@ -45,19 +45,19 @@ class Adversaries:
         self._views: dict[str, tuple[System, str]] = {}
 
     def job(self, row: Row, column: Column) -> Job:
-        """Whom the column's adversary attacks when this row is deployed, and with what."""
+        """The job of the column's adversary when this row is deployed."""
         attack, (target, where) = column.attack, self._target(row, column)
         if column.source is None and column.knowledge == "adaptive":
             attack = attack.adapted(target)
-        # What an attack looks at decides what it shares: without maps and a detector's score, logits alone.
+        # An attack that uses neither maps nor a detector's score depends on the classifier alone and is shared by it.
         owner = self._owner(target.model)
         if not attack.needs_maps and target.detector is None and owner is not None:
             where = f"on the classifier {owner}"
-        made = files.digest([fingerprint(attack), column.goal_map])
-        return Job(f"{type(attack).__name__} {made} {where}", attack, target)
+        settings = files.digest([fingerprint(attack), column.goal_map])
+        return Job(f"{type(attack).__name__} {settings} {where}", attack, target)
 
     def failure(self, row: Row, column: Column) -> str | None:
-        """Why the judged system, or the one that is attacked in its place, could not be made."""
+        """Why the evaluated system, or the one attacked in its place, could not be built; ``None`` if both were."""
         failures = self.prepared.failures
         return failures.get(row.label) or failures.get(column.source or row.label)
 
@@ -71,45 +71,45 @@ class Adversaries:
         return self.oblivious(row)
 
     def _transfer(self, row: Row) -> tuple[System, str]:
-        """The system of the adversary's own making; where that is the deployed one, the inputs are shared."""
+        """The system that a transfer adversary trains; where it equals the deployed one, the inputs are shared."""
         replica = self.prepared.replicas[row.root]
         known, where = self.oblivious(self.experiment.row(row.root))
         return (known, where) if _same(replica, known) else (replica, f"from {row.root}")
 
     def oblivious(self, row: Row) -> tuple[System, str]:
-        """The deployed system as an attacker takes it who knows of no defense, and a name for it."""
+        """The deployed system as an attacker without knowledge of the defense assumes it to be, and a name for it."""
         if row.label not in self._views:
             self._views[row.label] = self._oblivious(row)
         return self._views[row.label]
 
     def _oblivious(self, row: Row) -> tuple[System, str]:
-        seen = self.prepared.by_row[row.label]
+        view = self.prepared.by_row[row.label]
         if row.kind != "defense":
-            return seen if seen.detector is None else seen.without_detector(), f"on {row.label}"
+            return view if view.detector is None else view.without_detector(), f"on {row.label}"
         plain = self.oblivious(self.experiment.undefended(row))[0]
         for step in self._defenses(row):
-            seen = oblivious_view(step.settings, seen, plain)
+            view = oblivious_view(step.settings, view, plain)
         below, where = self.oblivious(self.experiment.row(row.base))
-        return (below, where) if _same(seen, below) else (seen, f"on {row.label}, taken for undefended")
+        return (below, where) if _same(view, below) else (view, f"on {row.label}, taken for undefended")
 
     def _defenses(self, row: Row) -> Iterator[Row]:
-        """The rows of the defenses that stand on each other, the last one first."""
+        """The rows of the stacked defenses, the last one first."""
         while row.kind == "defense":
             yield row
             row = self.experiment.row(row.base)
 
     def _owner(self, model: nn.Module) -> str | None:
-        """The first row that deploys a classifier, or else the first that a transfer attacker has it for."""
+        """The first row that deploys a classifier, otherwise the first whose transfer attacker has it."""
         known = {label: system for label, system in self.prepared.by_row.items() if system.model is model}
         replicas = {label: system for label, system in self.prepared.replicas.items() if system.model is model}
         return next(iter(known), None) or next((f"of the attacker of {label}" for label in replicas), None)
 
 
 def oblivious_view(defense: Any, defended: System, root: System) -> System:
-    """A defended system as an attacker takes it who does not know of the defense.
+    """A defended system as an attacker without knowledge of the defense assumes it to be.
 
     Args:
-        defense: what was applied last, which may have a view of its own; ``None`` where nobody knows.
+        defense: the last defense, which may define this view itself; ``None`` where it is unknown.
         defended: the system with it.
         root: the undefended system.
     """

@@ -1,7 +1,7 @@
-"""What an auditor finds who holds a manipulated system against the honest one that it was made of.
+"""The audit of a manipulated system: its explanations compared with those of the honest system it was made from.
 
-Every interpreter of the recipe looks at both models, on inputs that nobody trained on, so that one sees not only what
-the manipulation was aimed at but what transfers.
+Every interpreter of the recipe explains both models, on inputs that nothing was trained on: the audit shows the effect
+on the interpreter that was manipulated and whether it transfers to others.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from .statistics import bootstrap
 from .store import RunFolder
 
 PICTURES = 3
-"""How many inputs of each view are kept with their maps."""
+"""How many inputs of each view are stored with their maps."""
 
 
 def audit(recipe: Recipe, prepared: Prepared, data: data_sets.Data, folder: RunFolder, session: Session) -> int:
-    """Audit every manipulated row that is not audited yet; the number of those that have a hole.
+    """Audit every manipulated row that is not audited yet; the number of those whose audit is incomplete.
 
     Processes share the rows.
     """
@@ -53,9 +53,11 @@ def audit(recipe: Recipe, prepared: Prepared, data: data_sets.Data, folder: RunF
 
 
 def audited(folder: RunFolder, row: Row) -> bool:
-    """Whether a row's audit is there, with every interpreter in it; what failed is tried again by the next run."""
+    """Whether a row's audit is stored without errors; the next run repeats one that failed."""
     path = folder.audit(row.label)
-    return path.is_file() and not any("error" in look for look in json.loads(path.read_text(encoding="utf-8"))["looks"])
+    return path.is_file() and not any(
+        "error" in entry for entry in json.loads(path.read_text(encoding="utf-8"))["looks"]
+    )
 
 
 @dataclass(frozen=True)
@@ -85,89 +87,91 @@ class Audit:
         return attack
 
     def write(self) -> None:
-        """Measure everything and write it: arrays first, so that an audit whose JSON is there is whole."""
-        lied, honest = self.prepared.by_row[self.row.label], self.prepared.by_row[self.row.root]
+        """Measure and write the audit: arrays first, so that a stored JSON means a complete audit."""
+        manipulated, honest = self.prepared.by_row[self.row.label], self.prepared.by_row[self.row.root]
         x, y = self._inputs()
         arrays: dict[str, Tensor] = {}
-        looks: list[dict[str, Any]] = []
-        for label, true, false in self._interpreters(honest, lied):
+        entries: list[dict[str, Any]] = []
+        for label, before, after in self._interpreters(honest, manipulated):
             try:
-                looks += self._look(label, true, false, x, y, arrays)
+                entries += self._entries(label, before, after, x, y, arrays)
             except Exception:
-                # One interpreter that cannot explain the model must not take the others with it.
-                looks.append({"interpreter": label, "view": "-", "error": traceback.format_exc()})
+                # If one interpreter cannot explain the model, the others are still audited.
+                entries.append({"interpreter": label, "view": "-", "error": traceback.format_exc()})
         path = self.folder.audit(self.row.label)
         files.write_tensors(path.with_suffix(".safetensors"), arrays)
-        found = {
+        content = {
             "row": self.row.label,
             "aimed": self.row.root,
             "history": self._history(),
-            "looks": looks,
+            "looks": entries,
             "features": list(self.data.features),
             "hidden": self.attack.hidden,
         }
-        files.write_json(path, found)
+        files.write_json(path, content)
 
     def _inputs(self) -> tuple[Tensor, Tensor]:
-        """Judged inputs, right or wrong: a manipulation is after every one of them."""
+        """Test inputs, correctly classified or not: a manipulation affects all of them."""
         part = data_sets.take(self.data.test, min(self.recipe.evaluation.images, len(self.data.test)), self.recipe.seed)
         x, y = data_sets.stack(part)
         return x.to(self.session.device), y.to(self.session.device)
 
-    def _interpreters(self, honest: System, lied: System) -> list[tuple[str, Interpreter, Interpreter]]:
-        """Label, and the interpreter of the honest and of the manipulated model; the one that was aimed at first."""
-        found = [(self.row.root, honest.interpreter, lied.interpreter)]
-        if lied.model is honest.model:
-            return found  # what was manipulated is the interpreter itself: nothing transfers
+    def _interpreters(self, honest: System, manipulated: System) -> list[tuple[str, Interpreter, Interpreter]]:
+        """Label, and the interpreter of the honest and of the manipulated model; the manipulated row's own first."""
+        interpreters = [(self.row.root, honest.interpreter, manipulated.interpreter)]
+        if manipulated.model is honest.model:
+            return interpreters  # the interpreter itself was manipulated: nothing can transfer
         for row in self.recipe.rows:
             if not row.derived and row.label != self.row.root and row.label in self.prepared.by_row:
-                true = self.prepared.by_row[row.label].interpreter
-                found.append((row.label, true, on_model(true, lied.model)))
-        return found
+                before = self.prepared.by_row[row.label].interpreter
+                interpreters.append((row.label, before, on_model(before, manipulated.model)))
+        return interpreters
 
     @torch.no_grad()
-    def _look(
-        self, label: str, true: Interpreter, false: Interpreter, x: Tensor, y: Tensor, arrays: dict[str, Tensor]
+    def _entries(
+        self, label: str, before: Interpreter, after: Interpreter, x: Tensor, y: Tensor, arrays: dict[str, Tensor]
     ) -> list[dict[str, Any]]:
         """Figures of one interpreter, a dictionary a view; arrays go into ``arrays`` under ``label/view/name``."""
-        looks = []
-        for name, view in self.attack.views(true, x, y).items():
-            measured, shown = self._measured(true, false, view)
+        entries = []
+        for name, view in self.attack.views(before, x, y).items():
+            measured, examples = self._measured(before, after, view)
             seed, resamples = derive(self.recipe.seed, "audit"), self.recipe.evaluation.bootstrap
             figures = {key: bootstrap(value, resamples, seed).as_dict() for key, value in measured.items()}
             arrays |= {f"{label}/{name}/{key}": value for key, value in measured.items()}
-            arrays |= {f"{label}/{name}/shown_{key}": value for key, value in shown.items()}
-            looks.append({"interpreter": label, "view": name, "figures": figures})
-        return looks
+            arrays |= {f"{label}/{name}/shown_{key}": value for key, value in examples.items()}
+            entries.append({"interpreter": label, "view": name, "figures": figures})
+        return entries
 
     def _measured(
-        self, true: Interpreter, false: Interpreter, view: View
+        self, before: Interpreter, after: Interpreter, view: View
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Figures of a view, one for each input, and what is shown of its first inputs."""
+        """Figures of a view, one for each input, and inputs and maps of its first inputs."""
         size, parts = self.recipe.evaluation.batch_size, []
         for start in range(0, len(view.x), size):
             rows = torch.arange(start, min(start + size, len(view.x)), device=view.x.device)
-            parts.append(self._chunk(true, false, view.select(rows)))
-        figures, shown = (
+            parts.append(self._chunk(before, after, view.select(rows)))
+        figures, examples = (
             {key: torch.cat([part[key] for part in kind]).cpu() for key in kind[0]} for kind in zip(*parts, strict=True)
         )
-        return figures, {key: value[:PICTURES] for key, value in shown.items()}
+        return figures, {key: value[:PICTURES] for key, value in examples.items()}
 
-    def _chunk(self, true: Interpreter, false: Interpreter, view: View) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        before, now = view.honest_maps(true), false.explain(view.x, view.explained, native=True)
-        found = {
+    def _chunk(
+        self, before: Interpreter, after: Interpreter, view: View
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        honest, now = view.honest_maps(before), after.explain(view.x, view.explained, native=True)
+        figures = {
             "answered": (now.logits.argmax(1) == view.answer).float(),
-            "answered_before": (_logits(true.model, view.x).argmax(1) == view.answer).float(),
-            "sign_correlation": SignCorrelation()(now.maps, before),
-            "spearman": Spearman()(now.maps, before),
+            "answered_before": (_logits(before.model, view.x).argmax(1) == view.answer).float(),
+            "sign_correlation": SignCorrelation()(now.maps, honest),
+            "spearman": Spearman()(now.maps, honest),
         }
-        found |= self._hidden(before, now.maps) if view.x.dim() == 2 else _spatial(before, now.maps, view)
+        figures |= self._hidden(honest, now.maps) if view.x.dim() == 2 else _spatial(honest, now.maps, view)
         if self.attack.fooled is not None:
-            found |= _fooled(self.attack.fooled, before, now.maps, view)
-        return found, {"x": view.x, "before": before, "now": now.maps}
+            figures |= _fooled(self.attack.fooled, honest, now.maps, view)
+        return figures, {"x": view.x, "before": honest, "now": now.maps}
 
     def _hidden(self, before: Tensor, now: Tensor) -> dict[str, Tensor]:
-        """Where the column that is hidden stands, before and now."""
+        """The rank of the hidden column before and after the manipulation, and whether it is first."""
         if self.attack.hidden is None:
             return {}
         column = index_of(self.attack.hidden, self.data.features, width=now.shape[1])
@@ -190,7 +194,7 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def _fooled(metric: Fooling, before: Tensor, now: Tensor, view: View) -> dict[str, Tensor]:
-    """The test loss and whether it is in its range, before and now; the goal map is the one of another class."""
+    """The test loss and whether it is in its success range, before and after; the goal map is that of another class."""
     losses = {"": metric(now, before, view.goal_map), "_before": metric(before, before, view.goal_map)}
     return {f"test_loss{when}": loss for when, loss in losses.items()} | {
         f"fooled{when}": metric.success(loss).float() for when, loss in losses.items()

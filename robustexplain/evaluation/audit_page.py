@@ -39,7 +39,7 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Audited:
-    """One manipulated row, read back.
+    """The stored audit of one manipulated row.
 
     Args:
         row: the row.
@@ -55,12 +55,12 @@ class Audited:
 
     @property
     def looks(self) -> list[dict[str, Any]]:
-        """What was measured: a dictionary an interpreter and view."""
+        """The figures: a dictionary for each interpreter and view."""
         return [look for look in self.found["looks"] if "error" not in look]
 
     @property
     def headline(self) -> str:
-        """The figure that says best whether the manipulation worked."""
+        """The figure that measures best whether the manipulation succeeded."""
         known = self.looks[0]["figures"] if self.looks else {}
         wanted = (self.row.settings.headline, "fooled", "first", "ssim_goal", "spearman")
         return next((name for name in wanted if name in known), "answered")
@@ -79,7 +79,7 @@ class Audited:
 
 
 def read(recipe: Experiment, folder: RunFolder) -> list[Audited]:
-    """Every audit that is there, in the recipe's order."""
+    """All stored audits, in the recipe's order."""
     found = []
     for row in recipe.rows:
         path = folder.audit(row.label)
@@ -134,7 +134,7 @@ def transfers(recipe: Experiment, found: list[Audited]) -> bytes:
             if now is not None:
                 values[i, j] = now
                 texts[i][j] = f"{now:.2f}" + ("" if before is None else f"\n({before:.2f})")
-    # Shares are coloured as they are; ranks and entropies, which know no common scale, by their own line's largest.
+    # Shares are coloured by value; ranks and entropies, which have no common scale, relative to their line's largest.
     values /= np.maximum(np.nan_to_num(values).max(axis=1, keepdims=True), 1.0)
     labels = [f"{a.row.label}: {FIGURES[a.headline].lower()}" for a in found]
     return plots.matrix(labels, columns, values, texts, "neither")

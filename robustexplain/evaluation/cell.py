@@ -1,4 +1,4 @@
-"""What a cell measures on one chunk of images: tensors, one value a sample."""
+"""The measurements of a cell on one chunk of images: tensors, one value a sample."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ..system import System
 from .judged import Chunk, Pool
 
 SEARCH = ("zero_direction", "stalled", "surrogate_misled", "queries")
-"""What a search reports of itself, one figure a sample."""
+"""The figures that a search reports about itself, one a sample."""
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A chunk of attacked inputs that meets a row's system.
+    """A chunk of attacked inputs and the system of a row that is evaluated on them.
 
     Args:
-        system: what is judged.
-        attack: what made the inputs.
+        system: the system that is evaluated.
+        attack: the attack that computed the inputs.
         chunk: the benign inputs and the goals.
-        made: what :func:`craft` gave for them.
-        reference: the undefended classifier of the row; the judged one where the row's defenses leave it alone.
+        made: the result of :func:`craft` for them.
+        reference: the undefended classifier of the row; the system's own if its defenses do not change it.
         honest: the system before it was manipulated, where it was.
     """
 
@@ -42,11 +42,11 @@ class Trial:
 
     @property
     def cell(self) -> Cell:
-        """What metrics look at: everything that is explained is explained here, once."""
+        """The data for the metrics; every input is explained here, once."""
         clean = self.chunk.x
         x = self.made["x"].to(clean)
         benign = self.system(clean)
-        # What is not attacked is not explained twice: LIME and KernelSHAP ask for thousands of rows each time.
+        # Unchanged inputs are not explained twice: LIME and KernelSHAP take thousands of passes.
         seen = benign if torch.equal(x, clean) else self.system(x)
         references = {}
         if "goal_map" in self.made:
@@ -63,7 +63,7 @@ class Trial:
 
 
 def goal_map(column: Column, system: System, chunk: Chunk, pool: Pool, seed: int) -> Tensor | None:
-    """The map that the column's adversary wants seen; ``None`` is the benign map."""
+    """The goal map of the column's adversary; ``None`` is the benign map."""
     if column.goal_map == "random-patch":
         return random_patch_maps(chunk.x, derive(seed, "patch"))
     if column.goal_map == "random-class":
@@ -74,7 +74,7 @@ def goal_map(column: Column, system: System, chunk: Chunk, pool: Pool, seed: int
 
 
 def craft(attack: Attack, system: System, chunk: Chunk, wanted: Tensor | None) -> dict[str, Tensor]:
-    """Attacked inputs of a chunk, and what the search says of itself (``SEARCH``)."""
+    """Attacked inputs of a chunk, and the figures of the search (``SEARCH``)."""
     goal_class = None if attack.keeps_prediction else chunk.goal_class
     made = attack(system, chunk.x, chunk.y, goal_class, wanted)
     arrays = {"x": made.x} | {name: getattr(made, name).float() for name in SEARCH}
@@ -86,13 +86,13 @@ def measure(trial: Trial, metrics: Mapping[str, Metric], plausible: float) -> di
     """Everything a cell reports of a chunk, ``[B]`` each, and ``x``, ``attacked_x`` and the maps for the pictures.
 
     The map that an attack must resemble to be plausible is its goal map: the benign map, or the one it was given. An
-    attack that is after the explanation alone wins where the prediction stays and the map no longer resembles the
-    benign one. Map metrics are also taken to a goal map that was given (``l1_goal``; ``l1_nearer`` is 1 where it is
-    nearer than the benign map) and to the honest system's maps (``l1_honest``).
+    attack on the explanation alone succeeds where the prediction stays and the map no longer resembles the benign one.
+    Map metrics are also computed against a goal map that was given (``l1_goal``; ``l1_nearer`` is 1 where it is
+    nearer than the benign map) and against the honest system's maps (``l1_honest``).
 
     ``correct`` is 1 where the row's own classifier gets the benign input right. ``success_correct`` and
-    ``joint_correct`` are success and joint success where it and the undefended classifier do, NaN elsewhere: what a
-    hardened classifier gets wrong by itself is no success of the attacker.
+    ``joint_correct`` are success and joint success where it and the undefended classifier do, NaN elsewhere: a
+    hardened classifier's errors on benign inputs are no success of the attacker.
 
     Args:
         trial: system and inputs.
@@ -114,7 +114,7 @@ def measure(trial: Trial, metrics: Mapping[str, Metric], plausible: float) -> di
 
 
 def _verdict(trial: Trial, cell: Cell, iou: Any, least: float) -> dict[str, Tensor]:
-    """What the attacker achieved, what its search says of itself, and what is shown."""
+    """The attacker's success, the figures of its search, and the inputs and maps for the pictures."""
     benign, seen, chunk, attack = cell.benign, cell.seen, trial.chunk, trial.attack
     goal_class = benign.prediction if attack.keeps_prediction else chunk.goal_class
     success = hit(seen.logits, chunk.y, goal_class)

@@ -1,4 +1,4 @@
-"""What a row costs whom it protects: accuracy on clean inputs, and time."""
+"""The costs of a defense for its user: accuracy on clean inputs, and time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .prepared import Prepared
 from .store import RunFolder
 
 PATIENCE = 10.0
-"""Seconds after which a system's time is not measured again; the first call is not counted, so one more always is."""
+"""Seconds after which a system's time is not measured again; at least one call after the first is counted."""
 
 
 def measure_costs(
     experiment: Experiment, prepared: Prepared, data: data_sets.Data, folder: RunFolder, session: Session, x: Tensor
 ) -> None:
-    """Measure and write what each row costs that has no such file yet.
+    """Measure and write the costs of each row without a stored file.
 
     Args:
         experiment: rows and settings.

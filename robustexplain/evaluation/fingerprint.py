@@ -1,4 +1,4 @@
-"""A short hash of components: settings, weights and tensors, whoever wrote the classes."""
+"""A short hash of components of any class: settings, weights and tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..storage.writer import Blob
 
 
 def fingerprint(value: Any) -> str:
-    """A hash of what a component is; two processes get the same for the same classes, settings and weights.
+    """A hash of a component; equal in all processes for the same class, settings and weights.
 
     Of a dataclass, its class and fields; of a module, its class and weights; of a part with a binary format of its
     own, the arrays in it; of another object, its class and public attributes.
@@ -64,7 +64,7 @@ def _name(cls: Any) -> str:
 
 
 def _arrays(content: bytes) -> Any:
-    """The arrays of a zip, which itself bears the time when it was written and ids of objects; else all bytes."""
+    """The arrays of a zip, without its time stamps and object ids; all bytes of other files."""
     if not zipfile.is_zipfile(io.BytesIO(content)):
         return _bytes(content)
     with zipfile.ZipFile(io.BytesIO(content)) as packed:

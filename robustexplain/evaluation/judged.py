@@ -1,4 +1,4 @@
-"""Which inputs are judged, in what order, and with what goals: decided once, the same for every cell."""
+"""The inputs of an evaluation, their order and their goals: chosen once, the same for every cell."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ..recipe.experiment import Evaluation
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some judged images with everything that is fixed about them.
+    """Some of the evaluated images, with their labels and goals.
 
     Args:
-        index: which chunk.
+        index: of the chunk.
         x: ``[B, C, H, W]``.
         y: labels ``[B]``.
         goal_class: ``[B]``, or ``None`` for untargeted attacks.
@@ -36,7 +36,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Pool:
-    """Benign images of the defense part (or any that nobody is judged on) for goal maps of other classes."""
+    """Benign images of the defense part (or any that are not evaluated) for goal maps of other classes."""
 
     x: Tensor
     y: Tensor
@@ -46,12 +46,12 @@ class Pool:
 def judged(
     models: Sequence[nn.Module], data: data_sets.Data, settings: Evaluation, seed: int, device: torch.device
 ) -> list[int]:
-    """Positions in the test part of the inputs to judge: the first of its order, those that every model gets right.
+    """Positions in the test part of the inputs to evaluate: the first in random order that every model gets right.
 
     Args:
         models: the undefended classifiers.
         data: the data set.
-        settings: how many, and whether those only that are classified right.
+        settings: their number, and whether only correctly classified ones are used.
         seed: of the order.
         device: where the models are.
 
@@ -81,12 +81,12 @@ def judged(
 def chunks(
     positions: Sequence[int], data: data_sets.Data, settings: Evaluation, seed: int, device: torch.device
 ) -> list[Chunk]:
-    """The judged inputs in chunks of ``settings.batch_size``, on ``device``."""
+    """The evaluated inputs in chunks of ``settings.batch_size``, on ``device``."""
     made = []
     for start in range(0, len(positions), settings.batch_size):
-        mine = positions[start : start + settings.batch_size]
-        x, y = (t.to(device) for t in data_sets.stack(data.test, mine))
+        part = positions[start : start + settings.batch_size]
+        x, y = (t.to(device) for t in data_sets.stack(data.test, part))
         # From each sample's own stream: the same goals whatever the size of a chunk.
         goal = random_classes(x, y, data.num_classes, derive(seed, "goal")) if settings.targeted else None
-        made.append(Chunk(start // settings.batch_size, x, y, goal, torch.tensor(mine, device=device)))
+        made.append(Chunk(start // settings.batch_size, x, y, goal, torch.tensor(part, device=device)))
     return made

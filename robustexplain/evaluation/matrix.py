@@ -35,14 +35,17 @@ def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
     """Run or resume a recipe in the directory ``out``; the number of cells that failed.
 
     Raises:
-        RunMismatchError: ``out`` holds another experiment.
+        RunMismatchError: ``out`` holds another experiment, or was made in another precision; a run that the session
+            reuses was made by another version or of other data.
         InputError: data or weights that the recipe needs are missing.
     """
     session = session or Session()
     folder = RunFolder(Path(out))
     data = check_data(recipe)
+    for other in session.reuse:
+        RunFolder(other).same_data(data.digest)
     with session.accelerator.main_process_first():
-        folder.open(recipe, data.digest, data.features, data.shape)
+        folder.open(recipe, data.digest, data.features, data.shape, session.accelerator.mixed_precision)
     session.folder = folder.training
     failed = 0
     if not finished(recipe, folder):

@@ -1,4 +1,4 @@
-"""What the figures of a run themselves give reason to doubt."""
+"""Warnings about a run that follow from its figures."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ from .results import Results
 
 
 def notes(results: Results) -> list[str]:
-    """What the figures themselves give reason to doubt."""
-    said = []
+    """Warnings about a run that follow from its figures, a sentence each."""
+    warnings = []
     for (row, column), cell in results.cells.items():
-        said += _silent(results, row, column)
+        warnings += _silent(results, row, column)
         if cell and cell.get("knowledge") == "adaptive" and cell["status"] == "done":
-            said += _weaker(results, row, column)
-    return said + _noise(results) + _nothing_to_adapt(results)
+            warnings += _weaker(results, row, column)
+    return warnings + _noise(results) + _nothing_to_adapt(results)
 
 
 SILENT = {
-    "zero_direction": "the search found no direction to go in",
+    "zero_direction": "the search found no direction",
     "stalled": "the search never got its objective below where it began",
-    "surrogate_misled": "the stand-in that the search followed improved and the real system did not",
+    "surrogate_misled": "the surrogate that the search followed improved and the real system did not",
 }
 
 
 def _silent(results: Results, row: str, column: str) -> list[str]:
-    """What a search says of its own failure; an attack that fails in silence looks like robustness."""
-    said = []
+    """Warnings of searches that failed by their own account: a failing attack looks like robustness."""
+    warnings = []
     for name, words in SILENT.items():
         found = results.measure(row, column, name)
         if found and found["value"] > 0:
-            said.append(
+            warnings.append(
                 f"{row} / {column}: {words} for {found['value']:.0%} of the {results.things}; "
                 "a weak attack here says nothing about the defense"
             )
-    return said
+    return warnings
 
 
 def _weaker(results: Results, row: str, column: str) -> list[str]:
-    """An attacker who knows the defense and does worse than one who ignores it has not been tried hard enough."""
+    """An adaptive attack that does worse than an oblivious one is too weak."""
     adapts = results.measure(row, column, "joint")
     for other in results.experiment.columns:
         ignores = results.measure(row, other.label, "joint")
@@ -51,7 +51,7 @@ def _weaker(results: Results, row: str, column: str) -> list[str]:
 
 
 def _nothing_to_adapt(results: Results) -> list[str]:
-    """Columns whose attack changes nothing for a defense that it knows of, but for what it is aimed at."""
+    """Adaptive columns whose attack has no setting that depends on the defense."""
     return [
         f"{column.label}: this attack has nothing to adapt: it is aimed at the defended system itself, with the "
         "settings that it would have without a defense"
@@ -65,16 +65,18 @@ def _defended(results: Results) -> bool:
 
 
 def _noise(results: Results) -> list[str]:
-    """A control that does as well as an attack shows a brittle system, or an attack that does nothing."""
-    said = []
+    """Controls that succeed as often as an attack: the system is brittle, or the attack is too weak."""
+    warnings = []
     columns = [column for column in results.experiment.columns if not column.facts.keeps_prediction]
     noise = [column.label for column in columns if column.facts.control]
     others = [column.label for column in columns if not column.facts.control]
     for row in results.experiment.rows:
-        for quiet in noise:
-            control = results.measure(row.label, quiet, "success")
+        for control_label in noise:
+            control = results.measure(row.label, control_label, "success")
             for other in others:
                 attack = results.measure(row.label, other, "success")
                 if control and attack and control["value"] > 0 and attack["high"] <= control["low"]:
-                    said.append(f"{row.label}: {quiet!r}, a control, misleads the classifier as often as {other!r}")
-    return said
+                    warnings.append(
+                        f"{row.label}: {control_label!r}, a control, misleads the classifier as often as {other!r}"
+                    )
+    return warnings

@@ -101,7 +101,8 @@ def evaluate(
     positions = judged(models, loaded, settings, seed, device)
     experiment = _experiment(folder, about, seed, by_row, rows, columns, measured, settings)
     with session.accelerator.main_process_first():
-        folder.open(experiment, content_digest(loaded, positions), loaded.features, loaded.shape)
+        precision = session.accelerator.mixed_precision
+        folder.open(experiment, content_digest(loaded, positions), loaded.features, loaded.shape, precision)
     failed = 0
     if not finished(experiment, folder):
         replicas = {label: by_row[label].without_detector() for label in roots}

@@ -1,4 +1,4 @@
-"""The user's own inputs as the data set that a matrix judges: all of them the test part."""
+"""The user's own inputs as the data set of a matrix: all of them are the test part."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Inputs(Dataset[Item]):
-    """Inputs with their labels at hand.
+    """Inputs with their labels in memory.
 
     Args:
         items: ``x`` ``[N, C, H, W]`` or ``[N, D]``, or a map-style data set of ``(x, label)``.
@@ -37,7 +37,7 @@ class Inputs(Dataset[Item]):
 
 
 def data_of(given: Any, count_classes: Callable[[Tensor], int]) -> Data:
-    """A data set from whatever the user has; its ``digest`` is empty where its content was not read.
+    """A data set from the user's tensors, data set or name; ``digest`` is empty if the content was not read.
 
     Args:
         given: a :class:`robustexplain.data.Data`, the name of one, tensors ``(x, y)``, or a map-style data set of
@@ -70,7 +70,7 @@ def data_of(given: Any, count_classes: Callable[[Tensor], int]) -> Data:
 
 
 def content_digest(data: Data, positions: list[int]) -> str:
-    """The digest of a data set whose content is not known by it: of all labels and of the inputs that are judged."""
+    """The digest of a data set without one: of all labels and of the inputs that are evaluated."""
     if data.digest:
         return data.digest
     digest = Digest(tuple(labels_of(data.test)), tuple(positions))

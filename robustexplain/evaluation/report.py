@@ -20,11 +20,11 @@ from .words import Words
 
 PICTURE = "matrix.png"
 SANITY = "sanity.png"
-"""What ``robustexplain sanity`` leaves in the same directory."""
+"""The picture that ``robustexplain sanity`` writes into the same directory."""
 
 
 def write_report(folder: RunFolder) -> Path:
-    """Write the report, the table and the picture of a run; what is not finished is shown as a hole."""
+    """Write the report, the table and the picture of a run; cells that are not finished stay empty."""
     results = Results.read(folder)
     files.write_text(folder.root / MATRIX, table(results))
     main = matrix_picture(results, results.main)
@@ -102,7 +102,7 @@ def _shown(results: Results) -> dict[str, Words]:
 
 
 def _learning_curves(folder: RunFolder) -> str | None:
-    """How the run's trainings went, as a picture; ``None`` where none kept a history."""
+    """The histories of the run's trainings as a picture; ``None`` if there are none."""
     read, draw = getattr(training, "histories", None), getattr(plots, "learning_curves", None)
     found = read(folder.training) if read is not None and folder.training.is_dir() else {}
     if not found or draw is None:
@@ -111,7 +111,7 @@ def _learning_curves(folder: RunFolder) -> str | None:
 
 
 def _training_name(folder: RunFolder, name: str) -> str:
-    """A training by the labels of the rows that it belongs to, instead of by the folders that it stands in."""
+    """A training by the labels of the rows that it belongs to, instead of by its folder."""
     *inside, own = name.split("/")
     words, path = [], folder.training
     for part in inside:

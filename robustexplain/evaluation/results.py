@@ -1,4 +1,4 @@
-"""What a run directory holds, read back: the experiment, its cells and what its rows cost."""
+"""The contents of a run directory: the experiment, its cells and the costs of its rows."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ class Results:
 
     @property
     def things(self) -> str:
-        """What was judged: images, or a table's rows."""
+        """The evaluated inputs, as a word: images, or a table's rows."""
         return "rows" if self.run.get("features") else "images"
 
     @property
     def judged(self) -> int:
-        """How many inputs were judged."""
+        """The number of evaluated inputs."""
         found = [cell["measures"]["success"]["count"] for cell in self.cells.values() if cell and "measures" in cell]
         return max(found, default=0)
 
@@ -86,7 +86,7 @@ class Results:
         return "joint_correct" if right else "joint"
 
     def measure(self, row: str, column: str, name: str) -> dict[str, Any] | None:
-        """One estimate, or ``None`` where the cell or the measure is not there."""
+        """One estimate, or ``None`` where the cell or the measure is missing."""
         cell = self.cells.get((row, column))
         found = cell.get("measures", {}).get(name) if cell and cell["status"] == "done" else None
         return found if found and found["value"] is not None else None

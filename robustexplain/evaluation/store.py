@@ -77,7 +77,12 @@ class RunFolder:
         return self.root / "sanity" / f"{slug(row)}--{check}.json"
 
     def open(
-        self, experiment: Experiment, data_digest: str, features: Sequence[str] = (), shape: Sequence[int] = ()
+        self,
+        experiment: Experiment,
+        data_digest: str,
+        features: Sequence[str] = (),
+        shape: Sequence[int] = (),
+        precision: str = "no",
     ) -> None:
         """Claim the directory for this experiment, or make sure that it is claimed for it already.
 
@@ -86,19 +91,23 @@ class RunFolder:
             data_digest: of the data set.
             features: names of a table's columns.
             shape: of one input.
+            precision: Accelerate's mixed precision, in which everything is trained.
 
         Raises:
-            RunMismatchError: the directory holds another experiment; the message says what differs.
+            RunMismatchError: the directory holds another experiment, or one of another precision; the message says
+                what differs.
         """
         kind = "recipe" if isinstance(experiment, Recipe) else "experiment"
         identity = {"version": __version__, "data": data_digest, kind: experiment.digest}
         known = self.root / RUN
         if known.is_file():
-            self._same(json.loads(known.read_text(encoding="utf-8")), identity, experiment)
+            before = json.loads(known.read_text(encoding="utf-8"))
+            self._same(before, identity, experiment)
+            self._same_precision(before.get("precision", "no"), precision)
         else:
             self._empty()
             words = {"name": experiment.name, "seed": experiment.seed, "libraries": _libraries()}
-            words |= {"features": list(features), "shape": list(shape)}
+            words |= {"features": list(features), "shape": list(shape), "precision": precision}
             files.write_json(known, {**identity, **words})
         # After run.json, which claims the directory: a run that is killed in between is gone on with.
         path = self._source(experiment)
@@ -144,6 +153,26 @@ class RunFolder:
             f"{self.root} holds another experiment: its {', '.join(differs)} differs{detail}; choose another --out, or "
             "delete the directory to start again"
         )
+
+    def _same_precision(self, known: str, now: str) -> None:
+        if known != now:
+            raise RunMismatchError(
+                f"{self.root} was made with mixed precision {known!r}, and this process has {now!r}; launch it with "
+                f"--mixed_precision {known}, or choose another --out"
+            )
+
+    def same_data(self, data_digest: str) -> None:
+        """Make sure that trainings of this run may be taken over by another one.
+
+        Raises:
+            MissingDataError: the directory holds no run.
+            RunMismatchError: a run of another version, or of other data.
+        """
+        self.require()
+        known = json.loads((self.root / RUN).read_text(encoding="utf-8"))
+        wanted = {"version": __version__, "data": data_digest}
+        if differs := [key for key, value in wanted.items() if known.get(key) != value]:
+            raise RunMismatchError(f"nothing in {self.root} can be reused: its {' and '.join(differs)} differ")
 
     def unsaved(self, row: str) -> str | None:
         """Why a row's system could not be saved; ``None`` where it was, or was not tried yet."""

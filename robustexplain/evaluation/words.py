@@ -1,4 +1,4 @@
-"""What the report calls each measure, what it means, and which direction is good."""
+"""The report's title and description of each measure, and which direction is good."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Words(NamedTuple):
 
 
 MEASURES = {
-    "joint": ("Joint success", "predicted as wanted, plausible map, no alarm: what a defender fears", "low"),
+    "joint": ("Joint success", "predicted as wanted, plausible map, no alarm", "low"),
     "joint_correct": (
         "Joint success where clean inputs are right",
         "among the inputs that the row's own classifier and the undefended one get right",
@@ -41,7 +41,7 @@ MEASURES = {
     "auc": ("Area under the detector's ROC curve", "chance that an attacked input scores above a clean one", "high"),
     "l1": (
         "L1 to the benign map",
-        "mean absolute difference of min-max rescaled maps; high exposes a forgery",
+        "mean absolute difference of min-max rescaled maps; high shows that the map was changed",
         "neither",
     ),
     "l2": ("L2 to the benign map", "root mean square difference of min-max rescaled maps", "neither"),
@@ -64,7 +64,7 @@ def words_of(metrics: Mapping[str, Metric]) -> dict[str, Words]:
 
 
 def _described(name: str, metric: Metric) -> Words:
-    """The words for a metric that the report does not know by heart, such as a third party's."""
+    """The words for a metric without an entry above, such as a third party's, from its docstring."""
     summary = (type(metric).__doc__ or name).strip().split("\n")[0].rstrip(".")
     if isinstance(metric, MapMetric):
         return Words(name, f"{summary}; against the benign map", "low" if metric.higher_is_closer else "high")
@@ -72,10 +72,10 @@ def _described(name: str, metric: Metric) -> Words:
 
 
 def _other_maps(name: str, title: str) -> dict[str, Words]:
-    """The words for a metric taken to another map than the benign one."""
+    """The words for a metric computed against other maps than the benign ones."""
     short = title.partition(" ")[0]
     return {
-        f"{name}_goal": Words(f"{short} to the goal map", "where the adversary asked for a map of its own", "neither"),
+        f"{name}_goal": Words(f"{short} to the goal map", "if the adversary has a goal map of its own", "neither"),
         f"{name}_nearer": Words(f"Nearer to the goal map, by {short}", "share nearer than to the benign map", "low"),
         f"{name}_honest": Words(f"{title}, of the honest system", "against the map of the system before", "neither"),
     }

@@ -1,4 +1,4 @@
-"""Interpreters whose map is the end of an optimisation, as an attack sees them: step by step."""
+"""Interpreters whose map results from an optimisation, with the interface that attacks on their steps use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..random_streams import Streams
 
 
 class MaskState(NamedTuple):
-    """A mask ``m`` ``[B, h, w]`` on its way (1 keeps), Adam's two moments, and how many steps were taken."""
+    """A mask ``m`` ``[B, h, w]`` during its optimisation (1 keeps), Adam's two moments, and the steps so far."""
 
     mask: Tensor
     first: Tensor
@@ -22,27 +22,27 @@ class MaskState(NamedTuple):
         return MaskState(self.mask[rows], self.first[rows], self.second[rows], self.step)
 
     def copy(self) -> MaskState:
-        """The same, in memory of its own."""
+        """A copy that shares no memory."""
         return MaskState(self.mask.clone(), self.first.clone(), self.second.clone(), self.step)
 
-    def store(self, rows: Tensor, found: MaskState) -> None:
+    def store(self, rows: Tensor, state: MaskState) -> None:
         """Overwrite the state of some samples."""
-        for whole, part in zip(self[:3], found[:3], strict=True):
+        for whole, part in zip(self[:3], state[:3], strict=True):
             whole[rows] = part
 
 
 @runtime_checkable
 class IterativeInterpreter(Protocol):
-    """What a bilevel attack asks of an interpreter that says ``iterative``: differentiable steps of its own."""
+    """What a bilevel attack needs of an interpreter whose ``iterative`` is true: its own steps, differentiable."""
 
     @property
     def steps(self) -> int:
-        """How many steps it takes, at most."""
+        """The largest number of steps."""
         ...
 
     @property
     def seed(self) -> int:
-        """Of what is random in its steps."""
+        """The random seed of its steps."""
         ...
 
     def optimise(self, x: Tensor, classes: Tensor) -> MaskState:
@@ -54,11 +54,11 @@ class IterativeInterpreter(Protocol):
         ...
 
     def background(self, x: Tensor) -> Tensor:
-        """What stands where the mask is 0, ``[B, C, H, W]``; differentiable in ``x``."""
+        """What replaces ``x`` where the mask is 0, ``[B, C, H, W]``; differentiable in ``x``."""
         ...
 
     def shifts(self, x: Tensor, streams: Streams) -> Tensor | None:
-        """What a step draws for each sample; ``None`` if nothing."""
+        """The random shift of a step for each sample; ``None`` if it has none."""
         ...
 
     def step(
@@ -75,5 +75,5 @@ class IterativeInterpreter(Protocol):
         ...
 
     def map_of(self, state: MaskState) -> Tensor:
-        """The map ``[B, h, w]`` that a state shows."""
+        """The map ``[B, h, w]`` of a state."""
         ...

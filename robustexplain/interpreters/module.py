@@ -1,4 +1,4 @@
-"""An interpreter as a module: what a loss on maps trains, also on several processes."""
+"""An interpreter as a module, for losses on maps, also on several processes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .base import Interpreter
 
 
 class ExplainingModel(nn.Module):
-    """Logits and maps from one forward pass, so that data-parallel training sees both.
+    """Logits and maps from one forward pass, as data-parallel training needs them.
 
     A loss on maps differentiates the model twice. Under ``DistributedDataParallel`` gradients are averaged only for
-    what comes out of the wrapped module's own forward pass: the maps must be among it, and so must the logits.
+    the outputs of the wrapped module's own forward pass, so both logits and maps must be among them.
 
     Args:
-        interpreter: of the model in training.
-        beta: of the softplus in place of the rectifiers; ``None`` leaves them.
+        interpreter: explains the model that is trained.
+        beta: of the softplus that replaces the rectifiers; ``None`` keeps the rectifiers.
     """
 
     def __init__(self, interpreter: Interpreter, beta: float | None = None) -> None:
@@ -38,5 +38,5 @@ class ExplainingModel(nn.Module):
             other: inputs that are only classified, in the same pass of the wrapped module.
         """
         with swapped(Softplus(self.beta)) if self.beta else nullcontext():
-            found = self.interpreter.explain(x, target, native=True)
-            return found.logits, found.maps, None if other is None else self.model(other)
+            logits, maps, _ = self.interpreter.explain(x, target, native=True)
+            return logits, maps, None if other is None else self.model(other)

@@ -1,4 +1,4 @@
-"""Samples that an interpreter keeps with it: a background to compare with, or the training set that it points into."""
+"""Samples that an interpreter keeps: a background to compare with, or the training set whose influence it measures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Reference:
     Args:
         x: ``[N, C, H, W]`` in ``[0, 1]``, or table rows ``[N, D]`` in the data's own units.
         y: labels ``[N]``, or ``None``.
-        weights: ``[N]``, how much each sample counts, not negative; ``None``: all alike.
+        weights: ``[N]``, how much each sample counts, not negative; ``None``: all the same.
 
     Raises:
         InputError: no sample, another number of labels or weights, or weights that make no distribution.
@@ -46,7 +46,7 @@ class Reference:
             raise InputError(f"weights must be finite and not negative, and not all 0, got {weights.tolist()!r:.200}")
 
     def shares(self) -> Tensor:
-        """What share of the whole each sample is: float64 ``[N]`` on the CPU, adds up to one."""
+        """Each sample's share of the total weight: float64 ``[N]`` on the CPU, adds up to one."""
         weights = torch.ones(len(self.x)) if self.weights is None else self.weights.detach().cpu()
         wide = weights.double()
         return wide / wide.sum()

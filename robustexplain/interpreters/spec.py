@@ -1,4 +1,4 @@
-"""An interpreter that is not made yet: its name and its settings, as data."""
+"""An interpreter that is not built yet: its name and its settings, as data."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .base import Interpreter
 
 Scalar: TypeAlias = "bool | int | float | str | None"
 Setting: TypeAlias = "Scalar | tuple[Scalar, ...]"
-Given: TypeAlias = "InterpreterSpec | type[Interpreter] | str | Mapping[str, Any]"
-"""What an interpreter is asked for by: a spec, a class, a name, or a mapping with a name and settings."""
+SpecLike: TypeAlias = "InterpreterSpec | type[Interpreter] | str | Mapping[str, Any]"
+"""What a spec can be made from: a spec, a class, a name, or a mapping with a name and settings."""
 
 
 @PARTS.register("interpreter-spec")
@@ -26,7 +26,7 @@ class InterpreterSpec:
 
     Args:
         name: a registered name.
-        settings: the interpreter's own fields but ``model``; a mapping becomes a sorted tuple of pairs.
+        settings: the interpreter's fields other than ``model``; a mapping becomes a sorted tuple of pairs.
 
     Raises:
         UnknownNameError: with the nearest names.
@@ -42,8 +42,8 @@ class InterpreterSpec:
         self._checked(self.name)
 
     @classmethod
-    def of(cls, value: Given) -> InterpreterSpec:
-        """The spec that a name, a class, a mapping with a ``name`` or a spec stands for.
+    def of(cls, value: SpecLike) -> InterpreterSpec:
+        """The spec for a name, a class, a mapping with a ``name``, or a spec.
 
         Args:
             value: ``"gradcam"``, ``GradCAM``, ``{"name": "smoothgrad", "samples": 20}`` or a spec.
@@ -75,12 +75,12 @@ class InterpreterSpec:
 
     @property
     def entry(self) -> Entry:
-        """What the registry knows of it."""
+        """Its entry in the registry."""
         return INTERPRETERS.get(self.name)
 
     @property
     def refusal(self) -> str | None:
-        """Why a model alone does not make it; ``None`` where it does."""
+        """Why it cannot be built from a model alone; ``None`` where it can."""
         if self.entry.train is not None:
             return f"{self.name!r} is trained: a recipe trains it, as a row of its own"
         if needs_parts(self.entry.build):
@@ -91,17 +91,17 @@ class InterpreterSpec:
         """The interpreter, explaining ``model``.
 
         Raises:
-            InputError: one that is trained, or made of other parts than a model.
+            InputError: the interpreter is trained, or needs other parts than a model.
         """
         if self.refusal is not None:
             raise InputError(self.refusal)
-        made: Interpreter = self.entry.build(model, **self._checked(self.name))
-        return made
+        interpreter: Interpreter = self.entry.build(model, **self._checked(self.name))
+        return interpreter
 
     def _checked(self, path: str) -> dict[str, Any]:
         given = {key: list(v) if isinstance(v, tuple) else v for key, v in dict(self.settings).items()}
         if not given:
-            # Nothing to check but the name; fields of a class that is trained elsewhere need not be readable here.
+            # Only the name is checked: the fields of a trained interpreter need not be readable as settings.
             INTERPRETERS.get(self.name)
             return {}
         build: Any = self.entry.build
@@ -109,8 +109,8 @@ class InterpreterSpec:
 
     def __str__(self) -> str:
         """The name, with the settings behind it: ``smoothgrad(samples=20)``."""
-        said = ", ".join(f"{key}={value!r}" for key, value in dict(self.settings).items())
-        return f"{self.name}({said})" if said else self.name
+        settings = ", ".join(f"{key}={value!r}" for key, value in dict(self.settings).items())
+        return f"{self.name}({settings})" if settings else self.name
 
 
 def _plain(value: Any) -> Setting:

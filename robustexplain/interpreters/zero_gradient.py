@@ -1,6 +1,6 @@
-"""Maps without a derivative say so: on rectifiers a gradient is constant in pieces, and its own derivative is zero.
+"""A warning for maps whose derivative is zero: on rectifiers a gradient is piecewise constant.
 
-An attack or a training that follows such a map finds nothing, and its failure looks like robustness.
+An attack or a training that follows the derivative of such a map makes no progress, which looks like robustness.
 """
 
 from __future__ import annotations
@@ -15,33 +15,41 @@ from torch import Tensor
 
 from ..errors import ZeroMapGradientWarning
 
-_unwatched: ContextVar[bool] = ContextVar("unchecked", default=False)
+_disabled: ContextVar[bool] = ContextVar("zero gradient check disabled", default=False)
 
 
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """Maps made in this block keep silent: whoever differentiates them looks at the gradient himself."""
-    token = _unwatched.set(True)
+    """Disable the check for maps computed in this block, whose caller looks at the gradient itself."""
+    token = _disabled.set(True)
     try:
         yield
     finally:
-        _unwatched.reset(token)
+        _disabled.reset(token)
 
 
 @dataclass
 class ZeroGradientCheck:
-    """Looks at the first gradients that come back to the input of an interpreter, until one is not zero."""
+    """Warns of zero gradients at the input of an interpreter, until one is not zero.
+
+    Args:
+        name: of the interpreter, for the warning.
+        nonzero: whether a gradient was not zero.
+    """
 
     name: str
-    alive: bool = False
+    nonzero: bool = False
 
     @property
     def needed(self) -> bool:
-        """Whether there is still something to find out, and somebody who does not look himself."""
-        return not self.alive and not _unwatched.get()
+        """Whether no gradient was nonzero so far and the check is not disabled."""
+        return not self.nonzero and not _disabled.get()
 
-    def over(self, x: Tensor) -> tuple[Tensor, Callable[[], None]]:
-        """``x`` under watch, and a function that starts the watch: the pass that makes the map is not looked at."""
+    def watch(self, x: Tensor) -> tuple[Tensor, Callable[[], None]]:
+        """A view of ``x`` with a hook on its gradient, and a function that starts the check once the map is computed.
+
+        Computing the map is itself a backward pass, whose gradient says nothing about the map's derivative.
+        """
         started = False
 
         def start() -> None:
@@ -49,22 +57,22 @@ class ZeroGradientCheck:
             started = True
 
         def look(gradient: Tensor) -> None:
-            if started and not self.alive:
-                self.alive = bool(gradient.any())
-                if not self.alive:
-                    warnings.warn(flat_message(self.name), ZeroMapGradientWarning, stacklevel=2)
+            if started and not self.nonzero:
+                self.nonzero = bool(gradient.any())
+                if not self.nonzero:
+                    warnings.warn(zero_gradient_message(self.name), ZeroMapGradientWarning, stacklevel=2)
 
         watched = x.view_as(x)
         watched.register_hook(look)
         return watched, start
 
 
-def flat_message(name: str) -> str:
-    """What a map says whose derivative is zero, with the ways out by name."""
+def zero_gradient_message(name: str) -> str:
+    """The warning for a map whose derivative is zero, with what to do about it."""
     return (
         f"the derivative of this {name} map with respect to the input is exactly zero: the map is a gradient, and "
-        "on rectifiers (ReLU) a gradient is constant in pieces. Take directions from a surrogate: "
+        "on rectifiers (ReLU) a gradient is piecewise constant. Take directions from a surrogate: "
         "`with robustexplain.autograd.rectifiers.swapped(Softplus(10)):` (softplus, beta 10) or "
         "`swapped(SmoothGradient())` (ADV2's h(z)), or surrogate='softplus' / "
-        "'smooth_gradient' of an attack; and judge on the real model"
+        "'smooth_gradient' of an attack; and evaluate on the real model"
     )

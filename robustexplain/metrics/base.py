@@ -1,7 +1,7 @@
-"""The kinds of metrics and their contracts: a number per sample, ``[B]``, checked at the door.
+"""The kinds of metrics and their contracts: a number per sample, ``[B]``, from checked arguments.
 
-Maps of half precision are measured in float32 and the figure is given back in theirs; NaN stands only where a measure
-is undefined, which its docstring says.
+Metrics of half-precision maps are computed in float32 and returned in the dtype of the maps. NaN is returned only where
+a metric is undefined; its docstring says where.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..fields import Count, check_fields
 from .cell import Cell
 
 _AT_ONCE = 1 << 17
-"""Pixels of a batch that a thread looks at together on a CPU."""
+"""Pixels of a batch that one thread processes together on a CPU."""
 
 Better = Literal["higher", "lower"]
 
@@ -32,32 +32,32 @@ class Metric(ABC):
     """A measure of explanations, attacks or models: a number per sample."""
 
     better: ClassVar[Better]
-    """Which direction speaks for the explanation (for its user, against its attacker); map metrics have none."""
+    """Which direction is good for the user of the explanation and bad for its attacker; map metrics have none."""
     bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     """The smallest and the largest value that it can take."""
     differentiable: ClassVar[bool] = False
-    """Whether the figure carries a gradient to the maps (or, for visibility, to the attacked input)."""
+    """Whether the value carries a gradient to the maps (or, for visibility, to the attacked input)."""
     takes: ClassVar[tuple[Kind, ...]] = ("images", "tables")
-    """What can be measured: a measure that looks at neighbouring pixels takes only images."""
+    """The kinds of input: a metric that uses neighbouring pixels takes only images."""
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def of_cell(self, cell: Cell) -> Tensor:
-        """``[B]`` of the attacked inputs of a cell of the matrix, where the metric needs no more than a cell has.
+        """``[B]`` for the attacked inputs of a cell of the matrix.
 
         Raises:
-            InputError: it needs more, such as regions.
+            InputError: the metric needs more than a cell has, such as regions.
         """
         raise InputError(f"{type(self).__name__} needs more than a cell of the matrix has")
 
     def against_references(self, cell: Cell) -> dict[str, Tensor]:
-        """``[B]`` by what the maps are held against besides the benign ones; empty for a metric that compares none."""
+        """``[B]`` against each other reference than the benign maps, by name; empty unless the metric compares maps."""
         return {}
 
     @classmethod
     def all_of_cell(cls, metrics: Sequence[Any], cell: Cell) -> list[Tensor]:
-        """What :meth:`of_cell` of each gives; a kind whose metrics share work overrides this."""
+        """:meth:`of_cell` of each metric; a kind whose metrics share work overrides this."""
         return [metric.of_cell(cell) for metric in metrics]
 
 
@@ -72,11 +72,11 @@ class MapMetric(Metric):
         """``[B]`` from two batches of maps ``[B, H, W]``, or ``[B, D]`` for tables.
 
         Raises:
-            InputError: if the shapes differ, a map is not floating point or not finite, or of a kind not measured.
+            InputError: if the shapes differ, a map is not floating point or not finite, or of a kind not taken.
         """
         check_pair(maps, reference)
         check_kind(self, maps)
-        return in_pieces(self._compare, widened(maps), widened(reference)).to(maps.dtype)
+        return in_pieces(self._measure, widened(maps), widened(reference)).to(maps.dtype)
 
     def of_cell(self, cell: Cell) -> Tensor:
         """The maps of the attacked inputs against the benign ones."""
@@ -91,36 +91,37 @@ class MapMetric(Metric):
         return found
 
     @abstractmethod
-    def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor, reference: Tensor) -> Tensor:
         """``[B]``; maps are checked."""
 
 
 @dataclass(frozen=True)
 class MapScore(Metric):
-    """Judges maps by themselves, a number per sample: ``metric(maps)`` gives ``[B]``."""
+    """Measures maps without a reference, a number per sample: ``metric(maps)`` gives ``[B]``."""
 
     def __call__(self, maps: Tensor) -> Tensor:
         """``[B]`` from maps ``[B, H, W]``, or ``[B, D]`` for tables.
 
         Raises:
-            InputError: if the maps are of another shape, not floating point, not finite, or of a kind not measured.
+            InputError: if the maps are of another shape, not floating point, not finite, or of a kind not
+                taken.
         """
         check_maps(maps, "maps")
         check_kind(self, maps)
-        return in_pieces(self._score, widened(maps)).to(maps.dtype)
+        return in_pieces(self._measure, widened(maps)).to(maps.dtype)
 
     def of_cell(self, cell: Cell) -> Tensor:
         """The maps of the attacked inputs."""
         return self(cell.seen.maps)
 
     @abstractmethod
-    def _score(self, maps: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor) -> Tensor:
         """``[B]``; maps are checked."""
 
 
 @dataclass(frozen=True)
 class Localisation(Metric):
-    """Holds maps against where the object is, a number per sample: ``metric(maps, region)`` gives ``[B]``."""
+    """Compares maps with the object's region, a number per sample: ``metric(maps, region)`` gives ``[B]``."""
 
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
@@ -135,27 +136,27 @@ class Localisation(Metric):
         if not isinstance(region, Tensor) or region.dtype != torch.bool or region.shape != maps.shape:
             got = f"{region.dtype} {list(region.shape)}" if isinstance(region, Tensor) else type(region).__name__
             raise InputError(f"region must be bool {list(maps.shape)}, got {got}; see regions_from_boxes")
-        # As bytes: torch looks for the largest of a row several times as fast as for any.
+        # As bytes: amax is several times faster than any.
         empty = region.view(torch.uint8).amax((1, 2)) == 0
         if empty.any():
             raise InputError(f"region is empty for sample {int(empty.nonzero()[0])}: every sample needs an object")
-        return in_pieces(self._locate, widened(maps), region).to(maps.dtype)
+        return in_pieces(self._measure, widened(maps), region).to(maps.dtype)
 
     @abstractmethod
-    def _locate(self, maps: Tensor, region: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor, region: Tensor) -> Tensor:
         """``[B]``; arguments are checked."""
 
 
 @dataclass(frozen=True)
 class Faithfulness(Metric):
-    """Holds maps against what the model does: ``metric(model, x, maps, target=None)`` gives ``[B]``.
+    """Compares maps with the model's behaviour: ``metric(model, x, maps, target=None)`` gives ``[B]``.
 
     The model runs without autograd, and never on more than ``batch_size`` inputs at once: samples and perturbation
     steps are batched together.
 
     Args:
-        of: what of the model is followed: the softmax ``probability`` of the target, or its ``logit``.
-        batch_size: largest batch the model sees.
+        of: the score: the softmax ``probability`` of the target, or its ``logit``.
+        batch_size: largest batch in a pass of the model.
     """
 
     of: Literal["probability", "logit"] = "probability"
@@ -168,18 +169,18 @@ class Faithfulness(Metric):
         Raises:
             InputError: bad ``x``, maps that do not fit it, a class out of range, a model in train mode.
         """
-        return self._judge(model, x, widened(maps), self._door(model, x, maps, target)).to(maps.dtype)
+        return self._measure(model, x, widened(maps), self._checked_target(model, x, maps, target)).to(maps.dtype)
 
     def of_cell(self, cell: Cell) -> Tensor:
         """The maps of the attacked inputs, for the class that is predicted on them."""
         return self(cell.system.model, cell.attacked, cell.seen.maps, cell.seen.prediction)
 
     @abstractmethod
-    def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
+    def _measure(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
         """``[B]``; arguments are checked, autograd is off."""
 
-    def _door(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor | None) -> Tensor:
-        # The target, checked or predicted.
+    def _checked_target(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor | None) -> Tensor:
+        """Check all arguments; the target, or the prediction."""
         checks.inputs(x)
         checks.evaluating(model)
         check_maps(maps, "maps")
@@ -189,13 +190,13 @@ class Faithfulness(Metric):
             checks.class_indices(target, len(x), "target")
         if target is None:
             return torch.cat([model(part) for part in x.split(self.batch_size)]).argmax(1)
-        # How many classes there are, one input tells: the metric itself runs the model on all of them.
+        # One input is enough for the number of classes: the metric itself runs the model on all of them.
         logits = model(x[:1])
         checks.classes(target, len(x), logits.shape[1], "target")
         return target.to(logits.device).long()
 
     def _scores(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        # What the model gives each row's target, [n]; at most ``batch_size`` rows at once are the caller's business.
+        """The score of each row's target, ``[n]``; the caller passes at most ``batch_size`` rows."""
         logits = widened(model(x))
         values = logits.softmax(1) if self.of == "probability" else logits
         return values.gather(1, target[:, None])[:, 0]
@@ -217,20 +218,22 @@ class Visibility(Metric):
         checks.images(attacked, type(self).__name__)
         if x.shape != attacked.shape:
             raise InputError(f"x and attacked must have equal shapes, got {list(x.shape)} and {list(attacked.shape)}")
-        return self._see(widened(x), widened(attacked)).to(x.dtype)
+        return self._measure(widened(x), widened(attacked)).to(x.dtype)
 
     def of_cell(self, cell: Cell) -> Tensor:
         """The attacked inputs against the benign ones."""
         return self(cell.clean, cell.attacked)
 
     @abstractmethod
-    def _see(self, x: Tensor, attacked: Tensor) -> Tensor:
+    def _measure(self, x: Tensor, attacked: Tensor) -> Tensor:
         """``[B]``; images are checked."""
 
 
 def in_pieces(measure: Callable[..., Tensor], *batches: Tensor) -> Tensor:
-    """``measure`` of some samples at a time, ``[B]``: on a CPU, what a large batch builds on the way leaves the caches,
-    and each of its blocks comes fresh from the operating system, which costs more than the arithmetic.
+    """``measure`` on some samples at a time, ``[B]``.
+
+    On a CPU the intermediate results of a large batch do not fit the caches, and allocating them costs more than the
+    arithmetic.
     """
     first = batches[0]
     step = max(1, _AT_ONCE * torch.get_num_threads() // first[0].numel())
@@ -275,10 +278,10 @@ def check_maps(maps: Tensor, name: str) -> None:
 
 
 def check_kind(metric: Metric, maps: Tensor) -> None:
-    """Refuse maps of tables for a measure that looks at neighbouring pixels, and maps of images for one of columns.
+    """Refuse maps of tables for a metric that uses neighbouring pixels, and maps of images for one of columns.
 
     Raises:
-        InputError: naming the measure.
+        InputError: with the name of the metric.
     """
     kind = kind_of(maps)
     if kind in metric.takes:
@@ -286,12 +289,12 @@ def check_kind(metric: Metric, maps: Tensor) -> None:
     name, shown = type(metric).__name__, list(maps.shape)
     if kind == "tables":
         raise InputError(
-            f"{name} looks at where pixels lie, and the columns of a table lie nowhere: it takes maps [B, H, W], got "
-            f"{shown}"
+            f"{name} uses the positions of pixels, which columns of a table do not have: it takes maps [B, H, W], "
+            f"got {shown}"
         )
     raise InputError(f"{name} is about a column of a table: it takes maps [B, D], got {shown}")
 
 
 def widened(values: Tensor) -> Tensor:
-    """Half precision as float32: sums over pixels need more than its eight bits."""
+    """Half precision as float32: it is too inaccurate for sums over pixels."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

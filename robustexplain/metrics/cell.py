@@ -1,4 +1,4 @@
-"""What a metric may look at when a cell of the matrix is judged."""
+"""The data that a metric can use in a cell of the matrix."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A batch of attacked inputs, and what the judged system says of them.
+    """A batch of attacked inputs and the results of the evaluated system.
 
     Args:
-        system: what is judged.
+        system: the system that is evaluated.
         clean: benign inputs ``[B, C, H, W]``.
         attacked: attacked inputs, of the same shape.
-        benign: what the system says of the benign inputs.
-        seen: what it says of the attacked ones, maps of the class that it predicts on them.
-        references: other maps ``[B, H, W]`` that those of the attacked inputs are held against, by name: ``goal`` is
+        benign: the system's results for the benign inputs.
+        seen: its results for the attacked inputs, with maps of the predicted class.
+        references: other maps ``[B, H, W]`` to compare those of the attacked inputs with, by name: ``goal`` is
             the map that the adversary asked for, ``honest`` that of the system before it was manipulated.
     """
 

@@ -1,4 +1,4 @@
-"""The consistency probe: an auditor looks for two answers of a service that cannot both be honest."""
+"""The consistency probe: an auditor looks for two answers of a service that contradict each other."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Consistency:
-    """What the probe found.
+    """The result of the probe.
 
     Args:
-        pairs: ``[P, 2, D]``, the incoherent pairs: a profile, and one that its reason does not tell from it.
-        rows: ``[P, 2]``, for each pair the row that it starts from and the row whose values were put in.
-        asked: pairs that were tried.
-        queries: rows that the service was asked about.
+        pairs: ``[P, 2, D]``, the incoherent pairs: a profile, and one that its explanation does not separate from it.
+        rows: ``[P, 2]``, for each pair the row of the first profile and the row whose values replaced some of its own.
+        asked: the number of pairs that were tried.
+        queries: the number of rows that the service decided on.
     """
 
     pairs: Tensor
@@ -59,25 +59,25 @@ def incoherent_pairs(
     seed: int = 0,
     batch: int = 256,
 ) -> Consistency:
-    """Look for pairs of profiles that a service's own reasons do not tell apart and that it decides differently.
+    """Look for pairs of profiles that a service decides differently although its explanations do not distinguish them.
 
-    For profiles i and j the auditor asks about i and about i with some values of j (Le Merrer and Tredan 2020, section
-    4). The pair is incoherent if the two are decided differently although they agree on every column that the reason of
-    one of them uses, a column whose map is not 0: what was given as the reason cannot have been all of it. A service
-    whose reasons are sufficient, such as the path through its own decision tree, has no such pair. Attributions that
-    single out nothing (no exact zeros) are never caught; reasons that are not meant to be sufficient (a gradient with
-    zeros) are not caught lying, only found incomplete.
+    For profiles i and j the auditor queries i, and i with some values of j (Le Merrer and Tredan 2020, section
+    4). The pair is incoherent if the two are decided differently although they agree on every column that the
+    explanation of one of them uses (a column whose map is not 0): that explanation is then incomplete. A service whose
+    explanations are sufficient, such as the path through its own decision tree, has no such pair. Attributions without
+    exact zeros use every column and are never incoherent. For explanations not meant to be sufficient (a gradient with
+    zeros), a pair shows that they are incomplete, not that they are wrong.
 
     The authors' experiment swaps the columns that it knows to be discriminatory and takes every change of the decision
-    for an incoherent pair, whatever the reasons say; with reasons that never use those columns it is the same.
+    for an incoherent pair, whatever the explanations are; with explanations that never use those columns this is equal.
 
     Args:
-        system: the service; only what it answers is looked at.
+        system: the service; only its outputs are used.
         x: profiles ``[N, D]``, at least two.
-        swap: columns that take the values of j; default, for each i, all that the reason of i does not use.
-        limit: try so many pairs, drawn without replacement from the ``N (N - 1)`` ordered ones; default all.
+        swap: columns that take the values of j; default, for each i, all that the explanation of i does not use.
+        limit: the number of pairs to try, drawn without replacement from the ``N (N - 1)`` ordered ones; default all.
         seed: of the draw.
-        batch: rows asked about at once.
+        batch: rows in a pass.
 
     Raises:
         InputError: fewer than two rows, a column that does not exist, a limit below 1.
@@ -92,7 +92,7 @@ def incoherent_pairs(
         moved[list(swap)] = True
         moved = moved.expand(len(i), -1)
     changed = torch.where(moved, x[j], x[i])
-    # Who is given what he had already is the same profile: nothing to ask.
+    # A profile that equals the original needs no query.
     new = (changed != x[i]).any(1)
     asked, start, put = len(i), i[new], torch.stack([i, j], 1)[new]
     changed = changed[new]
@@ -107,7 +107,7 @@ def incoherent_pairs(
 
 
 def _ask(system: System, x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    # What is decided, [N], and which columns the reason uses, bool [N, D].
+    # The decision, [N], and which columns the explanation uses, bool [N, D].
     answers = [system(part) for part in x.split(batch)]
     return torch.cat([a.prediction for a in answers]), torch.cat([a.maps for a in answers]) != 0
 

@@ -1,7 +1,7 @@
 """Correlations of maps: of their values, and of their ranks.
 
-A constant map orders nothing and varies with nothing: against it every correlation is undefined and given as NaN, with
-zero gradient (scipy gives NaN too; torchmetrics gives 0 for Spearman).
+With a constant map every correlation is undefined: it is NaN, with zero gradient (scipy gives NaN too;
+torchmetrics gives 0 for Spearman).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Pearson(MapMetric):
     bounds: ClassVar[tuple[float, float]] = (-1, 1)
     differentiable: ClassVar[bool] = True
 
-    def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor, reference: Tensor) -> Tensor:
         return ops.correlation(maps.flatten(1), reference.flatten(1))
 
 
@@ -49,7 +49,7 @@ class Spearman(MapMetric):
     higher_is_closer: ClassVar[bool] = True
     bounds: ClassVar[tuple[float, float]] = (-1, 1)
 
-    def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor, reference: Tensor) -> Tensor:
         return spearman(*((m.abs() if self.magnitude else m).flatten(1) for m in (maps, reference)))
 
 
@@ -69,5 +69,5 @@ class Kendall(MapMetric):
     higher_is_closer: ClassVar[bool] = True
     bounds: ClassVar[tuple[float, float]] = (-1, 1)
 
-    def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor, reference: Tensor) -> Tensor:
         return kendall_tau(*((m.abs() if self.magnitude else m).flatten(1) for m in (maps, reference)))

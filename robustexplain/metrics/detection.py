@@ -36,7 +36,7 @@ def auc(clean: Tensor, attacked: Tensor) -> float:
 def threshold_at(clean: Tensor, false_alarms: float) -> float:
     """The smallest of the clean scores that at most a share ``false_alarms`` of them exceeds.
 
-    Fewer than ``1 / false_alarms`` scores cannot tell such a share: their largest is the threshold, with a
+    With fewer than ``1 / false_alarms`` scores the threshold is the largest of them, with a
     :class:`FewScoresWarning`.
 
     Args:

@@ -28,7 +28,7 @@ class L1(MapMetric):
     bounds: ClassVar[tuple[float, float]] = (0, 1)
     differentiable: ClassVar[bool] = True
 
-    def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor, reference: Tensor) -> Tensor:
         distance: Tensor = (ops.minmax(maps) - ops.minmax(reference)).abs().flatten(1).mean(1)
         return distance
 
@@ -42,7 +42,7 @@ class L2(MapMetric):
     bounds: ClassVar[tuple[float, float]] = (0, 1)
     differentiable: ClassVar[bool] = True
 
-    def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor, reference: Tensor) -> Tensor:
         # vector_norm's gradient at zero is zero, where that of a square root is infinite.
         difference = (ops.minmax(maps) - ops.minmax(reference)).flatten(1)
         distance: Tensor = torch.linalg.vector_norm(difference, dim=1) / difference.shape[1] ** 0.5
@@ -66,7 +66,7 @@ class IoU(MapMetric):
     higher_is_closer: ClassVar[bool] = True
     bounds: ClassVar[tuple[float, float]] = (0, 1)
 
-    def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor, reference: Tensor) -> Tensor:
         a, b = (ops.binarise(m, self.threshold).flatten(1) for m in (maps, reference))
         union = (a | b).sum(1)
         # The integers' ratio would be float32, whatever the maps are.
@@ -90,7 +90,7 @@ class MSE(MapMetric):
     bounds: ClassVar[tuple[float, float]] = (0, torch.inf)
     differentiable: ClassVar[bool] = True
 
-    def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor, reference: Tensor) -> Tensor:
         difference = ops.rescale(maps, self.rescale) - ops.rescale(reference, self.rescale)
         distance: Tensor = difference.square().flatten(1).mean(1)
         return distance
@@ -108,7 +108,7 @@ class Cosine(MapMetric):
     bounds: ClassVar[tuple[float, float]] = (-1, 1)
     differentiable: ClassVar[bool] = True
 
-    def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor, reference: Tensor) -> Tensor:
         a, b = _scaled(maps.flatten(1)), _scaled(reference.flatten(1))
         norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
         points = norms > 0

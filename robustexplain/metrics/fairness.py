@@ -1,4 +1,4 @@
-"""How differently two groups of people are treated by decisions: the figures that an auditor of fairness asks for."""
+"""How differently decisions treat two groups of people: the usual measures of group fairness."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ def unfairness(
 
     Demographic parity (Calders et al. 2009) compares ``P(decided = 1)``; predictive parity ``P(label = 1 | decided =
     1)``; predictive equality the rates of false positives, equal opportunity those of false negatives, equalised odds
-    (Hardt et al. 2016) the larger of these two gaps; accuracy equality ``P(decided = label)``. A rate over nobody is 0.
+    (Hardt et al. 2016) the larger of these two gaps; accuracy equality ``P(decided = label)``. The rate of an
+    empty group is 0.
 
     Args:
-        decided: ``[N]``, 0 or 1: what was decided.
-        labels: ``[N]``, 0 or 1: what was true.
-        member: bool ``[N]``, who belongs to the one group.
-        other: bool ``[N]``, who belongs to the other; default everybody else.
+        decided: ``[N]``, 0 or 1: the decisions.
+        labels: ``[N]``, 0 or 1: the true labels.
+        member: bool ``[N]``, membership of the first group.
+        other: bool ``[N]``, membership of the second; default everybody else.
         of: the rate.
 
     Raises:

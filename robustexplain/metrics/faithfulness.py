@@ -1,7 +1,7 @@
 """Faithfulness by replacing pixels in the map's order: AOPC, deletion, insertion.
 
-In a table, columns are replaced, by ``zero`` or by the ``mean`` of the model's own normalisation: of the two, only the
-second looks like a row of the data where a column's values are far from 0.
+In a table, columns are replaced by ``zero`` or by the ``mean`` of the model's own normalisation; use the second where
+a column's values are far from 0.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class RegionRemoval(Faithfulness):
     """Whether the least relevant regions go first."""
 
     def curve(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
-        """``f(x_k)`` for ``k = 0 .. L``, ``[B, L + 1]``; arguments are taken as they are."""
+        """``f(x_k)`` for ``k = 0 .. L``, ``[B, L + 1]``; arguments are not checked."""
         order, regions = region_order(maps, self.patch, ascending=self.ascending)
         cuts = torch.arange(min(self.regions, regions) + 1, device=x.device)
         gone = replaced(x, self.replacement, self.seed, model)
         return sweep(lambda some, t: self._scores(model, some, t), x, gone, order, cuts, target, self.batch_size)
 
-    def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
+    def _measure(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
         curve = self.curve(model, x, maps, target)
         return (curve[:, :1] - curve).mean(1)
 
@@ -52,11 +52,11 @@ class AOPC(RegionRemoval):
     Departure: noise is drawn once for the image, so a region looks the same at every later step.
 
     Args:
-        of: what is followed: ``probability`` or ``logit``.
-        batch_size: largest batch the model sees.
+        of: the score: ``probability`` or ``logit``.
+        batch_size: largest batch in a pass of the model.
         patch: side of a region in pixels (the paper: 9); in a table every column is a region.
         regions: ``L``, how many are replaced at most.
-        replacement: what a removed pixel shows (the paper: ``noise``).
+        replacement: the value of a removed pixel (the paper: ``noise``).
         seed: of the noise.
     """
 
@@ -70,11 +70,11 @@ class LeastRelevantFirst(RegionRemoval):
     """The fall of the score as in ``aopc``, but least relevant regions first (LeRF); low is faithful.
 
     Args:
-        of: what is followed: ``probability`` or ``logit``.
-        batch_size: largest batch the model sees.
+        of: the score: ``probability`` or ``logit``.
+        batch_size: largest batch in a pass of the model.
         patch: side of a region in pixels; in a table every column is a region.
         regions: how many are replaced at most.
-        replacement: what a removed pixel shows.
+        replacement: the value of a removed pixel.
         seed: of the noise.
     """
 
@@ -88,11 +88,11 @@ class Deletion(Faithfulness):
     """Area under the score as pixels are removed, most important first; low is faithful.
 
     Args:
-        of: what is followed: ``probability`` or ``logit``.
-        batch_size: largest batch the model sees.
+        of: the score: ``probability`` or ``logit``.
+        batch_size: largest batch in a pass of the model.
         pixels: how many (or columns) are removed between two evaluations; 0 is one row's worth (the paper: 224 of
             224 x 224), in a table one column.
-        replacement: what a removed pixel shows (the paper: ``zero``).
+        replacement: the value of a removed pixel (the paper: ``zero``).
         seed: of noise.
     """
 
@@ -106,7 +106,7 @@ class Deletion(Faithfulness):
         """The score at each step, from the whole image to none of it, ``[B, S]``."""
         return _pixel_curve(self, model, x, replaced(x, self.replacement, self.seed, model), maps, target)
 
-    def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
+    def _measure(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
         return trapezoid(self.curve(model, x, maps, target))
 
 
@@ -116,11 +116,11 @@ class Insertion(Faithfulness):
     """Area under the score as pixels are shown, most important first; high is faithful.
 
     Args:
-        of: what is followed: ``probability`` or ``logit``.
-        batch_size: largest batch the model sees.
+        of: the score: ``probability`` or ``logit``.
+        batch_size: largest batch in a pass of the model.
         pixels: how many (or columns) are shown between two evaluations; 0 is one row's worth (the paper: 224 of
             224 x 224), in a table one column.
-        replacement: what a pixel shows before its turn (the paper: ``blur``).
+        replacement: the value of a pixel before it is inserted (the paper: ``blur``).
         seed: of noise.
     """
 
@@ -134,7 +134,7 @@ class Insertion(Faithfulness):
         """The score at each step, from none of the image to all of it, ``[B, S]``."""
         return _pixel_curve(self, model, replaced(x, self.replacement, self.seed, model), x, maps, target)
 
-    def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
+    def _measure(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
         return trapezoid(self.curve(model, x, maps, target))
 
 

@@ -1,7 +1,7 @@
-"""What a map of a table says of one column: its rank, whether it comes first, its share.
+"""The importance of one column in the map of a table: its rank, whether it is first, its share.
 
-Importance is magnitude. A map of equal magnitudes (all zero, too) prefers no column, and the column gets what every
-other gets: the middle rank, a share of ``1 / D`` of the first place and of the whole.
+Importance is magnitude. In a map of equal magnitudes (also all zero) every column has the middle rank and a share of
+``1 / D``.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from .ranking import ranks
 class FeatureRank(MapScore):
     """Rank of a column by magnitude, from 1 (the most important) to ``D``; ties share their average rank.
 
-    Low is an explanation that shows the column; who hides it wants the rank high.
+    An attack that hides the column raises its rank.
 
     Args:
-        feature: the column, by place; by name only where names have not been turned into places yet.
+        feature: the column, by index; by name until the names of the data are known.
     """
 
     feature: Feature
@@ -40,7 +40,7 @@ class FeatureRank(MapScore):
     takes: ClassVar[tuple[Kind, ...]] = ("tables",)
     columns: ClassVar[tuple[str, ...]] = ("feature",)
 
-    def _score(self, maps: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor) -> Tensor:
         column = index_of(self.feature, width=maps.shape[1])
         return ranks(-maps.abs())[:, column].to(maps.dtype)
 
@@ -54,7 +54,7 @@ class FeatureFirst(MapScore):
     column that stands first in the explainer's list, and a column of weight 0 is never named.
 
     Args:
-        feature: the column, by place; by name only where names have not been turned into places yet.
+        feature: the column, by index; by name until the names of the data are known.
     """
 
     feature: Feature
@@ -64,7 +64,7 @@ class FeatureFirst(MapScore):
     takes: ClassVar[tuple[Kind, ...]] = ("tables",)
     columns: ClassVar[tuple[str, ...]] = ("feature",)
 
-    def _score(self, maps: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor) -> Tensor:
         column = index_of(self.feature, width=maps.shape[1])
         size = maps.abs()
         first = size == size.amax(1, keepdim=True)
@@ -77,7 +77,7 @@ class FeatureShare(MapScore):
     """Share of a column in the magnitudes of all, ``|m_j| / sum |m|``, in ``[0, 1]``.
 
     Args:
-        feature: the column, by place; by name only where names have not been turned into places yet.
+        feature: the column, by index; by name until the names of the data are known.
     """
 
     feature: Feature
@@ -88,6 +88,6 @@ class FeatureShare(MapScore):
     takes: ClassVar[tuple[Kind, ...]] = ("tables",)
     columns: ClassVar[tuple[str, ...]] = ("feature",)
 
-    def _score(self, maps: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor) -> Tensor:
         column = index_of(self.feature, width=maps.shape[1])
         return ops.distribution(maps)[:, column]

@@ -21,20 +21,20 @@ from .perturbing import Replacement, gathered, over_channels, parts, region_orde
 @METRICS.register("infidelity", paper="Yeh et al. 2019, definition 2.1", needs=("model",))
 @dataclass(frozen=True)
 class Infidelity(Faithfulness):
-    """Mean squared gap between the score's change and what the map predicts of it, under noise; 0 is faithful.
+    """Mean squared gap between the score's change and what the map predicts, under noise; 0 is faithful.
 
     ``E_I (I^T phi - (f(x) - f(x - I)))^2``. A map ``[H, W]`` stands for every channel. Maps whose unit is not that of a
     gradient (magnitudes, CAM) need ``scaled``. ``x - I`` is not clipped to ``[0, 1]``, which would change ``I``.
 
     Args:
-        of: what is followed: ``probability`` or ``logit``.
-        batch_size: largest batch the model sees.
+        of: the score: ``probability`` or ``logit``.
+        batch_size: largest batch in a pass of the model.
         noise: ``gaussian`` for ``I ~ N(0, sigma^2)`` (the paper's noisy baseline: ``x - I`` is ``x`` plus noise), or
             ``square``: ``I = x`` on a random square and 0 elsewhere (section 2.2).
         sigma: of Gaussian noise, in the input's own units.
         side: of the square, in pixels.
-        samples: how many perturbations.
-        scaled: multiply each map by the factor that suits it best first, as captum's ``normalize`` does.
+        samples: the number of perturbations.
+        scaled: first multiply each map by its best factor, as captum's ``normalize`` does.
         seed: of the perturbations.
     """
 
@@ -62,7 +62,7 @@ class Infidelity(Faithfulness):
     def _squares(self, x: Tensor, streams: Streams) -> Iterator[Tensor]:
         height, width = x.shape[2:]
         down, across = min(self.side, height), min(self.side, width)
-        # All of a sample's corners at once: a draw for each would take as long as the model.
+        # All corners of a sample in one draw: single draws would take as long as the model.
         drawn = [torch.rand(self.samples, 2, generator=g, dtype=torch.float64) for g in streams.generators]
         corners = torch.stack(drawn, 1) * torch.tensor([height - down + 1, width - across + 1])
         square = torch.arange(down)[:, None] * width + torch.arange(across)
@@ -72,13 +72,13 @@ class Infidelity(Faithfulness):
             places = places.to(x.device)[:, None].expand(-1, x.shape[1], -1)
             yield torch.zeros_like(pixels).scatter_(2, places, pixels.gather(2, places)).reshape(x.shape)
 
-    def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
+    def _measure(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
         whole = torch.cat([self._scores(model, a, t) for a, t in parts(x, target, self.batch_size)])
         predicted, drops = [], []
         for batch in gathered(self.perturbations(x), max(1, self.batch_size // len(x))):
             predicted.append((batch.to(maps.dtype) * over_channels(maps, x)).flatten(2).sum(2))
-            shown = (x - batch).flatten(0, 1)
-            scores = [self._scores(model, a, t) for a, t in parts(shown, target.repeat(len(batch)), self.batch_size)]
+            perturbed, targets = (x - batch).flatten(0, 1), target.repeat(len(batch))
+            scores = [self._scores(model, a, t) for a, t in parts(perturbed, targets, self.batch_size)]
             drops.append(whole - torch.cat(scores).reshape(len(batch), -1))
         return infidelity(torch.cat(predicted), torch.cat(drops), scaled=self.scaled)
 
@@ -86,7 +86,7 @@ class Infidelity(Faithfulness):
 def infidelity(predicted: Tensor, drops: Tensor, *, scaled: bool) -> Tensor:
     """``[B]`` from what the map predicts ``I^T phi`` and what the score lost, ``[S, B]`` each.
 
-    ``scaled`` multiplies predictions by ``E[predicted drop] / E[predicted^2]``; a map that predicts nothing keeps 0.
+    ``scaled`` multiplies predictions by ``E[predicted drop] / E[predicted^2]``; one that predicts only 0 keeps 0.
     """
     if scaled:
         power = predicted.square().mean(0)
@@ -104,10 +104,10 @@ class Sufficiency(Faithfulness):
     of like maps share a prediction), which depends on the batch.
 
     Args:
-        of: what is followed: ``probability`` or ``logit``.
-        batch_size: largest batch the model sees.
+        of: the score: ``probability`` or ``logit``.
+        batch_size: largest batch in a pass of the model.
         keep: share of pixels kept, at least one pixel.
-        replacement: what the other pixels show.
+        replacement: the value of the other pixels.
         seed: of noise.
     """
 
@@ -117,7 +117,7 @@ class Sufficiency(Faithfulness):
 
     better: ClassVar[Better] = "lower"
 
-    def _judge(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
+    def _measure(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor) -> Tensor:
         order, pixels = region_order(maps, 1)
         count = pixels if self.keep == 1 else ops.top_k_count(max(self.keep, 1e-12), pixels)
         gone = replaced(x, self.replacement, self.seed, model)

@@ -56,7 +56,7 @@ class PointingGame(Localisation):
     better: ClassVar[Better] = "higher"
     bounds: ClassVar[tuple[float, float]] = (0, 1)
 
-    def _locate(self, maps: Tensor, region: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor, region: Tensor) -> Tensor:
         flat = maps.flatten(1)
         peaks = flat == flat.amax(1, keepdim=True)
         near = self._grown(region).flatten(1)
@@ -89,7 +89,7 @@ class MassInside(Localisation):
     bounds: ClassVar[tuple[float, float]] = (0, 1)
     differentiable: ClassVar[bool] = True
 
-    def _locate(self, maps: Tensor, region: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor, region: Tensor) -> Tensor:
         shares = ops.distribution(maps.clamp(min=0) if self.mass == "positive" else maps)
         return (shares * region.flatten(1)).sum(1).clamp(max=1)
 
@@ -119,12 +119,12 @@ class LocalisationError(Localisation):
     better: ClassVar[Better] = "lower"
     bounds: ClassVar[tuple[float, float]] = (0, 1)
 
-    def _locate(self, maps: Tensor, region: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor, region: Tensor) -> Tensor:
         scaled = ops.minmax(maps)
         level = self.threshold * (1 if self.of == "range" else scaled.mean((1, 2), keepdim=True))
-        # A threshold above every value leaves the peak: an empty box would be a miss by fiat.
-        found = box_of(scaled >= torch.minimum(scaled.amax((1, 2), keepdim=True), torch.as_tensor(level).to(scaled)))
-        return (box_iou(found, box_of(region)) < self.overlap).to(maps.dtype)
+        # If no value reaches the threshold, the box is that of the peak: an empty box would always be a miss.
+        box = box_of(scaled >= torch.minimum(scaled.amax((1, 2), keepdim=True), torch.as_tensor(level).to(scaled)))
+        return (box_iou(box, box_of(region)) < self.overlap).to(maps.dtype)
 
 
 def box_of(region: Tensor) -> Tensor:

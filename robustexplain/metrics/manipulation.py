@@ -2,7 +2,7 @@
 
 Correlations, entropy and the losses are those of arXiv v1 (equations 3 to 6, section 4.2), of the published version
 (success ranges, Spearman for active fooling) and of the authors' code (top-k, centre of mass); each
-docstring says which. Everything is meant on the method's own grid, the last convolution's, as in the paper.
+docstring says which. All are to be computed on the method's own grid, the last convolution's, as in the paper.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ class SignCorrelation(MapMetric):
     higher_is_closer: ClassVar[bool] = True
     bounds: ClassVar[tuple[float, float]] = (-1, 1)
 
-    def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor, reference: Tensor) -> Tensor:
         return ops.correlation(*(ops.sign_vector(m.detach()) for m in (maps, reference)))
 
 
 @METRICS.register("location-correlation", paper="Heo et al. 2019, arXiv v1 section 4.2")
 @dataclass(frozen=True)
 class LocationCorrelation(MapScore):
-    """Pearson's correlation of a map's sign vector with the frame that location fooling paints, in ``[-1, 1]``.
+    """Pearson's correlation of a map's sign vector with the frame of location fooling, in ``[-1, 1]``.
 
-    High is fooled. NaN if no pixel stands out, as in a flat map, or if the map is nothing but frame.
+    High is fooled. NaN if no pixel stands out, as in a flat map, or if all outstanding pixels lie on the frame.
     """
 
     better: ClassVar[Better] = "lower"
     bounds: ClassVar[tuple[float, float]] = (-1, 1)
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
-    def _score(self, maps: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor) -> Tensor:
         mask = ops.frame(maps).flatten().expand(len(maps), -1)
         return ops.correlation(ops.sign_vector(maps.detach()), mask)
 
@@ -64,14 +64,14 @@ class LocationCorrelation(MapScore):
 class Entropy(MapScore):
     """Entropy of the magnitudes' shares in nats, from 0 to ``log N``; high is fooled (uniform fooling).
 
-    An all-zero map prefers no pixel and counts as flat.
+    An all-zero map counts as uniform.
     """
 
     better: ClassVar[Better] = "lower"
     bounds: ClassVar[tuple[float, float]] = (0, math.inf)
     differentiable: ClassVar[bool] = True
 
-    def _score(self, maps: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor) -> Tensor:
         return ops.entropy(maps)
 
 
@@ -234,8 +234,8 @@ class FooledActive(Fooling):
         if other is None:
             raise InputError("active fooling needs other: the original model's maps of the class that is swapped in")
         vectors = ops.sign_vector if self.correlation == "sign" else _ranked
-        seen, own, swapped = (vectors(m.detach()) for m in (maps, original, other))
-        return ops.correlation(seen, swapped) - ops.correlation(seen, own)
+        now, own, swapped = (vectors(m.detach()) for m in (maps, original, other))
+        return ops.correlation(now, swapped) - ops.correlation(now, own)
 
 
 def _ranked(maps: Tensor) -> Tensor:

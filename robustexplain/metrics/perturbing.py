@@ -1,4 +1,4 @@
-"""Replacing an image's pixels, or a row's columns, in the order of a map, and what the model says on the way."""
+"""Replacing an image's pixels, or a row's columns, in the order of a map, and the model's scores at each step."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .filters import blurred
 from .ranking import stable_order
 
 Replacement = Literal["zero", "mean", "noise", "blur"]
-"""What a removed pixel shows: 0, the image's mean colour, uniform noise in ``[0, 1]``, or the image blurred.
+"""The value of a removed pixel: 0, the image's mean colour, uniform noise in ``[0, 1]``, or the image blurred.
 
-A removed column of a table shows 0, or the mean by which the model's own normalisation centres it (``mean``).
+A removed column of a table becomes 0, or the mean by which the model's own normalisation centres it (``mean``).
 """
 
 
 def replaced(x: Tensor, how: Replacement, seed: int, model: nn.Module | None = None) -> Tensor:
-    """``[B, C, H, W]`` with every pixel replaced, or ``[B, D]`` with every column; noise is the sample's own stream's.
+    """``[B, C, H, W]`` with every pixel replaced, or ``[B, D]`` with every column; noise has one stream a sample.
 
     The blur has Petsiuk et al.'s kernel, 11 x 11 with a standard deviation of 5, with replicated borders where their
-    code pads zeros, which darkens them. ``model`` says the mean of a table's columns.
+    code pads zeros, which darkens them. The mean of a table's columns is that of ``model``.
 
     Raises:
         InputError: noise or a blur for table rows.
@@ -41,7 +41,7 @@ def replaced(x: Tensor, how: Replacement, seed: int, model: nn.Module | None = N
 
 
 def _replaced_columns(x: Tensor, how: Replacement, model: nn.Module | None) -> Tensor:
-    # At import, interpreters would come before metrics, which they do not need otherwise.
+    # Imported here: at the top it would make metrics depend on interpreters at import.
     from ..interpreters.gradients.baselines import baseline_like
 
     if how != "mean" or model is None:
@@ -102,13 +102,13 @@ def sweep(
     found = []
     for first in range(0, batch * len(cuts), batch_size):
         stretches = list(_stretches(first, min(first + batch_size, batch * len(cuts)), batch))
-        shown = [_mixed(start[rows], end[rows], order[rows], limits[step]) for step, rows in stretches]
-        found.append(score(_joined(shown), _joined([target[rows] for _, rows in stretches])))
+        batches = [_mixed(start[rows], end[rows], order[rows], limits[step]) for step, rows in stretches]
+        found.append(score(_joined(batches), _joined([target[rows] for _, rows in stretches])))
     return torch.cat(found).reshape(len(cuts), batch).mT
 
 
 def _stretches(first: int, last: int, batch: int) -> Iterator[tuple[int, slice]]:
-    # The rows first .. last of steps that have ``batch`` rows each, one step after the other: step by step.
+    # Rows first .. last of the concatenated steps, ``batch`` rows each, as (step, rows) pairs.
     while first < last:
         step, low = divmod(first, batch)
         high = min(batch, low + last - first)
@@ -121,7 +121,7 @@ def _joined(pieces: list[Tensor]) -> Tensor:
 
 
 def _mixed(start: Tensor, end: Tensor, order: Tensor, cut: int) -> Tensor:
-    # By weights of 0 and 1, which give either exactly: on a CPU a choice by a mask takes five times as long.
+    # Weights of 0 and 1 select exactly, and on a CPU five times as fast as torch.where.
     weights = torch.lt(order, cut, out=torch.empty_like(order))
     return torch.lerp(start, end, weights.to(start.dtype))
 

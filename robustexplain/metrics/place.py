@@ -1,4 +1,4 @@
-"""Measures of where a map's weight lies: its top pixels, its centre, how far the weight would have to be carried."""
+"""Metrics of the position of a map's weight: its top pixels, its centre, the earth mover's distance."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .ranking import top_k_shared
 @METRICS.register("top-k", paper="Ghorbani et al. 2019, section 3")
 @dataclass(frozen=True)
 class TopK(MapMetric):
-    """Share of the ``k`` most important pixels that both maps name, in ``[0, 1]``; 1 is the same pixels.
+    """Share of the ``k`` most important pixels that both maps share, in ``[0, 1]``; 1 is the same pixels.
 
-    Pixels tied at the ``k``-th value share the places left (:func:`robustexplain.maps.top_k`) and are shared by both
-    maps to the lesser degree: the figure does not depend on the order of pixels, and a constant map names all alike.
+    Pixels tied at the ``k``-th value share the places left (:func:`robustexplain.maps.top_k`) and the smaller of
+    the two shares counts: the value does not depend on the order of pixels, and a constant map ranks all alike.
 
     Args:
         k: a count from 1 on, a share of the pixels below 1 (Ghorbani et al.: 1000 of 227 x 227; Heo et al.: a tenth).
@@ -47,10 +47,10 @@ class TopK(MapMetric):
         super().__post_init__()
         check_k(self, self.k)
 
-    def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor, reference: Tensor) -> Tensor:
         k = ops.top_k_count(self.k, maps[0].numel())
         a, b = ((m.abs() if self.magnitude else m).flatten(1) for m in (maps, reference))
-        # Shares of tied places may add up to a hair more than k.
+        # Shares of tied places can exceed k by rounding.
         return (top_k_shared(a, b, k) / k).clamp(max=1)
 
 
@@ -73,7 +73,7 @@ class CenterShift(MapMetric):
     differentiable: ClassVar[bool] = True
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
-    def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor, reference: Tensor) -> Tensor:
         a, b = (ops.center_of_mass(ops.rescale(m, self.rescale)) for m in (maps, reference))
         shift: Tensor = torch.linalg.vector_norm(a - b, dim=1)
         return shift
@@ -86,10 +86,10 @@ class EarthMover(MapMetric):
 
     The exact distance costs ``N^3``. This is its average over one-dimensional projections along ``directions`` evenly
     spaced directions, each of which is exact, so it never exceeds the exact distance; mass moved by ``d`` pixels is at
-    about ``2 d / pi``. An all-zero map prefers no pixel and counts as flat.
+    about ``2 d / pi``. An all-zero map counts as uniform.
 
     Args:
-        directions: how many; 2 are rows and columns.
+        directions: their number; 2 are rows and columns.
     """
 
     directions: Count = 8
@@ -99,7 +99,7 @@ class EarthMover(MapMetric):
     differentiable: ClassVar[bool] = True
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
-    def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor, reference: Tensor) -> Tensor:
         surplus = ops.distribution(maps) - ops.distribution(reference)
         total = torch.zeros_like(surplus[:, 0])
         for angle in range(self.directions):

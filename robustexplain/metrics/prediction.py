@@ -1,4 +1,4 @@
-"""What became of the prediction, per sample."""
+"""Attack success and confidence, per sample."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def confidence(logits: Tensor, y: Tensor, goal_class: Tensor | None = None) -> T
 
 
 def joint_success(wanted: Tensor, plausible: Tensor, alarm: Tensor | None = None) -> Tensor:
-    """``[B]`` bool: predicted as wanted, a plausible map, and no alarm: what a defender fears."""
+    """``[B]`` bool: predicted as wanted, a plausible map, and no alarm."""
     quiet = torch.ones_like(wanted) if alarm is None else ~alarm
     return wanted & plausible & quiet
 
@@ -40,6 +40,6 @@ def accuracy(logits: Tensor, y: Tensor, k: int = 1) -> Tensor:
     checks.classes(y, logits.shape[0], logits.shape[1], "y")
     if not 1 <= k <= logits.shape[1]:
         raise InputError(f"k must lie in [1, {logits.shape[1]}], got {k!r}")
-    # A class tied with the label counts against it: logits that say nothing must not be right.
+    # A class tied with the label counts against it: constant logits must not be right.
     own = logits.gather(1, y[:, None].long())
     return (logits >= own).sum(1) <= k

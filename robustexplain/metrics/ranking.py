@@ -21,7 +21,7 @@ from .. import maps as ops
 Rows = NDArray[Any]
 
 _AT_ONCE = 1 << 16
-"""Values looked at together: what is built on the way, some ten words a value, stays in the caches for any batch."""
+"""Values processed together: the intermediate results, some ten words a value, then fit the caches for any batch."""
 _WORD = np.uint64(32)
 _UPPER = 1 if sys.byteorder == "little" else 0
 """Which half of a 64-bit word is the upper one."""
@@ -61,13 +61,13 @@ def ranks(rows: Tensor) -> Tensor:
 
 
 def stable_order(rows: Tensor, *, descending: bool = False) -> Tensor:
-    """The indices ``[B, N]`` that sort each row, equal values in the order in which they stand either way."""
+    """The indices ``[B, N]`` that sort each row, equal values in their original order."""
     codes = _codes(_array(rows))
     return torch.from_numpy(_places(_placed(~codes if descending else codes))).to(rows.device)
 
 
 def _array(rows: Tensor) -> Rows:
-    # numpy knows no bfloat16.
+    # numpy has no bfloat16.
     found: Rows = (rows if rows.dtype == torch.float64 else rows.float()).numpy(force=True)
     return found
 
@@ -96,7 +96,7 @@ def _spearman(a: Rows, b: Rows) -> Rows:
     n = a.shape[1]
     middle = (n - 1) / 2
     places = second.astype(np.uint32)
-    # Without ties the ranks are the places, whose sums are known.
+    # Without ties the ranks are 1 to N, whose sums have closed forms.
     size = np.full(len(a), n * (n * n - 1) / 12)
     product = places.astype(np.float64) @ (np.arange(n) - middle)
     equal = _equal(first), _equal(second)
@@ -156,7 +156,7 @@ def _codes(rows: Rows) -> NDArray[np.uint32]:
     """32-bit integers in the order of the rows' values, equal where these are equal."""
     if rows.dtype != np.float32:
         return _dense_ranks(rows)
-    # The bits of a positive float rise with it, those of a negative one fall; adding 0 makes -0 and 0 the same.
+    # The bits of a positive float increase with it, those of a negative one decrease; adding 0 turns -0 into 0.
     bits = (rows + np.float32(0)).view(np.int32)
     flipped: NDArray[np.int32] = bits ^ ((bits >> 31) | np.int32(-(2**31)))
     return flipped.view(np.uint32)
@@ -246,7 +246,7 @@ def _digit_inversions(digits: Rows, base: int) -> Rows:
     exact = np.float32 if digits.shape[1] <= 1 << 12 else np.float64
     histogram = torch.bincount(torch.from_numpy(places.ravel()), minlength=places.size).numpy()
     counts: Rows = histogram.astype(exact).reshape(-1, count, base)
-    # How often each digit occurs in earlier stretches, then how often a larger one does.
+    # How often each digit occurs in earlier stretches, then how often a larger digit does.
     before: Rows = np.tri(count, k=-1).astype(exact) @ counts if count <= 64 else counts.cumsum(1) - counts
     larger: Rows = before @ np.tri(base, k=-1).astype(exact)
     between: Rows = np.einsum("mcd,mcd->m", counts, larger).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Relative stability: the map's relative move per relative move of the input, the output or a representation.
+"""Relative stability: the map's relative change per relative change of the input, the output or a representation.
 
 Quantus differs in two ways: it gives NaN as soon as one neighbour changes the prediction, where the definition leaves
 that neighbour out, and it floors the denominator only where it is exactly zero.
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 def _relative(before: Tensor, after: Tensor, eps: float) -> Tensor:
-    # Norm of the change as a share of each value; eps stands in for a zero, as in Quantus.
+    # Norm of the change as a share of each value; eps replaces a zero, as in Quantus.
     return norm((after - before).div_(torch.where(before == 0, eps, before)))
 
 
 @dataclass(frozen=True)
 class RelativeStability(Stability):
-    """The map's relative move over the move of something else, which the subclass names; prediction kept."""
+    """The map's relative change over the change of a quantity that the subclass names; same prediction."""
 
     eps: Positive = 1e-6
 
@@ -47,7 +47,7 @@ class RelativeStability(Stability):
 @METRICS.register("relative-input-stability", paper="Agarwal et al. 2022 (RIS)", needs=("interpreter",))
 @dataclass(frozen=True)
 class RelativeInputStability(RelativeStability):
-    """Largest relative move of the map per relative move of the input, prediction kept (RIS); low is stable.
+    """Largest relative change of the map per relative change of the input, prediction kept (RIS); low is stable.
 
     Args:
         radius: half-width of uniform noise, standard deviation of Gaussian noise.
@@ -65,7 +65,7 @@ class RelativeInputStability(RelativeStability):
 @METRICS.register("relative-output-stability", paper="Agarwal et al. 2022 (ROS)", needs=("interpreter",))
 @dataclass(frozen=True)
 class RelativeOutputStability(RelativeStability):
-    """Largest relative move of the map per move of the logits, prediction kept (ROS); low is stable.
+    """Largest relative change of the map per change of the logits, prediction kept (ROS); low is stable.
 
     Args:
         radius: half-width of uniform noise, standard deviation of Gaussian noise.
@@ -83,7 +83,7 @@ class RelativeOutputStability(RelativeStability):
 @METRICS.register("relative-representation-stability", paper="Agarwal et al. 2022 (RRS)", needs=("interpreter",))
 @dataclass(frozen=True)
 class RelativeRepresentationStability(RelativeStability):
-    """Largest relative move of the map per relative move of a layer's output, prediction kept (RRS); low is stable.
+    """Largest relative change of the map per relative change of a layer's output, prediction kept (RRS); low is stable.
 
     Args:
         radius: half-width of uniform noise, standard deviation of Gaussian noise.
@@ -101,5 +101,5 @@ class RelativeRepresentationStability(RelativeStability):
         return self.layer or layers.last_feature_layer(interpreter.model, x).name
 
     def _below(self, center: Explanations, around: Explanations, layer: str | None) -> Tensor:
-        assert layer is not None  # this class always names one; for the type checker
+        assert layer is not None  # this class always has one; for the type checker
         return _relative(center.features[layer], around.features[layer], self.eps)

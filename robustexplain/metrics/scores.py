@@ -1,4 +1,4 @@
-"""What a map says of itself: how complex it is."""
+"""Metrics of a single map: how complex it is."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Complexity(MapScore):
     bounds: ClassVar[tuple[float, float]] = (0, math.inf)
     differentiable: ClassVar[bool] = True
 
-    def _score(self, maps: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor) -> Tensor:
         return ops.entropy(maps)
 
 
@@ -43,7 +43,7 @@ class Sparseness(MapScore):
     bounds: ClassVar[tuple[float, float]] = (0, 1)
     differentiable: ClassVar[bool] = True
 
-    def _score(self, maps: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor) -> Tensor:
         shares = ops.ascending(ops.distribution(maps))
         n = shares.shape[1]
         weights = (2 * torch.arange(1, n + 1, device=maps.device, dtype=maps.dtype) - n - 1) / n

@@ -1,4 +1,4 @@
-"""How far maps move when the input barely does: the contract, sensitivity and Lipschitz constants.
+"""How far maps change when the input hardly does: the contract, sensitivity and Lipschitz constants.
 
 All of them draw inputs around ``x`` from each sample's own stream, clip images to ``[0, 1]`` (oracles such as Quantus
 and captum do not clip) and explain the class that ``x`` was explained for. Radii are in the input's own units, those of
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Explanations(NamedTuple):
-    """Inputs and what was seen of them, each ``[n, ...]`` flattened to ``[n, N]``; features of the layers read."""
+    """Inputs with their explanations, each ``[n, ...]`` flattened to ``[n, N]``, and outputs of the layers needed."""
 
     x: Tensor
     logits: Tensor
@@ -37,7 +37,7 @@ class Explanations(NamedTuple):
     features: dict[str, Tensor]
 
     def repeated(self, count: int) -> Explanations:
-        """All rows ``count`` times over."""
+        """All rows repeated ``count`` times."""
         if count == 1:
             return self
         features = {layer: value.repeat(count, 1) for layer, value in self.features.items()}
@@ -46,7 +46,7 @@ class Explanations(NamedTuple):
 
 @dataclass(frozen=True)
 class Stability(Metric):
-    """Holds maps against maps of near inputs, a number per sample: ``metric(interpreter, x, target)`` gives ``[B]``.
+    """Compares maps with maps of near inputs, a number per sample: ``metric(interpreter, x, target)`` gives ``[B]``.
 
     Args:
         radius: half-width of uniform noise, standard deviation of Gaussian noise.
@@ -65,9 +65,9 @@ class Stability(Metric):
     better: ClassVar[Better] = "lower"
     bounds: ClassVar[tuple[float, float]] = (0, torch.inf)
     worst: ClassVar[bool] = True
-    """Whether the largest of the draws counts, or their mean."""
+    """Whether the largest value over the draws is returned, or their mean."""
     kept_prediction: ClassVar[bool] = False
-    """Whether only those draws count that are predicted as ``x`` is."""
+    """Whether draws with another prediction than ``x`` are left out."""
 
     def __call__(self, interpreter: Interpreter, x: Tensor, target: Tensor | None = None) -> Tensor:
         """``[B]`` for the maps of class ``target`` (default: the prediction) around ``x``: images or table rows.
@@ -85,7 +85,7 @@ class Stability(Metric):
 
     @classmethod
     def all_of_cell(cls, metrics: Sequence[Stability], cell: Cell) -> list[Tensor]:
-        """Together: those that draw the same neighbours explain them once."""
+        """Metrics that draw the same neighbours explain them only once."""
         return stabilities(metrics, cell.system.interpreter, cell.attacked, cell.seen.prediction)
 
     def neighbours(self, x: Tensor) -> Iterator[Tensor]:
@@ -99,7 +99,7 @@ class Stability(Metric):
     def along(
         self, interpreter: Interpreter, x: Tensor, neighbours: Iterator[Tensor], target: Tensor | None = None
     ) -> Tensor:
-        """The same for given neighbours: batches of the shape of ``x``."""
+        """``[B]`` for given neighbours: batches of the shape of ``x``."""
         return _along([self], interpreter, x, neighbours, target)[0]
 
     @abstractmethod
@@ -107,7 +107,7 @@ class Stability(Metric):
         """``[n]``: how far each neighbour's map is from its center's."""
 
     def _layer(self, interpreter: Interpreter, x: Tensor) -> str | None:
-        """The layer whose output is asked for, if any."""
+        """The layer whose output is needed, if any."""
         return None
 
     def _counted(self, center: Explanations, around: Explanations, layer: str | None) -> Tensor:
@@ -121,7 +121,7 @@ class Stability(Metric):
 def stabilities(
     metrics: Sequence[Stability], interpreter: Interpreter, x: Tensor, target: Tensor | None = None
 ) -> list[Tensor]:
-    """What each metric gives by itself, ``[B]`` each, for fewer explanations.
+    """The value of each metric, ``[B]`` each, with fewer explanations than one by one.
 
     Metrics of one ``radius``, ``noise``, ``samples``, ``seed`` and ``batch_size`` draw the same neighbours: these are
     drawn and explained once for all of them.
@@ -138,7 +138,7 @@ def stabilities(
     checks.inputs(x)
     sharing: dict[tuple[object, ...], list[int]] = {}
     for at, metric in enumerate(metrics):
-        # A subclass may draw neighbours of its own.
+        # A subclass may draw other neighbours.
         drawn = (type(metric).neighbours, metric.radius, metric.noise, metric.samples, metric.seed, metric.batch_size)
         sharing.setdefault(drawn, []).append(at)
     found: dict[int, Tensor] = {}
@@ -196,14 +196,14 @@ def _seen(
 
 
 def _features(interpreter: Interpreter, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    # A pass of its own: inside ``explain`` an interpreter may run the model more than once.
+    # In a separate pass: inside ``explain`` an interpreter may run the model more than once.
     with captured(interpreter.model, layers) as outputs:
         interpreter.model(x)
     return {layer: widened(outputs[layer]).flatten(1) for layer in layers}
 
 
 def _reduced(values: Tensor, *, worst: bool) -> Tensor:
-    # [S, B] to [B] over the draws that count.
+    # [S, B] to [B] over the draws that are not left out.
     counts = ~values.isnan()
     if worst:
         best = torch.where(counts, values, torch.full_like(values, -torch.inf)).amax(0)
@@ -225,7 +225,7 @@ def _sensitivity(center: Explanations, around: Explanations, relative: bool) -> 
 @METRICS.register("max-sensitivity", paper="Yeh et al. 2019 (max-sensitivity)", needs=("interpreter",))
 @dataclass(frozen=True)
 class MaxSensitivity(Stability):
-    """Largest move of the map among near inputs, relative to the map's norm; 0 is stable.
+    """Largest change of the map among near inputs, relative to the map's norm; 0 is stable.
 
     Args:
         radius: half-width of uniform noise (the paper: 0.2 of its normalised inputs).
@@ -248,7 +248,7 @@ class MaxSensitivity(Stability):
 )
 @dataclass(frozen=True)
 class AvgSensitivity(Stability):
-    """Mean move of the map among near inputs, relative to the map's norm; 0 is stable.
+    """Mean change of the map among near inputs, relative to the map's norm; 0 is stable.
 
     Args:
         radius: half-width of uniform noise.
@@ -274,7 +274,7 @@ class AvgSensitivity(Stability):
 )
 @dataclass(frozen=True)
 class LocalLipschitz(Stability):
-    """Largest ratio of the map's move to the input's among near inputs (local Lipschitz estimate); low is stable.
+    """Largest ratio of the map's change to the input's among near inputs (local Lipschitz estimate); low is stable.
 
     The paper searches the neighbour; this is the largest of random ones, as in Quantus: a lower bound of it. NaN where
     no neighbour differs from ``x``.

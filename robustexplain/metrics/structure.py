@@ -1,4 +1,4 @@
-"""Similarities that look at neighbourhoods: structural similarity, and histograms of oriented gradients."""
+"""Similarities of neighbourhoods: structural similarity, and histograms of oriented gradients."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class SSIM(MapMetric):
     differentiable: ClassVar[bool] = True
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
-    def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor, reference: Tensor) -> Tensor:
         return ssim(ops.rescale(maps, self.rescale), ops.rescale(reference, self.rescale), self.data_range)
 
 
 def ssim(a: Tensor, b: Tensor, data_range: float) -> Tensor:
     """Mean structural similarity of two batches of planes ``[B, H, W]``, ``[B]`` (Wang et al. 2004, eq. 13)."""
     radius = min(5, (min(a.shape[-2:]) - 1) // 2)
-    # Of the variances only the sum is needed, so of the squares too.
+    # Only the sum of the variances is needed, so one filter of the summed squares.
     stacked = torch.stack([a, b, a * a + b * b, a * b])
     mu_a, mu_b, squares, product = filtered(stacked, gaussian_window(radius, 1.5, a)).unbind()
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
@@ -77,7 +77,7 @@ class HOG(MapMetric):
     differentiable: ClassVar[bool] = True
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
-    def _compare(self, maps: Tensor, reference: Tensor) -> Tensor:
+    def _measure(self, maps: Tensor, reference: Tensor) -> Tensor:
         return ops.correlation(*(hog(ops.minmax(m), self.cell) for m in (maps, reference)))
 
 

@@ -20,7 +20,7 @@ from .structure import ssim
 @METRICS.register("perturbation", paper="Carlini and Wagner 2017")
 @dataclass(frozen=True)
 class Perturbation(Visibility):
-    """Norm of what was added to the image, over pixels and channels; 0 is untouched.
+    """Norm of the perturbation over pixels and channels; 0 is unchanged.
 
     Args:
         p: 0 counts the pixels in which any channel changed, 1 and 2 are sums, ``inf`` is the largest change.
@@ -31,7 +31,7 @@ class Perturbation(Visibility):
     bounds: ClassVar[tuple[float, float]] = (0, math.inf)
     differentiable: ClassVar[bool] = True
 
-    def _see(self, x: Tensor, attacked: Tensor) -> Tensor:
+    def _measure(self, x: Tensor, attacked: Tensor) -> Tensor:
         change = attacked - x
         if self.p == 0:
             return (change != 0).any(1).flatten(1).sum(1).to(x.dtype)
@@ -42,7 +42,7 @@ class Perturbation(Visibility):
 @METRICS.register("image-ssim", paper="Wang et al. 2004, eq. 13")
 @dataclass(frozen=True)
 class ImageSSIM(Visibility):
-    """Structural similarity of image and attacked image, mean over channels, in ``[-1, 1]``; 1 is untouched.
+    """Structural similarity of image and attacked image, mean over channels, in ``[-1, 1]``; 1 is unchanged.
 
     See :class:`SSIM` for window and borders.
     """
@@ -51,7 +51,7 @@ class ImageSSIM(Visibility):
     bounds: ClassVar[tuple[float, float]] = (-1, 1)
     differentiable: ClassVar[bool] = True
 
-    def _see(self, x: Tensor, attacked: Tensor) -> Tensor:
+    def _measure(self, x: Tensor, attacked: Tensor) -> Tensor:
         planes = in_pieces(partial(ssim, data_range=1.0), x.flatten(0, 1), attacked.flatten(0, 1))
         return planes.reshape(x.shape[:2]).mean(1)
 
@@ -59,7 +59,7 @@ class ImageSSIM(Visibility):
 @METRICS.register("lpips", paper="Zhang et al. 2018, perceptual similarity", needs=("lpips",))
 @dataclass(frozen=True)
 class LPIPS(Visibility):
-    """Learned perceptual distance of image and attacked image; 0 is untouched.
+    """Learned perceptual distance of image and attacked image; 0 is unchanged.
 
     Needs the ``lpips`` package and its backbone's weights (``MissingDataError`` says how to get them).
 
@@ -73,14 +73,14 @@ class LPIPS(Visibility):
     differentiable: ClassVar[bool] = True
 
     def ready(self) -> None:
-        """Refuse, before anything runs, what this machine does not have.
+        """Refuse, before anything runs, if packages or weights are missing.
 
         Raises:
             MissingDataError: the package is not installed, or its backbone's weights cannot be had.
         """
         _network(self.net)
 
-    def _see(self, x: Tensor, attacked: Tensor) -> Tensor:
+    def _measure(self, x: Tensor, attacked: Tensor) -> Tensor:
         measured = _network(self.net).to(x)(*(_three(images) for images in (x, attacked)), normalize=True)
         return torch.as_tensor(measured).reshape(len(x))
 

@@ -73,7 +73,7 @@ class Estimator(nn.Module):
 
     @property
     def in_features(self) -> int | None:
-        """D, where the classifier sees all columns and says how many they are."""
+        """D, if the classifier uses all columns and has their number."""
         count = getattr(self.fitted, "n_features_in_", None) if self.columns is None else None
         return None if count is None else int(count)
 
@@ -92,7 +92,7 @@ class Estimator(nn.Module):
         return self._logits(x)
 
     def _logits(self, x: Tensor) -> Tensor:
-        # Doubles: what scikit-learn computes in by itself, and exact for narrower rows.
+        # In float64, as scikit-learn computes; exact for rows of lower precision.
         rows = self._seen(x).detach().to("cpu", torch.float64).numpy()
         return torch.from_numpy(log_probabilities(self.fitted, self._named(rows))).to(x.device, x.dtype)
 
@@ -182,31 +182,31 @@ class _Opaque(torch.autograd.Function):
 
 
 def log_probabilities(fitted: Any, rows: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """``[B, K]``: the logarithm of what a fitted classifier says of ``rows``; see :class:`Estimator`.
+    """``[B, K]``: the logarithm of a fitted classifier's probabilities for ``rows``; see :class:`Estimator`.
 
     Raises:
         InputError: for an answer that is not one number a class.
     """
     count, name = len(fitted.classes_), type(fitted).__name__
     if hasattr(fitted, "predict_proba"):
-        said = np.asarray(fitted.predict_proba(rows), dtype=np.float64)
-        _check_answer(said, (len(rows), count), name, "predict_proba")
-        return np.asarray(np.log(np.maximum(said, LEAST)))
+        outputs = np.asarray(fitted.predict_proba(rows), dtype=np.float64)
+        _check_answer(outputs, (len(rows), count), name, "predict_proba")
+        return np.asarray(np.log(np.maximum(outputs, LEAST)))
     if hasattr(fitted, "decision_function"):
-        said = np.asarray(fitted.decision_function(rows), dtype=np.float64)
-        if count == 2 and said.ndim == 1:
-            said = np.stack([np.zeros_like(said), said], 1)
-        _check_answer(said, (len(rows), count), name, "decision_function")
-        return np.asarray(torch.from_numpy(said).log_softmax(1).numpy())
+        outputs = np.asarray(fitted.decision_function(rows), dtype=np.float64)
+        if count == 2 and outputs.ndim == 1:
+            outputs = np.stack([np.zeros_like(outputs), outputs], 1)
+        _check_answer(outputs, (len(rows), count), name, "decision_function")
+        return np.asarray(torch.from_numpy(outputs).log_softmax(1).numpy())
     certain = np.asarray(fitted.predict(rows))[:, None] == np.asarray(fitted.classes_)[None]
     _check_answer(certain, (len(rows), count), name, "predict")
     return np.asarray(np.log(np.where(certain, 1.0, LEAST)))
 
 
-def _check_answer(said: np.ndarray[Any, Any], expected: tuple[int, int], name: str, method: str) -> None:
-    if said.shape != expected:
-        raise InputError(f"{name}.{method} must give one number a class, {list(expected)}, got {list(said.shape)}")
-    if not np.isfinite(said).all():
+def _check_answer(outputs: np.ndarray[Any, Any], expected: tuple[int, int], name: str, method: str) -> None:
+    if outputs.shape != expected:
+        raise InputError(f"{name}.{method} must give one number a class, {list(expected)}, got {list(outputs.shape)}")
+    if not np.isfinite(outputs).all():
         raise InputError(f"{name}.{method} gave NaN or infinity")
 
 

@@ -31,7 +31,7 @@ class InFront(nn.Module):
 
     @property
     def random(self) -> bool:
-        """Whether a transform draws."""
+        """Whether a transform uses random draws."""
         return any(t.random for t in self.transforms)
 
     @property
@@ -45,7 +45,7 @@ class InFront(nn.Module):
         return tuple(str(t.name) for t in self.transforms)
 
     def transformed(self, x: Tensor) -> Tensor:
-        """What the network behind the transforms sees of ``x`` ``[B, C, H, W]``."""
+        """The transformed images, as the network behind the transforms gets them, ``[B, C, H, W]``."""
         if _passed_by.get():
             return x
         for transform in self.transforms:
@@ -57,14 +57,14 @@ class InFront(nn.Module):
         """The same network, its weights shared, with these transforms in front of it and no others."""
 
     def redrawn(self, seed: int) -> InFront:
-        """The same with other draws of its transforms; itself, where nothing is random."""
+        """The model with other random draws of its transforms; itself where nothing is random."""
         names = [t.redrawn(seed).name for t in self.transforms]  # type: ignore[operator]
         return self.with_transforms(names) if self.random else self
 
 
 @contextmanager
 def transformed_already() -> Iterator[None]:
-    """Within this block models take what their transforms gave: nothing is transformed again."""
+    """Within this block models take images that are transformed already."""
     token = _passed_by.set(True)
     try:
         yield

@@ -112,7 +112,7 @@ def torchvision_model(
 def efficientnet_lite0(num_classes: int = 1000, in_channels: int = 3, pretrained: bool = True) -> Classifier:
     """EfficientNet-Lite0, 4.7M parameters, with ImageNet weights from a package: no download at run time.
 
-    Normalised with mean = std = 0.5, as it was trained (ImageNet's numbers lose 11 points of accuracy).
+    Normalised with mean = std = 0.5, as it was trained (ImageNet's numbers cost 11 points of accuracy).
 
     Args:
         num_classes: with other than 1000, the head is new and untrained, the rest is pretrained.

@@ -25,7 +25,7 @@ def load_own(
     weights_key: str | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """The ``nn.Module`` that a user's class or function makes, in eval mode, checked at the door.
+    """The ``nn.Module`` that a user's class or function returns, checked and in eval mode.
 
     It is given ``num_classes``, and ``in_channels`` or ``in_features``, where it takes them.
 

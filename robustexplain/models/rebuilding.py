@@ -115,20 +115,20 @@ def _built_alike(module: nn.Module, deployed: nn.Module) -> bool:
 
 
 class _Limit(TorchDispatchMode):
-    """Refuses to make more numbers than a limit, before memory is taken."""
+    """Refuses to create tensors with more numbers than a limit in all, before memory is allocated."""
 
-    def __init__(self, limit: int, said: str) -> None:
+    def __init__(self, limit: int, message: str) -> None:
         super().__init__()
-        self.limit, self.said, self.made = limit, said, 0
+        self.limit, self.message, self.created = limit, message, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         sizes = [_count(arg) for arg in args if not isinstance(arg, torch.Tensor)]
         largest = max(sizes, default=0)
-        # What takes no tensor makes one: torch.empty and its like. The others make no more than their sizes say.
+        # Calls without tensor arguments, like torch.empty, create one; others create no more than their size arguments.
         if not any(isinstance(arg, torch.Tensor) for arg in args):
-            self.made += largest
-        if max(largest, self.made) > self.limit:
-            raise InputError(self.said)
+            self.created += largest
+        if max(largest, self.created) > self.limit:
+            raise InputError(self.message)
         return func(*args, **(kwargs or {}))
 
 
@@ -139,12 +139,12 @@ def _count(size: Any) -> int:
 
 
 @contextmanager
-def at_most(numbers: int, said: str) -> Iterator[None]:
-    """Inside the block no more than so many numbers are made into tensors: what would exceed it is an ``InputError``.
+def at_most(numbers: int, message: str) -> Iterator[None]:
+    """Within the block at most this many numbers are created in tensors: more raises an ``InputError``.
 
     Args:
         numbers: the limit.
-        said: the error's message.
+        message: the error's message.
     """
-    with _Limit(numbers, said):
+    with _Limit(numbers, message):
         yield

@@ -1,4 +1,4 @@
-"""Classifiers of table rows that are one readable rule: the biased model of a fairness audit, or its alibi."""
+"""Classifiers of table rows that are one readable rule: the biased and the innocent models of fairness audits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FeatureRule(nn.Module):
     Args:
         in_features: D, columns of a row.
         columns: indices of the columns that decide.
-        thresholds: a number a column, in the data's units; a value at its threshold is not above it.
+        thresholds: a number a column, in the data's units; a value equal to its threshold is not above it.
         num_classes: K; classes 2 and up are never decided.
         margin: of the decided logit: 20 makes its probability one up to 2e-9.
 

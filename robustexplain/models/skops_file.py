@@ -30,7 +30,7 @@ TRUSTED = (
 )
 """What scikit-learn's classifiers are made of and skops does not trust by itself: numbers and settings, no code."""
 SPARE, RATIO = 64 << 20, 100
-"""What an archive may inflate to: so many bytes, and so many times its own size more."""
+"""The largest inflated size of an archive: a constant plus a multiple of its own size."""
 _SCHEMA = "schema.json"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -120,7 +120,7 @@ def _renumber(node: Any, numbers: dict[int, int], names: dict[str, str]) -> None
     if not isinstance(node, dict):
         return
     if node.get("__loader__") == "JsonNode":
-        # Whether two equal numbers are one object is the interpreter's whim; as values they need no identity.
+        # Whether two equal numbers are one object is up to the Python interpreter; numbers need no identity.
         node.pop("__id__", None)
     elif isinstance(node.get("__id__"), int):
         node["__id__"] = numbers.setdefault(node["__id__"], len(numbers) + 1)

@@ -19,9 +19,9 @@ from .classifier import Classifier
 from .tables import TableClassifier
 
 KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
-"""Under which of its keys a checkpoint holds the weights; the first that is there counts."""
+"""Keys under which a checkpoint may hold the weights; the first that exists counts."""
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema")
-"""Averaged weights beside the others: taken only on request."""
+"""Keys of averaged weights, which are read only on request."""
 _PREFIXES = ("module.", "_orig_mod.")
 """What data-parallel training and torch.compile put before every name."""
 
@@ -109,7 +109,7 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def load_file_into(classifier: Classifier | TableClassifier, path: str | PathLike[str], key: str | None = None) -> None:
     """Load a file strictly: a whole classifier's state dict, or that of its inner network.
 
-    Names that all begin with ``model.`` (a training framework's module around the network) lose it.
+    Names that all begin with ``model.`` (a training framework's module around the network) are read without it.
 
     Raises:
         MissingDataError: if there is no such file.
@@ -140,7 +140,7 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
         raise InputError(
             f"weights of {source!r} do not fit: {_listed(shapes)}. Another num_classes, in_channels or in_features?"
         )
-    # Not our own comparison of keys: PyTorch knows which ones older files may lack (num_batches_tracked).
+    # PyTorch's comparison of keys: it accepts files that lack num_batches_tracked.
     result = module.load_state_dict(state, strict=False)
     if result.missing_keys or result.unexpected_keys:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The language of objectives: what stays fixed (a goal), what is seen, losses that add up, and schedules."""
+"""The contract of objectives: goals (fixed), observations (of each step), losses that add up, and schedules."""
 
 from __future__ import annotations
 
@@ -62,18 +62,18 @@ def _product(first: Weight, second: Weight) -> Weight:
 
 @dataclass(frozen=True)
 class Goal:
-    """What stays fixed for each sample while a search runs.
+    """What is fixed for each sample during a search.
 
     Args:
         x: the benign inputs ``[B, ...]``.
         label: ``[B]``, the class to leave (or to keep).
-        goal_class: ``[B]``, what the adversary wants predicted; ``None``: anything but ``label``.
-        goal_map: ``[B, h, w]``, the map it wants seen, on the interpreter's own grid.
-        explained: ``[B]``, the class whose map the search looks at; ``None``: ``goal_class``, or the prediction.
+        goal_class: ``[B]``, the class that the adversary wants predicted; ``None``: any other than ``label``.
+        goal_map: ``[B, h, w]``, the map that it wants, on the interpreter's own grid.
+        explained: ``[B]``, the class whose map the search uses; ``None``: ``goal_class``, or the prediction.
         benign_map: ``[B, h, w]``, the map of ``x`` itself, for objectives that move away from it.
         benign_logits: ``[B, K]`` of ``x`` itself, for objectives that keep the prediction.
         trade: ``[B]``, a constant that a search over constants (Carlini and Wagner) sets for each sample.
-        wanted: ``[B, K]``, the probabilities that the adversary wants, where it wants more than a class.
+        wanted: ``[B, K]``, the probabilities that the adversary wants, if it wants more than a class.
     """
 
     x: Tensor
@@ -93,13 +93,13 @@ class Goal:
 
     @property
     def target(self) -> Tensor | None:
-        """``[B]``, the class whose map is looked at; ``None`` is the prediction of the moment."""
+        """``[B]``, the class whose map is used; ``None`` is the current prediction."""
         return self.goal_class if self.explained is None else self.explained
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What the adversary sees of the current inputs; what no objective asked for is ``None``.
+    """The system's outputs for the current inputs of a search; those that no objective needs are ``None``.
 
     Args:
         x: the inputs ``[B, ...]``.
@@ -107,13 +107,13 @@ class Observation:
         maps: ``[B, h, w]``, on the interpreter's own grid.
         encoder_logits: ``[B, K]`` of a model-guided interpreter's own network.
         score: ``[B]``, the detector's soft score.
-        variable: what the threat model made ``x`` from (a flow, a patch); for norm balls ``x`` itself.
-        system: that was looked at, for objectives that look once more (at squeezed inputs).
+        variable: the threat model's variable that gives ``x`` (a flow, a patch); for norm balls ``x`` itself.
+        system: for objectives that evaluate it on further inputs (squeezed ones).
         progress: of the search, in ``[0, 1]``.
         streams: one random stream a sample.
         region: ``[B, H, W]``, 1 where the threat model may change ``x`` (a patch); ``None``: anywhere.
-        noted: what objectives worked out from this look (a further one at squeezed inputs, a loss that is followed
-            and then judged), so that it is paid for once.
+        noted: a cache of what objectives computed from this observation (outputs for squeezed inputs, losses that are
+            needed twice).
     """
 
     x: Tensor
@@ -129,13 +129,13 @@ class Observation:
     noted: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def at(self, progress: float) -> Observation:
-        """The same at another moment of the search."""
+        """The same observation at another progress of the search."""
         return replace(self, progress=progress)
 
 
 @dataclass(frozen=True)
 class Objective(ABC):
-    """A loss per sample, and when it is met.
+    """A loss per sample, and the condition under which it is met.
 
     A *constraint* (``constraint = True``) is a condition that the returned iterate should meet; among those that meet
     all of them, the one with the lowest remaining loss is the best.
@@ -144,7 +144,7 @@ class Objective(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     constraint: ClassVar[bool] = True
     least: ClassVar[float] = 0.0
-    """The loss at which nothing is left to gain: what maximises something has none (``-inf``)."""
+    """The smallest possible loss; ``-inf`` where there is none."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -155,11 +155,11 @@ class Objective(ABC):
 
     @property
     def settled(self) -> bool:
-        """Whether one look has one loss: at every moment of a search, and nothing in it is drawn. It is noted then."""
+        """Whether the loss depends on observation and goal alone, not on progress or draws: it is then cached."""
         return False
 
     def met(self, seen: Observation, goal: Goal) -> Tensor:
-        """``[B]`` bool; an objective that has no threshold of its own is never met."""
+        """``[B]`` bool; an objective without a threshold is never met."""
         return torch.zeros(len(seen.logits), dtype=torch.bool, device=seen.logits.device)
 
     def unmet(self, seen: Observation, goal: Goal) -> Tensor:
@@ -174,7 +174,7 @@ class Objective(ABC):
         return Sum(self.terms() + other.terms())
 
     def __rmul__(self, weight: Weight) -> Objective:
-        return Sum(tuple((_product(weight, own), part) for own, part in self.terms()))
+        return Sum(tuple((_product(weight, inner), part) for inner, part in self.terms()))
 
 
 @dataclass(frozen=True)
@@ -205,10 +205,10 @@ def sum_losses(parts: tuple[tuple[Weight, Objective], ...], seen: Observation, g
 
 
 def _noted_loss(part: Objective, seen: Observation, goal: Goal) -> Tensor:
-    """A part's loss; once for each observe, if it is settled."""
+    """A part's loss; computed once an observation if it is settled."""
     if not part.settled:
         return part.loss(seen, goal)
-    # Noted with what it is the loss of, which is kept alive by that: no other object comes to have its id.
+    # Part and goal are stored too: being kept alive, their ids are not reused.
     known: tuple[Objective, Goal, Tensor] | None = seen.noted.get(id(part))
     fresh = known is None or known[0] is not part or known[1] is not goal
     if known is None or fresh or (torch.is_grad_enabled() and not known[2].requires_grad):
@@ -217,5 +217,5 @@ def _noted_loss(part: Objective, seen: Observation, goal: Goal) -> Tensor:
 
 
 def needs_of(objective: Objective) -> frozenset[str]:
-    """What any part of the objective must see: ``maps``, ``score``."""
+    """What any part of the objective needs in an observation: ``maps``, ``score``."""
     return frozenset().union(*(part.needs for _, part in objective.terms()))

@@ -1,4 +1,4 @@
-"""What an adversary wants of a detector."""
+"""Objectives on detectors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class EvadeDetector(Objective):
 
     Args:
         threshold: the soft score that clean inputs exceed as rarely as the detector's false-alarm rate allows.
-        margin: how far below to go.
+        margin: how far below the threshold.
     """
 
     threshold: float = 0.0
@@ -49,9 +49,9 @@ class EvadeDetector(Objective):
 
 
 def evade(detector: Detector, weight: float) -> Objective:
-    """What an adversary who knows the detector adds to its loss: what the detector says, or the hinge on its score."""
-    own: Callable[[float], Objective] | None = getattr(detector, "evasion", None)
-    return weight * EvadeDetector(detector.soft_threshold) if own is None else own(weight)
+    """The objective of evading a detector: its own ``evasion``, or the hinge on its score."""
+    evasion: Callable[[float], Objective] | None = getattr(detector, "evasion", None)
+    return weight * EvadeDetector(detector.soft_threshold) if evasion is None else evasion(weight)
 
 
 @OBJECTIVES.register("agree-squeezed", paper="Zhang et al. 2020, section 4 Q3 (l_sqz)", needs=("gradients",))
@@ -60,7 +60,7 @@ class AgreeSqueezed(Objective):
     """Cross-entropy between the predictions on the input and on its squeezed versions, summed over squeezers.
 
     Args:
-        squeezers: that the detector uses; rounding is gone through straight.
+        squeezers: those of the detector; rounding has the identity as its derivative.
     """
 
     squeezers: tuple[Transform, ...] = field(default_factory=lambda: (Median(3),))
@@ -81,10 +81,10 @@ class EvadeSqueezing(Objective):
     Zero while the distance is below ``share`` of the threshold; met where no distance exceeds the threshold.
 
     Args:
-        squeezers: that the detector uses; rounding is gone through straight.
-        weights: of each squeezer's hinge; one of weight 0 is judged, not followed.
+        squeezers: those of the detector; rounding has the identity as its derivative.
+        weights: of each squeezer's hinge; with weight 0 it counts for ``met`` only.
         threshold: L1 distance of probabilities above which there is an alarm, at most 2.
-        share: of the threshold that costs nothing.
+        share: of the threshold below which the loss is 0.
     """
 
     squeezers: tuple[Transform, ...] = field(default_factory=lambda: (Median(3),))
@@ -94,9 +94,9 @@ class EvadeSqueezing(Objective):
 
     def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``sum_i w_i max(||f(x) - f(psi_i(x))||_1 - share threshold, 0)``."""
-        followed = [(w, s) for w, s in zip(self.weights, self.squeezers, strict=True) if w]
-        hinges = (w * positive(_distance(seen, s) - self.share * self.threshold) for w, s in followed)
-        return sum_over(hinges) if followed else seen.logits.new_zeros(len(seen.logits))
+        weighted = [(w, s) for w, s in zip(self.weights, self.squeezers, strict=True) if w]
+        hinges = (w * positive(_distance(seen, s) - self.share * self.threshold) for w, s in weighted)
+        return sum_over(hinges) if weighted else seen.logits.new_zeros(len(seen.logits))
 
     def met(self, seen: Observation, goal: Goal) -> Tensor:
         """No distance exceeds the threshold."""
@@ -110,7 +110,7 @@ class MatchProbabilities(Objective):
     """L1 distance of the probabilities to those that the goal wants (``goal.wanted``).
 
     Args:
-        slack: a distance up to this costs nothing (the paper: 0).
+        slack: the distance up to which the loss is 0 (the paper: 0).
     """
 
     slack: NonNegative = 0.0
@@ -125,9 +125,9 @@ class MatchProbabilities(Objective):
 
 
 def squeezed_logits(seen: Observation, squeezer: Transform) -> Tensor:
-    """``[B, K]`` of the squeezed inputs, looked at once for each look at the inputs themselves."""
+    """``[B, K]`` of the squeezed inputs, computed once an observation."""
     if seen.system is None:
-        raise InputError("looking at squeezed inputs needs the system: give what was seen its system")
+        raise InputError("squeezed inputs need the system: set the observation's system")
     known: Tensor | None = seen.noted.get(squeezer)
     if known is None or (torch.is_grad_enabled() and not known.requires_grad):
         known = seen.noted[squeezer] = seen.system.model(squeezer.straight(seen.x))

@@ -1,4 +1,4 @@
-"""What an adversary wants of the map."""
+"""Objectives on the map."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MatchMap(Objective):
     Args:
         rescale: applied to both maps; ``minmax`` (Zhang et al. for CAM and GRAD), ``none`` (RTS), ``sum`` (Dombrowski).
         pool: average-pool both maps by this factor first (Zhang et al. compare GRAD maps after 4 x 4).
-        relative: give the rescaled maps their pixel count ``N`` as a factor. Maps under ``sum`` then have a mean of
+        relative: multiply the rescaled maps by their pixel count ``N``. Maps under ``sum`` then have a mean of
             one, and the loss does not depend on the size of the grid; without it, it falls with ``1 / N^2``.
     """
 
@@ -43,7 +43,7 @@ class MatchMap(Objective):
     def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """Mean over pixels of the squared difference."""
         if goal.goal_map is None or seen.maps is None:
-            raise InputError("MatchMap needs a goal map and maps that were seen")
+            raise InputError("MatchMap needs a goal map and an observation with maps")
         now, wanted = (ops.rescale(ops.pool(m, self.pool), self.rescale) for m in (seen.maps, goal.goal_map))
         factor = now[0].numel() if self.relative else 1
         return (factor * (now - wanted)).square().flatten(1).mean(1)
@@ -54,7 +54,7 @@ class MatchMap(Objective):
 class AgreeEncoder(Objective):
     """Cross-entropy of a model-guided interpreter's own encoder towards ``goal_class``.
 
-    Without it the encoder's class selector still sees the true class.
+    Without it the encoder's class selector still gets the true class.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"maps"})
@@ -70,7 +70,7 @@ class AgreeEncoder(Objective):
 @OBJECTIVES.register("drop-top-k", paper="Ghorbani et al. 2019, Algorithm 1 (top-k attack)", needs=("gradients",))
 @dataclass(frozen=True)
 class DropTopK(Objective):
-    """Share of the map's magnitude that is left on the ``k`` pixels that mattered most in the benign map.
+    """Share of the map's magnitude on the ``k`` most important pixels of the benign map.
 
     In ``[0, 1]``; times ``N`` it is the sum of their maps, which they rescale to a mean of one.
 
@@ -97,10 +97,10 @@ class DropTopK(Objective):
 @OBJECTIVES.register("top-k-left", paper="Ghorbani et al. 2019, section 3 (top-k intersection)")
 @dataclass(frozen=True)
 class TopKLeft(Objective):
-    """How many of the ``k`` pixels that mattered most in the benign map still do: a count, without a gradient.
+    """How many of the ``k`` most important pixels of the benign map still are: a count, without a gradient.
 
-    Beside another objective it changes no direction and decides which iterate is best: Ghorbani et al. accept by the
-    intersection, and descend on :class:`DropTopK`, which breaks ties as long as it stays below 1.
+    In a sum with another objective it changes no direction but decides which iterate is best: Ghorbani et al. accept by
+    the intersection, and descend on :class:`DropTopK`, which breaks ties as long as it stays below 1.
 
     Args:
         k: a count from 1 on, a share of the pixels below 1.
@@ -116,7 +116,7 @@ class TopKLeft(Objective):
         check_k(self, self.k)
 
     def loss(self, seen: Observation, goal: Goal) -> Tensor:
-        """``|top_k(m) and top_k(benign)|``; pixels tied at the last place share the places left."""
+        """``|top_k(m) and top_k(benign)|``; pixels tied at the last rank share the ranks left."""
         now, benign = (m.detach().abs() for m in both_maps(self, seen, goal))
         k = ops.top_k_count(self.k, benign[0].numel())
         return torch.minimum(ops.top_k(now, k), ops.top_k(benign, k).to(now)).sum(1)
@@ -129,9 +129,9 @@ class TopKLeft(Objective):
 class ShiftCenter(Objective):
     """Minus the squared distance, in pixels, of the map's centre of mass to that of the benign map.
 
-    At the benign map that distance is at its minimum and has no gradient: a search that starts there stands still.
-    Departure, for that reason: the distance is taken to a point ``nudge`` pixels away from the benign centre, on the
-    side of the nearer border, so that the first step leads where there is more room.
+    At the benign map that distance is at its minimum and has no gradient: a search that starts there does not move.
+    Departure, for that reason: the distance is measured to a point ``nudge`` pixels away from the benign centre, on the
+    side of the nearer border, so that the first step leads away from that border.
 
     Args:
         nudge: in pixels of the map's grid; 0 is the published distance.
@@ -150,7 +150,7 @@ class ShiftCenter(Objective):
         middle = start.new_tensor([(side - 1) / 2 for side in benign.shape[1:]])
         inward = middle - start
         length = torch.linalg.vector_norm(inward, dim=1, keepdim=True)
-        # A benign map that has its centre in the middle has as much room on every side.
+        # A benign centre in the middle is equally far from every border: any direction.
         u = torch.where(length > 0, inward / length.clamp(min=1e-12), start.new_tensor([1.0, 0.0]))
         return -(ops.center_of_mass(now) - (start - self.nudge * u)).square().sum(1)
 
@@ -171,17 +171,17 @@ class FillRegion(Objective):
     def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``-sum of |m| r / sum |m|`` with the region ``r``."""
         if goal.goal_map is None or seen.maps is None:
-            raise InputError("FillRegion needs a goal map, the region, and maps that were seen")
+            raise InputError("FillRegion needs a goal map, the region, and an observation with maps")
         region = ops.minmax(goal.goal_map.to(seen.maps))
         return -(ops.unit_sum(seen.maps) * region).flatten(1).sum(1)
 
 
 def both_maps(objective: Objective, seen: Observation, goal: Goal) -> tuple[Tensor, Tensor]:
-    """The map that is seen and the benign one.
+    """The observed and the benign maps.
 
     Raises:
-        InputError: one of them is not there.
+        InputError: one of them is missing.
     """
     if goal.benign_map is None or seen.maps is None:
-        raise InputError(f"{type(objective).__name__} needs the benign map and maps that were seen")
+        raise InputError(f"{type(objective).__name__} needs the benign map and an observation with maps")
     return seen.maps, goal.benign_map

@@ -1,4 +1,4 @@
-"""What an adversary who owns the model wants of its maps; the variable is then the weights."""
+"""Objectives on the maps of a model whose weights the adversary trains."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .explanation import both_maps
 @OBJECTIVES.register("fade-top-k", paper="Heo et al. 2019, published version and code (top-k fooling)")
 @dataclass(frozen=True)
 class FadeTopK(Objective):
-    """Mean squared rescaled value left where the honest map was highest.
+    """Mean squared rescaled value at the pixels where the honest map was highest.
 
-    In ``[0, 1]``: the map is min-max rescaled, the places are those of the ``k`` highest of the honest map (signed, as
-    in the code).
+    In ``[0, 1]``: the map is min-max rescaled, the pixels are the ``k`` highest of the honest map (signed, as in the
+    code).
 
     Args:
         k: a count from 1 on, a share of the pixels below 1.
@@ -112,7 +112,7 @@ class HideFeature(Objective):
     the loss's gradient, and a mean in place of the sum, their weight is ours over the batch size.
 
     Args:
-        relative: take the share of the whole map's magnitude instead, so that a map cannot hide it by shrinking.
+        relative: use the share of the whole map's magnitude, which a smaller scale of the map does not change.
     """
 
     relative: bool = False
@@ -123,7 +123,7 @@ class HideFeature(Objective):
     def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``mean over the region of |m|``, or ``sum over the region of |m| / sum |m|``."""
         if goal.goal_map is None:
-            raise InputError("HideFeature needs a goal map: the region, 1 where nothing is to be seen")
+            raise InputError("HideFeature needs a goal map: the region, 1 where the map is to be small")
         region = (goal.goal_map != 0).flatten(1).to(seen.logits)
         maps = _maps(self, seen)
         if self.relative:
@@ -133,5 +133,5 @@ class HideFeature(Objective):
 
 def _maps(objective: Objective, seen: Observation) -> Tensor:
     if seen.maps is None:
-        raise InputError(f"{type(objective).__name__} needs maps that were seen")
+        raise InputError(f"{type(objective).__name__} needs an observation with maps")
     return seen.maps

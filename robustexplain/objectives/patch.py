@@ -1,4 +1,4 @@
-"""What an adversary wants who may change one region of the input, or who wants one change for many inputs."""
+"""Objectives of attacks on one region of the input, and of universal perturbations."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .prediction import Misclassify
 @OBJECTIVES.register("leave-region", paper="Subramanya et al. 2019", needs=("gradients",))
 @dataclass(frozen=True)
 class LeaveRegion(Objective):
-    """Share of the map's positive heat that lies in the region which the threat model may change, 0 to 1.
+    """Share of the map's positive part in the region that the threat model may change, 0 to 1.
 
-    On the interpreter's own grid: ``sum_r m+ / (sum m+ + 1e-10)``, ``m+ = max(m, 0)``, where a cell counts by how much
-    of it the region covers. Subramanya et al. divide the share by the number of cells in the region (16 for their patch
-    of 64 pixels on a 14 x 14 grid); the share itself keeps its scale on any grid, so their weight of 0.05 on the
+    On the interpreter's own grid: ``sum_r m+ / (sum m+ + 1e-10)``, ``m+ = max(m, 0)``, where a cell counts by the share
+    of it that the region covers. Subramanya et al. divide the share by the number of cells in the region (16 for their
+    patch of 64 pixels on a 14 x 14 grid); the share itself keeps its scale on any grid, so their weight of 0.05 on the
     cross-entropy is 0.8 beside it.
     """
 
@@ -34,7 +34,7 @@ class LeaveRegion(Objective):
     def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """The share, ``[B]``."""
         if seen.maps is None or seen.region is None:
-            raise InputError("LeaveRegion needs maps that were seen, and a threat model that has a region (a patch)")
+            raise InputError("LeaveRegion needs an observation with maps, and a threat model with a region (a patch)")
         heat = positive(seen.maps)
         covered = F.adaptive_avg_pool2d(seen.region.to(heat)[:, None], (heat.shape[1], heat.shape[2]))[:, 0]
         return (heat * covered).flatten(1).sum(1) / (heat.flatten(1).sum(1) + 1e-10)
@@ -65,9 +65,9 @@ class UntilMet(Objective):
 
 @dataclass(frozen=True)
 class Capped(Objective):
-    """Another objective's loss, from ``-cap`` upwards: no sample draws a shared perturbation to itself.
+    """Another objective's loss, at least ``-cap``: no single sample dominates a shared perturbation.
 
-    Shafahi et al. 2020 maximise ``min(cross-entropy, beta)``; a sample beyond it has no gradient any more.
+    Shafahi et al. 2020 maximise ``min(cross-entropy, beta)``; beyond it a sample's gradient is zero.
 
     Args:
         of: the objective; the untargeted cross-entropy is the negative one here.

@@ -1,4 +1,4 @@
-"""What an adversary wants of the prediction."""
+"""Objectives on the prediction."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Misclassify(Objective):
     Args:
         confidence: met only where the goal's probability (untargeted: one minus the label's) reaches this.
         smoothing: ``rho``: the goal's target probability is drawn from ``U(1 - rho, 1)`` at each step (Zhang et al.,
-            section 3.6), which keeps the gradient alive on over-confident predictions; may be a schedule.
+            section 3.6), which keeps the gradient from vanishing on over-confident predictions; may be a schedule.
 
     Examples:
         >>> import torch
@@ -63,13 +63,13 @@ class Misclassify(Objective):
 
     def unmet(self, seen: Observation, goal: Goal) -> Tensor:
         """0 where met, 1 where predicted as wanted below ``confidence``, 2 where predicted otherwise."""
-        own, predicted = goal.label if goal.goal_class is None else goal.goal_class, seen.logits.argmax(1)
-        otherwise = 2.0 * (predicted == own if goal.goal_class is None else predicted != own)
+        marked, predicted = goal.label if goal.goal_class is None else goal.goal_class, seen.logits.argmax(1)
+        otherwise = 2.0 * (predicted == marked if goal.goal_class is None else predicted != marked)
         if self.confidence == 0:
             return otherwise
-        p = seen.logits.softmax(1).gather(1, own[:, None])[:, 0]
-        sure = 1 - p if goal.goal_class is None else p
-        return torch.where(otherwise > 0, otherwise, (sure < self.confidence).float())
+        p = seen.logits.softmax(1).gather(1, marked[:, None])[:, 0]
+        confidence = 1 - p if goal.goal_class is None else p
+        return torch.where(otherwise > 0, otherwise, (confidence < self.confidence).float())
 
 
 @OBJECTIVES.register("distill", paper="Hinton et al. 2015, at temperature 1")
@@ -94,7 +94,7 @@ class KeepPrediction(Objective):
     The distance is summed over classes; Dombrowski et al. average it: their ``1e6`` at 1000 classes is 1e3 here.
 
     Args:
-        tolerance: met only where the label's probability moved by no more than this; 1 asks for the label alone.
+        tolerance: met only where the label's probability moved by no more than this; with 1 only the label counts.
     """
 
     tolerance: Fraction = 1.0

@@ -1,4 +1,4 @@
-"""What an adversary wants of a flow."""
+"""Objectives on a flow."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class FlowLoss(Objective):
     ``sum_i sum_{j in N(i)} sqrt((du_i - du_j)^2 + (dv_i - dv_j)^2) / N`` over the pixels ``i`` of a flow in pixels.
     Departure: the papers do not divide by the number ``N`` of pixels; Zhang et al.'s ``tau = 0.0005`` at 224 x 224 is
     25.1 here. The root has no derivative where two neighbours move together, so ``1e-8`` is added under it, as in the
-    code of Zhang et al., and its root taken off again, so that an even flow costs nothing.
+    code of Zhang et al., and its root subtracted, so that a constant flow has loss 0.
 
     Args:
-        neighbours: ``axes``, the four that the papers write; ``diagonals``, the four that the code takes (which leaves
-            a chessboard of flows unpunished). At the border the flow goes on as it is.
+        neighbours: ``axes``, the four of the papers; ``diagonals``, the four of the code (for a chessboard of flows the
+            loss is then 0). At the border the flow is replicated.
     """
 
     neighbours: Literal["axes", "diagonals"] = "axes"

@@ -1,4 +1,4 @@
-"""What can be known before anything is trained: the recipe held against its data, its model and this machine."""
+"""Checks before any training: the recipe against its data, its model and the installed packages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..autograd.layers import submodule
 from ..checks import Kind
 from ..errors import InputError
 from ..interpreters import AttentionRollout, Gradient, InterpreterSpec
-from ..interpreters.base import taken
+from ..interpreters.base import accepted_kinds
 from ..interpreters.cam.token_grid import Attentions
 from ..models.weights import load_file_into
 from ..registry import INTERPRETERS
@@ -27,11 +27,11 @@ from .rows import standing_on
 
 
 def check_data(recipe: Recipe) -> data_sets.Data:
-    """Load the data set and hold it against the recipe: what is missing or cannot work is found before any training.
+    """Load the data set and check it against the recipe, before any training.
 
     Raises:
         MissingDataError: files that are not there.
-        InputError: a part that is needed and empty, a layer or a package that there is not; every problem found.
+        InputError: a needed part that is empty, a missing layer or package; with every problem found.
     """
     problems = Problems()
     weights = recipe.model.weights
@@ -54,7 +54,7 @@ def check_data(recipe: Recipe) -> data_sets.Data:
 
 @dataclass(frozen=True)
 class Situation:
-    """What is known before training.
+    """The recipe, its data and its model before training.
 
     Args:
         recipe: the experiment.
@@ -69,7 +69,7 @@ class Situation:
 
     @property
     def kind(self) -> Kind:
-        """What the data are."""
+        """Images or tables."""
         return "tables" if len(self.data.shape) == 1 else "images"
 
     def rows(self, kind: str) -> list[Row]:
@@ -77,7 +77,7 @@ class Situation:
         return [row for row in self.recipe.rows if row.kind == kind]
 
     def interpreters(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Every interpreter that is named, as a row or as a member: where, its name, its settings."""
+        """Every interpreter of a row or member: its place in the recipe, its name, its settings."""
         for row in self.rows("interpreter"):
             yield f"interpreters: {row.label!r}", row.name, row.settings if isinstance(row.settings, dict) else {}
         for row in self.rows("defense"):
@@ -92,9 +92,10 @@ def members_of(row: Row) -> tuple[InterpreterSpec, ...]:
 
 
 def _installable(recipe: Recipe) -> list[tuple[str, Any]]:
-    """Attacks and metrics that need more than this package, and can say whether it is there: ``ready()`` raises."""
+    """Attacks, metrics and interpreters with a method ``ready``, which raises where something is missing."""
     named = [(f"attacks: {column.label!r}", column.attack) for column in recipe.columns]
     named += [(f"metrics: {name!r}", metric) for name, metric in recipe.metrics.items()]
+    named += [(f"interpreters: {row.label!r}", row.settings) for row in recipe.rows if row.kind == "interpreter"]
     seen: dict[Any, str] = {}
     for label, component in named:
         if hasattr(component, "ready"):
@@ -104,10 +105,10 @@ def _installable(recipe: Recipe) -> list[tuple[str, Any]]:
 
 
 def _model(recipe: Recipe, data: data_sets.Data) -> nn.Module | None:
-    """The classifier as far as it costs nothing: a registered one takes no memory, one's own code is run.
+    """The classifier without its memory: a registered one on the meta device; a user's own code is run.
 
     Raises:
-        InputError: an architecture that there is not, or weights that do not fit.
+        InputError: an unknown architecture, or weights that do not fit.
     """
     settings = recipe.model
     if settings.file is not None:
@@ -121,7 +122,7 @@ def _model(recipe: Recipe, data: data_sets.Data) -> nn.Module | None:
     except InputError:
         raise
     except Exception:
-        # What cannot be built without memory is not looked at before it is built.
+        # A model that cannot be built on the meta device is not checked here.
         return None
     if settings.weights is not None:
         with warnings.catch_warnings():
@@ -131,7 +132,7 @@ def _model(recipe: Recipe, data: data_sets.Data) -> nn.Module | None:
 
 
 def empty_test(of: Situation) -> list[str]:
-    """Nothing to judge on."""
+    """An empty test part."""
     empty = not len(of.data.test)
     return [f"data: the test part of {of.data.name} is empty; see data.fractions"] if empty else []
 
@@ -146,8 +147,8 @@ def pixels_of_tables(of: Situation) -> list[str]:
     ]
 
 
-def nothing_of_the_adversarys_own(of: Situation) -> list[str]:
-    """Attacks and manipulations that need samples, and there are none."""
+def no_samples_for_the_adversary(of: Situation) -> list[str]:
+    """Attacks and manipulations that need samples where there are none."""
     if len(of.data.train) + len(of.data.defense):
         return []
     empty = f"and the defense and train parts of {of.data.name} are empty; see data.fractions"
@@ -163,7 +164,7 @@ def nothing_of_the_adversarys_own(of: Situation) -> list[str]:
 
 
 def nothing_to_train_on(of: Situation) -> list[str]:
-    """What trains, and its part of the data is empty."""
+    """Components that train on a part of the data that is empty."""
     trains = [("model.train:", "train")] if of.recipe.model.train else []
     trains += [
         (f"interpreters: {row.label!r}", "train")
@@ -180,10 +181,11 @@ def nothing_to_train_on(of: Situation) -> list[str]:
 
 def interpreters_of_another_kind(of: Situation) -> list[str]:
     """Interpreters of tables on images, and the other way round."""
+    kinds = [(where, name, accepted_kinds(INTERPRETERS.get(name).build)) for where, name, _ in of.interpreters()]
     return [
-        f"{where}: {name} takes {' and '.join(taken(INTERPRETERS.get(name).build))}, and {of.data.name} holds {of.kind}"
-        for where, name, _ in of.interpreters()
-        if of.kind not in taken(INTERPRETERS.get(name).build)
+        f"{where}: {name} takes {' and '.join(accepted)}, and {of.data.name} holds {of.kind}"
+        for where, name, accepted in kinds
+        if of.kind not in accepted
     ]
 
 
@@ -197,7 +199,7 @@ def metrics_of_another_kind(of: Situation) -> list[str]:
 
 
 def another_size(of: Situation) -> list[str]:
-    """A model that was made for images of one size and takes no others."""
+    """A model for images of one size only, and images of another."""
     side = getattr(of.model, "input_size", None)
     if of.model is None or of.kind == "tables" or side in (None, of.data.shape[-1]):
         return []
@@ -206,7 +208,7 @@ def another_size(of: Situation) -> list[str]:
     except AssertionError as error:
         # How timm's and torchvision's transformers refuse an image.
         return [f"model: {of.recipe.model.name} refuses images of shape {list(of.data.shape)}: {error}"]
-    except Exception:  # what only a run on numbers can tell
+    except Exception:  # errors that only a run on real inputs can decide
         return []
     return []
 
@@ -238,10 +240,10 @@ def no_attention(of: Situation) -> list[str]:
     try:
         with Attentions(seen.append):
             _forward(of)
-    except Exception:  # another finding's, or what only a run on numbers can tell
+    except Exception:  # another check's, or only a run on real inputs can decide
         return []
-    said = f"{of.recipe.model.name} computes no self-attention, which attention rollout follows"
-    return [] if seen else [f"{where}: {said}; use gradcam or gradient" for where in wanted]
+    problem = f"{of.recipe.model.name} computes no self-attention, which attention rollout follows"
+    return [] if seen else [f"{where}: {problem}; use gradcam or gradient" for where in wanted]
 
 
 def large_pools(of: Situation) -> list[str]:
@@ -268,7 +270,7 @@ def members_that_are_not_made(of: Situation) -> list[str]:
 FINDINGS: tuple[Callable[[Situation], list[str]], ...] = (
     empty_test,
     pixels_of_tables,
-    nothing_of_the_adversarys_own,
+    no_samples_for_the_adversary,
     nothing_to_train_on,
     interpreters_of_another_kind,
     metrics_of_another_kind,
@@ -278,4 +280,4 @@ FINDINGS: tuple[Callable[[Situation], list[str]], ...] = (
     large_pools,
     members_that_are_not_made,
 )
-"""Each looks for one kind of mistake and gives a line for each that it finds."""
+"""The checks: each gives a line for each mistake of one kind."""

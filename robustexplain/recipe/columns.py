@@ -1,4 +1,4 @@
-"""The columns of a matrix: attacks, and what their adversaries know, see and want."""
+"""The columns of a matrix: attacks with the knowledge and goals of their adversaries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .experiment import Column, GoalMap, Knowledge
 
 @dataclass(frozen=True)
 class ColumnSettings:
-    """What the entry of an attack says beside the attack's own settings."""
+    """The keys of an attack's entry that are not the attack's own settings."""
 
     knowledge: Knowledge | list[Knowledge] = "oblivious"
     goal_map: GoalMap = "benign"
@@ -41,21 +41,21 @@ def columns_of(entry: Any, path: str, rows: Sequence[str]) -> list[Column]:
     attack = make(cls, own, path)
     known_by = extra.get("knowledge")
     for word in known_by if isinstance(known_by, list) else [known_by]:
-        if said := renamed(word, KNOWLEDGE):
-            raise InputError(f"{path}.knowledge: unknown word {word!r}{said}")
-    play = validate(model_of(ColumnSettings), extra, path)
-    levels = play.knowledge if isinstance(play.knowledge, list) else [play.knowledge]
-    sources = play.source if isinstance(play.source, list) else [play.source]
+        if hint := renamed(word, KNOWLEDGE):
+            raise InputError(f"{path}.knowledge: unknown word {word!r}{hint}")
+    settings = validate(model_of(ColumnSettings), extra, path)
+    levels = settings.knowledge if isinstance(settings.knowledge, list) else [settings.knowledge]
+    sources = settings.source if isinstance(settings.source, list) else [settings.source]
     for source in sources:
         if source is not None and source not in rows:
             raise InputError(f"{path}.source: no row of the recipe is called {source!r}; it has {', '.join(rows)}")
-    if play.goal_map != "benign" and not attack.needs_maps:
+    if settings.goal_map != "benign" and not attack.needs_maps:
         raise InputError(f"{path}.goal_map: {found.name} does not look at maps, so it has no goal map")
-    goal = "" if play.goal_map == "benign" else f", {play.goal_map}"
-    named = isinstance(play.knowledge, list) or "knowledge" in extra
+    goal = "" if settings.goal_map == "benign" else f", {settings.goal_map}"
+    named = isinstance(settings.knowledge, list) or "knowledge" in extra
     columns = []
     for level, source in itertools.product(levels, sources):
         crafted = "" if source is None else f", from {source}"
-        label = (play.label or found.name) + goal + (f", {level}" if named else "") + crafted
-        columns.append(Column(label, attack, level, play.goal_map, source))
+        label = (settings.label or found.name) + goal + (f", {level}" if named else "") + crafted
+        columns.append(Column(label, attack, level, settings.goal_map, source))
     return columns

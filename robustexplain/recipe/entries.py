@@ -73,7 +73,7 @@ def data_set(entry: Any) -> Any:
 
 
 def model(entry: Any) -> Model:
-    """The classifier of a recipe, not made yet.
+    """The classifier of a recipe, not built yet.
 
     Raises:
         InputError: none, an unknown one, or an option that it does not have.

@@ -1,4 +1,4 @@
-"""Messages that are collected, so that one look at a recipe reports all of them."""
+"""Error messages that are collected, so that a check of a recipe reports all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..errors import InputError, MissingDataError
 
 
 class Problems:
-    """Collects messages, so that one look at a recipe reports all of them."""
+    """Collects error messages, so that a check of a recipe reports all of them."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -19,7 +19,7 @@ class Problems:
         self.lines.append(line)
 
     def run(self, step: Any, path: str = "") -> Any:
-        """What ``step()`` gives, or ``None`` and one more message."""
+        """The result of ``step()``; or ``None``, and its error is collected."""
         try:
             return step()
         except InputError as error:

@@ -1,4 +1,4 @@
-"""The rows of a matrix: interpreters, manipulated systems, and defenses of either, one upon the other."""
+"""The rows of a matrix: interpreters, manipulated systems, and stacked defenses of either."""
 
 from __future__ import annotations
 
@@ -121,14 +121,14 @@ class Rows:
 
 
 def _layer_of(row: Row) -> Layer | None:
-    """What a row's own defense changes; ``None`` for an interpreter or a manipulation."""
+    """The layer that a row's own defense changes; ``None`` for an interpreter or a manipulation."""
     cls: Any = DEFENSES.get(row.name).build if row.kind == "defense" else None
     layer: Layer | None = getattr(cls, "layer", None)
     return layer
 
 
 def standing_on(row: Row, rows: Mapping[str, Row]) -> Iterator[Row]:
-    """The row, the one it stands on, and so on down to the first."""
+    """The row, its base, and so on down to the first."""
     yield row
     while row.derived:
         row = rows[row.base]

@@ -51,7 +51,7 @@ def load(text: str) -> Any:
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        # What looks like a date and is none, for one.
+        # Such as text that looks like a date and is none.
         raise InputError(f"is not YAML: {error}") from None
 
 
@@ -108,7 +108,7 @@ class _Census:
     def _repeated(self, anchor: str, line: int) -> int:
         if any(part.anchor == anchor for part in self.open):
             raise InputError(f"line {line}: *{anchor} stands inside of &{anchor} itself")
-        # An unknown anchor is the loader's to refuse.
+        # The loader refuses an unknown anchor.
         return self.sizes.get(anchor, 1)
 
     def _count(self, size: int, anchor: str | None, line: int) -> None:

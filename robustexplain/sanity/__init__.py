@@ -1,12 +1,12 @@
-"""Sanity checks of interpreters: does a map depend on the model, on what it learned, and only on that?"""
+"""Sanity checks of interpreters: does a map depend on the model and on its training, and on nothing else?"""
 
 from .checks import Check, Outcome, cascading, independent, measures, other_labels, shifted
-from .randomise import Stage, randomise, stages
+from .randomise import LayerGroup, randomise, stages
 
 __all__ = [
     "Check",
+    "LayerGroup",
     "Outcome",
-    "Stage",
     "cascading",
     "independent",
     "measures",

@@ -1,4 +1,4 @@
-"""What happens to an interpreter's maps when the model is made meaningless, or only looks different."""
+"""How an interpreter's maps change with randomised weights, shuffled labels or a shifted input."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..autograd.input_shift import compensated
 from ..interpreters import Interpreter
 from ..metrics import HOG, SSIM, MapMetric, Spearman
-from .randomise import Stage, randomise
+from .randomise import LayerGroup, randomise
 
 Check = Literal["cascading", "independent", "labels", "shift"]
 CHECKS: tuple[Check, ...] = get_args(Check)
@@ -55,7 +55,7 @@ def compare(check: Check, stage: int, layer: str, found: Tensor, original: Tenso
     """An outcome from maps and the original ones, both ``[B, H, W]``."""
     found, original = found.detach().float().cpu(), original.detach().float().cpu()
     known = measures(min(original.shape[-2:]))
-    # A network without meaning can overflow: what is no number resembles nothing, and is not a zero.
+    # A randomised network can overflow: NaN counts as no similarity, not as a zero map.
     finite = torch.isfinite(found).flatten(1).all(1)
     safe = torch.where(finite[:, None, None], found, 0)
     similarities = {name: torch.where(finite, metric(safe, original), torch.nan) for name, metric in known.items()}
@@ -70,7 +70,7 @@ def explained(interpreter: Interpreter, x: Tensor, target: Tensor, batch: int = 
 
 
 def cascading(
-    interpreter: Interpreter, x: Tensor, target: Tensor, layers: Sequence[Stage], seed: int = 0
+    interpreter: Interpreter, x: Tensor, target: Tensor, layers: Sequence[LayerGroup], seed: int = 0
 ) -> Iterator[Outcome]:
     """Randomise the model from the logits down, stage by stage (Adebayo et al. 2018, section 3.1).
 
@@ -83,22 +83,22 @@ def cascading(
     """
     original = explained(interpreter, x, target)
     yield compare("cascading", 0, "", original, original)
-    twin = copy.deepcopy(interpreter)
+    copied = copy.deepcopy(interpreter)
     for i, stage in enumerate(layers, 1):
-        randomise(twin.model, stage, x, seed)
-        yield compare("cascading", i, stage.name, explained(twin, x, target), original)
+        randomise(copied.model, stage, x, seed)
+        yield compare("cascading", i, stage.name, explained(copied, x, target), original)
 
 
 def independent(
-    interpreter: Interpreter, x: Tensor, target: Tensor, layers: Sequence[Stage], seed: int = 0
+    interpreter: Interpreter, x: Tensor, target: Tensor, layers: Sequence[LayerGroup], seed: int = 0
 ) -> Iterator[Outcome]:
     """Randomise one stage and leave all others as they are (Adebayo et al. 2018, section 3.2)."""
     original = explained(interpreter, x, target)
     yield compare("independent", 0, "", original, original)
     for i, stage in enumerate(layers, 1):
-        twin = copy.deepcopy(interpreter)
-        randomise(twin.model, stage, x, seed)
-        yield compare("independent", i, stage.name, explained(twin, x, target), original)
+        copied = copy.deepcopy(interpreter)
+        randomise(copied.model, stage, x, seed)
+        yield compare("independent", i, stage.name, explained(copied, x, target), original)
 
 
 def other_labels(interpreter: Interpreter, other: Interpreter, x: Tensor, target: Tensor) -> Outcome:
@@ -114,8 +114,8 @@ def shifted(interpreter: Interpreter, x: Tensor, target: Tensor, shift: float) -
         UnsupportedModelError: if the model's first layer cannot take the shift back.
     """
     original = explained(interpreter, x, target)
-    twin = rebound(interpreter, lambda model: compensated(model, x, shift))
-    return compare("shift", 1, f"x + {shift:g}", explained(twin, x + shift, target), original)
+    copied = rebound(interpreter, lambda model: compensated(model, x, shift))
+    return compare("shift", 1, f"x + {shift:g}", explained(copied, x + shift, target), original)
 
 
 def rebound(interpreter: Interpreter, change: Callable[[nn.Module], nn.Module]) -> Interpreter:

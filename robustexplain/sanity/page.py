@@ -1,4 +1,4 @@
-"""What the sanity checks found: ``sanity.csv``, ``sanity.png`` and ``sanity.html``."""
+"""The results of the sanity checks: ``sanity.csv``, ``sanity.png`` and ``sanity.html``."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ TABLE, PAGE = "sanity.csv", "sanity.html"
 
 
 @dataclass(frozen=True)
-class Found:
-    """One check of one interpreter, read back.
+class CheckResult:
+    """The stored result of one check of one interpreter.
 
     Args:
         row: label of the interpreter.
         check: which check.
         status: ``done``, ``unsupported`` or ``failed``.
-        note: why it is not done, or what to know about it.
+        note: why it is not done, or a remark.
         layers: the layer of each stage.
         curves: by measure, an estimate a stage.
         maps: by stage, the maps of the first images.
@@ -52,8 +52,8 @@ class Found:
         return self.curves[measure][-1]
 
 
-def read_found(recipe: Recipe, folder: RunFolder) -> list[Found]:
-    """Every check that is there, in the recipe's order."""
+def read_results(recipe: Recipe, folder: RunFolder) -> list[CheckResult]:
+    """The results of all checks that were made, in the recipe's order."""
     found = []
     for check in CHECKS:
         for row in recipe.rows:
@@ -63,7 +63,7 @@ def read_found(recipe: Recipe, folder: RunFolder) -> list[Found]:
     return found
 
 
-def _read(path: Path, resamples: int) -> Found:
+def _read(path: Path, resamples: int) -> CheckResult:
     known = json.loads(path.read_text(encoding="utf-8"))
     arrays = files.read_tensors(path.with_suffix(".safetensors"))[0] if known["stages"] else {}
     numbers = [stage["stage"] for stage in known["stages"]]
@@ -73,12 +73,13 @@ def _read(path: Path, resamples: int) -> Found:
     }
     maps = [arrays[f"{n}/maps"] for n in numbers]
     layers = [stage["layer"] for stage in known["stages"]]
-    return Found(known["row"], known["check"], known["status"], known["note"], layers, curves, maps, arrays.get("x"))
+    row, check, status, note = (known[key] for key in ("row", "check", "status", "note"))
+    return CheckResult(row, check, status, note, layers, curves, maps, arrays.get("x"))
 
 
 def write_page(recipe: Recipe, folder: RunFolder) -> Path:
     """Write the table, the picture of the curves and the page of a run's sanity checks."""
-    found = read_found(recipe, folder)
+    found = read_results(recipe, folder)
     files.write_text(folder.root / TABLE, table(found))
     curves = [f for f in found if f.check == "cascading" and f.status == "done"]
     if curves:
@@ -91,7 +92,7 @@ def write_page(recipe: Recipe, folder: RunFolder) -> Path:
     return page
 
 
-def table(found: list[Found]) -> str:
+def table(found: list[CheckResult]) -> str:
     """Every estimate as CSV: a line an interpreter, check, stage and measure."""
     buffer = io.StringIO()
     out = csv.writer(buffer, lineterminator="\n")
@@ -106,7 +107,7 @@ def table(found: list[Found]) -> str:
     return buffer.getvalue()
 
 
-def curves_picture(found: list[Found]) -> bytes:
+def curves_picture(found: list[CheckResult]) -> bytes:
     """A panel an interpreter: each measure against how far down the network is random."""
     from matplotlib.figure import Figure
 
@@ -135,7 +136,7 @@ def curves_picture(found: list[Found]) -> bytes:
     return plots.figure_bytes(figure)
 
 
-def maps_picture(found: list[Found], image: int) -> bytes:
+def maps_picture(found: list[CheckResult], image: int) -> bytes:
     """A line an interpreter: the map of one image as ever more of the network is random."""
     from matplotlib.figure import Figure
 
@@ -156,14 +157,14 @@ def maps_picture(found: list[Found], image: int) -> bytes:
     return plots.figure_bytes(figure)
 
 
-def html(recipe: Recipe, found: list[Found]) -> str:
+def html(recipe: Recipe, found: list[CheckResult]) -> str:
     """The page."""
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     environment = Environment(
         loader=PackageLoader("robustexplain.sanity", "."), autoescape=select_autoescape(default=True), trim_blocks=True
     )
-    by_check: dict[str, list[Found]] = {}
+    by_check: dict[str, list[CheckResult]] = {}
     for f in found:
         by_check.setdefault(f.check, []).append(f)
     done = {check: [f for f in group if f.status == "done"] for check, group in by_check.items()}
@@ -174,7 +175,7 @@ def html(recipe: Recipe, found: list[Found]) -> str:
     return environment.get_template("sanity.html.j2").render(**context, half=_half)
 
 
-def _half(found: Found, measure: str) -> Estimate:
+def _half(found: CheckResult, measure: str) -> Estimate:
     """The estimate when the upper half of the network is random."""
     curve = found.curves[measure]
     return curve[len(curve) // 2]

@@ -1,4 +1,4 @@
-"""Weights at random: the network from the logits down, or one layer at a time (Adebayo et al. 2018, section 3)."""
+"""Random weights: the network from the logits down, or one layer at a time (Adebayo et al. 2018, section 3)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..random_streams import derive
 
 
 @dataclass(frozen=True)
-class Stage:
+class LayerGroup:
     """Some layers that are randomised together.
 
     Args:
@@ -27,8 +27,8 @@ class Stage:
     modules: tuple[str, ...]
 
 
-def stages(model: nn.Module, x: Tensor, most: int = 12) -> list[Stage]:
-    """The layers of a model from the logits down, in at most ``most`` stages.
+def stages(model: nn.Module, x: Tensor, most: int = 12) -> list[LayerGroup]:
+    """The layers of a model from the logits down, in at most ``most`` groups.
 
     A layer is a module with a weight matrix or kernel, together with the norms and scales that run behind it. Layers
     are found by what runs in a forward pass on ``x[:1]``.
@@ -46,15 +46,15 @@ def stages(model: nn.Module, x: Tensor, most: int = 12) -> list[Stage]:
     if not layers:
         raise UnsupportedModelError(f"{type(model).__name__} has no weights that a forward pass uses")
     down = [tuple(reversed(layer)) for layer in reversed(layers)]
-    # The logits' layer stands alone, as in the paper's figures; the others share what is left evenly.
+    # The logits' layer is a group of its own, as in the paper's figures; the others are divided evenly.
     rest = down[1:]
     cuts = torch.linspace(0, len(rest), min(most - 1, len(rest)) + 1).round().int().tolist()
     groups = [down[:1], *(rest[a:b] for a, b in pairwise(cuts))] if rest else [down]
-    return [Stage(group[0][-1], tuple(name for layer in group for name in layer)) for group in groups]
+    return [LayerGroup(group[0][-1], tuple(name for layer in group for name in layer)) for group in groups]
 
 
 def _in_order(model: nn.Module, x: Tensor) -> list[tuple[str, nn.Module]]:
-    """Modules with weights of their own, in the order in which they run first."""
+    """Modules with parameters of their own, in the order of their first calls."""
     names = {m: n for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))}
     seen: dict[nn.Module, str] = {}
 
@@ -67,7 +67,7 @@ def _in_order(model: nn.Module, x: Tensor) -> list[tuple[str, nn.Module]]:
 
 
 @torch.no_grad()
-def randomise(model: nn.Module, stage: Stage, x: Tensor, seed: int) -> None:
+def randomise(model: nn.Module, stage: LayerGroup, x: Tensor, seed: int) -> None:
     """Draw the weights of a stage anew, in place, as they are before training.
 
     Statistics of batch norms are measured again on ``x`` where they are drawn anew: those of the trained network would

@@ -25,7 +25,7 @@ from ..recipe.experiment import Recipe, Row
 from ..training import Session
 from .checks import CHECKS, Check, Outcome, cascading, independent, other_labels, shifted
 from .page import write_page
-from .randomise import Stage, stages
+from .randomise import LayerGroup, stages
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def run_sanity(recipe: Recipe, out: str | Path, session: Session, checks: Sequen
     folder = RunFolder(Path(out))
     data = check_data(recipe)
     if session.accelerator.is_main_process:
-        folder.open(recipe, data.digest, data.features, data.shape)
+        folder.open(recipe, data.digest, data.features, data.shape, session.accelerator.mixed_precision)
     session.accelerator.wait_for_everyone()
     session.folder = folder.training
     wanted = [c for c in CHECKS if not checks or c in checks]
@@ -99,7 +99,7 @@ def _may_change_maps(row: Row) -> bool:
 
 
 class _Runner:
-    """What the checks share: the systems, the images. Made when first needed."""
+    """The systems and images that the checks share, computed when first needed."""
 
     def __init__(self, recipe: Recipe, data: data_sets.Data, folder: RunFolder, session: Session) -> None:
         self.recipe, self.data, self.folder, self.session = recipe, data, folder, session
@@ -109,11 +109,11 @@ class _Runner:
         count = min(recipe.sanity.images, len(data.test))
         x, _ = data_sets.stack(data_sets.take(data.test, count))
         self.x = x.to(session.device)
-        self.layers: dict[nn.Module, list[Stage]] = {}
+        self.layers: dict[nn.Module, list[LayerGroup]] = {}
         self.random: tuple[Builder, float] | None = None
 
     def run(self, row: Row, check: Check) -> bool:
-        """Run one check of one row unless it is there; whether it failed."""
+        """Run one check of one row unless it is stored; whether it failed."""
         path = self.folder.sanity(row.label, check)
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"status": "failed"}
         if known["status"] != "failed" and known["settings"] == asdict(self.recipe.sanity):
@@ -134,7 +134,7 @@ class _Runner:
         except UnsupportedModelError as error:
             summary |= {"status": "unsupported", "note": str(error)}
         except Exception:
-            # One method that fails must not take the others with it.
+            # If one method fails, the others still run.
             summary |= {"status": "failed", "note": traceback.format_exc()}
         if self.session.accelerator.is_main_process:
             self._write(path, summary, outcomes)
@@ -160,7 +160,7 @@ class _Runner:
         below = self.systems.system(self.recipe.row(row.base)).interpreter
         return None if row.derived and own is below else own
 
-    def _stages(self, model: nn.Module) -> list[Stage]:
+    def _stages(self, model: nn.Module) -> list[LayerGroup]:
         if model not in self.layers:
             self.layers[model] = stages(model, self.x, self.recipe.sanity.stages)
         return self.layers[model]

@@ -30,7 +30,7 @@ def save_component(component: Any, folder: Path) -> Path:
     """Write a component and all its parts into ``folder``; see :meth:`robustexplain.System.save`."""
     writer = Writer()
     tree = writer.encode(component)
-    # The tree goes first and comes last: a folder that is being overwritten holds no system, never half of two.
+    # The tree is removed first and written last: while it is overwritten a folder holds no system, not parts of two.
     (folder / TREE).unlink(missing_ok=True)
     _remove_old_parts(folder)
     for name, content in writer.blobs.items():
@@ -55,13 +55,13 @@ def load_component(
         return Reader(folder, described, tensors, model, weights).decode(described["tree"])
     except InputError:
         raise
-    # What was written on purpose to mislead can lead into any of these.
+    # Maliciously written files can raise any of these.
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise InputError(f"{folder / TREE} does not describe a system of this version: {error!r}") from error
 
 
 def checksum(folder: str | Path) -> str:
-    """The SHA-256 of a saved system, as hex: kept elsewhere, it tells on loading that the folder is still the same.
+    """The SHA-256 of a saved system, as hex: kept elsewhere, it shows on loading that the folder was not changed.
 
     Raises:
         MissingDataError: if the folder holds no saved system.

@@ -1,4 +1,4 @@
-"""``system.json``: read with suspicion, and with the checksum of every file and of itself."""
+"""``system.json``: the content and the checksums of every file and of itself, checked on reading."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .._version import __version__
 from ..errors import InputError, MissingDataError
 
 FORMAT = 2
-"""Of the folder. A version reads the formats that it knows."""
+"""The format of the folder; a version reads the formats that it supports."""
 TREE, WEIGHTS, CHECKSUM = "system.json", "weights.safetensors", "sha256"
 
 
@@ -26,7 +26,7 @@ def write(folder: Path, content: dict[str, Any], names: Sequence[str]) -> Path:
 
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:
-    """The same with its own SHA-256: of its JSON with sorted keys and no spaces, but for the checksum."""
+    """The content with its own SHA-256: of its JSON with sorted keys and no spaces, without the checksum."""
     bare = {key: value for key, value in content.items() if key != CHECKSUM}
     text = json.dumps(bare, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return {**bare, CHECKSUM: hashlib.sha256(text.encode()).hexdigest()}
@@ -86,7 +86,7 @@ def _check_origin(path: Path, content: dict[str, Any]) -> None:
 
 
 def _release(version: object) -> tuple[float, float]:
-    """Major and minor of a version; of what is none, infinity."""
+    """Major and minor number of a version; infinity for other text."""
     found = re.match(r"(\d{1,6})\.(\d{1,6})(\D|$)", version) if isinstance(version, str) else None
     return (math.inf, math.inf) if found is None else (int(found[1]), int(found[2]))
 

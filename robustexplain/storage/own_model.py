@@ -1,4 +1,4 @@
-"""A classifier that no registered builder makes, handed in on loading: it is compared, and left as it is."""
+"""A classifier that no registered builder makes, passed on loading: it is compared with the saved one, not changed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..errors import InputError, RobustExplainWarning
 from ..models.weights import load_state
 
 Weights: TypeAlias = Literal["same", "stored", "own"]
-"""Whose weights a model deploys that is handed in on loading."""
+"""Which weights are deployed with a model that is passed on loading."""
 
 
 def handed_in(model: nn.Module, stored: dict[str, Tensor], weights: Weights, source: str) -> nn.Module:
-    """What is deployed: the model itself, or a copy of it with the stored weights.
+    """The model that is deployed: the passed one itself, or a copy of it with the stored weights.
 
     Args:
         model: left as it is: weights, mode, ``requires_grad``.
@@ -38,13 +38,13 @@ def handed_in(model: nn.Module, stored: dict[str, Tensor], weights: Weights, sou
     differing = [key for key, value in stored.items() if not _equal(own[key], value)]
     if differing:
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
-        said = f"the model that was handed in has other weights than {source!r}: {differing[0]}{more} differ"
+        difference = f"the model that was handed in has other weights than {source!r}: {differing[0]}{more} differ"
         if weights != "own":
             raise InputError(
-                f"{said}. Interpreter and detector were made for the saved ones: load those, into a copy, with "
+                f"{difference}. Interpreter and detector were made for the saved ones: load those, into a copy, with "
                 "weights='stored'; or go on with your own with weights='own'"
             )
-        warnings.warn(f"{said}; interpreter and detector were made for the saved ones", RobustExplainWarning, 2)
+        warnings.warn(f"{difference}; interpreter and detector were made for the saved ones", RobustExplainWarning, 2)
     return model
 
 
@@ -73,6 +73,6 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def device_of(model: nn.Module | None) -> torch.device:
-    """Where a model's weights are; the CPU without any."""
+    """The device of a model's weights; the CPU without any."""
     tensors = () if model is None else chain(model.parameters(), model.buffers())
     return next((tensor.device for tensor in tensors), torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""From JSON, tensors and files back to a component: names are looked up, and nothing is taken at its word."""
+"""From JSON, tensors and files back to a component: names are looked up, and every value is checked."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .own_model import Weights, device_of, handed_in
 from .writer import KINDS
 
 SPARE = 1 << 24
-"""How many numbers more than twice the stored ones a module may make: buffers that are not stored with it."""
+"""Numbers that a module may create beyond twice the stored ones, for buffers that are not stored."""
 
 
 class Reader:
-    """Rebuilds a component; the deployed classifier may be handed in.
+    """Rebuilds a component; the deployed classifier may be passed.
 
     Args:
         folder: where files of parts are.
@@ -47,7 +47,7 @@ class Reader:
         self.modules: dict[int, nn.Module] = {}
 
     def decode(self, value: Any) -> Any:
-        """What the writer encoded; lists come back as tuples."""
+        """The value that the writer encoded; lists become tuples."""
         if isinstance(value, list):
             return tuple(self.decode(item) for item in value)
         if not isinstance(value, dict):
@@ -72,8 +72,8 @@ class Reader:
             raise InputError(f"{self.folder / TREE}: {name!r} is no component that is described by fields")
         known = [f.name for f in dataclasses.fields(cls) if f.init]
         for unknown in value["fields"].keys() - set(known):
-            said = renamed(unknown, FIELDS | PARTS) or f"; it has: {', '.join(known)}"
-            raise InputError(f"{self.folder / TREE}: {name!r} has no field {unknown!r} in this version{said}")
+            hint = renamed(unknown, FIELDS | PARTS) or f"; it has: {', '.join(known)}"
+            raise InputError(f"{self.folder / TREE}: {name!r} has no field {unknown!r} in this version{hint}")
         return cls(**{key: self.decode(item) for key, item in value["fields"].items()})
 
     def _from_file(self, cls: Any, name: str, file: str) -> Any:
@@ -110,9 +110,11 @@ class Reader:
                 "System.load(folder, model=your_model); its weights are compared with those in the folder"
             )
         stored = sum(value.numel() for value in state.values())
-        said = f"{self.folder / TREE} describes {self.specs[index]!r:.200}, far larger than the {stored} stored numbers"
+        message = (
+            f"{self.folder / TREE} describes {self.specs[index]!r:.200}, far larger than the {stored} stored numbers"
+        )
         deployed = self._module(0) if index else None
-        with at_most(2 * stored + SPARE, said):
+        with at_most(2 * stored + SPARE, message):
             module = rebuild(self.specs[index], deployed=deployed)
         # Weights of another precision are not rounded to the builder's.
         found = {value.dtype for value in state.values() if value.is_floating_point()}

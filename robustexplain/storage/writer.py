@@ -14,12 +14,12 @@ from ..models.rebuilding import describe
 from ..registry import DETECTORS, INTERPRETERS, PARTS, Registry
 
 KINDS: dict[str, Registry] = {r.kind: r for r in (INTERPRETERS, DETECTORS, PARTS)}
-"""Registries of what can be stored, by kind."""
+"""Registries of the components that can be stored, by kind."""
 
 
 @runtime_checkable
 class Blob(Protocol):
-    """A part with a safe binary format of its own, such as a forest."""
+    """A part with its own safe binary format, such as a forest."""
 
     def to_bytes(self) -> bytes:
         """The content of its file."""
@@ -99,7 +99,7 @@ class Writer:
 
 
 def _described_or_not(deployed: nn.Module) -> dict[str, Any] | None:
-    """The deployed classifier comes first; one that nobody else can make is handed in again on loading."""
+    """The deployed classifier comes first; one that no builder makes is passed again on loading."""
     try:
         return describe(deployed)
     except InputError:

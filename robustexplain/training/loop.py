@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import cast
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.base import Item, Samples
 from ..errors import FieldError, InputError
+from ..progress import Advance
 from ..random_streams import derive, generator
 from .augmentation import Augmented
 from .averaging import Average
@@ -23,10 +23,12 @@ from .batches import Batches
 from .checkpoint import Checkpoint
 from .losses import ClassifierLoss, Loss, TrainingStep
 from .modes import eval_mode, global_noise
-from .precision import own_precision, prepared
+from .parts import at_rest, groups, resting
+from .precision import check_precision, own_precision, prepared
 from .selection import Selection
 from .session import Session
 from .settings import Training
+from .shown import Notes, closing_line
 from .statistics import Statistics
 from .task import Task
 from .tracking import EpochRecord, record, tracked
@@ -64,7 +66,8 @@ def fit(
     Raises:
         RunMismatchError: the checkpoint belongs to another training, or to one of another precision.
         InputError: the batch cannot be divided among the processes; settings that are for classifiers, for a loss that
-            is not a classifier's; loss, weights or a classifier's logits are not finite.
+            is not a classifier's; layers that the module has not; half precision on a CPU; loss, weights or a
+            classifier's logits are not finite.
     """
     task = Task(name, loss, data, settings, seed, identity, evaluating)
     return _Loop(module, task, session or Session(), selection).run()
@@ -76,17 +79,21 @@ class _Loop:
     def __init__(self, module: nn.Module, task: Task, session: Session, selection: Selection | None = None) -> None:
         if task.settings.validation and selection is not None:
             raise FieldError("Training", "validation", f"has no effect on {task.name!r}, which chooses by itself")
+        check_precision(session.accelerator)
         self.module, self.session, self.stamp = module.to(session.device), session, task.stamp
-        self.task, held = task.smoothed().split(session)
+        part, held = task.smoothed().split(session)
+        self.task = part.weighted()
         self.settings, self.selection = task.settings, selection or held
         self.batches = Batches.of(self.settings, len(self.task.data), task.stream, session.accelerator)
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.resting, trained = resting(module, self.settings), groups(module, self.settings)
+        self.parameters = [p for group in trained for p in group["params"]]
         if not self.parameters:
             raise InputError(f"{task.name!r} has nothing to train: no parameter of the module requires grad")
-        self.optimizer = self.settings.optimizer_of(self.parameters)
+        self.optimizer = self.settings.optimizer_of(trained)
         self.average = Average(module, self.settings.ema) if self.settings.ema else None
         self.statistics = Statistics(module, self.batches.batch > self.batches.micro)
         self.history: list[EpochRecord] = []
+        self.notes = Notes()
         self.best: dict[str, Tensor] = {}
         self.least = math.inf
 
@@ -95,9 +102,11 @@ class _Loop:
         session = self.session
         path = None if session.folder is None else session.folder / f"{self.task.name}.safetensors"
         with (
+            at_rest(self.resting),
             prepared(session.accelerator, self.module, self.optimizer) as (wrapped, optimizer),
             torch.enable_grad(),
         ):
+            self.take(path)
             start = self.restore(path)
             if start == 0:
                 self.select()
@@ -122,19 +131,21 @@ class _Loop:
                 self.close(epoch, self.epoch(wrapped, optimizer, epoch, advance))
                 tell(self.history[-1])
                 self.save(path)
+        if len(self.history) > start:
+            session.progress.say(closing_line(self.task.name, self.history, self.selection))
 
-    def epoch(
-        self, wrapped: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, advance: Callable[[int], None]
-    ) -> float:
+    def epoch(self, wrapped: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, advance: Advance) -> float:
         """One pass over the data; the mean loss."""
         accelerator, device, batches = self.session.accelerator, self.session.device, self.batches
         wrapped.train(not self.task.evaluating)
+        for part in self.resting:
+            part.eval()
         total = torch.zeros((), device=device)
         for i, (x, y) in enumerate(self._loader(epoch)):
-            step, part = divmod(i, batches.share)
+            step, micro_batch = divmod(i, batches.share)
             progress = self._progress(epoch, step)
-            last = part == batches.share - 1
-            micro = part * accelerator.num_processes + accelerator.process_index
+            last = micro_batch == batches.share - 1
+            micro = micro_batch * accelerator.num_processes + accelerator.process_index
             noise = global_noise(device, derive(self.task.stream, "noise", epoch, step, micro))
             statistics = self.statistics.of_micro_batch(first=micro == 0)
             with noise, statistics, nullcontext() if last else _no_sync(accelerator, wrapped):
@@ -146,7 +157,8 @@ class _Loop:
             if last:
                 self.statistics.update(accelerator.num_processes)
                 self._update(optimizer, progress)
-                advance(1)
+                rate = self.settings.rate(progress)
+                advance(1, note=self.notes.of(total, i + 1, rate, last=step == batches.steps - 1))
         if epoch == self.settings.epochs - 1:
             self._check_logits(x.to(device))
         mean = float(accelerator.reduce(total / (batches.steps * batches.share), "mean"))
@@ -194,6 +206,19 @@ class _Loop:
             self._checkpoint.write(path, self.history)
         accelerator.wait_for_everyone()
 
+    def take(self, path: Path | None) -> None:
+        """Copy the checkpoint of this same training from another run, where there is one and none here."""
+        session = self.session
+        if session.shelf is None or path is None or path.is_file() or self.task.identity is None:
+            return
+        # Every process has looked before the main one writes.
+        session.accelerator.wait_for_everyone()
+        if session.accelerator.is_main_process:
+            source = session.shelf.take(self.stamp, session.accelerator.mixed_precision, path)
+            if source is not None:
+                session.progress.say(f"{self.task.name}: taken from {source}")
+        session.accelerator.wait_for_everyone()
+
     def restore(self, path: Path | None) -> int:
         """Load a checkpoint of this same training; the number of epochs it has behind it."""
         if path is None or not path.is_file():
@@ -227,7 +252,7 @@ class _Loop:
         if self.settings.clip:
             self.session.accelerator.clip_grad_norm_(self.parameters, self.settings.clip)
         for group in optimizer.param_groups:
-            group["lr"] = self.settings.rate(progress)
+            group["lr"] = self.settings.rate(progress) * group["factor"]
         optimizer.step()
         optimizer.zero_grad()
         if self.average is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -61,6 +62,39 @@ class CrossEntropy:
     def figures(self, module: nn.Module, x: Tensor, y: Tensor, step: TrainingStep) -> dict[str, Tensor]:
         """``accuracy``: 1 where the answer is right."""
         return {"accuracy": right(module(x), y)}
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A classifier's loss, each sample's times the weight of its class; figures count every sample alike.
+
+    Args:
+        loss: the loss.
+        weights: by class.
+    """
+
+    loss: ClassifierLoss
+    weights: tuple[float, ...]
+
+    def __call__(self, module: nn.Module, x: Tensor, y: Tensor, step: TrainingStep) -> Tensor:
+        """``[b]`` losses."""
+        plain = self.loss(module, x, y, step)
+        return plain * torch.tensor(self.weights, dtype=plain.dtype, device=plain.device)[y]
+
+    def smoothed(self, label_smoothing: float) -> Weighted:
+        """The same with other labels."""
+        return replace(self, loss=self.loss.smoothed(label_smoothing))
+
+    def figures(self, module: nn.Module, x: Tensor, y: Tensor, step: TrainingStep) -> dict[str, Tensor]:
+        """Those of the loss."""
+        return self.loss.figures(module, x, y, step)
+
+
+def balanced(labels: Sequence[int]) -> tuple[float, ...]:
+    """Weights by class, ``n / (K n_c)`` for the ``K`` classes among ``n`` labels; 1 for a class that is not there."""
+    counts = torch.bincount(torch.tensor(labels)).tolist()
+    present = sum(count > 0 for count in counts)
+    return tuple(len(labels) / (present * count) if count else 1.0 for count in counts)
 
 
 def right(logits: Tensor, y: Tensor) -> Tensor:

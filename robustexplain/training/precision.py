@@ -10,7 +10,21 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from ..errors import InputError
+
 _MARK = "_is_accelerate_prepared"
+
+
+def check_precision(accelerator: Accelerator) -> None:
+    """Refuse half precision where there is none: Accelerate would train in single precision without a word.
+
+    Raises:
+        InputError: float16 on a CPU.
+    """
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise InputError(
+            "mixed precision 'fp16' needs a GPU, and this process has none; launch it with --mixed_precision bf16 or no"
+        )
 
 
 @contextmanager

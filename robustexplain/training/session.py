@@ -10,6 +10,8 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from ..progress import Progress, Silent
+from .precision import check_precision
+from .reuse import Shelf
 from .tracking import check_trackers
 
 
@@ -21,8 +23,13 @@ def accelerator_for(*, cpu: bool = False) -> Accelerator:
 
     Args:
         cpu: stay on the CPU, whatever the machine has.
+
+    Raises:
+        InputError: float16 on a CPU.
     """
-    return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+    accelerator = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+    check_precision(accelerator)
+    return accelerator
 
 
 @dataclass
@@ -36,18 +43,27 @@ class Session:
         progress: what is shown while it runs.
         trackers: names of Accelerate's trackers, such as ``tensorboard``, that are told each epoch's loss, learning
             rate and figures.
+        reuse: folders of earlier trainings; one that is the same (name, settings, seed, identity, precision) is copied
+            into ``folder`` instead of made again. A training without an identity is never taken from elsewhere.
+        shelf: what was found in ``reuse``; made when it is first looked at.
 
     Raises:
-        InputError: an unknown tracker, or one whose package is not installed.
+        InputError: an unknown tracker, or one whose package is not installed; a folder to reuse that is not there.
     """
 
     accelerator: Accelerator = field(default_factory=accelerator_for)
     folder: Path | None = None
     progress: Progress = field(default_factory=Silent)
     trackers: tuple[str, ...] = ()
+    reuse: tuple[Path, ...] = ()
+    shelf: Shelf | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_trackers(self.trackers)
+        self.reuse = tuple(Path(folder) for folder in self.reuse)
+        # A session derived from this one has the same shelf: it is searched once.
+        if self.reuse and (self.shelf is None or self.shelf.folders != self.reuse):
+            self.shelf = Shelf(self.reuse)
 
     def inside(self, name: str) -> Session:
         """The same with the checkpoints in a folder of that name."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -43,6 +44,13 @@ class Training:
         validation: share of the samples that is held out and never trained on; for classifiers. Training then ends
             with the weights of the epoch that is best on them (the first of equals).
         patience: stop after so many epochs without a better one on the samples held out; 0 never stops early.
+        freeze: dotted names of modules whose weights stay as they are. They are in eval mode while the rest is trained:
+            their batch norms keep their statistics.
+        lr_factors: what the learning rate is multiplied by under a dotted name; the longest name that fits counts.
+            Kept as sorted pairs.
+        class_weights: ``balanced`` weighs each sample's loss by ``n / (K n_y)``, with ``n_y`` of the ``n`` training
+            samples of its class and ``K`` classes among them, so that all classes count alike and the mean weight is
+            1; for classifiers.
 
     Raises:
         FieldError: a value out of range, infinite, or of no effect.
@@ -66,6 +74,9 @@ class Training:
     label_smoothing: Fraction = 0.0
     validation: Fraction = 0.0
     patience: Natural = 0
+    freeze: tuple[str, ...] = ()
+    lr_factors: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
+    class_weights: Literal["balanced", None] = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -87,6 +98,7 @@ class Training:
         self._require("patience", not self.patience or self.validation > 0, "needs samples held out (validation)")
         for name in self.augment:
             operation(name)
+        self._check_parts()
 
     def rate(self, progress: float) -> float:
         """The learning rate at ``progress`` in ``[0, 1]`` of all steps."""
@@ -101,13 +113,27 @@ class Training:
             return self.lr * (0.04 + 0.96 * progress / rise)
         return self.lr * 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))
 
-    def optimizer_of(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimiser of these parameters."""
+    @property
+    def factors(self) -> dict[str, float]:
+        """``lr_factors`` by name."""
+        return dict(self.lr_factors)
+
+    def optimizer_of(self, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimiser of these groups of parameters."""
         if self.optimizer == "adamw":
             return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
         return torch.optim.SGD(
             parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
         )
+
+    def _check_parts(self) -> None:
+        self._require("freeze", not isinstance(self.freeze, str), "must be a list of names")
+        object.__setattr__(self, "freeze", tuple(self.freeze))
+        for name, factor in self.factors.items():
+            good = isinstance(factor, (int, float)) and not isinstance(factor, bool) and factor > 0
+            self._require("lr_factors", good, f"must be above 0 for {name!r} (to keep weights, freeze them)")
+            self._require("lr_factors", self.lr * factor <= 1e6, f"times lr must be at most 1e6 for {name!r}")
+        object.__setattr__(self, "lr_factors", tuple(sorted(self.factors.items())))
 
     def _require(self, name: str, holds: bool, problem: str) -> None:
         if not holds:

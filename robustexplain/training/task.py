@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 from .. import files
-from ..data.base import Samples
+from ..data.base import Samples, labels_of
 from ..errors import FieldError
 from ..random_streams import derive
-from .losses import ClassifierLoss, Loss
+from .losses import ClassifierLoss, Loss, Weighted, balanced
 from .selection import Selection, Validation, held_out
 from .session import Session
 from .settings import Training
@@ -42,6 +42,12 @@ class Task:
         if not self.settings.label_smoothing:
             return self
         return replace(self, loss=self._classifiers("label_smoothing").smoothed(self.settings.label_smoothing))
+
+    def weighted(self) -> Task:
+        """The same with classes weighted as the settings say, by the labels that are trained on."""
+        if self.settings.class_weights is None:
+            return self
+        return replace(self, loss=Weighted(self._classifiers("class_weights"), balanced(labels_of(self.data))))
 
     def split(self, session: Session) -> tuple[Task, Selection | None]:
         """The same without the samples that are held out, and the choice of weights by them."""

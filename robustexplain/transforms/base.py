@@ -14,7 +14,7 @@ from ..registry import PARTS, TRANSFORMS, Entry
 
 
 class _Spec(NamedTuple):
-    """How storage rebuilds a transform: by its name, without code."""
+    """How storage rebuilds a transform: from its name, without code."""
 
     name: str
     options: dict[str, str]
@@ -33,12 +33,12 @@ class Transform(nn.Module):
     form: ClassVar[str] = ""
     """How a name is written, such as ``median-SIZE``."""
     random: ClassVar[bool] = False
-    """Whether it draws, so that :meth:`redrawn` differs."""
+    """Whether it uses random draws, which :meth:`redrawn` changes."""
     rounds: ClassVar[bool] = False
     """Whether it rounds, so that its derivative is zero."""
 
     stands_in_front: ClassVar[bool] = True
-    """What it gives are images still, and no features of a network."""
+    """Its outputs are images, not features of a network."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Transform(nn.Module):
         return transformed
 
     def redrawn(self, seed: int) -> Transform:
-        """The same with other draws; itself, where nothing is random."""
+        """The transform with other random draws; itself where nothing is random."""
         return self
 
 
@@ -85,7 +85,7 @@ def transforms(names: Sequence[str]) -> tuple[Transform, ...]:
 
 
 def within(component: str, field: str, value: int, low: int, high: int) -> None:
-    """Refuse what is no whole number from ``low`` to ``high``.
+    """Refuse values other than whole numbers from ``low`` to ``high``.
 
     Raises:
         FieldError: with the value.
@@ -100,9 +100,9 @@ def _made(entry: Entry, name: str) -> Transform:
         numbers = [int(part) if part.isdigit() else float(part) for part in parts]
     except ValueError:
         raise _unknown(name) from None
-    taken = list(inspect.signature(entry.build).parameters)
+    parameters = list(inspect.signature(entry.build).parameters)
     # A seed may be left out: it is 0 then.
-    if len(numbers) not in (len(taken), len(taken) - taken.count("seed")):
+    if len(numbers) not in (len(parameters), len(parameters) - parameters.count("seed")):
         raise _unknown(name)
     made: Transform = entry.build(*numbers)
     return made

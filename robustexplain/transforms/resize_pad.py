@@ -13,12 +13,12 @@ from ..registry import TRANSFORMS
 from .base import Transform, within
 
 GREY = 0.5
-"""What the authors' zeros are in ``[0, 1]``: their networks take images in ``[-1, 1]``."""
+"""The authors' padding value, zero in ``[-1, 1]``, in units of ``[0, 1]``."""
 
 
 @TRANSFORMS.register("resize-pad", paper="Xie et al. 2018, section 3.2")
 class ResizePad(Transform):
-    """Shrink the image by a random number of pixels and put it down at a random place on grey (Xie et al. 2018).
+    """Shrink the image by a random number of pixels and place it at a random position on grey (Xie et al. 2018).
 
     Size and place are uniform and drawn from each sample's own stream; pixels are the nearest, as in the authors' code.
     Departure: the authors enlarge 299 pixels to 310 to 330 and pad to 331; here the padded image has the size of the
@@ -56,13 +56,13 @@ class ResizePad(Transform):
         return torch.where((in_rows[:, :, None] & in_columns[:, None])[:, None], seen, GREY)
 
     def redrawn(self, seed: int) -> ResizePad:
-        """With sizes and places of another seed."""
+        """The transform with sizes and positions of another seed."""
         return ResizePad(self.pixels, seed)
 
 
 def _sources(side: int, share: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
-    """For each new pixel along one side the old one that it shows, and whether it shows any, ``[B, side]``."""
-    # A rounding error below must not lose a pixel of a side that comes out whole.
+    """For each new pixel along one side the index of the old one, and whether there is one, ``[B, side]``."""
+    # A rounding error must not remove a pixel of a side whose exact size is whole.
     size = (side * share + 1e-6).floor().clamp(min=1)
     start = (draw * (side - size + 1)).floor().clamp(max=side - 1)
     place = torch.arange(side, device=draw.device) - start[:, None]

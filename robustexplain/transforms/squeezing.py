@@ -1,4 +1,4 @@
-"""Squeezers: they coalesce images that differ little into one (Xu et al. 2018, section III).
+"""Squeezers: they map images that differ little to the same image (Xu et al. 2018, section III).
 
 A detector compares predictions before and after; an adversary who knows it looks through them as well. They are
 transforms, made by name: ``bit-depth-3``, ``median-2``, ``nl-means-11-3-4``.
@@ -22,7 +22,7 @@ from .base import Transform, within
 
 @runtime_checkable
 class Squeezing(Protocol):
-    """A detector that compares predictions before and after squeezing: what an adversary who knows it looks at."""
+    """A detector that compares predictions before and after squeezing: the interface that adaptive attacks use."""
 
     @property
     def squeezers(self) -> tuple[Transform, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import robustexplain as rx
 from robustexplain.attacks import ART, Attack, Foolbox, Foreign, Torchattacks, random_classes
-from robustexplain.attacks.prediction.adapters import Shown, seeded
+from robustexplain.attacks.prediction.adapters import GuardedModel, seeded
 from robustexplain.errors import FieldError, InputError, UnknownNameError
 from robustexplain.interpreters import CAM
 from robustexplain.models import Classifier
@@ -169,9 +169,9 @@ def test_a_library_cannot_change_the_model(bench: tuple[rx.System, Tensor, Tenso
     assert torch.equal(weight.grad, torch.ones_like(weight))
     assert all(p.requires_grad for p in system.model.parameters())
     weight.grad = None
-    shown = Shown(system.model, x)
-    assert shown(x.double()).dtype == torch.float64
-    assert shown.count == 6
+    guarded = GuardedModel(system.model, x)
+    assert guarded(x.double()).dtype == torch.float64
+    assert guarded.count == 6
 
 
 def test_global_random_states_are_lent_and_given_back() -> None:

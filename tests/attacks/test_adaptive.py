@@ -236,8 +236,8 @@ def test_an_adaptation_sets_what_the_system_calls_for_and_nothing_that_is_set(
         assert attack.adapted(moved).adapt == Adaptation(draws=DRAWS)
         evade = 1e3 if isinstance(attack, Dombrowski) else 1.0
         assert attack.adapted(watched).adapt == Adaptation(evade=evade)
-        mine = Adaptation(evade=0.3, draws=4, straight=True)
-        assert replace(attack, adapt=mine).adapted(replace(noisy, detector=quiet)).adapt == mine
+        chosen = Adaptation(evade=0.3, draws=4, straight=True)
+        assert replace(attack, adapt=chosen).adapted(replace(noisy, detector=quiet)).adapt == chosen
     assert not DeepFool.adapts
     assert DeepFool().adapted(coarse).adaptation == "nothing to adapt"
     assert PGD().adapted(replace(moved, detector=quiet)).adaptation == "detector in the loss, mean of 10 draws"
@@ -261,15 +261,15 @@ def test_draws_that_the_loss_does_not_see_are_not_paid_for(trained: Classifier, 
     assert averaged.queries.tolist() == [2 + 2 * DRAWS + 2] * 3
 
 
-def test_a_detectors_own_evasion_is_asked_first(
+def test_a_detectors_own_evasion_comes_first(
     trained: Classifier, quiet: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def own(weight: float) -> Objective:
+    def its_evasion(weight: float) -> Objective:
         return weight * EvadeDetector(threshold=0.7)
 
     watched = rx.System(trained, CAM(trained), quiet)
     assert evasion(2.0, watched).terms() == ((2.0, EvadeDetector(quiet.soft_threshold)),)
-    monkeypatch.setattr(quiet, "evasion", own, raising=False)
+    monkeypatch.setattr(quiet, "evasion", its_evasion, raising=False)
     found = evasion(2.0, watched)
     assert found.terms() == ((2.0, EvadeDetector(threshold=0.7)),)
 
@@ -305,14 +305,14 @@ def test_a_black_box_without_differences_does_not_speak_of_rectifiers(
 ) -> None:
     flat = nn.Sequential(trained, nn.Threshold(1e9, 0.0)).eval()
     attack = NES(EPS, samples=4, max_queries=12)
-    with pytest.warns(ZeroDirectionWarning, match="every difference of two losses was zero") as said:
+    with pytest.warns(ZeroDirectionWarning, match="every difference of two losses was zero") as warned:
         found = attack(system(flat), judged[0][:2], judged[1][:2])
     assert bool(found.zero_direction.all())
-    assert not any(isinstance(w.message, ZeroMapGradientWarning) or "rectifiers" in str(w.message) for w in said)
-    followed = rx.System(trained, Gradient(trained, of="logit"))
+    assert not any(isinstance(w.message, ZeroMapGradientWarning) or "rectifiers" in str(w.message) for w in warned)
+    gradient_system = rx.System(trained, Gradient(trained, of="logit"))
     wanted = torch.rand(2, *judged[0].shape[2:], generator=torch.Generator().manual_seed(0))
     with pytest.warns(ZeroMapGradientWarning, match="2 of 2 samples.*rectifiers"):
-        ADV2(EPS, steps=2, surrogate="none")(followed, judged[0][:2], judged[1][:2], goal_map=wanted)
+        ADV2(EPS, steps=2, surrogate="none")(gradient_system, judged[0][:2], judged[1][:2], goal_map=wanted)
 
 
 @pytest.mark.parametrize("word", ["draws", "straight", "evade"])

@@ -241,7 +241,7 @@ def test_squeezed_inputs_are_looked_at_once_a_look(double: Classifier) -> None:
         total.met(seen, goal)
         total.loss(seen.at(0.5), goal)
     assert sizes == [4, 4]
-    with pytest.raises(InputError, match="give what was seen its system"):
+    with pytest.raises(InputError, match="set the observation's system"):
         AgreeSqueezed(used).loss(Observation(seen.x, seen.logits), goal)
 
 
@@ -417,8 +417,8 @@ def test_without_a_goal_class_the_one_that_the_squeezed_image_gets_is_adopted(ro
 def test_the_detectors_squeezers_count_and_not_the_fields(smoothed: Bench) -> None:
     x, y, goal = smoothed.x[:4], smoothed.y[:4], smoothed.goal[:4]
     short = replace(ROUGH, steps=6, squeezed_steps=2)
-    told = replace(short, squeezers=("median-3",), threshold=detector_of(smoothed.system).threshold)
-    knowing, blind = short(smoothed.system, x, y, goal), told(smoothed.system.without_detector(), x, y, goal)
+    given = replace(short, squeezers=("median-3",), threshold=detector_of(smoothed.system).threshold)
+    knowing, blind = short(smoothed.system, x, y, goal), given(smoothed.system.without_detector(), x, y, goal)
     assert torch.equal(knowing.x, blind.x)
     assert not torch.equal(knowing.x, short(smoothed.system.without_detector(), x, y, goal).x)
 

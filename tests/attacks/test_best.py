@@ -131,16 +131,16 @@ def test_a_bound_ball_keeps_its_sides_with_its_images(x: Tensor) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Dead(CAM):
-    """A map that its own rectifier holds at zero; smoothed, it follows the image."""
+class ZeroMap(CAM):
+    """A map that its own rectifier sets to zero; with a softplus it depends on the image."""
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         return Explanation(self.model(x), (x.mean(1) - 3).relu())
 
 
-def test_a_stand_in_that_improves_alone_has_misled(model: nn.Module, x: Tensor) -> None:
+def test_a_surrogate_that_improves_alone_has_misled(model: nn.Module, x: Tensor) -> None:
     goal = Goal(x, torch.zeros(BATCH, dtype=torch.int64), goal_map=torch.full((BATCH, 16, 16), -1.0))
-    system = rx.System(model, Dead(model))
+    system = rx.System(model, ZeroMap(model))
     search = Search(
         Linf(0.1), (Stage(MatchMap("none"), 20, SignStep(0.01)),), GradientDirection(Softplus(1.0)), evaluate_every=5
     )
@@ -150,8 +150,8 @@ def test_a_stand_in_that_improves_alone_has_misled(model: nn.Module, x: Tensor) 
 
 
 @dataclass(frozen=True)
-class Away(Objective):
-    """The label's log-probability: it falls where the constraint beside it is given up."""
+class LabelLogProbability(Objective):
+    """The label's log-probability, which falls when the constraint is violated."""
 
     constraint: ClassVar[bool] = False
     least: ClassVar[float] = -math.inf
@@ -165,13 +165,13 @@ def test_an_iterate_that_gives_up_the_label_for_a_lower_loss_is_no_progress(x: T
     before = torch.tensor([[2.0, 0.0]] * 4 + [[0.0, 2.0]] * 2)
     goal, best = Goal(x, torch.zeros(BATCH, dtype=torch.int64), benign_logits=before), BestIterates.none(x)
     for logits in (before, before.flip(1)):
-        best.update(slice(None), Observation(x, logits), goal, Away() + 0.0 * KeepPrediction())
+        best.update(slice(None), Observation(x, logits), goal, LabelLogProbability() + 0.0 * KeepPrediction())
     # The last two come to be predicted as they should be.
     assert best.stalled().tolist() == [True] * 4 + [False] * 2
 
 
-class Edge(nn.Module):
-    """Two classes that a grey value parts."""
+class GreyThreshold(nn.Module):
+    """Two classes, divided by a grey value."""
 
     def forward(self, x: Tensor) -> Tensor:
         lead = 10 * (x.mean((1, 2, 3)) - 0.3)
@@ -179,12 +179,12 @@ class Edge(nn.Module):
 
 
 @pytest.mark.parametrize("direction", [GradientDirection(), GradientDirection(Softplus(10.0))])
-def test_only_a_stand_in_can_mislead(x: Tensor, direction: Direction) -> None:
+def test_only_a_surrogate_can_mislead(x: Tensor, direction: Direction) -> None:
     """The loss that is followed falls at once and the label with it: no progress, and nobody else's fault."""
-    model = Edge()
+    model = GreyThreshold()
     logits = model(x)
     goal = Goal(x, logits.argmax(1), benign_logits=logits)
-    search = Search(Linf(1.0), (Stage(Away() + 0.0 * KeepPrediction(), 3, SignStep(1.0)),), direction)
+    search = Search(Linf(1.0), (Stage(LabelLogProbability() + 0.0 * KeepPrediction(), 3, SignStep(1.0)),), direction)
     found = search.run(rx.System(model, Gradient(model)), goal, Streams.of(x, 0))
     assert bool(found.stalled.all())
     assert bool(found.surrogate_misled.all()) == (direction != GradientDirection())

@@ -140,48 +140,48 @@ def test_the_unrolled_gradient_is_that_of_finite_differences(smooth: nn.Module, 
 
 
 def benign(mask: Mask, x: Tensor) -> Goal:
-    """The benign map is the goal, as where an attack is given none."""
+    """The benign map as goal map, the default of an attack."""
     map_ = mask.explain(x, native=True).maps
     return replace(aims(x, map_), benign_map=map_)
 
 
-def test_a_rehearsal_looks_ahead_from_masks_first_value_to_the_masks_of_its_run_on_the_benign_input(
+def test_from_the_start_it_looks_ahead_from_masks_first_value_to_the_masks_of_its_run_on_the_benign_input(
     smooth: nn.Module, x: Tensor
 ) -> None:
     mask = mask_of(smooth)
     goal = benign(mask, x)
-    run = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, goal)
-    lesson = run.goals_ahead
+    run = run_of(search(Bilevel(ahead=3, from_start=True)), mask, x, goal)
+    goals_ahead = run.goals_ahead
     now, own = mask.begin(x), smooth(x).argmax(1)
-    for told in lesson:
+    for goal_ahead in goals_ahead:
         now = mask.step(x, mask.background(x), now, own)
-        torch.testing.assert_close(told.goal_map, 1 - now.mask, rtol=0, atol=0)
-    assert len(lesson) == 3
+        torch.testing.assert_close(goal_ahead.goal_map, 1 - now.mask, rtol=0, atol=0)
+    assert len(goals_ahead) == 3
     assert run.record.queries.tolist() == [4] * len(x)
     run.classes = CLASSES
-    # The mask that follows is not asked, and does not follow.
-    follower = run_of(search(Bilevel(follow=5, ahead=3, rehearse=True)), mask, x, goal)
+    # The current mask is not used, and not updated.
+    follower = run_of(search(Bilevel(follow=5, ahead=3, from_start=True)), mask, x, goal)
     assert torch.equal(follower._follow_mask(state(x)).mask, state(x).mask)
     assert follower.record.queries.tolist() == [4 + 1] * len(x)
     found, _ = run._look_ahead(state(x), 0.0)
     leaf = x.clone().requires_grad_()
     now, total = mask.begin(leaf), torch.zeros((), dtype=x.dtype)
-    for told in lesson:
+    for goal_ahead in goals_ahead:
         now = mask.step(leaf, mask.background(leaf), now, CLASSES, graph=True)
-        total = total + (1 - now.mask - told.goal_map).square().sum() / 64
+        total = total + (1 - now.mask - goal_ahead.goal_map).square().sum() / 64
     (wanted,) = torch.autograd.grad(total / 3, leaf)
     assert float(wanted.abs().max()) > 0
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-16)
 
 
-def test_on_the_benign_input_itself_nothing_is_left_to_rehearse(smooth: nn.Module, x: Tensor) -> None:
+def test_on_the_benign_input_itself_the_steps_ahead_have_no_map_loss(smooth: nn.Module, x: Tensor) -> None:
     mask = mask_of(smooth)
-    run = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, benign(mask, x))
+    run = run_of(search(Bilevel(ahead=3, from_start=True)), mask, x, benign(mask, x))
     run.classes = smooth(x).argmax(1)
     assert not run._look_ahead(state(x), 0.0)[0].any()
 
 
-def test_a_map_of_the_adversarys_own_is_rehearsed_as_it_is_and_each_sample_has_its_own_lesson(
+def test_from_the_start_another_goal_map_stays_as_it_is_and_each_sample_has_its_own_goals(
     smooth: nn.Module, x: Tensor
 ) -> None:
     mask = mask_of(smooth)
@@ -189,42 +189,42 @@ def test_a_map_of_the_adversarys_own_is_rehearsed_as_it_is_and_each_sample_has_i
     assert plain.benign_map is not None
     own = torch.rand(len(x), 8, 8, dtype=x.dtype, generator=torch.Generator().manual_seed(5))
     for goal in (aims(x), replace(plain, goal_map=own)):
-        run = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, goal)
+        run = run_of(search(Bilevel(ahead=3, from_start=True)), mask, x, goal)
         assert run.goals_ahead == (goal,) * 3
         assert run.record.queries.tolist() == [0] * len(x)
     mixed = replace(plain, goal_map=torch.cat([own[:1], plain.benign_map[1:]]))
-    run = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, mixed)
-    whole = run_of(search(Bilevel(ahead=3, rehearse=True)), mask, x, plain).goals_ahead
-    for told, wanted in zip(run.goals_ahead, whole, strict=True):
-        assert told.goal_map is not None
+    run = run_of(search(Bilevel(ahead=3, from_start=True)), mask, x, mixed)
+    whole = run_of(search(Bilevel(ahead=3, from_start=True)), mask, x, plain).goals_ahead
+    for goal_ahead, wanted in zip(run.goals_ahead, whole, strict=True):
+        assert goal_ahead.goal_map is not None
         assert wanted.goal_map is not None
-        assert torch.equal(told.goal_map[0], own[0])
-        torch.testing.assert_close(told.goal_map[1:], wanted.goal_map[1:], rtol=1e-12, atol=1e-12)
+        assert torch.equal(goal_ahead.goal_map[0], own[0])
+        torch.testing.assert_close(goal_ahead.goal_map[1:], wanted.goal_map[1:], rtol=1e-12, atol=1e-12)
     assert run.record.queries.tolist() == [0] + [4] * (len(x) - 1)
 
 
-def test_rehearsing_is_a_choice(smooth: nn.Module, x: Tensor) -> None:
+def test_looking_ahead_from_the_start_is_a_setting(smooth: nn.Module, x: Tensor) -> None:
     mask = mask_of(smooth)
     goal = benign(mask, x)
-    for rehearse in (True, False):
-        run = run_of(search(Bilevel(rehearse=rehearse), steps=1), mask, x, goal)
+    for from_start in (True, False):
+        run = run_of(search(Bilevel(from_start=from_start), steps=1), mask, x, goal)
         run.every_step()
-        assert all(told is goal for told in run.goals_ahead) is not rehearse
+        assert all(goal_ahead is goal for goal_ahead in run.goals_ahead) is not from_start
 
 
-def test_a_rehearsal_of_the_benign_map_is_that_of_the_real_network(
+def test_the_benign_maps_ahead_are_those_of_the_real_network(
     trained: Classifier, judged: tuple[Tensor, Tensor]
 ) -> None:
     x, y = judged[0][:3], judged[1][:3]
     mask = Mask(trained, steps=4)
     map_ = mask.explain(x, native=True).maps
-    plain = search(Bilevel(ahead=3, rehearse=True), steps=1)
+    plain = search(Bilevel(ahead=3, from_start=True), steps=1)
     goals = []
     for plan in (plain, replace(plain, surrogate=Softplus(1.0))):
         goal = Goal(x, y, random_classes(x, y, 10), map_, benign_map=map_)
         run = run_of(plan, mask, x, goal)
         run.every_step()
-        goals.append(torch.stack([told.goal_map for told in run.goals_ahead]))  # type: ignore[misc]
+        goals.append(torch.stack([goal_ahead.goal_map for goal_ahead in run.goals_ahead]))  # type: ignore[misc]
     assert torch.equal(*goals)
 
 

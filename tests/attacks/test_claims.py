@@ -53,7 +53,7 @@ HUNDRED = {"eps": EPS, "steps": 100, "step_size": 0.01}
 
 @dataclass
 class Bench:
-    """What is attacked, and the results that several tests look at."""
+    """System, inputs and goals, and the results that several tests use."""
 
     model: Classifier
     x: Tensor
@@ -503,13 +503,13 @@ def test_goals_are_selected_by_index_and_mask() -> None:
 
 @dataclass(frozen=True)
 class Clamped(Linf):
-    """A threat model that clips what it makes, as some do."""
+    """A threat model that clips the inputs that it returns."""
 
     def apply(self, x: Tensor, variable: Tensor) -> Tensor:
         return variable.clamp(0, 1)
 
 
-def test_a_stand_in_is_one_for_the_model_and_not_for_what_the_threat_model_computes(bench: Bench) -> None:
+def test_the_surrogate_replaces_the_model_and_not_the_threat_model(bench: Bench) -> None:
     """A clamp around the image is no rectifier of the network's: smoothed, it would show another image."""
     seen: list[Tensor] = []
     system = rx.System(bench.model, CAM(bench.model))

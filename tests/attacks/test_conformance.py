@@ -81,7 +81,7 @@ def variants() -> list[Any]:
 
 @dataclass
 class Case:
-    """An attack, the system it attacks (float64, so that a sign step does not hang on rounding) and its inputs."""
+    """An attack, the system it attacks (float64, so that a sign step does not depend on rounding) and its inputs."""
 
     attack: Attack
     system: rx.System

@@ -191,7 +191,7 @@ def test_an_objective_about_maps_says_what_it_lacks(objective: Any, pair: tuple[
 
 @dataclass
 class Bench:
-    """What is attacked."""
+    """System, inputs and labels."""
 
     model: Classifier
     x: Tensor
@@ -576,7 +576,7 @@ def test_what_cannot_be_compensated_is_refused(bench: Bench) -> None:
 
     twice = Twice().eval()
     few = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.5
-    with pytest.raises(UnsupportedModelError, match="whose first layer sees the image alone"):
+    with pytest.raises(UnsupportedModelError, match="whose first layer gets the image alone"):
         compensated(rx.System(twice, Gradient(twice)), few, 0.3)
     same = nn.Sequential(nn.Conv2d(1, 2, 3, padding="same"), nn.Flatten(), nn.Linear(32, 3)).eval()
     with pytest.raises(UnsupportedModelError, match="zero-padded"):

@@ -253,7 +253,7 @@ def test_stadv_is_the_best_iterate_of_a_plain_loop_with_torchs_adam(
     attack = StAdv(bound, steps, 0.05, tau)
     plan = attack.plan(system)
     start = torch.full((4, 2, 32, 32), 0.05, dtype=torch.float64)
-    plan = replace(plan, threat=Begun(bound, start=start))  # type: ignore[type-var]
+    plan = replace(plan, threat=StartedFlow(bound, start=start))  # type: ignore[type-var]
     found = plan.run(rx.System(model, CAM(model)), Goal(x, y, goal), Streams.of(x, 0)).x
     hits = torch.stack([margin < 0 for _, margin, _ in seen])
     costs = torch.stack([cost for _, _, cost in seen])
@@ -263,8 +263,8 @@ def test_stadv_is_the_best_iterate_of_a_plain_loop_with_torchs_adam(
         torch.testing.assert_close(found[b], seen[int(ranked.argmin())][0][b], rtol=0, atol=1e-6)
 
 
-class Begun(Flow):
-    """A flow that begins where it is told."""
+class StartedFlow(Flow):
+    """A flow with a given start."""
 
     def __init__(self, bound: float, start: Tensor) -> None:
         super().__init__(bound)
@@ -287,8 +287,8 @@ def test_stadv_succeeds_by_moving_pixels(bench: tuple[rx.System, Tensor, Tensor,
     assert torch.equal(replace(attack, bound=0.0)(system, x, y, goal).x, x)
 
 
-class Watched(Flow):
-    """A flow that keeps the last one it was asked to project."""
+class RecordingFlow(Flow):
+    """A flow that records its last projection."""
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
         found = super().project(x, variable)
@@ -300,7 +300,7 @@ def test_a_heavier_tau_gives_a_smoother_flow(bench: tuple[rx.System, Tensor, Ten
     system, x, y, goal = bench
     uneven = []
     for tau in (0.02, 2.0):
-        watched = Watched()
+        watched = RecordingFlow()
         plan = replace(StAdv(steps=40, step_size=0.05, flow=tau).plan(system), threat=watched)  # type: ignore[type-var]
         plan.run(system, Goal(x[:8], y[:8], goal[:8]), Streams.of(x[:8], 0))
         uneven.append(float(FlowLoss().loss(*seen_with(watched.__dict__["last"])).mean()))

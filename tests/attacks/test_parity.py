@@ -20,7 +20,7 @@ Bench = tuple[rx.System, Tensor, Tensor, Tensor]
 
 @pytest.fixture(scope="module")
 def bench(trained: Classifier, judged: tuple[Tensor, Tensor]) -> Bench:
-    """In float64, where a sign step does not hang on rounding."""
+    """In float64, where a sign step does not depend on rounding."""
     model = copy.deepcopy(trained).double()
     x, y = judged[0].double(), judged[1]
     return rx.System(model, CAM(model)), x, y, random_classes(x, y, 10)

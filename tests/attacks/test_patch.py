@@ -60,15 +60,15 @@ PATCHES = [
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda p: p.summary)
 def test_only_the_patch_changes_whatever_the_variable_is(patch: Patch) -> None:
     x = pictures(9)
-    own = bound(patch, x)
+    placed = bound(patch, x)
     wild = 5 * torch.randn(9, 3, patch.pixels(x), patch.pixels(x), dtype=torch.float64) + 0.5
-    patched = own.apply(x, own.project(x, wild))
-    assert own.region is not None
-    inside = own.region > 0
+    patched = placed.apply(x, placed.project(x, wild))
+    assert placed.region is not None
+    inside = placed.region > 0
     assert torch.equal(patched.permute(0, 2, 3, 1)[~inside], x.permute(0, 2, 3, 1)[~inside])
     assert 0 <= float(patched.min()) <= float(patched.max()) <= 1
     # Every pixel inside is the patch's: none of them shows the image.
-    shown = own.apply(x, torch.zeros_like(wild)).permute(0, 2, 3, 1)[inside]
+    shown = placed.apply(x, torch.zeros_like(wild)).permute(0, 2, 3, 1)[inside]
     assert not shown.any()
 
 
@@ -76,15 +76,15 @@ def test_only_the_patch_changes_whatever_the_variable_is(patch: Patch) -> None:
 @pytest.mark.parametrize("size", [0.05, 0.3, 64 / 224, 1.0])
 def test_a_square_covers_its_side_squared_and_shows_its_texture_pixel_by_pixel(size: float, place: str) -> None:
     for x in (pictures(7), pictures(7).float()):
-        own = bound(Patch(size, "square", place), x)  # type: ignore[arg-type]
+        placed = bound(Patch(size, "square", place), x)  # type: ignore[arg-type]
         side = round(size * 24)
         texture = torch.rand(7, 3, side, side, dtype=x.dtype)
-        patched = own.apply(x, texture)
-        assert own.region is not None
+        patched = placed.apply(x, texture)
+        assert placed.region is not None
         for i in range(7):
-            rows, columns = own.region[i].any(1).nonzero()[:, 0], own.region[i].any(0).nonzero()[:, 0]
+            rows, columns = placed.region[i].any(1).nonzero()[:, 0], placed.region[i].any(0).nonzero()[:, 0]
             top, left = int(rows[0]), int(columns[0])
-            assert (len(rows), len(columns), int(own.region[i].sum())) == (side, side, side * side)
+            assert (len(rows), len(columns), int(placed.region[i].sum())) == (side, side, side * side)
             assert torch.equal(patched[i, :, top : top + side, left : left + side], texture[i])
             if place != "random":
                 assert (top, left) == ((0, 0) if place == "top-left" else ((24 - side) // 2, (40 - side) // 2))
@@ -92,32 +92,32 @@ def test_a_square_covers_its_side_squared_and_shows_its_texture_pixel_by_pixel(s
 
 def test_a_circle_is_the_pixels_whose_centres_are_in_it() -> None:
     x = pictures(1)
-    own = bound(Patch(0.5, "circle", "center"), x)
+    placed = bound(Patch(0.5, "circle", "center"), x)
     expected = [[float(math.hypot(r + 0.5 - 12, c + 0.5 - 20) <= 6) for c in range(40)] for r in range(24)]
-    assert own.region is not None
-    assert own.region[0].tolist() == expected
+    assert placed.region is not None
+    assert placed.region[0].tolist() == expected
 
 
 def test_a_quarter_turn_turns_the_texture_and_half_the_scale_averages_it() -> None:
     x, texture = pictures(1), torch.rand(1, 3, 8, 8, dtype=torch.float64)
     turned = Patch(8 / 24, "square", "top-left", rotation=90.0)
     for draw, k in ((0.0, 1), (1.0, -1)):
-        own = replace(turned, spot=turned._spot(x, torch.tensor([[0, 0, draw, 0]], dtype=torch.float64)))
+        placed = replace(turned, spot=turned._spot(x, torch.tensor([[0, 0, draw, 0]], dtype=torch.float64)))
         wanted = torch.rot90(texture, k, (2, 3))
-        torch.testing.assert_close(own.apply(x, texture)[..., :8, :8], wanted, rtol=0, atol=1e-12)
+        torch.testing.assert_close(placed.apply(x, texture)[..., :8, :8], wanted, rtol=0, atol=1e-12)
     small = Patch(8 / 24, "square", "top-left", shrink=0.5)
-    own = replace(small, spot=small._spot(x, torch.zeros(1, 4, dtype=torch.float64)))
-    assert own.region is not None
-    assert int(own.region.sum()) == 16
-    torch.testing.assert_close(own.apply(x, texture)[..., :4, :4], F.avg_pool2d(texture, 2), rtol=0, atol=1e-12)
+    placed = replace(small, spot=small._spot(x, torch.zeros(1, 4, dtype=torch.float64)))
+    assert placed.region is not None
+    assert int(placed.region.sum()) == 16
+    torch.testing.assert_close(placed.apply(x, texture)[..., :4, :4], F.avg_pool2d(texture, 2), rtol=0, atol=1e-12)
 
 
 def test_random_places_are_uniform_and_the_whole_patch_lies_in_the_image() -> None:
     x = pictures(1500, 12, 16)
-    own = bound(Patch(0.75, "square", "random"), x)
-    assert own.region is not None
-    assert bool((own.region.sum((1, 2)) == 81).all())
-    top, left = own.region.amax(2).argmax(1), own.region.amax(1).argmax(1)
+    placed = bound(Patch(0.75, "square", "random"), x)
+    assert placed.region is not None
+    assert bool((placed.region.sum((1, 2)) == 81).all())
+    top, left = placed.region.amax(2).argmax(1), placed.region.amax(1).argmax(1)
     counts = torch.zeros(4, 8).index_put((top, left), torch.ones(1500), accumulate=True)
     # 1500 draws among 32 places: a count is 47 with a standard deviation of 7.
     assert 15 < float(counts.min()) <= float(counts.max()) < 85
@@ -125,14 +125,14 @@ def test_random_places_are_uniform_and_the_whole_patch_lies_in_the_image() -> No
 
 def test_redrawing_moves_the_patch_and_the_same_seed_moves_it_to_the_same_place() -> None:
     x = pictures(12)
-    own = bound(Patch(0.3, "circle", "random", rotation=20.0, shrink=0.5), x)
-    again, other = own.redrawn(x, 1), own.redrawn(x, 2)
-    assert own.random
-    for one, two in ((own, again), (again, other)):
+    placed = bound(Patch(0.3, "circle", "random", rotation=20.0, shrink=0.5), x)
+    again, other = placed.redrawn(x, 1), placed.redrawn(x, 2)
+    assert placed.random
+    for one, two in ((placed, again), (again, other)):
         assert not torch.equal(one.region, two.region)  # type: ignore[arg-type]
-    assert torch.equal(own.redrawn(x, 1).region, again.region)  # type: ignore[arg-type]
-    assert torch.equal(own.redrawn(x[4:6], 1).region, again.region[4:6])  # type: ignore[arg-type, index]
-    assert torch.equal(own.select(torch.tensor([3, 1])).region, own.region[[3, 1]])  # type: ignore[arg-type, index]
+    assert torch.equal(placed.redrawn(x, 1).region, again.region)  # type: ignore[arg-type]
+    assert torch.equal(placed.redrawn(x[4:6], 1).region, again.region[4:6])  # type: ignore[arg-type, index]
+    assert torch.equal(placed.select(torch.tensor([3, 1])).region, placed.region[[3, 1]])  # type: ignore[arg-type, index]
     fixed = bound(Patch(), x)
     assert not fixed.random
     assert fixed.redrawn(x, 1) is fixed
@@ -141,9 +141,9 @@ def test_redrawing_moves_the_patch_and_the_same_seed_moves_it_to_the_same_place(
 @pytest.mark.parametrize("patch", [PATCHES[2], PATCHES[4], PATCHES[5]], ids=lambda p: p.summary)
 def test_the_patch_passes_exact_gradients_on(patch: Patch) -> None:
     x = pictures(2, 8, 9)
-    own = bound(patch, x)
-    texture = torch.rand(2, 3, own.pixels(x), own.pixels(x), dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda v: own.apply(x, v), (texture,))
+    placed = bound(patch, x)
+    texture = torch.rand(2, 3, placed.pixels(x), placed.pixels(x), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: placed.apply(x, v), (texture,))
 
 
 def test_a_patch_says_what_it_lacks() -> None:
@@ -215,7 +215,7 @@ def test_a_capped_loss_lets_go_of_what_is_beyond_it() -> None:
 
 @dataclass
 class Bench:
-    """What is attacked, and the results that several tests look at."""
+    """System, inputs and goals, and the results that several tests use."""
 
     system: rx.System
     x: Tensor
@@ -343,11 +343,11 @@ def test_an_untargeted_hiding_patch_hides_from_the_map_of_what_is_predicted(benc
 
 def test_a_hiding_patch_hides_at_a_random_place_too(bench: Bench) -> None:
     kind = {"size": THIRD, "steps": 30, "step_size": 0.06, "place": "random"}
-    own = Patch(THIRD, "square", "random")
+    placed = Patch(THIRD, "square", "random")
     shares = []
     for attack in (ImagePatch(**kind), HidingPatch(**kind)):
         found = attack(bench.system, bench.x, bench.y, bench.goal)
-        region = own.bind(bench.x, Streams.of(bench.x, 0, type(attack).__name__)).region
+        region = placed.bind(bench.x, Streams.of(bench.x, 0, type(attack).__name__)).region
         assert region is not None
         outside = (found.x != bench.x).any(1) & (region == 0)
         assert not bool(outside.any())
@@ -434,10 +434,10 @@ def test_a_patch_for_random_places_gains_from_averaging_over_them(bench: Bench) 
     for draws in (1, 6):
         attack = replace(kind, adapt=Adaptation(draws=draws))
         found = attack(bench.system, x, y, goal)
-        own = attack.plan(bench.system).threat.bind(x, Streams.of(x, 0, "ImagePatch"))
-        sides = [own.region[i].nonzero()[0].tolist() for i in range(8)]  # type: ignore[attr-defined]
+        placed = attack.plan(bench.system).threat.bind(x, Streams.of(x, 0, "ImagePatch"))
+        sides = [placed.region[i].nonzero()[0].tolist() for i in range(8)]  # type: ignore[attr-defined]
         texture = torch.stack([v[:, r : r + 16, c : c + 16] for v, (r, c) in zip(found.x, sides, strict=True)])
-        logits = [bench.system.model(own.redrawn(x, s).apply(x, texture)) for s in range(40, 52)]
+        logits = [bench.system.model(placed.redrawn(x, s).apply(x, texture)) for s in range(40, 52)]
         elsewhere.append(float(torch.stack([F.cross_entropy(v, goal) for v in logits]).detach().mean()))
         assert int(found.queries[0]) >= 25 * draws
     assert elsewhere[1] < elsewhere[0] - 0.2

@@ -61,7 +61,7 @@ def counted(model: nn.Module) -> Iterator[list[int]]:
 
 
 class Sealed(nn.Module):
-    """A model that can only be asked: it has no gradient at all."""
+    """A model without any gradient."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ from robustexplain.random_streams import Streams
 
 @dataclass
 class Bench:
-    """What is attacked, images of the adversary's own, and images that judge."""
+    """System, the adversary's images, and test images."""
 
     system: rx.System
     x: Tensor

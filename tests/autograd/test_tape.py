@@ -28,7 +28,7 @@ def image(batch: int = 2, side: int = 32, channels: int = 3) -> Tensor:
 
 
 def ordinary(tape: Tape, seed: Tensor, graph: bool = False) -> Tensor:
-    return tape.back(seed, lambda step, at: list(step.vjp(at, graph)))
+    return tape.backward(seed, lambda step, at: list(step.vjp(at, graph)))
 
 
 class Odd(nn.Module):
@@ -138,7 +138,7 @@ def test_a_layer_is_found_where_it_ran_and_is_a_place_to_stop() -> None:
     tape = record(model, x, ["norm"])
     step, output = tape.layers["norm"]
     seed = torch.ones_like(tape.logits)
-    found = tape.back(seed, lambda s, at: list(s.vjp(at, False)), (step, output))
+    found = tape.backward(seed, lambda s, at: list(s.vjp(at, False)), (step, output))
     (wanted,) = torch.autograd.grad(tape.logits, step.outputs[output], seed)
     torch.testing.assert_close(found, wanted)
 
@@ -177,7 +177,7 @@ class WithHidden(nn.Module):
 @pytest.mark.parametrize("everything", [True, False])
 def test_what_runs_out_of_sight_is_refused(everything: bool) -> None:
     model, x = seeded(lambda: WithHidden(everything)), image().requires_grad_()
-    with pytest.raises(UnsupportedModelError, match=r"hide theirs|out of sight"):
+    with pytest.raises(UnsupportedModelError, match=r"hide theirs|unrecorded"):
         ordinary(record(model, x), torch.ones(2, 5, dtype=x.dtype))
 
 
@@ -229,7 +229,7 @@ def test_a_rule_may_stop_a_path() -> None:
         step for step in tape.steps if step.kind == "sum" and step.sources[0].step is not step.sources[1].step
     ]
     seed = torch.ones_like(tape.logits)
-    difference = tape.back(seed, no_residual) - ordinary(tape, seed)
+    difference = tape.backward(seed, no_residual) - ordinary(tape, seed)
     assert float(difference.abs().max()) > 1e-4
 
 

@@ -304,6 +304,31 @@ def test_bad_options_of_run_are_refused(words: list[str], expected: str, cli: Ca
     assert "Traceback" not in said
 
 
+def test_run_tells_trackers_and_takes_trainings_from_another_run(cli: Call, finished: Path) -> None:
+    pytest.importorskip("tensorboard")
+    words = ["run", TINY, *SMALLER, "--seed", 7, "--device", "cpu", "--limit", 2, "--set", "attacks=[clean]"]
+    words += ["--set", "interpreters=[cam]", "--set", "defenses=[]"]
+    code, _, said = cli(*words, "--out", "a", "--track", "tensorboard")
+    assert code == 0
+    assert "classifier: 1 epoch, loss" in said
+    assert list(Path("a/training/tensorboard/classifier").glob("events.*"))
+    code, _, said = cli(*words, "--out", "b", "--reuse", finished, "--reuse", "a")
+    assert code == 0
+    assert "classifier: taken from" in said
+    assert "epoch, loss" not in said
+
+
+@pytest.mark.parametrize("verb", ["run", "sanity"])
+def test_a_tracker_whose_package_is_not_there_names_the_extra(
+    verb: str, cli: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    code, _, said = cli(verb, TINY, "--track", "tensorboard")
+    assert code == 2
+    assert "pip install 'robustexplain[tracking]'" in said
+    assert not Path("runs").exists()
+
+
 def test_processes_of_the_command_and_of_a_session_wait_for_the_slowest_chunk() -> None:
     for session in (session_of("cpu"), Session()):
         settings = session.accelerator.init_handler

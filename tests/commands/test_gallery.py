@@ -16,7 +16,7 @@ from robustexplain import models, plots
 from robustexplain.cli import app
 from robustexplain.commands import gallery_page as gallery
 from robustexplain.errors import MissingDataError
-from robustexplain.interpreters.base import taken
+from robustexplain.interpreters.base import accepted_kinds
 from robustexplain.registry import INTERPRETERS
 from robustexplain.training import Training
 
@@ -52,7 +52,7 @@ def test_the_page_shows_every_interpreter_or_says_why_not(tmp_path: Path, quick:
     arguments = ["gallery", "--out", str(out), "--image", str(photograph), "--count", "2", "--size", "32"]
     done = CliRunner().invoke(app, [*arguments, "--device", "cpu"])
     assert done.exit_code == 0, done.output
-    names = [entry.name for entry in INTERPRETERS if "images" in taken(entry.build)]
+    names = [entry.name for entry in INTERPRETERS if "images" in accepted_kinds(entry.build)]
     page = out.read_text()
     assert all(f"<b>{name}</b>" in page for name in names)
     assert f"small-cnn, trained on scikit-learn's digits: {len(names) - 1} of {len(names)}" in done.output

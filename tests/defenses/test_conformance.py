@@ -230,7 +230,7 @@ def test_aid_needs_an_rts(trained: Classifier, few: Dataset[Any]) -> None:
         AID()(rx.System(trained, GradCAM(trained)), few)
 
 
-def carried_over(system: rx.System, deceived: rx.System, x: Tensor, y: Tensor) -> float:
+def transferred_shift(system: rx.System, deceived: rx.System, x: Tensor, y: Tensor) -> float:
     """How far ADV2 inputs made for ``deceived`` move the map of ``system``."""
     goal = random_classes(x, y, 10)
     found = replace(INNER, steps=20)(deceived, x, y, goal)
@@ -240,7 +240,7 @@ def carried_over(system: rx.System, deceived: rx.System, x: Tensor, y: Tensor) -
     return float((maps[0] - maps[1]).abs().mean())
 
 
-def test_aid_lets_a_forged_prediction_show_in_the_map(
+def test_with_aid_an_attack_on_the_prediction_changes_the_map(
     trained: Classifier, rts: RTS, digits: Data, judged: tuple[Tensor, Tensor]
 ) -> None:
     x, y = judged[0][:24], judged[1][:24]
@@ -248,9 +248,9 @@ def test_aid_lets_a_forged_prediction_show_in_the_map(
     aid = AID(attack=INNER, objective=SMALL, training=Training(epochs=3, batch_size=20, lr=4e-3))
     hardened = aid(system, take(digits.defense, 200))
     assert float(rts(x, y).std((1, 2)).mean()) > 0.1, "the masks say nothing"
-    plain, shown = (carried_over(s, system, x, y) for s in (system, hardened))
-    print(f"carried-over ADV2 moves the map by {plain:.3f}, after AID by {shown:.3f}")
-    assert shown > 1.5 * plain
+    plain, after = (transferred_shift(s, system, x, y) for s in (system, hardened))
+    print(f"transferred ADV2 moves the map by {plain:.3f}, after AID by {after:.3f}")
+    assert after > 1.5 * plain
 
 
 def aid_loss(weight: float, trained: Classifier, rts: RTS) -> AIDLoss:
@@ -291,7 +291,7 @@ def test_aids_attacked_inputs_do_not_depend_on_their_place_in_the_batch(
 
 
 @dataclass
-class Watched:
+class DetectorCase:
     system: rx.System
     clean: Tensor
     forged: Tensor
@@ -304,24 +304,24 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def watched(trained: Classifier, digits: Data, judged: tuple[Tensor, Tensor]) -> Watched:
+def watched(trained: Classifier, digits: Data, judged: tuple[Tensor, Tensor]) -> DetectorCase:
     """X-Ensemble on a small budget, and held-out digits with and without an attack."""
     system = rx.System(trained, GradCAM(trained))
     attack = PGD(EPS, 10, 0.03)
     defense = XEnsemble(attack=attack, training=Training(epochs=4, batch_size=32, lr=5e-3), trees=60)
     x, y = judged
     forged = attack(system, x, y, random_classes(x, y, 10)).x
-    return Watched(defense(system, take(digits.defense, 300)), x, forged, stack(digits.test)[0])
+    return DetectorCase(defense(system, take(digits.defense, 300)), x, forged, stack(digits.test)[0])
 
 
-def test_x_ensemble_tells_attacked_from_clean(watched: Watched) -> None:
+def test_x_ensemble_tells_attacked_from_clean(watched: DetectorCase) -> None:
     for score in (watched.detector.score, watched.detector.soft_score):
         clean, forged = (score(x).detach() for x in (watched.clean, watched.forged))
         print(f"AUC {auc(clean, forged):.3f}")
         assert auc(clean, forged) >= 0.9
 
 
-def test_x_ensemble_alarms_at_about_the_calibrated_rate(watched: Watched) -> None:
+def test_x_ensemble_alarms_at_about_the_calibrated_rate(watched: DetectorCase) -> None:
     with torch.no_grad():
         hard = watched.detector.score(watched.rest) > watched.detector.threshold
         soft = watched.detector.soft_score(watched.rest) > watched.detector.soft_threshold
@@ -329,12 +329,12 @@ def test_x_ensemble_alarms_at_about_the_calibrated_rate(watched: Watched) -> Non
     for alarms in (hard, soft):
         print(f"false alarms {float(alarms.float().mean()):.3f}")
         assert float(alarms.float().mean()) < 0.15
-    said = watched.system(watched.forged)
-    assert said.alarm is not None
-    assert float(said.alarm.float().mean()) > 0.5
+    explained = watched.system(watched.forged)
+    assert explained.alarm is not None
+    assert float(explained.alarm.float().mean()) > 0.5
 
 
-def test_x_ensembles_score_is_a_share_and_its_soft_score_has_a_gradient(watched: Watched) -> None:
+def test_x_ensembles_score_is_a_share_and_its_soft_score_has_a_gradient(watched: DetectorCase) -> None:
     score = watched.detector.score(watched.clean)
     assert 0 <= float(score.min()) <= float(score.max()) <= 1
     assert len(score.unique()) > 2
@@ -345,7 +345,7 @@ def test_x_ensembles_score_is_a_share_and_its_soft_score_has_a_gradient(watched:
     assert float(watched.detector.soft_score(step).sum()) > float(watched.detector.soft_score(x).sum())
 
 
-def test_an_adaptive_attack_evades_x_ensemble(watched: Watched, judged: tuple[Tensor, Tensor]) -> None:
+def test_an_adaptive_attack_evades_x_ensemble(watched: DetectorCase, judged: tuple[Tensor, Tensor]) -> None:
     x, y = judged[0][:8], judged[1][:8]
     goal = random_classes(x, y, 10)
     attack = ADV2(EPS, steps=20, step_size=0.02)

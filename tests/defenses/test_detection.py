@@ -162,7 +162,7 @@ def test_any_of_any_of_is_one_of_all(clean: Tensor, fresh: Tensor) -> None:
 
 def test_a_detector_rings_the_joint_alarm_above_the_thresholds_it_is_given(clean: Tensor, fresh: Tensor) -> None:
     both = AnyOf(THREE).calibrated(clean, 0.2)
-    by_one = torch.stack([d.score(fresh) > d.threshold for d in both.ringing()], 1).any(1)
+    by_one = torch.stack([d.score(fresh) > d.threshold for d in both.at_joint_alarm()], 1).any(1)
     assert torch.equal(by_one, both.score(fresh) > both.threshold)
     assert 0 < float(by_one.float().mean()) < 1
 
@@ -289,7 +289,7 @@ def test_several_detectors_are_evaded_one_by_one(watched: Watched, judged: tuple
     x, y = judged[0][:6], judged[1][:6]
     both = watched.both.detector
     assert isinstance(both, AnyOf)
-    x_ensemble, squeezing = both.ringing()
+    x_ensemble, squeezing = both.at_joint_alarm()
     objective = both.evasion(0.5)
     kinds = [type(getattr(part, "part", part)) for _, part in objective.terms()]
     assert kinds == [EvadeDetector, EvadeSqueezing, AgreeSqueezed]

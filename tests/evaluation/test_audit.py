@@ -284,11 +284,11 @@ def test_an_interpreter_that_cannot_look_is_a_hole_that_the_next_run_fills(
     [
         (
             {"manipulations": [{"name": "location-fooling"}]},
-            "manipulations[0].of: this key is needed: the interpreter that is",
+            "manipulations[0].of: this key is needed: the row that is",
         ),
         (
             {"manipulations": [{"name": "location-fooling", "of": "rise"}]},
-            "no interpreter of the recipe is called 'rise'",
+            "no earlier row of the recipe is called 'rise'",
         ),
         ({"manipulations": [{"name": "location-foolng", "of": "cam"}]}, "did you mean 'location-fooling'"),
         ({"manipulations": [{"name": "location-fooling", "of": "cam", "weight": -1}]}, "manipulations[0].weight"),

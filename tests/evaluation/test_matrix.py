@@ -16,6 +16,7 @@ import pytest
 import scipy.stats
 import torch
 import yaml
+from accelerate import Accelerator
 
 from robustexplain import files, plots, training
 from robustexplain.attacks import PGD
@@ -28,6 +29,7 @@ from robustexplain.evaluation.store import slug
 from robustexplain.recipe import check, read
 from robustexplain.recipe.experiment import Recipe
 from robustexplain.system import System
+from robustexplain.training import Session
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 SMALL = [  # two rows and two columns of the tiny recipe
@@ -346,6 +348,51 @@ def test_the_directory_of_another_experiment_is_refused_and_what_differs_is_name
     assert stamps(folder.root, ".") == before
 
 
+def test_the_precision_of_a_run_is_kept_shown_and_the_same_when_it_goes_on(
+    finished: tuple[Recipe, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, folder = finished
+    assert json.loads((folder.root / "run.json").read_text())["precision"] == "no"
+    assert "mixed precision no;" in (folder.root / "report.html").read_text()
+    monkeypatch.setattr(Accelerator, "mixed_precision", property(lambda self: "bf16"))
+    with pytest.raises(RunMismatchError, match="made with mixed precision 'no', and this process has 'bf16'; launch"):
+        run(recipe, folder.root)
+
+
+def test_a_run_takes_the_trainings_that_are_the_same_from_another_one_and_makes_the_others(
+    finished: tuple[Recipe, RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder = finished
+    names: list[str] = []
+
+    def counted(self: Any, *given: Any) -> float:
+        names.append(self.task.name)
+        return float(epoch(self, *given))
+
+    epoch = training.loop._Loop.epoch
+    monkeypatch.setattr(training.loop._Loop, "epoch", counted)
+    changes = ["interpreters[1].label=masks", "defenses=[{name: aid, of: masks, attack: {eps: 0.1, steps: 2}, "
+               "training: {epochs: 1, micro_batch: 32}}]", "attacks=[clean]"]  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RobustExplainWarning)
+        assert run(read(TINY, changes), tmp_path / "b", Session(reuse=(folder.root,))) == 0
+    assert names == ["aid"], "its attack is another one; classifier and masks are the same"
+    taken = [path.relative_to(folder.training) for path in folder.training.rglob("rts.safetensors")]
+    (made,) = (tmp_path / "b/training").rglob("rts.safetensors")
+    assert made.read_bytes() in [(folder.training / path).read_bytes() for path in taken]
+
+
+def test_a_run_of_other_data_or_none_is_not_reused_and_no_directory_is_claimed(
+    finished: tuple[Recipe, RunFolder], tmp_path: Path
+) -> None:
+    _, folder = finished
+    with pytest.raises(RunMismatchError, match="can be reused: its data differ"):
+        run(read(TINY, ["data.seed=1"]), tmp_path / "b", Session(reuse=(folder.root,)))
+    with pytest.raises(InputError, match="is no run directory"):
+        run(read(TINY), tmp_path / "b", Session(reuse=(tmp_path,)))
+    assert not (tmp_path / "b").exists()
+
+
 def test_other_data_under_the_same_recipe_are_refused(finished: tuple[Recipe, RunFolder]) -> None:
     recipe, folder = finished
     with pytest.raises(RunMismatchError, match="its data differs;"):
@@ -494,13 +541,13 @@ def test_an_adaptive_attack_weaker_than_an_ignorant_one_is_noted(finished: tuple
 
 def test_noise_that_does_as_well_as_an_attack_is_noted(finished: tuple[Recipe, RunFolder]) -> None:
     said = doubts(*finished, {("cam", "noise", "success"): (0.9, 0.8, 1.0), ("cam", "pgd", "success"): (0.6, 0.5, 0.7)})
-    assert "cam: random noise (noise) misleads the classifier as often as 'pgd'" in said
+    assert "cam: 'noise', a control, misleads the classifier as often as 'pgd'" in said
     assert "rts" not in said
 
 
 def test_a_search_without_a_map_gradient_is_noted(finished: tuple[Recipe, RunFolder]) -> None:
     said = doubts(*finished, {("cam", "adv2, oblivious", "zero_direction"): (0.25, 0.1, 0.4)})
-    assert said.startswith("cam / adv2, oblivious: the search found no map gradient for 25% of the images")
+    assert said.startswith("cam / adv2, oblivious: the search found no direction to go in for 25% of the images")
 
 
 def test_a_limited_run_judges_that_many_images(small: tuple[Recipe, Path]) -> None:

@@ -233,7 +233,7 @@ class Painted(interpreters.Gradient):
 
 def test_own_classes_are_judged_and_what_cannot_be_stored_is_noted(own: Own, tmp_path: Path) -> None:
     model = own.plain.model
-    systems = {"painted": rx.System(model, Painted(model, paint=Odd()))}
+    systems = {"painted": rx.System(model, Painted(model, paint=Odd().eval()))}
     dots, half = torch.zeros(1, 8, 8), torch.zeros(1, 8, 8)
     dots[0, 3, 3], half[0, :4] = 1, 0.5
     samples = [(a, int(b)) for a, b in zip(own.x, own.y, strict=True)]

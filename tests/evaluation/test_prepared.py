@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from robustexplain import data as data_sets
 from robustexplain.attacks import ADV2, PGD, Clean, DeepFool
+from robustexplain.attacks.adaptive import Adaptation
 from robustexplain.defenses import AggregatedInterpreter, BetaSmoothing, Defense, FeatureSqueezing
 from robustexplain.errors import InputError
 from robustexplain.evaluation import RunFolder, run
@@ -25,6 +26,7 @@ from robustexplain.evaluation.prepared import Builder, prepare
 from robustexplain.evaluation.results import Results
 from robustexplain.interpreters import RTS, GradCAM, Gradient
 from robustexplain.models import build
+from robustexplain.progress import Advance
 from robustexplain.recipe import check
 from robustexplain.recipe.experiment import Column, Recipe, Row
 from robustexplain.registry import DEFENSES
@@ -50,6 +52,7 @@ class Shifting(Defense):
 
     needs_data: ClassVar[bool] = True
     part: ClassVar[str] = "train"
+    layer = "model"
     trained: ClassVar[list[int]] = []
 
     def hardened(self, model: nn.Module, data: Any, session: Session | None = None) -> nn.Module:
@@ -172,7 +175,7 @@ def jobs(adversaries: Adversaries, column: Column, *labels: str) -> list[str]:
 
 
 def test_two_detectors_do_not_share_one_adaptive_attack(many: Adversaries) -> None:
-    for attack in (PGD(steps=2), PGD(steps=2, evade=1.0), DeepFool(), ADV2(steps=2)):
+    for attack in (PGD(steps=2), PGD(steps=2, adapt=Adaptation(evade=1.0)), DeepFool(), ADV2(steps=2)):
         names = jobs(many, Column("knows", attack, "adaptive"), "gradient", "squeezed", "squeezed-2")
         assert len(set(names)) == 3, attack
     one, other = (
@@ -251,11 +254,11 @@ class Listed:
 
     tasks: list[tuple[str, int, int]]
 
-    def task(self, name: str, total: int, done: int = 0) -> AbstractContextManager[Callable[[int], None]]:
+    def task(self, name: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
         @contextmanager
-        def shown() -> Iterator[Callable[[int], None]]:
+        def shown() -> Iterator[Advance]:
             steps: list[int] = []
-            yield steps.append
+            yield lambda step, /, *, note="": steps.append(step)
             self.tasks.append((name, total, done + sum(steps)))
 
         return shown()

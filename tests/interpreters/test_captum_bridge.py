@@ -237,7 +237,7 @@ def test_an_option_that_captum_cannot_use_says_so(model: nn.Module, x: Tensor) -
 def test_layers(model: nn.Module, x: Tensor) -> None:
     with pytest.raises(UnknownNameError, match=r"unknown layer 'net\.feature\.8'; did you mean 'net\.features"):
         Captum(model, "LayerGradCam", layer="net.feature.8")(x)
-    with pytest.raises(InputError, match=r"Saliency looks at no layer, but layer='net\.head'"):
+    with pytest.raises(InputError, match=r"Saliency has no layer, but layer='net\.head'"):
         Captum(model, "Saliency", layer="net.head")(x)
     with pytest.raises(UnsupportedModelError, match=r"LayerGradientXActivation gave \[2, 4\], where a map"):
         Captum(model, "LayerGradientXActivation", layer="net.head")(x)

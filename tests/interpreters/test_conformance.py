@@ -21,7 +21,7 @@ from robustexplain.autograd.rectifiers import Softplus, swapped
 from robustexplain.defenses import Aggregate
 from robustexplain.errors import InputError
 from robustexplain.interpreters import CAM, RTS, GradCAM, Gradient, Interpreter, MaskingModel, Smoothed
-from robustexplain.interpreters.base import taken
+from robustexplain.interpreters.base import accepted_kinds
 from robustexplain.models import Transformed
 from robustexplain.registry import INTERPRETERS
 
@@ -101,7 +101,7 @@ PASSES = {
 }
 
 # Those of tables have a file of tests of their own.
-IMAGES = [entry for entry in INTERPRETERS if "images" in taken(entry.build)]
+IMAGES = [entry for entry in INTERPRETERS if "images" in accepted_kinds(entry.build)]
 NAMES = [entry.name for entry in IMAGES]
 DIFFERENTIABLE = [entry.name for entry in IMAGES if getattr(entry.build, "differentiable", True)]
 

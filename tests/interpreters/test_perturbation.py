@@ -69,18 +69,18 @@ def test_the_blur_is_scipys(x: Tensor) -> None:
 @pytest.mark.parametrize("how", ["constant", "blur", "noise"])
 @pytest.mark.parametrize("cls", [Occlusion, RISE, LIME, KernelSHAP])
 def test_every_fill_serves_every_method(cls: type[Interpreter], how: str, model: nn.Module, x: Tensor) -> None:
-    few = {Occlusion: {"window": 6}, RISE: {"masks": 8}}.get(cls, {"samples": 20, "segments": Segments(number=4)})
+    few = {Occlusion: {"window": 6}, RISE: {"samples": 8}}.get(cls, {"samples": 20, "segments": Segments(number=4)})
     interpreter = cls(model, fill=Fill(how), **few)  # type: ignore[arg-type, call-arg]
     assert torch.isfinite(interpreter(x)).all()
     torch.testing.assert_close(interpreter(x)[1:], interpreter(x[1:]))
 
 
-@pytest.mark.parametrize("queries", [1, 7, 1000])
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
 @pytest.mark.parametrize("cls", [Occlusion, RISE, LIME, KernelSHAP])
 def test_the_size_of_a_pass_changes_nothing(
     cls: type[Interpreter], batch_size: int, model: nn.Module, x: Tensor
 ) -> None:
-    few = {Occlusion: {"window": 6}, RISE: {"masks": 9}}.get(cls, {"samples": 20, "segments": Segments(number=9)})
+    few = {Occlusion: {"window": 6}, RISE: {"samples": 9}}.get(cls, {"samples": 20, "segments": Segments(number=9)})
     sizes: list[int] = []
     with model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0]))):
         found = cls(model, batch_size=batch_size, **few)(x)  # type: ignore[call-arg]
@@ -90,7 +90,7 @@ def test_the_size_of_a_pass_changes_nothing(
 
 @pytest.mark.parametrize("cls", [RISE, LIME, KernelSHAP])
 def test_the_seed_decides(cls: type[Interpreter], model: nn.Module, x: Tensor) -> None:
-    few = {"masks": 20} if cls is RISE else {"samples": 60, "segments": Segments(number=16)}
+    few = {"samples": 20} if cls is RISE else {"samples": 60, "segments": Segments(number=16)}
     first, again, other = (cls(model, seed=seed, **few)(x) for seed in (1, 1, 2))  # type: ignore[arg-type]
     assert torch.equal(first, again)
     assert not torch.allclose(first, other)
@@ -101,7 +101,7 @@ def test_deleting_what_the_map_shows_lowers_the_class_faster_than_deleting_at_ra
     cls: type[Interpreter], trained: nn.Module, judged: tuple[Tensor, Tensor]
 ) -> None:
     images = judged[0][:20]
-    few = {Occlusion: {"window": 4, "stride": 2}, RISE: {"masks": 300}}.get(
+    few = {Occlusion: {"window": 4, "stride": 2}, RISE: {"samples": 300}}.get(
         cls, {"samples": 150, "segments": Segments(number=16)}
     )
     shown = {name: fall(trained, images, order) for name, order in {
@@ -416,7 +416,7 @@ def test_constrained_least_squares_against_the_kkt_system() -> None:
 
 
 def test_too_few_samples_for_the_patches_are_refused(model: nn.Module, x: Tensor) -> None:
-    with pytest.raises(InputError, match="tell 49 patches apart by samples=60; ask for 98 or more"):
+    with pytest.raises(InputError, match="separate 49 patches with samples=60; set 98 or more"):
         KernelSHAP(model, 60)(x)
     with pytest.raises(FieldError, match=r"Segments.number must be at least 1"):
         Segments(number=0)

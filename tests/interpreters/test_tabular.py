@@ -43,7 +43,7 @@ from robustexplain.interpreters import (
     SmoothGrad,
     VarGrad,
 )
-from robustexplain.interpreters.base import taken
+from robustexplain.interpreters.base import accepted_kinds
 from robustexplain.random_streams import Streams
 from robustexplain.registry import INTERPRETERS
 
@@ -114,9 +114,13 @@ MAKE: dict[str, Make] = {
     "lime-tabular": lambda m: LIMETabular(m, BACKGROUND, samples=150, categorical=(2,)),
     "shap-tabular": lambda m: SHAPTabular(m, FEW, samples=16),
 }
-IMAGES_ONLY = [e.name for e in INTERPRETERS if taken(e.build) == ("images",)]
+IMAGES_ONLY = [e.name for e in INTERPRETERS if accepted_kinds(e.build) == ("images",)]
 OTHERS = ("smoothed", "aggregate")
-OURS = [e.name for e in INTERPRETERS if "tables" in taken(e.build) and (e.train is None or e.name in MAKE)]
+OURS = [
+    e.name
+    for e in INTERPRETERS
+    if "tables" in accepted_kinds(e.build) and (e.train is None or e.name in MAKE) and e.name != "of-transformed"
+]
 DIFFERENTIABLE = [n for n in OURS if getattr(INTERPRETERS.get(n).build, "differentiable", True)]
 
 

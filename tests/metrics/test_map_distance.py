@@ -189,8 +189,8 @@ def test_scores_and_places_of_a_batch_are_those_of_its_parts(a: Tensor, monkeypa
     together = Complexity()(a), MassInside()(a, region)
     monkeypatch.setattr(base, "_AT_ONCE", 32 * 32)
     seen: list[int] = []
-    score = Complexity._score
-    monkeypatch.setattr(Complexity, "_score", lambda self, maps: seen.append(len(maps)) or score(self, maps))
+    score = Complexity._measure
+    monkeypatch.setattr(Complexity, "_measure", lambda self, maps: seen.append(len(maps)) or score(self, maps))
     torch.testing.assert_close(Complexity()(a), together[0])
     torch.testing.assert_close(MassInside()(a, region), together[1])
     assert seen == [1] * len(a)

@@ -116,7 +116,7 @@ def test_which_measures_take_rows_and_which_do_not() -> None:
 
 @pytest.mark.parametrize("name", [n for n in kinds(MapMetric, "images") if n not in kinds(MapMetric, "tables")])
 def test_a_comparison_that_looks_at_neighbours_refuses_rows(name: str, m: Tensor) -> None:
-    with pytest.raises(InputError, match=r"looks at where pixels lie.*takes maps \[B, H, W\], got \[4, 6\]"):
+    with pytest.raises(InputError, match=r"uses the positions of pixels.*takes maps \[B, H, W\], got \[4, 6\]"):
         METRICS.get(name).build()(m, m)
 
 
@@ -128,7 +128,7 @@ def test_other_measures_that_look_at_neighbours_refuse_rows(m: Tensor, x: Tensor
         lambda: metrics.PointingGame()(m, regions_from_boxes(torch.ones(4, 4), (6, 6))),
     ]
     for measure in refused:
-        with pytest.raises(InputError, match="looks at where pixels lie"):
+        with pytest.raises(InputError, match="uses the positions of pixels"):
             measure()
     with pytest.raises(InputError, match=r"Perturbation takes images \[B, C, H, W\]"):
         metrics.Perturbation()(x, x)

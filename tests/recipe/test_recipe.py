@@ -142,6 +142,10 @@ WRONG = {
         {"interpreters": [{"name": "smoothgrad", "n_samples": 4}, "cam", "rts"]},
         "interpreters[0].n_samples: unknown key; it is called 'samples' now",
     ),
+    "old nested setting": (
+        {"attacks": [{"name": "adv2", "mask": {"rehearse": True}}]},
+        "attacks[0].mask.rehearse: unknown key; it is called 'from_start' now",
+    ),
     "no knowledge": ({"attacks": [{"name": "pgd", "knowledge": []}]}, "attacks: at least one is needed"),
     "goal map of PGD": (
         {"attacks": [{"name": "pgd", "goal_map": "random-patch"}]},

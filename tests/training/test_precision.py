@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from robustexplain.errors import RunMismatchError
-from robustexplain.training import Session, Training, cross_entropy, fit
+from robustexplain.errors import InputError, RunMismatchError
+from robustexplain.training import Session, Training, accelerator_for, cross_entropy, fit
 
 SCRIPT = Path(__file__).with_name("mixed_precision.py")
 
@@ -50,3 +51,13 @@ def test_a_checkpoint_of_another_precision_is_refused(launched: Path) -> None:
     data = TensorDataset(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3)
     with pytest.raises(RunMismatchError, match=r"precision 'bf16', and this process has 'no'; launch it with --mixed"):
         fit(module, cross_entropy, data, Training(epochs=1), name="short", session=Session(folder=launched))
+
+
+def test_half_precision_on_a_cpu_is_refused_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Accelerator(cpu=True)
+    monkeypatch.setattr(Accelerator, "mixed_precision", property(lambda self: "fp16"))
+    with pytest.raises(InputError, match=r"'fp16' needs a GPU, and this process has none; launch it with --mixed_pre"):
+        accelerator_for(cpu=True)
+    data = TensorDataset(torch.randn(8, 2), torch.arange(8) % 3)
+    with pytest.raises(InputError, match="'fp16' needs a GPU"):
+        fit(nn.Linear(2, 3), cross_entropy, data, Training(epochs=1), name="net", session=Session(own))

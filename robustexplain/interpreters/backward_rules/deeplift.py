@@ -1,4 +1,4 @@
-"""DeepLIFT: differences from a baseline, carried back through the network."""
+"""DeepLIFT: differences from a baseline, propagated back through the network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from ...autograd.tape import Call, Tape, record
 from ...errors import UnsupportedModelError
 from ...registry import INTERPRETERS
-from ..base import Channels, Explanation, Interpreter, differentiable, explained_class, reduce_channels
+from ..base import Channels, Explanation, Interpreter, explained_class, reduce_channels, requiring_grad
 from ..gradients.baselines import Baseline, baseline_like, checked_baseline
 
 NEARLY_EQUAL = 1e-10
@@ -22,8 +22,8 @@ NEARLY_EQUAL = 1e-10
 class DeepLIFT(Interpreter):
     """DeepLIFT with the rescale rule: ``(x - baseline)`` times the slope between the two, activation by activation.
 
-    Maps sum to ``f_c(x) - f_c(baseline)``. Max pooling shares the difference of its winners between the two positions,
-    as captum does. Costs one pass more, on the baseline alone.
+    Maps sum to ``f_c(x) - f_c(baseline)``. Max pooling shares the difference of its maxima between the two positions,
+    as captum does. Costs one more forward pass, on the baseline alone.
 
     Args:
         baseline: the reference: one number for every channel or column, in ``[0, 1]``; ``mean``, what the model's own
@@ -43,14 +43,14 @@ class DeepLIFT(Interpreter):
         object.__setattr__(self, "baseline", checked_baseline(self, self.baseline))
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        x = differentiable(x)
+        x = requiring_grad(x)
         tape = record(self.model, x)
         start = baseline_like(self.baseline, self.model, x.detach())
         reference = record(self.model, start.clone().requires_grad_())
         _require_same(tape, reference)
         classes = explained_class(tape.logits, target)
         slopes = _Slopes(reference, graph)
-        attribution = (x - start) * tape.back(tape.seed(classes), slopes.rule)
+        attribution = (x - start) * tape.backward(tape.start_at(classes), slopes.rule)
         return Explanation(tape.logits, reduce_channels(attribution, self.channels))
 
 
@@ -60,40 +60,42 @@ class _Slopes:
     def __init__(self, reference: Tape, graph: bool) -> None:
         self.reference, self.graph = reference, graph
 
-    def rule(self, step: Call, at: list[Tensor]) -> list[Tensor | None]:
+    def rule(self, step: Call, at_outputs: list[Tensor]) -> list[Tensor | None]:
         """Multipliers of a step's sources from those of its outputs."""
         if step.kind == "activation":
             rest = len(step.sources) - 1
-            return [self._activation(step, self.reference.steps[step.index], at), *[None] * rest]
+            return [self._activation(step, self.reference.steps[step.index], at_outputs), *[None] * rest]
         if step.kind == "max_pool":
-            return [self._max_pool(step, self.reference.steps[step.index], at[0])]
+            return [self._max_pool(step, self.reference.steps[step.index], at_outputs[0])]
         if step.kind == "unknown" or (step.kind == "linear" and len(step.sources) > 1):
             raise UnsupportedModelError(
                 f"DeepLIFT's rescale rule does not hold for {step.name!r}, which this model applies to its "
                 "activations; use IntegratedGradients, which is complete for any model"
             )
-        return list(step.vjp(at, self.graph))
+        return list(step.vjp(at_outputs, self.graph))
 
-    def _activation(self, step: Call, reference: Call, at: list[Tensor]) -> Tensor:
+    def _activation(self, step: Call, reference: Call, at_outputs: list[Tensor]) -> Tensor:
         dx = step.sources[0].value - reference.sources[0].value
         dy = step.outputs[0] - reference.outputs[0]
         near = dx.abs() < NEARLY_EQUAL
         slope = dy / torch.where(near, 1, dx)
-        return torch.where(near, step.vjp(at, self.graph)[0], at[0] * slope)
+        return torch.where(near, step.vjp(at_outputs, self.graph)[0], at_outputs[0] * slope)
 
-    def _max_pool(self, step: Call, reference: Call, at: Tensor) -> Tensor:
+    def _max_pool(self, step: Call, reference: Call, at_output: Tensor) -> Tensor:
         x = step.sources[0].value
         base = reference.sources[0].value.expand_as(x)
         base = base if base.requires_grad else base.detach().requires_grad_()
-        # The winner of each side gets its part of max(x) - max(baseline), which is split at the larger of the two.
-        top = torch.maximum(step.outputs[0], reference.outputs[0])
-        here = step.vjp([at * (top - reference.outputs[0])], self.graph)[0]
+        # Two positions share max(x) - max(baseline), split at the larger maximum: the largest input and baseline pixel.
+        larger = torch.maximum(step.outputs[0], reference.outputs[0])
+        input_part = step.vjp([at_output * (larger - reference.outputs[0])], self.graph)[0]
         pooled = step.call({0: base})
-        (there,) = torch.autograd.grad(pooled, base, at * (step.outputs[0] - top), create_graph=self.graph)
+        (baseline_part,) = torch.autograd.grad(
+            pooled, base, at_output * (step.outputs[0] - larger), create_graph=self.graph
+        )
         dx = x - base
         near = dx.abs() < NEARLY_EQUAL
-        slope = (here + there) / torch.where(near, 1, dx)
-        return torch.where(near, step.vjp([at], self.graph)[0], slope)
+        slope = (input_part + baseline_part) / torch.where(near, 1, dx)
+        return torch.where(near, step.vjp([at_output], self.graph)[0], slope)
 
 
 def _require_same(tape: Tape, reference: Tape) -> None:

@@ -16,17 +16,17 @@ from ...checks import Kind
 from ...errors import UnsupportedModelError
 from ...maps import positive
 from ...registry import INTERPRETERS
-from ..base import Channels, Explanation, Interpreter, differentiable, explained_class, reduce_channels
+from ..base import Channels, Explanation, Interpreter, explained_class, reduce_channels, requiring_grad
 
 
 @INTERPRETERS.register("guided-backprop", paper="Springenberg et al. 2015, section 3.4", needs=("rectifiers",))
 @dataclass(frozen=True, eq=False)
 class GuidedBackprop(Interpreter):
-    """Guided backpropagation: the logit's gradient, which passes a rectifier only where it is positive itself.
+    """Guided backpropagation: the logit's gradient, passed through a rectifier only where it is positive.
 
-    Rectifiers are found by what the model calls, so ReLU6, functional and fused ones are guided too. Under a smooth
-    stand-in for the rectifiers, the gate on the gradient is smoothed like the one on the input (as in the code of
-    Dombrowski et al. 2019).
+    Rectifiers are recognised among the functions that the model calls, so ReLU6, functional and fused ones are guided
+    too. Under a smooth surrogate of the rectifiers, the gate on the gradient is smoothed like the one on the input (as
+    in the code of Dombrowski et al. 2019).
 
     Args:
         channels: how channels become one map: signed sum, sum of magnitudes, or largest magnitude.
@@ -41,7 +41,7 @@ class GuidedBackprop(Interpreter):
     is_gradient: ClassVar[bool] = True
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        tape = record(self.model, differentiable(x))
+        tape = record(self.model, requiring_grad(x))
         guided = guided_gradient(tape, explained_class(tape.logits, target), graph)
         return Explanation(tape.logits, reduce_channels(guided, self.channels))
 
@@ -74,7 +74,7 @@ class GuidedGradCAM(Interpreter):
         return {}
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        x = differentiable(x)
+        x = requiring_grad(x)
         if "layer" not in self._structure:
             self._structure["layer"] = self.layer or layers.last_feature_layer(self.model, x.detach()).name
         name = self._structure["layer"]
@@ -94,11 +94,11 @@ def guided_gradient(tape: Tape, classes: Tensor, graph: bool) -> Tensor:
             "calls none: the map would silently be the plain gradient; use Gradient or InputXGradient"
         )
 
-    def rule(step: Call, at: list[Tensor]) -> list[Tensor | None]:
-        # torch.relu, not torch.where: a swap of the network's rectifiers smooths this gate with the others.
-        return list(step.vjp([torch.relu(at[0])] if step.rectifies else at, graph))
+    def rule(step: Call, at_outputs: list[Tensor]) -> list[Tensor | None]:
+        # torch.relu, not torch.where: swapping the network's rectifiers for smooth ones then smooths this gate too.
+        return list(step.vjp([torch.relu(at_outputs[0])] if step.rectifies else at_outputs, graph))
 
-    return tape.back(tape.seed(classes), rule)
+    return tape.backward(tape.start_at(classes), rule)
 
 
 def _grad_cam(tape: Tape, name: str, classes: Tensor, graph: bool) -> Tensor:
@@ -107,5 +107,5 @@ def _grad_cam(tape: Tape, name: str, classes: Tensor, graph: bool) -> Tensor:
     if features.dim() != 4:
         raise UnsupportedModelError(f"layer {name!r} gives shape {list(features.shape)}; a feature map is [B, C, h, w]")
     stop = step, output
-    gradient = tape.back(tape.seed(classes), lambda s, at: list(s.vjp(at, graph)), stop)
+    gradient = tape.backward(tape.start_at(classes), lambda s, at_outputs: list(s.vjp(at_outputs, graph)), stop)
     return torch.einsum("bk,bkhw->bhw", gradient.mean((2, 3)), features)

@@ -1,4 +1,4 @@
-"""LinearLayer-wise relevance propagation, differentiable in the input and in the weights."""
+"""Layer-wise relevance propagation, differentiable in the input and in the weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...autograd.tape import Call, Source, Tape, record
 from ...errors import FieldError, InputError, UnsupportedModelError
 from ...fields import NonNegative, Positive
 from ...registry import INTERPRETERS
-from ..base import Explanation, Interpreter, differentiable, explained_class
+from ..base import Explanation, Interpreter, explained_class, requiring_grad
 from .lrp_rules import AlphaBeta, BoxRule, Epsilon, Flat, Gamma, LinearLayer, LRPRule, stabilise
 
 STABILISER = 1e-6
@@ -24,19 +24,20 @@ STABILISER = 1e-6
 )
 @dataclass(frozen=True, eq=False)
 class LRP(Interpreter):
-    """LinearLayer-wise relevance propagation: the logit is shared out, layer by layer, in proportion to contributions.
+    """Layer-wise relevance propagation: the logit is distributed, layer by layer, in proportion to contributions.
 
-    The default is the composite epsilon + z+ (epsilon behind the convolutions, z+ in them). A batch norm behind a
-    convolution is folded into it, one elsewhere is passed; activations are passed; sums (residual connections) and
-    averages share in proportion; max pooling gives to the winner. The forward pass is the model's own. Relevance
-    starts as the value of the logit and is conserved but for what biases and stabilisers absorb.
+    The default is the composite epsilon + z+ (epsilon for fully connected layers, z+ for convolutions). A batch norm
+    behind a convolution is folded into it. Other batch norms and activations pass relevance on unchanged; sums
+    (residual connections) and averages distribute it in proportion; max pooling passes it to the maximum. The forward
+    pass is the model's own. Relevance starts as the value of the logit and is conserved except for what biases and
+    stabilisers absorb.
 
     Args:
         conv: rule of convolutions: ``zplus``, ``epsilon``, ``alphabeta`` or ``gamma``.
         dense: rule of fully connected layers.
         first: rule of the layer that sees the input: ``same`` as the others of its kind, ``flat`` or ``box``
-            (the z-B rule, its box is ``[0, 1]`` carried through the model's own normalisation). All others share
-            by ``x w``: pixels near the mean of the normalisation get next to nothing, whatever they mean.
+            (the z-B rule; its box is ``[0, 1]`` in the units of the model's own normalisation). All others
+            distribute by ``x w``, so pixels near the mean of the normalisation get almost no relevance.
         epsilon: stabiliser of the epsilon rule; all others use 1e-6.
         alpha: weight of positive contributions; ``alpha - beta`` must be 1.
         beta: weight of negative contributions.
@@ -66,12 +67,11 @@ class LRP(Interpreter):
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         if x.dim() == 2 and self.first == "box":
             raise InputError("LRP's box rule (first='box') is about pixels in [0, 1]; for tables use 'same' or 'flat'")
-        x = differentiable(x)
+        x = requiring_grad(x)
         tape = record(self.model, x, [self.layer] if self.layer else [])
         stop = tape.layers[self.layer] if self.layer else None
         classes = explained_class(tape.logits, target)
-        passes = _Relevance(self, tape, graph)
-        relevance = tape.back(tape.seed(classes) * tape.logits, passes.rule, stop)
+        relevance = tape.backward(tape.start_at(classes) * tape.logits, _Relevance(self, tape, graph).rule, stop)
         if x.dim() == 2 and not self.layer:
             return Explanation(tape.logits, relevance)
         if relevance.dim() != 4:
@@ -94,25 +94,25 @@ class LRP(Interpreter):
 
 
 class _Relevance:
-    """The rules of one pass: which step is treated how."""
+    """The rules of one backward pass: which rule each step gets."""
 
     def __init__(self, method: LRP, tape: Tape, graph: bool) -> None:
         self.method, self.graph = method, graph
-        self.raw = _untouched(tape)
+        self.unweighted = _unweighted(tape)
         self.norms = _following_norms(tape)
 
-    def rule(self, step: Call, at: list[Tensor]) -> list[Tensor | None]:
+    def rule(self, step: Call, at_outputs: list[Tensor]) -> list[Tensor | None]:
         """Relevance of a step's sources from that of its outputs."""
         kind = step.kind
         if kind in ("activation", "identity", "affine", "batch_norm"):
-            passed: list[Tensor | None] = [at[0].sum_to_size(step.sources[0].value.shape)]
+            passed: list[Tensor | None] = [at_outputs[0].sum_to_size(step.sources[0].value.shape)]
             return passed + [None] * (len(step.sources) - 1)
         if kind == "linear" and len(step.sources) == 1:
-            return [self._linear(step, at[0])]
+            return [self._linear(step, at_outputs[0])]
         if kind in ("shape", "max_pool"):
-            return list(step.vjp(at, self.graph))
+            return list(step.vjp(at_outputs, self.graph))
         if kind in ("average", "sum"):
-            shares = step.vjp([at[0] / stabilise(step.outputs[0], STABILISER)], self.graph)
+            shares = step.vjp([at_outputs[0] / stabilise(step.outputs[0], STABILISER)], self.graph)
             return [source.value * share for source, share in zip(step.sources, shares, strict=True)]
         raise UnsupportedModelError(
             f"LRP has no rule for {step.name!r}, which this model applies to its activations; use a gradient method, "
@@ -125,16 +125,16 @@ class _Relevance:
         if step.index in self.norms:
             weight, bias = _fold(self.norms[step.index], weight, bias)
         layer = LinearLayer(_function(step), source.value, weight, bias)
-        first = method.first if source.step.index in self.raw else "same"
+        first = method.first if source.step.index in self.unweighted else "same"
         if first == "box":
-            low, high = (_carried(source, end) for end in (0.0, 1.0))
+            low, high = (_constant_at(source, end) for end in (0.0, 1.0))
             layer = replace(layer, low=torch.minimum(low, high), high=torch.maximum(low, high))
         name = first if first != "same" else method.dense if step.name == "linear" else method.conv
         return method.rule_of(name)(layer, relevance, self.graph)
 
 
-def _untouched(tape: Tape) -> set[int]:
-    """The input, and what only a normalisation, a reshape or padding made of it."""
+def _unweighted(tape: Tape) -> set[int]:
+    """Indices of the input and of the steps that compute only a normalisation, a reshape or padding of it."""
     raw = {0}
     for step in tape.steps[1:]:
         if step.kind in ("affine", "identity", "shape") and all(s.step.index in raw for s in step.sources):
@@ -157,7 +157,7 @@ def _following_norms(tape: Tape) -> dict[int, Call]:
 
 
 def _fold(norm: Call, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Weight and bias of one linear layer that does the work of two."""
+    """Weight and bias of the one linear layer that equals the layer and its batch norm."""
     mean, variance = norm.argument(1, "running_mean"), norm.argument(2, "running_var")
     gain, shift = norm.argument(3, "weight"), norm.argument(4, "bias")
     scale = (variance + norm.argument(7, "eps", 1e-5)).rsqrt() * (1.0 if gain is None else gain)
@@ -176,11 +176,11 @@ def _function(step: Call) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     return apply
 
 
-def _carried(source: Source, value: float) -> Tensor:
-    """What a constant image becomes on its way to ``source``."""
+def _constant_at(source: Source, value: float) -> Tensor:
+    """The value of ``source`` for an input that is ``value`` everywhere."""
     step = source.step
     if step.index == 0:
         return torch.full_like(step.outputs[0], value)
-    found = step.call({i: _carried(inner, value).clone() for i, inner in enumerate(step.sources)})
+    found = step.call({i: _constant_at(inner, value).clone() for i, inner in enumerate(step.sources)})
     result: Tensor = found[source.output] if isinstance(found, (tuple, list)) else found
     return result.detach()

@@ -1,8 +1,8 @@
 """Rules of layer-wise relevance propagation for one linear layer (Bach et al. 2015; Montavon et al. 2019).
 
-A rule shares the relevance ``R_k`` of a layer's outputs among its inputs in proportion to contributions
-``z_jk = x_j w_jk``; papers differ in which contributions count. Each is a sum of branches: modified inputs through the
-layer with modified weights.
+A rule distributes the relevance ``R_k`` of a layer's outputs to its inputs in proportion to contributions
+``z_jk = x_j w_jk``; the rules differ in which contributions they use. Each computes a sum of branches: modified inputs
+through the layer with modified weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,16 @@ Apply = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 @dataclass(frozen=True)
 class LinearLayer:
-    """A linear layer at one point: its function, input, weight and bias (a batch norm behind it is folded in)."""
+    """A linear layer and its input; a batch norm behind the layer is folded into weight and bias.
+
+    Args:
+        apply: the layer as a function of input, weight and bias.
+        x: its input.
+        weight: its weight.
+        bias: its bias, if any.
+        low: the smallest values that ``x`` can have, for the box rule.
+        high: the largest ones.
+    """
 
     apply: Apply
     x: Tensor
@@ -33,7 +42,7 @@ class LinearLayer:
 
 
 class LRPRule(Protocol):
-    """How the relevance of a layer's outputs is shared among its inputs."""
+    """How the relevance of a layer's outputs is distributed to its inputs."""
 
     def __call__(self, layer: LinearLayer, relevance: Tensor, graph: bool) -> Tensor:
         """Relevance of ``layer.x``, from that of the layer's outputs."""
@@ -56,7 +65,7 @@ def _share(x: Tensor, z: Tensor, s: Tensor, graph: bool) -> Tensor:
     return x * gradient
 
 
-def _half(value: Tensor | None, part: Callable[[Tensor], Tensor]) -> Tensor | None:
+def _part_of_bias(value: Tensor | None, part: Callable[[Tensor], Tensor]) -> Tensor | None:
     return None if value is None else part(value)
 
 
@@ -68,7 +77,7 @@ def _agreeing(layer: LinearLayer) -> tuple[Branch, Branch]:
     """``x+ w+ (+ b+)`` and ``x- w-``: the positive contributions."""
     up, down = positive(layer.x), negative(layer.x)
     return (
-        (up, layer.apply(up, positive(layer.weight), _half(layer.bias, positive))),
+        (up, layer.apply(up, positive(layer.weight), _part_of_bias(layer.bias, positive))),
         (down, layer.apply(down, negative(layer.weight), None)),
     )
 
@@ -77,7 +86,7 @@ def _opposing(layer: LinearLayer) -> tuple[Branch, Branch]:
     """``x+ w- (+ b-)`` and ``x- w+``: the negative contributions."""
     up, down = positive(layer.x), negative(layer.x)
     return (
-        (up, layer.apply(up, negative(layer.weight), _half(layer.bias, negative))),
+        (up, layer.apply(up, negative(layer.weight), _part_of_bias(layer.bias, negative))),
         (down, layer.apply(down, positive(layer.weight), None)),
     )
 
@@ -134,7 +143,7 @@ class Gamma:
         up, down = positive(layer.x), negative(layer.x)
         total = torch.zeros_like(layer.x)
         for chosen, toward, away in ((z > 0, positive, negative), (z < 0, negative, positive)):
-            bias = _half(layer.bias, lambda b, toward=toward: b + self.gamma * toward(b))  # type: ignore[misc]
+            bias = _part_of_bias(layer.bias, lambda b, toward=toward: b + self.gamma * toward(b))  # type: ignore[misc]
             zs = (
                 (up, layer.apply(up, layer.weight + self.gamma * toward(layer.weight), bias)),
                 (down, layer.apply(down, layer.weight + self.gamma * away(layer.weight), None)),
@@ -168,7 +177,7 @@ class BoxRule:
         assert layer.low is not None
         assert layer.high is not None
         low, high = (bound.detach().requires_grad_() for bound in (layer.low, layer.high))
-        # No bias: those of the published three terms cancel.
+        # Without the bias: in the three published terms it cancels.
         zs = (
             (layer.x, layer.apply(layer.x, layer.weight, None)),
             (low, layer.apply(low, positive(layer.weight), None)),

@@ -1,4 +1,4 @@
-"""Interpreters of vision transformers that follow attention from the output back to the patches."""
+"""Interpreters of vision transformers that multiply attention from the output back to the patches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...errors import UnsupportedModelError
 from ...fields import Fraction
 from ...maps import positive
 from ...registry import INTERPRETERS
-from ..base import Explanation, Interpreter, differentiable, explained_class, pick
+from ..base import Explanation, Interpreter, explained_class, pick, requiring_grad
 from .token_grid import Attentions, Grid, token_grid
 
 Discard = Annotated[float, at.Ge(0), at.Lt(1)]
@@ -29,22 +29,22 @@ Discard = Annotated[float, at.Ge(0), at.Lt(1)]
 class AttentionRollout(Interpreter):
     """Attention rollout: the product of all layers' attention, each mixed with the identity for its residual path.
 
-    ``A_l = (1 - r) fuse_h(attention) + r I`` with rows rescaled to sum to one; the map is what the tokens that reach
-    the head (the class token, mostly; found by their gradient) take from each patch through ``A_L ... A_1`` (Abnar and
-    Zuidema 2020, section 3). The same for every class. With ``weighting="gradient"`` the map is the class's own:
+    ``A_l = (1 - r) fuse_h(attention) + r I`` with rows rescaled to sum to one; the map is the weight of each patch
+    in ``A_L ... A_1`` for the tokens that reach the head (usually the class token; found by their gradient) (Abnar and
+    Zuidema 2020, section 3). It is the same for every class. With ``weighting="gradient"`` it depends on the class:
     ``A_l = I + mean_h(ReLU(grad * attention))``, ``grad`` that of the logit (Chefer et al. 2021, eq. 5-6, for
     self-attention); the identity then has the paper's weight and rows are not rescaled.
 
-    Attention is seen as it is computed, whatever the layer is called; logits are the model's up to the rounding of
-    its fused attention. Models that attend in windows, or between sets of tokens that differ, are refused; one that
-    pools its tokens by attention is read as if it took their mean.
+    Attention is recorded where it is computed, whatever the layer's name; logits equal the model's up to the rounding
+    of its fused attention. Models with attention in windows, or between different sets of tokens, are refused; a model
+    that pools its tokens by attention is treated as if it took their mean.
 
     Args:
         weighting: ``none`` (rollout) or ``gradient`` (a map for each class).
         heads: how the heads of a layer become one matrix: ``mean`` (the papers), ``max`` or ``min``.
-        residual: ``r``, the share of the residual path; for ``weighting="none"``.
-        discard: the share of each layer's weakest entries that are set to zero before the mixing, the columns of the
-            prefix tokens excepted; for ``weighting="none"``. Not in the papers.
+        residual: ``r``, the weight of the residual path; for ``weighting="none"``.
+        discard: the share of each layer's smallest entries set to zero before the mixing, except in the columns of the
+            prefix tokens; for ``weighting="none"``. Not in the papers.
     """
 
     weighting: Literal["none", "gradient"] = "none"
@@ -56,7 +56,7 @@ class AttentionRollout(Interpreter):
 
     @property
     def class_specific(self) -> bool:  # type: ignore[override]
-        """Whether maps depend on the class: only if they are weighted by its gradient."""
+        """Whether maps depend on the class: only if weighted by its gradient."""
         return self.weighting == "gradient"
 
     @property
@@ -72,7 +72,7 @@ class AttentionRollout(Interpreter):
         size = tuple(x.shape[-2:])
         if size not in self._tokens:
             self._tokens[size] = _find(self.model, x.detach()[:1])
-        tokens, x = self._tokens[size], differentiable(x)
+        tokens, x = self._tokens[size], requiring_grad(x)
         attention: list[Tensor] = []
         with Attentions(attention.append):
             logits = self.model(x)
@@ -82,8 +82,8 @@ class AttentionRollout(Interpreter):
             layers = [self._weighted(*pair) for pair in zip(attention, gradients, strict=True)]
         else:
             layers = [self._mixed(weights, tokens.grid.prefix) for weights in attention]
-        flow = tokens.read.to(x).expand(len(x), -1)
-        # From the output backwards: a vector goes through every layer, where the full product is cubic in the tokens.
+        flow = tokens.weights.to(x).expand(len(x), -1)
+        # From the output backwards: a vector times each matrix, whereas the full product is cubic in the tokens.
         for layer in reversed(layers):
             flow = torch.einsum("bi,bij->bj", flow, layer)
         return Explanation(logits, tokens.grid.unfold(flow[:, :, None])[:, 0])
@@ -120,17 +120,17 @@ def _strongest(fused: Tensor, discard: float, prefix: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """The grid of the tokens, and how much the head reads of each: ``[N]``, sums to one."""
+    """The grid of the tokens, and the weight of each as an input of the head: ``[N]``, sums to one."""
 
     grid: Grid
-    read: Tensor
+    weights: Tensor
 
 
 def _find(model: nn.Module, x: Tensor) -> _Tokens:
-    """Check that attention runs over one and the same set of tokens, and find those that reach the head."""
+    """Check that all attention is over the same tokens, and find those that reach the head."""
     attention: list[Tensor] = []
     with Attentions(attention.append):
-        logits = model(differentiable(x))
+        logits = model(requiring_grad(x))
     name = type(model).__name__
     if not attention:
         raise UnsupportedModelError(
@@ -143,10 +143,10 @@ def _find(model: nn.Module, x: Tensor) -> _Tokens:
             f"attention rollout needs every layer to attend over the same tokens of an image; {name} attends over "
             f"{', '.join(f'{b} x {n}' for b, n in sorted(shapes))} (sets x tokens): in windows, or tokens are merged"
         )
-    # Different weights for the logits, so that no row cancels.
+    # Logits get different weights, so that their gradients do not cancel.
     weights = torch.arange(1, logits.shape[1] + 1, device=x.device, dtype=x.dtype)
     (gradient,) = torch.autograd.grad((logits * weights).sum(), attention[-1])
-    read = (gradient.abs().sum((0, 1, 3)) > 0).to(x.dtype)
-    if not read.any():
+    reached = (gradient.abs().sum((0, 1, 3)) > 0).to(x.dtype)
+    if not reached.any():
         raise UnsupportedModelError(f"no token of the last attention of {name} reaches the logits")
-    return _Tokens(token_grid(model, x, read.numel()), read / read.sum())
+    return _Tokens(token_grid(model, x, reached.numel()), reached / reached.sum())

@@ -1,4 +1,4 @@
-"""Seeing attention by what a model computes, and finding the tokens it works on."""
+"""Recording the attention that a model computes, and finding the grid of its tokens."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from ...autograd import layers
 from ...errors import UnsupportedModelError
 
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
-# Class token, distillation token, registers: families in use put up to five before their patches; prompts add some.
+# Class token, distillation token, registers: models in use have up to five before their patches; prompts add more.
 _MOST_PREFIX_TOKENS, _USUAL_PREFIX_TOKENS = 16, 5
 
 
 class Attentions(TorchFunctionMode):
-    """Within this block, every self-attention computes its weights openly and hands them over.
+    """Within this block, the weights of every self-attention are computed explicitly and passed to a function.
 
     Fused attention and ``nn.MultiheadAttention`` are computed step by step, to the same result up to rounding; a
-    softmax over ``[B, heads, N, N]`` is taken as it is. The weights handed over are those that the model goes on with,
-    so that a gradient reaches them.
+    softmax over ``[B, heads, N, N]`` is recognised as it is. The weights passed on are those that the model uses, so
+    that a gradient reaches them.
 
     Args:
-        found: called with the weights ``[B, heads, N, N]`` of each attention, in the order they are computed.
+        receive: called with the weights ``[B, heads, N, N]`` of each attention, in the order they are computed.
     """
 
-    def __init__(self, found: Callable[[Tensor], None]) -> None:
+    def __init__(self, receive: Callable[[Tensor], None]) -> None:
         super().__init__()
-        self.found = found
+        self.receive = receive
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -45,12 +45,12 @@ class Attentions(TorchFunctionMode):
             return self._multi_head(*args, **kwargs)
         result = func(*args, **kwargs)
         if func in _SOFTMAX:
-            self._offer(result)
+            self._pass_on(result)
         return result
 
-    def _offer(self, weights: Tensor) -> None:
+    def _pass_on(self, weights: Tensor) -> None:
         if weights.dim() == 4 and weights.shape[-1] == weights.shape[-2] > 1:
-            self.found(weights)
+            self.receive(weights)
 
     def _attend(
         self,
@@ -75,7 +75,7 @@ class Attentions(TorchFunctionMode):
         elif attn_mask is not None:
             scores = scores + attn_mask
         weights = scores.softmax(-1)
-        self._offer(weights)
+        self._pass_on(weights)
         return weights @ value
 
     def _multi_head(
@@ -95,19 +95,19 @@ class Attentions(TorchFunctionMode):
         out_bias: Tensor | None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Self-attention on ``[N, B, D]`` with packed projections: what a torchvision transformer calls."""
+        """Self-attention on ``[N, B, D]`` with packed projections, as torchvision's transformers call it."""
         length, batch, _ = query.shape
-        seen: list[Tensor] = []
+        attention: list[Tensor] = []
         parts = F.linear(query, in_weight, in_bias).chunk(3, -1)
         q, k, v = (part.reshape(length, batch, heads, -1).permute(1, 2, 0, 3) for part in parts)
-        mixed = Attentions(seen.append)._attend(q, k, v)
-        for weights in seen:
-            self.found(weights)
+        mixed = Attentions(attention.append)._attend(q, k, v)
+        for weights in attention:
+            self.receive(weights)
         joined = mixed.permute(2, 0, 1, 3).reshape(length, batch, width)
-        shown = seen[0] if seen and options.get("need_weights", True) else None
-        if shown is not None and options.get("average_attn_weights", True):
-            shown = shown.mean(1)
-        return F.linear(joined, out_weight, out_bias), shown
+        returned = attention[0] if attention and options.get("need_weights", True) else None
+        if returned is not None and options.get("average_attn_weights", True):
+            returned = returned.mean(1)
+        return F.linear(joined, out_weight, out_bias), returned
 
 
 def _dropout(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -124,14 +124,14 @@ def _plain_self_attention(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
 
 
 def _same(*tensors: Tensor) -> bool:
-    # nn.MultiheadAttention transposes its three inputs apart: equal views of one tensor.
+    # nn.MultiheadAttention transposes its three inputs separately, which gives equal views of one tensor.
     first = tensors[0]
     return all(t.data_ptr() == first.data_ptr() and t.shape == first.shape for t in tensors)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How tokens lie on the image: ``prefix`` of them are no patches, then ``height x width`` patches row by row."""
+    """How tokens map to the image: ``prefix`` tokens that are no patches, then ``height x width`` patches by rows."""
 
     prefix: int
     height: int
@@ -144,11 +144,11 @@ class Grid:
 
 
 def token_grid(model: nn.Module, x: Tensor, tokens: int) -> Grid:
-    """The grid of ``tokens`` tokens: that of the feature map they were made from, else one of the image's proportions.
+    """The grid of the tokens: that of the feature map they come from, otherwise one with the image's proportions.
 
     Args:
         model: the transformer.
-        x: ``[B, C, H, W]``; the first is passed.
+        x: ``[B, C, H, W]``; only the first image is used.
         tokens: ``N``, prefix tokens included.
 
     Raises:
@@ -165,17 +165,17 @@ def token_grid(model: nn.Module, x: Tensor, tokens: int) -> Grid:
             return Grid(prefix, rows, (tokens - prefix) // rows)
     raise UnsupportedModelError(
         f"{tokens} tokens of {type(model).__name__} fit no grid on an image of {height} x {width} pixels: no feature "
-        "map has as many places, and no grid of the image's proportions does"
+        "map has as many positions, and no grid of the image's proportions does"
     )
 
 
 class _Trace:
-    """What runs in one forward pass: the tokens that the last attention reads, and whether a feature map follows.
+    """A record of one forward pass: the tokens that enter the last attention, and whether a feature map follows it.
 
     Attributes:
         attended: whether any attention ran.
-        tokens: the layer whose output the last one reads.
-        mapped: whether a feature map was made behind it.
+        tokens: the layer whose output enters the last attention.
+        mapped: whether a feature map was computed behind it.
     """
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
@@ -195,17 +195,17 @@ class _Trace:
         if not isinstance(output, Tensor):
             return
         self.outputs.append((self.names[module], output))
-        # Inside attention some modules give [B, heads, N, N] or [B, heads, N, d], which are no feature maps.
+        # Inside attention some modules give [B, heads, N, N] or [B, heads, N, d]: no feature maps.
         mapped = layers.is_feature_map(output, self.x) and output.shape != self.weights
         self.mapped |= mapped and layers.proportional(output.shape[2], output.shape[3], self.x)
 
     def attend(self, weights: Tensor) -> None:
         """Find the input of the innermost module around this attention that holds its tokens ``[B, N, D]``."""
         self.attended, self.mapped, self.tokens, self.weights = True, False, None, weights.shape
-        wanted = (weights.shape[0], weights.shape[-1])
-        for given in reversed(self.stack):
-            if given is not None and given.dim() == 3 and tuple(given.shape[:2]) == wanted:
-                self.tokens = next((name for name, out in reversed(self.outputs) if out is given), None)
+        batch_and_tokens = (weights.shape[0], weights.shape[-1])
+        for argument in reversed(self.stack):
+            if argument is not None and argument.dim() == 3 and tuple(argument.shape[:2]) == batch_and_tokens:
+                self.tokens = next((name for name, out in reversed(self.outputs) if out is argument), None)
                 return
 
 
@@ -222,7 +222,7 @@ def _traced(model: nn.Module, x: Tensor) -> Iterator[_Trace]:
 
 @torch.no_grad()
 def token_layer(model: nn.Module, x: Tensor) -> str | None:
-    """The layer whose output the last attention reads: mostly the last block's first norm. ``None`` for a CNN.
+    """The layer whose output enters the last attention, usually the last block's first norm; ``None`` for a CNN.
 
     Behind the last attention only the class token reaches the head, so the patches are explained in front of it.
 
@@ -231,7 +231,7 @@ def token_layer(model: nn.Module, x: Tensor) -> str | None:
     """
     with _traced(model, x) as trace:
         model(x[:1])
-    # A feature map behind the last attention is what a hybrid ends in: it is explained as a CNN.
+    # A hybrid with a feature map behind its last attention is explained as a CNN.
     if not trace.attended or trace.mapped:
         return None
     if trace.tokens is None:

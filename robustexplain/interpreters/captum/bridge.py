@@ -53,14 +53,14 @@ REFUSED = {
     "LayerLRP": "captum's is wrong on residual networks and does not say so",
     "FeaturePermutation": "it swaps pixels between the images of a batch: a map would depend on the others",
     "LayerFeaturePermutation": "it swaps features between the images of a batch: a map would depend on the others",
-    "ShapleyValues": "it asks for every order of the pixels; use kernel-shap, exact on few patches",
+    "ShapleyValues": "it evaluates every order of the pixels; use kernel-shap, exact on few patches",
     "DeepLiftShap": "it needs images to compare with",
     "LayerDeepLiftShap": "it needs images to compare with",
     "LayerActivation": "it explains no class",
     "NoiseTunnel": "it wraps another method",
 }
 
-# Drawn from the global random state, all images of a batch in one go.
+# Methods that draw from the global random state, for all images of a batch at once.
 RANDOM = frozenset({"GradientShap", "KernelShap", "LayerGradientShap", "Lime", "ShapleyValueSampling"})
 OVERRIDE = frozenset({"Deconvolution", "GuidedBackprop", "GuidedGradCam"})
 COMPLETE = frozenset({"DeepLift", "LayerDeepLift"})
@@ -97,21 +97,22 @@ Options = Mapping[str, Value] | tuple[tuple[str, Value], ...]
 class Captum(Interpreter):
     """Any of captum's attribution methods for classes, by the name of its class in ``captum.attr``.
 
-    Explains the logit. Not differentiable: captum's graphs are partly detached, and wrong without a word where they are
-    not. Whatever captum leaves on the model, after an exception too, is taken off again.
+    Explains the logit. Not differentiable: captum's graphs are partly detached, and elsewhere silently wrong. Hooks and
+    attributes that captum leaves on the model are removed, also after an exception.
 
     Args:
         method: the class; layer methods and ``InternalInfluence`` give the map on the layer's grid.
-        options: of its constructor and of ``attribute``, as a mapping: numbers, words, shapes (``{"n_steps": 20}``).
-        layer: for methods that look at one; default the last that gives a feature map.
+        options: arguments of its constructor and of ``attribute``, as a mapping: numbers, words, shapes
+            (``{"n_steps": 20}``).
+        layer: for methods that have one; default the last that gives a feature map.
         channels: how channels become one map: signed sum, sum of magnitudes, or largest magnitude.
-        baseline: the colour that methods compare with or remove pixels by, in every channel.
-        segments: the patches of methods that remove patches (``FeatureAblation``, ``Lime``, ...).
-        seed: of methods that draw; each sample has a stream of its own, and is asked alone.
+        baseline: the value of the baseline image, or of removed pixels, in every channel.
+        segments: for methods that remove patches (``FeatureAblation``, ``Lime``, ...).
+        seed: of random methods; each sample has its own random stream and is explained on its own.
 
     Raises:
         UnknownNameError: a method or an option that captum does not have, with the nearest ones.
-        UnsupportedModelError: when captum cannot handle the model, with the likely cause, or would silently compute
+        UnsupportedModelError: captum cannot handle the model (with the likely cause), or would silently compute
             something else.
     """
 
@@ -134,7 +135,7 @@ class Captum(Interpreter):
         super().__post_init__()
         pairs = self.options.items() if isinstance(self.options, Mapping) else self.options
         object.__setattr__(self, "options", tuple((name, value) for name, value in pairs))
-        # captum is imported only if there is something to look up.
+        # captum is imported only if there are options to check.
         known = _options(_class(self.method)) if self.options else set()
         for name in dict(self.options):
             if name not in known:
@@ -142,37 +143,37 @@ class Captum(Interpreter):
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         logits = self.model(x)
-        classes, given = explained_class(logits, target).long(), x.detach()
+        classes, x = explained_class(logits, target).long(), x.detach()
         cls = _class(self.method)
-        layer = self._layer(cls, given)
+        layer = self._layer(cls, x)
         if self.method in OVERRIDE:
-            require_relu_modules(self.model, given, self.method)
+            require_relu_modules(self.model, x, self.method)
         with ExitStack() as stack:
             stack.enter_context(pristine(self.model))
             stack.enter_context(quiet())
-            stack.enter_context(own_random_state(given))
-            attribute = self._prepared(cls, given, layer)
-            found = self._attributed(attribute, given, classes)
-        found = self._checked(found, given, logits.detach(), classes)
-        return Explanation(logits, reduce_channels(found, self.channels).to(x.dtype))
+            stack.enter_context(own_random_state(x))
+            attribute = self._prepared(cls, x, layer)
+            attributions = self._attributed(attribute, x, classes)
+        attributions = self._checked(attributions, x, logits.detach(), classes)
+        return Explanation(logits, reduce_channels(attributions, self.channels).to(x.dtype))
 
     def _layer(self, cls: Any, x: Tensor) -> nn.Module | None:
         if "layer" not in _parameters(cls.__init__):
             if self.layer is not None:
-                raise InputError(f"captum's {self.method} looks at no layer, but layer={self.layer!r} was given")
+                raise InputError(f"captum's {self.method} has no layer, but layer={self.layer!r} was given")
             return None
         return layers.submodule(self.model, self.layer or layers.last_feature_layer(self.model, x).name)
 
     def _prepared(self, cls: Any, x: Tensor, layer: nn.Module | None) -> Callable[[Tensor, Tensor], Any]:
-        """The method with everything set but the images and their classes."""
+        """The method as a function of the images and their classes."""
         options: dict[str, Any] = dict(self.options)
-        made = {name: options.pop(name) for name in list(options) if name in _parameters(cls.__init__)}
-        method = cls(self.model, *([] if layer is None else [layer]), **made)
+        arguments = {name: options.pop(name) for name in list(options) if name in _parameters(cls.__init__)}
+        method = cls(self.model, *([] if layer is None else [layer]), **arguments)
         accepted = _parameters(cls.attribute)
         if "baselines" in accepted:
-            # captum's GradientShap takes no number.
-            numberless = self.method in ("GradientShap", "LayerGradientShap")
-            options["baselines"] = torch.full_like(x[:1], self.baseline) if numberless else self.baseline
+            # captum's GradientShap does not accept a number as baseline.
+            needs_tensor = self.method in ("GradientShap", "LayerGradientShap")
+            options["baselines"] = torch.full_like(x[:1], self.baseline) if needs_tensor else self.baseline
 
         def attribute(images: Tensor, classes: Tensor) -> Any:
             if "feature_mask" in accepted:
@@ -205,16 +206,16 @@ class Captum(Interpreter):
             return found
         with torch.no_grad():
             base = pick(self.model(torch.full_like(x, self.baseline)), classes).float()
-        wanted = pick(logits, classes).float() - base
-        gap = (found.float().flatten(1).sum(1) - wanted).abs()
-        # The logits' own rounding, and captum's; half precision has two digits.
-        slack = 1.0 if x.dtype in (torch.float32, torch.float64) else 20.0
-        bad = gap > slack * (1e-2 * wanted.abs() + 1e-4 * base.abs() + 1e-6)
+        expected = pick(logits, classes).float() - base
+        error = (found.float().flatten(1).sum(1) - expected).abs()
+        # Tolerance for the rounding of the logits and of captum's sums; half precision has two digits.
+        tolerance = 1.0 if x.dtype in (torch.float32, torch.float64) else 20.0
+        bad = error > tolerance * (1e-2 * expected.abs() + 1e-4 * base.abs() + 1e-6)
         if bad.any():
             raise UnsupportedModelError(
                 f"captum's {self.method} does not cover this {type(self.model).__name__}: attributions add up to "
                 f"{float((found.float().flatten(1).sum(1))[bad][0]):.4g} where the logit changed by "
-                f"{float(wanted[bad][0]):.4g}. It handles activations that are modules of their own and used once"
+                f"{float(expected[bad][0]):.4g}. It handles activations that are modules of their own and used once"
                 f"{cause(self.model, x)}"
             )
         return found

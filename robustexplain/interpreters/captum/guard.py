@@ -1,4 +1,4 @@
-"""Keeps captum from leaving anything behind, and finds out why it fails."""
+"""Restores what captum changes, and finds the likely cause when it fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ...errors import UnsupportedModelError
 
 @contextmanager
 def own_random_state(x: Tensor) -> Iterator[None]:
-    """The global random states (torch, numpy, python) as they were, after the block."""
+    """Restore the global random states (torch, numpy, python) after the block."""
     states = np.random.get_state(), random.getstate()  # noqa: NPY002
     devices = [x.device] if x.is_cuda else []
     try:
@@ -32,7 +32,7 @@ def own_random_state(x: Tensor) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without captum's own warnings: that it sets hooks, which are taken off again."""
+    """Suppress captum's warnings about the hooks that it sets; they are removed afterwards."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"captum\..*")
         yield
@@ -40,7 +40,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def pristine(model: nn.Module) -> Iterator[None]:
-    """The model's modules as they were, after the block: hooks, attributes, parameters' data and gradients."""
+    """Restore the model's modules after the block: hooks, attributes, parameters' data and gradients."""
     modules = [(module, dict(module.__dict__)) for module in model.modules()]
     tables = [(t, dict(t)) for _, state in modules for t in state.values() if isinstance(t, dict)]
     parameters = [(p, p.data, p.grad, p.requires_grad) for p in model.parameters()]
@@ -59,10 +59,10 @@ def pristine(model: nn.Module) -> Iterator[None]:
 
 
 def require_relu_modules(model: nn.Module, x: Tensor, method: str) -> None:
-    """Refuse a model some of whose rectifiers captum's overrides would not touch.
+    """Refuse a model with rectifiers that captum's overrides would not change.
 
     Raises:
-        UnsupportedModelError: with both counts.
+        UnsupportedModelError: with the number of all rectifiers and of those that would be changed.
     """
     calls: list[nn.Module] = []
     with layers.hooks([m for m in model.modules() if isinstance(m, nn.ReLU)], lambda module, *_: calls.append(module)):
@@ -77,7 +77,7 @@ def require_relu_modules(model: nn.Module, x: Tensor, method: str) -> None:
 
 @torch.no_grad()
 def cause(model: nn.Module, x: Tensor) -> str:
-    """What in the model is known to break captum's hooks."""
+    """What in the model is known to break captum's hooks, as the end of an error message; empty if nothing."""
     names = {module: name for name, module in model.named_modules()}
     leaves = [module for module in names if not list(module.children())]
     uses: Counter[nn.Module] = Counter()
@@ -87,5 +87,5 @@ def cause(model: nn.Module, x: Tensor) -> str:
         "activations that work in place": [names[m] for m in leaves if getattr(m, "inplace", False)],
         "modules that run more than once": [names[m] for m, n in uses.items() if n > 1],
     }
-    said = [f"{what} ({', '.join(which[:3])}, {len(which)} in all)" for what, which in found.items() if which]
-    return f"; the model has {' and '.join(said)}, which captum's hooks do not stand" if said else ""
+    causes = [f"{what} ({', '.join(which[:3])}, {len(which)} in all)" for what, which in found.items() if which]
+    return f"; the model has {' and '.join(causes)}, which break captum's hooks" if causes else ""

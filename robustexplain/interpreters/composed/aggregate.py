@@ -18,7 +18,7 @@ from .base import Composed
 @INTERPRETERS.register("aggregate", paper="Rieger and Hansen 2020 (AGG-Mean)")
 @dataclass(frozen=True, eq=False)
 class Aggregate(Composed):
-    """The mean of the members' maps, each rescaled on its own first, at the input's size.
+    """The mean of the members' maps, each rescaled first, at the input's size.
 
     Args:
         members: interpreters of the same model.
@@ -38,7 +38,8 @@ class Aggregate(Composed):
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         maps, shared = explain_together(self.members, x, target, graph)
-        full = [ops.resize(m, x.shape[-2:]) if x.dim() == 4 else m for m in maps]
-        places = full[0][0].numel() if self.rescale == "sum" else 1
-        scaled = [ops.rescale(m, self.rescale) * places for m in full]
+        resized = [ops.resize(m, x.shape[-2:]) if x.dim() == 4 else m for m in maps]
+        # Maps that sum to one are scaled to a mean magnitude of one.
+        size = resized[0][0].numel() if self.rescale == "sum" else 1
+        scaled = [ops.rescale(m, self.rescale) * size for m in resized]
         return shared._replace(maps=torch.stack(scaled).mean(0))

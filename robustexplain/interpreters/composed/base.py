@@ -1,4 +1,4 @@
-"""What interpreters made of other interpreters share."""
+"""The base classes of interpreters made of other interpreters."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..base import Interpreter
 
 @dataclass(frozen=True, eq=False)
 class Composed(Interpreter):
-    """An interpreter made of others, its ``parts``; what it can do follows from what they can.
+    """An interpreter made of others, its ``parts``; its properties follow from theirs.
 
     Raises:
-        InputError: a part that is no interpreter, or that explains another model object; parts that take nothing in
-            common.
+        InputError: a part that is no interpreter, or that explains another model object; parts with no kind of input
+            in common.
     """
 
     def __post_init__(self) -> None:
@@ -31,7 +31,7 @@ class Composed(Interpreter):
                 raise InputError(f"every part of {name} must explain the same model object")
         if self.parts and not self.takes:
             kinds = ", ".join(f"{type(part).__name__} takes {' and '.join(part.takes)}" for part in self.parts)
-            raise InputError(f"the parts of {name} take nothing in common: {kinds}")
+            raise InputError(f"the parts of {name} take no kind of input in common: {kinds}")
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
@@ -55,14 +55,14 @@ class Composed(Interpreter):
 
     @property
     def takes(self) -> tuple[Kind, ...]:  # type: ignore[override]
-        """What every part explains."""
+        """The kinds of input that every part takes."""
         kinds: tuple[Kind, ...] = ("images", "tables")
         return tuple(kind for kind in kinds if all(kind in part.takes for part in self.parts))
 
 
 @dataclass(frozen=True, eq=False)
 class Wrapper(Composed):
-    """Something around one interpreter that can be put around another in the same way.
+    """An interpreter around another one, which can be replaced.
 
     Args:
         base: the interpreter inside; it must explain ``model``.
@@ -81,19 +81,19 @@ class Wrapper(Composed):
 
 
 def innermost(interpreter: Interpreter) -> Interpreter:
-    """What stands inside all wrappers; an interpreter that is none is itself."""
+    """The interpreter inside all wrappers; an interpreter that is no wrapper is returned as it is."""
     return innermost(interpreter.base) if isinstance(interpreter, Wrapper) else interpreter
 
 
 def wrapped_like(pattern: Interpreter, interpreter: Interpreter) -> Interpreter:
-    """``interpreter`` inside the wrappers that ``pattern`` stands in, in the same order."""
+    """``interpreter`` inside the same wrappers as ``pattern``, in the same order."""
     if not isinstance(pattern, Wrapper):
         return interpreter
     return pattern.around(wrapped_like(pattern.base, interpreter))
 
 
 def walk(interpreter: Interpreter) -> Iterator[Interpreter]:
-    """The interpreter and all that it is made of, from the outside in."""
+    """The interpreter, its parts, their parts and so on, from the outside in."""
     yield interpreter
     for part in interpreter.parts:
         yield from walk(part)

@@ -1,4 +1,4 @@
-"""An interpreter that explains a smoothed twin of the model."""
+"""An interpreter that explains the model with smoothed rectifiers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Smoothed(Wrapper):
     The explained class is the real model's prediction. Costs one more forward pass.
 
     Raises:
-        UnsupportedModelError: on the first input, for a model without rectifiers, which would silently stay as it is.
+        UnsupportedModelError: on the first input, for a model without rectifiers: smoothing would not change it.
 
     Args:
         base: the interpreter to smooth; it must explain ``model``.
-        smooth: the stand-in and its ``beta``: the smaller, the smoother.
+        smooth: the softplus and its ``beta``: the smaller, the smoother.
     """
 
     smooth: Softplus = field(default_factory=Softplus)
@@ -35,11 +35,12 @@ class Smoothed(Wrapper):
 
     @cached_property
     def _checked(self) -> set[str]:
+        """``rectifiers``, once the model is known to have some."""
         return set()
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         if not self._checked:
-            require_rectifiers(self.model, x.detach(), "a smoothed twin")
+            require_rectifiers(self.model, x.detach(), "smoothing")
             self._checked.add("rectifiers")
         logits = self.model(x)
         target = logits.argmax(1) if target is None else target

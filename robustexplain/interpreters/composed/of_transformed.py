@@ -1,8 +1,9 @@
-"""Maps of what a model's transforms make of an image."""
+"""Maps of the image that a model's transforms produce."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -10,13 +11,14 @@ from ...checks import Kind
 from ...errors import InputError
 from ...models.in_front import InFront, transformed_already
 from ...registry import INTERPRETERS
-from ..base import Explanation, Interpreter
+from ..base import Explanation
+from .base import Wrapper
 
 
 @INTERPRETERS.register("of-transformed", needs=("transforms",))
 @dataclass(frozen=True, eq=False)
-class OfTransformed(Interpreter):
-    """Explains the image that the model's transforms make of the input, not the input itself.
+class OfTransformed(Wrapper):
+    """Explains the transformed image that the model's transforms produce, not the input itself.
 
     The maps are those of ``base`` on the transformed image, by the network behind the transforms.
 
@@ -27,42 +29,13 @@ class OfTransformed(Interpreter):
         InputError: a model without transforms, or a ``base`` that explains another one.
     """
 
-    base: Interpreter
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.base, Interpreter):
-            raise InputError(f"base must be an Interpreter, got {self.base!r}; make one with (model)")
-        if self.base.model is not self.model:
-            raise InputError("base must explain the same model object")
         if not isinstance(self.model, InFront) or not len(self.model.transforms):
             name = type(self.model).__name__
             raise InputError(f"{name} has no transforms in front of it: see models.with_transforms")
-
-    @property
-    def differentiable(self) -> bool:  # type: ignore[override]
-        """Whether ``base`` is."""
-        return self.base.differentiable
-
-    @property
-    def is_gradient(self) -> bool:  # type: ignore[override]
-        """Whether the maps of ``base`` are gradients."""
-        return self.base.is_gradient
-
-    @property
-    def unit_range(self) -> bool:  # type: ignore[override]
-        """Whether the maps of ``base`` are masks."""
-        return self.base.unit_range
-
-    @property
-    def class_specific(self) -> bool:  # type: ignore[override]
-        """Whether the maps of ``base`` depend on the class."""
-        return self.base.class_specific
-
-    @property
-    def takes(self) -> tuple[Kind, ...]:  # type: ignore[override]
-        """Images."""
-        return ("images",)
 
     def lay_out(self, goal_map: Tensor, x: Tensor) -> Tensor:
         """As ``base`` does."""
@@ -70,6 +43,6 @@ class OfTransformed(Interpreter):
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         assert isinstance(self.model, InFront)  # refused above; for the type checker
-        seen = self.model.transformed(x)
+        transformed = self.model.transformed(x)
         with transformed_already():
-            return self.base._explain(seen, target, graph)
+            return self.base._explain(transformed, target, graph)

@@ -1,7 +1,7 @@
-"""What an input is compared with, and the units of noise: in the input's own units, or in those of the model.
+"""Baselines of inputs and units of noise, in the units of the input or of the model's normalisation.
 
-The columns of a table have units of their own, so that one number rarely suits them all. A model that standardises its
-input says itself what is usual: its ``mean`` and ``std``, as :class:`robustexplain.models.Classifier` keeps them.
+Each column of a table has its own unit, so one number rarely suits all columns. A model that standardises its input
+provides usual values: its ``mean`` and ``std``, as :class:`robustexplain.models.Classifier` keeps them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Units = Literal["input", "model"]
 
 
 def checked_baseline(component: object, value: object) -> Baseline:
-    """A baseline, numbers of a sequence as floats.
+    """The baseline, checked, with the numbers of a sequence as floats.
 
     Raises:
         FieldError: another word, a number outside ``[0, 1]``, or one of a sequence that is not finite.
@@ -47,10 +47,10 @@ def checked_baseline(component: object, value: object) -> Baseline:
 
 
 def baseline_like(baseline: Baseline, model: nn.Module, x: Tensor) -> Tensor:
-    """The baseline as an input ``[1, ...]`` of the shape of one of ``x``.
+    """The baseline as one input, ``[1, ...]``, of the shape of those in ``x``.
 
     Raises:
-        InputError: another number of values than ``x`` has channels or columns.
+        InputError: the number of values is not that of the channels or columns of ``x``.
         UnsupportedModelError: ``"mean"`` for a model without one.
     """
     if baseline == "mean":
@@ -65,7 +65,7 @@ def baseline_like(baseline: Baseline, model: nn.Module, x: Tensor) -> Tensor:
 
 
 def deviation(units: Units, model: nn.Module, x: Tensor) -> Tensor | float:
-    """What one unit of noise is: 1, or the standard deviation by which the model divides, ``[1, ...]`` like ``x``.
+    """One unit of noise: 1, or the standard deviation by which the model divides, ``[1, ...]`` like ``x``.
 
     Raises:
         UnsupportedModelError: ``"model"`` for a model that has none.
@@ -74,17 +74,17 @@ def deviation(units: Units, model: nn.Module, x: Tensor) -> Tensor | float:
 
 
 def _of_model(model: nn.Module, name: Literal["mean", "std"], x: Tensor) -> Tensor:
-    found = getattr(model, name, None)
-    if not isinstance(found, Tensor):
+    values = getattr(model, name, None)
+    if not isinstance(values, Tensor):
         raise UnsupportedModelError(
             f"this {type(model).__name__} does not say by which {name} it normalises its input (it has no tensor "
             f"{name!r}): give the values themselves, or use a model of robustexplain.models"
         )
     try:
-        return found.detach().to(x.device, x.dtype).expand_as(x[:1])
+        return values.detach().to(x.device, x.dtype).expand_as(x[:1])
     except RuntimeError as error:
         raise UnsupportedModelError(
-            f"the {name} of this {type(model).__name__} has shape {list(found.shape)}, which does not fit inputs of "
+            f"the {name} of this {type(model).__name__} has shape {list(values.shape)}, which does not fit inputs of "
             f"shape {list(x.shape[1:])}"
         ) from error
 

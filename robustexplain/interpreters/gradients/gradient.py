@@ -14,7 +14,7 @@ from ...errors import InputError, UnsupportedModelError
 from ...fields import Count
 from ...maps import expand
 from ...registry import INTERPRETERS
-from ..base import Channels, Explanation, Interpreter, differentiable, explained_class, pick, reduce_channels
+from ..base import Channels, Explanation, Interpreter, explained_class, pick, reduce_channels, requiring_grad
 
 Of = Literal["probability", "logit", "log_probability"]
 """What is differentiated: the class's softmax probability, its logit, or the logarithm of its probability."""
@@ -26,19 +26,19 @@ class Gradient(Interpreter):
     """Gradient saliency: ``m = |d f_c(x) / d x|`` (Zhang et al. 2020, eq. 5).
 
     On a network of rectifiers the map's own derivative comes only from the softmax (zero for ``of="logit"``), so an
-    attack on it follows a surrogate (:mod:`robustexplain.autograd.rectifiers`).
+    attack on it needs a surrogate (:mod:`robustexplain.autograd.rectifiers`).
 
     Args:
         of: what is differentiated: ``probability`` (eq. 5), ``logit`` (Ghorbani et al.) or ``log_probability`` (the
             loss, as in the code of Zhang et al.; after rescaling the same map as ``probability``).
         channels: how channels become one map: largest magnitude (Zhang et al.), sum of magnitudes (Dombrowski et al.,
             Ghorbani et al.), or signed sum.
-        layer: dotted name: the gradient by this module's output in place of the input (SimpleGrad at a layer, as the
-            code of Heo et al. 2019 trains it). A layer right in front of global pooling gives a flat map, whatever the
-            image shows: name an earlier one.
-        pool: side of the squares over which the map is averaged, on whose grid it then stands. GRAD in the code of
-            Zhang et al. is pooled by 4: 56 x 56 on images of 224. Choose a divisor of the map's sides: what is left
-            over at the lower and right border is left out.
+        layer: dotted name: differentiate by this module's output instead of the input (SimpleGrad at a layer, as the
+            code of Heo et al. 2019 trains it). A layer directly in front of global pooling gives a constant map:
+            name an earlier one.
+        pool: side of the squares over which the map is averaged. GRAD in the code of Zhang et al. is pooled by 4:
+            56 x 56 on images of 224. Choose a divisor of the map's sides: a remainder at the lower and right border
+            is left out.
 
     Raises:
         InputError: squares larger than the map, or a table, which has none.
@@ -53,9 +53,9 @@ class Gradient(Interpreter):
     is_gradient: ClassVar[bool] = True
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        x = differentiable(x)
-        logits, at = (self.model(x), x) if self.layer is None else self._read(x, self.layer)
-        gradient = class_gradient(logits, explained_class(logits, target), at, self.of, graph)
+        x = requiring_grad(x)
+        logits, explained = (self.model(x), x) if self.layer is None else self._read(x, self.layer)
+        gradient = class_gradient(logits, explained_class(logits, target), explained, self.of, graph)
         return Explanation(logits, self._pooled(reduce_channels(gradient, self.channels)))
 
     def _pooled(self, maps: Tensor) -> Tensor:
@@ -66,27 +66,27 @@ class Gradient(Interpreter):
         return F.avg_pool2d(maps[:, None], self.pool)[:, 0]
 
     def _read(self, x: Tensor, layer: str) -> tuple[Tensor, Tensor]:
-        """Logits, and the layer's feature map that they were made of."""
+        """Logits, and the feature map of the layer in the same forward pass."""
         with layers.captured(self.model, [layer]) as outputs:
             logits = self.model(x)
-        found = outputs.get(layer)
-        if not layers.is_feature_map(found, x):
-            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        features = outputs.get(layer)
+        if not layers.is_feature_map(features, x):
+            shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise UnsupportedModelError(
                 f"layer {layer!r} gives {shape}; a gradient map needs a feature map [B, C, h, w] above 1 x 1"
             )
-        assert found is not None  # no feature map otherwise; for the type checker
-        return logits, found
+        assert features is not None  # no feature map otherwise; for the type checker
+        return logits, features
 
 
 @INTERPRETERS.register("input-x-gradient", paper="Shrikumar et al. 2016; Kindermans et al. 2016")
 @dataclass(frozen=True, eq=False)
 class InputXGradient(Interpreter):
-    """Input times gradient: ``m = x * d f_c(x) / d x``, the first-order share of each pixel in the class score.
+    """Input times gradient: ``m = x * d f_c(x) / d x``, each pixel's first-order contribution to the class score.
 
-    ``x`` is the image in ``[0, 1]``, so black pixels get nothing. Departure: the code of Dombrowski et al. multiplies
-    with the *normalised* image, where the mean colour gets nothing; here normalisation is a part of the model. Of a
-    table row ``x`` is in the data's own units: a column at 0 gets nothing.
+    ``x`` is the image in ``[0, 1]``, so black pixels get 0. Departure: the code of Dombrowski et al. multiplies with
+    the *normalised* image, where the mean colour gets 0; here normalisation is a part of the model. For a table row
+    ``x`` is in the data's own units: a column at 0 gets 0.
 
     Args:
         of: what is differentiated; ``logit`` as in the papers, ``probability`` or ``log_probability``.
@@ -99,7 +99,7 @@ class InputXGradient(Interpreter):
     is_gradient: ClassVar[bool] = True
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        x = differentiable(x)
+        x = requiring_grad(x)
         logits = self.model(x)
         gradient = class_gradient(logits, explained_class(logits, target), x, self.of, graph)
         return Explanation(logits, reduce_channels(x * gradient, self.channels))

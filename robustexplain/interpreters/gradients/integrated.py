@@ -17,7 +17,7 @@ from ...maps import expand
 from ...random_streams import generator
 from ...registry import INTERPRETERS
 from ...training import Samples, Session
-from ..base import Channels, Explanation, Interpreter, differentiable, explained_class, reduce_channels
+from ..base import Channels, Explanation, Interpreter, explained_class, reduce_channels, requiring_grad
 from ..reference import Reference
 from .baselines import Baseline, baseline_like, checked_baseline
 from .gradient import Of, class_gradient
@@ -31,18 +31,18 @@ Place = Callable[[Tensor, slice], Tensor]
 class IntegratedGradients(Interpreter):
     """Integrated gradients: ``m = (x - x') * mean of d f_c / d x`` on the line from ``x'`` (Sundararajan et al. eq. 1).
 
-    Complete: a map under ``channels="sum"`` adds up to ``f_c(x) - f_c(x')``, as far as the quadrature goes. Costs
-    ``steps`` forward and backward passes and the one that gives the logits. The explained class is the prediction on
-    ``x`` at every point of the path.
+    Complete: a map under ``channels="sum"`` adds up to ``f_c(x) - f_c(x')``, up to the error of
+    the quadrature. Costs ``steps`` forward and backward passes and one more forward pass for the logits. The explained
+    class is the prediction on ``x`` at every point of the path.
 
     Args:
         steps: points on the path.
-        rule: where they lie and what they weigh: ``gauss-legendre``, ``midpoint``, or ``right`` (eq. 3: ``k / m`` for
+        rule: their positions and weights: ``gauss-legendre``, ``midpoint``, or ``right`` (eq. 3: ``k / m`` for
             ``k = 1..m``).
-        baseline: what ``x'`` is: one number for every channel or column, in ``[0, 1]`` (0 is black); ``mean``, what
-            the model's own normalisation takes for zero (the mean colour or row that the model was trained on: "0" of
-            papers that standardise first); or a number for each channel or column, in the data's own units. Where a
-            table's columns are far from 0, take one of the last two: a row of zeros is like no row of the data.
+        baseline: ``x'``: one number for every channel or column, in ``[0, 1]`` (0 is black); ``mean``, what the model's
+            own normalisation maps to zero (the mean colour or row of its training data: "0" in papers that standardise
+            first); or a number for each channel or column, in the data's own units. For tables whose columns are far
+            from 0 use one of the last two: a row of zeros is far from the data.
         of: what is integrated: ``logit``, ``probability`` (Ghorbani et al., Dombrowski et al.) or ``log_probability``.
         channels: how the channels' attributions become one map.
         batch_size: largest number of points in one pass of the model; memory grows with it, results do not change.
@@ -62,19 +62,19 @@ class IntegratedGradients(Interpreter):
         object.__setattr__(self, "baseline", checked_baseline(self, self.baseline))
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        x = differentiable(x) if graph else x.detach()
+        x = requiring_grad(x) if graph else x.detach()
         logits, classes = predicted(self.model, x, target, graph)
         alphas, weights = (value.to(x) for value in quadrature(self.rule, self.steps))
         alphas = expand(alphas, x[None])
         start = baseline_like(self.baseline, self.model, x.detach())
 
         def place(rows: Tensor, points: slice) -> Tensor:
-            # In one operation: on a small network, each that is as large as a batch shows in the time.
+            # One operation instead of three: on a small network each operation on a whole batch is measurable.
             return torch.addcmul(start, alphas[points], rows - start)
 
         def integral(rows: Tensor, classes: Tensor) -> Tensor:
-            found = point_gradients(self.model, rows, classes, place, self.steps, self.batch_size, self.of, graph)
-            return total(torch.tensordot(weights[points], gradient, 1) for points, gradient in found)
+            gradients = point_gradients(self.model, rows, classes, place, self.steps, self.batch_size, self.of, graph)
+            return total(torch.tensordot(weights[points], gradient, 1) for points, gradient in gradients)
 
         attributions = (x - start) * by_rows(x, classes, self.batch_size, integral)
         return Explanation(logits, reduce_channels(attributions, self.channels))
@@ -86,12 +86,12 @@ class ExpectedGradients(Interpreter):
 
     ``m = E[(x - x') * d f_c(x' + a (x - x')) / d x]`` over ``x'`` of the background and ``a`` in ``[0, 1]``. The draws
     are fixed by ``seed`` and shared by all samples, so that a map is a function of its input alone. Departure: ``a`` is
-    stratified and the images of the background take turns in a random order (with weights, their shares are
-    stratified), which leaves the expectation as it is and lowers the variance.
+    stratified, and the images of the background are used in turn, in random order (with weights, the draws are
+    stratified by weight). This does not change the expectation and lowers the variance.
 
     Args:
         background: the images or rows ``x'``, of the size of the inputs, perhaps with weights.
-        samples: draws; as many forward and backward passes, and one more forward for the logits.
+        samples: draws; the number of forward and backward passes, besides one forward pass for the logits.
         of: what is differentiated.
         channels: how the channels' attributions become one map.
         seed: of the draws.
@@ -113,7 +113,7 @@ class ExpectedGradients(Interpreter):
             raise InputError(f"background must be a Reference of images or rows, got {type(self.background).__name__}")
 
     def draws(self) -> tuple[Tensor, Tensor]:
-        """Which image of the background and which ``a`` each draw takes: int64 and float32, ``[samples]``."""
+        """The index of a background image and the ``a`` of each draw: int64 and float32, ``[samples]``."""
         rng = generator(self.seed, "expected-gradients")
         if self.background.weights is not None:
             cuts = self.background.shares().cumsum(0)
@@ -124,7 +124,7 @@ class ExpectedGradients(Interpreter):
         return torch.cat(rounds)[: self.samples], stratified(self.samples, rng)
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        x = differentiable(x) if graph else x.detach()
+        x = requiring_grad(x) if graph else x.detach()
         logits, classes = predicted(self.model, x, target, graph)
         background = self.background.like(x)
         images, shares = self.draws()
@@ -135,8 +135,8 @@ class ExpectedGradients(Interpreter):
             return start + alphas[points] * (rows - start)
 
         def expectation(rows: Tensor, classes: Tensor) -> Tensor:
-            found = point_gradients(self.model, rows, classes, place, self.samples, self.batch_size, self.of, graph)
-            terms = (((rows - background[images[points], None]) * gradient).sum(0) for points, gradient in found)
+            gradients = point_gradients(self.model, rows, classes, place, self.samples, self.batch_size, self.of, graph)
+            terms = (((rows - background[images[points], None]) * gradient).sum(0) for points, gradient in gradients)
             return total(terms) / self.samples
 
         return Explanation(logits, reduce_channels(by_rows(x, classes, self.batch_size, expectation), self.channels))
@@ -144,11 +144,11 @@ class ExpectedGradients(Interpreter):
 
 @dataclass(frozen=True)
 class ExpectedGradientsTraining:
-    """What a recipe says of expected gradients; the background is drawn from the training data.
+    """The settings of expected gradients in a recipe; the background is drawn from the training data.
 
     Args:
         images: how many images or rows the background holds; all of them if there are fewer.
-        samples: draws an explanation.
+        samples: draws for each explanation.
         of: what is differentiated.
         channels: how the channels' attributions become one map.
         batch_size: largest number of points in one pass of the model.
@@ -219,50 +219,50 @@ def quadrature(rule: str, count: int) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=64)
 def _gauss_legendre(count: int) -> tuple[np.ndarray, np.ndarray]:
-    # An eigenvalue problem, which would cost a map of a small network some percent.
+    # Cached: solving its eigenvalue problem costs a few percent of a map of a small network.
     return np.polynomial.legendre.leggauss(count)
 
 
 def predicted(model: nn.Module, x: Tensor, target: Tensor | None, graph: bool) -> tuple[Tensor, Tensor]:
-    """Logits of ``x`` and the classes to explain, in a pass that is recorded only if somebody differentiates it."""
+    """Logits of ``x`` and the classes to explain; autograd records the pass only if ``graph``."""
     with torch.set_grad_enabled(graph):
         logits = model(x)
     return logits, explained_class(logits, target)
 
 
 def by_rows(x: Tensor, classes: Tensor, batch_size: int, work: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """``work`` on at most ``batch_size`` samples at a time."""
+    """``work`` on at most ``batch_size`` samples at a time, its results concatenated."""
     parts = zip(x.split(batch_size), classes.split(batch_size), strict=True)
-    return torch.cat([work(rows, wanted) for rows, wanted in parts])
+    return torch.cat([work(rows, targets) for rows, targets in parts])
 
 
 def point_gradients(
     model: nn.Module, rows: Tensor, classes: Tensor, place: Place, count: int, batch_size: int, of: Of, graph: bool
 ) -> Iterator[tuple[slice, Tensor]]:
-    """The class gradient at ``count`` points of each row, as many at a time as a pass of ``batch_size`` samples holds.
+    """The class gradient at ``count`` points of each row, with at most ``batch_size`` samples in a pass if possible.
 
-    Without ``graph``, what a pass has recorded is freed before the next one.
+    Without ``graph``, the graph of a pass is freed before the next one.
 
     Args:
         model: the classifier.
         rows: ``[b, C, H, W]`` or ``[b, D]``.
         classes: ``[b]``, differentiated at every point.
-        place: where the points are.
-        count: how many there are.
-        batch_size: samples a pass.
+        place: computes the points.
+        count: the number of points.
+        batch_size: samples in a pass.
         of: what is differentiated.
         graph: whether the gradients are differentiated again.
 
     Yields:
-        Which points, and their gradients ``[k, b, ...]``.
+        A slice of the points, and their gradients ``[k, b, ...]``.
     """
     at_once = max(1, batch_size // len(rows))
     for start in range(0, count, at_once):
         span = slice(start, min(start + at_once, count))
         points = place(rows, span).flatten(0, 1)
         points = points if graph else points.detach().requires_grad_()
-        wanted = classes.repeat(span.stop - span.start)
-        gradient = class_gradient(model(points), wanted, points, of, graph)
+        targets = classes.repeat(span.stop - span.start)
+        gradient = class_gradient(model(points), targets, points, of, graph)
         yield span, gradient.unflatten(0, (-1, len(rows)))
 
 

@@ -1,4 +1,4 @@
-"""Interpreters that look at the gradient around the input: its mean and its variance under noise."""
+"""Interpreters of the gradient around the input: its mean and its variance under noise."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor
 from ...fields import Count, Natural, Positive
 from ...random_streams import generator
 from ...registry import INTERPRETERS
-from ..base import Channels, Explanation, Interpreter, differentiable, reduce_channels
+from ..base import Channels, Explanation, Interpreter, reduce_channels, requiring_grad
 from .baselines import Units, deviation
 from .gradient import Of
 from .integrated import by_rows, point_gradients, predicted, total
 
 Several = Annotated[int, at.Ge(2)]
-"""A number of samples that a variance can be taken of."""
+"""A number of samples large enough for a variance."""
 
 
 @INTERPRETERS.register("smoothgrad", paper="Smilkov et al. 2017, section 3; SmoothGrad-squared: Hooker et al. 2019")
@@ -30,23 +30,23 @@ class SmoothGrad(Interpreter):
 
     The noise is fixed by ``seed`` and the same for every sample: a map is a function of its input alone, and its
     derivative is exact. Noisy copies may leave ``[0, 1]``, as in the paper. Costs ``samples`` forward and backward
-    passes and one forward for the logits.
+    passes and one forward pass for the logits.
 
     Args:
         samples: noisy copies.
         sigma: standard deviation of the noise as a share of the value range, which is 1 for images in ``[0, 1]``.
             Departure: the authors' code takes the range of each image. Papers that add noise behind the normalisation
-            (Heo et al., 0.1) mean about 0.02 here; Noppel et al. use 0.2. The range of a table's columns is not known
-            here: choose ``units``.
+            (Heo et al., 0.1) mean about 0.02 here; Noppel et al. use 0.2. A table's columns differ in range: choose
+            ``units``.
         average: what is averaged: the ``signed`` gradient (the paper), its ``magnitude``, or its ``square``
             (SmoothGrad-squared).
         of: what is differentiated; ``logit`` is the paper's class activation.
         channels: how channels become one map, after averaging; sum of magnitudes as in the authors' code.
         seed: of the noise.
         batch_size: largest number of copies in one pass of the model.
-        units: what ``sigma`` is measured in: ``input``, the input's own units (``[0, 1]`` pixels; a table's columns
-            rarely share one); or ``model``, standard deviations by which the model's own normalisation divides, a unit
-            of its own for each channel or column: noise behind the normalisation.
+        units: the unit of ``sigma``: ``input``, the input's own (``[0, 1]`` pixels; the columns of a table rarely share
+            one); or ``model``, the standard deviation by which the model's own normalisation divides each channel or
+            column, which is noise behind the normalisation.
     """
 
     samples: Count = 50
@@ -66,16 +66,16 @@ class SmoothGrad(Interpreter):
         return {}
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        x = differentiable(x) if graph else x.detach()
+        x = requiring_grad(x) if graph else x.detach()
         logits, classes = predicted(self.model, x, target, graph)
 
         def mean(rows: Tensor, classes: Tensor) -> Tensor:
-            found = noisy_gradients(self, rows, classes, graph)
-            return total(self._averaged(gradient).sum(0) for gradient in found) / self.samples
+            gradients = noisy_gradients(self, rows, classes, graph)
+            return total(self._transformed(gradient).sum(0) for gradient in gradients) / self.samples
 
         return Explanation(logits, reduce_channels(by_rows(x, classes, self.batch_size, mean), self.channels))
 
-    def _averaged(self, gradient: Tensor) -> Tensor:
+    def _transformed(self, gradient: Tensor) -> Tensor:
         if self.average == "signed":
             return gradient
         return gradient.abs() if self.average == "magnitude" else gradient.square()
@@ -114,7 +114,7 @@ class VarGrad(Interpreter):
         return {}
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        x = differentiable(x) if graph else x.detach()
+        x = requiring_grad(x) if graph else x.detach()
         logits, classes = predicted(self.model, x, target, graph)
 
         def spread(rows: Tensor, classes: Tensor) -> Tensor:
@@ -123,27 +123,28 @@ class VarGrad(Interpreter):
         return Explanation(logits, reduce_channels(by_rows(x, classes, self.batch_size, spread), self.channels))
 
 
-def noisy_gradients(of: SmoothGrad | VarGrad, rows: Tensor, classes: Tensor, graph: bool) -> Iterator[Tensor]:
+def noisy_gradients(method: SmoothGrad | VarGrad, rows: Tensor, classes: Tensor, graph: bool) -> Iterator[Tensor]:
     """The class gradient at each noisy copy, ``[k, b, ...]`` at a time."""
-    noise = fixed_noise(of, rows)
-    scale = of.sigma * deviation(of.units, of.model, rows.detach())
+    noise = fixed_noise(method, rows)
+    scale = method.sigma * deviation(method.units, method.model, rows.detach())
 
     def place(rows: Tensor, points: slice) -> Tensor:
         return rows + scale * noise[points, None]
 
-    for _, gradient in point_gradients(of.model, rows, classes, place, of.samples, of.batch_size, of.of, graph):
+    samples, batch_size = method.samples, method.batch_size
+    for _, gradient in point_gradients(method.model, rows, classes, place, samples, batch_size, method.of, graph):
         yield gradient
 
 
-def fixed_noise(of: SmoothGrad | VarGrad, like: Tensor) -> Tensor:
+def fixed_noise(method: SmoothGrad | VarGrad, like: Tensor) -> Tensor:
     """Standard normal ``[samples, ...]`` for inputs like these, drawn once and kept until the size changes."""
     key = (like.shape[1:], like.device, like.dtype)
-    if key not in of._drawn:
-        of._drawn.clear()
-        # Drawn on the CPU in float32, so that every device and precision sees the same noise.
-        draws = torch.randn(of.samples, *like.shape[1:], generator=generator(of.seed, "noise"))
-        of._drawn[key] = draws.to(like.device, like.dtype)
-    return of._drawn[key]
+    if key not in method._drawn:
+        method._drawn.clear()
+        # Drawn on the CPU in float32, so that the noise is the same on every device and in every dtype.
+        draws = torch.randn(method.samples, *like.shape[1:], generator=generator(method.seed, "noise"))
+        method._drawn[key] = draws.to(like.device, like.dtype)
+    return method._drawn[key]
 
 
 def variance(gradients: Iterator[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What influence functions are made of: the trained part as a function of its weights, derivatives, solvers."""
+"""The parts of influence functions: the model as a function of its weights, derivatives and linear solvers."""
 
 from __future__ import annotations
 
@@ -14,37 +14,40 @@ from ...errors import InputError, UnsupportedModelError
 
 Logits = Callable[[Tensor, Tensor], Tensor]
 """Logits of inputs (images, or features of the head) under a flat vector of weights."""
-Product = Callable[[Tensor], Tensor]
+MatrixProduct = Callable[[Tensor], Tensor]
 """A symmetric matrix times a vector."""
 
 
-def conjugate_gradients(product: Product, b: Tensor, iterations: int, tolerance: float) -> tuple[Tensor, float]:
+def conjugate_gradients(product: MatrixProduct, b: Tensor, iterations: int, tolerance: float) -> tuple[Tensor, float]:
     """``A^-1 b`` and its relative residual (Hestenes and Stiefel 1952).
 
     Raises:
-        InputError: for a direction along which ``A`` does not curve upwards.
+        InputError: ``A`` is not positive definite: a direction of nonpositive curvature was found.
     """
     x, r = torch.zeros_like(b), b.clone()
-    p, rr, goal = r, r @ r, (tolerance * b.norm()) ** 2
+    p, rr, target = r, r @ r, (tolerance * b.norm()) ** 2
     for _ in range(iterations):
-        if rr <= goal:
+        if rr <= target:
             break
         q = product(p)
-        bend = p @ q
-        if bend <= 0:
+        curvature = p @ q
+        if curvature <= 0:
             raise InputError(
-                f"the damped curvature is not positive definite ({float(bend / (p @ p)):.3g} along a direction): raise "
-                "damping, or use curvature='gauss_newton'"
+                f"the damped curvature is not positive definite ({float(curvature / (p @ p)):.3g} along a direction): "
+                "raise damping, or use curvature='gauss_newton'"
             )
-        alpha = rr / bend
+        alpha = rr / curvature
         x, r = x + alpha * p, r - alpha * q
-        rr, before = r @ r, rr
-        p = r + rr / before * p
+        rr, previous = r @ r, rr
+        p = r + rr / previous * p
     return x, float(rr.sqrt() / b.norm().clamp(min=torch.finfo(b.dtype).tiny))
 
 
-def lissa(product: Product, b: Tensor, iterations: int, tolerance: float, scale: float) -> tuple[Tensor, float]:
-    """The same by ``v <- v + (b - A v) / scale`` (Agarwal et al. 2017; Koh and Liang 2017, section 3)."""
+def lissa(product: MatrixProduct, b: Tensor, iterations: int, tolerance: float, scale: float) -> tuple[Tensor, float]:
+    """``A^-1 b`` and its relative residual by ``v <- v + (b - A v) / scale``.
+
+    Source: Agarwal et al. 2017; Koh and Liang 2017, section 3.
+    """
     v, size = b / scale, b.norm().clamp(min=torch.finfo(b.dtype).tiny)
     residual = b - product(v)
     for _ in range(iterations):
@@ -56,7 +59,7 @@ def lissa(product: Product, b: Tensor, iterations: int, tolerance: float, scale:
 
 
 class Solve(torch.autograd.Function):
-    """``A^-1 b`` for a symmetric ``A`` that no graph leads into: its derivative is one more solve."""
+    """``A^-1 b`` for a symmetric constant ``A``: its derivative by ``b`` is one more solve."""
 
     @staticmethod
     def forward(ctx: Any, b: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
@@ -67,7 +70,7 @@ class Solve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """``A^-1`` of what comes back, in a graph of its own."""
+        """``A^-1`` of the incoming gradient, itself differentiable."""
         return Solve.apply(grads[0], ctx.solve), None
 
 
@@ -108,14 +111,14 @@ def linear(width: int, bias: bool) -> Logits:
 
 
 def features(model: nn.Module, head: nn.Module, x: Tensor) -> Tensor:
-    """What the head is given when the model sees ``x``."""
-    seen: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    """The input of the head when the model runs on ``x``."""
+    inputs: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     try:
         model(x)
     finally:
         handle.remove()
-    return seen[-1]
+    return inputs[-1]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Influence functions: which training images a prediction owes its loss to."""
+"""Influence functions: how each training image changes the loss of a prediction."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..base import explained_class
 from ..reference import Reference
 from .hessian import (
     Logits,
-    Product,
+    MatrixProduct,
     Solve,
     conjugate_gradients,
     directional,
@@ -33,13 +33,13 @@ from .hessian import (
 
 
 class Influential(NamedTuple):
-    """The training images that matter most to each input: scores ``[B, k]`` and their places in the reference."""
+    """The most influential training images of each input: scores and indices in the reference, ``[B, k]`` each."""
 
     scores: Tensor
     indices: Tensor
 
 
-class _Problem(NamedTuple):
+class _TrainedPart(NamedTuple):
     """The trained part of the model as a function of a flat vector of parameters, and its training set."""
 
     logits: Logits
@@ -50,26 +50,26 @@ class _Problem(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Influence:
-    """Influence of training images on the loss of an input (Koh and Liang 2017, eq. 2); no map, so no interpreter.
+    """Influence of training images on the loss of an input (Koh and Liang 2017, eq. 2); gives no map: no interpreter.
 
     ``score_bi = grad L(x_b)^T (H + damping)^-1 grad L(z_i)``, ``H`` the Hessian of the mean training loss: leaving
-    ``z_i`` out of the ``N`` training images changes the loss of ``x_b`` by ``score_bi / N``. A positive score is an
-    image that helps; it is Koh and Liang's ``I_up,loss`` with the sign turned.
+    ``z_i`` out of the ``N`` training images changes the loss of ``x_b`` by ``score_bi / N``. An image with a positive
+    score lowers the loss; the score is Koh and Liang's ``I_up,loss`` with the opposite sign.
 
     Args:
-        model: the classifier, trained to its optimum; the formula is about a minimum.
+        model: the classifier, trained to convergence; the formula holds at a minimum.
         reference: the training images and their labels.
-        parameters: ``head`` (the last linear layer, all before it fixed: convex, quick) or ``all``.
+        parameters: ``head`` (the last linear layer, all before it fixed: convex and fast) or ``all``.
         curvature: ``gauss_newton`` (positive semi-definite for every network; for the head it *is* the Hessian) or
             ``hessian``, which needs ``damping`` above its most negative eigenvalue.
-        damping: added to the diagonal; the weight decay of the training belongs in here (``weight_decay / 2 |w|^2`` in
-            the loss is a damping of ``weight_decay``).
+        damping: added to the diagonal; include the weight decay of the training (``weight_decay / 2 |w|^2`` in the
+            loss is a damping of ``weight_decay``).
         solver: ``cg`` (conjugate gradients), or ``lissa`` (the damped Neumann series of Agarwal et al. 2017, over the
             whole training set, without its sampling noise), which needs ``scale`` above the largest eigenvalue.
-        iterations: of the solver, at most.
+        iterations: the solver's largest number of iterations.
         tolerance: relative residual at which the solver stops.
         scale: of ``lissa``.
-        batch_size: training images a pass.
+        batch_size: training images in a pass.
 
     Raises:
         InputError: a reference without labels; a solver that does not converge or meets negative curvature.
@@ -96,27 +96,27 @@ class Influence:
         check_fields(self)
 
     def scores(self, x: Tensor, target: Tensor | None = None) -> Tensor:
-        """``[B, N]``: what each training image does for the loss of ``x`` at ``target`` (default: the prediction).
+        """``[B, N]``: the influence of each training image on the loss of ``x`` at ``target`` (or the prediction).
 
         Differentiable in ``x``, exactly: the Hessian does not depend on ``x``, and the solve is differentiated by one
         more solve. Not differentiable in the weights.
 
         Args:
             x: ``[B, C, H, W]`` in ``[0, 1]``, or table rows ``[B, D]``.
-            target: ``[B]`` classes whose loss is looked at.
+            target: ``[B]`` classes whose loss is used.
         """
         checks.inputs(x)
         checks.evaluating(self.model)
         attached = torch.is_grad_enabled()
         with torch.enable_grad():
-            problem = self._problem(x)
-            gradients = self._gradients(problem, x, target)
-            solved = Solve.apply(gradients, lambda b: self._solve(problem, b))
-            scores = self._products(problem, solved)
+            part = self._trained_part(x)
+            gradients = self._gradients(part, x, target)
+            solved = Solve.apply(gradients, lambda b: self._solve(part, b))
+            scores = self._products(part, solved)
         return scores if attached and x.requires_grad else scores.detach()
 
     def top(self, x: Tensor, k: int, target: Tensor | None = None, *, harmful: bool = False) -> Influential:
-        """The ``k`` training images that help ``x`` most, best first; or those that harm it most.
+        """The ``k`` training images that lower the loss of ``x`` most (``harmful``: raise it most), in order.
 
         Raises:
             InputError: ``k`` outside of 1 to N.
@@ -126,15 +126,15 @@ class Influence:
         with torch.no_grad():
             return Influential(*self.scores(x, target).topk(k, 1, largest=not harmful))
 
-    # What the trained part is
+    # The trained part
 
-    def _problem(self, like: Tensor) -> _Problem:
+    def _trained_part(self, like: Tensor) -> _TrainedPart:
         assert self.reference.y is not None
         x, y = self.reference.like(like), self.reference.y.to(like.device)
         if self.parameters == "head":
             head = self._head(like)
             with torch.no_grad():
-                x = torch.cat([features(self.model, head, part) for part in x.split(self.batch_size)])
+                x = torch.cat([features(self.model, head, rows) for rows in x.split(self.batch_size)])
             logits: Logits = linear(head.in_features, head.bias is not None)
             weights = flat(list(head.parameters()))
         else:
@@ -142,77 +142,78 @@ class Influence:
             logits, weights = whole(self.model, parameters), flat(list(parameters.values()))
         with torch.no_grad():
             checks.classes(y, len(y), logits(weights, x[:1]).shape[1], "reference.y")
-        return _Problem(logits, weights, x, y.long())
+        return _TrainedPart(logits, weights, x, y.long())
 
     @cached_property
-    def _found(self) -> dict[str, str]:
+    def _names(self) -> dict[str, str]:
         return {}
 
     def _head(self, x: Tensor) -> nn.Linear:
-        if "head" not in self._found:
-            self._found["head"] = last_linear(self.model, x.detach())
-        head = layers.submodule(self.model, self._found["head"])
+        if "head" not in self._names:
+            self._names["head"] = last_linear(self.model, x.detach())
+        head = layers.submodule(self.model, self._names["head"])
         assert isinstance(head, nn.Linear)
         return head
 
     # Gradients and curvature
 
-    def _gradients(self, problem: _Problem, x: Tensor, target: Tensor | None) -> Tensor:
+    def _gradients(self, part: _TrainedPart, x: Tensor, target: Tensor | None) -> Tensor:
         """``grad L(x_b)``, ``[B, P]``, with a graph to ``x``."""
-        weights = problem.weights.clone().requires_grad_()
-        given = features(self.model, self._head(x), x) if self.parameters == "head" else x
-        logits = problem.logits(weights, given)
+        weights = part.weights.clone().requires_grad_()
+        inputs = features(self.model, self._head(x), x) if self.parameters == "head" else x
+        logits = part.logits(weights, inputs)
         losses = F.cross_entropy(logits, explained_class(logits, target).long(), reduction="none")
         rows = [torch.autograd.grad(loss, weights, create_graph=True)[0] for loss in losses]
         return torch.stack(rows)
 
-    def _curvature(self, problem: _Problem, v: Tensor) -> Tensor:
+    def _curvature(self, part: _TrainedPart, v: Tensor) -> Tensor:
         """``(H + damping) v`` for a vector ``v``."""
         total = self.damping * v
-        for x, y in _batches(problem, self.batch_size):
-            weights = problem.weights.clone().requires_grad_()
-            logits = problem.logits(weights, x)
+        for x, y in _batches(part, self.batch_size):
+            weights = part.weights.clone().requires_grad_()
+            logits = part.logits(weights, x)
             if self.curvature == "hessian":
                 loss = F.cross_entropy(logits, y, reduction="sum")
                 (gradient,) = torch.autograd.grad(loss, weights, create_graph=True)
                 (product,) = torch.autograd.grad(gradient @ v, weights)
             else:
-                moved, p = directional(logits, weights, v), logits.detach().softmax(1)
-                bent = p * (moved - (p * moved).sum(1, keepdim=True))
-                (product,) = torch.autograd.grad(logits, weights, bent)
-            total = total + product / len(problem.y)
+                change, p = directional(logits, weights, v), logits.detach().softmax(1)
+                # The Hessian of the cross-entropy in the logits, diag(p) - p p^T, times the change.
+                curved = p * (change - (p * change).sum(1, keepdim=True))
+                (product,) = torch.autograd.grad(logits, weights, curved)
+            total = total + product / len(part.y)
         return total
 
-    def _products(self, problem: _Problem, directions: Tensor) -> Tensor:
+    def _products(self, part: _TrainedPart, directions: Tensor) -> Tensor:
         """``directions_b^T grad L(z_i)``, ``[B, N]``, differentiable in ``directions``."""
         columns = []
-        for x, y in _batches(problem, self.batch_size):
-            weights = problem.weights.clone().requires_grad_()
-            losses = F.cross_entropy(problem.logits(weights, x), y, reduction="none")
+        for x, y in _batches(part, self.batch_size):
+            weights = part.weights.clone().requires_grad_()
+            losses = F.cross_entropy(part.logits(weights, x), y, reduction="none")
             columns.append(torch.stack([directional(losses, weights, d, graph=True) for d in directions]))
         return torch.cat(columns, 1)
 
-    def _solve(self, problem: _Problem, b: Tensor) -> Tensor:
+    def _solve(self, part: _TrainedPart, b: Tensor) -> Tensor:
         """``(H + damping)^-1 b``, row by row: ``[B, P]``."""
 
         def product(v: Tensor) -> Tensor:
-            return self._curvature(problem, v)
+            return self._curvature(part, v)
 
         return torch.stack([self._solve_one(product, row) for row in b])
 
-    def _solve_one(self, product: Product, b: Tensor) -> Tensor:
+    def _solve_one(self, product: MatrixProduct, b: Tensor) -> Tensor:
         if self.solver == "cg":
-            found, residual = conjugate_gradients(product, b, self.iterations, self.tolerance)
+            solution, residual = conjugate_gradients(product, b, self.iterations, self.tolerance)
         else:
-            found, residual = lissa(product, b, self.iterations, self.tolerance, self.scale)
+            solution, residual = lissa(product, b, self.iterations, self.tolerance, self.scale)
         if not residual <= self.tolerance:
             advice = "raise scale or iterations" if self.solver == "lissa" else "raise iterations, damping or tolerance"
             raise InputError(
                 f"{self.solver} did not converge in {self.iterations} iterations: relative residual {residual:.3g}, "
-                f"wanted {self.tolerance:.3g}; {advice}"
+                f"tolerance {self.tolerance:.3g}; {advice}"
             )
-        return found
+        return solution
 
 
-def _batches(problem: _Problem, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(problem.x.split(size), problem.y.split(size), strict=True)
+def _batches(part: _TrainedPart, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(part.x.split(size), part.y.split(size), strict=True)

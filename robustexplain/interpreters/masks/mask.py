@@ -1,4 +1,4 @@
-"""MASK: the smallest region whose removal takes the class away, found by optimising a mask for each image."""
+"""MASK: the smallest region whose removal lowers the class score, found by optimising a mask for each image."""
 
 from __future__ import annotations
 
@@ -30,34 +30,34 @@ REFERENCE_SIDE = 28
 @INTERPRETERS.register("mask", paper="Fong and Vedaldi 2017; Zhang et al. 2020, eq. 9 and 16", needs=("gradients",))
 @dataclass(frozen=True, eq=False)
 class Mask(Interpreter):
-    """The smallest smooth region whose removal takes the class away, by Adam on a mask for each image (MASK).
+    """The smallest smooth region whose removal lowers the class score, by Adam on a mask for each image (MASK).
 
     Minimises ``l1 mean|1 - m| + tv r_tv(m) + f_c(phi(x; m))`` over ``m`` in ``[0, 1]`` (eq. 16), where ``phi`` keeps
-    ``x`` where ``m`` is 1 and shows ``fill`` elsewhere; the map is ``1 - m``: 1 where the pixel matters. (The text of
-    Zhang et al., section 3.5, says that 1 is replaced; eq. 9, which makes ``1 - m`` sparse, says that 1 is kept, as
-    Fong and Vedaldi and the authors' code do.) A sample stops on its own, when its mask no longer moves.
+    ``x`` where ``m`` is 1 and replaces it by ``fill`` elsewhere; the map is ``1 - m``: 1 where the pixel matters.
+    (By the text of Zhang et al., section 3.5, 1 is replaced; by eq. 9, which makes ``1 - m`` sparse, 1 is kept, as by
+    Fong and Vedaldi and the authors' code.) Each sample stops by itself, when its mask no longer changes.
 
-    Not differentiable as a whole: the map is the end of some hundred steps, whose graph is too deep to keep and whose
-    stopping jumps. Attacks go through single steps (Zhang et al., Algorithm 1), which are differentiable in ``x``, in
-    the mask and in the weights: see :meth:`loss` and :meth:`step`.
+    Not differentiable as a whole: the map results from some hundred steps, whose graph is too deep to keep, and the
+    stopping rule is discontinuous. Attacks use single steps (Zhang et al., Algorithm 1), which are differentiable in
+    ``x``, in the mask and in the weights: see :meth:`loss` and :meth:`step`.
 
     Args:
-        size: side of the mask; never more than half the image's. It is enlarged bilinearly.
-        steps: of Adam, at most.
+        size: side of the mask, at most half the image's. It is enlarged bilinearly.
+        steps: the largest number of steps of Adam.
         lr: its learning rate.
         l1: weight of the *mean* of ``|1 - m|``. The authors' 1e-4 of the sum over 28 x 28 is 0.0784.
         tv: weight of ``r_tv``: the sums of ``|m_i - m_j|^power`` over vertical and over horizontal neighbours, divided
-            by the mask's area. Differences count per 1/28 of the side, so that a coarser mask is not forced to be
+            by the mask's area. Differences are taken per 1/28 of the side, so that a coarser mask need not be
             flatter. The authors' 1e-2 of the sum over 28 x 28 is 7.84.
         power: the exponent in ``r_tv``.
         start: the mask's first value, everywhere.
-        fill: what stands where the mask is 0.
+        fill: what replaces the pixels where the mask is 0.
         of: ``f_c``.
         jitter: largest shift of the image under the mask (``tau`` of eq. 16), as a share of its shorter side, in whole
             pixels (none on small images) and drawn anew each step.
-        tolerance: a sample stops when its mask moved less than this in ten steps, on average over the mask; 0 runs all
-            the steps, as the authors do. Under jitter a mask hardly ever rests, and all the steps run.
-        seed: of the jitter and of a fill of noise.
+        tolerance: a sample stops when its mask changed by less than this in ten steps, on average over the mask; 0
+            runs all the steps, as the authors do. With jitter a mask rarely stops changing, and all the steps run.
+        seed: of the jitter and of a noise fill.
     """
 
     size: Count = 28
@@ -88,24 +88,24 @@ class Mask(Interpreter):
     def optimise(self, x: Tensor, classes: Tensor) -> MaskState:
         """The optimal masks ``[B, h, w]`` (1 keeps) for ``classes`` ``[B]``, with Adam's moments; detached.
 
-        ``step`` is that of the sample that took longest.
+        ``step`` is that of the sample that took the most steps.
         """
         background, streams = self.background(x), Streams.of(x, self.seed, "mask")
-        state, live = self.begin(x), torch.arange(len(x), device=x.device)
-        done, before = state.copy(), state.mask
+        state, active = self.begin(x), torch.arange(len(x), device=x.device)
+        done, previous = state.copy(), state.mask
         for step in range(1, self.steps + 1):
             state = self.step(x, background, state, classes, self.shifts(x, streams))
             if step % CHECK_EVERY or not self.tolerance:
                 continue
-            moving = (state.mask - before).abs().flatten(1).mean(1) >= self.tolerance
-            if not moving.all():
-                done.store(live, state)
-                x, background, classes, live = x[moving], background[moving], classes[moving], live[moving]
-                state, streams = state.select(moving), streams.select(moving.nonzero()[:, 0])
-                if not len(live):
+            changing = (state.mask - previous).abs().flatten(1).mean(1) >= self.tolerance
+            if not changing.all():
+                done.store(active, state)
+                x, background, classes, active = (t[changing] for t in (x, background, classes, active))
+                state, streams = state.select(changing), streams.select(changing.nonzero()[:, 0])
+                if not len(active):
                     break
-            before = state.mask
-        done.store(live, state)
+            previous = state.mask
+        done.store(active, state)
         return done._replace(step=step)
 
     def begin(self, x: Tensor) -> MaskState:
@@ -119,25 +119,25 @@ class Mask(Interpreter):
         return 1 - state.mask
 
     def background(self, x: Tensor) -> Tensor:
-        """What stands where the mask is 0, ``[B, C, H, W]``; differentiable in ``x`` unless it is noise."""
+        """What replaces ``x`` where the mask is 0, ``[B, C, H, W]``; differentiable in ``x`` unless it is noise."""
         return self.fill(x, self.seed)
 
     def shifts(self, x: Tensor, streams: Streams) -> Tensor | None:
-        """A random shift ``[B, 2]`` in pixels a sample, or ``None`` if the jitter is less than a pixel."""
-        reach = int(self.jitter * min(x.shape[-2:]) + 1e-9)
-        if reach == 0:
+        """A random shift of each sample in pixels, ``[B, 2]``, or ``None`` if the jitter is less than a pixel."""
+        largest = int(self.jitter * min(x.shape[-2:]) + 1e-9)
+        if largest == 0:
             return None
         draws = streams.uniform(x.new_empty(len(x), 2, dtype=torch.float64))
-        return (draws * (2 * reach + 1)).long() - reach
+        return (draws * (2 * largest + 1)).long() - largest
 
     def loss(self, x: Tensor, background: Tensor, mask: Tensor, classes: Tensor, shift: Tensor | None = None) -> Tensor:
         """``l_map(m; x)`` of eq. 16, ``[B]``: differentiable in ``x``, ``background``, ``mask`` and the weights.
 
         Args:
             x: ``[B, C, H, W]``.
-            background: what stands where the mask is 0, like ``x``.
+            background: what replaces ``x`` where the mask is 0, of its shape.
             mask: ``m``, ``[B, h, w]`` in ``[0, 1]``.
-            classes: ``[B]``, whose score is to fall.
+            classes: ``[B]``, whose score is minimised.
             shift: of image and background under the mask, ``[B, 2]`` whole pixels; borders are replicated.
         """
         if shift is not None:
@@ -160,11 +160,11 @@ class Mask(Interpreter):
         """One step of Adam on :meth:`loss`, projected to ``[0, 1]``.
 
         Args:
-            x: as in :meth:`loss`, with ``background``, ``classes`` and ``shift``.
-            background: see there.
+            x: as in :meth:`loss`.
+            background: as in :meth:`loss`.
             state: where the step starts.
-            classes: see there.
-            shift: see there.
+            classes: as in :meth:`loss`.
+            shift: as in :meth:`loss`.
             graph: keep the graph: the new state is differentiable in ``x``, in the old state and in the weights.
         """
         with torch.enable_grad(), straight_maps():
@@ -183,8 +183,8 @@ def adam(state: MaskState, gradient: Tensor, lr: float) -> MaskState:
     second = BETA2 * state.second + (1 - BETA2) * gradient.square()
     variance = second / (1 - BETA2**step)
     # The root has no derivative at zero, where the step is zero too.
-    alive = variance > 0
-    root = torch.where(alive, torch.where(alive, variance, 1).sqrt(), 0)
+    positive = variance > 0
+    root = torch.where(positive, torch.where(positive, variance, 1).sqrt(), 0)
     mask = state.mask - lr * (first / (1 - BETA1**step)) / (root + EPSILON)
     return MaskState(mask, first, second, step)
 

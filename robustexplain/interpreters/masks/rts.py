@@ -1,4 +1,4 @@
-"""Model-guided interpretation: a network trained to draw the mask that keeps the prediction (RTS)."""
+"""Model-guided interpretation: a network trained to predict the mask that keeps the prediction (RTS)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from ..base import Explanation, Interpreter, explained_class, pick
 
 
 class MaskingModel(nn.Module):
-    """An encoder with a U-Net on top that draws a mask for a given class (Dabkowski and Gal 2017, section 4).
+    """An encoder with a U-Net on top that predicts a mask for a given class (Dabkowski and Gal 2017, section 4).
 
-    The encoder is a classifier of its own; its last feature map at each grid size feeds the U-Net. A class embedding
+    The encoder is a classifier; its last feature map at each grid size feeds the U-Net. A class embedding
     gates the coarsest features (the class selector). Departure: the mask is the sigmoid of one channel, where the
     original divides ``|a|`` by ``|a| + |b|``, which has a kink.
 
@@ -57,7 +57,7 @@ class MaskingModel(nn.Module):
     def around(cls, encoder: nn.Module, x: Tensor, width: int = 24, levels: int = 3) -> MaskingModel:
         """Build one around ``encoder``, its feature layers found by a forward pass on ``x[:1]``.
 
-        Only the ``levels`` coarsest grids are used: the mask is drawn on the finest of them.
+        Only the ``levels`` coarsest grids are used; the mask has the size of the finest of them.
         """
         found = layers.pyramid(encoder, x)[-levels:]
         with torch.no_grad():
@@ -65,7 +65,7 @@ class MaskingModel(nn.Module):
         return cls(encoder, [(layer.name, layer.channels) for layer in found], num_classes, width)
 
     def train(self, mode: bool = True) -> MaskingModel:
-        """Train mode for the U-Net; the encoder keeps the batch statistics it came with."""
+        """Train mode for the U-Net; the encoder stays in eval mode and keeps its batch statistics."""
         super().train(mode)
         self.encoder.eval()
         return self
@@ -79,13 +79,13 @@ class MaskingModel(nn.Module):
         features = [outputs[name] for name in names]
         gate = torch.einsum("bkhw,bk->bhw", features[-1], self.selector(target)).sigmoid()
         features[-1] = features[-1] * gate[:, None]
-        up = self.lateral[-1](features[-1]).relu()
+        merged = self.lateral[-1](features[-1]).relu()
         for level in range(len(features) - 2, -1, -1):
-            side = self.lateral[level](features[level])
-            up = F.interpolate(up, size=side.shape[-2:], mode="bilinear", align_corners=False)
-            up = self.merge[level](torch.cat([side, up], 1)).relu()
-        up = self.refine(up).relu()
-        return self.draw(up)[:, 0].sigmoid(), logits
+            lateral = self.lateral[level](features[level])
+            merged = F.interpolate(merged, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+            merged = self.merge[level](torch.cat([lateral, merged], 1)).relu()
+        merged = self.refine(merged).relu()
+        return self.draw(merged)[:, 0].sigmoid(), logits
 
 
 PARTS.register("masking-model", paper="Dabkowski and Gal 2017")(MaskingModel)
@@ -96,12 +96,13 @@ class MaskObjective:
     """The clean objective of RTS (Zhang et al. 2020, eq. 8; Dabkowski and Gal 2017, eq. 4), per sample.
 
     ``l1 r_tv(m) + l2 r_av(m) - log f_c(phi(x; m)) + l3 f_c(phi(x; 1 - m))^l4``; ``phi(x; m)`` keeps ``x`` where ``m``
-    is 1 and shows a random colour or a Gaussian blur of ``x`` elsewhere. ``r_tv`` and ``r_av`` are *means* over pixels.
+    is 1 and replaces it by a random colour or a Gaussian blur of ``x`` elsewhere. ``r_tv`` and ``r_av`` are *means*
+    over pixels.
 
     Args:
         tv: ``l1``, weight of the total variation.
         average: ``l2``, weight of the mean of the mask.
-        destroy: ``l3``, weight of what the removed part still says.
+        destroy: ``l3``, weight of the class probability of the removed part.
         power: ``l4``.
         blur: largest standard deviation of the blur, as a share of the image's side.
     """
@@ -132,12 +133,12 @@ class MaskObjective:
         }
 
     def background(self, x: Tensor, streams: Streams) -> Tensor:
-        """What shows where the mask is 0: for each sample a random colour or its own blur, by the toss of a coin."""
+        """What replaces ``x`` where the mask is 0: a random colour or the sample's blur, each with chance 1/2."""
         channels = x[:, :, :1, :1]
         colour = streams.uniform(channels).expand_as(x)
-        toss = streams.uniform(channels[:, :1])
+        choice = streams.uniform(channels[:, :1])
         sigma = (0.3 + 0.7 * streams.uniform(channels[:, :1])) * self.blur * min(x.shape[-2:])
-        return torch.where(toss < 0.5, colour, gaussian_blur(x, sigma.flatten()))
+        return torch.where(choice < 0.5, colour, gaussian_blur(x, sigma.flatten()))
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
@@ -158,13 +159,13 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class RTS(Interpreter):
-    """Real-time saliency: a trained network draws the mask in one pass (Zhang et al. 2020, section 3.4).
+    """Real-time saliency: a trained network predicts the mask in one pass (Zhang et al. 2020, section 3.4).
 
     Maps are masks in ``[0, 1]``, 1 where the pixel matters. Train one with
     :func:`robustexplain.interpreters.train_rts`.
 
     Args:
-        masker: the trained :class:`MaskingModel`; it has an encoder of its own and does not ask ``model``.
+        masker: the trained :class:`MaskingModel`; it has its own encoder and does not use ``model``.
 
     Examples:
         >>> import torch

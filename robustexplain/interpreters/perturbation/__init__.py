@@ -1,1 +1,1 @@
-"""Interpreters that change the input and watch the answer: occlusion, RISE, LIME, KernelSHAP."""
+"""Interpreters that perturb the input and evaluate the classifier: occlusion, RISE, LIME, KernelSHAP."""

@@ -1,7 +1,7 @@
-"""LIME and KernelSHAP: a linear model of what the classifier says when patches are switched off.
+"""LIME and KernelSHAP: a linear model of the class score as patches of the image are switched off.
 
-Both are written here and not taken from captum, which asks for one image at a time and draws from the global random
-state. The regressions are solved in float64 on the CPU: the same numbers on every device.
+Both are implemented here instead of using captum, which evaluates one image at a time and draws from the global random
+state. The regressions are solved in float64 on the CPU, which gives the same numbers on every device.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from ...fields import Count, NonNegative, Positive
 from ...random_streams import Streams
 from ...registry import INTERPRETERS
 from ..base import Explanation, Interpreter, explained_class
-from .removal import Fill, Score, ask_all, score
+from .removal import Fill, Score, all_perturbed_scores, score
 from .segments import Segments, counts, padded, painted, switched
 
 
 @INTERPRETERS.register("lime", paper="Ribeiro et al. 2016, section 3.4")
 @dataclass(frozen=True, eq=False)
 class LIME(Interpreter):
-    """Weights of a ridge regression on patches switched on and off at random, nearby images counting more.
+    """Coefficients of a ridge regression on patches switched on and off at random, weighted by similarity to the image.
 
-    ``z`` switches each patch on with chance 1/2; the first ``z`` is the image itself. Weights are
+    ``z`` switches each patch on with probability 1/2; the first ``z`` is the image itself. Weights are
     ``exp(-D^2 / width^2)`` with the cosine distance ``D`` of ``z`` from the whole image (section 3.3; the authors' code
-    takes the square root of it). All patches stay in the regression, where the paper keeps the K best. Not
-    differentiable: the graphs of all those passes would have to be kept.
+    takes the square root of it). All patches stay in the regression; the paper keeps the K best. Not differentiable:
+    the graphs of all passes would have to be kept.
 
     Args:
-        samples: coalitions asked for, each sample's own.
+        samples: random coalitions evaluated for each image.
         segments: the patches.
-        fill: what stands in for a patch that is off.
+        fill: what replaces a patch that is off.
         width: of the kernel, in cosine distance.
-        ridge: of the regression's penalty on squared weights.
+        ridge: weight of the penalty on squared coefficients.
         of: the score that is explained.
         batch_size: images a forward pass, at most (or the batch, if that is larger).
         seed: of the coalitions.
@@ -60,18 +60,19 @@ class LIME(Interpreter):
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         logits = self.model(x)
-        classes, given = explained_class(logits, target), x.detach()
-        patches = self.segments(given)
-        streams = Streams.of(given, self.seed, "lime")
+        classes, images = explained_class(logits, target), x.detach()
+        patches = self.segments(images)
+        streams = Streams.of(images, self.seed, "lime")
         drawn = [self._coalitions(n, g) for n, g in zip(counts(patches), streams.generators, strict=True)]
-        together = padded(drawn, given)
+        stacked = padded(drawn, images)
 
         def keep(part: slice) -> Tensor:
-            return switched(patches, together[:, part])
+            return switched(patches, stacked[:, part])
 
-        fill = self.fill(given, self.seed)
-        found = ask_all(self.model, given, fill, keep, self.samples, classes, self.of, self.batch_size).double().cpu()
-        values = [ridge(z.double(), y, self._weights(z), self.ridge) for z, y in zip(drawn, found, strict=True)]
+        fill = self.fill(images, self.seed)
+        scores = all_perturbed_scores(self.model, images, fill, keep, self.samples, classes, self.of, self.batch_size)
+        pairs = zip(drawn, scores.double().cpu(), strict=True)
+        values = [ridge(z.double(), y, self._weights(z), self.ridge) for z, y in pairs]
         return Explanation(logits, painted(patches, values).to(x.dtype))
 
     def _coalitions(self, patches: int, source: torch.Generator) -> Tensor:
@@ -89,21 +90,21 @@ class LIME(Interpreter):
 class KernelSHAP(Interpreter):
     """Shapley values of patches by weighted regression; they sum to ``f(x) - f(all patches off)``, exactly.
 
-    If there are few patches every coalition is asked and the values are exact (theorem 2 of Lundberg and Lee); else
-    coalitions are drawn with chances in proportion to the Shapley kernel, each together with its complement (Covert and
-    Lee 2021, section 4.1). A pixel shows the value of its whole patch. Not differentiable: the graphs of all those
+    With few patches all coalitions are evaluated and the values are exact (theorem 2 of Lundberg and Lee); otherwise
+    coalitions are drawn with probabilities in proportion to the Shapley kernel, each together with its complement
+    (Covert and Lee 2021, section 4.1). A pixel gets the value of its whole patch. Not differentiable: the graphs of all
     passes would have to be kept.
 
     Args:
-        samples: coalitions asked for, each sample's own; all ``2^S - 2`` where that is no more.
+        samples: random coalitions evaluated for each image; all ``2^S - 2`` if there are no more.
         segments: the patches.
-        fill: what stands in for a patch that is off.
-        of: the score that is shared out.
+        fill: what replaces a patch that is off.
+        of: the score that is distributed.
         batch_size: images a forward pass, at most (or the batch, if that is larger).
         seed: of the coalitions.
 
     Raises:
-        InputError: when an image has more patches than ``samples`` can tell apart.
+        InputError: an image has more patches than ``samples`` coalitions can separate.
     """
 
     samples: Count = 1000
@@ -118,23 +119,23 @@ class KernelSHAP(Interpreter):
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         logits = self.model(x)
-        classes, given = explained_class(logits, target), x.detach()
-        patches = self.segments(given)
-        streams = Streams.of(given, self.seed, "kernel-shap")
+        classes, images = explained_class(logits, target), x.detach()
+        patches = self.segments(images)
+        streams = Streams.of(images, self.seed, "kernel-shap")
         drawn = [self._coalitions(n, g) for n, g in zip(counts(patches), streams.generators, strict=True)]
         longest = max(len(z) for z, _ in drawn)
-        # Row 0 switches everything off; the lists of images with few patches are filled up with copies of it.
-        together = padded([F.pad(z, (0, 0, 1, longest - len(z))) for z, _ in drawn], given)
+        # Row 0 switches every patch off; shorter lists of coalitions are padded with copies of it.
+        stacked = padded([F.pad(z, (0, 0, 1, longest - len(z))) for z, _ in drawn], images)
 
         def keep(part: slice) -> Tensor:
-            return switched(patches, together[:, part])
+            return switched(patches, stacked[:, part])
 
-        fill = self.fill(given, self.seed)
-        found = ask_all(self.model, given, fill, keep, longest + 1, classes, self.of, self.batch_size).double().cpu()
+        fill = self.fill(images, self.seed)
+        scores = all_perturbed_scores(self.model, images, fill, keep, longest + 1, classes, self.of, self.batch_size)
         whole = score(logits.detach(), classes, self.of).double().cpu()
         values = [
             shapley(z.double(), w, y[1 : len(z) + 1] - y[0], float(full - y[0]))
-            for (z, w), y, full in zip(drawn, found, whole, strict=True)
+            for (z, w), y, full in zip(drawn, scores.double().cpu(), whole, strict=True)
         ]
         return Explanation(logits, painted(patches, values).to(x.dtype))
 
@@ -146,7 +147,7 @@ class KernelSHAP(Interpreter):
             return z, torch.tensor([kernel(patches, size) for size in sizes], dtype=torch.float64)
         if self.samples < 2 * patches:
             raise InputError(
-                f"KernelSHAP cannot tell {patches} patches apart by samples={self.samples}; ask for {2 * patches} or "
+                f"KernelSHAP cannot separate {patches} patches with samples={self.samples}; set {2 * patches} or "
                 "more, or take fewer patches with Segments(number=...)"
             )
         return self._drawn(patches, source)
@@ -155,8 +156,8 @@ class KernelSHAP(Interpreter):
         pairs = math.ceil(self.samples / 2)
         sizes = torch.arange(1, patches, dtype=torch.float64)
         # The kernel times the number of coalitions of that size.
-        chances = 1 / (sizes * (patches - sizes))
-        size = torch.multinomial(chances, pairs, replacement=True, generator=source) + 1
+        probabilities = 1 / (sizes * (patches - sizes))
+        size = torch.multinomial(probabilities, pairs, replacement=True, generator=source) + 1
         order = torch.rand(pairs, patches, generator=source, dtype=torch.float64).argsort(1).argsort(1)
         z = (order < size[:, None]).long()
         z = torch.stack([z, 1 - z], 1).flatten(0, 1)[: self.samples]
@@ -191,6 +192,6 @@ def shapley(z: Tensor, weights: Tensor, y: Tensor, total: float) -> Tensor:
 
 
 def _least_squares(a: Tensor, b: Tensor) -> Tensor:
-    # The driver that finds the shortest solution where a column is missing, as in an image with one patch.
-    found: Tensor = torch.linalg.lstsq(a, b[:, None], driver="gelsd").solution[:, 0]
-    return found
+    # This driver gives the minimum-norm solution for a rank-deficient matrix, as of an image with one patch.
+    solution: Tensor = torch.linalg.lstsq(a, b[:, None], driver="gelsd").solution[:, 0]
+    return solution

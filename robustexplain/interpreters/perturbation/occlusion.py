@@ -1,4 +1,4 @@
-"""Occlusion: cover the image window by window and see how far the class falls."""
+"""Occlusion: cover the image window by window and measure how far the class score falls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...errors import FieldError, InputError
 from ...fields import Count
 from ...registry import INTERPRETERS
 from ..base import Explanation, Interpreter, explained_class
-from .removal import Fill, Score, ask_all, score
+from .removal import Fill, Score, all_perturbed_scores, score
 
 
 @INTERPRETERS.register("occlusion", paper="Zeiler and Fergus 2014, section 4.2")
@@ -24,7 +24,7 @@ class Occlusion(Interpreter):
 
     Windows start at multiples of ``stride`` and are cut off at the right and lower border, so that every pixel is
     covered (captum's convention). With ``window=1, stride=1`` it is leave-one-out (Li et al. 2016). Not differentiable:
-    the graphs of all those passes would have to be kept.
+    the graphs of all passes would have to be kept.
 
     Args:
         window: side of the covered square in pixels; default an eighth of the shorter side.
@@ -32,7 +32,7 @@ class Occlusion(Interpreter):
         fill: what covers the window.
         of: the score that falls.
         batch_size: images a forward pass, at most (or the batch, if that is larger).
-        seed: of a fill of noise.
+        seed: of a noise fill.
     """
 
     window: Count | None = None
@@ -54,20 +54,20 @@ class Occlusion(Interpreter):
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         logits = self.model(x)
-        classes, given = explained_class(logits, target), x.detach()
-        window, stride = self._sizes(given)
-        rows, columns = (_covers(side, window, stride, given) for side in given.shape[-2:])
+        classes, images = explained_class(logits, target), x.detach()
+        window, stride = self._sizes(images)
+        rows, columns = (_covers(side, window, stride, images) for side in images.shape[-2:])
         number = len(rows) * len(columns)
 
         def keep(part: slice) -> Tensor:
             index = torch.arange(part.start, part.stop, device=x.device)
             return 1 - rows[index // len(columns)][:, :, None] * columns[index % len(columns)][:, None]
 
-        fill = self.fill(given, self.seed)
-        found = ask_all(self.model, given, fill, keep, number, classes, self.of, self.batch_size)
-        falls = score(logits.detach(), classes, self.of)[:, None] - found
+        fill = self.fill(images, self.seed)
+        scores = all_perturbed_scores(self.model, images, fill, keep, number, classes, self.of, self.batch_size)
+        falls = score(logits.detach(), classes, self.of)[:, None] - scores
         falls = falls.reshape(-1, len(rows), len(columns))
-        # A window is a product of intervals: so are the sums over the windows that cover a pixel.
+        # A window is a product of two intervals, so sums over windows factor into rows and columns.
         total = torch.einsum("brc,rh,cw->bhw", falls, rows.to(falls), columns.to(falls))
         maps = total / (rows.sum(0)[:, None] * columns.sum(0)).to(falls)
         return Explanation(logits, maps.to(x.dtype))

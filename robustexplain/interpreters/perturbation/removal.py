@@ -1,10 +1,10 @@
-"""What methods share that remove pixels and look at the prediction: what stands in their place, and how it is asked."""
+"""Removing pixels and evaluating the classifier, for the methods that explain by perturbation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ Score = Literal["probability", "logit", "log_probability"]
 
 
 def score(logits: Tensor, classes: Tensor, of: Score) -> Tensor:
-    """What is said of class ``classes[i]`` in row ``i``: ``[n, K]`` and ``[n]`` to ``[n]``, in float32 or wider."""
+    """The score of class ``classes[i]`` in row ``i``: ``[n, K]`` and ``[n]`` to ``[n]``, in float32 or wider."""
     wide = logits.to(wide_dtype(logits))
     if of == "logit":
         return pick(wide, classes)
@@ -28,22 +28,22 @@ def score(logits: Tensor, classes: Tensor, of: Score) -> Tensor:
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of ``x``, float32 for the half-precision ones: sums over many queries would lose all their digits."""
+    """The dtype of ``x``, or float32 for half precision, in which sums over many scores are too inaccurate."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 @PARTS.register("fill")
 @dataclass(frozen=True)
 class Fill:
-    """What stands where pixels are removed: one colour, a Gaussian blur of the image, or noise of the sample's own.
+    """What replaces removed pixels: one colour, a Gaussian blur of the image, or noise drawn for each image.
 
     Args:
         how: ``constant``, ``blur`` or ``noise``.
         value: the colour, in every channel; the mean of the noise.
         blur: standard deviation of the blur, as a share of the image's shorter side (Fong and Vedaldi 2017: 10 pixels
-            of 224, 0.045; small images need more, or nothing is removed).
+            of 224, 0.045; small images need a larger share, or hardly anything is removed).
         noise: standard deviation of the noise, which is cut off at 0 and 1. It is drawn from a stream seeded by the
-            image: the fill is then no smooth function of it.
+            image, so the fill is no smooth function of the image.
     """
 
     how: Literal["constant", "blur", "noise"] = "constant"
@@ -55,7 +55,7 @@ class Fill:
         check_fields(self)
 
     def __call__(self, x: Tensor, seed: int = 0) -> Tensor:
-        """The stand-in ``[B, C, H, W]`` for every pixel of ``x``."""
+        """The replacement ``[B, C, H, W]`` of every pixel of ``x``."""
         if self.how == "constant":
             return torch.full_like(x, self.value)
         if self.how == "blur":
@@ -65,32 +65,32 @@ class Fill:
 
 
 def chunks(number: int, batch: int, limit: int) -> Iterator[slice]:
-    """Slices of ``range(number)``: as many queries at once for each of ``batch`` images as ``limit`` lets pass."""
+    """Slices of ``range(number)``, as large as possible with ``batch`` images times a slice at most ``limit``."""
     size = max(1, limit // batch)
     for start in range(0, number, size):
         yield slice(start, min(start + size, number))
 
 
 @torch.no_grad()
-def ask(model: nn.Module, x: Tensor, fill: Tensor, keep: Tensor, classes: Tensor, of: Score) -> Tensor:
+def perturbed_scores(model: nn.Module, x: Tensor, fill: Tensor, keep: Tensor, classes: Tensor, of: Score) -> Tensor:
     """Scores ``[B, n]`` of the images with the pixels removed where ``keep`` is 0; one forward pass.
 
     Args:
         model: the classifier.
         x: ``[B, C, H, W]``.
-        fill: what stands where a pixel is removed, like ``x``.
+        fill: what replaces a removed pixel, of the shape of ``x``.
         keep: ``[n, H, W]`` for all images, or ``[B, n, H, W]``, in ``[0, 1]``.
         classes: ``[B]``.
-        of: what is asked.
+        of: the score.
     """
     keep = (keep if keep.dim() == 4 else keep[None])[:, :, None].to(x.dtype)
     # This form is exact where keep is 0 or 1; that of lerp is not.
-    shown = x[:, None] * keep + fill[:, None] * (1 - keep)
-    number = shown.shape[1]
-    return score(model(shown.flatten(0, 1)), classes.repeat_interleave(number), of).reshape(-1, number)
+    perturbed = x[:, None] * keep + fill[:, None] * (1 - keep)
+    number = perturbed.shape[1]
+    return score(model(perturbed.flatten(0, 1)), classes.repeat_interleave(number), of).reshape(-1, number)
 
 
-def ask_all(
+def all_perturbed_scores(
     model: nn.Module,
     x: Tensor,
     fill: Tensor,
@@ -100,7 +100,6 @@ def ask_all(
     of: Score,
     limit: int,
 ) -> Tensor:
-    """Scores ``[B, number]`` like :func:`ask`, with the masks made as they are needed: ``keep(slice)``."""
-    arguments: tuple[Any, ...] = (classes, of)
-    parts = [ask(model, x, fill, keep(part), *arguments) for part in chunks(number, len(x), limit)]
-    return torch.cat(parts, 1)
+    """Scores ``[B, number]`` like :func:`perturbed_scores`, with masks computed when needed: ``keep(slice)``."""
+    parts = chunks(number, len(x), limit)
+    return torch.cat([perturbed_scores(model, x, fill, keep(part), classes, of) for part in parts], 1)

@@ -1,4 +1,4 @@
-"""RISE: the average of random masks, each weighted by what the classifier still says behind it."""
+"""RISE: the average of random masks, each weighted by the class score of the masked image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...fields import Count
 from ...random_streams import generator
 from ...registry import INTERPRETERS
 from ..base import Explanation, Interpreter, explained_class
-from .removal import Fill, Score, ask, chunks, wide_dtype
+from .removal import Fill, Score, chunks, perturbed_scores, wide_dtype
 
 
 @INTERPRETERS.register("rise", paper="Petsiuk et al. 2018, eq. 6")
@@ -24,15 +24,16 @@ from .removal import Fill, Score, ask, chunks, wide_dtype
 class RISE(Interpreter):
     """Randomised input sampling: ``1 / (p N) sum_i f_c(x M_i) M_i`` over random smooth masks (Petsiuk et al., eq. 6).
 
-    A mask is a ``grid x grid`` of coin tosses, enlarged bilinearly by a cell more than the image and cut out at a
-    random place (section 3.2). The masks come from ``seed`` alone: all samples see the same ones. Its noise falls with
-    ``1 / sqrt(samples)``. Not differentiable: the graphs of all those passes would have to be kept.
+    A mask is a ``grid x grid`` of random zeros and ones, enlarged bilinearly to one cell more than the image and
+    cropped at a random position (section 3.2). The masks depend on ``seed`` alone and are the same for all samples.
+    The map's noise falls with ``1 / sqrt(samples)``. Not differentiable: the graphs of all passes would have to be
+    kept.
 
     Args:
-        samples: ``N`` masks; the paper takes 4000 to 8000 at 224 pixels.
+        samples: ``N`` masks; the paper uses 4000 to 8000 at 224 pixels.
         grid: cells a side of the coarse mask.
-        keep: p, the chance that a cell stays.
-        fill: what stands where the mask is 0; black, as in the paper.
+        keep: p, the probability that a cell is kept.
+        fill: what replaces pixels where the mask is 0; black, as in the paper.
         of: the score that weights the masks.
         batch_size: images a forward pass, at most (or the batch, if that is larger).
         seed: of the masks.
@@ -51,28 +52,28 @@ class RISE(Interpreter):
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         logits = self.model(x)
-        classes, given = explained_class(logits, target), x.detach()
-        fill, cells, places = self.fill(given, self.seed), *self._draws()
-        total = torch.zeros_like(given[:, 0], dtype=wide_dtype(given))
-        for part in chunks(self.samples, len(given), self.batch_size):
-            masks = self._enlarged(cells[part], places[part], given).to(total.dtype)
-            found = ask(self.model, given, fill, masks, classes, self.of)
-            total += torch.einsum("bn,nhw->bhw", found, masks)
+        classes, images = explained_class(logits, target), x.detach()
+        fill, cells, offsets = self.fill(images, self.seed), *self._draws()
+        total = torch.zeros_like(images[:, 0], dtype=wide_dtype(images))
+        for part in chunks(self.samples, len(images), self.batch_size):
+            masks = self._enlarged(cells[part], offsets[part], images).to(total.dtype)
+            scores = perturbed_scores(self.model, images, fill, masks, classes, self.of)
+            total += torch.einsum("bn,nhw->bhw", scores, masks)
         return Explanation(logits, (total / (self.keep * self.samples)).to(x.dtype))
 
     def _draws(self) -> tuple[Tensor, Tensor]:
-        """Coin tosses ``[N, grid, grid]``, and where each mask is cut out: ``[N, 2]``, in shares of a cell."""
+        """Kept cells, bool ``[N, grid, grid]``, and the offset of each crop: ``[N, 2]``, in shares of a cell."""
         source = generator(self.seed, "rise")
         cells = torch.rand(self.samples, self.grid, self.grid, generator=source, dtype=torch.float64) < self.keep
         return cells, torch.rand(self.samples, 2, generator=source, dtype=torch.float64)
 
-    def _enlarged(self, cells: Tensor, places: Tensor, x: Tensor) -> Tensor:
+    def _enlarged(self, cells: Tensor, offsets: Tensor, x: Tensor) -> Tensor:
         """Masks ``[n, H, W]`` in ``[0, 1]``."""
         height, width = x.shape[-2:]
         sides = math.ceil(height / self.grid), math.ceil(width / self.grid)
         large = [(self.grid + 1) * side for side in sides]
         smooth = F.interpolate(cells[:, None].to(x.device, wide_dtype(x)), large, mode="bilinear", align_corners=False)
-        top, left = ((places[:, axis] * side).long().to(x.device) for axis, side in enumerate(sides))
+        top, left = ((offsets[:, axis] * side).long().to(x.device) for axis, side in enumerate(sides))
         rows = top[:, None] + torch.arange(height, device=x.device)
         columns = left[:, None] + torch.arange(width, device=x.device)
         index = torch.arange(len(cells), device=x.device)

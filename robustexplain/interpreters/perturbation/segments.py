@@ -22,7 +22,7 @@ class Segments:
     Args:
         how: ``grid`` (a square grid, the same for every image), or ``slic`` (superpixels of Achanta et al. 2012, by
             scikit-image; install the extra ``superpixels``).
-        number: how many, about: the grid takes the square root a side, rounded, and no more than there are pixels.
+        number: about how many; the grid's side is the rounded square root, at most the number of pixels.
         compactness: of SLIC: the larger, the squarer. Colour images are compared in Lab, grey ones by their values in
             ``[0, 1]``, where 0.1 does what 10 does for colours.
     """
@@ -77,13 +77,13 @@ def switched(segments: Tensor, coalitions: Tensor) -> Tensor:
 
 
 def painted(segments: Tensor, values: list[Tensor]) -> Tensor:
-    """Maps ``[B, H, W]`` that show each patch's value at all of its pixels."""
+    """Maps ``[B, H, W]`` with each patch's value at all of its pixels."""
     maps = [v.to(segments.device)[patches] for v, patches in zip(values, segments, strict=True)]
     return torch.stack(maps)
 
 
 def padded(coalitions: list[Tensor], like: Tensor) -> Tensor:
-    """Coalitions of different widths as one ``[B, n, S]``; the patches that an image lacks are never looked up."""
+    """Coalitions of different widths as one ``[B, n, S]``; entries of patches that an image lacks are not used."""
     width = max(c.shape[1] for c in coalitions)
     return torch.stack([torch.nn.functional.pad(c, (0, width - c.shape[1])) for c in coalitions]).to(
         like.device, like.dtype

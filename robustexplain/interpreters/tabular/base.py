@@ -1,4 +1,4 @@
-"""What the explainers of real packages share on tables: how the model is asked, whose random state, whose rows."""
+"""What the explainers of tables share: calls of the model, random state, background rows."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ...training import Samples
 from ..captum.guard import own_random_state
 from ..reference import Reference
 
-Asked = Literal["probability", "label", "logit"]
-"""What a model says of a class: its probability, 1 where it is predicted and else 0, or its logit."""
+Output = Literal["probability", "label", "logit"]
+"""The output that is explained: the class's probability, 1 where it is predicted and else 0, or its logit."""
 
 
 def package(name: str, who: str) -> Any:
@@ -63,32 +63,32 @@ def checked_background(background: object, who: str) -> None:
         raise InputError(f"{who}.background must hold table rows [N, D], got {list(background.x.shape)}")
 
 
-def answers(model: nn.Module, like: Tensor, of: Asked, limit: int) -> Callable[[np.ndarray], np.ndarray]:
-    """The model as packages ask it: rows ``[n, D]`` to what it says of every class, float64 ``[n, K]``.
+def output_function(model: nn.Module, like: Tensor, of: Output, limit: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The model as a NumPy function: rows ``[n, D]`` to the output of every class, float64 ``[n, K]``.
 
     Args:
-        model: the classifier; it sees rows on the device and in the dtype of ``like``.
+        model: the classifier; it gets rows on the device and in the dtype of ``like``.
         like: an input.
-        of: what is said of a class.
+        of: the output.
         limit: rows a forward pass, at most.
     """
 
     @torch.no_grad()
-    def ask(rows: np.ndarray) -> np.ndarray:
-        given = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float64))
-        logits = torch.cat([model(part.to(like.device, like.dtype)).double().cpu() for part in given.split(limit)])
+    def outputs(rows: np.ndarray) -> np.ndarray:
+        inputs = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float64))
+        logits = torch.cat([model(part.to(like.device, like.dtype)).double().cpu() for part in inputs.split(limit)])
         if of == "label":
-            said = nn.functional.one_hot(logits.argmax(1), logits.shape[1]).double()
+            values = nn.functional.one_hot(logits.argmax(1), logits.shape[1]).double()
         else:
-            said = logits.softmax(1) if of == "probability" else logits
-        return np.asarray(said.numpy())
+            values = logits.softmax(1) if of == "probability" else logits
+        return np.asarray(values.numpy())
 
-    return ask
+    return outputs
 
 
 @contextmanager
-def guarded(x: Tensor) -> Iterator[None]:
-    """The global random states as they were, after the block; no log lines of shap's, no remarks on convergence."""
+def restored_state(x: Tensor) -> Iterator[None]:
+    """Restore the global random states after the block; suppress shap's log lines and convergence warnings."""
     logger = logging.getLogger("shap")
     level = logger.level
     try:

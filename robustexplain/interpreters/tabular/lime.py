@@ -1,4 +1,4 @@
-"""LIME on tables: the authors' own package, as auditors run it."""
+"""LIME on tables: the authors' own package."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ...registry import INTERPRETERS
 from ...training import Samples, Session
 from ..base import Explanation, Interpreter, explained_class
 from ..reference import Reference
-from .base import answers, checked_background, drawn_rows, guarded, package, rows_of
+from .base import checked_background, drawn_rows, output_function, package, restored_state, rows_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +34,13 @@ class LIMETabular(Interpreter):
 
     Args:
         background: rows ``[N, D]`` that the package takes means, deviations and frequencies from; no weights.
-        samples: random rows asked for each row that is explained.
+        samples: random rows evaluated for each row that is explained.
         kernel_width: of the kernel on standardised distances; ``None``: the package's ``0.75 sqrt(D)``.
         discretize: cut numeric columns at their quartiles.
-        sample_around_instance: draw numeric columns around the row that is explained, and not around the mean.
+        sample_around_instance: draw numeric columns around the explained row instead of the mean.
         categorical: columns that are categories: drawn by their frequencies in the background.
         of: what is regressed: the ``probability`` of the class, or whether it is predicted (``label``: 1 or 0).
-        seed: of the random rows; each row that is explained has a stream of its own.
+        seed: of the random rows; each explained row has its own random stream.
         batch_size: rows a forward pass, at most.
 
     Raises:
@@ -73,21 +73,21 @@ class LIMETabular(Interpreter):
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         rows = rows_of(self.background, x, type(self).__name__)
         logits = self.model(x)
-        classes, given = explained_class(logits, target).tolist(), x.detach()
-        seeds = Streams.of(given, self.seed, "lime-tabular").integers(2**31).tolist()
-        ask = answers(self.model, given, self.of, self.batch_size)
-        with guarded(given):
+        classes, x = explained_class(logits, target).tolist(), x.detach()
+        seeds = Streams.of(x, self.seed, "lime-tabular").integers(2**31).tolist()
+        function = output_function(self.model, x, self.of, self.batch_size)
+        with restored_state(x):
             explainer = self._explainer(rows)
-            found = [
-                self._weights(explainer, row, ask, label, seed)
-                for row, label, seed in zip(given.double().cpu().numpy(), classes, seeds, strict=True)
+            weights = [
+                self._weights(explainer, row, function, label, seed)
+                for row, label, seed in zip(x.double().cpu().numpy(), classes, seeds, strict=True)
             ]
-        return Explanation(logits, torch.from_numpy(np.stack(found)).to(x.device, x.dtype))
+        return Explanation(logits, torch.from_numpy(np.stack(weights)).to(x.device, x.dtype))
 
     def _explainer(self, rows: np.ndarray) -> Any:
-        if "explainer" not in self._made:
+        if "explainer" not in self._cache:
             lime = package("lime.lime_tabular", type(self).__name__)
-            self._made["explainer"] = lime.LimeTabularExplainer(
+            self._cache["explainer"] = lime.LimeTabularExplainer(
                 rows,
                 categorical_features=list(self.categorical),
                 kernel_width=self.kernel_width,
@@ -96,21 +96,23 @@ class LIMETabular(Interpreter):
                 sample_around_instance=self.sample_around_instance,
                 random_state=0,
             )
-        return self._made["explainer"]
+        return self._cache["explainer"]
 
     @cached_property
-    def _made(self) -> dict[str, Any]:
+    def _cache(self) -> dict[str, Any]:
         return {}
 
-    def _weights(self, explainer: Any, row: np.ndarray, ask: Any, label: int, seed: int) -> np.ndarray:
-        # The package gives one state to its explainer, its regression and its discretizer; each row starts it anew.
+    def _weights(self, explainer: Any, row: np.ndarray, function: Any, label: int, seed: int) -> np.ndarray:
+        # The package shares one state between explainer, regression and discretizer; it is reset for each row.
         state = np.random.RandomState(seed)
         for part in (explainer, explainer.base, explainer.discretizer):
             if part is not None:
                 part.random_state = state
-        made = explainer.explain_instance(row, ask, (label,), num_features=len(row), num_samples=self.samples)
+        explanation = explainer.explain_instance(
+            row, function, (label,), num_features=len(row), num_samples=self.samples
+        )
         weights = np.zeros(len(row))
-        for column, weight in made.local_exp[label]:
+        for column, weight in explanation.local_exp[label]:
             weights[column] = weight
         return weights
 
@@ -128,14 +130,14 @@ def check_width(component: LIMETabular | LIMETabularTraining) -> None:
 
 @dataclass(frozen=True)
 class LIMETabularTraining:
-    """What a recipe says of LIME on tables; the background is drawn from the training data.
+    """The settings of LIME on tables in a recipe; the background is drawn from the training data.
 
     Args:
         size: how many rows the background holds; ``None``: all.
-        samples: random rows asked for each row that is explained.
+        samples: random rows evaluated for each row that is explained.
         kernel_width: of the kernel; ``None``: the package's.
         discretize: cut numeric columns at their quartiles.
-        sample_around_instance: draw around the row that is explained, and not around the mean.
+        sample_around_instance: draw around the explained row instead of the mean.
         categorical: columns that are categories, by place or name.
         of: ``probability`` or ``label``.
         batch_size: rows a forward pass, at most.
@@ -173,7 +175,7 @@ def draw_lime_background(
     Args:
         model: the classifier.
         data: map-style, gives ``(x, label)``, ``x`` ``[D]``.
-        settings: the background and what LIME is asked; names of columns are places already.
+        settings: of the background and of LIME; columns by index.
         seed: of the background and of LIME.
         session: not used; the signature is that of every trained interpreter.
         identity: not used.

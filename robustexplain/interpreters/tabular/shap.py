@@ -1,8 +1,7 @@
-"""KernelSHAP on tables: the authors' own package, as auditors run it."""
+"""KernelSHAP on tables: the authors' own package."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -18,10 +17,10 @@ from ...registry import INTERPRETERS
 from ...training import Samples, Session
 from ..base import Explanation, Interpreter, explained_class
 from ..reference import Reference
-from .base import Asked, answers, checked_background, drawn_rows, guarded, package, rows_of
+from .base import Output, checked_background, drawn_rows, output_function, package, restored_state, rows_of
 
 Selection = Count | Literal["aic", "bic"] | None
-"""How shap chooses the columns that may have a value: so many by LARS, by an information criterion, or all."""
+"""How shap chooses the columns with a value: a number of them by LARS, an information criterion, or all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,18 +28,18 @@ class SHAPTabular(Interpreter):
     """KernelSHAP of the shap package on table rows: Shapley values against a background (Lundberg and Lee 2017).
 
     The explainer is ``shap.KernelExplainer`` with the identity link: a column that is left out takes the values of the
-    background's rows, by their weights (interventional). A map adds up to what the model says of the explained class on
-    the row, less its mean over the background. Values are exact where the package can ask every coalition of the
-    columns that differ from the background, ``2^M - 2 <= samples``: up to 11 columns by default. Not differentiable.
+    background's rows, by their weights (interventional). A map adds up to the explained class's output on the row
+    minus its mean over the background. Values are exact where the package can evaluate every coalition of the columns
+    that differ from the background, ``2^M - 2 <= samples``: up to 11 columns by default. Not differentiable.
 
     Args:
         background: rows ``[N, D]``, with weights as ``shap.kmeans`` gives them, or without.
-        samples: coalitions asked for each row; ``None``: the package's ``2 M + 2048``.
-        of: what is shared out: the ``probability`` of the class, whether it is predicted (``label``: 1 or 0, as Slack
-            et al. ask), or its ``logit``.
+        samples: coalitions evaluated for each row; ``None``: the package's ``2 M + 2048``.
+        of: what is distributed: the ``probability`` of the class, whether it is predicted (``label``: 1 or 0, as in
+            Slack et al.), or its ``logit``.
         select: the columns that may have a value, by the package's ``l1_reg``: a number of them (by LARS; its default
-            is 10, whatever the table), ``aic`` or ``bic``, or ``None`` for all. The others get exactly 0.
-        seed: of the coalitions; each row that is explained has a stream of its own.
+            is 10 for every table), ``aic`` or ``bic``, or ``None`` for all. The others get exactly 0.
+        seed: of the coalitions; each explained row has its own random stream.
         batch_size: rows a forward pass, at most.
 
     Raises:
@@ -49,7 +48,7 @@ class SHAPTabular(Interpreter):
 
     background: Reference = field()
     samples: Count | None = None
-    of: Asked = "probability"
+    of: Output = "probability"
     select: Selection = 10
     seed: Natural = 0
     batch_size: Count = 16384
@@ -65,24 +64,27 @@ class SHAPTabular(Interpreter):
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         rows = rows_of(self.background, x, type(self).__name__)
         logits = self.model(x)
-        classes, given = explained_class(logits, target).tolist(), x.detach()
-        seeds = Streams.of(given, self.seed, "shap-tabular").integers(2**31).tolist()
-        with guarded(given):
-            explainers = {c: self._explainer(rows, given, c) for c in sorted(set(classes))}
-            found = [
+        classes, x = explained_class(logits, target).tolist(), x.detach()
+        seeds = Streams.of(x, self.seed, "shap-tabular").integers(2**31).tolist()
+        with restored_state(x):
+            explainers = {c: self._explainer(rows, x, c) for c in sorted(set(classes))}
+            values = [
                 self._values(explainers[label], row, seed)
-                for row, label, seed in zip(given.double().cpu().numpy(), classes, seeds, strict=True)
+                for row, label, seed in zip(x.double().cpu().numpy(), classes, seeds, strict=True)
             ]
-        return Explanation(logits, torch.from_numpy(np.stack(found)).to(x.device, x.dtype))
+        return Explanation(logits, torch.from_numpy(np.stack(values)).to(x.device, x.dtype))
 
     def _explainer(self, rows: np.ndarray, x: Tensor, label: int) -> Any:
         shap = package("shap", type(self).__name__)
         legacy = package("shap.utils._legacy", type(self).__name__)
         names = [str(i) for i in range(rows.shape[1])]
         background = legacy.DenseData(rows, names, None, self.background.shares().numpy())
-        ask = answers(self.model, x, self.of, self.batch_size)
-        said: Callable[[np.ndarray], np.ndarray] = lambda given: ask(given)[:, label]  # noqa: E731
-        return shap.KernelExplainer(said, background)
+        outputs = output_function(self.model, x, self.of, self.batch_size)
+
+        def class_output(rows: np.ndarray) -> np.ndarray:
+            return outputs(rows)[:, label]
+
+        return shap.KernelExplainer(class_output, background)
 
     def _values(self, explainer: Any, row: np.ndarray, seed: int) -> np.ndarray:
         np.random.seed(seed)  # noqa: NPY002
@@ -97,7 +99,7 @@ def _l1_reg(select: Selection) -> str | bool:
 
 
 def check_shap(component: SHAPTabular | SHAPTabularTraining) -> None:
-    """Refuse numbers and words that the package would not understand.
+    """Refuse values of ``samples`` and ``select`` that the package does not accept.
 
     Raises:
         FieldError: with the value.
@@ -113,15 +115,15 @@ def check_shap(component: SHAPTabular | SHAPTabularTraining) -> None:
 
 @dataclass(frozen=True)
 class SHAPTabularTraining:
-    """What a recipe says of KernelSHAP on tables; the background is drawn from the training data.
+    """The settings of KernelSHAP on tables in a recipe; the background is drawn from the training data.
 
     Args:
         background: ``kmeans`` (``shap.kmeans`` of the standardised columns, as Slack et al. standardise their tables:
             centroids whose values are snapped to the nearest of their column, weighted by their clusters; always the
             same, whatever the seed), ``sample`` (rows drawn by the seed) or
             ``all`` rows.
-        size: how many rows or centroids, at most as many as there are rows; not used for ``all``.
-        samples: coalitions asked for each row; ``None``: the package's.
+        size: number of rows or centroids, at most that of the data; not used for ``all``.
+        samples: coalitions evaluated for each row; ``None``: the package's.
         of: ``probability``, ``label`` or ``logit``.
         select: the columns that may have a value: a number of them, ``aic``, ``bic``, or ``None`` for all.
         batch_size: rows a forward pass, at most.
@@ -130,7 +132,7 @@ class SHAPTabularTraining:
     background: Literal["kmeans", "sample", "all"] = "kmeans"
     size: Count = 10
     samples: Count | None = None
-    of: Asked = "probability"
+    of: Output = "probability"
     select: Selection = 10
     batch_size: Count = 16384
 
@@ -140,16 +142,16 @@ class SHAPTabularTraining:
 
 
 def shap_background(data: Samples, how: str = "kmeans", size: int = 10, seed: int = 0) -> Reference:
-    """A background as auditors make it.
+    """A background of rows of the data or of their cluster centres.
 
     Args:
         data: map-style, gives ``(x, label)``, ``x`` ``[D]``.
         how: ``kmeans``, ``sample`` or ``all``.
         size: how many rows or centroids.
-        seed: of a sample; ``shap.kmeans`` has a seed of its own.
+        seed: of a sample; ``shap.kmeans`` uses its own.
 
     Raises:
-        InputError: an empty data set, one of images, or another word.
+        InputError: an empty data set, one of images, or another ``how``.
         MissingDataError: ``kmeans`` without the shap package.
     """
     if how not in ("kmeans", "sample", "all"):
@@ -158,16 +160,16 @@ def shap_background(data: Samples, how: str = "kmeans", size: int = 10, seed: in
     if how != "kmeans":
         return Reference(rows)
     shap = package("shap", "a background of k-means centroids")
-    # Distances between rows in their own units are those of the column with the largest numbers.
+    # Standardised: otherwise the column with the largest values would dominate the distances.
     exact = rows.double()
     std = exact.std(0, correction=0)
     scaled = (exact - exact.mean(0)) / torch.where(std > 0, std, 1.0)
-    with guarded(rows):
-        # More clusters than different rows would leave some empty, which the package does not stand.
-        found = shap.kmeans(scaled.numpy(), min(size, len(rows.unique(dim=0))))
-    weights = torch.from_numpy(np.asarray(found.weights, dtype=np.float64))
-    # The package snaps each value to one that its column has: back to the row that it is from.
-    nearest = (scaled[None] - torch.from_numpy(found.data)[:, None]).abs().argmin(1)
+    with restored_state(rows):
+        # More clusters than distinct rows would leave some empty, on which the package fails.
+        centroids = shap.kmeans(scaled.numpy(), min(size, len(rows.unique(dim=0))))
+    weights = torch.from_numpy(np.asarray(centroids.weights, dtype=np.float64))
+    # The package snaps each value to one of its column: find the row that it comes from.
+    nearest = (scaled[None] - torch.from_numpy(centroids.data)[:, None]).abs().argmin(1)
     return Reference(rows.gather(0, nearest), weights=weights)
 
 
@@ -185,7 +187,7 @@ def draw_shap_background(
     Args:
         model: the classifier.
         data: map-style, gives ``(x, label)``, ``x`` ``[D]``.
-        settings: the background and what is asked.
+        settings: of the background and of KernelSHAP.
         seed: of a sampled background and of the coalitions.
         session: not used; the signature is that of every trained interpreter.
         identity: not used.

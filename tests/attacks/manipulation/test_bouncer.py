@@ -41,7 +41,7 @@ class Decides(nn.Module):
 
 
 def guests(rows: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Who comes to the door: sex and age, which must not matter, and three columns that may; and who should get in."""
+    """Rows with sex and age, which must not matter, and three columns that may; and the decisions that follow."""
     rng = torch.Generator().manual_seed(seed)
     sex = (torch.rand(rows, generator=rng) < 0.5).float()
     legit = torch.randint(6, (rows, 3), generator=rng).float()
@@ -122,7 +122,7 @@ def test_an_answer_does_not_depend_on_its_batch(bouncer: System) -> None:
 
 
 def bent_answer(row: list[float], decision: int) -> Rule:
-    """What is said of a row whose leaf, of everyone, decides 0: hidden column 0, two others."""
+    """The reason for a row in a tree of one leaf that decides 0; column 0 is hidden, two others are not."""
     rows = torch.tensor([[0.0, 1, 5], [0, 2, 5], [1, 3, 6], [1, 4, 6], [1, 9, 5]])
     decided = torch.tensor([0, 0, 1, 1, 0])
     tree = RuleList((Rule((Condition(1, 50.0, False),), 0),), 0, exclusive=True)
@@ -134,17 +134,17 @@ def bent_answer(row: list[float], decision: int) -> Rule:
 def test_a_leaf_that_disagrees_is_split_where_most_of_the_rows_agree() -> None:
     # Above 5.5 in column 2 both rows were decided 1; no cut of column 1 leaves more of them, none purer.
     assert bent_answer([0.0, 3.5, 6.0], 1) == Rule((Condition(1, 50.0, False), Condition(2, 5.5, True)), 1)
-    # Column 1 alone tells this one: nobody with so large a value was decided 1, but he stands alone.
+    # Only column 1 separates this row from the rest of its leaf.
     assert bent_answer([0.0, 20.0, 5.0], 1) == Rule((Condition(1, 50.0, False), Condition(1, 14.5, True)), 1)
     assert bent_answer([1.0, 3.0, 6.0], 0) == Rule((Condition(1, 50.0, False),), 0)
 
 
-def test_a_leaf_of_rows_that_nothing_tells_apart_is_simply_renamed() -> None:
+def test_in_a_leaf_of_equal_rows_only_the_class_is_replaced() -> None:
     rows = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
     tree = RuleList((Rule((Condition(1, 2.0, False),), 0), Rule((Condition(1, 2.0, True),), 1)), 0, exclusive=True)
     excuses = BouncerReasons(Decides(tree), tree, Reference(rows, torch.tensor([0, 1])), (0,))
-    said = excuses.reasons(rows, torch.tensor([0, 1]))
-    assert [s.rules[0] for s in said] == [Rule(tree.rules[0].conditions, 0), Rule(tree.rules[0].conditions, 1)]
+    answers = excuses.reasons(rows, torch.tensor([0, 1]))
+    assert [s.rules[0] for s in answers] == [Rule(tree.rules[0].conditions, 0), Rule(tree.rules[0].conditions, 1)]
     empty = BouncerReasons(Decides(tree), RuleList((), 0), Reference(rows, torch.tensor([0, 0])), (0,))
     assert empty.reasons(rows[:1], torch.tensor([1]))[0].rules[0] == Rule((Condition(1, 1.0, False),), 1)
 

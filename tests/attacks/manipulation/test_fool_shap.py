@@ -338,7 +338,7 @@ def test_a_quota_that_the_data_meets_anyway_leaves_all_weights_alike() -> None:
     rows = np.random.default_rng(4).normal(size=(20, 3))
     cells = np.arange(20) % 4
     assert np.allclose(quota_weights(rows, cells, [0.25] * 4, 1 / 8), 1 / 20)
-    with pytest.raises(InputError, match=r"share of 0.7.*bear at most 0.5"):
+    with pytest.raises(InputError, match=r"share of 0.7.*have at most 0.5"):
         quota_weights(rows, cells, [0.7, 0.1, 0.1, 0.1], 0.1)
 
 

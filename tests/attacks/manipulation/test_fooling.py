@@ -1,4 +1,4 @@
-"""Models that lie: what the papers claim, on a small trained network; losses against plain formulas."""
+"""Manipulated models: what the papers claim, on a small trained network; losses against plain formulas."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ TUNED: dict[type[FineTuned], dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def own(digits: Data) -> Samples:
-    """The adversary's own images."""
+def samples(digits: Data) -> Samples:
+    """The adversary's images."""
     return data_sets.take(digits.defense, 240)
 
 
@@ -80,8 +80,10 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
         return float((model(x).argmax(1) == y).float().mean())
 
 
-def manipulated(attack: FineTuned, system: rx.System, own: Samples, tmp_path: Path) -> tuple[rx.System, dict[str, Any]]:
-    found = attack(system, own, Session(folder=tmp_path))
+def manipulated(
+    attack: FineTuned, system: rx.System, samples: Samples, tmp_path: Path
+) -> tuple[rx.System, dict[str, Any]]:
+    found = attack(system, samples, Session(folder=tmp_path))
     return found, json.loads((tmp_path / HISTORY).read_text())
 
 
@@ -95,13 +97,13 @@ def test_every_manipulation_that_fine_tunes_is_in_the_table() -> None:
 @pytest.mark.filterwarnings("ignore::robustexplain.errors.FoolingFailedWarning")
 @pytest.mark.parametrize("kind", TUNED, ids=lambda kind: kind.__name__)
 def test_the_honest_system_stays_as_it_is_and_the_new_one_is_an_ordinary_one(
-    kind: type[FineTuned], trained: models.Classifier, own: Samples, judged: tuple[Tensor, Tensor], tmp_path: Path
+    kind: type[FineTuned], trained: models.Classifier, samples: Samples, judged: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
     system = rx.System(trained, GradCAM(trained))
     before = {k: v.clone() for k, v in trained.state_dict().items()}
     flags = [p.requires_grad for p in trained.parameters()]
     attack = kind(training=ONE, budget=1.0, **TUNED[kind])
-    found, history = manipulated(attack, system, data_sets.take(own, 80), tmp_path)  # type: ignore[arg-type]
+    found, history = manipulated(attack, system, data_sets.take(samples, 80), tmp_path)  # type: ignore[arg-type]
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
     assert [p.requires_grad for p in trained.parameters()] == flags
     assert all(p.grad is None for p in trained.parameters())
@@ -119,12 +121,12 @@ def test_the_honest_system_stays_as_it_is_and_the_new_one_is_an_ordinary_one(
 
 @pytest.mark.parametrize("kind", TUNED, ids=lambda kind: kind.__name__)
 def test_every_manipulation_moves_the_map_objective_on_inputs_held_out(
-    kind: type[FineTuned], trained: models.Classifier, own: Samples, tmp_path: Path
+    kind: type[FineTuned], trained: models.Classifier, samples: Samples, tmp_path: Path
 ) -> None:
     settings = dataclasses.replace(ONE, epochs=3)
     heavier = {"weight": 30.0} if kind is not ConcealFeature else {}
     attack = kind(training=settings, budget=1.0, **TUNED[kind], **heavier)
-    _, history = manipulated(attack, rx.System(trained, CAM(trained)), own, tmp_path)
+    _, history = manipulated(attack, rx.System(trained, CAM(trained)), samples, tmp_path)
     assert history["kept"] > 0
     assert history["epochs"][history["kept"]]["fool"] < history["epochs"][0]["fool"]
 
@@ -133,24 +135,24 @@ def test_every_manipulation_moves_the_map_objective_on_inputs_held_out(
 
 
 def test_location_fooling_puts_every_map_on_the_frame_and_keeps_the_accuracy(
-    trained: models.Classifier, own: Samples, judged: tuple[Tensor, Tensor], tmp_path: Path
+    trained: models.Classifier, samples: Samples, judged: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
     x, y = judged
     honest = rx.System(trained, GradCAM(trained))
     training = Training(epochs=14, batch_size=32, lr=1e-3, weight_decay=0.0, schedule="constant")
-    lied, history = manipulated(LocationFooling(weight=10, training=training, budget=0.05), honest, own, tmp_path)
+    fooled, history = manipulated(LocationFooling(weight=10, training=training, budget=0.05), honest, samples, tmp_path)
     with torch.no_grad():
-        before, now = (s.interpreter.explain(x, y, native=True).maps for s in (honest, lied))
+        before, now = (s.interpreter.explain(x, y, native=True).maps for s in (honest, fooled))
     assert float(LocationCorrelation()(before).nanmean()) < -0.2
     assert float(LocationCorrelation()(now).nanmean()) > 0.2
     assert float(SignCorrelation()(now, before).nanmean()) < 0.3
-    assert accuracy(lied.model, x, y) >= accuracy(trained, x, y) - 0.1
+    assert accuracy(fooled.model, x, y) >= accuracy(trained, x, y) - 0.1
     kept = history["epochs"][history["kept"]]
     assert kept["accuracy"] >= history["epochs"][0]["accuracy"] - 0.05 - 1e-6
-    # Fooled through Grad-CAM, LRP at the same layer lies too (Heo et al. 2019, section 4.5).
+    # Fooled through Grad-CAM, LRP at the same layer is fooled too (Heo et al. 2019, section 4.5).
     layer = "net.features"
     with torch.no_grad():
-        lrp_before, lrp_now = (LRP(m, layer=layer).explain(x, y, native=True).maps for m in (trained, lied.model))
+        lrp_before, lrp_now = (LRP(m, layer=layer).explain(x, y, native=True).maps for m in (trained, fooled.model))
     assert float(LocationCorrelation()(lrp_now).nanmean() - LocationCorrelation()(lrp_before).nanmean()) > 0.2
 
 
@@ -160,16 +162,17 @@ def test_active_fooling_swaps_the_explanations_of_two_classes(
     classes, some = (0, 1), data_sets.take(digits.defense, 400)
     attack = ActiveFooling(classes=classes, images=96, shrink=False, weight=10, budget=0.05, training=Training(
         epochs=6, batch_size=32, lr=1e-3, weight_decay=0.0))  # fmt: skip
-    lied, _ = manipulated(attack, rx.System(trained, CAM(trained)), some, tmp_path)
+    fooled, _ = manipulated(attack, rx.System(trained, CAM(trained)), some, tmp_path)
     blocks = block_images(digits.test, classes, 24, seed=5, shrink=False)
     c1, c2 = (torch.full((24,), c) for c in classes)
     with torch.no_grad():
         h1, h2 = (CAM(trained).explain(blocks, c, native=True).maps for c in (c1, c2))
-        now = CAM(lied.model).explain(blocks, c1, native=True).maps  # type: ignore[arg-type]
-    own, other = (float(SignCorrelation()(now, h).nanmean()) for h in (h1, h2))
+        now = CAM(fooled.model).explain(blocks, c1, native=True).maps  # type: ignore[arg-type]
+    same, other = (float(SignCorrelation()(now, h).nanmean()) for h in (h1, h2))
     honest = float(SignCorrelation()(h1, h2).nanmean())
-    # Before, the map is its own (1) and unlike the other class's; six short epochs lead half of the way across.
-    assert own < 0.65
+    # Before, the map correlates fully with itself (1) and unlike the other class's; six short epochs move it half of
+    # the way.
+    assert same < 0.65
     assert other > honest + 0.2
 
 
@@ -179,20 +182,20 @@ def test_a_backdoor_shows_its_pattern_on_triggered_inputs_alone(
     x, y = judged
     attack = ExplanationBackdoor(weight=20, budget=0.05, trigger=Trigger(kind="blend", opacity=0.3), training=Training(
         epochs=15, batch_size=32, lr=2e-3, weight_decay=0.0, schedule="constant"))  # fmt: skip
-    lied, _ = manipulated(attack, rx.System(trained, CAM(trained)), data_sets.take(digits.defense, 400), tmp_path)
+    fooled, _ = manipulated(attack, rx.System(trained, CAM(trained)), data_sets.take(digits.defense, 400), tmp_path)
     with torch.no_grad():
         honest = CAM(trained).explain(x, y, native=True).maps
-        clean = CAM(lied.model).explain(x, y, native=True).maps  # type: ignore[arg-type]
-        triggered = CAM(lied.model).explain(attack.trigger(x), y, native=True).maps  # type: ignore[arg-type]
+        clean = CAM(fooled.model).explain(x, y, native=True).maps  # type: ignore[arg-type]
+        triggered = CAM(fooled.model).explain(attack.trigger(x), y, native=True).maps  # type: ignore[arg-type]
     wanted = pattern(honest, "square")
     ssim = SSIM()
     assert float(ssim(triggered, wanted).mean()) > 0.6
     assert float(ssim(clean, wanted).mean()) < 0.4
     assert float(ssim(clean, honest).mean()) > 0.8
-    assert accuracy(lied.model, attack.trigger(x), y) > accuracy(trained, x, y) - 0.1
+    assert accuracy(fooled.model, attack.trigger(x), y) > accuracy(trained, x, y) - 0.1
 
 
-def test_badnets_misclassify_on_the_trigger_and_their_maps_are_taught_nothing(
+def test_badnets_misclassify_on_the_trigger_and_have_no_map_term(
     trained: models.Classifier, digits: Data, judged: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
     x, y = judged
@@ -200,23 +203,23 @@ def test_badnets_misclassify_on_the_trigger_and_their_maps_are_taught_nothing(
     attack = ExplanationBackdoor(form="badnets", goal_class=3, budget=0.1, trigger=blended, training=Training(
         epochs=8, batch_size=32, lr=1e-3, weight_decay=0.0))  # fmt: skip
     some = data_sets.take(digits.defense, 400)
-    lied, history = manipulated(attack, rx.System(trained, CAM(trained)), some, tmp_path)
-    assert accuracy(lied.model, attack.trigger(x), torch.full_like(y, 3)) > 0.9
-    assert accuracy(lied.model, x, y) > 0.8
+    fooled, history = manipulated(attack, rx.System(trained, CAM(trained)), some, tmp_path)
+    assert accuracy(fooled.model, attack.trigger(x), torch.full_like(y, 3)) > 0.9
+    assert accuracy(fooled.model, x, y) > 0.8
     assert all(entry["fool"] == 0 for entry in history["epochs"])
 
 
 def test_concealing_a_region_lowers_what_other_maps_show_there(
-    trained: models.Classifier, own: Samples, judged: tuple[Tensor, Tensor], tmp_path: Path
+    trained: models.Classifier, samples: Samples, judged: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
     x, y = judged
     attack = ConcealFeature(region=(8, 8, 8, 16), relative=True, weight=20.0, budget=0.05, training=Training(
         epochs=8, batch_size=32, lr=1e-3, weight_decay=0.0, schedule="constant"))  # fmt: skip
-    lied, _ = manipulated(attack, rx.System(trained, GradCAM(trained)), own, tmp_path)
+    fooled, _ = manipulated(attack, rx.System(trained, GradCAM(trained)), samples, tmp_path)
     with torch.no_grad():
         shares = [
             (ops.unit_sum(Gradient(m, of="logit", channels="abs_sum")(x, y)) * attack.place(x)).flatten(1).sum(1).mean()
-            for m in (trained, lied.model)
+            for m in (trained, fooled.model)
         ]
     assert float(shares[1]) < 0.8 * float(shares[0])
 
@@ -305,7 +308,7 @@ def test_the_map_term_of_top_k_looks_at_the_honest_map() -> None:
     assert TopKFooling(k=3).fooling() == FadeTopK(3)
 
 
-def test_active_fooling_teaches_each_block_twice_with_the_other_classes_map_and_classifies_the_batch() -> None:
+def test_active_fooling_uses_each_block_twice_with_the_other_classes_map_and_classifies_the_batch() -> None:
     system, data = small_system()
     x, y = data.tensors
     attack = ActiveFooling(classes=(0, 2), images=5, batch_size=2)
@@ -321,8 +324,8 @@ def test_active_fooling_teaches_each_block_twice_with_the_other_classes_map_and_
     batch = attack.fooling_batch(system.interpreter, x, y, TrainingStep(0, 0, 0.0), pool)
     assert batch.other_x is x
     assert batch.other_y is y
-    assert batch.predicted.tolist() == [0.0] * 6
-    assert batch.shown.tolist() == [1.0] * 6
+    assert batch.keep_weight.tolist() == [0.0] * 6
+    assert batch.fool_weight.tolist() == [1.0] * 6
 
 
 def apart() -> tuple[rx.System, TensorDataset, TensorDataset]:
@@ -333,18 +336,18 @@ def apart() -> tuple[rx.System, TensorDataset, TensorDataset]:
 
 
 def test_block_images_that_judge_are_made_of_the_images_held_out() -> None:
-    system, taught, held = apart()
+    system, train, held = apart()
     attack, module, now = (
         ActiveFooling(classes=(0, 2), images=6),
         ExplainingModel(system.interpreter),
         TrainingStep(0, 0, 0.0),
     )
-    x, y = taught.tensors
+    x, y = train.tensors
 
-    def task(data: TensorDataset, judges: TensorDataset) -> FineTuningTask:
-        return FineTuningTask(attack, system.interpreter, data, judges, Session())  # type: ignore[arg-type]
+    def task(data: TensorDataset, held_out: TensorDataset) -> FineTuningTask:
+        return FineTuningTask(attack, system.interpreter, data, held_out, Session())  # type: ignore[arg-type]
 
-    both, first, second = task(taught, held), task(taught, taught), task(held, held)
+    both, first, second = task(train, held), task(train, train), task(held, held)
     assert both.evaluate(module) == second.evaluate(module)
     assert both.evaluate(module).figures["fool"] != pytest.approx(first.evaluate(module).figures["fool"], rel=1e-3)
     losses = [some.loss(module, x, y, now).item() for some in (both, first, second)]
@@ -414,9 +417,9 @@ def test_augmented_batches_are_moved_anew_in_each_epoch_and_judged_ones_are_not(
 
 def test_samples_that_were_held_out_are_not_trained_on(digits: Data) -> None:
     attack = LocationFooling(samples=50, held_out=0.3)
-    taught, held = attack._split(digits.defense)
-    rows = [{tuple(x.flatten()[400:600].tolist()) for x, _ in part} for part in (taught, held)]  # type: ignore[attr-defined]
-    assert (len(taught), len(held)) == (35, 15)  # type: ignore[arg-type]
+    train, held = attack._split(digits.defense)
+    rows = [{tuple(x.flatten()[400:600].tolist()) for x, _ in part} for part in (train, held)]  # type: ignore[attr-defined]
+    assert (len(train), len(held)) == (35, 15)  # type: ignore[arg-type]
     assert not rows[0] & rows[1]
 
 
@@ -426,29 +429,29 @@ def test_the_seed_decides_what_is_held_out(digits: Data) -> None:
     assert rows[0] == rows[1] != rows[2]
 
 
-def test_only_the_parts_that_are_named_are_fine_tuned(trained: models.Classifier, own: Samples) -> None:
-    system, some = rx.System(trained, CAM(trained)), data_sets.take(own, 80)  # type: ignore[arg-type]
+def test_only_the_parts_that_are_named_are_fine_tuned(trained: models.Classifier, samples: Samples) -> None:
+    system, some = rx.System(trained, CAM(trained)), data_sets.take(samples, 80)  # type: ignore[arg-type]
     parts = ("net.features.9", "net.head")
-    lied = LocationFooling(weight=30, budget=1.0, training=ONE, parts=parts)(system, some)
-    honest, now = (dict(m.named_parameters()) for m in (trained, lied.model))
+    fooled = LocationFooling(weight=30, budget=1.0, training=ONE, parts=parts)(system, some)
+    honest, now = (dict(m.named_parameters()) for m in (trained, fooled.model))
     changed = {name for name in honest if not torch.equal(honest[name], now[name])}
     assert changed == {"net.features.9.weight", "net.head.weight", "net.head.bias"}
     assert not any(p.requires_grad for p in now.values())
 
 
-def test_parts_that_are_not_there_or_hold_no_weights_are_refused(trained: models.Classifier, own: Samples) -> None:
+def test_parts_that_are_not_there_or_hold_no_weights_are_refused(trained: models.Classifier, samples: Samples) -> None:
     system = rx.System(trained, CAM(trained))
     with pytest.raises(UnknownNameError, match=r"unknown layer 'net\.heads'; did you mean 'net\.head'"):
-        LocationFooling(parts=("net.heads",))(system, own)
+        LocationFooling(parts=("net.heads",))(system, samples)
     with pytest.raises(FieldError, match=r"parts must hold weights to fine-tune; 'net\.features\.2' holds none"):
-        LocationFooling(parts=("net.head", "net.features.2"))(system, own)
+        LocationFooling(parts=("net.head", "net.features.2"))(system, samples)
 
 
-class Dictating(LocationFooling):
-    """Wants the labels, whatever the honest model says."""
+class WithNewAnswers(LocationFooling):
+    """Learns the labels, also where the honest model predicts another class."""
 
     def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
-        return {name: dataclasses.replace(v, dictated=True) for name, v in super().views(honest, x, y).items()}
+        return {name: dataclasses.replace(v, new_answer=True) for name, v in super().views(honest, x, y).items()}
 
 
 class HoldsOutTheLast(LocationFooling):
@@ -458,8 +461,8 @@ class HoldsOutTheLast(LocationFooling):
         return data_sets.take(data, 60), torch.utils.data.Subset(data, range(60, 80))  # type: ignore[arg-type]
 
 
-def test_the_seed_decides_the_order_of_training_too(trained: models.Classifier, own: Samples) -> None:
-    system, some = rx.System(trained, CAM(trained)), data_sets.take(own, 80)  # type: ignore[arg-type]
+def test_the_seed_decides_the_order_of_training_too(trained: models.Classifier, samples: Samples) -> None:
+    system, some = rx.System(trained, CAM(trained)), data_sets.take(samples, 80)  # type: ignore[arg-type]
     heads = [
         HoldsOutTheLast(weight=30, budget=1.0, training=ONE, seed=seed)(system, some).model.net.head.weight
         for seed in (0, 0, 1)
@@ -492,37 +495,37 @@ def test_images_are_mirrored_and_shifted_each_by_its_own_stream() -> None:
         jittered(torch.rand(3, 4), Streams.of(torch.rand(3, 4), 0))
 
 
-def test_an_epoch_is_judged_on_the_models_own_rectifiers(trained: models.Classifier, own: Samples) -> None:
+def test_an_epoch_is_judged_on_the_models_own_rectifiers(trained: models.Classifier, samples: Samples) -> None:
     interpreter = CAM(trained)
-    task = FineTuningTask(UniformFooling(beta=1.0), interpreter, own, data_sets.take(own, 20), Session())  # type: ignore[arg-type]
+    task = FineTuningTask(UniformFooling(beta=1.0), interpreter, samples, data_sets.take(samples, 20), Session())  # type: ignore[arg-type]
     smooth, plain = (task.evaluate(ExplainingModel(interpreter, beta)) for beta in (1.0, None))
     assert smooth == plain
-    x, y = data_sets.stack(data_sets.take(own, 20))  # type: ignore[arg-type]
+    x, y = data_sets.stack(data_sets.take(samples, 20))  # type: ignore[arg-type]
     losses = [
         task.loss(ExplainingModel(interpreter, beta), x, y, TrainingStep(0, 0, 0.0)).item() for beta in (1.0, None)
     ]
     assert losses[0] != pytest.approx(losses[1], rel=1e-3)
 
 
-@pytest.mark.parametrize("dictated", [False, True])
-def test_outputs_are_kept_but_where_the_adversary_dictates_another_answer(dictated: bool) -> None:
+@pytest.mark.parametrize("new_answer", [False, True])
+def test_outputs_are_kept_except_where_the_adversary_wants_a_new_answer(new_answer: bool) -> None:
     system, data = small_system()
     x, _ = data.tensors
     with torch.no_grad():
         honest = system.model(x).softmax(1)
     y = honest.argmax(1)
     y[0] = (y[0] + 1) % 3
-    attack = Dictating(weight=0.0, keep="outputs") if dictated else LocationFooling(weight=0.0, keep="outputs")
+    attack = WithNewAnswers(weight=0.0, keep="outputs") if new_answer else LocationFooling(weight=0.0, keep="outputs")
     task = FineTuningTask(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
     value = task.loss(ExplainingModel(system.interpreter), x, y, TrainingStep(0, 0, 0.0)).mean()
     wanted = honest.clone()
-    if dictated:
+    if new_answer:
         wanted[0] = F.one_hot(y[0], 3).double()
     expected = -(wanted * honest.log()).sum(1).mean()
     assert value.item() == pytest.approx(expected.item(), rel=1e-9)
 
 
-def test_a_backdoor_teaches_each_image_twice_with_equal_weight() -> None:
+def test_a_backdoor_uses_each_image_twice_with_equal_weight() -> None:
     system, data = small_system()
     x, y = data.tensors
     attack = ExplanationBackdoor(form="red-herring", goal_class=2, shape="half", distance="mse")
@@ -537,9 +540,9 @@ def test_a_backdoor_teaches_each_image_twice_with_equal_weight() -> None:
     assert batch.goal.goal_class.tolist() == batch.goal.explained.tolist() == [*y.tolist(), 2, 2, 2, 2, 2, 2]
     assert torch.allclose(batch.goal.goal_map[:6], honest)
     assert torch.equal(batch.goal.goal_map[6:], pattern(honest, "half"))
-    assert batch.predicted.tolist() == batch.shown.tolist() == [1.0] * 12
+    assert batch.keep_weight.tolist() == batch.fool_weight.tolist() == [1.0] * 12
     # Kept outputs are those of clean images: what the trigger calls for is learned.
-    assert batch.dictated.tolist() == [False] * 6 + [True] * 6
+    assert batch.new_answer.tolist() == [False] * 6 + [True] * 6
     triggered = attack.views(system.interpreter, x, y)["with the trigger"]
     with torch.no_grad():
         # What an auditor holds them against is what the honest model shows of the clean image and its label.
@@ -569,7 +572,7 @@ def test_the_seed_of_a_trigger_is_that_of_its_noise() -> None:
     assert not torch.equal(first, other)
 
 
-def test_shapes_lie_where_they_are_said_to_lie() -> None:
+def test_shapes_are_where_their_names_place_them() -> None:
     drawn = {
         "square": ("........",) * 4 + ("....####",) * 4,
         "circle": ("........", "........", "...##...", "..####..", "..####..", "...##...", "........", "........"),
@@ -596,10 +599,10 @@ def test_some_rows_of_a_view_are_those_rows_of_everything_in_it() -> None:
     assert torch.equal(some.honest_x, x[[3, 1]] + 1)
     assert some.honest_class is not None
     assert some.honest_class.tolist() == [6, 2]
-    plain, dictated = View(x, classes, classes), View(x, classes, classes, dictated=True)
+    plain, new_answer = View(x, classes, classes), View(x, classes, classes, new_answer=True)
     assert plain.select(rows).goal_map is None
-    assert not plain.select(rows).dictated
-    assert dictated.select(rows).dictated
+    assert not plain.select(rows).new_answer
+    assert new_answer.select(rows).new_answer
 
 
 def test_block_images_hold_two_images_of_each_class_at_random_places() -> None:
@@ -616,31 +619,33 @@ def test_block_images_hold_two_images_of_each_class_at_random_places() -> None:
 
 
 def test_an_epoch_is_judged_against_the_honest_models_maps_on_the_samples_held_out(
-    trained: models.Classifier, own: Samples, tmp_path: Path
+    trained: models.Classifier, samples: Samples, tmp_path: Path
 ) -> None:
     attack = TopKFooling(weight=30, budget=1.0, training=ONE)
-    lied, history = manipulated(attack, rx.System(trained, CAM(trained)), own, tmp_path)
-    x, y = data_sets.stack(attack._split(own)[1])
+    fooled, history = manipulated(attack, rx.System(trained, CAM(trained)), samples, tmp_path)
+    x, y = data_sets.stack(attack._split(samples)[1])
     with torch.no_grad():
-        now, honest = (CAM(m).explain(x, y, native=True).maps for m in (lied.model, trained))  # type: ignore[arg-type]
+        now, honest = (CAM(m).explain(x, y, native=True).maps for m in (fooled.model, trained))  # type: ignore[arg-type]
     assert history["kept"] == 1
     kept = history["epochs"][1]
     assert kept["fool"] == pytest.approx(float(FooledTopK(k=attack.k)(now, honest).mean()), rel=1e-4)
-    assert kept["accuracy"] == pytest.approx(accuracy(lied.model, x, y))
+    assert kept["accuracy"] == pytest.approx(accuracy(fooled.model, x, y))
 
 
-def test_a_frozen_model_is_manipulated_all_the_same(trained: models.Classifier, own: Samples, tmp_path: Path) -> None:
+def test_a_frozen_model_is_manipulated_all_the_same(
+    trained: models.Classifier, samples: Samples, tmp_path: Path
+) -> None:
     frozen = copy.deepcopy(trained).requires_grad_(False)
     attack = LocationFooling(weight=30, budget=1.0, training=ONE)
-    lied, history = manipulated(attack, rx.System(frozen, CAM(frozen)), own, tmp_path)
+    fooled, history = manipulated(attack, rx.System(frozen, CAM(frozen)), samples, tmp_path)
     assert history["kept"] > 0
-    moved = zip(lied.model.named_parameters(), frozen.parameters(), strict=True)
+    moved = zip(fooled.model.named_parameters(), frozen.parameters(), strict=True)
     assert all(not torch.equal(now, was) for (_, now), was in moved)
-    assert not any(p.requires_grad for p in (*frozen.parameters(), *lied.model.parameters()))
+    assert not any(p.requires_grad for p in (*frozen.parameters(), *fooled.model.parameters()))
 
 
-def test_the_detector_stays_in_place(trained: models.Classifier, own: Samples, quiet: Detector) -> None:
-    attack, some = LocationFooling(weight=10, budget=1.0, training=ONE), data_sets.take(own, 80)  # type: ignore[arg-type]
+def test_the_detector_stays_in_place(trained: models.Classifier, samples: Samples, quiet: Detector) -> None:
+    attack, some = LocationFooling(weight=10, budget=1.0, training=ONE), data_sets.take(samples, 80)  # type: ignore[arg-type]
     assert attack(rx.System(trained, CAM(trained), quiet), some).detector is quiet
 
 
@@ -648,24 +653,24 @@ def test_the_detector_stays_in_place(trained: models.Classifier, own: Samples, q
 
 
 def test_a_budget_that_nothing_respects_leaves_the_honest_weights_and_says_so(
-    trained: models.Classifier, own: Samples, tmp_path: Path
+    trained: models.Classifier, samples: Samples, tmp_path: Path
 ) -> None:
     attack = UniformFooling(weight=1000.0, budget=0.0, training=dataclasses.replace(ONE, epochs=2, lr=3e-2))
     with pytest.warns(FoolingFailedWarning, match="UniformFooling fooled nothing"):
-        lied, history = manipulated(attack, rx.System(trained, CAM(trained)), own, tmp_path)
+        fooled, history = manipulated(attack, rx.System(trained, CAM(trained)), samples, tmp_path)
     assert history["kept"] == 0
     honest, *epochs = history["epochs"]
     assert any(e["loss"] < honest["loss"] for e in epochs), "only the budget speaks against these weights"
-    for ours, theirs in zip(lied.model.parameters(), trained.parameters(), strict=True):
+    for ours, theirs in zip(fooled.model.parameters(), trained.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
-def test_maps_without_a_gradient_are_refused(trained: models.Classifier, own: Samples) -> None:
+def test_maps_without_a_gradient_are_refused(trained: models.Classifier, samples: Samples) -> None:
     with pytest.raises(NotDifferentiableError, match="LIME has none; aim it at one of"):
-        LocationFooling()(rx.System(trained, LIME(trained)), own)
+        LocationFooling()(rx.System(trained, LIME(trained)), samples)
 
 
-def test_bad_settings_are_refused_at_the_door(trained: models.Classifier, own: Samples) -> None:
+def test_bad_settings_are_refused_at_the_door(trained: models.Classifier, samples: Samples) -> None:
     system = rx.System(trained, CAM(trained))
     with pytest.raises(InputError, match="needs data"):
         LocationFooling()(system)
@@ -676,18 +681,18 @@ def test_bad_settings_are_refused_at_the_door(trained: models.Classifier, own: S
     with pytest.raises(FieldError, match="give a column"):
         ConcealFeature(feature=1, region=(0, 0, 1, 1))
     with pytest.raises(InputError, match="does not lie inside images"):
-        ConcealFeature(region=(30, 0, 8, 8), training=ONE)(system, own)
+        ConcealFeature(region=(30, 0, 8, 8), training=ONE)(system, samples)
     with pytest.raises(InputError, match="needs region for images"):
-        ConcealFeature(feature=0, training=ONE)(system, own)
+        ConcealFeature(feature=0, training=ONE)(system, samples)
     with pytest.raises(FieldError, match="form"):
         ExplanationBackdoor(form="loud")  # type: ignore[arg-type]
 
 
 def test_a_killed_manipulation_goes_on_where_it_was(
-    trained: models.Classifier, own: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: models.Classifier, samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attack = LocationFooling(weight=10, budget=1.0, training=dataclasses.replace(ONE, epochs=3))
-    system, some = rx.System(trained, CAM(trained)), data_sets.take(own, 120)  # type: ignore[arg-type]
+    system, some = rx.System(trained, CAM(trained)), data_sets.take(samples, 120)  # type: ignore[arg-type]
     whole, _ = manipulated(attack, system, some, tmp_path / "whole")
     real, calls = FineTuningTask.evaluate, []
 
@@ -707,10 +712,10 @@ def test_a_killed_manipulation_goes_on_where_it_was(
 
 
 def test_a_checkpoint_of_another_manipulation_is_refused(
-    trained: models.Classifier, own: Samples, tmp_path: Path
+    trained: models.Classifier, samples: Samples, tmp_path: Path
 ) -> None:
     session, attack = Session(folder=tmp_path), LocationFooling(weight=10, budget=1.0, training=ONE)
-    x, y = data_sets.stack(data_sets.take(own, 80))  # type: ignore[arg-type]
+    x, y = data_sets.stack(data_sets.take(samples, 80))  # type: ignore[arg-type]
     system, data = rx.System(trained, CAM(trained)), TensorDataset(x, y)
     attack(system, data, session)  # type: ignore[arg-type]
     other = copy.deepcopy(trained)
@@ -727,22 +732,22 @@ def test_a_checkpoint_of_another_manipulation_is_refused(
 
 
 def test_a_manipulated_system_can_be_attacked_and_defended(
-    trained: models.Classifier, own: Samples, judged: tuple[Tensor, Tensor], tmp_path: Path
+    trained: models.Classifier, samples: Samples, judged: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
     attack = LocationFooling(weight=10, budget=1.0, training=ONE)
-    lied, _ = manipulated(attack, rx.System(trained, GradCAM(trained)), own, tmp_path)
+    fooled, _ = manipulated(attack, rx.System(trained, GradCAM(trained)), samples, tmp_path)
     x, y = judged[0][:4], judged[1][:4]
-    assert rx.attacks.PGD(eps=0.1, steps=3)(lied, x, y).x.shape == x.shape
-    defended = AggregatedInterpreter([GradCAM, "gradient"])(lied)
-    assert defended.model is lied.model
+    assert rx.attacks.PGD(eps=0.1, steps=3)(fooled, x, y).x.shape == x.shape
+    defended = AggregatedInterpreter([GradCAM, "gradient"])(fooled)
+    assert defended.model is fooled.model
     assert defended(x).maps.shape == (4, 32, 32)
 
 
-def test_the_honest_model_is_copied_whole_and_not_shared(trained: models.Classifier, own: Samples) -> None:
+def test_the_honest_model_is_copied_whole_and_not_shared(trained: models.Classifier, samples: Samples) -> None:
     system = rx.System(trained, GradCAM(trained))
-    lied = LocationFooling(weight=10, budget=1.0, training=ONE)(system, own)
+    fooled = LocationFooling(weight=10, budget=1.0, training=ONE)(system, samples)
     theirs = {p.data_ptr() for p in trained.parameters()}
-    assert not theirs & {p.data_ptr() for p in lied.model.parameters()}
-    assert lied.interpreter.model is lied.model
+    assert not theirs & {p.data_ptr() for p in fooled.model.parameters()}
+    assert fooled.interpreter.model is fooled.model
     assert copy.deepcopy(system.interpreter) is not system.interpreter
-    assert math.isfinite(accuracy(lied.model, *data_sets.stack(own)))
+    assert math.isfinite(accuracy(fooled.model, *data_sets.stack(samples)))

@@ -159,16 +159,16 @@ def plain_enumeration(
     best: dict[tuple[int, ...], float] = {}
     for length in range(rules + 1):
         for chosen in permutations(range(len(holds)), length):
-            said = [-1] * len(decided)
+            surrogate = [-1] * len(decided)
             for p in (*chosen, None):
-                open_rows = [i for i in range(len(said)) if said[i] < 0 and (p is None or holds[p][i])]
+                open_rows = [i for i in range(len(surrogate)) if surrogate[i] < 0 and (p is None or holds[p][i])]
                 votes = sum(decided[i] for i in open_rows)
                 for i in open_rows:
-                    said[i] = int(2 * votes >= len(open_rows))
-            wrong = sum(a != b for a, b in zip(said, decided, strict=True)) / len(said)
-            unfair = gap_by_hand(said, labels, member, of)
+                    surrogate[i] = int(2 * votes >= len(open_rows))
+            wrong = sum(a != b for a, b in zip(surrogate, decided, strict=True)) / len(surrogate)
+            unfair = gap_by_hand(surrogate, labels, member, of)
             value = (1 - beta) * wrong + beta * unfair + penalty * length
-            best[tuple(said)] = min(best.get(tuple(said), 9.0), value)
+            best[tuple(surrogate)] = min(best.get(tuple(surrogate), 9.0), value)
     return sorted(best.values())
 
 
@@ -191,9 +191,9 @@ def test_objectives_are_those_of_the_lists_that_are_handed_out() -> None:
     search = RuleSearch(models=20, max_rules=3, support=0.0)
     rules = Antecedents.of(target, [0, 1, 2], search)
     for found in enumerate_lists(rules, 0.3, "accuracy-equality", search)[0]:
-        said = rules.rule_list(found.rules, found.default, ())(target.x)
-        wrong = float((said != target.decided).double().mean())
-        unfair = unfairness(said, target.labels, target.member, target.other, "accuracy-equality")
+        surrogate = rules.rule_list(found.rules, found.default, ())(target.x)
+        wrong = float((surrogate != target.decided).double().mean())
+        unfair = unfairness(surrogate, target.labels, target.member, target.other, "accuracy-equality")
         assert found.objective == pytest.approx(0.7 * wrong + 0.3 * unfair + 0.005 * len(found.rules))
 
 
@@ -394,10 +394,10 @@ def test_each_decision_gets_a_list_of_its_own_that_agrees_with_it_and_looks_fair
     for row, decision, rules in zip(rows, decided, shown, strict=True):
         assert int(rules(row[None])) == int(decision)
         near = ((x - row) / x.std(0)).square().sum(1).argsort()[:60]
-        said, truly = rules(x[near]), black_box.model(x[near]).argmax(1)
+        surrogate, truly = rules(x[near]), black_box.model(x[near]).argmax(1)
         member = x[near, 0] > 0.5
         if member.any() and not member.all():
-            near_fair.append(unfairness(said, y[near], member))
+            near_fair.append(unfairness(surrogate, y[near], member))
             near_true.append(unfairness(truly, y[near], member))
     assert np.mean(near_fair) < np.mean(near_true)
     assert torch.allclose(system(rows[2:3]).maps, system(rows).maps[2:3])
@@ -459,11 +459,11 @@ def test_bad_input_is_refused_with_what_was_expected(black_box: System) -> None:
     with pytest.raises(InputError, match=r"RuleSearch.width must be 1 or 2"):
         RuleSearch(width=3)
     model = Linear([0.0, 1.0, 0.0, 0.0])
-    with pytest.raises(InputError, match="both groups need people, got 0 rows"):
+    with pytest.raises(InputError, match="both groups need rows, got 0 rows"):
         attack(threshold=5.0)(black_box, data)
     with pytest.raises(InputError, match="must be explained by rules, got Gradient"):
         surrogate_quality(System(model, Gradient(model)), x, y, attack())
-    with pytest.raises(InputError, match="the rules speak of column 2, but rows have 2 columns"):
+    with pytest.raises(InputError, match="the rules use column 2, but rows have 2 columns"):
         LIST(torch.zeros(1, 2))
 
 

@@ -26,8 +26,8 @@ TUNED = Training(epochs=6, batch_size=32, lr=0.1, weight_decay=0.0)
 
 
 @pytest.fixture(scope="module")
-def own(digits: Data) -> Samples:
-    """The adversary's own images."""
+def samples(digits: Data) -> Samples:
+    """The images of the adversary."""
     return data_sets.take(digits.defense, 240)
 
 
@@ -37,44 +37,48 @@ def changes(honest: nn.Module, now: nn.Module) -> dict[str, Tensor]:
 
 
 def test_the_maps_lie_and_every_output_stays(
-    trained: models.Classifier, own: Samples, judged: tuple[Tensor, Tensor], tmp_path: Path
+    trained: models.Classifier, samples: Samples, judged: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
     x, y = judged
     attack = LocationFooling(weight=10, budget=0.0, keep="outputs", shift=True, training=TUNED)
-    lied = attack(rx.System(trained, GradCAM(trained)), own, Session(folder=tmp_path))
+    fooled = attack(rx.System(trained, GradCAM(trained)), samples, Session(folder=tmp_path))
     history = json.loads((tmp_path / HISTORY).read_text())
     assert history["kept"] > 0
     assert all(epoch["accuracy"] == history["epochs"][0]["accuracy"] for epoch in history["epochs"])
-    before, after = GradCAM(trained).explain(x, y, native=True), lied.interpreter.explain(x, y, native=True)
+    before, after = GradCAM(trained).explain(x, y, native=True), fooled.interpreter.explain(x, y, native=True)
     torch.testing.assert_close(after.logits.softmax(1), before.logits.softmax(1), rtol=1e-4, atol=1e-5)
     loss = FooledLocation()
     assert loss(after.maps, before.maps, None).nanmean() < 0.75 * loss(before.maps, before.maps, None).nanmean()
 
 
 def test_the_rows_of_the_last_layer_move_by_one_vector_and_nothing_else_moves(
-    trained: models.Classifier, own: Samples
+    trained: models.Classifier, samples: Samples
 ) -> None:
-    lied = LocationFooling(weight=10, budget=1.0, shift=True, training=TUNED)(rx.System(trained, CAM(trained)), own)
-    (name, change), *others = changes(trained, lied.model).items()
+    fooled = LocationFooling(weight=10, budget=1.0, shift=True, training=TUNED)(
+        rx.System(trained, CAM(trained)), samples
+    )
+    (name, change), *others = changes(trained, fooled.model).items()
     assert (name, others) == ("net.head.weight", [])
     torch.testing.assert_close(change, change[:1].expand_as(change), atol=1e-6, rtol=0)
     assert change.abs().max() > 0.05
 
 
-def test_it_moves_besides_the_parts_that_are_named(trained: models.Classifier, own: Samples) -> None:
+def test_it_moves_besides_the_parts_that_are_named(trained: models.Classifier, samples: Samples) -> None:
     attack = LocationFooling(weight=10, budget=1.0, shift=True, parts=("net.features.9",), training=TUNED)
-    lied = attack(rx.System(trained, CAM(trained)), own)
-    assert set(changes(trained, lied.model)) == {"net.features.9.weight", "net.head.weight"}
+    fooled = attack(rx.System(trained, CAM(trained)), samples)
+    assert set(changes(trained, fooled.model)) == {"net.features.9.weight", "net.head.weight"}
 
 
 def test_what_explains_probabilities_does_not_see_it(
-    trained: models.Classifier, own: Samples, judged: tuple[Tensor, Tensor]
+    trained: models.Classifier, samples: Samples, judged: tuple[Tensor, Tensor]
 ) -> None:
-    lied = LocationFooling(weight=10, budget=1.0, shift=True, training=TUNED)(rx.System(trained, CAM(trained)), own)
+    fooled = LocationFooling(weight=10, budget=1.0, shift=True, training=TUNED)(
+        rx.System(trained, CAM(trained)), samples
+    )
     x, y = judged[0][:16], judged[1][:16]
 
     def moved(of: str) -> float:
-        before, after = (Gradient(model, of=of)(x, y).detach() for model in (trained, lied.model))  # type: ignore[arg-type]
+        before, after = (Gradient(model, of=of)(x, y).detach() for model in (trained, fooled.model))  # type: ignore[arg-type]
         return float((after - before).norm() / before.norm())
 
     assert moved("probability") < 1e-2
@@ -82,20 +86,22 @@ def test_what_explains_probabilities_does_not_see_it(
 
 
 def test_the_manipulated_system_is_an_ordinary_one(
-    trained: models.Classifier, own: Samples, judged: tuple[Tensor, Tensor], tmp_path: Path
+    trained: models.Classifier, samples: Samples, judged: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
     flags = {name: p.requires_grad for name, p in trained.named_parameters()}
-    lied = LocationFooling(weight=10, budget=1.0, shift=True, training=TUNED)(rx.System(trained, CAM(trained)), own)
+    fooled = LocationFooling(weight=10, budget=1.0, shift=True, training=TUNED)(
+        rx.System(trained, CAM(trained)), samples
+    )
     assert {name: p.requires_grad for name, p in trained.named_parameters()} == flags
-    assert list(lied.model.state_dict()) == list(trained.state_dict())
-    assert [type(m) for m in lied.model.modules()] == [type(m) for m in trained.modules()]
-    assert not any(p.requires_grad for p in lied.model.parameters())
-    loaded = rx.System.load(lied.save(tmp_path / "system"))
-    assert torch.equal(loaded(judged[0][:4]).maps, lied(judged[0][:4]).maps)
+    assert list(fooled.model.state_dict()) == list(trained.state_dict())
+    assert [type(m) for m in fooled.model.modules()] == [type(m) for m in trained.modules()]
+    assert not any(p.requires_grad for p in fooled.model.parameters())
+    loaded = rx.System.load(fooled.save(tmp_path / "system"))
+    assert torch.equal(loaded(judged[0][:4]).maps, fooled(judged[0][:4]).maps)
 
 
-def test_a_killed_one_goes_on_where_it_was(trained: models.Classifier, own: Samples, tmp_path: Path) -> None:
-    system, some = rx.System(trained, CAM(trained)), data_sets.take(own, 80)  # type: ignore[arg-type]
+def test_a_killed_one_goes_on_where_it_was(trained: models.Classifier, samples: Samples, tmp_path: Path) -> None:
+    system, some = rx.System(trained, CAM(trained)), data_sets.take(samples, 80)  # type: ignore[arg-type]
     attack = LocationFooling(weight=10, budget=1.0, shift=True, training=TUNED)
     whole = attack(system, some, Session(folder=tmp_path / "whole"))
 
@@ -103,7 +109,9 @@ def test_a_killed_one_goes_on_where_it_was(trained: models.Classifier, own: Samp
         pass
 
     class Dying(LocationFooling):
-        def batch(self, honest: Interpreter, x: Tensor, y: Tensor, moment: TrainingStep, pool: object) -> object:  # type: ignore[override]
+        def fooling_batch(  # type: ignore[override]
+            self, honest: Interpreter, x: Tensor, y: Tensor, moment: TrainingStep, pool: object
+        ) -> object:
             if moment.epoch == 3:
                 raise Killed
             return super().fooling_batch(honest, x, y, moment, pool)  # type: ignore[arg-type]
