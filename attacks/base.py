@@ -117,7 +117,7 @@ class Attack(ABC):
         streams = Streams.of(goal.x, self.seed, type(self).__name__)
         with torch.enable_grad():
             plan = self.plan(system)
-            if not isinstance(plan, Plan):
+            if not hasattr(plan, "run"):
                 raise InputError(f"{type(self).__name__}.plan must give a Plan, such as a Search, got {plan!r:.80}")
             found = plan.run(system, goal, streams)
         with torch.no_grad():
