@@ -134,7 +134,7 @@ def test_a_run_that_is_killed_ten_times_equals_one_that_was_left_alone(nursery: 
             break
         cells, done, had = finished_cells(killed), epochs(killed), progress(killed)
         pid = nursery.start("run", TINY, "--out", killed)
-        if wait_for(killed, pid, had + chance.randint(0, 14)):
+        if wait_for(killed, pid, had + chance.randint(0, 17)):
             time.sleep(chance.uniform(0, 0.06))
             os.kill(pid, signal.SIGKILL)
         ended = nursery.end()
