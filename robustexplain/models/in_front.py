@@ -9,6 +9,7 @@ from contextvars import ContextVar
 
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..transforms import transforms as made
 
 _passed_by: ContextVar[bool] = ContextVar("images are transformed already", default=False)
@@ -49,7 +50,12 @@ class InFront(nn.Module):
         if _passed_by.get():
             return x
         for transform in self.transforms:
-            x = transform(x)
+            before, x = x, transform(x)
+            if x.shape != before.shape:
+                raise InputError(
+                    f"the transform {transform.name!r} must give images of the shape of its input, "
+                    f"{list(before.shape)}, got {list(x.shape)}"
+                )
         return x
 
     @abstractmethod

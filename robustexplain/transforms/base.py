@@ -105,7 +105,18 @@ def _made(entry: Entry, name: str) -> Transform:
     if len(numbers) not in (len(parameters), len(parameters) - parameters.count("seed")):
         raise _unknown(name)
     made: Transform = entry.build(*numbers)
+    if made.name != name and transform_prefix(made.name) != entry.name:
+        raise InputError(
+            f"the transform {name!r} calls itself {made.name!r}, by which nothing could rebuild it: its __init__ "
+            f"must hand {entry.name!r} and its numbers to super().__init__"
+        )
     return made
+
+
+def transform_prefix(name: str) -> str:
+    """The registered name that a transform's name begins with; empty where there is none."""
+    known = [entry.name for entry in TRANSFORMS if name == entry.name or name.startswith(f"{entry.name}-")]
+    return max(known, key=len, default="")
 
 
 def _unknown(name: str) -> InputError:

@@ -17,7 +17,7 @@ from robustexplain.interpreters import Gradient
 from robustexplain.models import Classifier, with_transforms
 from robustexplain.random_streams import Streams
 from robustexplain.registry import TRANSFORMS
-from robustexplain.transforms import BitDepth, ResizePad, transform, transforms
+from robustexplain.transforms import BitDepth, ResizePad, Transform, transform, transforms
 
 
 def photograph(name: str, height: int, width: int) -> np.ndarray:
@@ -166,3 +166,26 @@ def test_random_resizing_has_the_derivatives_of_a_selection(smooth_net: nn.Modul
     (spread,) = torch.autograd.grad((change(x) * inner.detach()).sum(), x)
     torch.testing.assert_close(slope.detach(), spread)
     assert torch.autograd.grad(slope.square().sum(), x)[0].any(), "there is a second derivative"
+
+
+class Smaller(Transform):
+    """Gives smaller images under its own name, or calls itself something else."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"smaller-{size}" if size < 9 else "another")
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., : self.size, : self.size]
+
+
+def test_a_transform_of_ones_own_that_cannot_be_rebuilt_or_changes_the_shape_is_refused(
+    smooth_net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TRANSFORMS, "_entries", dict(TRANSFORMS._entries) if list(TRANSFORMS) else {})
+    TRANSFORMS.register("smaller")(Smaller)
+    assert transform("smaller-4").name == "smaller-4"
+    with pytest.raises(InputError, match="'smaller-9' calls itself 'another'"):
+        transform("smaller-9")
+    with pytest.raises(InputError, match=r"'smaller-4' must give images of the shape of its input, \[1, 1, 8, 8\]"):
+        with_transforms(smooth_net, ["smaller-4"])(torch.rand(1, 1, 8, 8))
