@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -156,7 +157,7 @@ def bars(
 
 
 def learning_curves(histories: Mapping[str, Sequence[EpochRecord]]) -> bytes:
-    """The course of trainings, as PNG: a row each, its losses on the left, on the right its figures, if it has any.
+    """The course of trainings, as PNG: a panel each, with its loss and, dashed on the right, its figures if it has any.
 
     Args:
         histories: epochs by the training's name, as :func:`robustexplain.training.histories` reads them.
@@ -168,25 +169,35 @@ def learning_curves(histories: Mapping[str, Sequence[EpochRecord]]) -> bytes:
 
     if not histories:
         raise InputError("there are no learning curves to draw: no history was found")
-    figure = Figure(figsize=(8.2, 2.2 * len(histories)), dpi=110, layout="constrained")
-    panels = figure.subplots(len(histories), 2, squeeze=False)
-    for (name, records), (left, right) in zip(histories.items(), panels, strict=True):
-        epochs = [record["epoch"] for record in records]
-        left.plot(epochs, [record["loss"] for record in records], marker=".", color="#2e6f9e")
-        left.set_title(f"{name}: loss", fontsize=9)
-        figures = list(dict.fromkeys(key for record in records for key in record["figures"]))
-        for key in figures:
-            values = [record["figures"].get(key) for record in records]
-            right.plot(epochs, [np.nan if v is None else v for v in values], marker=".", label=key)
-        if figures:
-            right.legend(fontsize=8, frameon=False)
-        right.set_visible(bool(figures))
-        for axes in (left, right):
-            axes.tick_params(labelsize=8)
-            axes.set_xlabel("epoch", fontsize=8)
-            axes.set_xlim(0.5, max(epochs, default=1) + 0.5)
-            axes.locator_params(axis="x", integer=True)
+    across = min(3, len(histories))
+    down = -(-len(histories) // across)
+    figure = Figure(figsize=(3.6 * across, 2.2 * down), dpi=110, layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).flatten()
+    for (name, records), axes in zip(histories.items(), panels, strict=False):
+        _draw_history(axes, name, records)
+    for axes in panels[len(histories) :]:
+        axes.set_visible(False)
     return figure_bytes(figure)
+
+
+def _draw_history(axes: Any, name: str, records: Sequence[EpochRecord]) -> None:
+    epochs = [record["epoch"] for record in records]
+    axes.plot(epochs, [record["loss"] for record in records], marker=".", color="#2e6f9e")
+    axes.set_title(name, fontsize=9)
+    axes.set_xlabel("epoch", fontsize=8)
+    axes.set_ylabel("loss", fontsize=8, color="#2e6f9e")
+    axes.set_xlim(0.5, max(epochs, default=1) + 0.5)
+    axes.locator_params(axis="x", integer=True)
+    axes.tick_params(labelsize=8)
+    figures = list(dict.fromkeys(key for record in records for key in record["figures"]))
+    if not figures:
+        return
+    right = axes.twinx()
+    for key, colour in zip(figures, itertools.cycle(("#d9822b", "#5b8c5a", "#8a5a9e")), strict=False):
+        values = [record["figures"].get(key) for record in records]
+        right.plot(epochs, [np.nan if v is None else v for v in values], "--", marker=".", label=key, color=colour)
+    right.tick_params(labelsize=8)
+    right.legend(fontsize=8, frameon=False)
 
 
 def _drawn_columns(arrays: Sequence[np.ndarray], marked: Collection[int], most: int) -> list[int]:

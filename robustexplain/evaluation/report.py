@@ -126,7 +126,7 @@ def _training_name(folder: RunFolder, name: str) -> str:
     for part in inside:
         path = path / part
         words.append((path / LABEL).read_text(encoding="utf-8") if (path / LABEL).is_file() else part)
-    return ": ".join([*words, own])
+    return ": ".join(words if words and words[-1] == own else [*words, own])
 
 
 def print_matrix(root: Path) -> None:
