@@ -154,9 +154,9 @@ def test_the_report_shows_how_training_went_under_the_rows_labels(
     monkeypatch.setattr(training, "histories", histories, raising=False)
     monkeypatch.setattr(plots, "learning_curves", curves, raising=False)
     assert "How training went" in write_report(copied).read_text()
-    expected = {"classifier", "rts: rts", "aid (rts): aid", "x-ensemble (cam): x-ensemble-0"}
+    expected = {"classifier", "rts", "aid (rts): aid", "x-ensemble (cam): x-ensemble-0"}
     assert expected < set(drawn)
-    assert "replica: rts: rts" in drawn
+    assert "replica: rts" in drawn
 
 
 def test_rows_that_share_the_attacked_system_share_the_attacked_inputs(finished: tuple[Recipe, RunFolder]) -> None:
@@ -552,7 +552,7 @@ def test_noise_that_does_as_well_as_an_attack_is_noted(finished: tuple[Recipe, R
 
 def test_a_search_without_a_map_gradient_is_noted(finished: tuple[Recipe, RunFolder]) -> None:
     said = doubts(*finished, {("cam", "adv2, oblivious", "zero_direction"): (0.25, 0.1, 0.4)})
-    assert said.startswith("cam / adv2, oblivious: the search found no direction to go in for 25% of the images")
+    assert said.startswith("cam / adv2, oblivious: the search found no direction for 25% of the images")
 
 
 def test_a_limited_run_judges_that_many_images(small: tuple[Recipe, Path]) -> None:

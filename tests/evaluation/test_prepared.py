@@ -22,6 +22,7 @@ from robustexplain.evaluation import RunFolder, run
 from robustexplain.evaluation.adversaries import Adversaries, oblivious_view
 from robustexplain.evaluation.judged import judged
 from robustexplain.evaluation.notes import notes
+from robustexplain.evaluation.origins import Origins
 from robustexplain.evaluation.prepared import Builder, prepare
 from robustexplain.evaluation.results import Results
 from robustexplain.interpreters import RTS, GradCAM, Gradient
@@ -101,7 +102,7 @@ def stacked(*rows: tuple[str, str, Any]) -> Recipe:
 
 def built(recipe: Recipe, loaded: data_sets.Data, folder: Path) -> tuple[Builder, Adversaries]:
     builder = Builder(recipe, loaded, Session(folder=folder / "training"))
-    return builder, Adversaries(recipe, prepare(builder, RunFolder(folder)))
+    return builder, Adversaries(recipe, prepare(builder, RunFolder(folder)), Origins(recipe))
 
 
 # ---- each system once ----
