@@ -190,9 +190,11 @@ class AdaptiveSqueezing(Attack):
         return _TwoStageSearch(Linf(self.eps), self._first(used), second, len(used))
 
     def _squeezers(self, system: System) -> tuple[tuple[Transform, ...], float]:
-        detector: object = system.detector
-        if isinstance(detector, Squeezing):
-            return detector.squeezers, detector.threshold
+        # Several detectors on one system say at which threshold each raises the joint alarm.
+        several = getattr(system.detector, "at_joint_alarm", None)
+        for detector in (system.detector,) if several is None else several():
+            if isinstance(detector, Squeezing):
+                return detector.squeezers, detector.threshold
         return transforms(self.squeezers), self.threshold
 
     def _first(self, used: tuple[Transform, ...]) -> Search | None:

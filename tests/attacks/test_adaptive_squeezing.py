@@ -297,6 +297,15 @@ def test_clean_inputs_raise_the_alarm_at_the_calibrated_rate(
 # --- the attack ---
 
 
+def test_it_knows_the_squeezers_of_a_detector_that_stands_beside_another(trained: Classifier, digits: Data) -> None:
+    alone = watch(trained, digits, ("bit-depth-2", "median-3"))
+    both = FeatureSqueezing(("median-2",))(alone, take(digits.defense, 300))
+    members = both.detector.at_joint_alarm()  # type: ignore[union-attr]
+    used, threshold = AdaptiveSqueezing(squeezers=("bit-depth-5",))._squeezers(both)
+    assert [squeezer.name for squeezer in used] == ["bit-depth-2", "median-3"]
+    assert threshold == members[0].threshold != detector_of(alone).threshold
+
+
 def test_the_squeezed_box_holds_squeezed_images_near_the_ball() -> None:
     rng = torch.Generator().manual_seed(7)
     x, anything = torch.rand(2, 3, 1, 8, 8, generator=rng)
