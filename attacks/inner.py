@@ -36,7 +36,7 @@ def crafted(
     flag is restored. An input's random draws depend on the training's seed, the epoch and the input alone.
 
     Args:
-        attack: its seed is replaced by one of the training step.
+        attack: adapted to the system; its seed is replaced by one of the training step.
         network: in training, not wrapped for data parallelism: the attack needs no synchronised gradients.
         make_system: makes the attacked system from the network.
         x: benign inputs ``[b, ...]``.
@@ -51,7 +51,8 @@ def crafted(
     with eval_mode(network), frozen(network):
         system = make_system(network)
         goal = random_classes(x, y, _num_classes(system.model, x), seed) if targeted else None
-        found = replace(attack, seed=seed)(system, x, y, goal)
+        # A model behind rounding or random transforms gives a gradient only to an attack that knows it.
+        found = replace(attack.adapted(system), seed=seed)(system, x, y, goal)
     return found.x.detach(), y if goal is None else goal
 
 

@@ -255,7 +255,8 @@ class System:
     @property
     def rounds(self) -> bool:
         """Whether model (its transforms), interpreter or detector round, so that their derivative is zero."""
-        return any(getattr(part, "rounds", False) is True for part in (self.model, self.interpreter, self.detector))
+        parts = (*self.model.modules(), self.interpreter, self.detector)
+        return any(getattr(part, "rounds", False) is True for part in parts)
 
     def redrawn(self, seed: int) -> System:
         """The system with other random draws, over which an adversary who does not know the seed averages.

@@ -96,7 +96,8 @@ class XEnsemble(DetectorDefense):
 
     def _fit(self, system: System, x: Tensor, y: Tensor, session: Session) -> Detector:
         interpreters = tuple(member_of(system, resolve(member)) for member in self.members)
-        attacked = attack_in_batches(self.attack, system.without_detector(), x, y, self.batch_size, self.seed)
+        plain = system.without_detector()
+        attacked = attack_in_batches(self.attack.adapted(plain), plain, x, y, self.batch_size, self.seed)
         both = torch.cat([x, attacked])
         labels = torch.cat([torch.zeros(len(x)), torch.ones(len(x))]).long()
         networks = []

@@ -51,7 +51,7 @@ class InputTransform(Defense):
             "the system's detector watches the classifier without transforms: apply them before it",
         )
         present = [t.name for t in getattr(system.model, "transforms", ())]
-        again = next((name for name in self.transforms if name in present), None)
+        again = next((name for name in map(self._seeded, self.transforms) if name in present), None)
         refuse(again is not None, f"{again!r} stands in front of the classifier already")
         model = with_transforms(system.model, [self._seeded(name) for name in self.transforms])
         interpreter: Interpreter = system.interpreter.on_model(model)
@@ -60,4 +60,5 @@ class InputTransform(Defense):
         return replace(system, model=model, interpreter=interpreter)
 
     def _seeded(self, name: str) -> str:
-        return transform(name).redrawn(self.seed).name if self.seed else name
+        made = transform(name)
+        return name if getattr(made, "seed", 0) or not self.seed else made.redrawn(self.seed).name

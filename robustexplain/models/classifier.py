@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, UnsupportedModelError
 from .in_front import InFront
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -94,7 +94,16 @@ class Classifier(InFront):
         return logits
 
     def with_transforms(self, names: Sequence[str]) -> Classifier:
-        """The same network, its weights shared, with these transforms in front of it and no others."""
+        """The same network, its weights shared, with these transforms in front of it and no others.
+
+        Raises:
+            UnsupportedModelError: a subclass, whose own ``forward`` would be lost.
+        """
+        if type(self) is not Classifier:
+            raise UnsupportedModelError(
+                f"{type(self).__name__} may compute more than a Classifier does: put transforms around it, "
+                "models.Transformed(model, names)"
+            )
         plain = [0.0] * self.in_channels, [1.0] * self.in_channels
         made = Classifier(
             self.net, *plain, self.spec, num_classes=self.num_classes, input_size=self.input_size, transforms=names

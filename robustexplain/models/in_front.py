@@ -10,9 +10,10 @@ from contextvars import ContextVar
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..random_streams import derive
 from ..transforms import transforms as made
 
-_passed_by: ContextVar[bool] = ContextVar("images are transformed already", default=False)
+_passed_by: ContextVar[nn.Module | None] = ContextVar("the model whose images are transformed already", default=None)
 
 
 class InFront(nn.Module):
@@ -47,7 +48,7 @@ class InFront(nn.Module):
 
     def transformed(self, x: Tensor) -> Tensor:
         """The transformed images, as the network behind the transforms gets them, ``[B, C, H, W]``."""
-        if _passed_by.get():
+        if _passed_by.get() is self:
             return x
         for transform in self.transforms:
             before, x = x, transform(x)
@@ -64,14 +65,16 @@ class InFront(nn.Module):
 
     def redrawn(self, seed: int) -> InFront:
         """The model with other random draws of its transforms; itself where nothing is random."""
-        names = [t.redrawn(seed).name for t in self.transforms]  # type: ignore[operator]
+        # Each transform has draws of its own, also where one stands there twice.
+        seeds = [seed, *(derive(seed, i) % 2**31 for i in range(1, len(self.transforms)))]
+        names = [t.redrawn(own).name for t, own in zip(self.transforms, seeds, strict=False)]  # type: ignore[operator]
         return self.with_transforms(names) if self.random else self
 
 
 @contextmanager
-def transformed_already() -> Iterator[None]:
-    """Within this block models take images that are transformed already."""
-    token = _passed_by.set(True)
+def transformed_already(model: InFront) -> Iterator[None]:
+    """Within this block ``model`` takes images that its transforms have transformed already."""
+    token = _passed_by.set(model)
     try:
         yield
     finally:

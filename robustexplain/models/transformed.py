@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..registry import PARTS
-from .classifier import ModelSpec
+from .classifier import Classifier, ModelSpec
 from .in_front import InFront
 from .loading import build
 from .tables import TableClassifier
@@ -63,6 +63,8 @@ def with_transforms(model: nn.Module, names: Sequence[str]) -> InFront:
     """
     if isinstance(model, TableClassifier) or not names:
         raise InputError(f"transforms are of images, and at least one is needed: got {type(model).__name__}, {names!r}")
-    if isinstance(model, InFront):
+    # A classifier of somebody's own may do more than a classifier does: it is taken as any other module.
+    if type(model) in (Classifier, Transformed):
+        assert isinstance(model, InFront)  # for the type checker
         return model.with_transforms([*names, *model.transform_names])
     return Transformed(model, names)

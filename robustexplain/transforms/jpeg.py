@@ -41,7 +41,8 @@ class JPEG(Transform):
     ("fancy") chroma upsampling of libjpeg's decoder; entropy coding loses nothing and is left out. All rounding is that
     of :func:`~robustexplain.autograd.straight_through.rounded`. What a real encoder and decoder give differs where
     their integer arithmetic rounds otherwise: by 0.1 of a level of 255 on average, and by a step of quantisation in
-    single blocks. Images whose sides are no multiple of 16 (grey: 8) are continued by their last pixels, as there.
+    single blocks; colour images of less than 16 pixels a side, which libjpeg upsamples otherwise, by ten levels.
+    Images whose sides are no multiple of 16 (grey: 8) are continued by their last pixels, as there.
 
     Args:
         quality: from 1 to 100, as libjpeg scales it.

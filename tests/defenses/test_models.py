@@ -86,6 +86,15 @@ def test_what_is_crafted_depends_on_epoch_and_input_alone(trained: Classifier, j
     assert not torch.equal(later, whole)
 
 
+def test_an_attack_inside_of_a_loss_goes_through_rounding_in_front_of_the_model(
+    trained: Classifier, judged: tuple[Tensor, Tensor]
+) -> None:
+    model = trained.with_transforms(["bit-depth-2"])
+    x, y = judged[0][:6], judged[1][:6]
+    moved, _ = crafted(replace(WITHIN, random_start=False), model, plain, x, y, NOW)
+    assert bool(((moved - x).flatten(1).abs().amax(1) > 0).all())
+
+
 # --- adversarial training ---
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import robustexplain as rx
 from robustexplain import models
 from robustexplain.defenses import InputTransform
-from robustexplain.errors import InputError
+from robustexplain.errors import InputError, UnsupportedModelError
 from robustexplain.interpreters import CAM, LRP, RTS, GradCAM, Gradient, MaskingModel, OfTransformed, Smoothed
 from robustexplain.models import Classifier, Transformed, with_transforms
 from robustexplain.transforms import transform
@@ -147,3 +147,28 @@ def test_what_cannot_stand_behind_a_transform_is_refused(tiny_model: Classifier,
         with_transforms(models.build("mlp", num_classes=2, in_features=3), ["jpeg-75"])
     with pytest.raises(InputError, match="unknown transform"):
         InputTransform(("jpeg",))
+
+
+def test_only_the_model_whose_image_is_transformed_already_is_passed_by(trained: Classifier) -> None:
+    inner = with_transforms(trained, ["bit-depth-1"])
+    outer = Transformed(nn.Sequential(inner).eval(), ["median-3"])
+    x = torch.rand(3, 1, 32, 32)
+    found = OfTransformed(outer, Gradient(outer)).explain(x).logits
+    torch.testing.assert_close(found, outer(x))
+    assert rx.System(outer.model, Gradient(outer.model)).rounds, "a part of a model that rounds makes the system round"
+
+
+class Sharp(Classifier):
+    """A classifier of somebody's own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 7 * super().forward(x)
+
+
+def test_a_subclass_of_the_classifier_keeps_what_it_computes_behind_transforms() -> None:
+    x = torch.rand(2, 1, 16, 16)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    model = Sharp(net, (0.5,), (0.5,), num_classes=3).eval()
+    torch.testing.assert_close(with_transforms(model, ["median-1"])(x), model(x))
+    with pytest.raises(UnsupportedModelError, match="Sharp may compute more"):
+        model.with_transforms(["median-1"])

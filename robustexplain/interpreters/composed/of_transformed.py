@@ -44,5 +44,5 @@ class OfTransformed(Wrapper):
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         assert isinstance(self.model, InFront)  # refused above; for the type checker
         transformed = self.model.transformed(x)
-        with transformed_already():
+        with transformed_already(self.model):
             return self.base._explain(transformed, target, graph)
