@@ -64,12 +64,13 @@ class Builder:
             Exception: whatever went wrong, at the first call; a row that stands on one that failed says so.
         """
         if row.label in self._failures:
-            raise RuntimeError(f"{row.label} could not be made:\n{self._failures[row.label]}")
+            raise InputError(f"{row.label} could not be made:\n{self._failures[row.label]}")
         if row.label not in self._systems:
             try:
                 made = self._made(row)
                 self._systems[row.label] = replace(made, inputs=InputSpec.of_data(self.data))
-            except Exception:
+            except Exception as error:
+                _stop_others(self.session, error)
                 self._failures[row.label] = traceback.format_exc()
                 raise
         return self._systems[row.label]
@@ -147,8 +148,9 @@ def prepare(builder: Builder, folder: RunFolder) -> Prepared:
     for row in recipe.rows:
         try:
             made.by_row[row.label] = builder.system(row)
-        except Exception:
+        except Exception as error:
             # One row that cannot be made must not take the others with it: its cells become holes in the report.
+            _stop_others(session, error)
             made.failures[row.label] = traceback.format_exc()
             session.progress.say(f"{row.label} could not be made; its cells stay empty")
     if session.accelerator.is_main_process:
@@ -157,6 +159,15 @@ def prepare(builder: Builder, folder: RunFolder) -> Prepared:
         roots = {row.root for row in recipe.rows}
         made.replicas = builder.replicas([recipe.row(label) for label in made.by_row if label in roots])
     return made
+
+
+def _stop_others(session: Session, error: Exception) -> None:
+    """Raise ``error`` again where other processes may be in the middle of what failed here, and would wait for ever.
+
+    Bad input is found in all processes alike; a full disk or memory is not, and only the launcher can stop the others.
+    """
+    if session.accelerator.num_processes > 1 and not isinstance(error, InputError):
+        raise error
 
 
 def save(experiment: Experiment, prepared: Prepared, folder: RunFolder, session: Session) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 from .. import files
-from ..data.base import Samples, labels_of
+from ..data.base import Samples, labels_of, stack
 from ..errors import FieldError
 from ..random_streams import derive
 from .losses import ClassifierLoss, Loss, Weighted, balanced
@@ -34,8 +34,9 @@ class Task:
 
     @cached_property
     def stamp(self) -> str:
-        """What its checkpoints carry."""
-        return files.digest([self.name, self.seed, asdict(self.settings), len(self.data), self.identity])
+        """What its checkpoints carry: name, settings, seed, identity, and what the data are."""
+        data = [len(self.data), _glimpse(self.data)]
+        return files.digest([self.name, self.seed, asdict(self.settings), data, self.identity])
 
     def smoothed(self) -> Task:
         """The same with labels smoothed as the settings say."""
@@ -63,3 +64,9 @@ class Task:
         if isinstance(self.loss, ClassifierLoss):
             return self.loss
         raise FieldError("Training", field, f"is for classifiers, and {self.name!r} trains something else")
+
+
+def _glimpse(data: Samples, count: int = 16) -> str:
+    """A digest of some samples, evenly spaced, to three decimals: other data of the same length have another one."""
+    x, y = stack(data, range(0, len(data), max(1, len(data) // count)))
+    return files.digest_tensors({"x": (x.double() * 1000).round().long(), "y": y})

@@ -18,7 +18,7 @@ from robustexplain.attacks import ADV2, PGD, Clean, DeepFool
 from robustexplain.attacks.adaptive import Adaptation
 from robustexplain.defenses import AggregatedInterpreter, BetaSmoothing, Defense, FeatureSqueezing
 from robustexplain.errors import InputError
-from robustexplain.evaluation import RunFolder, run
+from robustexplain.evaluation import RunFolder, prepared, run
 from robustexplain.evaluation.adversaries import Adversaries, oblivious_view
 from robustexplain.evaluation.judged import judged
 from robustexplain.evaluation.notes import notes
@@ -293,3 +293,18 @@ def test_defenses_of_the_interpreter_are_checked_and_detectors_are_not(tmp_path:
     lines = (tmp_path / "run/sanity.csv").read_text().splitlines()[1:]
     assert {line.partition(",")[0] for line in lines} == {"gradcam", "aggregated (gradcam)", "shifting (gradcam)"}
     assert "aggregated (gradcam)" in (tmp_path / "run/sanity.html").read_text()
+
+
+def test_what_one_process_alone_may_meet_stops_all_of_them_and_bad_input_does_not() -> None:
+    """The others would wait for ever in the training that one of them left."""
+
+    class Two:
+        num_processes = 2
+
+    class Shared:
+        accelerator = Two()
+
+    with pytest.raises(OSError, match="full"):
+        prepared._stop_others(Shared(), OSError("disk full"))  # type: ignore[arg-type]
+    prepared._stop_others(Shared(), InputError("the same everywhere"))  # type: ignore[arg-type]
+    prepared._stop_others(Session(), OSError("alone"))

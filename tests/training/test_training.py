@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from robustexplain import files
+from robustexplain.data import Data, take
 from robustexplain.errors import InputError, RunMismatchError
+from robustexplain.models import build
 from robustexplain.training import Loss, Session, Training, TrainingStep, cross_entropy, fit, frozen
 from robustexplain.training.batches import Batches
 
@@ -260,3 +262,12 @@ def test_progress_goes_from_zero_to_one() -> None:
     assert seen[-1] == 1
     assert seen == sorted(seen)
     assert len(seen) == 2 * 3 * 2
+
+
+def test_a_checkpoint_of_other_data_of_the_same_length_is_refused(digits: Data, tmp_path: Path) -> None:
+    first, second = (take(digits.train, 48, seed) for seed in (1, 2))
+    session, settings = Session(folder=tmp_path), Training(epochs=1, batch_size=16)
+    one, other = (build("small-cnn", num_classes=10, in_channels=1) for _ in range(2))
+    fit(one, cross_entropy, first, settings, name="it", session=session)
+    with pytest.raises(RunMismatchError, match="checkpoint of another training"):
+        fit(other, cross_entropy, second, settings, name="it", session=session)
