@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -29,11 +30,13 @@ def describe(module: nn.Module, deployed: nn.Module | None = None) -> dict[str, 
         deployed: the classifier that is there when the module is rebuilt.
 
     Raises:
-        InputError: neither of both.
+        InputError: neither of both, or layers that were changed after the builder made them.
     """
     spec = getattr(module, "spec", None)
     if spec is not None:
-        return {"name": spec.name, "options": _described(spec.options, deployed)}
+        described = {"name": spec.name, "options": _described(spec.options, deployed)}
+        _check_unchanged(module, rebuild(described, deployed=deployed))
+        return described
     if deployed is not None and _built_alike(module, deployed):
         return dict(LIKE)
     raise InputError(
@@ -75,6 +78,17 @@ def rebuild(spec: ModelSpec | Mapping[str, Any], *, deployed: nn.Module | None =
     if not isinstance(made, nn.Module):
         raise InputError(f"{name!r} does not name a module")
     return made
+
+
+def _check_unchanged(module: nn.Module, rebuilt: nn.Module) -> None:
+    """Refuse a module whose layers are others than its builder makes: it would come back as another function."""
+    for own, made in zip_longest(repr(module).splitlines(), repr(rebuilt).splitlines(), fillvalue="nothing"):
+        if own != made:
+            raise InputError(
+                f"{type(module).__name__} cannot be saved: it was changed after its builder made it ({own.strip()} in "
+                f"place of {made.strip()}), and would come back unchanged; register a builder for it, or set its spec "
+                "to None and load with model=your_model"
+            )
 
 
 def _part(name: str, options: dict[str, Any]) -> Any:
