@@ -614,7 +614,7 @@ def test_digests_see_names_dtypes_shapes_and_bits_but_not_order() -> None:
 
 def test_a_model_that_was_changed_after_its_builder_made_it_is_not_rebuilt_as_what_it_was(tmp_path: Path) -> None:
     model = models.build("small-cnn", num_classes=4, in_channels=1)
-    model.net.features[2] = nn.Softplus()
+    model.net.features[2] = nn.Softplus().eval()
     with pytest.raises(InputError, match=r"was changed after its builder made it \(\(2\): Softplus.* in place of "):
         models.describe(model)
     System(model, GradCAM(model)).save(tmp_path)
