@@ -206,7 +206,8 @@ class AdaptiveSqueezing(Attack):
         return Search(SqueezedBox(self.eps, coarsest.bits), (stage,))
 
     def _penalties(self, used: tuple[Transform, ...], threshold: float) -> Objective:
-        with_gradient = [not s.rounds or self.rounding != "two-stage" for s in used]
+        # x_+ stands for bit depth alone: other rounding squeezers have no other gradient than straight-through.
+        with_gradient = [not isinstance(s, BitDepth) or self.rounding != "two-stage" for s in used]
         hinge = self.penalty == "hinge"
         weights = tuple(self.evade if usable and hinge else 0.0 for usable in with_gradient)
         total: Objective = EvadeSqueezing(used, weights, threshold)

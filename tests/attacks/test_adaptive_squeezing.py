@@ -440,3 +440,13 @@ def test_every_input_that_is_shown_is_counted(blind: Bench) -> None:
             found = attack(blind.system, x, y, goal)
         # The door looks once at one image and once at all, the verdict once at all: no part of the search.
         assert sum(sizes) - 1 - 2 * 4 == int(found.queries.sum())
+
+
+@pytest.mark.parametrize("penalty", ["agree", "hinge"])
+def test_squeezing_by_jpeg_is_evaded_in_two_stage_attacks_too(penalty: Any, blind: Bench) -> None:
+    attack = replace(ROUGH, rounding="two-stage", squeezers=("jpeg-50", "bit-depth-1"), penalty=penalty)
+    terms = dict((part, weight) for weight, part in attack.plan(blind.system).aim.terms())
+    (evading,) = (part for part in terms if isinstance(part, EvadeSqueezing))
+    agreeing = [part.squeezers for part in terms if isinstance(part, AgreeSqueezed)]
+    assert evading.weights == ((0.0, 0.0) if penalty == "agree" else (attack.evade, 0.0))
+    assert [[s.name for s in squeezers] for squeezers in agreeing] == ([["jpeg-50"]] if penalty == "agree" else [])
