@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from robustexplain.errors import FieldError
 from robustexplain.fields import Count, Eps, Fraction, Natural, NonNegative, Positive
 from robustexplain.objectives import AgreeSqueezed, EvadeSqueezing, Goal, MatchProbabilities, Misclassify, Objective
 from robustexplain.random_streams import Streams
 from robustexplain.registry import ATTACKS
-from robustexplain.system import System
+from robustexplain.system import System, draws
 from robustexplain.transforms import BitDepth, Squeezing, Transform, transforms
 
+from ..adaptive import Adaptation
 from ..base import Attack
-from ..search.directions import GradientDirection
 from ..search.loop import Plan, Search, SearchResult, Stage
 from ..search.surrogates import Surrogate, surrogate_for
 from ..search.updates import SignStep
@@ -63,12 +64,14 @@ class _TwoStageSearch(Plan):
         first: the search for ``x_+``; ``None`` where no squeezer rounds.
         second: the search for ``x_*``.
         squeezed_queries: squeezed inputs evaluated for each input of the joint stage.
+        draws: of the second search's directions.
     """
 
     threat: Threat
     first: Search | None
     second: Search
     squeezed_queries: int
+    draws: int = 1
 
     @property
     def aim(self) -> Objective:
@@ -86,7 +89,8 @@ class _TwoStageSearch(Plan):
                 goal = _towards(goal, system.model(squeezed.x))
             queries = squeezed.queries + 1
         found = self.second.run(system, goal, streams)
-        joint = found.queries - self.second.stages[0].steps * self.second.restarts
+        each = self.draws if draws(system.model) else 1
+        joint = found.queries - each * self.second.stages[0].steps * self.second.restarts
         return replace(found, queries=queries + found.queries + self.squeezed_queries * joint)
 
 
@@ -144,6 +148,7 @@ class AdaptiveSqueezing(Attack):
         surrogate: replaces the rectifiers while gradients are computed: ``auto`` is ADV2's ``h(z)``, which does not
             change the predictions that must agree, for gradient maps and none otherwise.
         restarts: number of runs, of which the best counts; all but the first begin at random.
+        adapt: to rounding and randomness; its ``evade`` stays 0, because the penalties are the detector's terms.
     """
 
     eps: Eps = 0.031
@@ -164,6 +169,7 @@ class AdaptiveSqueezing(Attack):
     encoder_weight: NonNegative = 0.1
     surrogate: Surrogate = "auto"
     restarts: Count = 1
+    adapt: Adaptation = field(default_factory=Adaptation)
 
     needs_maps: ClassVar[bool] = True
 
@@ -171,6 +177,12 @@ class AdaptiveSqueezing(Attack):
         super().__post_init__()
         object.__setattr__(self, "squeezers", tuple(self.squeezers))
         transforms(self.squeezers)
+        if self.adapt.evade:
+            problem = f"must be 0: the penalties evade the detector, with weight evade; got {self.adapt.evade!r}"
+            raise FieldError("AdaptiveSqueezing", "adapt.evade", problem)
+
+    def _changes(self, system: System) -> dict[str, Any]:
+        return {"adapt": replace(self.adapt.to(system), evade=0.0)}
 
     def plan(self, system: System) -> Plan:
         """The search for ``x_+``, if a squeezer rounds; then ADV2's, with the penalties."""
@@ -184,10 +196,10 @@ class AdaptiveSqueezing(Attack):
         second = Search(
             Linf(self.eps),
             (Stage(Misclassify(), warm, update), Stage(total, self.steps - warm, update)),
-            GradientDirection(surrogate_for(system.interpreter, self.surrogate)),
+            self.adapt.direction(surrogate_for(system.interpreter, self.surrogate)),
             restarts=self.restarts,
         )
-        return _TwoStageSearch(Linf(self.eps), self._first(used), second, len(used))
+        return _TwoStageSearch(Linf(self.eps), self._first(used), second, len(used), self.adapt.draws)
 
     def _squeezers(self, system: System) -> tuple[tuple[Transform, ...], float]:
         # Several detectors on one system say at which threshold each raises the joint alarm.
@@ -203,7 +215,7 @@ class AdaptiveSqueezing(Attack):
             return None
         coarsest = min(depths, key=lambda s: s.bits)
         stage = Stage(Misclassify(), self.squeezed_steps, SignStep(coarsest.step))
-        return Search(SqueezedBox(self.eps, coarsest.bits), (stage,))
+        return Search(SqueezedBox(self.eps, coarsest.bits), (stage,), self.adapt.direction())
 
     def _penalties(self, used: tuple[Transform, ...], threshold: float) -> Objective:
         # x_+ stands for bit depth alone: other rounding squeezers have no other gradient than straight-through.

@@ -336,7 +336,7 @@ def test_every_attack_that_adapts_runs_against_a_detector_and_a_classifier_that_
     defended = rx.System(model, GradCAM(model), quiet)
     x = grey[:2]
     y = model(x).argmax(1)
-    known = {"steps": 3, "search_steps": 2, "batch_size": 2, "adapt": Adaptation(draws=2)}
+    known = {"steps": 3, "search_steps": 2, "squeezed_steps": 2, "batch_size": 2, "adapt": Adaptation(draws=2)}
     built = ATTACKS.get(name).build()
     attack = replace(built, **{f.name: known[f.name] for f in fields(built) if f.name in known})
     attack = attack.adapted(defended)

@@ -15,13 +15,13 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 import robustexplain as rx
-from robustexplain.attacks import ADV2, AdaptiveSqueezing, Attacked, SqueezedBox, random_classes
+from robustexplain.attacks import ADV2, Adaptation, AdaptiveSqueezing, Attacked, SqueezedBox, random_classes
 from robustexplain.data import Data, stack, take
 from robustexplain.defenses import FeatureSqueezing, FeatureSqueezingDetector
 from robustexplain.errors import FieldError, InputError
 from robustexplain.interpreters import CAM
 from robustexplain.metrics import L1
-from robustexplain.models import Classifier
+from robustexplain.models import Classifier, with_transforms
 from robustexplain.objectives import AgreeSqueezed, EvadeSqueezing, Goal, MatchProbabilities, Observation
 from robustexplain.random_streams import Streams
 from robustexplain.transforms import BitDepth, Median, NonLocalMeans, Squeezing, Transform, transform, transforms
@@ -445,8 +445,31 @@ def test_every_input_that_is_shown_is_counted(blind: Bench) -> None:
 @pytest.mark.parametrize("penalty", ["agree", "hinge"])
 def test_squeezing_by_jpeg_is_evaded_in_two_stage_attacks_too(penalty: Any, blind: Bench) -> None:
     attack = replace(ROUGH, rounding="two-stage", squeezers=("jpeg-50", "bit-depth-1"), penalty=penalty)
-    terms = dict((part, weight) for weight, part in attack.plan(blind.system).aim.terms())
+    terms = [part for _, part in attack.plan(blind.system).aim.terms()]
     (evading,) = (part for part in terms if isinstance(part, EvadeSqueezing))
     agreeing = [part.squeezers for part in terms if isinstance(part, AgreeSqueezed)]
     assert evading.weights == ((0.0, 0.0) if penalty == "agree" else (attack.evade, 0.0))
     assert [[s.name for s in squeezers] for squeezers in agreeing] == ([["jpeg-50"]] if penalty == "agree" else [])
+
+
+def test_it_goes_straight_through_rounding_in_front_of_the_model(
+    trained: Classifier, judged: tuple[Tensor, Tensor], digits: Data
+) -> None:
+    front = watch(with_transforms(trained, ["bit-depth-4"]), digits, ("median-3",))
+    x, y = judged[0][:6], judged[1][:6]
+    attack = replace(ROUGH, steps=8).adapted(front)
+    assert attack.adapt == Adaptation(straight=True), "the detector is evaded by the penalties"
+    plain = replace(ROUGH, steps=8)
+    assert torch.equal(plain(front, x, y).x, x)
+    assert not torch.equal(attack(front, x, y).x, x)
+    with pytest.raises(FieldError, match=r"adapt\.evade must be 0.*got 1"):
+        replace(attack, adapt=Adaptation(evade=1.0))
+
+
+def test_squeezed_inputs_are_counted_for_each_draw(trained: Classifier, judged: tuple[Tensor, Tensor]) -> None:
+    model = with_transforms(trained, ["resize-pad-2"])
+    moving = rx.System(model, CAM(model))
+    attack = replace(ROUGH, steps=4, squeezers=("median-3",), warm_start=0.5, adapt=Adaptation(draws=3))
+    found = attack(moving, judged[0][:2], judged[1][:2])
+    # Two warm steps of three draws; two more and two looks at the real system, each with its squeezed input.
+    assert found.queries.tolist() == [2 * 3 + 2 * (2 * 3 + 2)] * 2
