@@ -21,6 +21,7 @@ from robustexplain.attacks import (
     Adaptation,
     DeepFool,
     Dombrowski,
+    FeatureDeletion,
     GradientDirection,
     HidingPatch,
     Linf,
@@ -152,6 +153,21 @@ def test_a_module_that_changes_the_shape_cannot_be_gone_through() -> None:
         StraightThrough(nn.Linear(3, 6))(torch.rand(2, 3))
 
 
+def test_deepfool_goes_straight_through_rounding(trained: Classifier, judged: tuple[Tensor, Tensor]) -> None:
+    model = with_transforms(trained, ["bit-depth-4"])
+    right = model(judged[0]).argmax(1) == judged[1]
+    x, y = judged[0][right][:8], judged[1][right][:8]
+    behind = rx.System(model, CAM(model))
+    attack = DeepFool(overshoot=0.5)
+    assert not bool(attack(behind, x, y).success.any())
+    found = attack.adapted(behind)(behind, x, y)
+    assert float(found.success.float().mean()) >= 0.75
+    # Each step looks at the logits and at their straight-through form; the last look ends it.
+    assert set((found.queries[found.success] % 2).tolist()) == {1}
+    with pytest.raises(InputError, match=r"adapt\.evade must be 0"):
+        DeepFool(adapt=Adaptation(evade=1.0))
+
+
 # --- in expectation over randomness ---
 
 
@@ -238,8 +254,9 @@ def test_an_adaptation_sets_what_the_system_calls_for_and_nothing_that_is_set(
         assert attack.adapted(watched).adapt == Adaptation(evade=evade)
         chosen = Adaptation(evade=0.3, draws=4, straight=True)
         assert replace(attack, adapt=chosen).adapted(replace(noisy, detector=quiet)).adapt == chosen
-    assert not DeepFool.adapts
-    assert DeepFool().adapted(coarse).adaptation == "nothing to adapt"
+    assert not FeatureDeletion.adapts
+    assert FeatureDeletion().adapted(coarse).adaptation == "nothing to adapt"
+    assert DeepFool().adapted(replace(coarse, detector=quiet)).adapt == Adaptation(straight=True)
     assert PGD().adapted(replace(moved, detector=quiet)).adaptation == "detector in the loss, mean of 10 draws"
 
 
