@@ -11,7 +11,16 @@ from torch import Tensor
 
 from robustexplain.errors import FieldError
 from robustexplain.fields import Count, Eps, Fraction, Natural, NonNegative, Positive
-from robustexplain.objectives import AgreeSqueezed, EvadeSqueezing, Goal, MatchProbabilities, Misclassify, Objective
+from robustexplain.objectives import (
+    AgreeSqueezed,
+    EvadeSqueezing,
+    Goal,
+    MatchProbabilities,
+    Misclassify,
+    Objective,
+    Sum,
+)
+from robustexplain.objectives.evasion import evade
 from robustexplain.random_streams import Streams
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System, draws
@@ -120,12 +129,12 @@ class AdaptiveSqueezing(Attack):
     hinge form only where it exceeds the same share of the threshold. Without a goal class, the class of ``x_+`` is
     used, as in the code.
 
-    Squeezers and threshold are those of the system's feature-squeezing detector; the fields are used if the system has
-    none. Departures: the returned iterate is the best (nearest map among those that are misclassified with
-    ``confidence`` and raise no alarm), not the last; so is ``x_+``; an ``x_+`` that is not classified as wanted is
-    replaced by full confidence in the goal class, or without one in its likeliest class but the label; several bit
-    depths share the ``x_+`` of the coarsest; all hinges have weight ``evade``, where the code's two medians have 9 and
-    3.
+    Squeezers and thresholds are those of the system's feature-squeezing detectors; the fields are used if the system
+    has none. Other detectors beside them are evaded too, with weight ``evade``. Departures: the returned iterate is the
+    best (nearest map among those that are misclassified with ``confidence`` and raise no alarm), not the last; so is
+    ``x_+``; an ``x_+`` that is not classified as wanted is replaced by full confidence in the goal class, or without
+    one in its likeliest class but the label; several bit depths share the ``x_+`` of the coarsest; all hinges have
+    weight ``evade``, where the code's two medians have 9 and 3.
 
     Args:
         eps: L-infinity radius, in the units of ``[0, 1]`` pixels.
@@ -186,13 +195,19 @@ class AdaptiveSqueezing(Attack):
 
     def plan(self, system: System) -> Plan:
         """The search for ``x_+``, if a squeezer rounds; then ADV2's, with the penalties."""
-        used, threshold = self._squeezers(system)
+        known = self._squeezers(system)
+        used = tuple(squeezer for squeezers, _ in known for squeezer in squeezers)
         warm = round(self.steps * self.warm_start)
         update = SignStep(self.step_size)
         joint = ADV2(
             weight=self.weight, growth=self.growth, confidence=self.confidence, encoder_weight=self.encoder_weight
         ).objective(system)
-        total = joint + self._penalties(used, threshold)
+        total = joint + self._others(system)
+        for squeezers, threshold in known:
+            total = total + self._penalties(squeezers, threshold)
+        if self._first(used) is not None:
+            rounding = (t for squeezers, t in known if any(isinstance(s, BitDepth) for s in squeezers))
+            total = total + self.match * MatchProbabilities(0.75 * min(rounding) if self.penalty == "hinge" else 0.0)
         second = Search(
             Linf(self.eps),
             (Stage(Misclassify(), warm, update), Stage(total, self.steps - warm, update)),
@@ -201,13 +216,20 @@ class AdaptiveSqueezing(Attack):
         )
         return _TwoStageSearch(Linf(self.eps), self._first(used), second, len(used), self.adapt.draws)
 
-    def _squeezers(self, system: System) -> tuple[tuple[Transform, ...], float]:
+    def _squeezers(self, system: System) -> tuple[tuple[tuple[Transform, ...], float], ...]:
+        """The squeezers of each detector that squeezes, and its threshold."""
         # Several detectors on one system say at which threshold each raises the joint alarm.
         several = getattr(system.detector, "at_joint_alarm", None)
-        for detector in (system.detector,) if several is None else several():
-            if isinstance(detector, Squeezing):
-                return detector.squeezers, detector.threshold
-        return transforms(self.squeezers), self.threshold
+        detectors = (system.detector,) if several is None else several()
+        known = tuple((d.squeezers, d.threshold) for d in detectors if isinstance(d, Squeezing))
+        return known or ((transforms(self.squeezers), self.threshold),)
+
+    def _others(self, system: System) -> Objective:
+        """The terms of evading those of several detectors that do not squeeze."""
+        if system.detector is None or not hasattr(system.detector, "at_joint_alarm"):
+            return Sum()
+        terms = evade(system.detector, self.evade).terms()
+        return Sum(tuple((w, part) for w, part in terms if not isinstance(part, (AgreeSqueezed, EvadeSqueezing))))
 
     def _first(self, used: tuple[Transform, ...]) -> Search | None:
         depths = [s for s in used if isinstance(s, BitDepth)]
@@ -226,6 +248,4 @@ class AdaptiveSqueezing(Attack):
         agreeing = tuple(s for s, usable in zip(used, with_gradient, strict=True) if usable)
         if agreeing and not hinge:
             total = total + self.agree * AgreeSqueezed(agreeing)
-        if self._first(used) is not None:
-            total = total + self.match * MatchProbabilities(0.75 * threshold if hinge else 0.0)
         return total

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 import robustexplain as rx
 from robustexplain.attacks import ADV2, Adaptation, AdaptiveSqueezing, Attacked, SqueezedBox, random_classes
 from robustexplain.data import Data, stack, take
-from robustexplain.defenses import FeatureSqueezing, FeatureSqueezingDetector
+from robustexplain.defenses import AnyOf, FeatureSqueezing, FeatureSqueezingDetector
 from robustexplain.errors import FieldError, InputError
 from robustexplain.interpreters import CAM
 from robustexplain.metrics import L1
 from robustexplain.models import Classifier, with_transforms
-from robustexplain.objectives import AgreeSqueezed, EvadeSqueezing, Goal, MatchProbabilities, Observation
+from robustexplain.objectives import AgreeSqueezed, EvadeDetector, EvadeSqueezing, Goal, MatchProbabilities, Observation
 from robustexplain.random_streams import Streams
+from robustexplain.system import Detector
 from robustexplain.transforms import BitDepth, Median, NonLocalMeans, Squeezing, Transform, transform, transforms
 
 EPS = 0.125
@@ -301,9 +302,26 @@ def test_it_knows_the_squeezers_of_a_detector_that_stands_beside_another(trained
     alone = watch(trained, digits, ("bit-depth-2", "median-3"))
     both = FeatureSqueezing(("median-2",))(alone, take(digits.defense, 300))
     members = both.detector.at_joint_alarm()  # type: ignore[union-attr]
-    used, threshold = AdaptiveSqueezing(squeezers=("bit-depth-5",))._squeezers(both)
-    assert [squeezer.name for squeezer in used] == ["bit-depth-2", "median-3"]
-    assert threshold == members[0].threshold != detector_of(alone).threshold
+    known = AdaptiveSqueezing(squeezers=("bit-depth-5",))._squeezers(both)
+    assert [[s.name for s in squeezers] for squeezers, _ in known] == [["bit-depth-2", "median-3"], ["median-2"]]
+    assert [threshold for _, threshold in known] == [member.threshold for member in members]
+    assert known[0][1] != detector_of(alone).threshold
+
+
+def test_every_detector_of_several_is_evaded(trained: Classifier, digits: Data, quiet: Detector) -> None:
+    clean = take(digits.defense, 300)
+    both = FeatureSqueezing(("median-2",))(watch(trained, digits, ("bit-depth-2", "median-3")), clean)
+    squeezing = both.detector.detectors  # type: ignore[union-attr]
+    beside = replace(both, detector=AnyOf((*squeezing, quiet)).calibrated(stack(clean)[0], 0.1))
+    for penalty, kinds in (("agree", [0.0, 0.0]), ("hinge", [12.0, 12.0])):
+        attack = replace(ROUGH, penalty=penalty, rounding="both")
+        terms = [(w, getattr(part, "part", part)) for w, part in attack.plan(beside).aim.terms()]
+        hinges = [part for _, part in terms if isinstance(part, EvadeSqueezing)]
+        assert [[s.name for s in part.squeezers] for part in hinges] == [["bit-depth-2", "median-3"], ["median-2"]]
+        assert [part.weights[0] for part in hinges] == kinds
+        assert [w for w, part in terms if isinstance(part, EvadeDetector)] == [attack.evade]
+        slack = 0.0 if penalty == "agree" else 0.75 * hinges[0].threshold
+        assert [part.slack for _, part in terms if isinstance(part, MatchProbabilities)] == [slack]
 
 
 def test_the_squeezed_box_holds_squeezed_images_near_the_ball() -> None:
