@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from robustexplain.errors import FieldError
 from robustexplain.fields import Count, Eps, Fraction, Natural, NonNegative, Positive
-from robustexplain.objectives import AgreeSqueezed, EvadeSqueezing, Goal, MatchProbabilities, Misclassify, Objective
+from robustexplain.objectives import (
+    AgreeSqueezed,
+    EvadeSqueezing,
+    Goal,
+    MatchProbabilities,
+    Misclassify,
+    Objective,
+    Sum,
+)
+from robustexplain.objectives.evasion import evade
 from robustexplain.random_streams import Streams
 from robustexplain.registry import ATTACKS
-from robustexplain.system import System
+from robustexplain.system import System, draws
 from robustexplain.transforms import BitDepth, Squeezing, Transform, transforms
 
+from ..adaptive import Adaptation
 from ..base import Attack
-from ..search.directions import GradientDirection
 from ..search.loop import Plan, Search, SearchResult, Stage
 from ..search.surrogates import Surrogate, surrogate_for
 from ..search.updates import SignStep
@@ -63,12 +73,14 @@ class _TwoStageSearch(Plan):
         first: the search for ``x_+``; ``None`` where no squeezer rounds.
         second: the search for ``x_*``.
         squeezed_queries: squeezed inputs evaluated for each input of the joint stage.
+        draws: of the second search's directions.
     """
 
     threat: Threat
     first: Search | None
     second: Search
     squeezed_queries: int
+    draws: int = 1
 
     @property
     def aim(self) -> Objective:
@@ -86,7 +98,8 @@ class _TwoStageSearch(Plan):
                 goal = _towards(goal, system.model(squeezed.x))
             queries = squeezed.queries + 1
         found = self.second.run(system, goal, streams)
-        joint = found.queries - self.second.stages[0].steps * self.second.restarts
+        each = self.draws if draws(system.model) else 1
+        joint = found.queries - each * self.second.stages[0].steps * self.second.restarts
         return replace(found, queries=queries + found.queries + self.squeezed_queries * joint)
 
 
@@ -116,12 +129,12 @@ class AdaptiveSqueezing(Attack):
     hinge form only where it exceeds the same share of the threshold. Without a goal class, the class of ``x_+`` is
     used, as in the code.
 
-    Squeezers and threshold are those of the system's feature-squeezing detector; the fields are used if the system has
-    none. Departures: the returned iterate is the best (nearest map among those that are misclassified with
-    ``confidence`` and raise no alarm), not the last; so is ``x_+``; an ``x_+`` that is not classified as wanted is
-    replaced by full confidence in the goal class, or without one in its likeliest class but the label; several bit
-    depths share the ``x_+`` of the coarsest; all hinges have weight ``evade``, where the code's two medians have 9 and
-    3.
+    Squeezers and thresholds are those of the system's feature-squeezing detectors; the fields are used if the system
+    has none. Other detectors beside them are evaded too, with weight ``evade``. Departures: the returned iterate is the
+    best (nearest map among those that are misclassified with ``confidence`` and raise no alarm), not the last; so is
+    ``x_+``; an ``x_+`` that is not classified as wanted is replaced by full confidence in the goal class, or without
+    one in its likeliest class but the label; several bit depths share the ``x_+`` of the coarsest; all hinges have
+    weight ``evade``, where the code's two medians have 9 and 3.
 
     Args:
         eps: L-infinity radius, in the units of ``[0, 1]`` pixels.
@@ -144,6 +157,7 @@ class AdaptiveSqueezing(Attack):
         surrogate: replaces the rectifiers while gradients are computed: ``auto`` is ADV2's ``h(z)``, which does not
             change the predictions that must agree, for gradient maps and none otherwise.
         restarts: number of runs, of which the best counts; all but the first begin at random.
+        adapt: to rounding and randomness; its ``evade`` stays 0, because the penalties are the detector's terms.
     """
 
     eps: Eps = 0.031
@@ -164,6 +178,7 @@ class AdaptiveSqueezing(Attack):
     encoder_weight: NonNegative = 0.1
     surrogate: Surrogate = "auto"
     restarts: Count = 1
+    adapt: Adaptation = field(default_factory=Adaptation)
 
     needs_maps: ClassVar[bool] = True
 
@@ -171,31 +186,50 @@ class AdaptiveSqueezing(Attack):
         super().__post_init__()
         object.__setattr__(self, "squeezers", tuple(self.squeezers))
         transforms(self.squeezers)
+        if self.adapt.evade:
+            problem = f"must be 0: the penalties evade the detector, with weight evade; got {self.adapt.evade!r}"
+            raise FieldError("AdaptiveSqueezing", "adapt.evade", problem)
+
+    def _changes(self, system: System) -> dict[str, Any]:
+        return {"adapt": replace(self.adapt.to(system), evade=0.0)}
 
     def plan(self, system: System) -> Plan:
         """The search for ``x_+``, if a squeezer rounds; then ADV2's, with the penalties."""
-        used, threshold = self._squeezers(system)
+        known = self._squeezers(system)
+        used = tuple(squeezer for squeezers, _ in known for squeezer in squeezers)
         warm = round(self.steps * self.warm_start)
         update = SignStep(self.step_size)
         joint = ADV2(
             weight=self.weight, growth=self.growth, confidence=self.confidence, encoder_weight=self.encoder_weight
         ).objective(system)
-        total = joint + self._penalties(used, threshold)
+        total = joint + self._others(system)
+        for squeezers, threshold in known:
+            total = total + self._penalties(squeezers, threshold)
+        if self._first(used) is not None:
+            rounding = (t for squeezers, t in known if any(isinstance(s, BitDepth) for s in squeezers))
+            total = total + self.match * MatchProbabilities(0.75 * min(rounding) if self.penalty == "hinge" else 0.0)
         second = Search(
             Linf(self.eps),
             (Stage(Misclassify(), warm, update), Stage(total, self.steps - warm, update)),
-            GradientDirection(surrogate_for(system.interpreter, self.surrogate)),
+            self.adapt.direction(surrogate_for(system.interpreter, self.surrogate)),
             restarts=self.restarts,
         )
-        return _TwoStageSearch(Linf(self.eps), self._first(used), second, len(used))
+        return _TwoStageSearch(Linf(self.eps), self._first(used), second, len(used), self.adapt.draws)
 
-    def _squeezers(self, system: System) -> tuple[tuple[Transform, ...], float]:
+    def _squeezers(self, system: System) -> tuple[tuple[tuple[Transform, ...], float], ...]:
+        """The squeezers of each detector that squeezes, and its threshold."""
         # Several detectors on one system say at which threshold each raises the joint alarm.
         several = getattr(system.detector, "at_joint_alarm", None)
-        for detector in (system.detector,) if several is None else several():
-            if isinstance(detector, Squeezing):
-                return detector.squeezers, detector.threshold
-        return transforms(self.squeezers), self.threshold
+        detectors = (system.detector,) if several is None else several()
+        known = tuple((d.squeezers, d.threshold) for d in detectors if isinstance(d, Squeezing))
+        return known or ((transforms(self.squeezers), self.threshold),)
+
+    def _others(self, system: System) -> Objective:
+        """The terms of evading those of several detectors that do not squeeze."""
+        if system.detector is None or not hasattr(system.detector, "at_joint_alarm"):
+            return Sum()
+        terms = evade(system.detector, self.evade).terms()
+        return Sum(tuple((w, part) for w, part in terms if not isinstance(part, (AgreeSqueezed, EvadeSqueezing))))
 
     def _first(self, used: tuple[Transform, ...]) -> Search | None:
         depths = [s for s in used if isinstance(s, BitDepth)]
@@ -203,16 +237,15 @@ class AdaptiveSqueezing(Attack):
             return None
         coarsest = min(depths, key=lambda s: s.bits)
         stage = Stage(Misclassify(), self.squeezed_steps, SignStep(coarsest.step))
-        return Search(SqueezedBox(self.eps, coarsest.bits), (stage,))
+        return Search(SqueezedBox(self.eps, coarsest.bits), (stage,), self.adapt.direction())
 
     def _penalties(self, used: tuple[Transform, ...], threshold: float) -> Objective:
-        with_gradient = [not s.rounds or self.rounding != "two-stage" for s in used]
+        # x_+ stands for bit depth alone: other rounding squeezers have no other gradient than straight-through.
+        with_gradient = [not isinstance(s, BitDepth) or self.rounding != "two-stage" for s in used]
         hinge = self.penalty == "hinge"
         weights = tuple(self.evade if usable and hinge else 0.0 for usable in with_gradient)
         total: Objective = EvadeSqueezing(used, weights, threshold)
         agreeing = tuple(s for s, usable in zip(used, with_gradient, strict=True) if usable)
         if agreeing and not hinge:
             total = total + self.agree * AgreeSqueezed(agreeing)
-        if self._first(used) is not None:
-            total = total + self.match * MatchProbabilities(0.75 * threshold if hinge else 0.0)
         return total

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from robustexplain import maps as ops
+from robustexplain.autograd.straight_through import straight_through
+from robustexplain.errors import FieldError, InputError
 from robustexplain.fields import Count, NonNegative
 from robustexplain.objectives import Goal, Margin, Objective, margin
-from robustexplain.random_streams import Streams
+from robustexplain.random_streams import Streams, derive
 from robustexplain.registry import ATTACKS
-from robustexplain.system import System
+from robustexplain.system import System, draws
 
+from ..adaptive import Adaptation
 from ..base import Attack
 from ..search.loop import Plan, SearchResult
 from ..threat import Threat
@@ -33,6 +37,7 @@ class _LinearisedBoundaries(Plan):
     norm: Literal["l2", "linf"]
     overshoot: float
     candidates: int
+    adapt: Adaptation
 
     @property
     def aim(self) -> Objective:
@@ -40,7 +45,9 @@ class _LinearisedBoundaries(Plan):
 
     @property
     def summary(self) -> str:
-        return f"linearised boundaries, {self.norm}"
+        return ", ".join(
+            part for part in (f"linearised boundaries, {self.norm}", self.adapt.direction().summary) if part
+        )
 
     def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         x, total = goal.x.clone(), torch.zeros_like(goal.x)
@@ -59,11 +66,24 @@ class _LinearisedBoundaries(Plan):
             live = behind >= 0
             if number == self.steps or not bool(live.any()):
                 break
+            if self.adapt != Adaptation():
+                rows, rivals, live = rows[live], rivals[live], live[live]
+                leaf, here = x[rows].requires_grad_(), goal.select(rows)
+                logits, shown = self._differentiable(system, leaf, number)
+                queries[rows] += shown
             move = self._move(logits, leaf, here, rivals, live)
             rows, rivals = rows[live], rivals[live]
             total[rows] += move
             x[rows] = self.threat.project(goal.x[rows], goal.x[rows] + (1 + self.overshoot) * total[rows])
         return SearchResult.of(x, queries, (lowest >= first) & (lowest >= 0))
+
+    def _differentiable(self, system: System, leaf: Tensor, number: int) -> tuple[Tensor, int]:
+        """The mean logits of the draws, straight through rounding if the adaptation says so, and their number."""
+        several = self.adapt.draws if draws(system.model) else 1
+        seeds = (derive(number, "redraw", draw) for draw in range(several))
+        systems = [system] if several == 1 else [system.redrawn(seed) for seed in seeds]
+        with straight_through() if self.adapt.straight else nullcontext():
+            return torch.stack([drawn.model(leaf) for drawn in systems]).mean(0), several
 
     def _rivals(self, logits: Tensor, goal: Goal) -> Tensor:
         """``[B, k]``: the classes whose boundaries are considered."""
@@ -107,13 +127,31 @@ class DeepFool(Attack):
         norm: ``l2`` or ``linf``, of the change.
         overshoot: ``eta``.
         candidates: number of classes considered, label included: those with the largest logits at the start.
+        adapt: to rounding and randomness, of which each step then looks at the adapted logits too; ``evade`` is 0.
     """
 
     steps: Count = 50
     norm: Literal["l2", "linf"] = "l2"
     overshoot: NonNegative = 0.02
     candidates: Count = 10
+    adapt: Adaptation = field(default_factory=Adaptation)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adapt.evade:
+            problem = f"must be 0: there is no loss to which a detector could be added; got {self.adapt.evade!r}"
+            raise FieldError("DeepFool", "adapt.evade", problem)
+
+    def _changes(self, system: System) -> dict[str, Any]:
+        return {"adapt": replace(self.adapt.to(system), evade=0.0)}
 
     def plan(self, system: System) -> Plan:
-        """Steps to linearised boundaries."""
-        return _LinearisedBoundaries(Box(), self.steps, self.norm, self.overshoot, max(2, self.candidates))
+        """Steps to linearised boundaries.
+
+        Raises:
+            InputError: more than one draw, and nothing in the system is random.
+        """
+        if self.adapt.draws > 1 and not system.random:
+            raise InputError(f"draws={self.adapt.draws}: nothing in this system is random; use draws=1")
+        candidates = max(2, self.candidates)
+        return _LinearisedBoundaries(Box(), self.steps, self.norm, self.overshoot, candidates, self.adapt)

@@ -16,7 +16,7 @@ from robustexplain.autograd.rectifiers import Smooth, Softplus, swapped
 from robustexplain.autograd.straight_through import straight_through
 from robustexplain.errors import InputError, NotDifferentiableError, ZeroDirectionWarning, ZeroMapGradientWarning
 from robustexplain.fields import Count, Positive, check_fields
-from robustexplain.objectives import Goal, Objective, Observation, needs_of, sum_losses
+from robustexplain.objectives import Goal, Objective, Observation, Weight, needs_of, sum_losses
 from robustexplain.random_streams import Streams, derive
 from robustexplain.system import System, draws
 
@@ -102,6 +102,10 @@ class Direction(ABC):
     zero_warning: ClassVar[type[Warning]] = ZeroDirectionWarning
     """The category of that warning."""
 
+    def zero_reason(self, objective: Objective) -> tuple[str, type[Warning]]:
+        """Why ``zero_direction`` is true for the last stage's ``objective``, and the warning's category."""
+        return self.zero_means, self.zero_warning
+
     @property
     @abstractmethod
     def summary(self) -> str:
@@ -144,6 +148,12 @@ def as_surrogate(surrogate: Smooth | BetaSchedule | None, straight: bool, progre
         yield
 
 
+_FLAT_PREDICTION = (
+    "the gradient of the prediction is exactly zero. Is there rounding in front of the model (go straight through it: "
+    "adapt.straight), or is the model so confident that its cross-entropy underflows (use an attack on the margin)?"
+)
+
+
 @dataclass(frozen=True)
 class GradientDirection(Direction):
     """The gradient by one backward pass, of the system itself or of a surrogate for it.
@@ -166,6 +176,10 @@ class GradientDirection(Direction):
         "through it (adapt.straight)"
     )
     zero_warning: ClassVar[type[Warning]] = ZeroMapGradientWarning
+
+    def zero_reason(self, objective: Objective) -> tuple[str, type[Warning]]:
+        """The map's gradient, or that of the prediction where the objective has no maps."""
+        return super().zero_reason(objective) if _map_terms(objective) else (_FLAT_PREDICTION, ZeroDirectionWarning)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -210,6 +224,9 @@ class GradientDirection(Direction):
                     "the loss carries no gradient to the input: the model's graph is detached (no_grad, NumPy or "
                     "integers inside?); wrap such a step in StraightThrough, or use a search without gradients"
                 )
+        if check and not _map_terms(context.objective):
+            with torch.no_grad():
+                zero = (gradient.flatten(1) == 0).all(1) & ~context.objective.met(seen, context.goal)
         real = self.surrogate is None and not self.straight
         return DirectionResult(gradient, loss.detach(), seen if real else None, zero, 1)
 
@@ -301,8 +318,7 @@ def _redrawn(context: StepContext, draw: int) -> StepContext:
 
 def _zero_map_gradient(context: StepContext, seen: Observation, variable: Tensor) -> Tensor:
     """``[B]`` bool: where the gradient of the map terms is exactly zero and their loss is not at its least value."""
-    terms = context.objective.terms()
-    map_terms = tuple((w, part) for w, part in terms if "maps" in part.needs and not part.constraint)
+    map_terms = _map_terms(context.objective)
     if not map_terms:
         return torch.zeros_like(context.goal.label, dtype=torch.bool)
     loss = sum_losses(map_terms, seen, context.goal)
@@ -317,6 +333,10 @@ def _zero_map_gradient(context: StepContext, seen: Observation, variable: Tensor
             "come of it; does the model overflow on this input, or in this precision?"
         )
     return (gradient.flatten(1).abs().amax(1) == 0) & (loss.detach() > sum(part.least for _, part in map_terms))
+
+
+def _map_terms(objective: Objective) -> tuple[tuple[Weight, Objective], ...]:
+    return tuple((w, part) for w, part in objective.terms() if "maps" in part.needs and not part.constraint)
 
 
 def _grad_or_none(loss: Tensor, variable: Tensor, *, again: bool = True) -> Tensor | None:

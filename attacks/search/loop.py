@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustexplain.fields import Count, Fraction, Natural, check_fields
 from robustexplain.interpreters import unchecked
-from robustexplain.objectives import Goal, Objective, Observation
+from robustexplain.objectives import Goal, Objective, Observation, needs_of
 from robustexplain.random_streams import Streams
 from robustexplain.registry import OBJECTIVES
 from robustexplain.system import System
@@ -203,8 +203,9 @@ class Search(Plan):
             found = self._run(system, goal, streams)
         if bool(found.zero_direction.any()):
             count = f"{int(found.zero_direction.sum())} of {len(found.zero_direction)} samples"
-            message = f"the attack moves nowhere for {count}, which looks like robustness: {self.direction.zero_means}"
-            warnings.warn(message, self.direction.zero_warning, stacklevel=4)
+            reason, category = self.direction.zero_reason(self.aim)
+            message = f"the attack moves nowhere for {count}, which looks like robustness: {reason}"
+            warnings.warn(message, category, stacklevel=4)
         return found
 
     def _run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
@@ -236,7 +237,8 @@ class Search(Plan):
             context = live.context(system, stage.objective, step / max(stage.steps - 1, 1))
             found = self.direction(context, live.variable, step == 0)
             live.uncounted_queries += found.queries
-            if step == 0:
+            # A warm start on the prediction without a direction is no failure: the stage after it may have one.
+            if step == 0 and (best is not None or "maps" in needs_of(stage.objective)):
                 record.zero_direction[live.rows] |= found.zero_direction
             gradient = found.gradient
             if best is not None:

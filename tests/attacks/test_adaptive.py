@@ -21,6 +21,7 @@ from robustexplain.attacks import (
     Adaptation,
     DeepFool,
     Dombrowski,
+    FeatureDeletion,
     GradientDirection,
     HidingPatch,
     Linf,
@@ -81,10 +82,11 @@ def test_plain_pgd_stalls_on_rounding_and_says_so_and_straight_through_it_succee
     goal = random_classes(x, y, 10)
     model = Rounding(trained, rounded)
     plain = PGD(EPS, 20, 0.02)
-    stuck, through = (
-        plain(system(model), x, y, goal),
-        replace(plain, adapt=Adaptation(straight=True))(system(model), x, y, goal),
-    )
+    with pytest.warns(ZeroDirectionWarning, match=r"gradient of the prediction is exactly zero.*adapt.straight"):
+        stuck = plain(system(model), x, y, goal)
+    through = replace(plain, adapt=Adaptation(straight=True))(system(model), x, y, goal)
+    assert torch.equal(stuck.zero_direction, model(x).argmax(1) != goal)
+    assert not bool(through.zero_direction.any())
     assert bool(stuck.stalled[~stuck.success].all())
     assert float(stuck.success.float().mean()) < 0.1
     assert torch.equal(stuck.x, x)
@@ -150,6 +152,21 @@ def test_an_error_inside_leaves_rounding_as_it_was() -> None:
 def test_a_module_that_changes_the_shape_cannot_be_gone_through() -> None:
     with pytest.raises(InputError, match=r"keeps the shape \[2, 3\], got \[2, 6\]"):
         StraightThrough(nn.Linear(3, 6))(torch.rand(2, 3))
+
+
+def test_deepfool_goes_straight_through_rounding(trained: Classifier, judged: tuple[Tensor, Tensor]) -> None:
+    model = with_transforms(trained, ["bit-depth-4"])
+    right = model(judged[0]).argmax(1) == judged[1]
+    x, y = judged[0][right][:8], judged[1][right][:8]
+    behind = rx.System(model, CAM(model))
+    attack = DeepFool(overshoot=0.5)
+    assert not bool(attack(behind, x, y).success.any())
+    found = attack.adapted(behind)(behind, x, y)
+    assert float(found.success.float().mean()) >= 0.75
+    # Each step looks at the logits and at their straight-through form; the last look ends it.
+    assert set((found.queries[found.success] % 2).tolist()) == {1}
+    with pytest.raises(InputError, match=r"adapt\.evade must be 0"):
+        DeepFool(adapt=Adaptation(evade=1.0))
 
 
 # --- in expectation over randomness ---
@@ -238,8 +255,9 @@ def test_an_adaptation_sets_what_the_system_calls_for_and_nothing_that_is_set(
         assert attack.adapted(watched).adapt == Adaptation(evade=evade)
         chosen = Adaptation(evade=0.3, draws=4, straight=True)
         assert replace(attack, adapt=chosen).adapted(replace(noisy, detector=quiet)).adapt == chosen
-    assert not DeepFool.adapts
-    assert DeepFool().adapted(coarse).adaptation == "nothing to adapt"
+    assert not FeatureDeletion.adapts
+    assert FeatureDeletion().adapted(coarse).adaptation == "nothing to adapt"
+    assert DeepFool().adapted(replace(coarse, detector=quiet)).adapt == Adaptation(straight=True)
     assert PGD().adapted(replace(moved, detector=quiet)).adaptation == "detector in the loss, mean of 10 draws"
 
 
@@ -336,7 +354,7 @@ def test_every_attack_that_adapts_runs_against_a_detector_and_a_classifier_that_
     defended = rx.System(model, GradCAM(model), quiet)
     x = grey[:2]
     y = model(x).argmax(1)
-    known = {"steps": 3, "search_steps": 2, "batch_size": 2, "adapt": Adaptation(draws=2)}
+    known = {"steps": 3, "search_steps": 2, "squeezed_steps": 2, "batch_size": 2, "adapt": Adaptation(draws=2)}
     built = ATTACKS.get(name).build()
     attack = replace(built, **{f.name: known[f.name] for f in fields(built) if f.name in known})
     attack = attack.adapted(defended)

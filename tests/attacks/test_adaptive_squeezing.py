@@ -15,15 +15,16 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 import robustexplain as rx
-from robustexplain.attacks import ADV2, AdaptiveSqueezing, Attacked, SqueezedBox, random_classes
+from robustexplain.attacks import ADV2, Adaptation, AdaptiveSqueezing, Attacked, SqueezedBox, random_classes
 from robustexplain.data import Data, stack, take
-from robustexplain.defenses import FeatureSqueezing, FeatureSqueezingDetector
+from robustexplain.defenses import AnyOf, FeatureSqueezing, FeatureSqueezingDetector
 from robustexplain.errors import FieldError, InputError
 from robustexplain.interpreters import CAM
 from robustexplain.metrics import L1
-from robustexplain.models import Classifier
-from robustexplain.objectives import AgreeSqueezed, EvadeSqueezing, Goal, MatchProbabilities, Observation
+from robustexplain.models import Classifier, with_transforms
+from robustexplain.objectives import AgreeSqueezed, EvadeDetector, EvadeSqueezing, Goal, MatchProbabilities, Observation
 from robustexplain.random_streams import Streams
+from robustexplain.system import Detector
 from robustexplain.transforms import BitDepth, Median, NonLocalMeans, Squeezing, Transform, transform, transforms
 
 EPS = 0.125
@@ -301,9 +302,26 @@ def test_it_knows_the_squeezers_of_a_detector_that_stands_beside_another(trained
     alone = watch(trained, digits, ("bit-depth-2", "median-3"))
     both = FeatureSqueezing(("median-2",))(alone, take(digits.defense, 300))
     members = both.detector.at_joint_alarm()  # type: ignore[union-attr]
-    used, threshold = AdaptiveSqueezing(squeezers=("bit-depth-5",))._squeezers(both)
-    assert [squeezer.name for squeezer in used] == ["bit-depth-2", "median-3"]
-    assert threshold == members[0].threshold != detector_of(alone).threshold
+    known = AdaptiveSqueezing(squeezers=("bit-depth-5",))._squeezers(both)
+    assert [[s.name for s in squeezers] for squeezers, _ in known] == [["bit-depth-2", "median-3"], ["median-2"]]
+    assert [threshold for _, threshold in known] == [member.threshold for member in members]
+    assert known[0][1] != detector_of(alone).threshold
+
+
+def test_every_detector_of_several_is_evaded(trained: Classifier, digits: Data, quiet: Detector) -> None:
+    clean = take(digits.defense, 300)
+    both = FeatureSqueezing(("median-2",))(watch(trained, digits, ("bit-depth-2", "median-3")), clean)
+    squeezing = both.detector.detectors  # type: ignore[union-attr]
+    beside = replace(both, detector=AnyOf((*squeezing, quiet)).calibrated(stack(clean)[0], 0.1))
+    for penalty, kinds in (("agree", [0.0, 0.0]), ("hinge", [12.0, 12.0])):
+        attack = replace(ROUGH, penalty=penalty, rounding="both")
+        terms = [(w, getattr(part, "part", part)) for w, part in attack.plan(beside).aim.terms()]
+        hinges = [part for _, part in terms if isinstance(part, EvadeSqueezing)]
+        assert [[s.name for s in part.squeezers] for part in hinges] == [["bit-depth-2", "median-3"], ["median-2"]]
+        assert [part.weights[0] for part in hinges] == kinds
+        assert [w for w, part in terms if isinstance(part, EvadeDetector)] == [attack.evade]
+        slack = 0.0 if penalty == "agree" else 0.75 * hinges[0].threshold
+        assert [part.slack for _, part in terms if isinstance(part, MatchProbabilities)] == [slack]
 
 
 def test_the_squeezed_box_holds_squeezed_images_near_the_ball() -> None:
@@ -440,3 +458,36 @@ def test_every_input_that_is_shown_is_counted(blind: Bench) -> None:
             found = attack(blind.system, x, y, goal)
         # The door looks once at one image and once at all, the verdict once at all: no part of the search.
         assert sum(sizes) - 1 - 2 * 4 == int(found.queries.sum())
+
+
+@pytest.mark.parametrize("penalty", ["agree", "hinge"])
+def test_squeezing_by_jpeg_is_evaded_in_two_stage_attacks_too(penalty: Any, blind: Bench) -> None:
+    attack = replace(ROUGH, rounding="two-stage", squeezers=("jpeg-50", "bit-depth-1"), penalty=penalty)
+    terms = [part for _, part in attack.plan(blind.system).aim.terms()]
+    (evading,) = (part for part in terms if isinstance(part, EvadeSqueezing))
+    agreeing = [part.squeezers for part in terms if isinstance(part, AgreeSqueezed)]
+    assert evading.weights == ((0.0, 0.0) if penalty == "agree" else (attack.evade, 0.0))
+    assert [[s.name for s in squeezers] for squeezers in agreeing] == ([["jpeg-50"]] if penalty == "agree" else [])
+
+
+def test_it_goes_straight_through_rounding_in_front_of_the_model(
+    trained: Classifier, judged: tuple[Tensor, Tensor], digits: Data
+) -> None:
+    front = watch(with_transforms(trained, ["bit-depth-4"]), digits, ("median-3",))
+    x, y = judged[0][:6], judged[1][:6]
+    attack = replace(ROUGH, steps=8).adapted(front)
+    assert attack.adapt == Adaptation(straight=True), "the detector is evaded by the penalties"
+    plain = replace(ROUGH, steps=8)
+    assert torch.equal(plain(front, x, y).x, x)
+    assert not torch.equal(attack(front, x, y).x, x)
+    with pytest.raises(FieldError, match=r"adapt\.evade must be 0.*got 1"):
+        replace(attack, adapt=Adaptation(evade=1.0))
+
+
+def test_squeezed_inputs_are_counted_for_each_draw(trained: Classifier, judged: tuple[Tensor, Tensor]) -> None:
+    model = with_transforms(trained, ["resize-pad-2"])
+    moving = rx.System(model, CAM(model))
+    attack = replace(ROUGH, steps=4, squeezers=("median-3",), warm_start=0.5, adapt=Adaptation(draws=3))
+    found = attack(moving, judged[0][:2], judged[1][:2])
+    # Two warm steps of three draws; two more and two looks at the real system, each with its squeezed input.
+    assert found.queries.tolist() == [2 * 3 + 2 * (2 * 3 + 2)] * 2
