@@ -56,6 +56,10 @@ class AnyOf(Detector):
         """The classifiers that any of them watches."""
         return tuple(model for detector in self.detectors for model in systems.watched(detector))
 
+    def following(self, model: nn.Module, copy: nn.Module) -> Self:
+        """Each detector on ``copy``, where it can."""
+        return replace(self, detectors=tuple(systems.following(d, model, copy) for d in self.detectors))
+
     @torch.no_grad()
     def member_p_values(self, x: Tensor, seen: Explained | None = None) -> Tensor:
         """``[B, M]``: each detector's conformal p-value.

@@ -59,6 +59,13 @@ class Detector(ABC):
         model = getattr(self, "model", None)
         return () if model is None else (model,)
 
+    def following(self, model: nn.Module, copy: nn.Module) -> Self:
+        """The detector on ``copy``, which has the layers of ``model``, where it watches ``model``; by default itself.
+
+        So a detector is drawn again with a model that uses random draws.
+        """
+        return self
+
     def evasion(self, weight: float) -> Objective:
         """What an adversary who knows the detector adds to its loss: a hinge on the soft score.
 

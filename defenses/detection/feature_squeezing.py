@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from robustexplain.objectives import AgreeSqueezed, EvadeSqueezing, Objective
 from robustexplain.registry import DEFENSES, DETECTORS
@@ -30,6 +31,10 @@ class FeatureSqueezingDetector(Detector):
 
     model: nn.Module
     squeezers: tuple[Transform, ...]
+
+    def following(self, model: nn.Module, copy: nn.Module) -> Self:
+        """The same squeezers before ``copy``."""
+        return replace(self, model=copy) if self.model is model else self
 
     def distances(self, x: Tensor, *, straight: bool = False, logits: Tensor | None = None) -> Tensor:
         """``[B, M]``: ``||f(x) - f(psi_i(x))||_1`` for each squeezer, ``f`` the probabilities.

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import robustexplain as rx
+from robustexplain import system as systems
 from robustexplain.attacks import PGD
 from robustexplain.data import Data, stack, take
 from robustexplain.defenses import AnyOf, BetaSmoothing, Detector, DetectorDefense, FeatureSqueezing, XEnsemble
+from robustexplain.defenses.detection import FeatureSqueezingDetector
 from robustexplain.defenses.detection.detector import conformal_p_values, fingerprints
 from robustexplain.errors import InputError
 from robustexplain.interpreters import CAM, GradCAM, Gradient
@@ -28,6 +30,7 @@ from robustexplain.models import Classifier
 from robustexplain.objectives import AgreeSqueezed, EvadeDetector, EvadeSqueezing, Goal, Observation
 from robustexplain.system import Explained
 from robustexplain.training import Session, Training
+from robustexplain.transforms import transforms
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +53,22 @@ class Statistic(Detector):
 
 
 THREE = (Statistic("light"), Statistic("rough"), Statistic("left"))  # type: ignore[misc]
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed(Detector):
+    """Watches one model, and no copy of it."""
+
+    model: nn.Module
+
+    def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:
+        """``[B]``."""
+        return self.soft_score(x)
+
+    def soft_score(self, x: Tensor) -> Tensor:
+        """``[B]``."""
+        top: Tensor = self.model(x).amax(1)
+        return top
 
 
 class ShortDefense(DetectorDefense):
@@ -313,3 +332,26 @@ def test_an_adaptive_attack_evades_several_detectors(watched: Watched, judged: t
     print(f"alarms {float(blind.alarm.float().mean()):.2f} -> {float(aware.alarm.float().mean()):.2f}")
     assert float(aware.score.mean()) < float(blind.score.mean())  # type: ignore[union-attr]
     assert int(aware.alarm.sum()) < int(blind.alarm.sum())
+
+
+# --- random systems ---
+
+
+def test_detectors_are_drawn_again_with_the_model(watched: Watched, judged: tuple[Tensor, Tensor]) -> None:
+    x, y = judged[0][:4], judged[1][:4]
+    model = watched.one.model.with_transforms(["resize-pad-3"])  # type: ignore[operator]
+    kept = watched.one.detector.following(watched.one.model, model)  # type: ignore[union-attr]
+    squeezing = FeatureSqueezingDetector(model, transforms(("median-3",)))
+    for detector in (squeezing, kept, AnyOf((kept, squeezing)).calibrated(x.repeat(8, 1, 1, 1), 0.2)):
+        system = rx.System(model, CAM(model), detector)
+        other = system.redrawn(5)
+        assert not other.stale_detector
+        assert other.detector is not None
+        assert all(m is other.model for m in systems.watched(other.detector))
+        assert not torch.equal(other.detector.soft_score(x), detector.soft_score(x))
+        attack = PGD(0.125, 2, 0.06).adapted(system)
+        assert attack(system, x, y, (y + 1) % 10).x.shape == x.shape
+    # One that cannot follow stays with the deployed model, and the system says so.
+    fixed = rx.System(model, CAM(model), Fixed(model)).redrawn(5)
+    assert fixed.stale_detector
+    assert fixed.detector.model is model  # type: ignore[union-attr]
