@@ -57,8 +57,8 @@ class Detector(Protocol):
 
     If ``score`` has a second parameter ``seen``, the system passes its outputs for the same inputs (:class:`Explained`,
     of the predicted classes), so that they need not be computed again. The classifiers that a detector watches are its
-    ``models``, or its ``model``, if it has such an attribute. With a method ``following(model, copy)`` it watches a copy
-    of the model whose random draws are others.
+    ``models``, or its ``model``, if it has such an attribute. With a method ``following(model, copy)`` it can watch a
+    copy of the model with other random draws.
     """
 
     @property

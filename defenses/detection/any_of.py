@@ -56,6 +56,20 @@ class AnyOf(Detector):
         """The classifiers that any of them watches."""
         return tuple(model for detector in self.detectors for model in systems.watched(detector))
 
+    @property
+    def random(self) -> bool:
+        """Whether any of them uses random draws."""
+        return any(map(systems.draws, self.detectors))
+
+    @property
+    def rounds(self) -> bool:
+        """Whether any of them rounds, so that the derivative of its soft score is zero."""
+        return any(getattr(detector, "rounds", False) is True for detector in self.detectors)
+
+    def redrawn(self, seed: int) -> Self:
+        """With other random draws of those that use some."""
+        return replace(self, detectors=tuple(systems.redrawn(detector, seed) for detector in self.detectors))
+
     def following(self, model: nn.Module, copy: nn.Module) -> Self:
         """Each detector on ``copy``, where it can."""
         return replace(self, detectors=tuple(systems.following(d, model, copy) for d in self.detectors))
@@ -80,8 +94,9 @@ class AnyOf(Detector):
 
     def evasion(self, weight: float) -> Objective:
         """The sum of the detectors' evasions, at the thresholds at which each raises the joint alarm."""
-        parts = ((w, d, part) for d in self.at_joint_alarm() for w, part in evade(d, weight).terms())
-        return Sum(tuple((w, OfMember(d, part) if "score" in part.needs else part) for w, d, part in parts))
+        members = enumerate(self.at_joint_alarm())
+        parts = ((w, i, d, part) for i, d in members for w, part in evade(d, weight).terms())
+        return Sum(tuple((w, OfMember(i, d, part) if "score" in part.needs else part) for w, i, d, part in parts))
 
     def at_joint_alarm(self) -> tuple[systems.Detector, ...]:
         """The detectors, each with the thresholds above which it raises the joint alarm by itself."""
@@ -140,10 +155,12 @@ class OfMember(Objective):
     """An objective on the soft score of one detector among several.
 
     Args:
-        detector: gives the soft score.
+        index: of the detector among those of the system, which gives the soft score: drawn again, if the system is.
+        detector: gives it where the system has no such detector.
         part: the objective.
     """
 
+    index: int
     detector: systems.Detector
     part: Objective
 
@@ -163,10 +180,16 @@ class OfMember(Objective):
         return self.part.met(self._scored(seen), goal)
 
     def _scored(self, seen: Observation) -> Observation:
-        known: Tensor | None = seen.noted.get(self.detector)
+        detector = self._of(seen)
+        known: Tensor | None = seen.noted.get(detector)
         if known is None or (torch.is_grad_enabled() and not known.requires_grad):
-            known = seen.noted[self.detector] = self.detector.soft_score(seen.x)
+            known = seen.noted[detector] = detector.soft_score(seen.x)
         return replace(seen, score=known)
+
+    def _of(self, seen: Observation) -> systems.Detector:
+        several = None if seen.system is None else seen.system.detector
+        members = several.detectors[self.index : self.index + 1] if isinstance(several, AnyOf) else ()
+        return members[0] if members and type(members[0]) is type(self.detector) else self.detector
 
 
 def _flat(detectors: tuple[systems.Detector, ...]) -> Iterator[systems.Detector]:

@@ -19,6 +19,8 @@ from torch.utils.data import Dataset
 import robustexplain as rx
 from robustexplain import system as systems
 from robustexplain.attacks import PGD
+from robustexplain.attacks.search.directions import StepContext
+from robustexplain.attacks.threat import Linf
 from robustexplain.data import Data, stack, take
 from robustexplain.defenses import AnyOf, BetaSmoothing, Detector, DetectorDefense, FeatureSqueezing, XEnsemble
 from robustexplain.defenses.detection import FeatureSqueezingDetector
@@ -28,6 +30,7 @@ from robustexplain.interpreters import CAM, GradCAM, Gradient
 from robustexplain.interpreters.composed.base import same
 from robustexplain.models import Classifier
 from robustexplain.objectives import AgreeSqueezed, EvadeDetector, EvadeSqueezing, Goal, Observation
+from robustexplain.random_streams import Streams
 from robustexplain.system import Explained
 from robustexplain.training import Session, Training
 from robustexplain.transforms import transforms
@@ -53,6 +56,12 @@ class Statistic(Detector):
 
 
 THREE = (Statistic("light"), Statistic("rough"), Statistic("left"))  # type: ignore[misc]
+
+
+class Rounding(Statistic):
+    """Has no derivative of its own."""
+
+    rounds = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -355,3 +364,26 @@ def test_detectors_are_drawn_again_with_the_model(watched: Watched, judged: tupl
     fixed = rx.System(model, CAM(model), Fixed(model)).redrawn(5)
     assert fixed.stale_detector
     assert fixed.detector.model is model  # type: ignore[union-attr]
+
+
+def test_several_detectors_are_as_random_as_any_of_them(
+    watched: Watched, clean: Tensor, judged: tuple[Tensor, Tensor]
+) -> None:
+    x, y, model = judged[0][:4], judged[1][:4], watched.one.model
+    squeezing = FeatureSqueezingDetector(model, transforms(("median-3", "resize-pad-3")))
+    both = AnyOf((THREE[0], squeezing)).calibrated(clean[:40], 0.2)
+    assert both.random
+    assert not both.rounds
+    assert AnyOf((THREE[0], Rounding())).rounds
+    system = rx.System(model, CAM(model), both)
+    other, goal = system.redrawn(5), Goal(x, y)
+    again = other.detector.detectors[1]  # type: ignore[union-attr]
+    assert not torch.equal(again.soft_score(x), squeezing.soft_score(x))
+    # The adversary's loss, planned for the system, is that of the system drawn again.
+    _, on_squeezing = both.evasion(1.0).terms()
+    hinge = (again.soft_score(x) - both.at_joint_alarm()[1].soft_threshold + 0.1).clamp_min(0)
+    assert torch.equal(on_squeezing[1].loss(Observation(x, model(x), system=other), goal), hinge)
+    adapted = PGD(0.125, 2, 0.06).adapted(system)
+    assert adapted.adapt.draws > 1
+    context = StepContext(system, Linf(0.1), goal, both.evasion(1.0), Streams.of(x, 0, "test"), 0.0)
+    assert context.random
