@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from robustexplain import system as systems
-from robustexplain.errors import InputError
+from robustexplain.errors import FewScoresWarning, InputError
 from robustexplain.objectives import Goal, Objective, Observation, Sum
 from robustexplain.objectives.evasion import evade
 from robustexplain.registry import DETECTORS
@@ -127,9 +129,22 @@ class AnyOf(Detector):
         soft = torch.stack([in_batches(detector.soft_score, x, batch_size) for detector in self.detectors], 1)
         refuse_nan(clean, soft)
         calibrated = replace(self, clean=clean.cpu(), soft_clean=soft.cpu())
-        return calibrated._thresholds(
-            1 - conformal_p_values(clean, clean).amin(1), calibrated._largest_standardised(soft), false_alarms
-        )
+        # A clean input is not among those that it is compared with: a new one is not either.
+        joint = 1 - conformal_p_values(clean, clean, of_others=True).amin(1)
+        made = calibrated._thresholds(joint, calibrated._largest_standardised(soft), false_alarms)
+        return replace(made, threshold=min(made.threshold, self._highest(len(clean), false_alarms)))
+
+    def _highest(self, count: int, false_alarms: float) -> float:
+        """The threshold that a new input exceeds whose score by any detector exceeds all ``count`` clean ones."""
+        if 0 < false_alarms * count < len(self.detectors):
+            warnings.warn(
+                f"a joint alarm of {len(self.detectors)} detectors at {false_alarms:.2%} false alarms is calibrated on "
+                f"{count} clean inputs; it takes {math.ceil(len(self.detectors) / false_alarms)} for the highest score "
+                "of each to be such a share",
+                FewScoresWarning,
+                stacklevel=3,
+            )
+        return float(1 - torch.tensor(2.0) / (count + 1))
 
     @property
     def _reference(self) -> tuple[Tensor, Tensor]:

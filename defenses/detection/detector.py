@@ -136,14 +136,15 @@ class Detector(ABC):
         return x[kept]
 
 
-def conformal_p_values(scores: Tensor, clean: Tensor) -> Tensor:
+def conformal_p_values(scores: Tensor, clean: Tensor, *, of_others: bool = False) -> Tensor:
     """``(1 + #{i: clean_i >= score}) / (N + 1)`` for each of several scores (Vovk et al. 2005).
 
     Args:
         scores: ``[B, M]``.
         clean: ``[N, M]``, of inputs that no score was fitted to.
+        of_others: ``scores`` are among ``clean``, and none is counted for itself.
     """
-    above = (clean.to(scores.device)[None] >= scores[:, None]).sum(1)
+    above = (clean.to(scores.device)[None] >= scores[:, None]).sum(1) - int(of_others)
     return (1 + above).to(torch.float32) / (len(clean) + 1)
 
 

@@ -25,7 +25,7 @@ from robustexplain.data import Data, stack, take
 from robustexplain.defenses import AnyOf, BetaSmoothing, Detector, DetectorDefense, FeatureSqueezing, XEnsemble
 from robustexplain.defenses.detection import FeatureSqueezingDetector
 from robustexplain.defenses.detection.detector import conformal_p_values, fingerprints
-from robustexplain.errors import InputError
+from robustexplain.errors import FewScoresWarning, InputError
 from robustexplain.interpreters import CAM, GradCAM, Gradient
 from robustexplain.interpreters.composed.base import same
 from robustexplain.models import Classifier
@@ -56,6 +56,21 @@ class Statistic(Detector):
 
 
 THREE = (Statistic("light"), Statistic("rough"), Statistic("left"))  # type: ignore[misc]
+
+
+@dataclass(frozen=True, eq=False)
+class Column(Detector):
+    """A number of a row is its score."""
+
+    index: int
+
+    def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:
+        """``[B]``."""
+        return x[:, self.index]
+
+    def soft_score(self, x: Tensor) -> Tensor:
+        """``[B]``."""
+        return x[:, self.index]
 
 
 class Rounding(Statistic):
@@ -120,7 +135,8 @@ def test_several_detectors_together_ring_as_rarely_as_was_asked(
     both = AnyOf(THREE).calibrated(clean, false_alarms)
     low, high = interval(len(clean), len(fresh), false_alarms)
     # Less than one sample a detector is lost to ties: p-values are counts.
-    rung, allowed = int((both.score(clean) > both.threshold).sum()), math.floor(false_alarms * len(clean))
+    assert both.scores is not None
+    rung, allowed = int((both.scores > both.threshold).sum()), math.floor(false_alarms * len(clean))
     assert allowed - len(THREE) < rung <= allowed
     apart = torch.stack([d.score(fresh) > d.calibrated(clean, false_alarms).threshold for d in THREE], 1)
     alone = float(apart.any(1).float().mean())
@@ -129,6 +145,32 @@ def test_several_detectors_together_ring_as_rarely_as_was_asked(
     assert alone > high, "they are too much alike for this to show anything"
     soft = both.soft_score(fresh) > both.soft_threshold
     assert low <= float(soft.float().mean()) <= high
+
+
+@pytest.mark.parametrize(("size", "members", "asked", "most"), [(100, 3, 0.05, 0.055), (400, 4, 0.01, 0.0125)])
+def test_the_joint_alarm_is_as_rare_as_was_asked_on_new_inputs(
+    size: int, members: int, asked: float, most: float
+) -> None:
+    both, rng, rates = AnyOf(tuple(map(Column, range(members)))), torch.Generator().manual_seed(0), []
+    for _ in range(200):
+        made = both.calibrated(torch.rand(size, members, generator=rng), asked, size)
+        x = torch.rand(500, members, generator=rng)
+        rates.append(rate(made, x))
+        by_one = torch.stack([d.score(x) > d.threshold for d in made.at_joint_alarm()], 1).any(1)
+        assert torch.equal(by_one, made.score(x) > made.threshold)
+    mean = sum(rates) / len(rates)
+    print(f"{mean:.4f} of {asked}")
+    assert asked / 2 < mean <= most
+
+
+def test_too_few_inputs_for_a_joint_alarm_are_warned_about() -> None:
+    x = torch.rand(30, 2, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(FewScoresWarning, match=r"2 detectors at 5.00% false alarms is calibrated on 30 .* takes 40"):
+        both = AnyOf((Column(0), Column(1))).calibrated(x, 0.05)
+    # It can ring all the same: at a score above all clean ones.
+    for new in (torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])):
+        assert rate(both, new) == 1
+    assert rate(both, x) == 0
 
 
 def test_a_detector_in_another_place_is_calibrated_there(clean: Tensor, fresh: Tensor) -> None:
