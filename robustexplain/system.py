@@ -57,7 +57,8 @@ class Detector(Protocol):
 
     If ``score`` has a second parameter ``seen``, the system passes its outputs for the same inputs (:class:`Explained`,
     of the predicted classes), so that they need not be computed again. The classifiers that a detector watches are its
-    ``models``, or its ``model``, if it has such an attribute.
+    ``models``, or its ``model``, if it has such an attribute. With a method ``following(model, copy)`` it can watch a
+    copy of the model with other random draws.
     """
 
     @property
@@ -162,7 +163,8 @@ class System:
             return seen
         with torch.no_grad():
             score = scored(self.detector, x, seen if target is None else None)
-        return replace(seen, score=score, alarm=score > self.detector.threshold)
+        # A score that is NaN raises the alarm: it compares as neither above nor below.
+        return replace(seen, score=score, alarm=~(score <= self.detector.threshold))
 
     @cached_property
     def _modules(self) -> tuple[tuple[str, nn.Module], ...]:
@@ -261,13 +263,16 @@ class System:
     def redrawn(self, seed: int) -> System:
         """The system with other random draws, over which an adversary who does not know the seed averages.
 
-        A detector that uses the model keeps the deployed one with its draws, unless its ``random`` is true.
+        A detector that watches the model watches the redrawn one (its ``following``); one without ``following`` keeps
+        the deployed one with its draws, and ``stale_detector`` is true.
         """
         if not self.random:
             return self
-        model, interpreter = _redrawn(self.model, seed), _redrawn(self.interpreter, seed)
+        model, interpreter = redrawn(self.model, seed), redrawn(self.interpreter, seed)
         interpreter = interpreter if model is self.model else interpreter.with_shared_weights(model)
-        return replace(self, model=model, interpreter=interpreter, detector=_redrawn(self.detector, seed))
+        detector = following(redrawn(self.detector, seed), self.model, model)
+        stale = self.stale_detector or any(other is not model for other in watched(detector))
+        return replace(self, model=model, interpreter=interpreter, detector=detector, stale_detector=stale)
 
     def save(self, folder: str | Path) -> Path:
         """Write ``system.json``, ``weights.safetensors`` and further parts' files into ``folder``.
@@ -331,6 +336,20 @@ def watched(detector: Detector | None) -> tuple[nn.Module, ...]:
     return models if models is not None else (model,) if isinstance(model, nn.Module) else ()
 
 
+def following(detector: Any, model: nn.Module, copy: nn.Module) -> Any:
+    """The detector on ``copy``, which has the layers of ``model``, where it watches ``model``.
+
+    Itself where the models are one, or where it has no method ``following``.
+    """
+    follow = getattr(detector, "following", None)
+    return detector if follow is None or copy is model else follow(model, copy)
+
+
+def redrawn(part: Any, seed: int) -> Any:
+    """A part of a system with other random draws; itself where nothing is random."""
+    return part.redrawn(seed) if draws(part) else part
+
+
 def on_model(interpreter: Interpreter, model: nn.Module) -> Interpreter:
     """The interpreter and its parts, explaining another model of the same architecture."""
     return interpreter.on_model(model)
@@ -354,7 +373,3 @@ class _Random(Protocol):
 def draws(part: object) -> bool:
     """Whether a part of a system (model, interpreter, detector) is random by its own attribute."""
     return isinstance(part, _Random) and part.random is True
-
-
-def _redrawn(part: Any, seed: int) -> Any:
-    return part.redrawn(seed) if draws(part) else part

@@ -314,6 +314,16 @@ def test_scores_that_are_nan_give_no_threshold_and_no_curve() -> None:
             auc(clean, attacked)
 
 
+def test_a_score_that_is_nan_raises_the_alarm(tiny_model: nn.Module, grey: Tensor) -> None:
+    class Broken(Mean):
+        def score(self, x: Tensor) -> Tensor:
+            return torch.tensor([math.nan, 0.0, 2.0])
+
+    seen = System(tiny_model, Gradient(tiny_model), Broken())(grey[:1].repeat(3, 1, 1, 1))
+    assert seen.alarm is not None
+    assert seen.alarm.tolist() == [True, False, True]
+
+
 def test_few_scores_are_warned_about() -> None:
     with pytest.warns(FewScoresWarning, match=r"5\.00% false alarms is calibrated on 19 clean scores; it takes 20"):
         assert threshold_at(torch.arange(19.0), 0.05) == 18

@@ -65,7 +65,7 @@ class StepContext:
         """Whether the loss depends on random draws of the system or of the threat model."""
         needs, system = needs_of(self.objective), self.system
         parts = [system.model, *([system.interpreter] if "maps" in needs else [])]
-        parts += [system.detector] if "score" in needs else []
+        parts += [system.detector] if needs & {"score", "one detector's score"} else []
         return self.threat.random or any(map(draws, parts))
 
     def loss(self, seen: Observation) -> Tensor:

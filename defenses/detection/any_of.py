@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from robustexplain import system as systems
-from robustexplain.errors import InputError
+from robustexplain.errors import FewScoresWarning, InputError
 from robustexplain.objectives import Goal, Objective, Observation, Sum
 from robustexplain.objectives.evasion import evade
 from robustexplain.registry import DETECTORS
@@ -56,6 +58,24 @@ class AnyOf(Detector):
         """The classifiers that any of them watches."""
         return tuple(model for detector in self.detectors for model in systems.watched(detector))
 
+    @property
+    def random(self) -> bool:
+        """Whether any of them uses random draws."""
+        return any(map(systems.draws, self.detectors))
+
+    @property
+    def rounds(self) -> bool:
+        """Whether any of them rounds, so that the derivative of its soft score is zero."""
+        return any(getattr(detector, "rounds", False) is True for detector in self.detectors)
+
+    def redrawn(self, seed: int) -> Self:
+        """With other random draws of those that use some."""
+        return replace(self, detectors=tuple(systems.redrawn(detector, seed) for detector in self.detectors))
+
+    def following(self, model: nn.Module, copy: nn.Module) -> Self:
+        """Each detector on ``copy``, where it can."""
+        return replace(self, detectors=tuple(systems.following(d, model, copy) for d in self.detectors))
+
     @torch.no_grad()
     def member_p_values(self, x: Tensor, seen: Explained | None = None) -> Tensor:
         """``[B, M]``: each detector's conformal p-value.
@@ -76,8 +96,9 @@ class AnyOf(Detector):
 
     def evasion(self, weight: float) -> Objective:
         """The sum of the detectors' evasions, at the thresholds at which each raises the joint alarm."""
-        parts = ((w, d, part) for d in self.at_joint_alarm() for w, part in evade(d, weight).terms())
-        return Sum(tuple((w, OfMember(d, part) if "score" in part.needs else part) for w, d, part in parts))
+        members = enumerate(self.at_joint_alarm())
+        parts = ((w, i, d, part) for i, d in members for w, part in evade(d, weight).terms())
+        return Sum(tuple((w, OfMember(i, d, part) if "score" in part.needs else part) for w, i, d, part in parts))
 
     def at_joint_alarm(self) -> tuple[systems.Detector, ...]:
         """The detectors, each with the thresholds above which it raises the joint alarm by itself."""
@@ -108,9 +129,22 @@ class AnyOf(Detector):
         soft = torch.stack([in_batches(detector.soft_score, x, batch_size) for detector in self.detectors], 1)
         refuse_nan(clean, soft)
         calibrated = replace(self, clean=clean.cpu(), soft_clean=soft.cpu())
-        return calibrated._thresholds(
-            1 - conformal_p_values(clean, clean).amin(1), calibrated._largest_standardised(soft), false_alarms
-        )
+        # A clean input is not among those that it is compared with: a new one is not either.
+        joint = 1 - conformal_p_values(clean, clean, of_others=True).amin(1)
+        made = calibrated._thresholds(joint, calibrated._largest_standardised(soft), false_alarms)
+        return replace(made, threshold=min(made.threshold, self._highest(len(clean), false_alarms)))
+
+    def _highest(self, count: int, false_alarms: float) -> float:
+        """The threshold that a new input exceeds whose score by any detector exceeds all ``count`` clean ones."""
+        if 0 < false_alarms * count < len(self.detectors):
+            warnings.warn(
+                f"a joint alarm of {len(self.detectors)} detectors at {false_alarms:.2%} false alarms is calibrated on "
+                f"{count} clean inputs; it takes {math.ceil(len(self.detectors) / false_alarms)} for the highest score "
+                "of each to be such a share",
+                FewScoresWarning,
+                stacklevel=3,
+            )
+        return float(1 - torch.tensor(2.0) / (count + 1))
 
     @property
     def _reference(self) -> tuple[Tensor, Tensor]:
@@ -136,10 +170,12 @@ class OfMember(Objective):
     """An objective on the soft score of one detector among several.
 
     Args:
-        detector: gives the soft score.
+        index: of the detector among those of the system, which gives the soft score: drawn again, if the system is.
+        detector: gives it where the system has no such detector.
         part: the objective.
     """
 
+    index: int
     detector: systems.Detector
     part: Objective
 
@@ -159,10 +195,16 @@ class OfMember(Objective):
         return self.part.met(self._scored(seen), goal)
 
     def _scored(self, seen: Observation) -> Observation:
-        known: Tensor | None = seen.noted.get(self.detector)
+        detector = self._of(seen)
+        known: Tensor | None = seen.noted.get(detector)
         if known is None or (torch.is_grad_enabled() and not known.requires_grad):
-            known = seen.noted[self.detector] = self.detector.soft_score(seen.x)
+            known = seen.noted[detector] = detector.soft_score(seen.x)
         return replace(seen, score=known)
+
+    def _of(self, seen: Observation) -> systems.Detector:
+        several = None if seen.system is None else seen.system.detector
+        members = several.detectors[self.index : self.index + 1] if isinstance(several, AnyOf) else ()
+        return members[0] if members and type(members[0]) is type(self.detector) else self.detector
 
 
 def _flat(detectors: tuple[systems.Detector, ...]) -> Iterator[systems.Detector]:

@@ -59,6 +59,13 @@ class Detector(ABC):
         model = getattr(self, "model", None)
         return () if model is None else (model,)
 
+    def following(self, model: nn.Module, copy: nn.Module) -> Self:
+        """The detector on ``copy``, which has the layers of ``model``, where it watches ``model``; by default itself.
+
+        So a detector is drawn again with a model that uses random draws.
+        """
+        return self
+
     def evasion(self, weight: float) -> Objective:
         """What an adversary who knows the detector adds to its loss: a hinge on the soft score.
 
@@ -129,14 +136,15 @@ class Detector(ABC):
         return x[kept]
 
 
-def conformal_p_values(scores: Tensor, clean: Tensor) -> Tensor:
+def conformal_p_values(scores: Tensor, clean: Tensor, *, of_others: bool = False) -> Tensor:
     """``(1 + #{i: clean_i >= score}) / (N + 1)`` for each of several scores (Vovk et al. 2005).
 
     Args:
         scores: ``[B, M]``.
         clean: ``[N, M]``, of inputs that no score was fitted to.
+        of_others: ``scores`` are among ``clean``, and none is counted for itself.
     """
-    above = (clean.to(scores.device)[None] >= scores[:, None]).sum(1)
+    above = (clean.to(scores.device)[None] >= scores[:, None]).sum(1) - int(of_others)
     return (1 + above).to(torch.float32) / (len(clean) + 1)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from robustexplain.objectives import AgreeSqueezed, EvadeSqueezing, Objective
 from robustexplain.registry import DEFENSES, DETECTORS
@@ -30,6 +31,19 @@ class FeatureSqueezingDetector(Detector):
 
     model: nn.Module
     squeezers: tuple[Transform, ...]
+
+    @property
+    def random(self) -> bool:
+        """Whether a squeezer uses random draws."""
+        return any(s.random for s in self.squeezers)
+
+    def redrawn(self, seed: int) -> Self:
+        """With other random draws of its squeezers."""
+        return replace(self, squeezers=tuple(s.redrawn(seed) for s in self.squeezers))
+
+    def following(self, model: nn.Module, copy: nn.Module) -> Self:
+        """The same squeezers before ``copy``."""
+        return replace(self, model=copy) if self.model is model else self
 
     def distances(self, x: Tensor, *, straight: bool = False, logits: Tensor | None = None) -> Tensor:
         """``[B, M]``: ``||f(x) - f(psi_i(x))||_1`` for each squeezer, ``f`` the probabilities.
@@ -56,8 +70,11 @@ class FeatureSqueezingDetector(Detector):
     def evasion(self, weight: float) -> Objective:
         """The cross-entropy between predictions before and after squeezing (Zhang et al. 2020, section 4 Q3).
 
-        The score itself saturates on confident networks, and a hinge on it has no gradient.
+        The score itself saturates on confident networks, and a hinge on it has no gradient. With random squeezers it
+        is the hinge all the same: the score of a system drawn again has that system's draws.
         """
+        if self.random:
+            return super().evasion(weight)
         silent = EvadeSqueezing(self.squeezers, (0.0,) * len(self.squeezers), self.threshold)
         return silent + weight * AgreeSqueezed(self.squeezers)
 

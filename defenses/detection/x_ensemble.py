@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
+from typing_extensions import Self
 
 from robustexplain.attacks import PGD, Attack, random_classes
 from robustexplain.fields import Count
@@ -45,6 +46,11 @@ class XEnsembleDetector(Detector):
     def models(self) -> tuple[nn.Module, ...]:
         """The models that the interpreters explain."""
         return tuple(interpreter.model for interpreter in self.interpreters)
+
+    def following(self, model: nn.Module, copy: nn.Module) -> Self:
+        """The same networks and forest on the maps of ``copy``."""
+        interpreters = (i.with_shared_weights(copy) if i.model is model else i for i in self.interpreters)
+        return replace(self, interpreters=tuple(interpreters))
 
     def logits(self, x: Tensor, seen: Explained | None = None) -> Tensor:
         """``[B, M]``: each network's logit for its kind of map of ``x``; a map in ``seen`` is not computed again."""

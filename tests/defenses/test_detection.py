@@ -17,17 +17,23 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import robustexplain as rx
+from robustexplain import system as systems
 from robustexplain.attacks import PGD
+from robustexplain.attacks.search.directions import StepContext
+from robustexplain.attacks.threat import Linf
 from robustexplain.data import Data, stack, take
 from robustexplain.defenses import AnyOf, BetaSmoothing, Detector, DetectorDefense, FeatureSqueezing, XEnsemble
+from robustexplain.defenses.detection import FeatureSqueezingDetector
 from robustexplain.defenses.detection.detector import conformal_p_values, fingerprints
-from robustexplain.errors import InputError
+from robustexplain.errors import FewScoresWarning, InputError
 from robustexplain.interpreters import CAM, GradCAM, Gradient
 from robustexplain.interpreters.composed.base import same
 from robustexplain.models import Classifier
 from robustexplain.objectives import AgreeSqueezed, EvadeDetector, EvadeSqueezing, Goal, Observation
+from robustexplain.random_streams import Streams
 from robustexplain.system import Explained
 from robustexplain.training import Session, Training
+from robustexplain.transforms import transforms
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +56,43 @@ class Statistic(Detector):
 
 
 THREE = (Statistic("light"), Statistic("rough"), Statistic("left"))  # type: ignore[misc]
+
+
+@dataclass(frozen=True, eq=False)
+class Column(Detector):
+    """A number of a row is its score."""
+
+    index: int
+
+    def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:
+        """``[B]``."""
+        return x[:, self.index]
+
+    def soft_score(self, x: Tensor) -> Tensor:
+        """``[B]``."""
+        return x[:, self.index]
+
+
+class Rounding(Statistic):
+    """Has no derivative of its own."""
+
+    rounds = True
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed(Detector):
+    """Watches one model, and no copy of it."""
+
+    model: nn.Module
+
+    def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:
+        """``[B]``."""
+        return self.soft_score(x)
+
+    def soft_score(self, x: Tensor) -> Tensor:
+        """``[B]``."""
+        top: Tensor = self.model(x).amax(1)
+        return top
 
 
 class ShortDefense(DetectorDefense):
@@ -92,7 +135,8 @@ def test_several_detectors_together_ring_as_rarely_as_was_asked(
     both = AnyOf(THREE).calibrated(clean, false_alarms)
     low, high = interval(len(clean), len(fresh), false_alarms)
     # Less than one sample a detector is lost to ties: p-values are counts.
-    rung, allowed = int((both.score(clean) > both.threshold).sum()), math.floor(false_alarms * len(clean))
+    assert both.scores is not None
+    rung, allowed = int((both.scores > both.threshold).sum()), math.floor(false_alarms * len(clean))
     assert allowed - len(THREE) < rung <= allowed
     apart = torch.stack([d.score(fresh) > d.calibrated(clean, false_alarms).threshold for d in THREE], 1)
     alone = float(apart.any(1).float().mean())
@@ -101,6 +145,32 @@ def test_several_detectors_together_ring_as_rarely_as_was_asked(
     assert alone > high, "they are too much alike for this to show anything"
     soft = both.soft_score(fresh) > both.soft_threshold
     assert low <= float(soft.float().mean()) <= high
+
+
+@pytest.mark.parametrize(("size", "members", "asked", "most"), [(100, 3, 0.05, 0.055), (400, 4, 0.01, 0.0125)])
+def test_the_joint_alarm_is_as_rare_as_was_asked_on_new_inputs(
+    size: int, members: int, asked: float, most: float
+) -> None:
+    both, rng, rates = AnyOf(tuple(map(Column, range(members)))), torch.Generator().manual_seed(0), []
+    for _ in range(200):
+        made = both.calibrated(torch.rand(size, members, generator=rng), asked, size)
+        x = torch.rand(500, members, generator=rng)
+        rates.append(rate(made, x))
+        by_one = torch.stack([d.score(x) > d.threshold for d in made.at_joint_alarm()], 1).any(1)
+        assert torch.equal(by_one, made.score(x) > made.threshold)
+    mean = sum(rates) / len(rates)
+    print(f"{mean:.4f} of {asked}")
+    assert asked / 2 < mean <= most
+
+
+def test_too_few_inputs_for_a_joint_alarm_are_warned_about() -> None:
+    x = torch.rand(30, 2, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(FewScoresWarning, match=r"2 detectors at 5.00% false alarms is calibrated on 30 .* takes 40"):
+        both = AnyOf((Column(0), Column(1))).calibrated(x, 0.05)
+    # It can ring all the same: at a score above all clean ones.
+    for new in (torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])):
+        assert rate(both, new) == 1
+    assert rate(both, x) == 0
 
 
 def test_a_detector_in_another_place_is_calibrated_there(clean: Tensor, fresh: Tensor) -> None:
@@ -313,3 +383,49 @@ def test_an_adaptive_attack_evades_several_detectors(watched: Watched, judged: t
     print(f"alarms {float(blind.alarm.float().mean()):.2f} -> {float(aware.alarm.float().mean()):.2f}")
     assert float(aware.score.mean()) < float(blind.score.mean())  # type: ignore[union-attr]
     assert int(aware.alarm.sum()) < int(blind.alarm.sum())
+
+
+# --- random systems ---
+
+
+def test_detectors_are_drawn_again_with_the_model(watched: Watched, judged: tuple[Tensor, Tensor]) -> None:
+    x, y = judged[0][:4], judged[1][:4]
+    model = watched.one.model.with_transforms(["resize-pad-3"])  # type: ignore[operator]
+    kept = watched.one.detector.following(watched.one.model, model)  # type: ignore[union-attr]
+    squeezing = FeatureSqueezingDetector(model, transforms(("median-3",)))
+    for detector in (squeezing, kept, AnyOf((kept, squeezing)).calibrated(x.repeat(8, 1, 1, 1), 0.2)):
+        system = rx.System(model, CAM(model), detector)
+        other = system.redrawn(5)
+        assert not other.stale_detector
+        assert other.detector is not None
+        assert all(m is other.model for m in systems.watched(other.detector))
+        assert not torch.equal(other.detector.soft_score(x), detector.soft_score(x))
+        attack = PGD(0.125, 2, 0.06).adapted(system)
+        assert attack(system, x, y, (y + 1) % 10).x.shape == x.shape
+    # One that cannot follow stays with the deployed model, and the system says so.
+    fixed = rx.System(model, CAM(model), Fixed(model)).redrawn(5)
+    assert fixed.stale_detector
+    assert fixed.detector.model is model  # type: ignore[union-attr]
+
+
+def test_several_detectors_are_as_random_as_any_of_them(
+    watched: Watched, clean: Tensor, judged: tuple[Tensor, Tensor]
+) -> None:
+    x, y, model = judged[0][:4], judged[1][:4], watched.one.model
+    squeezing = FeatureSqueezingDetector(model, transforms(("median-3", "resize-pad-3")))
+    both = AnyOf((THREE[0], squeezing)).calibrated(clean[:40], 0.2)
+    assert both.random
+    assert not both.rounds
+    assert AnyOf((THREE[0], Rounding())).rounds
+    system = rx.System(model, CAM(model), both)
+    other, goal = system.redrawn(5), Goal(x, y)
+    again = other.detector.detectors[1]  # type: ignore[union-attr]
+    assert not torch.equal(again.soft_score(x), squeezing.soft_score(x))
+    # The adversary's loss, planned for the system, is that of the system drawn again.
+    _, on_squeezing = both.evasion(1.0).terms()
+    hinge = (again.soft_score(x) - both.at_joint_alarm()[1].soft_threshold + 0.1).clamp_min(0)
+    assert torch.equal(on_squeezing[1].loss(Observation(x, model(x), system=other), goal), hinge)
+    adapted = PGD(0.125, 2, 0.06).adapted(system)
+    assert adapted.adapt.draws > 1
+    context = StepContext(system, Linf(0.1), goal, both.evasion(1.0), Streams.of(x, 0, "test"), 0.0)
+    assert context.random
