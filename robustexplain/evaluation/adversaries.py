@@ -55,7 +55,9 @@ class Adversaries:
         owner = self._owner(target.model)
         if not attack.needs_maps and target.detector is None and owner is not None:
             where = f"on the classifier {owner}"
-        settings = files.digest([fingerprint(attack), column.goal_map])
+        # Which inputs are judged depends on all systems of the experiment: with one more, others may be.
+        judged = self.experiment.source.get("judged")
+        settings = files.digest([fingerprint(attack), column.goal_map, judged])
         return Job(f"{type(attack).__name__} {settings} {where}", attack, target)
 
     def failure(self, row: Row, column: Column) -> str | None:

@@ -398,3 +398,17 @@ def test_a_classifier_that_gets_other_inputs_right_makes_every_cell_anew(tmp_pat
     assert "other inputs are judged: 1 cells are made anew" in said
     with pytest.raises(RunMismatchError, match=r"evaluation\.targeted"):
         judge(tmp_path, {"a": plain}, columns, evaluation=replace(settings, targeted=False))
+
+
+def test_attacked_inputs_that_a_failed_call_left_are_not_taken_for_those_of_other_judged_inputs(tmp_path: Path) -> None:
+    class Broken(attacks.PGD):
+        def __call__(self, *args: Any, **given: Any) -> Any:
+            raise RuntimeError("out of memory")
+
+    plain, biased = (rx.System(m, interpreters.Gradient(m)) for m in (net(0), net(0)))
+    with torch.no_grad():
+        biased.model[3].bias[0] -= 0.1  # type: ignore[index]
+    pgd = attacks.PGD(eps=0.01, steps=1)
+    judge(tmp_path, {"a": plain}, {"pgd": pgd, "broken": Broken(steps=1)})
+    judge(tmp_path, {"a": plain, "b": biased}, {"pgd": pgd})
+    assert float(RunFolder(tmp_path).arrays("a", "pgd")["perturbation"].max()) < 0.0101
