@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -314,3 +315,43 @@ def test_a_fingerprint_sees_settings_weights_and_tensors_and_nothing_else(own: O
     smooth = [interpreters.Smoothed(model, interpreters.Gradient(model), Softplus(beta)) for beta in (1.0, 1.0, 2.0)]
     prints = [fingerprint(rx.System(model, each)) for each in smooth]
     assert prints[0] == prints[1] != prints[2]
+
+
+# ---- fingerprints ----
+
+
+def _times(k: float) -> Any:
+    return lambda x: k * x
+
+
+class _Scaled(nn.Module):
+    def __init__(self, k: float) -> None:
+        super().__init__()
+        self.k = k
+
+
+class _Slotted:
+    __slots__ = ("k",)
+
+    def __init__(self, k: float) -> None:
+        self.k = k
+
+
+def test_functions_and_modules_that_compute_different_things_have_different_fingerprints() -> None:
+    pairs = (
+        (lambda x: x, lambda x: -x),
+        (lambda x: torch.sin(x), lambda x: torch.cos(x)),
+        (lambda x, k=1: x, lambda x, k=2: x),
+        (_times(1.0), _times(2.0)),
+        (partial(max, 1), partial(max, 2)),
+        (partial(max, 1), partial(min, 1)),
+        (_Scaled(1.0), _Scaled(-1.0)),
+        (nn.Sequential(_Scaled(1.0)), nn.Sequential(_Scaled(-1.0))),
+        (_Slotted(1.0), _Slotted(2.0)),
+    )
+    for one, other in pairs:
+        assert fingerprint(one) != fingerprint(other)
+    for make in (_times, _Scaled, _Slotted, lambda k: partial(max, k)):
+        assert fingerprint(make(3.0)) == fingerprint(make(3.0))
+    with pytest.raises(InputError, match="cannot be told"):
+        fingerprint(i for i in range(3))
