@@ -116,6 +116,7 @@ class RunFolder:
             if not self._untouched():
                 self._refuse(before, now, experiment)
             (self.root / WEIGHTS).unlink(missing_ok=True)
+            shutil.rmtree(self.root / "systems", ignore_errors=True)
         else:
             self._empty()
         words = {"name": experiment.name, "seed": experiment.seed, "libraries": _libraries()}

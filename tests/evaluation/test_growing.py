@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import robustexplain as rx
-from robustexplain import attacks, interpreters, training
+from robustexplain import attacks, files, interpreters, training
 from robustexplain.errors import InputError, RobustExplainWarning, RunMismatchError
 from robustexplain.evaluation import Evaluation, Results, RunFolder, growing, matrix, run
+from robustexplain.evaluation.origins import Origins
 from robustexplain.models import build
 from robustexplain.progress import Silent
 from robustexplain.recipe import read
@@ -265,6 +266,35 @@ def test_a_run_that_failed_at_once_has_not_claimed_its_directory(
         patch.setattr(matrix, "check_data", lambda recipe: recipe.data.load())
         with pytest.raises(RunMismatchError, match=r"recipe: model\.weights"):
             run(wrong, out)
+
+
+def test_a_row_whose_training_starts_with_another_file_s_content_is_another(tmp_path: Path) -> None:
+    path, found = tmp_path / "start.safetensors", set()
+    for content in (b"one", b"two"):
+        path.write_bytes(content)
+        recipe = recipe_of(interpreters=f"[{RTS[:-1]}, start: '{path}'}}]")
+        found.add(Origins(recipe).row("rts"))
+    assert len(found) == 2
+
+
+def test_a_directory_that_another_recipe_takes_over_keeps_no_system_of_the_former(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [
+        "attacks=[clean]",
+        "interpreters=[cam]",
+        "defenses=[]",
+        "evaluation.only_correct=false",
+        "model.train=null",
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(matrix.Matrix, "_fill", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(read(TINY, [*given, "seed=1"]), tmp_path / "run")
+    grow(read(TINY, given), tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    saved = files.digest_tensors(rx.System.load(folder.system("cam")).model.state_dict())
+    assert saved == json.loads((folder.root / "weights.json").read_text())["classifier"]
 
 
 # ---- kills ----
