@@ -21,10 +21,14 @@ from robustexplain.autograd.rectifiers import Softplus
 from robustexplain.cli import app
 from robustexplain.errors import InputError, RobustExplainWarning, RunMismatchError
 from robustexplain.evaluation import Defended, Evaluation, RunFolder, matrix
+from robustexplain.evaluation.adversaries import Adversaries
 from robustexplain.evaluation.fingerprint import fingerprint
+from robustexplain.evaluation.origins import Origins
+from robustexplain.evaluation.prepared import Prepared
 from robustexplain.metrics import Spearman
 from robustexplain.objectives import Goal, Objective, Sum
 from robustexplain.random_streams import Streams
+from robustexplain.recipe.experiment import Experiment, Row
 
 SETTINGS = Evaluation(images=24, batch_size=8, bootstrap=100, pictures=1)
 USERS = """
@@ -355,3 +359,58 @@ def test_functions_and_modules_that_compute_different_things_have_different_fing
         assert fingerprint(make(3.0)) == fingerprint(make(3.0))
     with pytest.raises(InputError, match="cannot be told"):
         fingerprint(i for i in range(3))
+
+
+# ---- faults ----
+
+
+def test_differences_that_a_killed_call_did_not_come_to_are_made_by_the_next(
+    own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"systems": {"plain": own.plain, "other": (own.wrong, "plain")}, "attacks": {"clean": attacks.Clean()}}
+    measure = matrix.measure
+
+    def failing(trial: Any, *rest: Any) -> Any:
+        if trial.system is own.plain:
+            raise RuntimeError("out of memory")
+        return measure(trial, *rest)
+
+    def killed(summaries: Any) -> None:
+        if RunFolder(tmp_path).done("plain", "clean") is not None:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(matrix, "measure", failing)
+        judge(own, tmp_path, **given)
+    with monkeypatch.context() as patch:
+        patch.setattr(matrix.Summaries, "compare_late", killed)
+        with pytest.raises(KeyboardInterrupt):
+            judge(own, tmp_path, **given)
+    judge(own, tmp_path, **given)
+    cell = RunFolder(tmp_path).done("other", "clean")
+    assert cell is not None
+    assert "success" in cell["against_undefended"]
+
+
+def test_an_attack_that_cannot_be_adapted_to_a_system_leaves_a_hole_and_the_other_cells(
+    own: Own, tmp_path: Path
+) -> None:
+    class Odd(attacks.PGD):
+        def adapted(self, system: rx.System) -> Any:
+            raise InputError("cannot adapt to this")
+
+    given = {"clean": attacks.Clean(), "odd": (Odd(steps=1), "adaptive")}
+    judge(own, tmp_path, systems={"plain": own.plain}, attacks=given)
+    cell = RunFolder(tmp_path).read_cell("plain", "odd")
+    assert cell is not None
+    assert "cannot adapt to this" in cell["traceback"]
+    assert RunFolder(tmp_path).done("plain", "clean") is not None
+
+
+def test_a_defense_that_brings_its_interpreter_is_its_own_reference(own: Own) -> None:
+    row = Row("root", "root", "any", None, "root", "defense")
+    parts = {"columns": (), "metrics": {}, "evaluation": SETTINGS}
+    experiment = Experiment(name="", rows=(row,), **parts)
+    assert experiment.undefended(row) is row is experiment.reference(row)
+    adversaries = Adversaries(experiment, Prepared({"root": own.plain}), Origins(experiment))
+    assert adversaries.oblivious(row)[0] is own.plain
