@@ -65,7 +65,7 @@ class Adversaries:
             where = f"on the classifier {owner}"
         # Which inputs are judged depends on all systems of the experiment: with one more, others may be.
         judged = self.experiment.source.get("judged")
-        settings = files.digest([fingerprint(attack), column.goal_map, judged])
+        settings = files.digest([fingerprint(attack), column.goal_map, judged, *self.origins.pool(column)])
         return Job(f"{type(attack).__name__} {settings} {where}", attack, target)
 
     def failure(self, row: Row, column: Column) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..recipe.experiment import Column, Experiment, Row, foundation
+from ..recipe.experiment import Column, Experiment, Recipe, Row, foundation
 from ..recipe.rows import standing_on
 from .fingerprint import fingerprint
 
@@ -48,8 +48,15 @@ class Origins:
         if column.label not in self._columns:
             source = None if column.source is None else self.row(column.source)
             made = [fingerprint(column.attack), column.knowledge, column.goal_map, source]
-            self._columns[column.label] = files.digest(made)
+            self._columns[column.label] = files.digest([*made, *self.pool(column)])
         return self._columns[column.label]
+
+    def pool(self, column: Column) -> list[str]:
+        """Of the adversary's own inputs, where the column asks for them and the data set has no digest of its own."""
+        pool = self.experiment.source.get("pool")
+        if pool is None:
+            return []
+        return [pool] if column.goal_map == "random-class" or column.attack.needs_data else []
 
     def cell(self, row: Row, column: Column) -> dict[str, Any]:
         """What a cell's JSON keeps of what it was made of."""
@@ -78,4 +85,21 @@ def _started(settings: Any) -> str | None:
         return None
     path = Path(start).expanduser()
     path = path / "weights.safetensors" if path.is_dir() else path
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+    return _sha256(path) or "no file"
+
+
+def weights_file(experiment: Experiment) -> str | None:
+    """The SHA-256 of the file with a recipe's classifier's weights; ``None`` where there is none."""
+    if not isinstance(experiment, Recipe) or experiment.model.weights is None:
+        return None
+    return _sha256(Path(experiment.model.weights).expanduser())
+
+
+def _sha256(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            state.update(block)
+    return state.hexdigest()

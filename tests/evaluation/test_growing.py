@@ -297,6 +297,18 @@ def test_a_directory_that_another_recipe_takes_over_keeps_no_system_of_the_forme
     assert saved == json.loads((folder.root / "weights.json").read_text())["classifier"]
 
 
+def test_other_weights_in_the_same_file_are_refused_when_everything_is_finished(tmp_path: Path) -> None:
+    weights, given = tmp_path / "w.pth", ["attacks=[clean]", "interpreters=[cam]", "defenses=[]"]
+    recipe = read(TINY, [*given, "evaluation.only_correct=false", f"model={{name: small-cnn, weights: {weights}}}"])
+    model = build("small-cnn", num_classes=10, in_channels=1)
+    torch.save(model.state_dict(), weights)
+    grow(recipe, tmp_path / "run")
+    assert grow(recipe, tmp_path / "run") == ""
+    torch.save({name: value * 2 for name, value in model.state_dict().items()}, weights)
+    with pytest.raises(RunMismatchError, match="another classifier's weights"):
+        run(recipe, tmp_path / "run")
+
+
 # ---- kills ----
 
 

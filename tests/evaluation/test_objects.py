@@ -19,11 +19,13 @@ from robustexplain import attacks, defenses, interpreters
 from robustexplain.attacks import Attack, Plan, SearchResult
 from robustexplain.autograd.rectifiers import Softplus
 from robustexplain.cli import app
+from robustexplain.data import Data
 from robustexplain.errors import InputError, RobustExplainWarning, RunMismatchError
 from robustexplain.evaluation import Defended, Evaluation, RunFolder, matrix
 from robustexplain.evaluation.adversaries import Adversaries
 from robustexplain.evaluation.fingerprint import fingerprint
 from robustexplain.evaluation.origins import Origins
+from robustexplain.evaluation.own_data import Inputs
 from robustexplain.evaluation.prepared import Prepared
 from robustexplain.metrics import Spearman
 from robustexplain.objectives import Goal, Objective, Sum
@@ -414,3 +416,16 @@ def test_a_defense_that_brings_its_interpreter_is_its_own_reference(own: Own) ->
     assert experiment.undefended(row) is row is experiment.reference(row)
     adversaries = Adversaries(experiment, Prepared({"root": own.plain}), Origins(experiment))
     assert adversaries.oblivious(row)[0] is own.plain
+
+
+def test_an_attack_fitted_on_other_inputs_is_made_anew(own: Own, tmp_path: Path) -> None:
+    given = {"systems": {"plain": own.plain}, "attacks": {"uap": attacks.UAP(eps=0.2)}}
+    test, nothing = Inputs(own.x, tuple(own.y.tolist())), Inputs((), ())
+    found = []
+    for x, out in ((own.x, "run"), (1 - own.x, "run"), (1 - own.x, "fresh")):
+        part = Inputs(x, tuple(own.plain.model(x).argmax(1).tolist()))
+        data = Data("mine", ("0", "1", "2"), (1, 8, 8), nothing, part, test, "", ())
+        judge(own, tmp_path / out, data=data, evaluation=replace(SETTINGS, targeted=False), **given)
+        found.append(RunFolder(tmp_path / out).arrays("plain", "uap")["attacked_x"])
+    assert not torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[2])
