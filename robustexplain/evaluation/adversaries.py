@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -45,9 +46,16 @@ class Adversaries:
     def __init__(self, experiment: Experiment, prepared: Prepared, origins: Origins) -> None:
         self.experiment, self.prepared, self.origins = experiment, prepared, origins
         self._views: dict[str, tuple[System, str]] = {}
+        self._jobs: dict[tuple[str, str], Job] = {}
 
     def job(self, row: Row, column: Column) -> Job:
         """The job of the column's adversary when this row is deployed."""
+        key = row.label, column.label
+        if key not in self._jobs:
+            self._jobs[key] = self._job(row, column)
+        return self._jobs[key]
+
+    def _job(self, row: Row, column: Column) -> Job:
         attack, (target, where) = column.attack, self._target(row, column)
         if column.source is None and column.knowledge == "adaptive":
             attack = attack.adapted(target)
@@ -55,13 +63,26 @@ class Adversaries:
         owner = self._owner(target.model)
         if not attack.needs_maps and target.detector is None and owner is not None:
             where = f"on the classifier {owner}"
-        settings = files.digest([fingerprint(attack), column.goal_map])
+        # Which inputs are judged depends on all systems of the experiment: with one more, others may be.
+        judged = self.experiment.source.get("judged")
+        settings = files.digest([fingerprint(attack), column.goal_map, judged, *self.origins.pool(column)])
         return Job(f"{type(attack).__name__} {settings} {where}", attack, target)
 
     def failure(self, row: Row, column: Column) -> str | None:
-        """Why the evaluated system, or the one attacked in its place, could not be built; ``None`` if both were."""
+        """Why a system could not be built, the evaluated or the attacked one, or the attack not adapted to it.
+
+        Returns:
+            The traceback; ``None`` if nothing went wrong.
+        """
         failures = self.prepared.failures
-        return failures.get(row.label) or failures.get(column.source or row.label)
+        failed = failures.get(row.label) or failures.get(column.source or row.label)
+        if failed is None:
+            try:
+                self.job(row, column)
+            except Exception:
+                # An attack that cannot be adapted to one system must not take the other cells with it.
+                failed = traceback.format_exc()
+        return failed
 
     def _target(self, row: Row, column: Column) -> tuple[System, str]:
         if column.source is not None:
@@ -86,7 +107,7 @@ class Adversaries:
 
     def _oblivious(self, row: Row) -> tuple[System, str]:
         view = self.prepared.by_row[row.label]
-        if row.kind != "defense":
+        if row.kind != "defense" or not row.derived:  # a defense that brings its interpreter may be a root
             return view if view.detector is None else view.without_detector(), f"on {self._named(row.label)}"
         plain = self.oblivious(self.experiment.undefended(row))[0]
         for step in self._defenses(row):
@@ -96,7 +117,7 @@ class Adversaries:
 
     def _defenses(self, row: Row) -> Iterator[Row]:
         """The rows of the stacked defenses, the last one first."""
-        while row.kind == "defense":
+        while row.derived and row.kind == "defense":
             yield row
             row = self.experiment.row(row.base)
 

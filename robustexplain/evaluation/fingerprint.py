@@ -8,55 +8,144 @@ import io
 import zipfile
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import partial
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from .. import files
+from ..errors import InputError
 from ..storage.writer import Blob
 
 
 def fingerprint(value: Any) -> str:
     """A hash of a component; equal in all processes for the same class, settings and weights.
 
-    Of a dataclass, its class and fields; of a module, its class and weights; of a part with a binary format of its
-    own, the arrays in it; of another object, its class and public attributes.
+    Of a dataclass, its class and fields; of a module, its class, weights and plain attributes; of a function, its
+    code, defaults and the values that it encloses; of a part with a binary format of its own, the arrays in it; of
+    another object, its class and attributes (private ones only if plain).
+
+    Raises:
+        InputError: an object in it whose content cannot be told.
     """
     return files.digest(_plain(value))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, above: tuple[int, ...] = ()) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Tensor):
         return files.digest_tensors({"": value})
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        value = value.tolist()
     if isinstance(value, np.ndarray):
         return [str(value.dtype), list(value.shape), _bytes(value.tobytes())]
-    if isinstance(value, nn.Module):
-        weights = files.digest_tensors(value.state_dict())
-        return [_name(type(value)), str(getattr(value, "spec", None)), _bytes(repr(value).encode()), weights]
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted(fingerprint(inner) for inner in value)
-    if isinstance(value, type) or inspect.isroutine(value):
+    if isinstance(value, type):
         return _name(value)
-    return [_name(type(value)), _content(value)]
+    if id(value) in above:  # a function that calls itself, an object that holds its own method
+        return ["above", len(above) - above.index(id(value))]
+    above = (*above, id(value))
+    if isinstance(value, nn.Module):
+        return _module(value, above)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner, above) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner, above) for inner in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(files.digest(_plain(inner, above)) for inner in value)
+    if isinstance(value, CodeType):
+        return _code(value, above)
+    if callable(value) and (isinstance(value, partial) or inspect.isroutine(value)):
+        return _function(value, above)
+    return [_name(type(value)), _content(value, above)]
 
 
-def _content(value: Any) -> Any:
+def _module(value: nn.Module, above: tuple[int, ...]) -> Any:
+    weights = value.state_dict()
+    hidden = {name: buffer for name, buffer in value.named_buffers() if name not in weights}
+    described = [_name(type(value)), str(getattr(value, "spec", None)), _bytes(repr(value).encode())]
+    attributes = {
+        f"{place}.{name}": _plain(inner, above)
+        for place, part in value.named_modules()
+        for name, inner in vars(part).items()
+        if name != "training" and not name.startswith("_") and _simple(inner)
+    }
+    return [*described, files.digest_tensors(weights), files.digest_tensors(hidden), attributes]
+
+
+def _function(value: Any, above: tuple[int, ...]) -> Any:
+    if isinstance(value, partial):
+        return ["partial", *(_plain(part, above) for part in (value.func, value.args, value.keywords))]
+    if inspect.ismethod(value):
+        return [_plain(value.__self__, above), _plain(value.__func__, above)]
+    name = getattr(value, "__qualname__", repr(value))
+    if not inspect.isfunction(value):
+        owner = getattr(value, "__self__", None)
+        return [
+            str(getattr(value, "__module__", None)),
+            name,
+            None if inspect.ismodule(owner) else _plain(owner, above),
+        ]
+    enclosed = [_plain(_cell(cell), above) for cell in value.__closure__ or ()]
+    known = {key: _plain(inner, above) for key, inner in _constants(value) if _simple(inner)}
+    given = [_plain(part, above) for part in (value.__defaults__, value.__kwdefaults__)]
+    return [_name(value), _code(value.__code__, above), given, enclosed, known]
+
+
+def _code(code: CodeType, above: tuple[int, ...]) -> Any:
+    return [_bytes(code.co_code), list(code.co_names), [_plain(inner, above) for inner in code.co_consts]]
+
+
+def _cell(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
+
+
+def _constants(function: FunctionType) -> list[tuple[str, Any]]:
+    """What stands in the function's file under names that it uses, but for other functions."""
+    found = function.__globals__
+    return [(n, found[n]) for n in function.__code__.co_names if n in found and not callable(found[n])]
+
+
+def _simple(value: Any) -> bool:
+    """Whether an attribute is a setting: a number, a text, an array, a function, or several of them."""
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(map(_simple, value))
+    if isinstance(value, Mapping):
+        return all(map(_simple, value.values()))
+    if value is None or isinstance(value, (bool, int, float, str, Tensor, np.ndarray, np.generic, partial)):
+        return True
+    return inspect.isroutine(value) or (is_dataclass(value) and not isinstance(value, type))
+
+
+def _content(value: Any, above: tuple[int, ...]) -> Any:
     if isinstance(value, Blob):
         return _arrays(value.to_bytes())
     if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.init}
+        return {f.name: _plain(getattr(value, f.name), above) for f in fields(value) if f.init}
     if hasattr(value, "__dict__"):
-        return {name: _plain(inner) for name, inner in vars(value).items() if not name.startswith("_")}
-    return str(value)
+        kept = {name: inner for name, inner in vars(value).items() if not name.startswith("_") or _simple(inner)}
+        return {name: _plain(inner, above) for name, inner in kept.items()}
+    said = repr(value)
+    return said if " at 0x" not in said else _parts(value, above)
+
+
+def _parts(value: Any, above: tuple[int, ...]) -> Any:
+    """What an object says that a copy of it needs: its text names only where it is in memory."""
+    try:
+        made = value.__reduce_ex__(2)
+    except TypeError:
+        raise InputError(
+            f"what is in {value!r:.80} cannot be told, so that nobody knows when it changed; hold its settings in a "
+            "dataclass instead"
+        ) from None
+    return made if isinstance(made, str) else [_plain(part, above) for part in made[1:3]]
 
 
 def _name(cls: Any) -> str:

@@ -37,7 +37,9 @@ def claim(experiment: Experiment, folder: RunFolder, data: Data, digest: str, se
         if folder.keep(experiment) and found:
             for line in _said(found):
                 session.progress.say(line)
-        Summaries(experiment, folder, origins).refresh()
+        summaries = Summaries(experiment, folder, origins)
+        summaries.refresh()
+        summaries.compare_late()  # in case the process that made the last cell was killed before it did
     session.accelerator.wait_for_everyone()
 
 
@@ -62,7 +64,7 @@ def _drop(experiment: Experiment, folder: RunFolder, origins: Origins) -> Counte
                           *((path, made_of) for path in sanity)):  # fmt: skip
             if path.is_file() and _read(path)["made_of"] != now:
                 path.unlink()
-        _system(folder.system(row.label), made_of)
+        _system(folder.system(row.label), origins.system(row.label))
         for column in experiment.columns:
             cell = folder.done(row.label, column.label)
             if cell is not None:

@@ -23,6 +23,7 @@ from .costs import measure_costs
 from .growing import claim
 from .judged import Chunk, Pool, chunks, judged
 from .origins import Origins
+from .own_data import adversarys_own
 from .prepared import Builder, Prepared, prepare
 from .store import RunFolder
 from .summaries import PICTURES, Summaries
@@ -229,9 +230,7 @@ class Matrix:
     @cached_property
     def _fitting(self) -> tuple[Tensor, Tensor]:
         """The adversary's own images and labels: of the defense part, else of the train part."""
-        part = self.data.defense if len(self.data.defense) else self.data.train
-        size = min(len(part), self.experiment.evaluation.pool)
-        x, y = data_sets.stack(data_sets.take(part, size, self.experiment.seed))
+        x, y = adversarys_own(self.data, self.experiment.evaluation.pool, self.experiment.seed)
         return x.to(self.device), y.to(self.device)
 
     def _write_failure(self, row: Row, column: Column, why: str) -> None:

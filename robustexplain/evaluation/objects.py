@@ -26,7 +26,7 @@ from .fingerprint import fingerprint
 from .growing import claim
 from .judged import judged
 from .matrix import Matrix, conclude, finished
-from .own_data import content_digest, data_of
+from .own_data import content_digest, data_of, pool_digest
 from .prepared import Prepared, save
 from .results import Results
 from .store import RunFolder
@@ -102,7 +102,9 @@ def evaluate(
     models = list({id(by_row[label].model): by_row[label].model for label in by_row if label in roots}.values())
     positions = judged(models, loaded, settings, seed, device)
     inputs = files.digest([positions, content_digest(loaded, positions)])
-    experiment = _experiment(folder, about, seed, by_row, rows, columns, measured, settings, inputs)
+    asking = not loaded.digest and any(column.attack.needs_data for column in columns)
+    pool = pool_digest(loaded, settings.pool, seed) if asking else None
+    experiment = _experiment(folder, about, seed, by_row, rows, columns, measured, settings, inputs, pool)
     # Whatever the classifiers get right, the same data have the same digest.
     some = list(take(loaded.test, min(settings.images, len(loaded.test)), seed).indices)
     claim(experiment, folder, loaded, content_digest(loaded, some), session)
@@ -215,6 +217,7 @@ def _experiment(
     metrics: dict[str, Metric],
     evaluation: Evaluation,
     inputs: str,
+    pool: str | None,
 ) -> Experiment:
     """The experiment; its ``source`` is all that a report needs, and a hash of all that decides the results."""
     source = {
@@ -229,6 +232,7 @@ def _experiment(
         "words": {name: list(words) for name, words in words_of(metrics).items()},
         "evaluation": asdict(evaluation),
         "judged": inputs,
+        **({} if pool is None else {"pool": pool}),
         "systems": {label: fingerprint(system) for label, system in by_row.items()},
         "attacks": {c.label: {**_settings(c.attack), "hash": fingerprint(c.attack)} for c in columns},
         "measured": {name: fingerprint(metric) for name, metric in metrics.items()},

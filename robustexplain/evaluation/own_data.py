@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .. import checks
-from ..data import Data, Item, labels_of, load
+from ..data import Data, Item, labels_of, load, stack, take
 from ..data.base import Digest, checked_labels
 from ..errors import InputError
 
@@ -77,6 +77,18 @@ def content_digest(data: Data, positions: list[int]) -> str:
     for position in positions:
         digest.add(data.test[position][0].cpu())
     return digest.hex()
+
+
+def pool_digest(data: Data, size: int, seed: int) -> str:
+    """The digest of an adversary's own inputs, of the defense part, else of the train part."""
+    x, y = adversarys_own(data, size, seed)
+    return Digest(x.cpu(), y.cpu()).hex()
+
+
+def adversarys_own(data: Data, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """An adversary's own inputs with their labels, at most ``size``: of the defense part, else of the train part."""
+    part = data.defense if len(data.defense) else data.train
+    return stack(take(part, min(len(part), size), seed))
 
 
 def _tensors(x: Tensor, y: Tensor) -> Inputs:

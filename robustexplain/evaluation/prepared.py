@@ -183,7 +183,7 @@ def save(experiment: Experiment, prepared: Prepared, folder: RunFolder, session:
             # A part that no registered builder makes can be judged all the same; it only cannot be loaded again.
             session.progress.say(f"{row.label} is not saved: {error}")
             folder.note_unsaved(row.label, str(error))
-        files.write_text(path / MADE_OF, origins.row(row.label))
+        files.write_text(path / MADE_OF, origins.system(row.label))
 
 
 def classifier(settings: Model, data: data_sets.Data, seed: int, session: Session, name: str) -> nn.Module:

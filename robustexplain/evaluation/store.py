@@ -18,6 +18,7 @@ from .. import files
 from .._version import __version__
 from ..errors import InputError, MissingDataError, RunMismatchError
 from ..recipe.experiment import Experiment, Recipe, decisive, foundation
+from .origins import weights_file
 
 RUN, WEIGHTS, RECIPE, MATRIX, REPORT = "run.json", "weights.json", "recipe.yaml", "matrix.csv", "report.html"
 LABEL = "label.txt"
@@ -107,19 +108,27 @@ class RunFolder:
         kind = "recipe" if isinstance(experiment, Recipe) else "experiment"
         now = {"version": __version__, "data": data_digest, kind: files.digest(foundation(experiment.source))}
         known = self.run if (self.root / RUN).is_file() else None
+        weights = weights_file(experiment)
         if known is not None:
             before = {"version": known["version"], "data": known["data"]}
             before |= {known["kind"]: known["foundation"]} if "foundation" in known else {}
-            if before == now:
+            same_file = weights is None or known.get("weights_file") in (None, weights)
+            if before == now and same_file:
                 self._same_precision(known.get("precision", "no"), precision)
+                if known.get("weights_file") is None and weights is not None:
+                    files.write_json(self.root / RUN, {**known, "weights_file": weights})
                 return
             if not self._untouched():
+                if before == now:
+                    raise RunMismatchError(self._other_weights)
                 self._refuse(before, now, experiment)
             (self.root / WEIGHTS).unlink(missing_ok=True)
+            shutil.rmtree(self.root / "systems", ignore_errors=True)
         else:
             self._empty()
         words = {"name": experiment.name, "seed": experiment.seed, "libraries": _libraries()}
         words |= {"features": list(features), "shape": list(shape), "precision": precision}
+        words |= {} if weights is None else {"weights_file": weights}
         identity = {**now, kind: experiment.digest, "kind": kind, "foundation": now[kind]}
         files.write_json(self.root / RUN, {**identity, **words})
 
@@ -198,9 +207,11 @@ class RunFolder:
         if not path.is_file():
             files.write_json(path, {"classifier": digest})
         elif json.loads(path.read_text(encoding="utf-8"))["classifier"] != digest:
-            raise RunMismatchError(
-                f"{self.root} was made with another classifier's weights; choose another --out, or delete the directory"
-            )
+            raise RunMismatchError(self._other_weights)
+
+    @property
+    def _other_weights(self) -> str:
+        return f"{self.root} was made with another classifier's weights; choose another --out, or delete the directory"
 
     def _same_precision(self, known: str, now: str) -> None:
         if known != now:

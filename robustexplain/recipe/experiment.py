@@ -243,8 +243,8 @@ class Experiment:
         return row.kind == "manipulation"
 
     def undefended(self, row: Row) -> Row:
-        """The nearest row below in which no defense stands; itself, if none stands in it."""
-        while row.kind == "defense":
+        """The nearest row below in which no defense stands; itself, if none stands in it, or if it is the root."""
+        while row.derived and row.kind == "defense":
             row = self.row(row.base)
         return row
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import robustexplain as rx
-from robustexplain import attacks, interpreters, training
+from robustexplain import attacks, files, interpreters, training
 from robustexplain.errors import InputError, RobustExplainWarning, RunMismatchError
 from robustexplain.evaluation import Evaluation, Results, RunFolder, growing, matrix, run
+from robustexplain.evaluation.origins import Origins
 from robustexplain.models import build
 from robustexplain.progress import Silent
 from robustexplain.recipe import read
@@ -267,6 +268,47 @@ def test_a_run_that_failed_at_once_has_not_claimed_its_directory(
             run(wrong, out)
 
 
+def test_a_row_whose_training_starts_with_another_file_s_content_is_another(tmp_path: Path) -> None:
+    path, found = tmp_path / "start.safetensors", set()
+    for content in (b"one", b"two"):
+        path.write_bytes(content)
+        recipe = recipe_of(interpreters=f"[{RTS[:-1]}, start: '{path}'}}]")
+        found.add(Origins(recipe).row("rts"))
+    assert len(found) == 2
+
+
+def test_a_directory_that_another_recipe_takes_over_keeps_no_system_of_the_former(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [
+        "attacks=[clean]",
+        "interpreters=[cam]",
+        "defenses=[]",
+        "evaluation.only_correct=false",
+        "model.train=null",
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(matrix.Matrix, "_fill", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(read(TINY, [*given, "seed=1"]), tmp_path / "run")
+    grow(read(TINY, given), tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    saved = files.digest_tensors(rx.System.load(folder.system("cam")).model.state_dict())
+    assert saved == json.loads((folder.root / "weights.json").read_text())["classifier"]
+
+
+def test_other_weights_in_the_same_file_are_refused_when_everything_is_finished(tmp_path: Path) -> None:
+    weights, given = tmp_path / "w.pth", ["attacks=[clean]", "interpreters=[cam]", "defenses=[]"]
+    recipe = read(TINY, [*given, "evaluation.only_correct=false", f"model={{name: small-cnn, weights: {weights}}}"])
+    model = build("small-cnn", num_classes=10, in_channels=1)
+    torch.save(model.state_dict(), weights)
+    grow(recipe, tmp_path / "run")
+    assert grow(recipe, tmp_path / "run") == ""
+    torch.save({name: value * 2 for name, value in model.state_dict().items()}, weights)
+    with pytest.raises(RunMismatchError, match="another classifier's weights"):
+        run(recipe, tmp_path / "run")
+
+
 # ---- kills ----
 
 
@@ -398,3 +440,17 @@ def test_a_classifier_that_gets_other_inputs_right_makes_every_cell_anew(tmp_pat
     assert "other inputs are judged: 1 cells are made anew" in said
     with pytest.raises(RunMismatchError, match=r"evaluation\.targeted"):
         judge(tmp_path, {"a": plain}, columns, evaluation=replace(settings, targeted=False))
+
+
+def test_attacked_inputs_that_a_failed_call_left_are_not_taken_for_those_of_other_judged_inputs(tmp_path: Path) -> None:
+    class Broken(attacks.PGD):
+        def __call__(self, *args: Any, **given: Any) -> Any:
+            raise RuntimeError("out of memory")
+
+    plain, biased = (rx.System(m, interpreters.Gradient(m)) for m in (net(0), net(0)))
+    with torch.no_grad():
+        biased.model[3].bias[0] -= 0.1  # type: ignore[index]
+    pgd = attacks.PGD(eps=0.01, steps=1)
+    judge(tmp_path, {"a": plain}, {"pgd": pgd, "broken": Broken(steps=1)})
+    judge(tmp_path, {"a": plain, "b": biased}, {"pgd": pgd})
+    assert float(RunFolder(tmp_path).arrays("a", "pgd")["perturbation"].max()) < 0.0101

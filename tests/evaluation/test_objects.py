@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,12 +19,18 @@ from robustexplain import attacks, defenses, interpreters
 from robustexplain.attacks import Attack, Plan, SearchResult
 from robustexplain.autograd.rectifiers import Softplus
 from robustexplain.cli import app
+from robustexplain.data import Data
 from robustexplain.errors import InputError, RobustExplainWarning, RunMismatchError
 from robustexplain.evaluation import Defended, Evaluation, RunFolder, matrix
+from robustexplain.evaluation.adversaries import Adversaries
 from robustexplain.evaluation.fingerprint import fingerprint
+from robustexplain.evaluation.origins import Origins
+from robustexplain.evaluation.own_data import Inputs
+from robustexplain.evaluation.prepared import Prepared
 from robustexplain.metrics import Spearman
 from robustexplain.objectives import Goal, Objective, Sum
 from robustexplain.random_streams import Streams
+from robustexplain.recipe.experiment import Experiment, Row
 
 SETTINGS = Evaluation(images=24, batch_size=8, bootstrap=100, pictures=1)
 USERS = """
@@ -314,3 +321,111 @@ def test_a_fingerprint_sees_settings_weights_and_tensors_and_nothing_else(own: O
     smooth = [interpreters.Smoothed(model, interpreters.Gradient(model), Softplus(beta)) for beta in (1.0, 1.0, 2.0)]
     prints = [fingerprint(rx.System(model, each)) for each in smooth]
     assert prints[0] == prints[1] != prints[2]
+
+
+# ---- fingerprints ----
+
+
+def _times(k: float) -> Any:
+    return lambda x: k * x
+
+
+class _Scaled(nn.Module):
+    def __init__(self, k: float) -> None:
+        super().__init__()
+        self.k = k
+
+
+class _Slotted:
+    __slots__ = ("k",)
+
+    def __init__(self, k: float) -> None:
+        self.k = k
+
+
+def test_functions_and_modules_that_compute_different_things_have_different_fingerprints() -> None:
+    pairs = (
+        (lambda x: x, lambda x: -x),
+        (lambda x: torch.sin(x), lambda x: torch.cos(x)),
+        (lambda x, k=1: x, lambda x, k=2: x),
+        (_times(1.0), _times(2.0)),
+        (partial(max, 1), partial(max, 2)),
+        (partial(max, 1), partial(min, 1)),
+        (_Scaled(1.0), _Scaled(-1.0)),
+        (nn.Sequential(_Scaled(1.0)), nn.Sequential(_Scaled(-1.0))),
+        (_Slotted(1.0), _Slotted(2.0)),
+    )
+    for one, other in pairs:
+        assert fingerprint(one) != fingerprint(other)
+    for make in (_times, _Scaled, _Slotted, lambda k: partial(max, k)):
+        assert fingerprint(make(3.0)) == fingerprint(make(3.0))
+    with pytest.raises(InputError, match="cannot be told"):
+        fingerprint(i for i in range(3))
+
+
+# ---- faults ----
+
+
+def test_differences_that_a_killed_call_did_not_come_to_are_made_by_the_next(
+    own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"systems": {"plain": own.plain, "other": (own.wrong, "plain")}, "attacks": {"clean": attacks.Clean()}}
+    measure = matrix.measure
+
+    def failing(trial: Any, *rest: Any) -> Any:
+        if trial.system is own.plain:
+            raise RuntimeError("out of memory")
+        return measure(trial, *rest)
+
+    def killed(summaries: Any) -> None:
+        if RunFolder(tmp_path).done("plain", "clean") is not None:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(matrix, "measure", failing)
+        judge(own, tmp_path, **given)
+    with monkeypatch.context() as patch:
+        patch.setattr(matrix.Summaries, "compare_late", killed)
+        with pytest.raises(KeyboardInterrupt):
+            judge(own, tmp_path, **given)
+    judge(own, tmp_path, **given)
+    cell = RunFolder(tmp_path).done("other", "clean")
+    assert cell is not None
+    assert "success" in cell["against_undefended"]
+
+
+def test_an_attack_that_cannot_be_adapted_to_a_system_leaves_a_hole_and_the_other_cells(
+    own: Own, tmp_path: Path
+) -> None:
+    class Odd(attacks.PGD):
+        def adapted(self, system: rx.System) -> Any:
+            raise InputError("cannot adapt to this")
+
+    given = {"clean": attacks.Clean(), "odd": (Odd(steps=1), "adaptive")}
+    judge(own, tmp_path, systems={"plain": own.plain}, attacks=given)
+    cell = RunFolder(tmp_path).read_cell("plain", "odd")
+    assert cell is not None
+    assert "cannot adapt to this" in cell["traceback"]
+    assert RunFolder(tmp_path).done("plain", "clean") is not None
+
+
+def test_a_defense_that_brings_its_interpreter_is_its_own_reference(own: Own) -> None:
+    row = Row("root", "root", "any", None, "root", "defense")
+    parts = {"columns": (), "metrics": {}, "evaluation": SETTINGS}
+    experiment = Experiment(name="", rows=(row,), **parts)
+    assert experiment.undefended(row) is row is experiment.reference(row)
+    adversaries = Adversaries(experiment, Prepared({"root": own.plain}), Origins(experiment))
+    assert adversaries.oblivious(row)[0] is own.plain
+
+
+def test_an_attack_fitted_on_other_inputs_is_made_anew(own: Own, tmp_path: Path) -> None:
+    given = {"systems": {"plain": own.plain}, "attacks": {"uap": attacks.UAP(eps=0.2)}}
+    test, nothing = Inputs(own.x, tuple(own.y.tolist())), Inputs((), ())
+    found = []
+    for x, out in ((own.x, "run"), (1 - own.x, "run"), (1 - own.x, "fresh")):
+        part = Inputs(x, tuple(own.plain.model(x).argmax(1).tolist()))
+        data = Data("mine", ("0", "1", "2"), (1, 8, 8), nothing, part, test, "", ())
+        judge(own, tmp_path / out, data=data, evaluation=replace(SETTINGS, targeted=False), **given)
+        found.append(RunFolder(tmp_path / out).arrays("plain", "uap")["attacked_x"])
+    assert not torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[2])
