@@ -122,7 +122,7 @@ class ActiveSamples:
     threat: Threat
     memory: Memory = ()
     tick: int = 0
-    """Steps taken so far, in all stages."""
+    """Steps taken so far, in all stages and restarts."""
     uncounted_queries: int = 0
     """Queries for each of them that are not in the search's record yet."""
     lowest: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -217,6 +217,8 @@ class Search(Plan):
             if not len(rows):
                 break
             live = self._begin(goal, streams, rows, at_random=self.random_start or attempt > 0)
+            # Restarts see other draws of a random system.
+            live.tick = attempt * sum(stage.steps for stage in self.stages)
             for stage in self.stages:
                 self._stage(system, stage, live, record, best if stage is self.stages[-1] else None)
         return SearchResult.judged(best, record)

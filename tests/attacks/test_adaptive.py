@@ -279,6 +279,22 @@ def test_draws_that_the_loss_does_not_see_are_not_paid_for(trained: Classifier, 
     assert averaged.queries.tolist() == [2 + 2 * DRAWS + 2] * 3
 
 
+def test_restarts_see_other_draws(
+    trained: Classifier, judged: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds, redrawn = [], rx.System.redrawn
+
+    def noted(self: rx.System, seed: int) -> rx.System:
+        seeds.append(seed)
+        return redrawn(self, seed)
+
+    monkeypatch.setattr(rx.System, "redrawn", noted)
+    model = with_transforms(trained, ["resize-pad-2"])
+    x = judged[0][:2]
+    PGD(1e-4, 3, 1e-4, restarts=2, adapt=Adaptation(draws=2))(system(model), x, model(x).argmax(1))
+    assert len(set(seeds)) == len(seeds) == 2 * 3 * 2
+
+
 def test_a_detectors_own_evasion_comes_first(
     trained: Classifier, quiet: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
