@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustexplain import data as data_sets
-from robustexplain.attacks import ADV2, PGD, Clean, DeepFool
+from robustexplain.attacks import ADV2, PGD, Clean, DeepFool, FeatureDeletion
 from robustexplain.attacks.adaptive import Adaptation
 from robustexplain.defenses import AggregatedInterpreter, BetaSmoothing, Defense, FeatureSqueezing
 from robustexplain.errors import InputError
@@ -224,10 +224,14 @@ def test_the_view_of_a_hardened_aggregate_is_the_root_s_own_interpreter_or_the_d
 def test_a_column_that_adapts_to_nothing_says_so(loaded: data_sets.Data) -> None:
     recipe = replace(
         stacked(("smooth", "gradient", BetaSmoothing())),
-        columns=(Column("deep", DeepFool(), "adaptive"), Column("pgd", PGD(), "adaptive"), Column("clean", Clean())),
+        columns=(
+            Column("blind", FeatureDeletion(), "adaptive"),
+            Column("pgd", PGD(), "adaptive"),
+            Column("clean", Clean()),
+        ),
     )
     said = notes(Results(recipe, {}, {}, {}, {}))
-    assert [line.partition(":")[0] for line in said] == ["deep"]
+    assert [line.partition(":")[0] for line in said] == ["blind"]
     assert "nothing to adapt" in said[0]
 
 
