@@ -81,11 +81,8 @@ class _Loop:
         if task.settings.validation and selection is not None:
             raise FieldError("Training", "validation", f"has no effect on {task.name!r}, which chooses by itself")
         check_precision(session.accelerator)
-        self.module, self.session, self.stamp = (
-            module.to(session.device),
-            session,
-            task.stamp if session.folder is not None else "",
-        )
+        self.module, self.session = module.to(session.device), session
+        self.stamp = task.stamp if session.folder is not None else ""
         part, held = task.smoothed().split(session)
         self.task = part.weighted()
         self.settings, self.selection = task.settings, selection or held
