@@ -143,9 +143,8 @@ def oblivious_view(defense: Any, defended: System, root: System) -> System:
         defended: the system with it.
         root: the undefended system.
     """
-    own = getattr(defense, "oblivious_view", None)
-    if own is not None:
-        view: System = own(defended, root)
+    if defense is not None:
+        view: System = defense.oblivious_view(defended, root)
         return view
     if defended.model is root.model:
         return root if root.detector is None else root.without_detector()

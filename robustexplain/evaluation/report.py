@@ -104,13 +104,12 @@ def _shown(results: Results) -> dict[str, Words]:
 
 def _learning_curves(results: Results, folder: RunFolder) -> str | None:
     """The histories of the trainings of the run's rows as a picture; ``None`` if there are none."""
-    read, draw = getattr(training, "histories", None), getattr(plots, "learning_curves", None)
-    found = read(folder.training) if read is not None and folder.training.is_dir() else {}
+    found = training.histories(folder.training) if folder.training.is_dir() else {}
     rows = {row.label for row in results.experiment.rows}
     found = {name: epochs for name, epochs in found.items() if _owners(folder, name) <= rows}
-    if not found or draw is None:
+    if not found:
         return None
-    return _embed(draw({_training_name(folder, name): epochs for name, epochs in found.items()}))
+    return _embed(plots.learning_curves({_training_name(folder, name): epochs for name, epochs in found.items()}))
 
 
 def _owners(folder: RunFolder, name: str) -> set[str]:

@@ -151,8 +151,8 @@ def test_the_report_shows_how_training_went_under_the_rows_labels(
         drawn.extend(found)
         return b"curves"
 
-    monkeypatch.setattr(training, "histories", histories, raising=False)
-    monkeypatch.setattr(plots, "learning_curves", curves, raising=False)
+    monkeypatch.setattr(training, "histories", histories)
+    monkeypatch.setattr(plots, "learning_curves", curves)
     assert "How training went" in write_report(copied).read_text()
     expected = {"classifier", "rts", "aid (rts): aid", "x-ensemble (cam): x-ensemble-0"}
     assert expected < set(drawn)
