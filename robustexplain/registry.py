@@ -131,12 +131,14 @@ PARTS = Registry(
 """Pieces of systems that are stored with them and that users do not name: settings, networks of interpreters."""
 TRANSFORMS = Registry("transform", ("robustexplain.transforms",))
 """Transforms of images; their numbers follow the name: ``jpeg-75``."""
+HARMLESS = Registry("harmless-change", ("robustexplain.transforms",))
+"""Changes of inputs that no adversary makes, on which rows and detectors are calibrated."""
 DETECTORS = Registry("detector", ("robustexplain.defenses.detection",))
 
 ALL: dict[str, Registry] = {
     f"{r.kind}s": r
     for r in (
         *(MODELS, DATASETS, INTERPRETERS, OBJECTIVES, METRICS, ATTACKS, MANIPULATIONS, DEFENSES, DETECTORS),
-        TRANSFORMS,
+        *(TRANSFORMS, HARMLESS),
     )
 }

@@ -252,7 +252,8 @@ def _default(component: type, name: str) -> Any:
 def _schema_type(hint: Any) -> Any:
     reader, many = _reader(hint)
     if reader is not None:
-        return list[Any] if many else Any
+        optional = types.NoneType in _union(hint)
+        return (list[Any] | None if optional else list[Any]) if many else Any
     nested = _nested_class(hint)
     if nested is not None:
         return model_of(nested) if nested is hint else model_of(nested) | None

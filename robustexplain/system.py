@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
@@ -20,6 +20,7 @@ from .errors import InputError
 from .interpreters.base import Interpreter
 from .parts import modules_of, moved
 from .registry import PARTS
+from .transforms import HarmlessChange, harmless_for
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -208,13 +209,23 @@ class System:
             device, dtype = None, device
         return moved(self, device, dtype)
 
-    def recalibrated(self, x: Tensor, false_alarms: float = 0.05, batch_size: int = 64) -> System:
-        """The system with new thresholds of its detector: a share ``false_alarms`` of clean ``x`` raises the alarm.
+    def recalibrated(
+        self,
+        x: Tensor,
+        false_alarms: float = 0.05,
+        batch_size: int = 64,
+        harmless: Sequence[HarmlessChange] | None = None,
+    ) -> System:
+        """The system with new thresholds of its detector: at most a share ``false_alarms`` of ``x`` raises the alarm.
+
+        And at most that share of ``x`` after harmless changes, one drawn for each input.
 
         Args:
             x: clean inputs ``[N, C, H, W]`` from the system's deployment, some dozens at least.
             false_alarms: in ``[0, 1]``.
             batch_size: inputs scored at once.
+            harmless: what may reach the system there (:mod:`robustexplain.transforms`); default the usual changes of
+                the kind of input; ``()``: clean inputs alone.
 
         Raises:
             InputError: no detector, or one that cannot be calibrated anew; bad ``x``.
@@ -225,7 +236,10 @@ class System:
         calibrate = getattr(self.detector, "recalibrated", None)
         if calibrate is None:
             raise InputError(f"the system {self._detector_text}, which cannot be recalibrated")
-        return replace(self, detector=calibrate(x, false_alarms, batch_size))
+        changes = harmless_for((), x.shape[1:], x) if harmless is None else tuple(harmless)
+        # A detector of somebody's own may know of clean inputs alone.
+        more = (changes,) if harmless is not None or "harmless" in inspect.signature(calibrate).parameters else ()
+        return replace(self, detector=calibrate(x, false_alarms, batch_size, *more))
 
     @torch.no_grad()
     def p_values(self, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from robustexplain.objectives import Goal, Objective, Observation, Sum
 from robustexplain.objectives.evasion import evade
 from robustexplain.registry import DETECTORS
 from robustexplain.system import Explained
+from robustexplain.transforms import HarmlessChange, mixed
 
 from .detector import Detector, conformal_p_values, in_batches, refuse_nan
 
@@ -35,7 +36,8 @@ class AnyOf(Detector):
 
     Args:
         detectors: two or more; an ``AnyOf`` among them is replaced by its detectors.
-        clean: ``[N, M]``, each detector's scores of the clean inputs.
+        clean: ``[N, M]``, each detector's scores of the inputs that it was calibrated on: clean ones, and these after
+            harmless changes.
         soft_clean: ``[N, M]``, their soft scores.
     """
 
@@ -118,28 +120,38 @@ class AnyOf(Detector):
             found |= {f"{name}: {key}": value for key, value in figures.items()}
         return found
 
-    def calibrated(self, x: Tensor, false_alarms: float, batch_size: int = 32) -> Self:
+    def calibrated(
+        self, x: Tensor, false_alarms: float, batch_size: int = 32, harmless: Sequence[HarmlessChange] = ()
+    ) -> Self:
         """The detectors calibrated jointly: a share ``false_alarms`` of clean inputs raises an alarm of any of them.
+
+        With harmless changes, at most that share of clean inputs does, and of inputs after such a change.
 
         Raises:
             InputError: a detector was trained on all of ``x``, or a score is NaN.
         """
-        x = self._held_out(x)
+        x, size = self._held_out(x), len(self._held_out(x))
+        x = torch.cat([x, mixed(harmless, x)[0]]) if harmless else x
         clean = torch.stack([in_batches(detector.score, x, batch_size) for detector in self.detectors], 1)
         soft = torch.stack([in_batches(detector.soft_score, x, batch_size) for detector in self.detectors], 1)
         refuse_nan(clean, soft)
         calibrated = replace(self, clean=clean.cpu(), soft_clean=soft.cpu())
-        # A clean input is not among those that it is compared with: a new one is not either.
-        joint = 1 - conformal_p_values(clean, clean, of_others=True).amin(1)
-        made = calibrated._thresholds(joint, calibrated._largest_standardised(soft), false_alarms)
-        return replace(made, threshold=min(made.threshold, self._highest(len(clean), false_alarms)))
+        # An input is not among those that it is compared with: a new one is not either.
+        joint = (1 - conformal_p_values(clean, clean, of_others=True).amin(1)).split(size)
+        soft_joint = calibrated._largest_standardised(soft).split(size)
+        made = calibrated._thresholds(joint[0], soft_joint[0], false_alarms)
+        for part, soft_part in zip(joint[1:], soft_joint[1:], strict=True):
+            others = calibrated._thresholds(part, soft_part, false_alarms)
+            thresholds = (max(made.threshold, others.threshold), max(made.soft_threshold, others.soft_threshold))
+            made = replace(made, threshold=thresholds[0], soft_threshold=thresholds[1], harmless_scores=others.scores)
+        return replace(made, threshold=min(made.threshold, self._highest(len(clean), size, false_alarms)))
 
-    def _highest(self, count: int, false_alarms: float) -> float:
-        """The threshold that a new input exceeds whose score by any detector exceeds all ``count`` clean ones."""
-        if 0 < false_alarms * count < len(self.detectors):
+    def _highest(self, count: int, clean: int, false_alarms: float) -> float:
+        """The threshold that a new input exceeds whose score by any detector exceeds all ``count`` known ones."""
+        if 0 < false_alarms * clean < len(self.detectors):
             warnings.warn(
                 f"a joint alarm of {len(self.detectors)} detectors at {false_alarms:.2%} false alarms is calibrated on "
-                f"{count} clean inputs; it takes {math.ceil(len(self.detectors) / false_alarms)} for the highest score "
+                f"{clean} clean inputs; it takes {math.ceil(len(self.detectors) / false_alarms)} for the highest score "
                 "of each to be such a share",
                 FewScoresWarning,
                 stacklevel=3,

@@ -15,6 +15,7 @@ from robustexplain.fields import Count, Fraction
 from robustexplain.random_streams import generator
 from robustexplain.system import System
 from robustexplain.training import Samples, Session, frozen
+from robustexplain.transforms import HarmlessChange, harmless_for
 
 from ..base import TrainedDefense
 from .any_of import AnyOf
@@ -32,12 +33,16 @@ class DetectorDefense(TrainedDefense):
 
     Args:
         samples: largest number of the defense's samples that are used.
-        false_alarms: share of clean inputs that may raise the alarm, of all the system's detectors together.
+        false_alarms: share of clean inputs that may raise the alarm, of all the system's detectors together; and of
+            inputs after harmless changes.
+        harmless: what these are; empty: the usual ones of the kind of input (in a recipe: ``evaluation.harmless``);
+            ``None``: calibrated on clean inputs alone, as in the papers.
         batch_size: inputs per forward pass, except in training.
     """
 
     samples: Count = field(default=2048, kw_only=True)
     false_alarms: Fraction = field(default=0.05, kw_only=True)
+    harmless: tuple[HarmlessChange, ...] | None = field(default=(), kw_only=True)
     batch_size: Count = field(default=32, kw_only=True)
 
     layer = "detector"
@@ -63,10 +68,11 @@ class DetectorDefense(TrainedDefense):
                 raise InputError(f"{type(self).__name__}._fit must give a Detector, got {type(detector).__name__}")
             if len(x):
                 detector = replace(detector, trained_on=fingerprints(x))
-            detector = detector.calibrated(clean, self.false_alarms, self.batch_size)
+            changes = () if self.harmless is None else harmless_for(self.harmless, clean.shape[1:], clean.cpu())
+            detector = detector.calibrated(clean, self.false_alarms, self.batch_size, changes)
             if system.detector is not None:
                 both = AnyOf((system.detector, detector))
-                detector = both.calibrated(clean, self.false_alarms, self.batch_size)
+                detector = both.calibrated(clean, self.false_alarms, self.batch_size, changes)
         return replace(system, detector=detector)
 
     def _split(self, data: Samples) -> tuple[Tensor, Tensor, Tensor]:

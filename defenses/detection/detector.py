@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from robustexplain.errors import InputError
 from robustexplain.metrics import threshold_at
 from robustexplain.objectives import EvadeDetector, Objective
 from robustexplain.system import Explained
+from robustexplain.transforms import HarmlessChange, harmless_for, mixed
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class Detector(ABC):
         soft_threshold: the same for ``soft_score``.
         scores: ``[N]`` of the clean inputs that it was calibrated on; ``None``: not calibrated.
         soft_scores: ``[N]``, their soft scores.
+        harmless_scores: ``[N]`` of these inputs after harmless changes; ``None``: calibrated on clean ones alone.
         trained_on: :func:`fingerprints` of its training inputs, which calibration leaves out.
     """
 
@@ -37,6 +39,7 @@ class Detector(ABC):
     soft_threshold: float = field(default=1.0, kw_only=True)
     scores: Tensor | None = field(default=None, kw_only=True, repr=False)
     soft_scores: Tensor | None = field(default=None, kw_only=True, repr=False)
+    harmless_scores: Tensor | None = field(default=None, kw_only=True, repr=False)
     trained_on: Tensor | None = field(default=None, kw_only=True, repr=False)
 
     @abstractmethod
@@ -81,41 +84,76 @@ class Detector(ABC):
     def p_values(self, x: Tensor, seen: Explained | None = None) -> Tensor:
         """``[B]`` in ``(0, 1]``: how rarely a clean input is as suspicious (:func:`conformal_p_values`).
 
+        Or a harmless one, if that is less rare and the detector is calibrated on such inputs too.
+
         Raises:
             InputError: a detector that is not calibrated.
         """
         if self.scores is None:
             raise InputError(f"{type(self).__name__} is not calibrated: it keeps no scores of clean inputs")
-        return conformal_p_values(self.score(x, seen)[:, None], self.scores[:, None])[:, 0]
+        scores, kinds = self.score(x, seen)[:, None], (self.scores, self.harmless_scores)
+        found = [conformal_p_values(scores, known[:, None])[:, 0] for known in kinds if known is not None]
+        return torch.stack(found).amax(0)
 
-    def calibrated(self, x: Tensor, false_alarms: float, batch_size: int = 32) -> Self:
+    def calibrated(
+        self, x: Tensor, false_alarms: float, batch_size: int = 32, harmless: Sequence[HarmlessChange] = ()
+    ) -> Self:
         """The detector with thresholds that a share ``false_alarms`` of clean inputs exceeds (split conformal).
+
+        With harmless changes, at most that share of clean inputs exceeds them, and of inputs after such a change.
 
         Args:
             x: clean inputs ``[N, ...]``; those that the detector was trained on are left out.
             false_alarms: in ``[0, 1]``.
             batch_size: inputs per forward pass.
+            harmless: one of them, drawn for each input, changes it; none: clean inputs alone.
 
         Raises:
             InputError: the detector was trained on all of ``x``, or a score is NaN.
         """
         x = self._held_out(x)
+        scores, soft_scores = self._scored(x, batch_size)
+        made = self._thresholds(scores, soft_scores, false_alarms)
+        if not harmless:
+            return replace(made, harmless_scores=None)
+        others = self._thresholds(*self._scored(mixed(harmless, x)[0], batch_size), false_alarms)
+        return replace(
+            made,
+            threshold=max(made.threshold, others.threshold),
+            soft_threshold=max(made.soft_threshold, others.soft_threshold),
+            harmless_scores=others.scores,
+        )
+
+    def _scored(self, x: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
         scores, soft_scores = (in_batches(function, x, batch_size) for function in (self.score, self.soft_score))
         for what, found in (("score", scores), ("soft_score", soft_scores)):
             if found.shape != (len(x),):
                 raise InputError(
                     f"{type(self).__name__}.{what} must give a number a sample, [{len(x)}], got {list(found.shape)}"
                 )
-        return self._thresholds(scores, soft_scores, false_alarms)
+        return scores, soft_scores
 
-    def recalibrated(self, x: Tensor, false_alarms: float = 0.05, batch_size: int = 32) -> Self:
+    def recalibrated(
+        self,
+        x: Tensor,
+        false_alarms: float = 0.05,
+        batch_size: int = 32,
+        harmless: Sequence[HarmlessChange] | None = None,
+    ) -> Self:
         """:meth:`calibrated` on clean inputs from where the detector is used, which are checked first.
+
+        Args:
+            x: clean inputs ``[N, ...]``.
+            false_alarms: in ``[0, 1]``.
+            batch_size: inputs per forward pass.
+            harmless: changes that may reach it there; default those of the kind of input; ``()``: clean inputs alone.
 
         Raises:
             InputError: inputs that are neither images nor rows, or an error of :meth:`calibrated`.
         """
         checks.inputs(x)
-        return self.calibrated(x, false_alarms, batch_size)
+        changes = harmless_for((), x.shape[1:], x) if harmless is None else tuple(harmless)
+        return self.calibrated(x, false_alarms, batch_size, changes)
 
     def _thresholds(self, scores: Tensor, soft_scores: Tensor, false_alarms: float) -> Self:
         refuse_nan(scores, soft_scores)

@@ -45,7 +45,8 @@ def defaults_of(entry: Entry) -> str:
     """``name=default`` of the settings in a recipe."""
     component: Any = entry.settings or entry.build
     if dataclasses.is_dataclass(component):
-        pairs = [(f.name, _default(f)) for f in dataclasses.fields(component) if f.init and f.name != "model"]
+        settings = [f for f in dataclasses.fields(component) if f.init and f.metadata.get("recipe", True)]
+        pairs = [(f.name, _default(f)) for f in settings if f.name != "model"]
     else:
         parameters = inspect.signature(component).parameters.values()
         pairs = [(p.name, "" if p.default is p.empty else _short(p.default)) for p in parameters]
@@ -109,6 +110,7 @@ _ABOUT = {
     "defenses": "Make a system harder to deceive.",
     "detectors": "Part of a system: they give each input a score, and an alarm where it is above a threshold.",
     "transforms": "Stand in front of a classifier (`input-transform`), or are what a detector looks through.",
+    "harmless-changes": "What reaches a system with no adversary: maps and alarms are calibrated on them.",
     "interpreters": "Say which parts of an input a prediction rests on.",
     "metrics": "A number per sample.",
     "objectives": "What an adversary, or a defense in training, wants of logits and maps.",

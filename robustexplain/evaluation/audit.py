@@ -28,7 +28,7 @@ from ..system import System, on_model
 from ..training import Session
 from .origins import Origins
 from .prepared import Prepared
-from .statistics import bootstrap
+from .statistics import estimate
 from .store import RunFolder
 
 PICTURES = 3
@@ -138,7 +138,7 @@ class Audit:
         for name, view in self.attack.views(before, x, y).items():
             measured, examples = self._measured(before, after, view)
             seed, resamples = derive(self.recipe.seed, "audit"), self.recipe.evaluation.bootstrap
-            figures = {key: bootstrap(value, resamples, seed).as_dict() for key, value in measured.items()}
+            figures = {key: estimate(value, _binary(key), resamples, seed).as_dict() for key, value in measured.items()}
             arrays |= {f"{label}/{name}/{key}": value for key, value in measured.items()}
             arrays |= {f"{label}/{name}/shown_{key}": value for key, value in examples.items()}
             entries.append({"interpreter": label, "view": name, "figures": figures})
@@ -188,6 +188,10 @@ class Audit:
         """Accuracy and objective by epoch, of an attack that trains."""
         path = self.folder.training / files.digest(self.row.label) / HISTORY
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _binary(name: str) -> bool:
+    return name.removesuffix("_before") in ("answered", "first", "fooled")
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:

@@ -10,14 +10,31 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import Attack, random_class_maps, random_patch_maps
-from ..metrics import Cell, Metric, confidence, hit, joint_success
+from ..metrics import Cell, MapMetric, Metric, confidence, hit, joint_success
 from ..random_streams import derive
 from ..recipe.experiment import Column
+from ..recipe.plausible import PAPERS
 from ..system import System
+from .calibration import distance_of
 from .judged import Chunk, Pool
 
 SEARCH = ("zero_direction", "stalled", "surrogate_misled", "queries")
 """The figures that a search reports about itself, one a sample."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What makes a map plausible: a distance of at most a row's limit, or else an IoU.
+
+    Args:
+        distance: the metric; ``None``: none is measured.
+        limit: the largest distance of a plausible map; ``None``: the IoU decides.
+        iou: what the IoU must exceed; where the distance decides, the papers' stands beside it.
+    """
+
+    distance: MapMetric | None
+    limit: float | None
+    iou: float = PAPERS
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +99,12 @@ def craft(attack: Attack, system: System, chunk: Chunk, wanted: Tensor | None) -
 
 
 @torch.no_grad()
-def measure(trial: Trial, metrics: Mapping[str, Metric], plausible: float) -> dict[str, Tensor]:
+def measure(trial: Trial, metrics: Mapping[str, Metric], rule: Rule) -> dict[str, Tensor]:
     """Everything a cell reports of a chunk, ``[B]`` each, and ``x``, ``attacked_x`` and the maps for the pictures.
 
-    The map that an attack must resemble to be plausible is its goal map: the benign map, or the one it was given. An
-    attack on the explanation alone succeeds where the prediction stays and the map no longer resembles the benign one.
+    The map that an attack must resemble to be plausible is its goal map: the benign map, or the one it was given
+    (``distance`` is to that map). An attack on the explanation alone succeeds where the prediction stays and the map no
+    longer resembles the benign one.
     Map metrics are also computed against a goal map that was given (``l1_goal``; ``l1_nearer`` is 1 where it is
     nearer than the benign map) and against the honest system's maps (``l1_honest``).
 
@@ -96,11 +114,11 @@ def measure(trial: Trial, metrics: Mapping[str, Metric], plausible: float) -> di
 
     Args:
         trial: system and inputs.
-        metrics: by name; ``iou`` decides what is plausible.
-        plausible: the IoU above which a map resembles the one that is wanted.
+        metrics: by name; ``iou`` among them.
+        rule: decides what is plausible.
     """
     cell = trial.cell
-    arrays = {"sample": trial.chunk.samples, "label": trial.chunk.y} | _verdict(trial, cell, metrics["iou"], plausible)
+    arrays = {"sample": trial.chunk.samples, "label": trial.chunk.y} | _verdict(trial, cell, metrics["iou"], rule)
     if "goal" in cell.references:
         arrays["goal_map"] = cell.references["goal"]
     arrays |= figures(metrics, cell)
@@ -113,15 +131,20 @@ def measure(trial: Trial, metrics: Mapping[str, Metric], plausible: float) -> di
     return {name: value.cpu() for name, value in arrays.items()}
 
 
-def _verdict(trial: Trial, cell: Cell, iou: Any, least: float) -> dict[str, Tensor]:
+def _verdict(trial: Trial, cell: Cell, iou: Any, rule: Rule) -> dict[str, Tensor]:
     """The attacker's success, the figures of its search, and the inputs and maps for the pictures."""
     benign, seen, chunk, attack = cell.benign, cell.seen, trial.chunk, trial.attack
     goal_class = benign.prediction if attack.keeps_prediction else chunk.goal_class
     success = hit(seen.logits, chunk.y, goal_class)
-    plausible = iou(seen.maps, cell.references.get("goal", benign.maps)) > least
-    if attack.moves_map:
-        plausible = ~plausible
-    arrays = {
+    wanted, others = cell.references.get("goal", benign.maps), {}
+    plausible = (iou(seen.maps, wanted) > rule.iou) ^ attack.moves_map
+    if rule.distance is not None:
+        others["distance"] = distance_of(rule.distance, seen.maps, wanted)
+    if rule.limit is not None:
+        others["plausible_iou"] = plausible.float()
+        others["joint_iou"] = joint_success(success, plausible, seen.alarm).float()
+        plausible = (others["distance"] <= rule.limit) ^ attack.moves_map
+    arrays = others | {
         "prediction": seen.prediction,
         "success": success.float(),
         "confidence": confidence(seen.logits, chunk.y, goal_class),

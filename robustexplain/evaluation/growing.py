@@ -61,6 +61,7 @@ def _drop(experiment: Experiment, folder: RunFolder, origins: Origins) -> Counte
         audit = origins.audit(row.label) if row.kind == "manipulation" else ""
         sanity = folder.sanity(row.label, "").parent.glob(f"{slug(row.label)}--*.json")
         for path, now in ((folder.row(row.label), made_of), (folder.audit(row.label), audit),
+                          (folder.calibration(row.label), origins.calibration(row.label)),
                           *((path, made_of) for path in sanity)):  # fmt: skip
             if path.is_file() and _read(path)["made_of"] != now:
                 path.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,11 +43,25 @@ class Pool:
     y: Tensor
 
 
+class Chosen(NamedTuple):
+    """Positions in the test part.
+
+    Args:
+        judged: the inputs to evaluate.
+        beyond: others, chosen alike, for what must not be seen in the evaluation.
+    """
+
+    judged: list[int]
+    beyond: list[int]
+
+
 @torch.no_grad()
-def judged(
+def choose(
     models: Sequence[nn.Module], data: data_sets.Data, settings: Evaluation, seed: int, device: torch.device
-) -> list[int]:
-    """Positions in the test part of the inputs to evaluate: the first in random order that every model gets right.
+) -> Chosen:
+    """The inputs to evaluate, and as many others as rows are calibrated on, or as there are.
+
+    They are the first in random order that every model gets right.
 
     Args:
         models: the undefended classifiers.
@@ -60,8 +75,9 @@ def judged(
     """
     order = data_sets.take(data.test, len(data.test), seed)
     found: list[int] = []
+    wanted = settings.images + settings.calibration
     for start in range(0, len(order), 64):
-        if len(found) >= settings.images:
+        if len(found) >= wanted:
             break
         positions = range(start, min(start + 64, len(order)))
         x, y = data_sets.stack(order, positions)
@@ -75,7 +91,7 @@ def judged(
             "right; are labels and classes in the same order, and is the classifier trained? "
             "evaluation.only_correct: false judges wrong ones too"
         )
-    return found[: settings.images]
+    return Chosen(found[: settings.images], found[settings.images : wanted])
 
 
 def chunks(

@@ -5,28 +5,33 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .. import data as data_sets
 from .. import files
+from ..errors import InputError
 from ..recipe import check_data
 from ..recipe.experiment import Column, Experiment, Recipe, Row
 from ..training import Session
 from .adversaries import Adversaries, Job
 from .audit import audit, audited
-from .cell import Trial, craft, goal_map, measure
+from .calibration import Calibration, Calibrator, Draws, calibrator
+from .cell import Rule, Trial, craft, goal_map, measure
 from .costs import measure_costs
 from .growing import claim
-from .judged import Chunk, Pool, chunks, judged
+from .judged import Chosen, Chunk, Pool, choose, chunks
 from .origins import Origins
 from .own_data import adversarys_own
 from .prepared import Builder, Prepared, prepare
 from .store import RunFolder
 from .summaries import PICTURES, Summaries
+
+P = TypeVar("P", Chunk, Draws)
 
 
 def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
@@ -53,9 +58,9 @@ def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
         if session.accelerator.is_main_process:
             folder.same_weights(builder.weights)
         # Before anything else is trained: without an input to judge, all of it would be in vain.
-        positions = judged([builder.model], data, named.evaluation, named.seed, session.device)
+        chosen = choose([builder.model], data, named.evaluation, named.seed, session.device)
         prepared = prepare(builder, folder)
-        failed = Matrix(named, folder, session, prepared, data, positions, session.device).fill()
+        failed = Matrix(named, folder, session, prepared, data, chosen, session.device).fill()
         failed += audit(named, prepared, data, folder, session)
     conclude(folder, session, failed)
     return failed
@@ -68,8 +73,8 @@ def conclude(folder: RunFolder, session: Session, failed: int) -> None:
 
         write_report(folder)
         if not failed:
-            folder.drop_chunks("judged")
-            folder.drop_chunks("attacked")
+            for kind in ("judged", "attacked", "calibrated"):
+                folder.drop_chunks(kind)
     session.accelerator.wait_for_everyone()
 
 
@@ -77,6 +82,8 @@ def finished(experiment: Experiment, folder: RunFolder) -> bool:
     """Whether every cell and every row's cost is there: nothing has to be trained or loaded again."""
     cells = [folder.done(row.label, column.label) for row in experiment.rows for column in experiment.columns]
     rows = all(folder.row(row.label).is_file() for row in experiment.rows)
+    if experiment.evaluation.calibration:
+        rows = rows and all(folder.calibration(row.label).is_file() for row in experiment.rows)
     rows = rows and all(audited(folder, row) for row in experiment.rows if row.kind == "manipulation")
     return rows and all(cell is not None for cell in cells)
 
@@ -91,7 +98,7 @@ class Matrix:
         session: accelerator and progress.
         prepared: what is judged.
         data: the data set.
-        positions: of the judged inputs in its test part.
+        chosen: positions of the judged inputs in its test part, and of others for calibration.
         device: where the systems are.
     """
 
@@ -100,13 +107,14 @@ class Matrix:
     session: Session
     prepared: Prepared
     data: data_sets.Data
-    positions: Sequence[int]
+    chosen: Chosen
     device: torch.device
 
     def fill(self) -> int:
         """Make every cell that is not there yet; the number of those that failed."""
         cells = [(row, column) for row in self.experiment.rows for column in self.experiment.columns]
         todo = [cell for cell in cells if not self._done(*cell)]
+        self._calibrate()
         if todo:
             self._fill(todo)
         if self.session.accelerator.is_main_process:
@@ -122,17 +130,73 @@ class Matrix:
         made, pool = self._chunks, self._pool()
         jobs: dict[str, tuple[Job, Column]] = {}
         for row, column in todo:
-            if self._adversaries.failure(row, column) is None:
+            if self._failure(row, column) is None:
                 job = self._adversaries.job(row, column)
                 jobs.setdefault(job.name, (job, column))
         if jobs:
             with self.session.progress.task("attacks", len(jobs) * len(made)) as advance:
                 for name, (job, column) in jobs.items():
-                    self._shard("attacked", name, self._crafter(job, column, pool), advance)
+                    self._shard("attacked", name, made, self._crafter(job, column, pool), advance)
         with self.session.progress.task("cells", len(todo)) as advance:
             for row, column in todo:
                 self._cell(row, column)
                 advance(1)
+
+    def _calibrate(self) -> None:
+        """Calibrate every row that is not calibrated yet, on harmless changes of inputs that nobody is judged on."""
+        rows = [row for row in self.experiment.rows if row.label in self.prepared.by_row]
+        rows = [row for row in rows if not self.folder.calibration(row.label).is_file()]
+        if not rows or self._calibrator is None:
+            return
+        made = self._calibrator.draws
+        with self.session.progress.task("calibration", len(rows) * len(made)) as advance:
+            for row in rows:
+                measure = partial(self._calibrator.measure, self.prepared.by_row[row.label])
+                self._shard("calibrated", self._calibrated(row), made, measure, advance)
+                if self.session.accelerator.is_main_process:
+                    self._write_calibration(row, self._calibrator)
+        self.session.accelerator.wait_for_everyone()
+
+    def _calibrated(self, row: Row) -> str:
+        return f"{row.label} {self._origins.calibration(row.label)[:8]}"
+
+    def _write_calibration(self, row: Row, calibrator: Calibrator) -> None:
+        name = self._calibrated(row)
+        try:
+            parts = [self._read("calibrated", name, draws) for draws in calibrator.draws]
+            arrays = {key: torch.cat([part[key] for part in parts]).cpu() for key in parts[0]}
+            summary = calibrator.summary(arrays, self.experiment.evaluation.plausible)
+        except (_ChunkFailedError, InputError) as error:
+            why = traceback.format_exc() if isinstance(error, InputError) else str(error)
+            files.write_text(self.folder.calibration(row.label).with_suffix(".error.txt"), why)
+            return
+        self.folder.calibration(row.label).with_suffix(".error.txt").unlink(missing_ok=True)
+        words = {"row": row.label, **summary, "made_of": self._origins.calibration(row.label)}
+        self.folder.write_calibration(row.label, words, arrays)
+
+    @cached_property
+    def _calibrator(self) -> Calibrator | None:
+        settings, (judged, beyond) = self.experiment.evaluation, self.chosen
+        return calibrator(self.data, settings, judged, beyond, self.experiment.seed, self.device)
+
+    def _rule(self, row: Row) -> Rule:
+        """What makes a map of this row plausible."""
+        plausible = self.experiment.evaluation.plausible
+        distance = plausible.metric if self.experiment.evaluation.calibration else None
+        if plausible.iou is not None:
+            return Rule(distance, None, plausible.iou)
+        known = self.folder.calibrated(row.label)
+        assert known is not None  # a row without one is a hole
+        return Rule(distance, Calibration.read(*known).limit)
+
+    def _failure(self, row: Row, column: Column) -> str | None:
+        """Why a cell cannot be made: its attack, its system, or the calibration of its row."""
+        failure = self._adversaries.failure(row, column)
+        path = self.folder.calibration(row.label)
+        if failure is None and self.experiment.evaluation.calibration and not path.is_file():
+            error = path.with_suffix(".error.txt")
+            failure = error.read_text(encoding="utf-8") if error.is_file() else f"{path} is missing"
+        return failure
 
     @cached_property
     def _adversaries(self) -> Adversaries:
@@ -148,7 +212,7 @@ class Matrix:
 
     @cached_property
     def _chunks(self) -> list[Chunk]:
-        return chunks(self.positions, self.data, self.experiment.evaluation, self.experiment.seed, self.device)
+        return chunks(self.chosen.judged, self.data, self.experiment.evaluation, self.experiment.seed, self.device)
 
     @property
     def _timed(self) -> Tensor:
@@ -157,13 +221,13 @@ class Matrix:
         return data_sets.stack(data_sets.take(self.data.test, size, self.experiment.seed))[0].to(self.device)
 
     def _cell(self, row: Row, column: Column) -> None:
-        failure = self._adversaries.failure(row, column)
+        failure = self._failure(row, column)
         if failure is not None:
             self._write_failure(row, column, failure)
             return
         made_of = files.digest(self._origins.cell(row, column))
         name, judge = f"{row.label} / {column.label} {made_of[:8]}", self._judge(row, column)
-        self._shard("judged", name, judge, lambda steps: None)
+        self._shard("judged", name, self._chunks, judge, lambda steps: None)
         if self.session.accelerator.is_main_process:
             try:
                 parts = [self._read("judged", name, chunk) for chunk in self._chunks]
@@ -181,20 +245,26 @@ class Matrix:
         system, job = by_row[row.label], self._adversaries.job(row, column)
         reference = by_row[experiment.reference(row).label].model
         honest = by_row[row.root] if experiment.manipulated(row) else None
+        rule = self._rule(row)
 
         def judge(chunk: Chunk) -> dict[str, Tensor]:
             made = self._read("attacked", job.name, chunk)
             trial = Trial(system, column.attack, chunk, made, reference, honest)
-            return measure(trial, experiment.metrics, experiment.evaluation.plausible)
+            return measure(trial, experiment.metrics, rule)
 
         return judge
 
     def _shard(
-        self, kind: str, name: str, make: Callable[[Chunk], dict[str, Tensor]], advance: Callable[[int], None]
+        self,
+        kind: str,
+        name: str,
+        parts: Sequence[P],
+        make: Callable[[P], dict[str, Tensor]],
+        advance: Callable[[int], None],
     ) -> None:
         """Make every chunk that is not there yet: this process its share, the others theirs."""
         accelerator = self.session.accelerator
-        for chunk in self._chunks:
+        for chunk in parts:
             path = self.folder.chunk(kind, name, chunk.index)
             mine = chunk.index % accelerator.num_processes == accelerator.process_index
             if mine and not path.is_file():
@@ -206,7 +276,7 @@ class Matrix:
             advance(1)
         accelerator.wait_for_everyone()
 
-    def _read(self, kind: str, name: str, chunk: Chunk) -> dict[str, Tensor]:
+    def _read(self, kind: str, name: str, chunk: Chunk | Draws) -> dict[str, Tensor]:
         path, error = self.folder.chunk(kind, name, chunk.index), self.folder.error(kind, name, chunk.index)
         if path.is_file():
             return {k: v.to(chunk.x.device) for k, v in files.read_tensors(path)[0].items()}

@@ -24,7 +24,7 @@ from ..system import System
 from ..training import Session
 from .fingerprint import fingerprint
 from .growing import claim
-from .judged import judged
+from .judged import choose
 from .matrix import Matrix, conclude, finished
 from .own_data import content_digest, data_of, pool_digest
 from .prepared import Prepared, save
@@ -100,8 +100,8 @@ def evaluate(
     settings = evaluation or Evaluation()
     roots = {row.root for row in rows}
     models = list({id(by_row[label].model): by_row[label].model for label in by_row if label in roots}.values())
-    positions = judged(models, loaded, settings, seed, device)
-    inputs = files.digest([positions, content_digest(loaded, positions)])
+    chosen = choose(models, loaded, settings, seed, device)
+    inputs = files.digest([chosen, content_digest(loaded, [*chosen.judged, *chosen.beyond])])
     asking = not loaded.digest and any(column.attack.needs_data for column in columns)
     pool = pool_digest(loaded, settings.pool, seed) if asking else None
     experiment = _experiment(folder, about, seed, by_row, rows, columns, measured, settings, inputs, pool)
@@ -114,7 +114,7 @@ def evaluate(
         prepared = Prepared(by_row, replicas)
         if session.accelerator.is_main_process:
             save(experiment, prepared, folder, session)
-        failed = Matrix(experiment, folder, session, prepared, loaded, positions, device).fill()
+        failed = Matrix(experiment, folder, session, prepared, loaded, chosen, device).fill()
     conclude(folder, session, failed)
     if failed:
         warnings.warn(f"{failed} cells failed; {folder.root} says which and why", RobustExplainWarning, stacklevel=2)
@@ -230,7 +230,7 @@ def _experiment(
         ],
         "metrics": list(metrics),
         "words": {name: list(words) for name, words in words_of(metrics).items()},
-        "evaluation": asdict(evaluation),
+        "evaluation": evaluation.entry,
         "judged": inputs,
         **({} if pool is None else {"pool": pool}),
         "systems": {label: fingerprint(system) for label, system in by_row.items()},

@@ -67,6 +67,10 @@ class Origins:
             "inputs": self.experiment.source.get("judged"),
         }
 
+    def calibration(self, label: str) -> str:
+        """Of a row's calibration: the row, and which inputs are judged, beyond which it has its own."""
+        return files.digest([self.row(label), self.experiment.source.get("judged")])
+
     def audit(self, label: str) -> str:
         """Of a manipulated row's audit: every interpreter looks at it, and its intervals are in it."""
         looking = [self.row(row.label) for row in self.experiment.rows if not row.derived]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -11,6 +11,7 @@ import yaml
 from ..errors import InputError
 from ..recipe import check
 from ..recipe.experiment import AttackFacts, Column, Evaluation, Experiment, Recipe, Row
+from ..schema import make
 from .store import EXPERIMENT, RECIPE, RUN, RunFolder
 from .words import Words, words_of
 
@@ -24,6 +25,8 @@ class Results:
         run: identity and library versions.
         cells: by row label and column label; a missing cell is ``None``.
         rows: cost of each row, by label.
+        calibrations: what is known of each row under harmless changes, by label: the limit of a plausible distance,
+            the share of changed predictions, false alarms.
         words: what each measure is called.
     """
 
@@ -32,6 +35,7 @@ class Results:
     cells: dict[tuple[str, str], dict[str, Any] | None]
     rows: dict[str, dict[str, Any]]
     words: dict[str, Words]
+    calibrations: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: RunFolder) -> Results:
@@ -47,7 +51,8 @@ class Results:
         cells = {(r.label, c.label): folder.read_cell(r.label, c.label) for r in rows for c in columns}
         costs = {r.label: folder.row(r.label) for r in rows}
         read = {label: json.loads(path.read_text(encoding="utf-8")) for label, path in costs.items() if path.is_file()}
-        return cls(experiment, run, cells, read, words)
+        known = {row.label: found[0] for row in rows if (found := folder.calibrated(row.label)) is not None}
+        return cls(experiment, run, cells, read, words, known)
 
     def __repr__(self) -> str:
         size = f"{len(self.experiment.rows)} rows x {len(self.experiment.columns)} columns"
@@ -116,7 +121,7 @@ def read_back(folder: RunFolder) -> tuple[Experiment, dict[str, Words]]:
         rows=rows,
         columns=columns,
         metrics=dict.fromkeys(known["metrics"]),
-        evaluation=Evaluation(**known["evaluation"]),
+        evaluation=make(Evaluation, known["evaluation"], "evaluation"),
         source=known,
     )
     return experiment, {name: Words(*words) for name, words in known["words"].items()}

@@ -1,20 +1,28 @@
-"""Means with 95% intervals, by bootstrap over samples."""
+"""Shares, means and areas under ROC curves with 95% intervals."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+import scipy.optimize
+import scipy.stats
 from torch import Tensor
 
+from ..errors import InputError
 from ..metrics import auc
 from ..random_streams import derive
+
+Z = float(scipy.stats.norm.ppf(0.975))
+"""The normal quantile of a two-sided 95% interval."""
+NEAR = 1e-7
+"""The share of the way from an estimate to a bound at which the search for an interval's end begins."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over ``count`` samples and the ends of its 95% interval; ``None`` where there is no sample."""
+    """A share or a mean over ``count`` samples and the ends of its 95% interval; ``None`` where there is no sample."""
 
     value: float | None
     low: float | None
@@ -26,37 +34,117 @@ class Estimate:
         return {"value": self.value, "low": self.low, "high": self.high, "count": self.count}
 
 
+NOTHING = Estimate(None, None, None, 0)
+"""The estimate of no samples."""
+
+
+def share(values: Tensor) -> Estimate:
+    """The share of ones among ``values`` ``[N]`` of 0 and 1, and its exact interval (Clopper and Pearson 1934).
+
+    It covers at least 95% whatever the share is, and does not shrink to a point where all samples agree: none of 8 has
+    the interval ``[0, 0.369]``. NaN marks a sample on which the measure is undefined: it is left out and not counted.
+
+    Raises:
+        InputError: a value that is neither 0 nor 1.
+    """
+    array = defined(values)
+    _refuse_others(array)
+    if not len(array):
+        return NOTHING
+    hits = int(array.sum())
+    interval = scipy.stats.binomtest(hits, len(array)).proportion_ci(0.95, method="exact")
+    return Estimate(hits / len(array), float(interval.low), float(interval.high), len(array))
+
+
 def bootstrap(values: Tensor, resamples: int = 2000, seed: int = 0) -> Estimate:
     """The mean of ``values`` ``[N]`` and its 95% percentile interval over resampled samples.
 
     NaN marks a sample on which the measure is undefined: it is left out and not counted.
     """
-    array = values.detach().double().cpu().numpy()
-    array = array[~np.isnan(array)]
+    array = defined(values)
     if not len(array):
-        return Estimate(None, None, None, 0)
-    means = _resampled(array, resamples, seed)
-    low, high = np.quantile(means, [0.025, 0.975])
+        return NOTHING
+    low, high = np.quantile(resampled_means(array, resamples, seed), [0.025, 0.975])
     return Estimate(float(array.mean()), float(low), float(high), len(array))
 
 
-def bootstrap_auc(clean: Tensor, attacked: Tensor, resamples: int = 2000, seed: int = 0) -> Estimate:
-    """Area under the ROC curve of two batches of scores, with its 95% percentile interval over resampled samples."""
-    random = np.random.default_rng(derive(seed, "auc", len(clean), len(attacked)))
-    values = []
-    for _ in range(resamples):
-        some, others = (torch.from_numpy(random.integers(len(s), size=len(s))) for s in (clean, attacked))
-        values.append(auc(clean.cpu()[some], attacked.cpu()[others]))
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Estimate(auc(clean, attacked), float(low), float(high), len(attacked))
+def estimate(values: Tensor, binary: bool, resamples: int = 2000, seed: int = 0) -> Estimate:
+    """:func:`share` where a measure is ``binary`` and no value lies between 0 and 1, else :func:`bootstrap`."""
+    values = values.double()
+    exact = binary and bool((values.isnan() | (values == 0) | (values == 1)).all())
+    return share(values) if exact else bootstrap(values, resamples, seed)
 
 
-def paired(values: Tensor, reference: Tensor, resamples: int = 2000, seed: int = 0) -> Estimate:
-    """The mean difference of two measures of the same samples, with its interval: 0 outside it is a difference."""
-    return bootstrap(values.double() - reference.double(), resamples, seed)
+def over_seeds(values: Tensor, resamples: int = 2000, seed: int = 0) -> Estimate:
+    """The mean of ``values`` ``[S, N]`` over seeds and samples, with a two-stage interval that covers both.
+
+    Seeds and samples are drawn with replacement, each on its own, the same samples for all drawn seeds (Owen 2007, the
+    pigeonhole bootstrap: seeds and samples are crossed). Of few seeds a bootstrap is too narrow for two reasons: it has
+    the sample's spread (factor ``sqrt(S / (S - 1))``), and does not know that the spread itself is uncertain (Student's
+    quantile over the normal one). Departure: each drawn seed's distance to the mean is stretched by both, 2.7 times for
+    three seeds. With one seed it is the interval over samples alone.
+
+    Args:
+        values: a row a seed, a column a sample; NaN where a seed does not measure a sample.
+        resamples: how many.
+        seed: of the draws.
+    """
+    array = values.detach().double().cpu().numpy()
+    array = array[~np.isnan(array).all(1)] if array.size else array
+    array = array[:, ~np.isnan(array).all(0)] if array.size else array
+    if not array.size:
+        return NOTHING
+    means = np.nanmean(array, 1)
+    effects = (means - means.mean()) * _stretch(len(array))
+    rest = array - means[:, None]
+    random = np.random.default_rng(derive(seed, "seeds", *array.shape))
+    block, drawn = max(1, int(2e6) // array.size), []
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        seeds = random.integers(len(array), size=(size, len(array)))
+        samples = random.integers(array.shape[1], size=(size, array.shape[1]))
+        some = rest[seeds[:, :, None], samples[:, None]]
+        counts = (~np.isnan(some)).sum(2)
+        moved = np.where(counts > 0, np.nansum(some, 2) / np.maximum(counts, 1), 0.0)
+        drawn.append(means.mean() + (effects[seeds] + moved).mean(1))
+    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
+    return Estimate(float(means.mean()), float(low), float(high), array.shape[1])
 
 
-def _resampled(array: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+def separation(harmless: Tensor, attacked: Tensor, inputs: int | None = None) -> Estimate:
+    """The area under the ROC curve of two batches of numbers, with an interval that does not shrink to a point at 1.
+
+    The chance that one of ``attacked`` is above one of ``harmless``, ties counted half. The interval is that of
+    Newcombe (2006, part 2, method 5): the areas ``a`` with ``|a - estimate| <= z sqrt(V(a))``, ``V`` Hanley and
+    McNeil's (1982) variance with ``(m + n) / 2 - 1`` in place of both sample sizes less one.
+
+    Args:
+        harmless: ``[M]``.
+        attacked: ``[N]``.
+        inputs: how many independent inputs ``harmless`` is from, where several are of one input.
+
+    Raises:
+        InputError: no numbers of either kind, or NaN among them.
+    """
+    estimate, m, n = auc(harmless, attacked), min(inputs or len(harmless), len(harmless)), len(attacked)
+    half = (m + n) / 2 - 1
+
+    def excess(area: float) -> float:
+        variance = area * (1 - area) * (1 + half * ((1 - area) / (2 - area) + area / (1 + area))) / (m * n)
+        return (area - estimate) ** 2 - Z**2 * variance
+
+    return Estimate(estimate, *ends(excess, estimate, 0.0, 1.0), n)
+
+
+def defined(values: Tensor) -> np.ndarray:
+    """The values that are not NaN, as float64."""
+    array: np.ndarray = values.detach().double().cpu().numpy()
+    known: np.ndarray = array[~np.isnan(array)]
+    return known
+
+
+def resampled_means(array: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Means of ``array`` over samples drawn with replacement, ``[resamples]``."""
     random = np.random.default_rng(derive(seed, "bootstrap", len(array)))
     # In blocks: all resamples at once would need resamples x N memory.
     block = max(1, int(4e6) // len(array))
@@ -65,3 +153,29 @@ def _resampled(array: np.ndarray, resamples: int, seed: int) -> np.ndarray:
         rows = random.integers(len(array), size=(min(block, resamples - start), len(array)))
         parts.append(array[rows].mean(1))
     return np.concatenate(parts)
+
+
+def _refuse_others(array: np.ndarray) -> None:
+    other = array[(array != 0) & (array != 1)]
+    if len(other):
+        raise InputError(f"a share is of samples that are 0 or 1, got {float(other[0])!r}")
+
+
+def _stretch(seeds: int) -> float:
+    """By how much the bootstrap of so few seeds is too narrow."""
+    if seeds < 2:
+        return 0.0
+    return float((seeds / (seeds - 1)) ** 0.5 * scipy.stats.t.ppf(0.975, seeds - 1) / Z)
+
+
+def ends(excess: Callable[[float], float], estimate: float, least: float, most: float) -> tuple[float, float]:
+    """Where ``excess``, which is below zero around the estimate, crosses zero on either side; else the bounds."""
+    found = []
+    for bound in (least, most):
+        # At its bound, and where all samples agree, an estimate is a zero itself, but not the one that is sought.
+        near = estimate + NEAR * (bound - estimate)
+        if near == bound or excess(bound) <= 0 or excess(near) >= 0:
+            found.append(bound)
+        else:
+            found.append(float(scipy.optimize.brentq(excess, *sorted((near, bound)), xtol=1e-10)))
+    return found[0], found[1]

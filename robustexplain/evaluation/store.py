@@ -27,7 +27,7 @@ UNSAVED = "not-saved.txt"
 """In place of a row's system that cannot be saved: why."""
 MADE_OF = "made-of.txt"
 """Beside a row's system: the fingerprint of the row."""
-WORK = ("training", "attacked", "judged", "cells", "rows", "audits", "sanity")
+WORK = ("training", "attacked", "calibrated", "judged", "calibrations", "cells", "rows", "audits", "sanity")
 """Folders of what was trained, attacked or measured."""
 EXPERIMENT = "experiment.json"
 """What stands in place of the recipe where systems and attacks came from Python."""
@@ -59,7 +59,7 @@ class RunFolder:
         return self.root / "systems" / slug(row)
 
     def chunk(self, kind: str, name: str, index: int) -> Path:
-        """The file of one chunk of images: ``kind`` is ``attacked`` or ``judged``."""
+        """The file of one chunk of images: ``kind`` is ``attacked``, ``calibrated`` or ``judged``."""
         return self.root / kind / slug(name) / f"{index:05d}.safetensors"
 
     def error(self, kind: str, name: str, index: int) -> Path:
@@ -73,6 +73,10 @@ class RunFolder:
     def row(self, row: str) -> Path:
         """The JSON file of a row: what the defense costs."""
         return self.root / "rows" / f"{slug(row)}.json"
+
+    def calibration(self, row: str) -> Path:
+        """The JSON file of a row's calibration on harmless changes; its arrays stand beside it."""
+        return self.root / "calibrations" / f"{slug(row)}.json"
 
     def audit(self, row: str) -> Path:
         """The JSON file of a manipulated row's audit; its arrays stand beside it."""
@@ -255,6 +259,20 @@ class RunFolder:
     def arrays(self, row: str, column: str) -> dict[str, Tensor]:
         """The cell's per-sample arrays."""
         return files.read_tensors(self.cell(row, column).with_suffix(".safetensors"))[0]
+
+    def calibrated(self, row: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """What is known of a row's calibration, and its arrays; ``None`` if it is not there yet."""
+        path = self.calibration(row)
+        if not path.is_file():
+            return None
+        arrays = files.read_tensors(path.with_suffix(".safetensors"))[0]
+        return json.loads(path.read_text(encoding="utf-8")), arrays
+
+    def write_calibration(self, row: str, summary: dict[str, Any], arrays: dict[str, Tensor]) -> None:
+        """Write a row's calibration: arrays first, so that one whose JSON is there is whole."""
+        path = self.calibration(row)
+        files.write_tensors(path.with_suffix(".safetensors"), arrays)
+        files.write_json(path, summary)
 
     def write_cell(self, row: str, column: str, summary: dict[str, Any], arrays: dict[str, Tensor] | None) -> None:
         """Write a cell: arrays first, so that a cell whose JSON is there is whole."""

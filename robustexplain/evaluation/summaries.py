@@ -8,12 +8,19 @@ from torch import Tensor
 
 from ..random_streams import derive
 from ..recipe.experiment import Column, Experiment, Row
+from .calibration import Calibration
+from .differences import difference
 from .origins import Origins
-from .statistics import bootstrap, bootstrap_auc, paired
+from .statistics import estimate, separation
 from .store import RunFolder
 
 PICTURES = ("x", "attacked_x", "map", "attacked_map", "goal_map")
 LABELS = ("sample", "label", "prediction", "goal_class")
+SHARES = (
+    *("success", "joint", "plausible", "joint_iou", "plausible_iou", "success_correct", "joint_correct", "correct"),
+    *("alarm", "zero_direction", "stalled", "surrogate_misled"),
+)
+"""Measures of 0 and 1, whose intervals are exact, besides the metrics that say that they are."""
 
 
 class Summaries:
@@ -32,19 +39,22 @@ class Summaries:
         """What a cell's JSON says of its arrays, those of the experiment's metrics alone."""
         resamples, seed = self.experiment.evaluation.bootstrap, derive(self.experiment.seed, "statistics")
         measures = {
-            name: bootstrap(value, resamples, seed).as_dict()
+            name: estimate(value, self._binary(name), resamples, seed).as_dict()
             for name, value in arrays.items()
             if name not in PICTURES and name not in LABELS
         }
         if "score" in arrays:
-            measures["auc"] = bootstrap_auc(arrays["clean_score"], arrays["score"], resamples, seed).as_dict()
+            measures["auc"] = separation(arrays["clean_score"], arrays["score"]).as_dict()
+        if (found := self._separation(row, arrays)) is not None:
+            measures["separation"] = found
         hits = arrays["success"] > 0
         return {
             "status": "done",
             **self.where(row, column),
             "measures": measures,
             "on_successes": {
-                name: bootstrap(arrays[name][hits], resamples, seed).as_dict() for name in self.experiment.metrics
+                name: estimate(arrays[name][hits], self._binary(name), resamples, seed).as_dict()
+                for name in self.experiment.metrics
             },
             "against_undefended": self._against(row, column, arrays),
             "summary": self.origins.summary,
@@ -92,6 +102,20 @@ class Summaries:
         if not row.derived or self.folder.done(reference.label, column.label) is None:
             return {}
         plain = self.folder.arrays(reference.label, column.label)
-        names = (*self.experiment.metrics, "success", "joint", "success_correct", "joint_correct")
+        names = (*self.experiment.metrics, "distance", "joint_iou")
+        names = (*names, "success", "joint", "success_correct", "joint_correct")
         resamples, seed = self.experiment.evaluation.bootstrap, derive(self.experiment.seed, "paired")
-        return {n: paired(arrays[n], plain[n], resamples, seed).as_dict() for n in names if n in plain}
+        return {
+            n: difference(arrays[n], plain[n], self._binary(n), resamples, seed).as_dict() for n in names if n in plain
+        }
+
+    def _binary(self, name: str) -> bool:
+        return name in SHARES or name.endswith("_nearer") or getattr(self.experiment.metrics.get(name), "binary", False)
+
+    def _separation(self, row: Row, arrays: dict[str, Tensor]) -> dict[str, Any] | None:
+        """How well the distances of attacked maps are told from those that harmless changes make."""
+        known = self.folder.calibrated(row.label)
+        if known is None or "distance" not in arrays:
+            return None
+        found = Calibration.read(*known).separation(arrays["distance"])
+        return None if found is None else found.as_dict()

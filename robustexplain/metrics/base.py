@@ -35,6 +35,8 @@ class Metric(ABC):
     """Which direction is good for the user of the explanation and bad for its attacker; map metrics have none."""
     bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     """The smallest and the largest value that it can take."""
+    binary: ClassVar[bool] = False
+    """Whether its values are 0 and 1, but for ties, so that its mean is a share."""
     differentiable: ClassVar[bool] = False
     """Whether the value carries a gradient to the maps (or, for visibility, to the attacked input)."""
     takes: ClassVar[tuple[Kind, ...]] = ("images", "tables")

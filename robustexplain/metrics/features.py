@@ -61,6 +61,7 @@ class FeatureFirst(MapScore):
 
     better: ClassVar[Better] = "higher"
     bounds: ClassVar[tuple[float, float]] = (0, 1)
+    binary: ClassVar[bool] = True
     takes: ClassVar[tuple[Kind, ...]] = ("tables",)
     columns: ClassVar[tuple[str, ...]] = ("feature",)
 

@@ -55,6 +55,7 @@ class PointingGame(Localisation):
 
     better: ClassVar[Better] = "higher"
     bounds: ClassVar[tuple[float, float]] = (0, 1)
+    binary: ClassVar[bool] = True
 
     def _measure(self, maps: Tensor, region: Tensor) -> Tensor:
         flat = maps.flatten(1)

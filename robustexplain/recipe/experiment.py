@@ -10,10 +10,14 @@ from torch import nn
 
 from .. import files, models
 from ..data.own import OwnData
+from ..errors import FieldError, InputError
 from ..features import index_of, with_indices
-from ..fields import Count, Fraction, NonNegative, check_fields
+from ..fields import Count, Natural, NonNegative, check_fields
 from ..own_code import OwnCode
+from ..schema import make
 from ..training import Training
+from ..transforms import HarmlessChange
+from .plausible import Plausible, bare
 from .problems import Problems
 
 Knowledge = Literal["oblivious", "transfer", "adaptive"]
@@ -90,7 +94,11 @@ class Evaluation:
         batch_size: of a chunk; chunks are what processes share and what a killed run keeps.
         targeted: attacks aim at a random other class; otherwise at any other class.
         only_correct: judge only images that the classifier gets right (Zhang et al. 2020, section 4).
-        plausible: a map is plausible if its IoU with the goal map is above this.
+        plausible: when a map resembles the one that it should; by default, if it is no further from it than 95% of
+            harmless changes move this row's maps.
+        harmless: what reaches the systems with no adversary; empty: the usual changes of the kind of input. Each row is
+            calibrated on them, and so are its detectors, unless their defense names others.
+        calibration: how many harmless changes of inputs a row is calibrated on; 0: none, where ``plausible`` is an IoU.
         bootstrap: resamples for the 95% intervals.
         pictures: how many images the report shows for each cell.
         pool: how many images of the defense part (else the train part) adversaries have of their own, where an attack
@@ -101,13 +109,29 @@ class Evaluation:
     batch_size: Count = 32
     targeted: bool = True
     only_correct: bool = True
-    plausible: Fraction = 0.5
+    plausible: Plausible = field(default_factory=Plausible)
+    harmless: tuple[HarmlessChange, ...] = ()
+    calibration: Natural = 200
     bootstrap: Count = 2000
     pictures: Count = 6
     pool: Count = 256
 
     def __post_init__(self) -> None:
+        if isinstance(self.plausible, (int, float)):
+            raise FieldError("Evaluation", "plausible", bare(self.plausible))
+        object.__setattr__(self, "harmless", tuple(self.harmless))
         check_fields(self)
+        least = self.plausible.least
+        if self.calibration < least:
+            why = f"for the {self.plausible.quantile:g} quantile of distances, got {self.calibration!r}"
+            raise FieldError("Evaluation", "calibration", f"must be at least {least} {why}")
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """As a recipe writes it, defaults included."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        harmless = [change.entry for change in self.harmless]
+        return {**own, "plausible": self.plausible.entry, "harmless": harmless}
 
 
 @dataclass(frozen=True)
@@ -325,9 +349,16 @@ def foundation(source: dict[str, Any]) -> dict[str, Any]:
 
     Rows, columns and metrics do not belong to it: they may come, go and change in one run directory.
     """
-    defaults = {f.name: f.default for f in fields(Evaluation)}
-    judging = {**defaults, **(source.get("evaluation") or {})}
+    judging = _with_defaults(source.get("evaluation") or {})
     kept = {key: value for key, value in decisive(source).items() if key in ("data", "model")}
     kept["seed"] = source.get("seed", 0)
     kept["evaluation"] = {key: value for key, value in judging.items() if key not in ("bootstrap", "pictures")}
     return kept
+
+
+def _with_defaults(evaluation: dict[str, Any]) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = make(Evaluation, evaluation, "evaluation").entry
+    except InputError:  # of an earlier version, only to be told apart
+        return dict(evaluation)
+    return found

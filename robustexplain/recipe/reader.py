@@ -11,17 +11,20 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..defenses.detection import DetectorDefense
 from ..errors import InputError, MissingDataError
 from ..own_code import sha256_of
 from ..registry import METRICS
 from ..renamed import SECTIONS, renamed
 from ..schema import make, numbers
+from ..transforms import HarmlessChange
 from . import entries
 from .columns import columns_of
-from .experiment import Evaluation, Recipe, Sanity
+from .experiment import Evaluation, Recipe, Row, Sanity
 from .overrides import changed
 from .problems import Problems
 from .rows import Rows
@@ -141,9 +144,18 @@ def check(tree: Any) -> Recipe:
         measured["iou"] = METRICS.get("iou").build()
     about = str(tree.get("about", "")).strip()
     return Recipe(
-        name=name, about=about, seed=seed, data=data, model=model, rows=tuple(reader.made), columns=tuple(flat),
+        name=name, about=about, seed=seed, data=data, model=model, columns=tuple(flat),
+        rows=tuple(_calibrated_on(row, evaluation.harmless) for row in reader.made),
         metrics=measured, evaluation=evaluation, sanity=sanity, source=tree,
     )  # fmt: skip
+
+
+def _calibrated_on(row: Row, harmless: tuple[HarmlessChange, ...]) -> Row:
+    """The row, its detector calibrated on the recipe's harmless changes where its own entry names none."""
+    settings = row.settings
+    if not harmless or not isinstance(settings, DetectorDefense) or settings.harmless != ():
+        return row
+    return replace(row, settings=replace(settings, harmless=harmless))
 
 
 def _name(value: Any) -> str:

@@ -1,6 +1,21 @@
-"""Transforms of images, by name: what stands in front of a model, and what detectors and audits look through."""
+"""Transforms of images, by name: what stands in front of a model, and what detectors look through; harmless changes."""
 
 from .base import Transform, transform, transforms
+from .harmless import (
+    Brightness,
+    ColumnNoise,
+    Compression,
+    Contrast,
+    GaussianNoise,
+    HarmlessChange,
+    Resize,
+    Rounding,
+    Shift,
+    UniformNoise,
+    default_changes,
+    harmless_for,
+    mixed,
+)
 from .jpeg import JPEG
 from .resize_pad import ResizePad
 from .squeezing import BitDepth, Median, NonLocalMeans, Squeezing
@@ -8,11 +23,24 @@ from .squeezing import BitDepth, Median, NonLocalMeans, Squeezing
 __all__ = [
     "JPEG",
     "BitDepth",
+    "Brightness",
+    "ColumnNoise",
+    "Compression",
+    "Contrast",
+    "GaussianNoise",
+    "HarmlessChange",
     "Median",
     "NonLocalMeans",
+    "Resize",
     "ResizePad",
+    "Rounding",
+    "Shift",
     "Squeezing",
     "Transform",
+    "UniformNoise",
+    "default_changes",
+    "harmless_for",
+    "mixed",
     "transform",
     "transforms",
 ]

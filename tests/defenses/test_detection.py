@@ -275,10 +275,10 @@ def test_a_second_detector_keeps_the_first_ones_score(watched: Watched, judged: 
     assert first is watched.one.detector
     assert both.clean is not None
     # Feature squeezing calibrates on all samples; four fifths of them trained X-Ensemble.
-    assert len(both.clean) == 30
+    assert len(both.clean) == 2 * 30  # clean, and after harmless changes
     assert len(second.scores) == 150  # type: ignore[attr-defined]
     said = torch.stack([first.score(x), second.score(x)], 1)
-    expected = [min((1 + int((both.clean[:, j] >= s[j]).sum())) / 31 for j in range(2)) for s in said]
+    expected = [min((1 + int((both.clean[:, j] >= s[j]).sum())) / 61 for j in range(2)) for s in said]
     torch.testing.assert_close(watched.both(x).score, 1 - torch.tensor(expected))
 
 

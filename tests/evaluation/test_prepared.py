@@ -20,7 +20,7 @@ from robustexplain.defenses import AggregatedInterpreter, BetaSmoothing, Defense
 from robustexplain.errors import InputError
 from robustexplain.evaluation import RunFolder, prepared, run
 from robustexplain.evaluation.adversaries import Adversaries, oblivious_view
-from robustexplain.evaluation.judged import judged
+from robustexplain.evaluation.judged import choose
 from robustexplain.evaluation.notes import notes
 from robustexplain.evaluation.origins import Origins
 from robustexplain.evaluation.prepared import Builder, prepare
@@ -249,8 +249,8 @@ def test_without_an_image_that_is_classified_right_nothing_is_trained_or_attacke
     settings = replace(recipe.evaluation, only_correct=True)
     cpu = torch.device("cpu")
     with pytest.raises(InputError, match=r"nothing to judge: none of the \d+ inputs of the test part of digits"):
-        judged([Wrong()], loaded, settings, 0, cpu)
-    assert len(judged([Wrong()], loaded, recipe.evaluation, 0, cpu)) == 8
+        choose([Wrong()], loaded, settings, 0, cpu)
+    assert len(choose([Wrong()], loaded, recipe.evaluation, 0, cpu).judged) == 8
 
 
 @dataclass
