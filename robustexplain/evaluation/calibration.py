@@ -99,6 +99,7 @@ class Calibrator:
         return {
             "part": self.part,
             "inputs": len(arrays["sample"].unique()),
+            "draws_made": len(arrays["kept"]),
             "draws": len(distances),
             "distance": plausible.distance,
             "quantile": plausible.quantile,

@@ -19,6 +19,12 @@ from .store import LABEL, MATRIX, REPORT, RunFolder
 from .words import Words
 
 PICTURE = "matrix.png"
+CALIBRATED_ON = {
+    "test": "the test part beyond the judged ones",
+    "defense": "the defense part, which trains defenses",
+    "judged": "the judged ones themselves, as there are no others",
+}
+"""Where inputs are from on which rows are calibrated."""
 SANITY = "sanity.png"
 """The picture that ``robustexplain sanity`` writes into the same directory."""
 
@@ -92,6 +98,10 @@ def html(results: Results, folder: RunFolder, main: bytes) -> str:
         count=results.judged,
         things=results.things,
         audits=PAGE if manipulated and (folder.root / PAGE).is_file() else None,
+        plausible=results.experiment.evaluation.plausible,
+        calibrated=(known := next(iter(results.calibrations.values()), {})),
+        calibrated_on=CALIBRATED_ON.get(known.get("part", ""), ""),
+        harmless=[_change(entry) for entry in known.get("harmless", [])],
         explaining=any(column.facts.keeps_prediction for column in results.experiment.columns),
     )
 
@@ -186,6 +196,11 @@ def _panels(arrays: dict[str, Tensor], i: int, names: list[str]) -> list[bytes]:
         plots.heat_map(arrays["map"][i]),
         *(plots.heat_map(arrays[name][i]) for name in ("attacked_map", "goal_map") if name in arrays),
     ]
+
+
+def _change(entry: dict[str, Any]) -> str:
+    settings = ", ".join(f"{key} {value:.4g}" for key, value in entry.items() if key != "name")
+    return f"{entry['name']} ({settings})" if settings else str(entry["name"])
 
 
 def _colour(estimate: dict[str, Any] | None, good: str) -> str:

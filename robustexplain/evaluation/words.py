@@ -35,7 +35,16 @@ MEASURES = {
         "high",
     ),
     "confidence": ("Misclassification confidence (MC)", "probability of the class that the adversary wants", "low"),
-    "plausible": ("Plausible map", "IoU with the goal map above the threshold", "low"),
+    "plausible": ("Plausible map", "as near to the map that it should resemble as the recipe asks", "low"),
+    "joint_iou": ("Joint success by IoU", "with the papers' measure: a map is plausible above 0.5", "low"),
+    "plausible_iou": ("Plausible map by IoU", "IoU above 0.5 with the map that it should resemble", "low"),
+    "distance": ("Distance to the map that it should resemble", "by the measure that decides plausibility", "neither"),
+    "separation": (
+        "Separation",
+        "area under the ROC curve of that distance, attacked against harmless changes: the chance that an attacked map "
+        "is further away; 0.5: nobody can tell, below: nearer than harmless changes",
+        "neither",
+    ),
     "queries": ("Queries", "inputs that the attack showed to the system", "neither"),
     "alarm": ("Detection rate", "share of inputs that raise the calibrated alarm", "high"),
     "auc": ("Area under the detector's ROC curve", "chance that an attacked input scores above a clean one", "high"),

@@ -194,15 +194,22 @@ def test_every_figure_of_a_cell_is_that_of_a_fresh_pass_of_the_saved_system(
 
 def test_joint_success_is_all_of_its_three_parts(finished: tuple[Recipe, RunFolder]) -> None:
     recipe, folder = finished
-    total = 0
+    total = plausible = 0
     for row in recipe.rows:
         for column in recipe.columns:
             a = folder.arrays(row.label, column.label)
             quiet = 1 - a.get("alarm", torch.zeros(16))
             assert torch.equal(a["joint"], a["success"] * a["plausible"] * quiet)
-            assert torch.equal(a["plausible"], (a["iou"] > recipe.evaluation.plausible).float())
-            total += int(a["joint"].sum())
+            known = folder.calibrated(row.label)
+            assert known is not None
+            assert torch.equal(a["distance"], a["l1"])
+            assert torch.equal(a["plausible"], (a["l1"] <= known[0]["limit"]).float())
+            assert torch.equal(a["plausible_iou"], (a["iou"] > 0.5).float())
+            assert torch.equal(a["joint_iou"], a["success"] * a["plausible_iou"] * quiet)
+            total += int(a["joint_iou"].sum())
+            plausible += int(a["plausible"].sum())
     assert 0 < total < 24 * 16
+    assert 0 < plausible < 24 * 16
     assert "alarm" in folder.arrays("x-ensemble (cam)", "pgd")
     assert float(folder.arrays("x-ensemble (cam)", "pgd")["alarm"].sum()) > 0  # or the detector does nothing here
 

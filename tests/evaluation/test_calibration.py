@@ -1,0 +1,300 @@
+"""Each row is calibrated on harmless changes of inputs that nobody judges: the promised share of them is plausible."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor, nn
+
+import robustexplain as rx
+from robustexplain import attacks, interpreters
+from robustexplain.data import Data, stack
+from robustexplain.errors import InputError, RobustExplainWarning
+from robustexplain.evaluation import Evaluation, Results, RunFolder, evaluate, run, separation, share
+from robustexplain.evaluation.calibration import Calibrator, Draws, calibrator, conformal_quantile, distance_of
+from robustexplain.evaluation.own_data import Inputs
+from robustexplain.evaluation.words import words_of
+from robustexplain.metrics import L1, Cosine, IoU
+from robustexplain.random_streams import derive
+from robustexplain.recipe import read
+from robustexplain.recipe.experiment import Recipe
+from robustexplain.recipe.plausible import Plausible
+from robustexplain.system import System
+from robustexplain.transforms import UniformNoise, mixed
+
+TINY = Path(__file__).parents[1] / "tiny.yaml"
+SMALL = [
+    "interpreters=[gradient]",
+    "defenses=[{name: beta-smoothing, of: gradient}]",
+    "attacks=[clean, {name: adv2, eps: 0.1, steps: 4}, {name: ghorbani-topk, eps: 0.1, steps: 4}]",
+    "evaluation.calibration=60",
+    "evaluation.harmless=[uniform-noise, brightness]",
+]
+
+
+def quiet(recipe: Recipe, root: Path) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RobustExplainWarning)
+        return run(recipe, root)
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return read(TINY, SMALL)
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    root = tmp_path_factory.mktemp("runs") / "calibrated"
+    assert quiet(recipe, root) == 0
+    return RunFolder(root)
+
+
+# ---- the quantile ----
+
+
+@pytest.mark.parametrize("n,rank", [(19, 19), (20, 20), (39, 38), (99, 95), (199, 190), (200, 191)])
+def test_the_quantile_is_the_split_conformal_one(n: int, rank: int) -> None:
+    values = torch.arange(1.0, n + 1)[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
+    assert conformal_quantile(values, 0.95) == rank
+    assert conformal_quantile(values[:18], 0.95) == float("inf")
+    assert conformal_quantile(values[:0], 0.5) == float("inf")
+
+
+def test_a_new_value_is_beyond_it_as_rarely_as_promised() -> None:
+    random, beyond = np.random.default_rng(0), []
+    for _ in range(2000):
+        values = torch.from_numpy(random.gamma(2.0, size=41))
+        beyond.append(float(values[40]) > conformal_quantile(values[:40], 0.9))
+    # Rank 37 of 40: a chance of 4 in 41.
+    assert scipy.stats.binomtest(sum(beyond), 2000, 4 / 41).pvalue > 1e-3
+
+
+def test_metrics_that_are_higher_for_closer_maps_are_turned_and_undefined_distances_refused() -> None:
+    a, b = torch.rand(2, 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(distance_of(L1(), a, b), L1()(a, b))
+    assert torch.equal(distance_of(IoU(), a, b), -IoU()(a, b))
+    with pytest.raises(InputError, match="Cosine is undefined for 1 of 5 maps"):
+        distance_of(Cosine(), torch.cat([torch.zeros(1, 4, 4), a[1:]]), b)
+
+
+# ---- a row ----
+
+
+def test_a_row_s_limit_is_measured_on_inputs_that_are_neither_judged_nor_trained_on(
+    recipe: Recipe, finished: RunFolder
+) -> None:
+    judged = set(finished.arrays("gradient", "clean")["sample"].tolist())
+    for row in ("gradient", "beta-smoothing (gradient)"):
+        found = finished.calibrated(row)
+        assert found is not None
+        known, arrays = found
+        assert (known["part"], known["inputs"], known["draws_made"]) == ("test", 60, 60)
+        assert known["harmless"] == [{"name": "uniform-noise", "eps": 2 / 255}, {"name": "brightness", "by": 0.02}]
+        assert not judged & set(arrays["sample"].tolist())
+        kept = arrays["kept"] > 0
+        assert known["draws"] == int(kept.sum())
+        assert known["changed_prediction"] == share(1 - arrays["kept"]).as_dict()
+        assert known["limit"] == conformal_quantile(arrays["distance"][kept], 0.95)
+        # By hand, on the saved system.
+        system, seed = System.load(finished.system(row)), derive(derive(recipe.seed, "calibration"), "harmless", 0)
+        x = stack(recipe.data.load().test, arrays["sample"].tolist())[0]
+        changed, which = mixed(recipe.evaluation.harmless, x, seed)
+        with torch.no_grad():
+            benign, seen = system(x), system(changed)
+        assert torch.equal(which, arrays["change"])
+        assert torch.equal((benign.prediction == seen.prediction).float(), arrays["kept"])
+        torch.testing.assert_close(L1()(seen.maps, benign.maps), arrays["distance"], atol=1e-6, rtol=1e-4)
+
+
+def test_fresh_harmless_changes_are_beyond_the_limit_as_rarely_as_promised(recipe: Recipe, finished: RunFolder) -> None:
+    """The limit's own luck included: with 60 distances, the share beyond the 58th is Beta(3, 58)."""
+    data = recipe.data.load()
+    used = {p for row in ("clean",) for p in finished.arrays("gradient", row)["sample"].tolist()}
+    for row in ("gradient", "beta-smoothing (gradient)"):
+        known, arrays = finished.calibrated(row) or ({}, {})
+        left = [i for i in range(len(data.test)) if i not in used | set(arrays["sample"].tolist())][:400]
+        x, y = stack(data.test, left)
+        system = System.load(finished.system(row))
+        with torch.no_grad():
+            x = x[system.model(x).argmax(1) == y]  # as those that are judged
+            benign, seen = system(x), system(mixed(recipe.evaluation.harmless, x, 99)[0])
+        distances = L1()(seen.maps, benign.maps)[benign.prediction == seen.prediction]
+        beyond, n = int((distances > known["limit"]).sum()), known["draws"]
+        rank = int(np.ceil((n + 1) * 0.95))
+        chance = scipy.stats.betabinom(len(distances), n + 1 - rank, rank)
+        print(f"{row}: {beyond / len(distances):.3f} of {len(distances)}")
+        assert chance.ppf(1e-4) <= beyond <= chance.ppf(1 - 1e-4)
+
+
+def test_cells_are_judged_by_their_rows_limit_and_say_how_well_attacked_maps_stand_out(finished: RunFolder) -> None:
+    for row in ("gradient", "beta-smoothing (gradient)"):
+        known, harmless = finished.calibrated(row) or ({}, {})
+        for column in ("clean", "adv2", "ghorbani-topk"):
+            found, cell = finished.arrays(row, column), finished.read_cell(row, column)
+            assert cell is not None
+            near = found["distance"] <= known["limit"]
+            moves = column == "ghorbani-topk"
+            assert torch.equal(found["plausible"], (near ^ moves).float())
+            assert torch.equal(found["plausible_iou"], ((found["iou"] > 0.5) ^ moves).float())
+            expected = separation(harmless["distance"][harmless["kept"] > 0], found["distance"], known["inputs"])
+            assert cell["measures"]["separation"] == expected.as_dict()
+        clean = finished.read_cell(row, "clean")
+        assert clean is not None
+        assert clean["measures"]["separation"]["value"] == 0  # nearer than any harmless change
+        assert clean["measures"]["joint"]["high"] == share(torch.zeros(16)).high
+    other = finished.read_cell("beta-smoothing (gradient)", "adv2")
+    assert other is not None
+    assert {"p", "low", "high"} <= other["against_undefended"]["joint"].keys()
+    assert other["against_undefended"]["success"]["high"] > 0.1  # the same classifier: no sample differs, and yet
+
+
+def test_the_report_says_on_what_rows_are_calibrated(finished: RunFolder) -> None:
+    report = (finished.root / "report.html").read_text()
+    assert "than 95% of harmless changes move" in " ".join(report.split())
+    assert "uniform-noise (eps 0.007843); brightness (by 0.02)" in " ".join(report.split())
+    assert "the test part beyond the judged ones" in report
+    assert "IoU above" not in report.split("<h2>Joint success</h2>")[1].split("<img")[0]
+    results = Results.read(finished)
+    assert set(results.calibrations) == {"gradient", "beta-smoothing (gradient)"}
+    assert {"separation", "distance", "joint_iou", "plausible_iou"} <= set(words_of({}))
+
+
+# ---- resuming ----
+
+
+def test_a_calibration_is_kept_made_anew_with_its_row_and_resumed_in_chunks(
+    recipe: Recipe, finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(shutil.copytree(finished.root, tmp_path / "run"))
+    path, other = folder.calibration("gradient"), folder.calibration("beta-smoothing (gradient)")
+    before, kept = path.read_bytes(), other.stat().st_mtime_ns
+    path.unlink()
+    real, left = Calibrator.measure, [1]
+
+    def killed(self: Calibrator, system: System, draws: Draws) -> dict[str, Tensor]:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return real(self, system, draws)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Calibrator, "measure", killed)
+        with pytest.raises(KeyboardInterrupt):
+            quiet(recipe, folder.root)
+    assert not path.is_file()
+    assert len(list((folder.root / "calibrated").rglob("*.safetensors"))) == 1
+    assert quiet(recipe, folder.root) == 0
+    assert path.read_bytes() == before
+    assert other.stat().st_mtime_ns == kept
+    assert not (folder.root / "calibrated").exists()
+    changed = read(TINY, [*SMALL, "defenses=[{name: beta-smoothing, of: gradient, beta: 30}]", "attacks=[clean]"])
+    assert quiet(changed, folder.root) == 0
+    assert path.read_bytes() == before
+    assert other.stat().st_mtime_ns != kept
+    with pytest.raises(InputError, match=r"evaluation\.harmless"):
+        quiet(read(TINY, [*SMALL, "evaluation.harmless=[shift]"]), folder.root)
+
+
+def test_a_row_that_cannot_be_calibrated_is_a_hole_that_says_why(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Calibrator.measure
+
+    def brittle(self: Calibrator, system: System, draws: Draws) -> dict[str, Tensor]:
+        found = real(self, system, draws)
+        smooth = isinstance(system.interpreter, interpreters.Smoothed)
+        return {**found, "kept": found["kept"] * (draws.samples % 4 == 0)} if smooth else found
+
+    monkeypatch.setattr(Calibrator, "measure", brittle)
+    assert quiet(recipe, tmp_path / "run") == 3
+    folder = RunFolder(tmp_path / "run")
+    cell = folder.read_cell("beta-smoothing (gradient)", "adv2")
+    assert cell is not None
+    assert cell["status"] == "failed"
+    assert "harmless changes change the prediction for" in cell["traceback"]
+    assert folder.done("gradient", "adv2") is not None
+
+
+# ---- which inputs, from Python ----
+
+
+def net() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+
+
+def parts(test: int, defense: int) -> Data:
+    def part(n: int) -> Inputs:
+        x = torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(n))
+        return Inputs(x, tuple(i % 3 for i in range(n)))
+
+    return Data("own", ("a", "b", "c"), (1, 8, 8), Inputs((), ()), part(defense), part(test), "")
+
+
+@pytest.mark.parametrize(
+    "beyond,defense,part,inputs",
+    [
+        (90, 500, "test", 60),
+        (29, 500, "defense", 60),
+        (20, 25, "defense", 25),
+        (20, 5, "test", 20),
+        (0, 0, "judged", 10),
+    ],
+)
+def test_the_inputs_are_the_best_that_there_are(beyond: int, defense: int, part: str, inputs: int) -> None:
+    settings = Evaluation(calibration=60, batch_size=16)
+    data = parts(200, defense)
+    made = calibrator(data, settings, range(10), range(10, 10 + beyond), 0, torch.device("cpu"))
+    assert made is not None
+    assert made.part == part
+    draws = [(int(s), int(d)) for chunk in made.draws for s, d in zip(chunk.samples, chunk.draw, strict=True)]
+    assert len(draws) == len(set(draws)) == 60
+    assert len({sample for sample, _ in draws}) == inputs
+    if part == "test":
+        assert all(10 <= sample < 10 + beyond for sample, _ in draws)
+    assert [chunk.index for chunk in made.draws] == [0, 1, 2, 3]
+    plausible = Plausible(iou=0.5)
+    assert (
+        calibrator(data, Evaluation(calibration=0, plausible=plausible), range(3), (), 0, torch.device("cpu")) is None
+    )
+
+
+def test_few_inputs_of_ones_own_are_changed_several_times(tmp_path: Path) -> None:
+    model = net()
+    x = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    system = rx.System(model, interpreters.Gradient(model))
+    settings = Evaluation(batch_size=5, calibration=30, harmless=(UniformNoise(0.02),), bootstrap=50)
+    given = (x, model(x).argmax(1))
+    results = evaluate({"gradient": system}, {"pgd": attacks.PGD(steps=2)}, given, out=tmp_path, evaluation=settings)
+    known, arrays = RunFolder(tmp_path).calibrated("gradient") or ({}, {})
+    assert (known["part"], known["inputs"], known["draws_made"]) == ("judged", 8, 30)
+    twice = arrays["distance"][arrays["sample"] == 3]
+    assert len(twice) == len(set(twice.tolist())) == 4
+    assert results.experiment.evaluation == settings
+    found = results.measure("gradient", "pgd", "separation")
+    assert found is not None
+    assert found["count"] == 8
+
+
+def test_the_papers_measure_can_stand_alone(tmp_path: Path) -> None:
+    model = net()
+    x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    system, given = rx.System(model, interpreters.Gradient(model)), (x, model(x).argmax(1))
+    for calibration in (0, 30):
+        settings = Evaluation(plausible=Plausible(iou=0.3), calibration=calibration, bootstrap=50)
+        root = tmp_path / str(calibration)
+        results = evaluate({"g": system}, {"pgd": attacks.PGD(steps=2)}, given, out=root, evaluation=settings)
+        found = RunFolder(root).arrays("g", "pgd")
+        assert torch.equal(found["plausible"], (found["iou"] > 0.3).float())
+        assert "plausible_iou" not in found
+        assert ("distance" in found) is (calibration > 0)
+        assert (results.measure("g", "pgd", "separation") is not None) is (calibration > 0)
+        assert "IoU above 0.3" in (root / "report.html").read_text()
