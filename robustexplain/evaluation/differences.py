@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
+import scipy.stats  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 

@@ -288,7 +288,7 @@ def test_a_directory_that_another_recipe_takes_over_keeps_no_system_of_the_forme
         "model.train=null",
     ]
     with monkeypatch.context() as patch:
-        patch.setattr(matrix.Matrix, "_fill", _killed)
+        patch.setattr(matrix.Matrix, "fill", _killed)
         with pytest.raises(KeyboardInterrupt):
             run(read(TINY, [*given, "seed=1"]), tmp_path / "run")
     grow(read(TINY, given), tmp_path / "run")
