@@ -236,10 +236,14 @@ class System:
         calibrate = getattr(self.detector, "recalibrated", None)
         if calibrate is None:
             raise InputError(f"the system {self._detector_text}, which cannot be recalibrated")
+        if (
+            "harmless" not in inspect.signature(calibrate).parameters
+        ):  # somebody's own, calibrated on clean inputs alone
+            if harmless:
+                raise InputError(f"the system {self._detector_text}, whose recalibrated knows no harmless changes")
+            return replace(self, detector=calibrate(x, false_alarms, batch_size))
         changes = harmless_for((), x.shape[1:], x) if harmless is None else tuple(harmless)
-        # A detector of somebody's own may know of clean inputs alone.
-        more = (changes,) if harmless is not None or "harmless" in inspect.signature(calibrate).parameters else ()
-        return replace(self, detector=calibrate(x, false_alarms, batch_size, *more))
+        return replace(self, detector=calibrate(x, false_alarms, batch_size, changes))
 
     @torch.no_grad()
     def p_values(self, x: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from robustexplain.objectives import AgreeSqueezed, EvadeDetector, EvadeSqueezin
 from robustexplain.random_streams import Streams
 from robustexplain.system import Explained
 from robustexplain.training import Session, Training
-from robustexplain.transforms import transforms
+from robustexplain.transforms import Shift, UniformNoise, default_changes, mixed, transforms
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +161,55 @@ def test_the_joint_alarm_is_as_rare_as_was_asked_on_new_inputs(
     mean = sum(rates) / len(rates)
     print(f"{mean:.4f} of {asked}")
     assert asked / 2 < mean <= most
+
+
+NOISY = (UniformNoise(eps=0.25), Shift())
+
+
+@pytest.mark.parametrize("detector", [THREE[1], AnyOf(THREE)])
+def test_harmless_changes_ring_as_rarely_as_clean_inputs_where_they_calibrate(
+    detector: Any, clean: Tensor, fresh: Tensor
+) -> None:
+    asked, changed = 0.1, mixed(NOISY, fresh, 1)[0]
+    before, after = detector.calibrated(clean, asked), detector.calibrated(clean, asked, harmless=NOISY)
+    low, high = interval(len(clean), len(fresh), asked)
+    print(f"{rate(before, changed):.3f}, then {rate(after, changed):.3f} in [{low:.3f}, {high:.3f}]")
+    assert rate(before, changed) > 2 * high, "it does not ring for harmless changes anyway"
+    # On the inputs of the calibration the promise is exact; a clean input may ring more rarely than was asked.
+    known = mixed(NOISY, clean)[0]
+    for x in (clean, known):
+        assert rate(after, x) <= asked + 1e-6
+        assert float((after.soft_score(x) > after.soft_threshold).float().mean()) <= asked + 1e-6
+    assert max(rate(after, clean), rate(after, known)) > asked / 2
+    assert rate(after, fresh) <= high
+    assert rate(after, changed) <= high
+    assert after.harmless_scores is not None
+    assert before.harmless_scores is None
+    again = after.calibrated(clean, asked)
+    assert (again.threshold, again.harmless_scores) == (before.threshold, None)
+
+
+def test_p_values_are_those_of_the_kind_of_input_that_is_the_more_suspicious(clean: Tensor, fresh: Tensor) -> None:
+    detector = THREE[1].calibrated(clean[:60], 0.1, harmless=NOISY)
+    scores = detector.score(fresh[:9])[:, None]
+    kinds = [THREE[1].score(x)[:, None] for x in (clean[:60], mixed(NOISY, clean[:60])[0])]
+    expected = torch.stack([conformal_p_values(scores, known)[:, 0] for known in kinds])
+    assert torch.equal(detector.p_values(fresh[:9]), expected.amax(0))
+    assert not torch.equal(expected[0], expected[1])
+
+
+def test_a_system_is_recalibrated_on_the_usual_changes_or_those_that_are_named(
+    trained: Classifier, clean: Tensor
+) -> None:
+    system = rx.System(trained, CAM(trained), THREE[1])
+    found = {
+        name: system.recalibrated(clean, 0.1, harmless=given).detector.threshold  # type: ignore[union-attr]
+        for name, given in (("usual", None), ("none", ()), ("noisy", NOISY))
+    }
+    assert found["none"] <= found["usual"] < found["noisy"]
+    usual = default_changes(clean.shape[1:])
+    assert found["usual"] == THREE[1].calibrated(clean, 0.1, harmless=usual).threshold
+    assert found["none"] == THREE[1].calibrated(clean, 0.1).threshold
 
 
 def test_too_few_inputs_for_a_joint_alarm_are_warned_about() -> None:

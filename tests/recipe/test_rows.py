@@ -17,6 +17,7 @@ from robustexplain.recipe.experiment import Recipe
 from robustexplain.registry import DEFENSES
 from robustexplain.system import System
 from robustexplain.training import Samples, Session
+from robustexplain.transforms import Rounding, Shift
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 
@@ -215,3 +216,15 @@ def test_a_wrong_member_is_refused_with_its_path(member: Any, expected: str) -> 
 )
 def test_other_values_that_no_run_survives_are_refused(change: dict[str, Any], expected: str) -> None:
     assert refusal(**change) == expected
+
+
+def test_detectors_are_calibrated_on_the_recipes_harmless_changes_unless_their_entry_says_others() -> None:
+    plain = {"name": "feature-squeezing", "of": "gradcam", "squeezers": ["median-2"]}
+    own = [{**plain, "label": "clean", "harmless": None}, {**plain, "label": "own", "harmless": ["shift"]}]
+    made = recipe(defenses=[{**plain, "label": "plain"}, *own], evaluation={"harmless": ["rounding"]})
+    assert [made.row(label).settings.harmless for label in ("plain", "clean", "own")] == [
+        (Rounding(),),
+        None,
+        (Shift(),),
+    ]
+    assert recipe(defenses=[{**plain, "label": "plain"}]).row("plain").settings.harmless == ()
