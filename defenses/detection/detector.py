@@ -115,7 +115,7 @@ class Detector(ABC):
         scores, soft_scores = self._scored(x, batch_size)
         made = self._thresholds(scores, soft_scores, false_alarms)
         if not harmless:
-            return replace(made, harmless_scores=None)
+            return made
         others = self._thresholds(*self._scored(mixed(harmless, x)[0], batch_size), false_alarms)
         return replace(
             made,
@@ -163,6 +163,7 @@ class Detector(ABC):
             soft_threshold=threshold_at(soft_scores, false_alarms),
             scores=scores.cpu(),
             soft_scores=soft_scores.cpu(),
+            harmless_scores=None,
         )
 
     def _held_out(self, x: Tensor) -> Tensor:
