@@ -236,9 +236,8 @@ class System:
         calibrate = getattr(self.detector, "recalibrated", None)
         if calibrate is None:
             raise InputError(f"the system {self._detector_text}, which cannot be recalibrated")
-        if (
-            "harmless" not in inspect.signature(calibrate).parameters
-        ):  # somebody's own, calibrated on clean inputs alone
+        if "harmless" not in inspect.signature(calibrate).parameters:
+            # A detector of somebody's own, calibrated on clean inputs alone.
             if harmless:
                 raise InputError(f"the system {self._detector_text}, whose recalibrated knows no harmless changes")
             return replace(self, detector=calibrate(x, false_alarms, batch_size))

@@ -35,6 +35,10 @@ FINDINGS: dict[str, tuple[dict[str, Any], str]] = {
         {"interpreters": ["lime-tabular"]},
         "interpreters: 'lime-tabular': lime-tabular takes tables, and digits holds images",
     ),
+    "harmless changes": (
+        {"evaluation": {"harmless": ["jpeg", "column-noise"]}},
+        "evaluation.harmless[1]: column-noise changes tables, and digits holds images",
+    ),
     "pool": (
         {"interpreters": [{"name": "gradient", "pool": 64}]},
         "interpreters: 'gradient': pool is 64, and images of digits are [16, 16]",

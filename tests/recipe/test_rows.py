@@ -222,9 +222,6 @@ def test_detectors_are_calibrated_on_the_recipes_harmless_changes_unless_their_e
     plain = {"name": "feature-squeezing", "of": "gradcam", "squeezers": ["median-2"]}
     own = [{**plain, "label": "clean", "harmless": None}, {**plain, "label": "own", "harmless": ["shift"]}]
     made = recipe(defenses=[{**plain, "label": "plain"}, *own], evaluation={"harmless": ["rounding"]})
-    assert [made.row(label).settings.harmless for label in ("plain", "clean", "own")] == [
-        (Rounding(),),
-        None,
-        (Shift(),),
-    ]
+    found = {label: made.row(label).settings.harmless for label in ("plain", "clean", "own")}
+    assert found == {"plain": (Rounding(),), "clean": None, "own": (Shift(),)}
     assert recipe(defenses=[{**plain, "label": "plain"}]).row("plain").settings.harmless == ()
