@@ -171,8 +171,8 @@ def calibrator(
     beyond: Sequence[int],
     seed: int,
     device: torch.device,
-) -> Calibrator | None:
-    """What the rows are calibrated on; ``None`` where the evaluation asks for nothing.
+) -> Calibrator:
+    """What the rows are calibrated on.
 
     The inputs are those of the test part beyond the judged ones, chosen alike; where they are fewer than half of
     ``evaluation.calibration``, those of the defense part if there are more of them; where there are none at all, the
@@ -180,15 +180,13 @@ def calibrator(
 
     Args:
         data: the data set.
-        evaluation: its settings.
+        evaluation: its settings; it asks for some calibration.
         judged: positions of the judged inputs in the test part.
         beyond: positions of others there, chosen alike.
         seed: of the draws.
         device: of the systems.
     """
     wanted = evaluation.calibration
-    if not wanted:
-        return None
     part: Part = "test"
     positions, samples = list(beyond), data.test
     if 2 * len(beyond) < wanted and len(beyond) < len(data.defense):

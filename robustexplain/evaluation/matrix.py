@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .. import data as data_sets
 from .. import files
-from ..errors import InputError
 from ..recipe import check_data
 from ..recipe.experiment import Column, Experiment, Recipe, Row
 from ..training import Session
 from .adversaries import Adversaries, Job
 from .audit import audit, audited
-from .calibration import Calibration, Calibrator, Draws, calibrator
-from .cell import Rule, Trial, craft, goal_map, measure
+from .calibrating import Calibrations
+from .calibration import calibrator
+from .cell import Trial, craft, goal_map, measure
 from .costs import measure_costs
 from .growing import claim
 from .judged import Chosen, Chunk, Pool, choose, chunks
 from .origins import Origins
 from .own_data import adversarys_own
 from .prepared import Builder, Prepared, prepare
+from .shards import ChunkFailedError, Shards
 from .store import RunFolder
 from .summaries import PICTURES, Summaries
-
-P = TypeVar("P", Chunk, Draws)
 
 
 def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
@@ -82,7 +79,7 @@ def finished(experiment: Experiment, folder: RunFolder) -> bool:
     """Whether every cell and every row's cost is there: nothing has to be trained or loaded again."""
     cells = [folder.done(row.label, column.label) for row in experiment.rows for column in experiment.columns]
     rows = all(folder.row(row.label).is_file() for row in experiment.rows)
-    if experiment.evaluation.calibration:
+    if experiment.evaluation.plausible.iou is None:
         rows = rows and all(folder.calibration(row.label).is_file() for row in experiment.rows)
     rows = rows and all(audited(folder, row) for row in experiment.rows if row.kind == "manipulation")
     return rows and all(cell is not None for cell in cells)
@@ -136,67 +133,30 @@ class Matrix:
         if jobs:
             with self.session.progress.task("attacks", len(jobs) * len(made)) as advance:
                 for name, (job, column) in jobs.items():
-                    self._shard("attacked", name, made, self._crafter(job, column, pool), advance)
+                    self._shards.make("attacked", name, made, self._crafter(job, column, pool), advance)
         with self.session.progress.task("cells", len(todo)) as advance:
             for row, column in todo:
                 self._cell(row, column)
                 advance(1)
 
     def _calibrate(self) -> None:
-        """Calibrate every row that is not calibrated yet, on harmless changes of inputs that nobody is judged on."""
-        rows = [row for row in self.experiment.rows if row.label in self.prepared.by_row]
-        rows = [row for row in rows if not self.folder.calibration(row.label).is_file()]
-        if not rows or self._calibrator is None:
-            return
-        made = self._calibrator.draws
-        with self.session.progress.task("calibration", len(rows) * len(made)) as advance:
-            for row in rows:
-                measure = partial(self._calibrator.measure, self.prepared.by_row[row.label])
-                self._shard("calibrated", self._calibrated(row), made, measure, advance)
-                if self.session.accelerator.is_main_process:
-                    self._write_calibration(row, self._calibrator)
-        self.session.accelerator.wait_for_everyone()
-
-    def _calibrated(self, row: Row) -> str:
-        return f"{row.label} {self._origins.calibration(row.label)[:8]}"
-
-    def _write_calibration(self, row: Row, calibrator: Calibrator) -> None:
-        name = self._calibrated(row)
-        try:
-            parts = [self._read("calibrated", name, draws) for draws in calibrator.draws]
-            arrays = {key: torch.cat([part[key] for part in parts]).cpu() for key in parts[0]}
-            summary = calibrator.summary(arrays, self.experiment.evaluation.plausible)
-        except (_ChunkFailedError, InputError) as error:
-            why = traceback.format_exc() if isinstance(error, InputError) else str(error)
-            files.write_text(self.folder.calibration(row.label).with_suffix(".error.txt"), why)
-            return
-        self.folder.calibration(row.label).with_suffix(".error.txt").unlink(missing_ok=True)
-        words = {"row": row.label, **summary, "made_of": self._origins.calibration(row.label)}
-        self.folder.write_calibration(row.label, words, arrays)
-
-    @cached_property
-    def _calibrator(self) -> Calibrator | None:
-        settings, (judged, beyond) = self.experiment.evaluation, self.chosen
-        return calibrator(self.data, settings, judged, beyond, self.experiment.seed, self.device)
-
-    def _rule(self, row: Row) -> Rule:
-        """What makes a map of this row plausible."""
-        plausible = self.experiment.evaluation.plausible
-        distance = plausible.metric if self.experiment.evaluation.calibration else None
-        if plausible.iou is not None:
-            return Rule(distance, None, plausible.iou)
-        known = self.folder.calibrated(row.label)
-        assert known is not None  # a row without one is a hole
-        return Rule(distance, Calibration.read(*known).limit)
+        rows, (judged, beyond) = self._calibrations.missing, self.chosen
+        if rows:
+            settings, seed = self.experiment.evaluation, self.experiment.seed
+            self._calibrations.make(rows, calibrator(self.data, settings, judged, beyond, seed, self.device))
 
     def _failure(self, row: Row, column: Column) -> str | None:
         """Why a cell cannot be made: its attack, its system, or the calibration of its row."""
         failure = self._adversaries.failure(row, column)
-        path = self.folder.calibration(row.label)
-        if failure is None and self.experiment.evaluation.calibration and not path.is_file():
-            error = path.with_suffix(".error.txt")
-            failure = error.read_text(encoding="utf-8") if error.is_file() else f"{path} is missing"
-        return failure
+        return self._calibrations.failure(row) if failure is None else failure
+
+    @cached_property
+    def _calibrations(self) -> Calibrations:
+        return Calibrations(self._origins, self.prepared, self.folder, self.session)
+
+    @cached_property
+    def _shards(self) -> Shards:
+        return Shards(self.folder, self.session)
 
     @cached_property
     def _adversaries(self) -> Adversaries:
@@ -227,15 +187,14 @@ class Matrix:
             return
         made_of = files.digest(self._origins.cell(row, column))
         name, judge = f"{row.label} / {column.label} {made_of[:8]}", self._judge(row, column)
-        self._shard("judged", name, self._chunks, judge, lambda steps: None)
+        self._shards.make("judged", name, self._chunks, judge)
         if self.session.accelerator.is_main_process:
             try:
-                parts = [self._read("judged", name, chunk) for chunk in self._chunks]
-                arrays = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+                arrays = self._shards.read_all("judged", name, self._chunks)
                 shown = self.experiment.evaluation.pictures
                 kept = {k: (v[:shown] if k in PICTURES else v) for k, v in arrays.items()}
                 self.folder.write_cell(row.label, column.label, self._summaries.of(row, column, arrays), kept)
-            except _ChunkFailedError as error:
+            except ChunkFailedError as error:
                 self._write_failure(row, column, str(error))
         self.session.accelerator.wait_for_everyone()
 
@@ -245,42 +204,14 @@ class Matrix:
         system, job = by_row[row.label], self._adversaries.job(row, column)
         reference = by_row[experiment.reference(row).label].model
         honest = by_row[row.root] if experiment.manipulated(row) else None
-        rule = self._rule(row)
+        rule = self._calibrations.rule(row)
 
         def judge(chunk: Chunk) -> dict[str, Tensor]:
-            made = self._read("attacked", job.name, chunk)
+            made = self._shards.read("attacked", job.name, chunk)
             trial = Trial(system, column.attack, chunk, made, reference, honest)
             return measure(trial, experiment.metrics, rule)
 
         return judge
-
-    def _shard(
-        self,
-        kind: str,
-        name: str,
-        parts: Sequence[P],
-        make: Callable[[P], dict[str, Tensor]],
-        advance: Callable[[int], None],
-    ) -> None:
-        """Make every chunk that is not there yet: this process its share, the others theirs."""
-        accelerator = self.session.accelerator
-        for chunk in parts:
-            path = self.folder.chunk(kind, name, chunk.index)
-            mine = chunk.index % accelerator.num_processes == accelerator.process_index
-            if mine and not path.is_file():
-                try:
-                    files.write_tensors(path, make(chunk))
-                    self.folder.error(kind, name, chunk.index).unlink(missing_ok=True)
-                except Exception:
-                    files.write_text(self.folder.error(kind, name, chunk.index), traceback.format_exc())
-            advance(1)
-        accelerator.wait_for_everyone()
-
-    def _read(self, kind: str, name: str, chunk: Chunk | Draws) -> dict[str, Tensor]:
-        path, error = self.folder.chunk(kind, name, chunk.index), self.folder.error(kind, name, chunk.index)
-        if path.is_file():
-            return {k: v.to(chunk.x.device) for k, v in files.read_tensors(path)[0].items()}
-        raise _ChunkFailedError(error.read_text(encoding="utf-8") if error.is_file() else f"{path} is missing")
 
     def _crafter(self, job: Job, column: Column, pool: Pool) -> Callable[[Chunk], dict[str, Tensor]]:
         seed = self.experiment.seed
@@ -308,7 +239,3 @@ class Matrix:
             self.session.progress.say(f"failed: {row.label} / {column.label}: {why.strip().splitlines()[-1]}")
             summary = {"status": "failed", **self._summaries.where(row, column), "traceback": why}
             self.folder.write_cell(row.label, column.label, summary, None)
-
-
-class _ChunkFailedError(Exception):
-    """A chunk could not be made; the message is the traceback."""

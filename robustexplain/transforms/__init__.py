@@ -1,20 +1,19 @@
 """Transforms of images, by name: what stands in front of a model, and what detectors look through; harmless changes."""
 
 from .base import Transform, transform, transforms
-from .harmless import (
+from .harmless import HarmlessChange, mixed
+from .harmless_changes import (
     Brightness,
     ColumnNoise,
     Compression,
     Contrast,
     GaussianNoise,
-    HarmlessChange,
     Resize,
     Rounding,
     Shift,
     UniformNoise,
     default_changes,
     harmless_for,
-    mixed,
 )
 from .jpeg import JPEG
 from .resize_pad import ResizePad

@@ -1,0 +1,91 @@
+"""Chunks of inputs that processes share, each a file: what is there is not made again."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from .. import files
+from ..training import Session
+from .store import RunFolder
+
+
+class Part(Protocol):
+    """Some inputs with their place among all."""
+
+    @property
+    def index(self) -> int:
+        """The place."""
+        ...
+
+    @property
+    def x(self) -> Tensor:
+        """The inputs."""
+        ...
+
+
+P = TypeVar("P", bound=Part)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The chunks of a run.
+
+    Args:
+        folder: its directory.
+        session: the processes that share them.
+    """
+
+    folder: RunFolder
+    session: Session
+
+    def make(
+        self,
+        kind: str,
+        name: str,
+        parts: Sequence[P],
+        make: Callable[[P], dict[str, Tensor]],
+        advance: Callable[[int], None] = lambda steps: None,
+    ) -> None:
+        """Make every chunk that is not there yet: this process its share, the others theirs."""
+        accelerator = self.session.accelerator
+        for part in parts:
+            path = self.folder.chunk(kind, name, part.index)
+            mine = part.index % accelerator.num_processes == accelerator.process_index
+            if mine and not path.is_file():
+                try:
+                    files.write_tensors(path, make(part))
+                    self.folder.error(kind, name, part.index).unlink(missing_ok=True)
+                except Exception:
+                    files.write_text(self.folder.error(kind, name, part.index), traceback.format_exc())
+            advance(1)
+        accelerator.wait_for_everyone()
+
+    def read(self, kind: str, name: str, part: Part) -> dict[str, Tensor]:
+        """The arrays of a chunk, on the device of its inputs.
+
+        Raises:
+            ChunkFailedError: it could not be made.
+        """
+        path, error = self.folder.chunk(kind, name, part.index), self.folder.error(kind, name, part.index)
+        if path.is_file():
+            return {k: v.to(part.x.device) for k, v in files.read_tensors(path)[0].items()}
+        raise ChunkFailedError(error.read_text(encoding="utf-8") if error.is_file() else f"{path} is missing")
+
+    def read_all(self, kind: str, name: str, parts: Sequence[Part]) -> dict[str, Tensor]:
+        """The arrays of all chunks, one after the other.
+
+        Raises:
+            ChunkFailedError: one of them could not be made.
+        """
+        found = [self.read(kind, name, part) for part in parts]
+        return {key: torch.cat([part[key] for part in found]) for key in found[0]}
+
+
+class ChunkFailedError(Exception):
+    """A chunk could not be made; the message is the traceback."""
