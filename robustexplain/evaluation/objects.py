@@ -98,6 +98,8 @@ def evaluate(
     loaded = data_of(data, lambda x: _classes(by_row, x.to(device)))
     _check_data(columns, loaded, _classes(by_row, loaded.test[0][0][None].to(device)))
     settings = evaluation or Evaluation()
+    if lines := settings.problems("tables" if len(loaded.shape) == 1 else "images", loaded.name):
+        raise InputError("\n".join(lines))
     roots = {row.root for row in rows}
     models = list({id(by_row[label].model): by_row[label].model for label in by_row if label in roots}.values())
     chosen = choose(models, loaded, settings, seed, device)

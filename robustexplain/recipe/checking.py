@@ -269,16 +269,7 @@ def members_that_are_not_made(of: Situation) -> list[str]:
 
 def harmless_changes_of_another_kind(of: Situation) -> list[str]:
     """Harmless changes that do not change such inputs, and a distance that does not compare such maps."""
-    evaluation = of.recipe.evaluation
-    lines = [
-        f"evaluation.harmless[{i}]: {change.entry['name']} changes {' and '.join(change.takes)}, and "
-        f"{of.data.name} holds {of.kind}"
-        for i, change in enumerate(evaluation.harmless)
-        if of.kind not in change.takes
-    ]
-    if evaluation.calibration and of.kind not in evaluation.plausible.metric.takes:
-        lines.append(f"evaluation.plausible.distance: {evaluation.plausible.distance} does not compare {of.kind}")
-    return lines
+    return of.recipe.evaluation.problems(of.kind, of.data.name)
 
 
 FINDINGS: tuple[Callable[[Situation], list[str]], ...] = (

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from .. import files, models
+from ..checks import Kind
 from ..data.own import OwnData
 from ..errors import FieldError, InputError
 from ..features import index_of, with_indices
@@ -125,6 +126,23 @@ class Evaluation:
         if self.calibration < least:
             why = f"for the {self.plausible.quantile:g} quantile of distances, got {self.calibration!r}"
             raise FieldError("Evaluation", "calibration", f"must be at least {least} {why}")
+
+    def problems(self, kind: Kind, data: str) -> list[str]:
+        """What of it does not fit inputs of that kind, a line each: harmless changes, the distance of maps.
+
+        Args:
+            kind: images or tables.
+            data: the data set's name.
+        """
+        lines = [
+            f"evaluation.harmless[{i}]: {change.entry['name']} changes {' and '.join(change.takes)}, and {data} holds "
+            f"{kind}"
+            for i, change in enumerate(self.harmless)
+            if kind not in change.takes
+        ]
+        if self.calibration and kind not in self.plausible.metric.takes:
+            lines.append(f"evaluation.plausible.distance: {self.plausible.distance} does not compare maps of {kind}")
+        return lines
 
     @property
     def entry(self) -> dict[str, Any]:

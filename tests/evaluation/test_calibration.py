@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -277,6 +278,25 @@ def test_few_inputs_of_ones_own_are_changed_several_times(tmp_path: Path) -> Non
     found = results.measure("gradient", "pgd", "separation")
     assert found is not None
     assert found["count"] == 8
+
+
+def test_changes_and_distances_of_another_kind_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    model = nn.Linear(4, 2).eval()
+    x = torch.rand(30, 4, generator=torch.Generator().manual_seed(0))
+    system, given = rx.System(model, interpreters.Gradient(model)), (x, model(x).argmax(1))
+    for settings, said in (
+        (Evaluation(harmless=(UniformNoise(),)), "harmless[0]: uniform-noise changes images, and data holds tables"),
+        (Evaluation(plausible=Plausible(distance="ssim")), "distance: ssim does not compare maps of tables"),
+    ):
+        with pytest.raises(InputError, match=re.escape(said)):
+            evaluate({"g": system}, {"clean": attacks.Clean()}, given, out=tmp_path / "run", evaluation=settings)
+    assert not (tmp_path / "run").exists()
+    evaluate({"g": system}, {"clean": attacks.Clean()}, given, out=tmp_path / "run")
+    known, arrays = RunFolder(tmp_path / "run").calibrated("g") or ({}, {})
+    assert known["harmless"] == [{"name": "column-noise", "share": 0.02}]
+    # The gradient of a linear model is the same everywhere, but for the class.
+    assert known["limit"] == 0
+    assert len(arrays["distance"]) == 200
 
 
 def test_the_papers_measure_can_stand_alone(tmp_path: Path) -> None:
