@@ -20,6 +20,8 @@ from ..system import System
 from ..transforms import HarmlessChange, harmless_for, mixed
 from .statistics import Estimate, separation, share
 
+ROUNDING = 1e-6
+"""By how much equal maps may differ, by a distance in ``[0, 1]``."""
 Part = Literal["test", "defense", "judged"]
 """Where the calibration's inputs are from: the test part beyond the judged ones, the defense part, the judged ones."""
 
@@ -88,6 +90,9 @@ class Calibrator:
         """
         distances = arrays["distance"][arrays["kept"] > 0]
         limit = conformal_quantile(distances, plausible.quantile)
+        if self.distance.bounds == (0, 1):
+            # Maps that nothing moves differ by rounding, and no attack is held by that.
+            limit = max(limit, ROUNDING)
         if math.isinf(limit) and plausible.iou is None:
             raise InputError(
                 f"harmless changes change the prediction for {len(arrays['kept']) - len(distances)} of "

@@ -294,8 +294,8 @@ def test_changes_and_distances_of_another_kind_are_refused_before_anything_is_wr
     evaluate({"g": system}, {"clean": attacks.Clean()}, given, out=tmp_path / "run")
     known, arrays = RunFolder(tmp_path / "run").calibrated("g") or ({}, {})
     assert known["harmless"] == [{"name": "column-noise", "share": 0.02}]
-    # The gradient of a linear model is the same everywhere, but for the class.
-    assert known["limit"] == 0
+    # The gradient of a linear model is the same everywhere, but for the class and for rounding.
+    assert float(arrays["distance"][arrays["kept"] > 0].max()) < known["limit"] == 1e-6
     assert len(arrays["distance"]) == 200
 
 
