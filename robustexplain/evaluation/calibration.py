@@ -90,7 +90,7 @@ class Calibrator:
         """
         distances = arrays["distance"][arrays["kept"] > 0]
         limit = conformal_quantile(distances, plausible.quantile)
-        if self.distance.bounds == (0, 1):
+        if tuple(map(float, self.distance.bounds)) == (0.0, 1.0):
             # Maps that nothing moves differ by rounding, and no attack is held by that.
             limit = max(limit, ROUNDING)
         if math.isinf(limit) and plausible.iou is None:
