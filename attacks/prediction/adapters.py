@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustexplain.door import answer
 from robustexplain.errors import FieldError, InputError, UnknownNameError
 from robustexplain.fields import Radius
 from robustexplain.objectives import Goal, Misclassify, Objective, Observation
@@ -129,7 +130,7 @@ class FunctionPlan(Plan):
 
 @torch.no_grad()
 def _stalled(system: System, goal: Goal, x: Tensor) -> Tensor:
-    before, after = (Observation(image, system.model(image)) for image in (goal.x, x))
+    before, after = (Observation(image, answer(system.model, image)) for image in (goal.x, x))
     aim = Misclassify()
     return ~aim.met(after, goal) & (aim.loss(after, goal) >= aim.loss(before, goal))
 
@@ -310,7 +311,7 @@ def _art(name: str, settings: Settings, model: nn.Module, x: Tensor, y: Tensor, 
     _library("art")
     evasion, classification = _library("art.attacks.evasion"), _library("art.estimators.classification")
     with torch.no_grad():
-        num_classes = model(x[:1]).shape[1]
+        num_classes = answer(model, x[:1]).shape[1]
     classifier = classification.PyTorchClassifier(
         model, nn.CrossEntropyLoss(), tuple(x.shape[1:]), num_classes, clip_values=(0.0, 1.0),
         device_type="gpu" if x.is_cuda else "cpu",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robustexplain import maps as ops
 from robustexplain.autograd.straight_through import straight_through
+from robustexplain.door import answer
 from robustexplain.errors import FieldError, InputError
 from robustexplain.fields import Count, NonNegative
 from robustexplain.objectives import Goal, Margin, Objective, margin
@@ -57,7 +58,7 @@ class _LinearisedBoundaries(Plan):
         for number in range(self.steps + 1):
             here = goal.select(rows)
             leaf = x[rows].requires_grad_()
-            logits = system.model(leaf)
+            logits = answer(system.model, leaf)
             queries[rows] += 1
             behind = margin(logits.detach(), here).to(x.dtype)
             first[rows] = behind if number == 0 else first[rows]
@@ -83,7 +84,7 @@ class _LinearisedBoundaries(Plan):
         seeds = (derive(number, "redraw", draw) for draw in range(several))
         systems = [system] if several == 1 else [system.redrawn(seed) for seed in seeds]
         with straight_through() if self.adapt.straight else nullcontext():
-            return torch.stack([drawn.model(leaf) for drawn in systems]).mean(0), several
+            return torch.stack([answer(drawn.model, leaf) for drawn in systems]).mean(0), several
 
     def _rivals(self, logits: Tensor, goal: Goal) -> Tensor:
         """``[B, k]``: the classes whose boundaries are considered."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robustexplain import maps as ops
 from robustexplain.autograd.rectifiers import Smooth
+from robustexplain.door import answer
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Natural, NonNegative, Positive, check_fields
 from robustexplain.interpreters import IterativeInterpreter, MaskState
@@ -193,7 +194,7 @@ class _Run:
     @torch.no_grad()
     def _first_maps(self, x: Tensor) -> list[Tensor]:
         """The maps of the first ``settings.ahead`` steps of MASK on ``x``."""
-        classes, background = self.system.model(x).argmax(1), self.mask.background(x)
+        classes, background = answer(self.system.model, x).argmax(1), self.mask.background(x)
         state, streams, maps = self.mask.begin(x), Streams.of(x, self.mask.seed, "mask"), []
         for _ in range(self.plan.settings.ahead):
             state = self.mask.step(x, background, state, classes, self.mask.shifts(x, streams))
@@ -236,7 +237,7 @@ class _Run:
     def _follow_mask(self, state: MaskState) -> MaskState:
         """(ii): the mask after ``follow`` steps on the current input; sets the explained class."""
         with torch.no_grad():
-            self.classes = self._explained(self.system.model(self.x))
+            self.classes = self._explained(answer(self.system.model, self.x))
             background = self.mask.background(self.x)
         steps = 0 if self.plan.settings.from_start else self.plan.settings.follow
         for _ in range(steps):

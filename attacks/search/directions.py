@@ -14,6 +14,7 @@ from torch import Tensor
 from robustexplain import maps as ops
 from robustexplain.autograd.rectifiers import Smooth, Softplus, swapped
 from robustexplain.autograd.straight_through import straight_through
+from robustexplain.door import answer
 from robustexplain.errors import InputError, NotDifferentiableError, ZeroDirectionWarning, ZeroMapGradientWarning
 from robustexplain.fields import Count, Positive, check_fields
 from robustexplain.objectives import Goal, Objective, Observation, Weight, needs_of, sum_losses
@@ -31,7 +32,7 @@ def observe(system: System, x: Tensor, goal: Goal, needs: frozenset[str]) -> Obs
             raise InputError("this objective needs a system with a detector, and the system has none")
         score = system.detector.soft_score(x)
     if "maps" not in needs:
-        return Observation(x, system.model(x), score=score, system=system)
+        return Observation(x, answer(system.model, x), score=score, system=system)
     found = system.interpreter.explain(x, goal.target, native=True)
     return Observation(x, *found, score=score, system=system)
 

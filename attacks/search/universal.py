@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustexplain import checks
+from robustexplain.door import answer
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, check_fields
 from robustexplain.interpreters import unchecked
@@ -218,7 +219,7 @@ def fitting_goal(attack: Attack, system: System, x: Tensor, y: Tensor, goal_clas
         return Goal(x.detach(), label)
     wanted = torch.full_like(label, goal_class)
     with torch.no_grad():
-        checks.classes(wanted, len(x), system.model(x[:1]).shape[1], "goal_class")
+        checks.classes(wanted, len(x), answer(system.model, x[:1]).shape[1], "goal_class")
     others = label != wanted
     if not bool(others.any()):
         raise InputError(f"every image is of goal_class {goal_class} already: there is nothing to fit")

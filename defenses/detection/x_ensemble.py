@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 from typing_extensions import Self
 
 from robustexplain.attacks import PGD, Attack, random_classes
+from robustexplain.door import answer
 from robustexplain.fields import Count
 from robustexplain.files import digest_tensors
 from robustexplain.interpreters import Interpreter, InterpreterSpec
@@ -140,7 +141,7 @@ def binary_loss(module: nn.Module, maps: Tensor, labels: Tensor, step: TrainingS
 def attack_in_batches(attack: Attack, system: System, x: Tensor, y: Tensor, size: int, seed: int) -> Tensor:
     """Attacked inputs, each towards a random class, in batches of ``size``."""
     with torch.no_grad():
-        num_classes = system.model(x[:1]).shape[1]
+        num_classes = answer(system.model, x[:1]).shape[1]
     goal = random_classes(x, y, num_classes, derive(seed, "goals"))
     parts = zip(x.split(size), y.split(size), goal.split(size), strict=True)
     return torch.cat([attack(system, *part).x for part in parts])

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..door import checked, in_place
 from ..errors import UnsupportedModelError
 from .layers import submodule
 from .rectifiers import is_in_place, is_rectifier
@@ -215,6 +216,12 @@ class _TapeRecorder(TorchFunctionMode):
         # By id, which stays unique because every tensor is kept alive.
         self.recorded: dict[int, _RecordedTensor] = {id(x): _RecordedTensor(self.steps[0], 0, x, x._version)}
 
+    @property
+    def touched(self) -> bool:
+        """Whether the input was changed in place."""
+        entry = self.recorded[id(self.steps[0].outputs[0])]
+        return entry.tensor._version != entry.version
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -305,11 +312,15 @@ def record(model: nn.Module, x: Tensor, layers: Sequence[str] = ()) -> Tape:
     Raises:
         UnknownNameError: a name that no module has.
         UnsupportedModelError: logits that no recorded call computed; a layer that does not run or gives no tensor.
+        InputError: the model answers with something else than logits, or changes its input in place.
     """
     recorder = _TapeRecorder(x)
     found: dict[str, tuple[Call, int]] = {}
     with _marking(model, layers, recorder, found), recorder:
-        logits = model(x)
+        answer = model(x)
+    if recorder.touched:
+        raise in_place(model)
+    logits = checked(model, answer, len(x))
     entry = recorder.recorded.get(id(logits))
     if entry is None:
         raise UnsupportedModelError(

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from torch import Tensor, nn
 
 from ..autograd.rectifiers import Softplus, swapped
+from ..door import answer
 from .base import Interpreter
 
 
@@ -39,4 +40,4 @@ class ExplainingModel(nn.Module):
         """
         with swapped(Softplus(self.beta)) if self.beta else nullcontext():
             logits, maps, _ = self.interpreter.explain(x, target, native=True)
-            return logits, maps, None if other is None else self.model(other)
+            return logits, maps, None if other is None else answer(self.model, other)

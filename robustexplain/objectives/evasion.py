@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from ..door import answer
 from ..errors import InputError
 from ..fields import Fraction, NonNegative
 from ..maps import positive
@@ -130,7 +131,7 @@ def squeezed_logits(seen: Observation, squeezer: Transform) -> Tensor:
         raise InputError("squeezed inputs need the system: set the observation's system")
     known: Tensor | None = seen.noted.get(squeezer)
     if known is None or (torch.is_grad_enabled() and not known.requires_grad):
-        known = seen.noted[squeezer] = seen.system.model(squeezer.straight(seen.x))
+        known = seen.noted[squeezer] = answer(seen.system.model, squeezer.straight(seen.x))
     return known
 
 

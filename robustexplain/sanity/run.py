@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import data as data_sets
 from .. import files
 from ..data.base import labels_of
+from ..door import answer
 from ..errors import InputError, UnknownNameError, UnsupportedModelError
 from ..evaluation.growing import claim
 from ..evaluation.origins import Origins
@@ -145,7 +146,7 @@ class _Runner:
         settings, seed = self.recipe.sanity, derive(self.recipe.seed, "sanity")
         model = interpreter.model
         with torch.no_grad():
-            target = model(self.x).argmax(1)
+            target = answer(model, self.x).argmax(1)
         if check == "cascading":
             yield from cascading(interpreter, self.x, target, self._stages(model), seed)
         elif check == "independent":
@@ -198,5 +199,5 @@ class _Runner:
 @torch.no_grad()
 def _accuracy(model: nn.Module, part: Any, device: torch.device, most: int = 1000) -> float:
     x, y = data_sets.stack(part, range(min(most, len(part))))
-    right = [model(a.to(device)).argmax(1).cpu() == b for a, b in zip(x.split(64), y.split(64), strict=True)]
+    right = [answer(model, a.to(device)).argmax(1).cpu() == b for a, b in zip(x.split(64), y.split(64), strict=True)]
     return float(torch.cat(right).float().mean())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...checks import Kind
+from ...door import answer
 from ...errors import UnsupportedModelError
 from ...fields import Fraction
 from ...maps import positive
@@ -75,7 +76,7 @@ class AttentionRollout(Interpreter):
         tokens, x = self._tokens[size], requiring_grad(x)
         attention: list[Tensor] = []
         with Attentions(attention.append):
-            logits = self.model(x)
+            logits = answer(self.model, x)
         classes = explained_class(logits, target)
         if self.weighting == "gradient":
             gradients = torch.autograd.grad(pick(logits, classes).sum(), attention, create_graph=graph)
@@ -130,7 +131,7 @@ def _find(model: nn.Module, x: Tensor) -> _Tokens:
     """Check that all attention is over the same tokens, and find those that reach the head."""
     attention: list[Tensor] = []
     with Attentions(attention.append):
-        logits = model(requiring_grad(x))
+        logits = answer(model, requiring_grad(x))
     name = type(model).__name__
     if not attention:
         raise UnsupportedModelError(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...autograd import layers
+from ...door import answer
 from ...errors import UnsupportedModelError
 
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
@@ -230,7 +231,7 @@ def token_layer(model: nn.Module, x: Tensor) -> str | None:
         UnsupportedModelError: the model ends in attention whose tokens are no output of a layer (windows, say).
     """
     with _traced(model, x) as trace:
-        model(x[:1])
+        answer(model, x[:1])
     # A hybrid with a feature map behind its last attention is explained as a CNN.
     if not trace.attended or trace.mapped:
         return None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...autograd import layers
 from ...checks import Kind
+from ...door import answer
 from ...errors import FieldError, InputError, UnknownNameError, UnsupportedModelError
 from ...fields import Fraction
 from ...random_streams import Streams
@@ -142,7 +143,7 @@ class Captum(Interpreter):
                 raise UnknownNameError(f"option of captum's {self.method}", name, known or ["none"])
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        logits = self.model(x)
+        logits = answer(self.model, x)
         classes, x = explained_class(logits, target).long(), x.detach()
         cls = _class(self.method)
         layer = self._layer(cls, x)
@@ -205,7 +206,7 @@ class Captum(Interpreter):
         if self.method not in COMPLETE:
             return found
         with torch.no_grad():
-            base = pick(self.model(torch.full_like(x, self.baseline)), classes).float()
+            base = pick(answer(self.model, torch.full_like(x, self.baseline)), classes).float()
         expected = pick(logits, classes).float() - base
         error = (found.float().flatten(1).sum(1) - expected).abs()
         # Tolerance for the rounding of the logits and of captum's sums; half precision has two digits.

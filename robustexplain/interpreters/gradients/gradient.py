@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...autograd import layers
+from ...door import answer
 from ...errors import InputError, UnsupportedModelError
 from ...fields import Count
 from ...maps import expand
@@ -54,7 +55,7 @@ class Gradient(Interpreter):
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         x = requiring_grad(x)
-        logits, explained = (self.model(x), x) if self.layer is None else self._read(x, self.layer)
+        logits, explained = (answer(self.model, x), x) if self.layer is None else self._read(x, self.layer)
         gradient = class_gradient(logits, explained_class(logits, target), explained, self.of, graph)
         return Explanation(logits, self._pooled(reduce_channels(gradient, self.channels)))
 
@@ -68,7 +69,7 @@ class Gradient(Interpreter):
     def _read(self, x: Tensor, layer: str) -> tuple[Tensor, Tensor]:
         """Logits, and the feature map of the layer in the same forward pass."""
         with layers.captured(self.model, [layer]) as outputs:
-            logits = self.model(x)
+            logits = answer(self.model, x)
         features = outputs.get(layer)
         if not layers.is_feature_map(features, x):
             shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
@@ -100,7 +101,7 @@ class InputXGradient(Interpreter):
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         x = requiring_grad(x)
-        logits = self.model(x)
+        logits = answer(self.model, x)
         gradient = class_gradient(logits, explained_class(logits, target), x, self.of, graph)
         return Explanation(logits, reduce_channels(x * gradient, self.channels))
 
