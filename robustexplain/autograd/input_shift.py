@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError, UnsupportedModelError
+from .hidden import refuse_hidden
 from .layers import hooks, submodule
 
 
@@ -57,6 +58,7 @@ def compensated(model: nn.Module, x: Tensor, shift: Tensor | float) -> nn.Module
     Raises:
         UnsupportedModelError: no such first layer, or the copy's outputs differ from the model's.
     """
+    refuse_hidden(model, "the first layer is replaced")
     copied, shifted = copy.deepcopy(model), x + per_channel(shift, x)
     name, before = _first(copied, x)
     _, after = _first(copied, shifted)

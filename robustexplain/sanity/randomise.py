@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ..autograd.hidden import refuse_hidden
 from ..autograd.layers import hooks, submodule
 from ..errors import UnsupportedModelError
 from ..random_streams import derive
@@ -36,6 +37,7 @@ def stages(model: nn.Module, x: Tensor, most: int = 12) -> list[LayerGroup]:
     Raises:
         UnsupportedModelError: if no module owns a weight.
     """
+    refuse_hidden(model, "layers are randomised one after the other")
     layers: list[list[str]] = []
     for name, module in _in_order(model, x):
         kernel = any(p.dim() > 1 for p in module.parameters(recurse=False))
