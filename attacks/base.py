@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from robustexplain import checks
+from robustexplain.autograd.second_derivatives import named_derivatives
 from robustexplain.checks import Kind
 from robustexplain.door import answer
 from robustexplain.errors import InputError, NotDifferentiableError
@@ -110,13 +111,15 @@ class Attack(ABC):
         Raises:
             InputError: bad tensors, a goal class equal to the label, or one for an attack that keeps the prediction.
             NotDifferentiableError: the attack needs the gradient of maps that have none.
+            UnsupportedModelError: a second derivative that torch lacks, or a surrogate for a model whose function calls
+                cannot be seen.
         """
         system = self.looks_at(system)
         self._check(system, x, y, goal_class, goal_map)
         goal_map = self.default_goal_map(x) if goal_map is None else goal_map
         goal = self._goal(system, x.detach(), y, goal_class, goal_map)
         streams = Streams.of(goal.x, self.seed, type(self).__name__)
-        with torch.enable_grad():
+        with torch.enable_grad(), named_derivatives():
             plan = self.plan(system)
             if not hasattr(plan, "run"):
                 raise InputError(f"{type(self).__name__}.plan must give a Plan, such as a Search, got {plan!r:.80}")

@@ -22,7 +22,7 @@ from robustexplain.door import answer
 from robustexplain.errors import FieldError, InputError, UnknownNameError
 from robustexplain.fields import Radius
 from robustexplain.objectives import Goal, Misclassify, Objective, Observation
-from robustexplain.random_streams import Streams
+from robustexplain.random_streams import Streams, global_state
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 from robustexplain.training import frozen
@@ -138,16 +138,11 @@ def _stalled(system: System, goal: Goal, x: Tensor) -> Tensor:
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seeds every global random state within the block and restores it afterwards."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
+    with global_state(device):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        yield
 
 
 @dataclass(frozen=True)

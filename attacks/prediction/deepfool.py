@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustexplain import maps as ops
+from robustexplain.autograd.hidden import refuse_hidden
 from robustexplain.autograd.straight_through import straight_through
 from robustexplain.door import answer
 from robustexplain.errors import FieldError, InputError
@@ -83,6 +84,8 @@ class _LinearisedBoundaries(Plan):
         several = self.adapt.draws if draws(system.model) else 1
         seeds = (derive(number, "redraw", draw) for draw in range(several))
         systems = [system] if several == 1 else [system.redrawn(seed) for seed in seeds]
+        if self.adapt.straight:
+            refuse_hidden(system.model, "straight-through gradients replace function calls of the model")
         with straight_through() if self.adapt.straight else nullcontext():
             return torch.stack([answer(drawn.model, leaf) for drawn in systems]).mean(0), several
 

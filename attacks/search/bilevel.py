@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustexplain import maps as ops
+from robustexplain.autograd.hidden import refuse_hidden
 from robustexplain.autograd.rectifiers import Smooth
 from robustexplain.door import answer
 from robustexplain.errors import InputError
@@ -294,4 +295,6 @@ class _Run:
         return self.plan.prediction.met(context.observe(x), goal)
 
     def _surrogate(self, progress: float, needs: Collection[str] = ("maps",)) -> AbstractContextManager[None]:
+        if (self.plan.surrogate is not None and needs) or self.plan.straight:
+            refuse_hidden(self.system.model, "a surrogate replaces function calls of the model")
         return as_surrogate(self.plan.surrogate if needs else None, self.plan.straight, progress)

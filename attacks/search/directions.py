@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from robustexplain import maps as ops
+from robustexplain.autograd.hidden import refuse_hidden
 from robustexplain.autograd.rectifiers import Smooth, Softplus, swapped
 from robustexplain.autograd.straight_through import straight_through
 from robustexplain.door import answer
@@ -213,6 +214,8 @@ class GradientDirection(Direction):
         # The surrogate replaces rectifiers of the model only, so the threat model is applied outside of it. An
         # objective on the prediction alone needs no surrogate: its gradient does not vanish.
         x, surrogate = context.place(variable), self.surrogate if needs_of(context.objective) else None
+        if surrogate is not None or self.straight:
+            refuse_hidden(context.system.model, "a surrogate replaces function calls of the model")
         with as_surrogate(surrogate, self.straight, context.progress):
             seen = context.observe(variable, x)
             no = torch.zeros_like(context.goal.label, dtype=torch.bool)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..door import answer
 from ..errors import InputError, UnsupportedModelError
+from .hidden import refuse_hidden
 from .layers import hooks, submodule
 
 
@@ -58,6 +59,7 @@ def compensated(model: nn.Module, x: Tensor, shift: Tensor | float) -> nn.Module
     Raises:
         UnsupportedModelError: no such first layer, or the copy's outputs differ from the model's.
     """
+    refuse_hidden(model, "the first layer is replaced")
     copied, shifted = copy.deepcopy(model), x + per_channel(shift, x)
     name, before = _first(copied, x)
     _, after = _first(copied, shifted)

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ..autograd.hidden import refuse_hidden
 from ..autograd.layers import hooks, submodule
 from ..door import answer
 from ..errors import UnsupportedModelError
@@ -37,6 +38,7 @@ def stages(model: nn.Module, x: Tensor, most: int = 12) -> list[LayerGroup]:
     Raises:
         UnsupportedModelError: if no module owns a weight.
     """
+    refuse_hidden(model, "layers are randomised one after the other")
     layers: list[list[str]] = []
     for name, module in _in_order(model, x):
         kernel = any(p.dim() > 1 for p in module.parameters(recurse=False))

@@ -36,9 +36,11 @@ class CAM(Interpreter):
         return {}
 
     def _head(self, x: Tensor) -> layers.PooledHead:
-        if "head" not in self._structure:
-            self._structure["head"] = layers.pooled_head(self.model, x.detach())
-        return self._structure["head"]
+        # Read once: threads that begin together make a cached property each, and the last one stays.
+        known = self._structure
+        if "head" not in known:
+            known["head"] = layers.pooled_head(self.model, x.detach())
+        return known["head"]
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         pooled = self._head(x)
@@ -91,9 +93,10 @@ class LayerMap(Interpreter):
     def _features(self, x: Tensor, target: Tensor | None, graph: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Logits ``[B, K]``, the layer's feature map ``[B, C, h, w]`` and the logit's gradient there, in one pass."""
         size = tuple(x.shape[-2:])
-        if size not in self._sites:
-            self._sites[size] = _find(self.model, x.detach(), self.layer)
-        site = self._sites[size]
+        known = self._sites
+        if size not in known:
+            known[size] = _find(self.model, x.detach(), self.layer)
+        site = known[size]
         x = requiring_grad(x)
         with layers.captured(self.model, [site.name]) as outputs:
             logits = answer(self.model, x)

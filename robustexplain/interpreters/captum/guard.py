@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,19 +14,6 @@ from ...autograd import layers
 from ...autograd.rectifiers import count_rectifiers
 from ...door import answer
 from ...errors import UnsupportedModelError
-
-
-@contextmanager
-def own_random_state(x: Tensor) -> Iterator[None]:
-    """Restore the global random states (torch, numpy, python) after the block."""
-    states = np.random.get_state(), random.getstate()  # noqa: NPY002
-    devices = [x.device] if x.is_cuda else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        np.random.set_state(states[0])  # noqa: NPY002
-        random.setstate(states[1])
 
 
 @contextmanager

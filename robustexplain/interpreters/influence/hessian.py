@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...autograd import layers
+from ...autograd.hooks import copy_with_shared_weights
 from ...door import answer
 from ...errors import InputError, UnsupportedModelError
 
@@ -90,6 +91,8 @@ def flat(parameters: list[Tensor]) -> Tensor:
 
 def whole(model: nn.Module, parameters: dict[str, Tensor]) -> Logits:
     """The model as a function of :func:`flat` of its parameters, and of images."""
+    # functional_call puts the weights into the module that it is given, which other threads may be running.
+    model = copy_with_shared_weights(model)
     sizes, shapes = [p.numel() for p in parameters.values()], [p.shape for p in parameters.values()]
 
     def logits(weights: Tensor, x: Tensor) -> Tensor:
@@ -114,11 +117,8 @@ def linear(width: int, bias: bool) -> Logits:
 def features(model: nn.Module, head: nn.Module, x: Tensor) -> Tensor:
     """The input of the head when the model runs on ``x``."""
     inputs: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-    try:
+    with layers.hooks([head], before=lambda module, args, kwargs: inputs.append(args[0])):
         answer(model, x)
-    finally:
-        handle.remove()
     return inputs[-1]
 
 

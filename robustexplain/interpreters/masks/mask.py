@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ... import maps as ops
-from ...autograd.fixed_weights import fixed_weights
+from ...autograd.second_derivatives import twice_differentiable
 from ...autograd.straight_through import straight_maps
 from ...checks import Kind
 from ...door import answer
@@ -170,7 +170,7 @@ class Mask(Interpreter):
         """
         with torch.enable_grad(), straight_maps():
             mask = state.mask if graph and state.mask.requires_grad else state.mask.detach().requires_grad_()
-            with fixed_weights() if graph else nullcontext():
+            with twice_differentiable() if graph else nullcontext():
                 loss = self.loss(x, background, mask, classes, shift).sum()
             (gradient,) = torch.autograd.grad(loss, mask, create_graph=graph)
         moved = adam(state._replace(mask=mask if graph else mask.detach()), gradient, self.lr)
