@@ -24,6 +24,7 @@ from robustexplain.fields import Radius
 from robustexplain.objectives import Goal, Misclassify, Objective, Observation
 from robustexplain.random_streams import Streams, global_state
 from robustexplain.registry import ATTACKS
+from robustexplain.rounding import is_half, toward, wide
 from robustexplain.system import System
 from robustexplain.training import frozen
 
@@ -121,11 +122,13 @@ class FunctionPlan(Plan):
     def _once(self, model: nn.Module, goal: Goal) -> tuple[Tensor, int]:
         guarded = GuardedModel(model, goal.x)
         wanted = None if goal.goal_class is None else goal.goal_class.clone()
-        x = self.call(guarded, goal.x.clone(), goal.label.clone(), wanted)
+        # The library works in float32 at least; its result is rounded towards the input, so that no ball is left.
+        x = self.call(guarded, wide(goal.x).clone(), goal.label.clone(), wanted)
         if not isinstance(x, Tensor) or x.shape != goal.x.shape or not bool(torch.isfinite(x).all()):
             what = f"shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise InputError(f"{self.name} must return finite images of shape {list(goal.x.shape)}, got {what}")
-        return x.detach().to(goal.x), guarded.count
+        found = x.detach().to(goal.x.device)
+        return toward(goal.x, found) if is_half(goal.x) else found.to(goal.x), guarded.count
 
 
 @torch.no_grad()

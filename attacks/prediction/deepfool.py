@@ -18,6 +18,7 @@ from robustexplain.fields import Count, NonNegative
 from robustexplain.objectives import Goal, Margin, Objective, margin
 from robustexplain.random_streams import Streams, derive
 from robustexplain.registry import ATTACKS
+from robustexplain.rounding import wide
 from robustexplain.system import System, draws
 
 from ..adaptive import Adaptation
@@ -52,7 +53,7 @@ class _LinearisedBoundaries(Plan):
         )
 
     def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
-        x, total = goal.x.clone(), torch.zeros_like(goal.x)
+        x, total = goal.x.clone(), torch.zeros_like(wide(goal.x))
         queries = torch.zeros_like(goal.label)
         first, lowest = x.new_full((len(x),), torch.inf), x.new_full((len(x),), torch.inf)
         rows, rivals = torch.arange(len(x), device=x.device), None
@@ -102,7 +103,8 @@ class _LinearisedBoundaries(Plan):
         ahead = goal.label if goal.goal_class is None else logits.argmax(1)
         gaps = logits.gather(1, rivals) - logits.gather(1, ahead[:, None])
         planes = [torch.autograd.grad(gap.sum(), leaf, retain_graph=True)[0][live] for gap in gaps.unbind(1)]
-        normals, f = torch.stack(planes, 1), gaps.detach()[live].to(leaf.dtype)
+        normals = wide(torch.stack(planes, 1))
+        f = gaps.detach()[live].to(normals.dtype)
         dual = normals.flatten(2).norm(p=2 if self.norm == "l2" else 1, dim=2)
         distance = torch.where(dual > 0, f.abs() / dual.clamp(min=torch.finfo(f.dtype).tiny), torch.inf)
         length, nearest = distance.min(1)

@@ -18,6 +18,7 @@ from robustexplain.fields import Count, Positive
 from robustexplain.interpreters import InterpreterSpec
 from robustexplain.models import build
 from robustexplain.objectives import Goal, Objective
+from robustexplain.objectives.confident import away
 from robustexplain.random_streams import Streams, generator
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
@@ -232,7 +233,7 @@ class Substitute(Attack):
         size = self.augment_step * (-1) ** (number // self.period)
         with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
             leaf = x.detach().float().requires_grad_()
-            toward = answer(model, leaf).log_softmax(1).gather(1, answers[:, None]).sum()
-            (gradient,) = torch.autograd.grad(toward, leaf)
+            # A direction also where the substitute is certain of its answer.
+            (gradient,) = torch.autograd.grad(away(answer(model, leaf), answers).sum(), leaf)
         moved: Tensor = (x + size * gradient.sign().to(x.dtype)).clamp(0, 1)
         return moved

@@ -18,6 +18,7 @@ from robustexplain.fields import Count, Natural, NonNegative, Positive, check_fi
 from robustexplain.interpreters import IterativeInterpreter, MaskState
 from robustexplain.objectives import Goal, Objective, Observation, Sum, needs_of
 from robustexplain.random_streams import Streams
+from robustexplain.rounding import wide
 from robustexplain.system import System
 from robustexplain.training import frozen
 
@@ -268,6 +269,7 @@ class _Run:
     @torch.no_grad()
     def _step_on_map(self, gradient: Tensor, progress: float) -> Tensor:
         """(iv): the input after the longest step against ``gradient`` that keeps the constraints, for each sample."""
+        gradient = wide(gradient)
         norm = ops.expand(gradient.flatten(1).norm(dim=1), gradient)
         along = gradient / norm.clamp(min=1e-12)
 

@@ -20,6 +20,7 @@ from robustexplain.errors import InputError, NotDifferentiableError, ZeroDirecti
 from robustexplain.fields import Count, Positive, check_fields
 from robustexplain.objectives import Goal, Objective, Observation, Weight, needs_of, sum_losses
 from robustexplain.random_streams import Streams, derive
+from robustexplain.rounding import wide
 from robustexplain.system import System, draws
 
 from ..threat import Threat
@@ -271,7 +272,8 @@ class EstimatedGradient(Direction):
     def __call__(self, context: StepContext, variable: Tensor, check: bool) -> DirectionResult:
         """The estimated gradient, and where every difference was zero."""
         pairs = (self.samples + 1) // 2
-        total, loss = torch.zeros_like(variable), variable.new_zeros(len(variable))
+        total = torch.zeros_like(wide(variable))
+        loss = total.new_zeros(len(variable))
         for _ in range(pairs):
             noise = context.streams.normal(variable)
             noise = noise.sign() if self.kind == "spsa" else noise
@@ -286,7 +288,7 @@ class EstimatedGradient(Direction):
     @staticmethod
     def _loss(context: StepContext, variable: Tensor) -> Tensor:
         bounded = replace(context, threat=ClippedThreat(context.threat))
-        return bounded.loss(bounded.observe(variable)).to(variable.dtype)
+        return bounded.loss(bounded.observe(variable)).to(wide(variable).dtype)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from robustexplain.fields import Count, check_fields
 from robustexplain.interpreters import unchecked
 from robustexplain.objectives import Goal, Objective
 from robustexplain.random_streams import Streams, generator
+from robustexplain.rounding import wide
 from robustexplain.system import System
 
 from ..base import Attack
@@ -158,7 +159,7 @@ class FixedPerturbation(Plan):
     def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         """The inputs with the variable applied; ``stalled`` and ``zero_direction`` are those of the fit."""
         count = len(goal.x)
-        variable = self.variable.to(goal.x).expand(count, *self.variable.shape[1:])
+        variable = self.variable.to(wide(goal.x)).expand(count, *self.variable.shape[1:])
         x = self.threat.bind(goal.x, streams).apply(goal.x, variable).detach()
         yes = torch.ones(count, dtype=torch.bool, device=x.device)
         return SearchResult(

@@ -31,7 +31,8 @@ class Gradient(Interpreter):
 
     Args:
         of: what is differentiated: ``probability`` (eq. 5), ``logit`` (Ghorbani et al.) or ``log_probability`` (the
-            loss, as in the code of Zhang et al.; after rescaling the same map as ``probability``).
+            loss, as in the code of Zhang et al.; after rescaling the same map as ``probability``). Where a probability
+            is so close to 0 or 1 that its gradient underflows, the map is that of the log odds, very small.
         channels: how channels become one map: largest magnitude (Zhang et al.), sum of magnitudes (Dombrowski et al.,
             Ghorbani et al.), or signed sum.
         layer: dotted name: differentiate by this module's output instead of the input (SimpleGrad at a layer, as the
@@ -125,7 +126,9 @@ def class_gradient(logits: Tensor, classes: Tensor, x: Tensor, of: Of, graph: bo
     # p = sigmoid(margin), so grad p = p (1 - p) grad margin and grad log p = (1 - p) grad margin. With 1 - p as
     # sigmoid(-margin), the map stays exact where p rounds to one.
     scale = (-score).sigmoid() * (score.sigmoid() if of == "probability" else 1)
-    return gradient * expand(scale, gradient)
+    # A probability that cannot be told from 0 or 1 would give a map of zeros. The least scale keeps its direction.
+    least = torch.finfo(gradient.dtype).tiny ** 0.75
+    return gradient * expand(torch.where(scale < least, least, scale), gradient)
 
 
 def margin(logits: Tensor, target: Tensor) -> Tensor:
