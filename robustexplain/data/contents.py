@@ -18,8 +18,10 @@ from ..errors import InputError
 from .arrays import default_root
 from .pictures import fault_of
 
-FEW_BYTES = 2**26
+FEW_BYTES = 2**24
 """Looking at so few bytes is quicker than keeping what was found is worth."""
+FEW_FILES = 5000
+"""JPEG files of larger data sets are not decoded to see whether they can be."""
 SETTLED_S = 2.0
 """A file that changed so lately may change again without another time: what it holds is not kept."""
 
@@ -46,11 +48,13 @@ def contents(folder: Path, names: Sequence[str]) -> list[Content]:
     """
     path = default_root() / "contents" / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]}.json"
     known = _read(path)
+    thorough = len(names) <= FEW_FILES
     begun, read_bytes = time.time(), 0
     found: dict[str, Content] = {}
     kept: dict[str, list[Any]] = {}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        looks = threads.map(lambda name: _look(folder / name, known.get(name)), names)
+    threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        looks = threads.map(lambda name: _look(folder / name, known.get(name), thorough), names)
         for name, (stamp, content) in zip(names, looks, strict=True):
             found[name] = content
             # The stamp was taken before the file was read: a change meanwhile shows in its times.
@@ -58,12 +62,14 @@ def contents(folder: Path, names: Sequence[str]) -> list[Content]:
                 kept[name] = [*stamp, *content]
             if known.get(name, [])[: len(stamp)] != stamp:
                 read_bytes += stamp[0]
+    finally:
+        threads.shutdown(cancel_futures=True)
     if read_bytes > FEW_BYTES:
         _write(path, {**known, **kept})
     return [found[name] for name in names]
 
 
-def _look(path: Path, known: list[Any] | None) -> tuple[list[int], Content]:
+def _look(path: Path, known: list[Any] | None, thorough: bool) -> tuple[list[int], Content]:
     try:
         status = path.stat()
         stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
@@ -78,7 +84,7 @@ def _look(path: Path, known: list[Any] | None) -> tuple[list[int], Content]:
         raise InputError(f"{str(path)!r} {what}") from error
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    return stamp, Content(state.hexdigest(), fault_of(path))
+    return stamp, Content(state.hexdigest(), fault_of(path, thorough))
 
 
 def _reader() -> list[Any]:

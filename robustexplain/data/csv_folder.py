@@ -16,6 +16,9 @@ from .base import PARTS, Data, Splits, at_least_one, checked_labels
 from .csv_text import Line, check_csv, csv_lines
 from .folders import Files, check_images, folder_at, of_files
 
+MOST_CLASSES = 1_000_000
+"""How many classes labels may stand for; more is a slip, such as another column."""
+
 
 class _FileRow(NamedTuple):
     """A line of the CSV file; ``part`` is ``None`` without a column of parts."""
@@ -150,6 +153,8 @@ class CsvFolder:
                     raise InputError(f"{row.where}: label must be an integer, as on other lines, got {row.label!r}")
             labels = [number for number in numbers if number is not None]
             count = self.num_classes or len(self.classes or ()) or max(labels) + 1
+            if count > MOST_CLASSES:
+                raise InputError(f"csv-folder: {count} classes; at most {MOST_CLASSES} are possible")
             return labels, tuple(self.classes or map(str, range(count)))
         classes = tuple(self.classes or sorted({row.label for row in rows}))
         for row in rows:
