@@ -66,3 +66,7 @@ class FoolingFailedWarning(RobustExplainWarning):
 
 class FewScoresWarning(RobustExplainWarning):
     """An alarm that is calibrated on too few clean inputs to know its share of false alarms."""
+
+
+class DataWarning(RobustExplainWarning):
+    """Something about the data that may not be meant: files left out, a class missing from a part, copies."""
