@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -107,22 +107,32 @@ class XEnsemble(DetectorDefense):
         attacked = attack_in_batches(self.attack.adapted(plain), plain, x, y, self.batch_size, self.seed)
         both = torch.cat([x, attacked])
         labels = torch.cat([torch.zeros(len(x)), torch.ones(len(x))]).long()
-        networks = []
+        networks, asked = [], [asdict(self), digest_tensors({"y": y})]
         for index, interpreter in enumerate(interpreters):
             maps = in_batches(interpreter, both, self.batch_size).cpu()
-            networks.append(self._network(index, maps, labels, session))
+            # Not the maps: they differ in last bits between kinds of machine and numbers of threads.
+            identity = [*asked, interpreter.described(), _weights(interpreter)]
+            data = TensorDataset(maps, labels), TensorDataset(x, y)
+            networks.append(self._network(index, *data, session, identity))
         logits = in_batches(lambda part: network_logits(interpreters, networks, part), both, self.batch_size)
         forest = Forest.fit(logits, labels, self.trees, derive(self.seed, "forest"))
         return XEnsembleDetector(interpreters, tuple(networks), forest)
 
-    def _network(self, index: int, maps: Tensor, labels: Tensor, session: Session) -> MapNetwork:
+    def _network(
+        self, index: int, data: TensorDataset, source: TensorDataset, session: Session, identity: list[object]
+    ) -> MapNetwork:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive(self.seed, "network", index))
             network = MapNetwork()
-        identity = digest_tensors({"maps": maps, "labels": labels})
-        fit(network, binary_loss, TensorDataset(maps, labels), self.training, name=f"x-ensemble-{index}",
-            seed=self.seed, session=session, identity=identity)  # fmt: skip
+        fit(network, binary_loss, data, self.training, name=f"x-ensemble-{index}",
+            seed=self.seed, session=session, identity=identity, source=source)  # fmt: skip
         return network.requires_grad_(False)
+
+
+def _weights(interpreter: Interpreter) -> list[object]:
+    """Hashes of the weights of an interpreter's networks, and of those that it is made of."""
+    own = [value for value in vars(interpreter).values() if isinstance(value, nn.Module)]
+    return [*(digest_tensors(net.state_dict()) for net in own), *map(_weights, interpreter.parts)]
 
 
 def network_logits(
