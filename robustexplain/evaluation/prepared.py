@@ -189,11 +189,14 @@ def save(experiment: Experiment, prepared: Prepared, folder: RunFolder, session:
 def classifier(settings: Model, data: data_sets.Data, seed: int, session: Session, name: str) -> nn.Module:
     """The classifier, trained on the data set's train part if the recipe says so; frozen, in eval mode."""
     model = settings.load(data.shape, data.num_classes, derive(seed, "model") % 2**32)
-    if isinstance(model, models.TableClassifier) and settings.weights is None:
-        model.standardise(data_sets.stack(data.train)[0])
+    network = models.innermost(model)
+    if isinstance(network, models.TableClassifier) and settings.weights is None:
+        network.standardise(data_sets.stack(data.train)[0])
     if settings.train is not None:
         start = digest_tensors(model.state_dict())
         identity = [data.digest, settings.name, settings.options, start, *filter(None, [settings.sha256])]
+        if settings.output is not None or settings.binary:
+            identity += [settings.output, settings.binary]
         fit(model, cross_entropy, data.train, settings.train, name=name, seed=seed, session=session,
             identity=identity)  # fmt: skip
     return model.to(session.device).requires_grad_(False).eval()
