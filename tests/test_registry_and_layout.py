@@ -170,6 +170,7 @@ ROOMS: tuple[str, ...] = (
         "maps",
         "progress",
         "parts",
+        "answers",
     ),
     *("autograd", "transforms", "data", "training", "models", "interpreters", "system", "metrics", "objectives"),
     *("storage", "attacks", "defenses", "plots", "recipes", "recipe", "evaluation", "sanity"),

@@ -216,13 +216,16 @@ def _in_order(folder: RunFolder, row: str, session: Session) -> bool:
 def classifier(settings: Model, data: data_sets.Data, seed: int, session: Session, name: str) -> nn.Module:
     """The classifier, trained on the data set's train part if the recipe says so; frozen, in eval mode."""
     model = settings.load(data.shape, data.num_classes, derive(seed, "model") % 2**32)
-    if isinstance(model, models.TableClassifier) and settings.weights is None:
-        model.standardise(data_sets.stack(data.train)[0])
+    network = models.innermost(model)
+    if isinstance(network, models.TableClassifier) and settings.weights is None:
+        network.standardise(data_sets.stack(data.train)[0])
     if settings.train is not None:
         # Not the initial weights: what is drawn from a seed differs in last bits between kinds of machine.
         weights = None if settings.weights is None else sha256_of(Path(settings.weights).expanduser())
         asked = [settings.name, settings.options, settings.sha256, settings.pretrained, weights, settings.weights_key]
         identity = [data.digest, *asked]
+        if settings.output is not None or settings.binary:
+            identity += [settings.output, settings.binary]
         fit(model, cross_entropy, data.train, settings.train, name=name, seed=seed, session=session,
             identity=identity)  # fmt: skip
     return model.to(session.device).requires_grad_(False).eval()

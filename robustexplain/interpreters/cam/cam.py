@@ -46,9 +46,9 @@ class CAM(Interpreter):
         pooled = self._head(x)
         with layers.captured(self.model, [pooled.features.name]) as outputs:
             logits = answer(self.model, x)
-        weight = layers.submodule(self.model, pooled.head).weight
+        weight = layers.head_weight(self.model, pooled)
         classes = explained_class(logits, target)
-        maps = torch.einsum("bk,bkhw->bhw", weight[classes], outputs[pooled.features.name])  # type: ignore[index]
+        maps = torch.einsum("bk,bkhw->bhw", weight[classes], outputs[pooled.features.name])
         return Explanation(logits, maps)
 
 
