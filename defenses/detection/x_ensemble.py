@@ -107,11 +107,11 @@ class XEnsemble(DetectorDefense):
         attacked = attack_in_batches(self.attack.adapted(plain), plain, x, y, self.batch_size, self.seed)
         both = torch.cat([x, attacked])
         labels = torch.cat([torch.zeros(len(x)), torch.ones(len(x))]).long()
-        networks, asked = [], [asdict(self), digest_tensors({"y": y})]
+        networks = []
         for index, interpreter in enumerate(interpreters):
             maps = in_batches(interpreter, both, self.batch_size).cpu()
             # Not the maps: they differ in last bits between kinds of machine and numbers of threads.
-            identity = [*asked, interpreter.described(), _weights(interpreter)]
+            identity = [asdict(self), digest_tensors({"y": y}), interpreter.described(), _weights(interpreter)]
             data = TensorDataset(maps, labels), TensorDataset(x, y)
             networks.append(self._network(index, *data, session, identity))
         logits = in_batches(lambda part: network_logits(interpreters, networks, part), both, self.batch_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -222,12 +222,9 @@ def classifier(settings: Model, data: data_sets.Data, seed: int, session: Sessio
     if settings.train is not None:
         # Not the initial weights: what is drawn from a seed differs in last bits between kinds of machine.
         weights = None if settings.weights is None else sha256_of(Path(settings.weights).expanduser())
-        asked = [settings.name, settings.options, settings.sha256, settings.pretrained, weights, settings.weights_key]
-        identity = [data.digest, *asked]
-        if settings.output is not None or settings.binary:
-            identity += [settings.output, settings.binary]
+        asked = replace(settings, file=None, weights=weights, train=None, trusted=False)
         fit(model, cross_entropy, data.train, settings.train, name=name, seed=seed, session=session,
-            identity=identity)  # fmt: skip
+            identity=[data.digest, asdict(asked)])  # fmt: skip
     return model.to(session.device).requires_grad_(False).eval()
 
 
