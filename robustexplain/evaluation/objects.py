@@ -103,7 +103,9 @@ def evaluate(
     roots = {row.root for row in rows}
     models = list({id(by_row[label].model): by_row[label].model for label in by_row if label in roots}.values())
     made_of = files.digest([loaded.digest, asdict(settings), seed, [fingerprint(model) for model in models]])
-    positions = folder.judged(made_of, lambda: judged(models, loaded, settings, seed, device))
+    positions = judged(models, loaded, settings, seed, device)
+    if loaded.digest:  # without one, nothing tells whether they were chosen from the same data
+        positions = folder.judged(made_of, lambda: positions)
     inputs = files.digest([positions, content_digest(loaded, positions)])
     asking = not loaded.digest and any(column.attack.needs_data for column in columns)
     pool = pool_digest(loaded, settings.pool, seed) if asking else None

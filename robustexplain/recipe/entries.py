@@ -47,6 +47,8 @@ def short_text(value: Any, path: str) -> str:
     """
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{path}: a text is needed, got {value!r}")
+    if not value.isprintable():
+        raise InputError(f"{path}: letters, digits and signs on one line are allowed, got {value[:100]!r}")
     if len(value) > LONGEST:
         raise InputError(f"{path}: at most {LONGEST} letters are allowed, got {len(value)}: {value[:20]!r}...")
     return value

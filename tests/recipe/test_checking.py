@@ -31,6 +31,10 @@ FINDINGS: dict[str, tuple[dict[str, Any], str]] = {
         {"model": "small-resnet", "interpreters": [{"name": "gradcam", "layer": "0.conv1"}]},
         "interpreters: 'gradcam': unknown layer '0.conv1'; did you mean 'net.stages.0.conv1'",
     ),
+    "a label that writes on the terminal": (
+        {"interpreters": [{"name": "cam", "label": "\x1b[31mred"}]},
+        "interpreters[0].label: letters, digits and signs on one line are allowed, got '\\x1b[31mred'",
+    ),
     "number of resamples": (
         {"evaluation": {"bootstrap": 10**15}},
         "evaluation.bootstrap: input should be less than or equal to 1000000000, got 1000000000000000",
