@@ -77,12 +77,12 @@ def fault_of(path: Path, thorough: bool = True) -> str:
 
     Args:
         path: the file.
-        thorough: decode JPEG files; else they are only looked at, whether they end as they should. Of a PNG file the
-            checksums are compared, and others are decoded.
+        thorough: decode it; else a JPEG file is only looked at, whether it ends as it should, and a PNG file's checksums
+            are compared.
     """
     try:
         with opened(path) as image:
-            if image.format == "PNG":
+            if image.format == "PNG" and not thorough:
                 image.verify()
             elif thorough or image.format not in ("JPEG", "MPO") or b"\xff\xd9" not in _tail(path):
                 image.draft("L", (1, 1))  # an eighth of the size, which is quicker, where the format can
