@@ -119,7 +119,10 @@ def _check(image: Image.Image) -> None:
 
 
 def _tensor(image: Image.Image, size: tuple[int, int] | None, resize: Resize, channels: int) -> Tensor:
-    upright = _on_white(ImageOps.exif_transpose(image)).convert("RGB" if channels == 3 else "L")
+    upright = _on_white(ImageOps.exif_transpose(image))
+    if upright.mode == "LAB":
+        upright = upright.convert("RGB")  # PIL knows no other way
+    upright = upright.convert("RGB" if channels == 3 else "L")
     fitted = upright if size is None else _fitted(upright, size, resize)
     array: Any = np.asarray(fitted, dtype=np.float32).reshape(fitted.height, fitted.width, channels)
     return torch.from_numpy(array / 255).permute(2, 0, 1).contiguous()
