@@ -47,8 +47,8 @@ def refuse_numbers_as_text(column: Any, name: str, source: str) -> None:
         cells = ", ".join(f"sample {column.index[i]} {texts[i]!r:.60}" for i in shown[:4])
         slip = f"numbers but for {len(odd)} of {len(texts)} rows" if odd else "numbers as text"
         raise InputError(
-            f"{where} holds {slip}: {cells}{', ...' if len(odd) > 4 else ''}; mend them, name what stands for a missing "
-            f"value in na (csv-table), or {_CURE}"
+            f"{where} holds {slip}: {cells}{', ...' if len(odd) > 4 else ''}; mend them, name what stands for a "
+            f"missing value in na (csv-table), or {_CURE}"
         )
     for pattern, what in ((_DATE, "dates"), (_NOTATION, "numbers of another notation")):
         alike = [text for text in texts if _is(pattern, text)]
