@@ -4,6 +4,7 @@
 classifier of scikit-learn one of ours.
 """
 
+from ..door import admit, answer
 from . import cifar, library, rules, small, tables
 from .classifier import Classifier, ModelSpec
 from .estimator import Estimator
@@ -21,6 +22,8 @@ __all__ = [
     "ModelSpec",
     "TableClassifier",
     "Transformed",
+    "admit",
+    "answer",
     "build",
     "cifar",
     "describe",
