@@ -16,7 +16,7 @@ from typing_extensions import Self
 from robustexplain import checks
 from robustexplain.autograd.second_derivatives import named_derivatives
 from robustexplain.checks import Kind
-from robustexplain.door import answer
+from robustexplain.door import admit, answer
 from robustexplain.errors import InputError, NotDifferentiableError
 from robustexplain.fields import Natural, check_fields
 from robustexplain.interpreters import GradCAM
@@ -125,8 +125,9 @@ class Attack(ABC):
                 raise InputError(f"{type(self).__name__}.plan must give a Plan, such as a Search, got {plan!r:.80}")
             found = plan.run(system, goal, streams)
         with torch.no_grad():
-            logits = answer(system.model, found.x)
+            logits = answer(system.model, found.x, finite=False)
         success = ~hit(logits, goal.label) if self.keeps_prediction else hit(logits, goal.label, goal.goal_class)
+        success &= logits.isfinite().all(1)
         return Attacked(found.x, success, found.zero_direction, found.stalled, found.surrogate_misled, found.queries)
 
     @abstractmethod
@@ -199,7 +200,7 @@ class Attack(ABC):
                 f"attacks on inputs move pixels in [0, 1], and {type(self).__name__} got table rows of shape "
                 f"{list(x.shape)}; for tables see robustexplain.attacks.manipulation"
             )
-        checks.evaluating(system.model)
+        admit(system.model, x)
         with torch.no_grad():
             num_classes = answer(system.model, x[:1]).shape[1]
         checks.classes(y, len(x), num_classes, "y")

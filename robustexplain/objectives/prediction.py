@@ -65,7 +65,9 @@ class Misclassify(Objective):
     def unmet(self, seen: Observation, goal: Goal) -> Tensor:
         """0 where met, 1 where predicted as wanted below ``confidence``, 2 where predicted otherwise."""
         marked, predicted = goal.label if goal.goal_class is None else goal.goal_class, seen.logits.argmax(1)
-        otherwise = 2.0 * (predicted == marked if goal.goal_class is None else predicted != marked)
+        otherwise = predicted == marked if goal.goal_class is None else predicted != marked
+        # NaN is no prediction.
+        otherwise = 2.0 * (otherwise | seen.logits.isnan().any(1))
         if self.confidence == 0:
             return otherwise
         p = seen.logits.softmax(1).gather(1, marked[:, None])[:, 0]
@@ -107,7 +109,7 @@ class KeepPrediction(Objective):
 
     def met(self, seen: Observation, goal: Goal) -> Tensor:
         """The label is predicted, with about the benign confidence."""
-        same = seen.logits.argmax(1) == goal.label
+        same = (seen.logits.argmax(1) == goal.label) & ~seen.logits.isnan().any(1)
         if self.tolerance >= 1:
             return same
         moved = seen.logits.softmax(1) - self._benign(seen, goal)
