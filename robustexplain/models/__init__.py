@@ -4,7 +4,7 @@
 classifier of scikit-learn one of ours.
 """
 
-from . import cifar, library, rules, small, tables
+from . import cifar, hugging_face, library, rules, small, tables
 from .around import innermost
 from .classifier import Classifier, ModelSpec
 from .estimator import Estimator
@@ -29,6 +29,7 @@ __all__ = [
     "build",
     "cifar",
     "describe",
+    "hugging_face",
     "innermost",
     "library",
     "load",

@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from robustexplain import interpreters
 from robustexplain.autograd.rectifiers import Softplus, swapped
 from robustexplain.defenses import Aggregate
-from robustexplain.errors import InputError
+from robustexplain.errors import InputError, UnsupportedModelError
 from robustexplain.interpreters import CAM, RTS, GradCAM, Gradient, Interpreter, MaskingModel, Smoothed
 from robustexplain.interpreters.base import accepted_kinds
 from robustexplain.models import Transformed
