@@ -194,7 +194,7 @@ def classifier(settings: Model, data: data_sets.Data, seed: int, session: Sessio
         network.standardise(data_sets.stack(data.train)[0])
     if settings.train is not None:
         start = digest_tensors(model.state_dict())
-        identity = [data.digest, settings.name, settings.options, start, *filter(None, [settings.sha256])]
+        identity: list[object] = [data.digest, settings.name, settings.options, start, *filter(None, [settings.sha256])]
         if settings.output is not None or settings.binary:
             identity += [settings.output, settings.binary]
         fit(model, cross_entropy, data.train, settings.train, name=name, seed=seed, session=session,
