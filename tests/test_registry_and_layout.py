@@ -160,6 +160,7 @@ ROOMS: tuple[str, ...] = (
         "errors",
         "fields",
         "checks",
+        "door",
         "files",
         "random_streams",
         "registry",

@@ -46,9 +46,10 @@ class AdversarialTraining(ModelDefense):
     fresh: bool = False
 
     def _harden(self, model: nn.Module, data: Samples, session: Session) -> nn.Module:
+        # Before fresh weights are drawn, whose last bits differ between kinds of machine; their seed is known.
+        start = digest_tensors(model.state_dict())
         if self.fresh:
             self._reinitialise(model)
-        start = digest_tensors(model.state_dict())
         loss = AdversarialLoss(self.attack, self.clean_weight, model)
         return fit(model, loss, data, self.training, name="pgd-at", seed=self.seed, session=session,
                    identity=[asdict(self), start])  # fmt: skip

@@ -3,50 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..door import answer
 from ..errors import UnknownNameError, UnsupportedModelError
+from .hidden import refuse_hidden
+from .hooks import hooks
 
 
-@contextmanager
-def hooks(modules: Sequence[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
-    """Forward hooks on some modules within a block; removed afterwards, also after an exception."""
-    handles = [module.register_forward_hook(hook) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+class _Outputs(dict[str, Tensor]):
+    """Outputs of layers by name; a layer that did not run is an error that says why."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def __missing__(self, name: str) -> Tensor:
+        raise UnsupportedModelError(f"layer {name!r} of {type(self.model).__name__} does not run in a forward pass")
 
 
 @contextmanager
 def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """The outputs of named submodules, filled in by the forward passes inside the block.
+    """The outputs of named submodules, filled in by the forward passes that this thread runs inside the block.
 
     The layer's output is replaced by a clone, so that an in-place activation behind the layer cannot overwrite the
     captured tensor.
-    """
-    outputs: dict[str, Tensor] = {}
-    modules = {name: submodule(model, name) for name in names}
 
-    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+    Raises:
+        UnknownNameError: a name that no submodule has.
+        UnsupportedModelError: a model whose modules cannot be seen; on reading, a layer that did not run.
+    """
+    refuse_hidden(model, "the output of a layer is read")
+    outputs = _Outputs(model)
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], Tensor | None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Tensor | None:
             outputs[name] = output
             return output.clone() if isinstance(output, Tensor) else None
 
         return hook
 
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    try:
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(hooks([submodule(model, name)], keep(name)))
         yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module:
@@ -115,6 +120,7 @@ class _Captured:
 @torch.no_grad()
 def _feature_maps(model: nn.Module, x: Tensor) -> tuple[list[_Captured], Tensor]:
     """Every feature map of one forward pass in the order they were made, and the logits."""
+    refuse_hidden(model, "feature maps are looked for in the outputs of layers")
     seen: list[_Captured] = []
     names = {m: name for name, m in model.named_modules() if name and not getattr(m, "stands_in_front", False)}
     before: Tensor | None = None
@@ -130,7 +136,7 @@ def _feature_maps(model: nn.Module, x: Tensor) -> tuple[list[_Captured], Tensor]
         before = output.clone()
 
     with hooks(list(names), record):
-        logits = model(x[:1])
+        logits = answer(model, x[:1])
     return seen, logits
 
 
@@ -252,6 +258,7 @@ def _logit_layers(model: nn.Module, x: Tensor, *, halved: bool = False) -> list[
 
     ``halved``: also a layer of one output ``z`` where the logits are ``[-z/2, z/2]``, as of a binary classifier.
     """
+    refuse_hidden(model, "the layer that gives the logits is looked for")
     linears: dict[nn.Module, str] = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     seen: list[tuple[str, Tensor, Tensor]] = []
 
@@ -259,7 +266,7 @@ def _logit_layers(model: nn.Module, x: Tensor, *, halved: bool = False) -> list[
         seen.append((linears[module], args[0], output))
 
     with hooks(list(linears), record):
-        logits = model(x[:1])
+        logits = answer(model, x[:1])
     as_logits = [(name, given, two_classes(o) if halved and o.shape[1:] == (1,) else o) for name, given, o in seen]
     return [
         (name, given)

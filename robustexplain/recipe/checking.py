@@ -137,6 +137,11 @@ def empty_test(of: Situation) -> list[str]:
     return [f"data: the test part of {of.data.name} is empty; see data.fractions"] if empty else []
 
 
+def faulty_samples(of: Situation) -> list[str]:
+    """Files that cannot be read, and samples that are not what the data set says."""
+    return [f"data: {line}" for line in data_sets.findings(of.data)]
+
+
 def pixels_of_tables(of: Situation) -> list[str]:
     """Attacks that move pixels, on a table."""
     return [
@@ -283,6 +288,7 @@ def members_that_are_not_made(of: Situation) -> list[str]:
 
 FINDINGS: tuple[Callable[[Situation], list[str]], ...] = (
     empty_test,
+    faulty_samples,
     pixels_of_tables,
     no_samples_for_the_adversary,
     nothing_to_train_on,

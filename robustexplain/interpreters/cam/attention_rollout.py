@@ -10,7 +10,9 @@ import annotated_types as at
 import torch
 from torch import Tensor, nn
 
+from ...autograd.hidden import refuse_hidden
 from ...checks import Kind
+from ...door import answer
 from ...errors import UnsupportedModelError
 from ...fields import Fraction
 from ...maps import positive
@@ -75,12 +77,13 @@ class AttentionRollout(Interpreter):
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         size = tuple(x.shape[-2:])
-        if size not in self._tokens:
-            self._tokens[size] = _find(self.model, x.detach()[:1])
-        tokens, x = self._tokens[size], requiring_grad(x)
+        known = self._tokens
+        if size not in known:
+            known[size] = _find(self.model, x.detach()[:1])
+        tokens, x = known[size], requiring_grad(x)
         attention: list[Tensor] = []
         with Attentions(attention.append):
-            logits = self.model(x)
+            logits = answer(self.model, x)
         classes = explained_class(logits, target)
         if self.weighting == "gradient":
             gradients = torch.autograd.grad(pick(logits, classes).sum(), attention, create_graph=graph)
@@ -133,9 +136,10 @@ class _Tokens:
 
 def _find(model: nn.Module, x: Tensor) -> _Tokens:
     """Check that all attention is over the same tokens, and find those that reach the head."""
+    refuse_hidden(model, "attention rollout reads the attention of every layer")
     attention: list[Tensor] = []
     with Attentions(attention.append):
-        logits = model(requiring_grad(x))
+        logits = answer(model, requiring_grad(x))
     name = type(model).__name__
     if not attention:
         raise UnsupportedModelError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...autograd import layers
 from ...checks import Kind
+from ...door import answer
 from ...errors import UnsupportedModelError
 from ...maps import positive
 from ...registry import INTERPRETERS
@@ -36,14 +37,16 @@ class CAM(Interpreter):
         return {}
 
     def _head(self, x: Tensor) -> layers.PooledHead:
-        if "head" not in self._structure:
-            self._structure["head"] = layers.pooled_head(self.model, x.detach())
-        return self._structure["head"]
+        # Read once: threads that begin together make a cached property each, and the last one stays.
+        known = self._structure
+        if "head" not in known:
+            known["head"] = layers.pooled_head(self.model, x.detach())
+        return known["head"]
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         pooled = self._head(x)
         with layers.captured(self.model, [pooled.features.name]) as outputs:
-            logits = self.model(x)
+            logits = answer(self.model, x)
         weight = layers.head_weight(self.model, pooled)
         classes = explained_class(logits, target)
         maps = torch.einsum("bk,bkhw->bhw", weight[classes], outputs[pooled.features.name])
@@ -91,12 +94,13 @@ class LayerMap(Interpreter):
     def _features(self, x: Tensor, target: Tensor | None, graph: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Logits ``[B, K]``, the layer's feature map ``[B, C, h, w]`` and the logit's gradient there, in one pass."""
         size = tuple(x.shape[-2:])
-        if size not in self._sites:
-            self._sites[size] = _find(self.model, x.detach(), self.layer)
-        site = self._sites[size]
+        known = self._sites
+        if size not in known:
+            known[size] = _find(self.model, x.detach(), self.layer)
+        site = known[size]
         x = requiring_grad(x)
         with layers.captured(self.model, [site.name]) as outputs:
-            logits = self.model(x)
+            logits = answer(self.model, x)
         features = outputs[site.name]
         score = pick(logits, explained_class(logits, target)).sum()
         (gradient,) = torch.autograd.grad(score, features, create_graph=graph, allow_unused=True)
@@ -182,7 +186,7 @@ def _find(model: nn.Module, x: Tensor, layer: str | None) -> _Site:
     name = layer or token_layer(model, x) or layers.last_feature_layer(model, x).name
     tokens: set[int] = set()
     with layers.captured(model, [name]) as outputs, Attentions(lambda weights: tokens.add(weights.shape[-1])):
-        model(x[:1])
+        answer(model, x[:1])
     if name not in outputs:
         raise UnsupportedModelError(f"layer {name!r} does not run in a forward pass: Grad-CAM needs one that does")
     output: object = outputs[name]
