@@ -56,10 +56,19 @@ def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
 
 def submodule(model: nn.Module, name: str) -> nn.Module:
     """The submodule of that dotted name; ``UnknownNameError`` with the nearest names if there is none."""
-    modules: dict[str, nn.Module] = dict(model.named_modules())
+    return model.get_submodule(full_name(model, name))
+
+
+def full_name(model: nn.Module, name: str) -> str:
+    """The name of a submodule in full, where it is one of the model that ``model`` stands around.
+
+    Raises:
+        UnknownNameError: with the nearest names.
+    """
+    modules = dict(model.named_modules())
     for full in names_inside(model, name):
         if full in modules and name:
-            return modules[full]
+            return full
     raise UnknownNameError("layer", name, (n for n in modules if n))
 
 
@@ -165,8 +174,11 @@ def last_feature_layer(model: nn.Module, x: Tensor) -> FeatureLayer:
             "1x1); CAM methods need one: use a gradient method such as Gradient"
         )
     end = len(seen)
-    if seen[-1].mean.shape == logits.shape and torch.allclose(seen[-1].mean, logits, rtol=1e-3, atol=1e-5):
-        while end > 0 and seen[end - 1].layer.channels == logits.shape[1]:
+    mean, scores = seen[-1].mean, seen[-1].layer.channels
+    # Behind a scalar to explain the model's own logits stand last.
+    own = logits[:, -scores:]
+    if mean.shape == own.shape and logits.shape[1] - scores <= 1 and torch.allclose(mean, own, rtol=1e-3, atol=1e-5):
+        while end > 0 and seen[end - 1].layer.channels == scores:
             end -= 1
     while end > 1 and seen[end - 1].passed_on:
         end -= 1

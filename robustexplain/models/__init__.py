@@ -5,7 +5,7 @@ classifier of scikit-learn one of ours.
 """
 
 from ..door import admit, answer
-from . import cifar, library, rules, small, tables
+from . import cifar, hugging_face, library, rules, small, tables
 from .around import innermost
 from .classifier import Classifier, ModelSpec
 from .estimator import Estimator
@@ -32,6 +32,7 @@ __all__ = [
     "build",
     "cifar",
     "describe",
+    "hugging_face",
     "innermost",
     "library",
     "load",

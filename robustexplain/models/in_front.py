@@ -76,6 +76,16 @@ class InFront(nn.Module):
         return made
 
 
+def in_front_of(model: nn.Module) -> InFront | None:
+    """The outermost model with transforms in front of it, among ``model`` and those that it stands around."""
+    while not (isinstance(model, InFront) and len(model.transforms)):
+        inside = getattr(model, "layers_inside", "")
+        if not inside:
+            return None
+        model = model.get_submodule(inside)
+    return model
+
+
 @contextmanager
 def transformed_already(model: InFront) -> Iterator[None]:
     """Within this block ``model`` takes images that its transforms have transformed already."""

@@ -109,11 +109,13 @@ def torchvision_model(
     preset = default.transforms()
     size = getattr(preset, "crop_size", None)
     # What torchvision calls transform_input: behind ImageNet's normalisation these two are given another one.
-    half = (0.5, 0.5, 0.5) if architecture in AUXILIARY else None
+    mean, std = getattr(preset, "mean", IMAGENET_MEAN), getattr(preset, "std", IMAGENET_STD)
+    if architecture in AUXILIARY:
+        mean = std = (0.5, 0.5, 0.5)
     return Classifier(
         net,
-        half or getattr(preset, "mean", IMAGENET_MEAN),
-        half or getattr(preset, "std", IMAGENET_STD),
+        mean,
+        std,
         num_classes=num_classes,
         input_size=int(size[0]) if size else None,
     )

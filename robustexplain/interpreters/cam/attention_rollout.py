@@ -62,6 +62,11 @@ class AttentionRollout(Interpreter):
         return self.weighting == "gradient"
 
     @property
+    def explains_scalars(self) -> bool:  # type: ignore[override]
+        """Whether maps can be of a scalar: only if they depend on what is explained."""
+        return self.class_specific
+
+    @property
     def is_gradient(self) -> bool:  # type: ignore[override]
         """Whether a gradient is a part of the maps."""
         return self.weighting == "gradient"

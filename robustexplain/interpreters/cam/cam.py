@@ -30,6 +30,7 @@ class CAM(Interpreter):
     """
 
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
+    explains_scalars: ClassVar[bool] = False
 
     @cached_property
     def _structure(self) -> dict[str, layers.PooledHead]:
