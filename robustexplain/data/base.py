@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Subset
 
 from ..errors import InputError
 from ..random_streams import derive, generator
-from .inputs import Resize
+from .pictures import Resize
 
 Item: TypeAlias = tuple[Tensor, int]
 """An image, float32 ``[C, H, W]`` in [0, 1] (or a table's row, float32 ``[D]``), and its class."""
