@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from robustexplain.errors import FieldError, InputError, UnknownNameError
 from robustexplain.fields import Radius
 from robustexplain.objectives import Goal, Misclassify, Objective, Observation
+from robustexplain.objectives.confident import bounded
 from robustexplain.random_streams import Streams
 from robustexplain.registry import ATTACKS
 from robustexplain.rounding import is_half, toward, wide
@@ -57,7 +58,7 @@ class GuardedModel(nn.Module):
         """``[B, K]``."""
         self.count += len(x)
         logits: Tensor = self._model[0](x.to(self.like))
-        return logits.to(x.dtype)
+        return bounded(logits.to(x.dtype))
 
 
 @dataclass(frozen=True)
