@@ -142,7 +142,8 @@ def fixed_noise(method: SmoothGrad | VarGrad, like: Tensor) -> Tensor:
     if key not in method._drawn:
         method._drawn.clear()
         # Drawn on the CPU in float32, so that the noise is the same on every device and in every dtype.
-        draws = torch.randn(method.samples, *like.shape[1:], generator=generator(method.seed, "noise"))
+        rng = generator(method.seed, "noise")
+        draws = torch.randn(method.samples, *like.shape[1:], generator=rng, dtype=torch.float32)
         method._drawn[key] = draws.to(like.device, like.dtype)
     return method._drawn[key]
 
