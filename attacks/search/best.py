@@ -34,7 +34,7 @@ class SearchRecord:
     @classmethod
     def none(cls, x: Tensor) -> SearchRecord:
         """Before the first evaluation."""
-        infinite = torch.full((len(x),), torch.inf, device=x.device)
+        infinite = torch.full((len(x),), torch.inf, device=x.device, dtype=torch.float32)
         count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         return cls(count, count > 0, infinite, infinite.clone())
 
@@ -84,7 +84,7 @@ class BestIterates:
     @classmethod
     def none(cls, x: Tensor) -> BestIterates:
         """Before the first evaluation."""
-        infinite = torch.full((len(x),), torch.inf, device=x.device)
+        infinite = torch.full((len(x),), torch.inf, device=x.device, dtype=torch.float32)
         return cls(x.clone(), infinite, infinite.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device))
 
     def update(
@@ -131,7 +131,9 @@ def rank(objective: Objective, seen: Observation, goal: Goal) -> tuple[Tensor, T
     """
     with torch.no_grad():
         unmet = [part.unmet(seen, goal) for _, part in objective.terms() if part.constraint]
-        total = sum(unmet[1:], unmet[0]) if unmet else torch.zeros(len(seen.x), device=seen.x.device)
+        total = (
+            sum(unmet[1:], unmet[0]) if unmet else torch.zeros(len(seen.x), device=seen.x.device, dtype=torch.float32)
+        )
         # A loss that the direction computed and noted still has its graph: detach.
         loss = sum_losses(_deciding(objective), seen.at(1.0), goal).detach().float()
         bad = ~seen.logits.isfinite().all(1)
