@@ -16,6 +16,7 @@ from typing_extensions import Self
 from robustexplain import checks
 from robustexplain.autograd.second_derivatives import named_derivatives
 from robustexplain.checks import Kind
+from robustexplain.door import answer
 from robustexplain.errors import InputError, NotDifferentiableError
 from robustexplain.fields import Natural, check_fields
 from robustexplain.interpreters import GradCAM
@@ -124,7 +125,7 @@ class Attack(ABC):
                 raise InputError(f"{type(self).__name__}.plan must give a Plan, such as a Search, got {plan!r:.80}")
             found = plan.run(system, goal, streams)
         with torch.no_grad():
-            logits = system.model(found.x)
+            logits = answer(system.model, found.x)
         success = ~hit(logits, goal.label) if self.keeps_prediction else hit(logits, goal.label, goal.goal_class)
         return Attacked(found.x, success, found.zero_direction, found.stalled, found.surrogate_misled, found.queries)
 
@@ -181,7 +182,7 @@ class Attack(ABC):
             return Goal(x, label, wanted)
         with torch.no_grad():
             found = system.interpreter.explain(x, native=True) if self.needs_maps else None
-            logits = system.model(x) if found is None else found.logits
+            logits = answer(system.model, x) if found is None else found.logits
         benign = None if found is None else found.maps
         goal = Goal(x, label, wanted, benign_map=benign, benign_logits=logits)
         if self.keeps_prediction:
@@ -200,7 +201,7 @@ class Attack(ABC):
             )
         checks.evaluating(system.model)
         with torch.no_grad():
-            num_classes = system.model(x[:1]).shape[1]
+            num_classes = answer(system.model, x[:1]).shape[1]
         checks.classes(y, len(x), num_classes, "y")
         if goal_class is not None:
             if self.keeps_prediction:

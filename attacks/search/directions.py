@@ -16,10 +16,12 @@ from robustexplain.autograd.hidden import refuse_hidden
 from robustexplain.autograd.rectifiers import Smooth, Softplus, swapped
 from robustexplain.autograd.second_derivatives import refuse_missing_derivatives
 from robustexplain.autograd.straight_through import straight_through
+from robustexplain.door import answer
 from robustexplain.errors import InputError, NotDifferentiableError, ZeroDirectionWarning, ZeroMapGradientWarning
 from robustexplain.fields import Count, Positive, check_fields
 from robustexplain.objectives import Goal, Objective, Observation, Weight, needs_of, sum_losses
 from robustexplain.random_streams import Streams, derive
+from robustexplain.rounding import wide
 from robustexplain.system import System, draws
 
 from ..threat import Threat
@@ -33,7 +35,7 @@ def observe(system: System, x: Tensor, goal: Goal, needs: frozenset[str]) -> Obs
             raise InputError("this objective needs a system with a detector, and the system has none")
         score = system.detector.soft_score(x)
     if "maps" not in needs:
-        return Observation(x, system.model(x), score=score, system=system)
+        return Observation(x, answer(system.model, x), score=score, system=system)
     found = system.interpreter.explain(x, goal.target, native=True)
     return Observation(x, *found, score=score, system=system)
 
@@ -271,7 +273,8 @@ class EstimatedGradient(Direction):
     def __call__(self, context: StepContext, variable: Tensor, check: bool) -> DirectionResult:
         """The estimated gradient, and where every difference was zero."""
         pairs = (self.samples + 1) // 2
-        total, loss = torch.zeros_like(variable), variable.new_zeros(len(variable))
+        total = torch.zeros_like(wide(variable))
+        loss = total.new_zeros(len(variable))
         for _ in range(pairs):
             noise = context.streams.normal(variable)
             noise = noise.sign() if self.kind == "spsa" else noise
@@ -286,7 +289,7 @@ class EstimatedGradient(Direction):
     @staticmethod
     def _loss(context: StepContext, variable: Tensor) -> Tensor:
         bounded = replace(context, threat=ClippedThreat(context.threat))
-        return bounded.loss(bounded.observe(variable)).to(variable.dtype)
+        return bounded.loss(bounded.observe(variable)).to(wide(variable).dtype)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..door import answer
 from ..errors import UnknownNameError, UnsupportedModelError
 from .hidden import refuse_hidden
 from .hooks import hooks
@@ -56,11 +57,19 @@ def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
 def submodule(model: nn.Module, name: str) -> nn.Module:
     """The submodule of that dotted name; ``UnknownNameError`` with the nearest names if there is none."""
     modules: dict[str, nn.Module] = dict(model.named_modules())
-    if name not in modules and (inside := getattr(model, "layers_inside", "")):
-        name = f"{inside}.{name}"
-    if name not in modules or not name:
-        raise UnknownNameError("layer", name, (n for n in modules if n))
-    return modules[name]
+    for full in names_inside(model, name):
+        if full in modules and name:
+            return modules[full]
+    raise UnknownNameError("layer", name, (n for n in modules if n))
+
+
+def names_inside(model: nn.Module, name: str) -> Iterator[str]:
+    """What ``name`` may be called in full: as it is, or inside of the models that ``model`` stands around."""
+    prefix = ""
+    yield name
+    while inside := getattr(model, "layers_inside", ""):
+        model, prefix = model.get_submodule(inside), f"{prefix}{inside}."
+        yield prefix + name
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,7 @@ def _feature_maps(model: nn.Module, x: Tensor) -> tuple[list[_Captured], Tensor]
         before = output.clone()
 
     with hooks(list(names), record):
-        logits = model(x[:1])
+        logits = answer(model, x[:1])
     return seen, logits
 
 
@@ -202,7 +211,7 @@ def pooled_head(model: nn.Module, x: Tensor) -> PooledHead:
     """
     layer = last_feature_layer(model, x)
     with captured(model, [layer.name]) as outputs:
-        heads = _logit_layers(model, x)
+        heads = _logit_layers(model, x, halved=True)
     average = outputs[layer.name].mean((2, 3))
     for name, given in heads:
         if given.shape == average.shape and torch.allclose(given, average, rtol=1e-3, atol=1e-5):
@@ -211,6 +220,12 @@ def pooled_head(model: nn.Module, x: Tensor) -> PooledHead:
         f"CAM needs logits that are one linear layer on the global average of the last feature map; in "
         f"{type(model).__name__} that is not so behind layer {layer.name!r}. Use GradCAM, which needs no such head"
     )
+
+
+def head_weight(model: nn.Module, pooled: PooledHead) -> Tensor:
+    """The weights of the head, one row a class, ``[K, C]``."""
+    weight: Tensor = submodule(model, pooled.head).weight  # type: ignore[assignment]
+    return two_classes(weight.mT).mT if len(weight) == 1 else weight
 
 
 def logit_layer(model: nn.Module, x: Tensor) -> str:
@@ -226,8 +241,11 @@ def logit_layer(model: nn.Module, x: Tensor) -> str:
 
 
 @torch.no_grad()
-def _logit_layers(model: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
-    """The linear layers whose output is the logits of ``x[:1]``, in the order they ran, and their inputs."""
+def _logit_layers(model: nn.Module, x: Tensor, *, halved: bool = False) -> list[tuple[str, Tensor]]:
+    """The linear layers whose output is the logits of ``x[:1]``, in the order they ran, and their inputs.
+
+    ``halved``: also a layer of one output ``z`` where the logits are ``[-z/2, z/2]``, as of a binary classifier.
+    """
     refuse_hidden(model, "the layer that gives the logits is looked for")
     linears: dict[nn.Module, str] = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     seen: list[tuple[str, Tensor, Tensor]] = []
@@ -236,9 +254,15 @@ def _logit_layers(model: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
         seen.append((linears[module], args[0], output))
 
     with hooks(list(linears), record):
-        logits = model(x[:1])
+        logits = answer(model, x[:1])
+    as_logits = [(name, given, two_classes(o) if halved and o.shape[1:] == (1,) else o) for name, given, o in seen]
     return [
         (name, given)
-        for name, given, output in seen
+        for name, given, output in as_logits
         if output.shape == logits.shape and torch.allclose(output, logits, rtol=1e-3, atol=1e-5)
     ]
+
+
+def two_classes(z: Tensor) -> Tensor:
+    """``[-z/2, z/2]``: logits of two classes ``[B, 2]`` with the probabilities of one logit ``[B, 1]``."""
+    return torch.cat([-z, z], 1) / 2

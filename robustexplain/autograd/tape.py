@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..door import checked, in_place
 from ..errors import UnsupportedModelError
 from .hidden import refuse_hidden
 from .hooks import hooks
@@ -217,6 +218,12 @@ class _TapeRecorder(TorchFunctionMode):
         # By id, which stays unique because every tensor is kept alive.
         self.recorded: dict[int, _RecordedTensor] = {id(x): _RecordedTensor(self.steps[0], 0, x, x._version)}
 
+    @property
+    def touched(self) -> bool:
+        """Whether the input was changed in place."""
+        entry = self.recorded[id(self.steps[0].outputs[0])]
+        return entry.tensor._version != entry.version
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -307,12 +314,16 @@ def record(model: nn.Module, x: Tensor, layers: Sequence[str] = ()) -> Tape:
     Raises:
         UnknownNameError: a name that no module has.
         UnsupportedModelError: logits that no recorded call computed; a layer that does not run or gives no tensor.
+        InputError: the model answers with something else than logits, or changes its input in place.
     """
     refuse_hidden(model, "the function calls of the forward pass are recorded")
     recorder = _TapeRecorder(x)
     found: dict[str, tuple[Call, int]] = {}
     with _marking(model, layers, recorder, found), recorder:
-        logits = model(x)
+        answer = model(x)
+    if recorder.touched:
+        raise in_place(model)
+    logits = checked(model, answer, len(x))
     entry = recorder.recorded.get(id(logits))
     if entry is None:
         raise UnsupportedModelError(

@@ -93,7 +93,6 @@ class Interpreter(ABC):
             UnsupportedModelError: table rows for a method that works on a grid of pixels.
         """
         checks.inputs(x)
-        checks.evaluating(self.model)
         return self.explain(x, target).maps
 
     def explain(self, x: Tensor, target: Tensor | None = None, *, native: bool = False) -> Explanation:
@@ -104,12 +103,14 @@ class Interpreter(ABC):
                 attacks call this method in a loop.
             target: ``[B]`` classes to explain; default the prediction.
             native: keep the method's own grid (CAM's ``7 x 7``) instead of resizing to the input's size.
+
+        Raises:
+            InputError: a part of the model in train mode; an answer that is no finite logits ``[B, K]``.
         """
         check_input_kind(self, x)
         if target is not None:
             checks.class_indices(target, x.shape[0], "target")
-        if self.model.training:
-            raise InputError("the model is in train mode, where batch norm mixes samples; call model.eval() first")
+        checks.evaluating(self.model)
         attached = torch.is_grad_enabled()
         twice = twice_differentiable() if attached else nullcontext()
         with torch.inference_mode(False), torch.enable_grad(), named_derivatives(), twice, straight_maps():

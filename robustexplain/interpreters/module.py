@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..autograd.hidden import refuse_hidden
 from ..autograd.rectifiers import Softplus, swapped
+from ..door import answer
 from .base import Interpreter
 
 
@@ -45,4 +46,4 @@ class ExplainingModel(nn.Module):
         """
         with swapped(Softplus(self.beta)) if self.beta else nullcontext():
             logits, maps, _ = self.interpreter.explain(x, target, native=True)
-            return logits, maps, None if other is None else self.model(other)
+            return logits, maps, None if other is None else answer(self.model, other)

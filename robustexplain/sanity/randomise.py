@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..autograd.hidden import refuse_hidden
 from ..autograd.layers import hooks, submodule
+from ..door import answer
 from ..errors import UnsupportedModelError
 from ..random_streams import derive
 
@@ -64,7 +65,7 @@ def _in_order(model: nn.Module, x: Tensor) -> list[tuple[str, nn.Module]]:
         seen.setdefault(module, names[module])
 
     with hooks(list(names), hook), torch.no_grad():
-        model(x[:1])
+        answer(model, x[:1])
     return [(name, module) for module, name in seen.items()]
 
 
@@ -112,7 +113,7 @@ def _measure(model: nn.Module, norms: Sequence[nn.modules.batchnorm._BatchNorm],
             norm.reset_running_stats()
             norm.momentum = None
             norm.train()
-        model(x)
+        answer(model, x)
     finally:
         for norm, momentum in zip(norms, kept, strict=True):
             norm.momentum = momentum

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...autograd.hidden import refuse_hidden
 from ...checks import Kind
+from ...door import answer
 from ...errors import UnsupportedModelError
 from ...fields import Fraction
 from ...maps import positive
@@ -77,7 +78,7 @@ class AttentionRollout(Interpreter):
         tokens, x = known[size], requiring_grad(x)
         attention: list[Tensor] = []
         with Attentions(attention.append):
-            logits = self.model(x)
+            logits = answer(self.model, x)
         classes = explained_class(logits, target)
         if self.weighting == "gradient":
             gradients = torch.autograd.grad(pick(logits, classes).sum(), attention, create_graph=graph)
@@ -133,7 +134,7 @@ def _find(model: nn.Module, x: Tensor) -> _Tokens:
     refuse_hidden(model, "attention rollout reads the attention of every layer")
     attention: list[Tensor] = []
     with Attentions(attention.append):
-        logits = model(requiring_grad(x))
+        logits = answer(model, requiring_grad(x))
     name = type(model).__name__
     if not attention:
         raise UnsupportedModelError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...autograd import layers
 from ...checks import Kind
+from ...door import answer
 from ...errors import UnsupportedModelError
 from ...maps import positive
 from ...registry import INTERPRETERS
@@ -44,10 +45,10 @@ class CAM(Interpreter):
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         pooled = self._head(x)
         with layers.captured(self.model, [pooled.features.name]) as outputs:
-            logits = self.model(x)
-        weight = layers.submodule(self.model, pooled.head).weight
+            logits = answer(self.model, x)
+        weight = layers.head_weight(self.model, pooled)
         classes = explained_class(logits, target)
-        maps = torch.einsum("bk,bkhw->bhw", weight[classes], outputs[pooled.features.name])  # type: ignore[index]
+        maps = torch.einsum("bk,bkhw->bhw", weight[classes], outputs[pooled.features.name])
         return Explanation(logits, maps)
 
 
@@ -98,7 +99,7 @@ class LayerMap(Interpreter):
         site = known[size]
         x = requiring_grad(x)
         with layers.captured(self.model, [site.name]) as outputs:
-            logits = self.model(x)
+            logits = answer(self.model, x)
         features = outputs[site.name]
         score = pick(logits, explained_class(logits, target)).sum()
         (gradient,) = torch.autograd.grad(score, features, create_graph=graph, allow_unused=True)
@@ -184,7 +185,7 @@ def _find(model: nn.Module, x: Tensor, layer: str | None) -> _Site:
     name = layer or token_layer(model, x) or layers.last_feature_layer(model, x).name
     tokens: set[int] = set()
     with layers.captured(model, [name]) as outputs, Attentions(lambda weights: tokens.add(weights.shape[-1])):
-        model(x[:1])
+        answer(model, x[:1])
     if name not in outputs:
         raise UnsupportedModelError(f"layer {name!r} does not run in a forward pass: Grad-CAM needs one that does")
     output: object = outputs[name]

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from ...autograd import layers
 from ...autograd.hidden import refuse_hidden
 from ...autograd.second_derivatives import attention
+from ...door import answer
 from ...errors import UnsupportedModelError
 
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
@@ -219,7 +220,7 @@ def token_layer(model: nn.Module, x: Tensor) -> str | None:
     """
     refuse_hidden(model, "attention and the tokens that enter it are looked for")
     with _traced(model, x) as trace:
-        model(x[:1])
+        answer(model, x[:1])
     # A hybrid with a feature map behind its last attention is explained as a CNN.
     if not trace.attended or trace.mapped:
         return None

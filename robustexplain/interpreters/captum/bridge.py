@@ -16,6 +16,7 @@ from ...autograd import layers
 from ...autograd.hidden import refuse_hidden
 from ...autograd.hooks import copy_with_shared_weights
 from ...checks import Kind
+from ...door import answer
 from ...errors import FieldError, InputError, UnknownNameError, UnsupportedModelError
 from ...fields import Fraction
 from ...random_streams import Streams, global_state
@@ -143,7 +144,7 @@ class Captum(Interpreter):
                 raise UnknownNameError(f"option of captum's {self.method}", name, known or ["none"])
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        logits = self.model(x)
+        logits = answer(self.model, x)
         classes, x = explained_class(logits, target).long(), x.detach()
         cls = _class(self.method)
         refuse_hidden(self.model, "captum sets hooks on modules")
@@ -211,7 +212,7 @@ class Captum(Interpreter):
         if self.method not in COMPLETE:
             return found
         with torch.no_grad():
-            base = pick(self.model(torch.full_like(x, self.baseline)), classes).float()
+            base = pick(answer(self.model, torch.full_like(x, self.baseline)), classes).float()
         expected = pick(logits, classes).float() - base
         error = (found.float().flatten(1).sum(1) - expected).abs()
         # Tolerance for the rounding of the logits and of captum's sums; half precision has two digits.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...autograd import layers
 from ...autograd.hooks import copy_with_shared_weights
+from ...door import answer
 from ...errors import InputError, UnsupportedModelError
 
 Logits = Callable[[Tensor, Tensor], Tensor]
@@ -117,7 +118,7 @@ def features(model: nn.Module, head: nn.Module, x: Tensor) -> Tensor:
     """The input of the head when the model runs on ``x``."""
     inputs: list[Tensor] = []
     with layers.hooks([head], before=lambda module, args, kwargs: inputs.append(args[0])):
-        model(x)
+        answer(model, x)
     return inputs[-1]
 
 
@@ -131,7 +132,7 @@ def last_linear(model: nn.Module, x: Tensor) -> str:
     outputs: list[tuple[str, Tensor]] = []
     linears: dict[nn.Module, str] = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n}
     with layers.hooks(list(linears), lambda module, args, output: outputs.append((linears[module], output))):
-        logits = model(x[:1])
+        logits = answer(model, x[:1])
     if outputs and outputs[-1][1].shape == logits.shape and torch.equal(outputs[-1][1], logits):
         return outputs[-1][0]
     raise UnsupportedModelError(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...door import answer
 from ...errors import InputError, MissingDataError
 from ...random_streams import generator, global_state
 from ...training import Samples
@@ -75,7 +76,8 @@ def output_function(model: nn.Module, like: Tensor, of: Output, limit: int) -> C
     @torch.no_grad()
     def outputs(rows: np.ndarray) -> np.ndarray:
         inputs = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float64))
-        logits = torch.cat([model(part.to(like.device, like.dtype)).double().cpu() for part in inputs.split(limit)])
+        parts = (part.to(like.device, like.dtype) for part in inputs.split(limit))
+        logits = torch.cat([answer(model, part).double().cpu() for part in parts])
         if of == "label":
             values = nn.functional.one_hot(logits.argmax(1), logits.shape[1]).double()
         else:
