@@ -14,6 +14,7 @@ from torch import Tensor
 from robustexplain import maps as ops
 from robustexplain.autograd.hidden import refuse_hidden
 from robustexplain.autograd.rectifiers import Smooth, Softplus, swapped
+from robustexplain.autograd.second_derivatives import refuse_missing_derivatives
 from robustexplain.autograd.straight_through import straight_through
 from robustexplain.door import answer
 from robustexplain.errors import InputError, NotDifferentiableError, ZeroDirectionWarning, ZeroMapGradientWarning
@@ -332,6 +333,7 @@ def _zero_map_gradient(context: StepContext, seen: Observation, variable: Tensor
     if not map_terms:
         return torch.zeros_like(context.goal.label, dtype=torch.bool)
     loss = sum_losses(map_terms, seen, context.goal)
+    refuse_missing_derivatives(loss)
     gradient = _grad_or_none(loss, variable)
     if gradient is None:
         raise NotDifferentiableError("the maps carry no gradient to the input: their graph is detached")
