@@ -1,7 +1,7 @@
 """Whether a layer's output is a map of the image: where one patch of the image is blanked, the map must change there.
 
 The shape alone does not tell: heads and tokens ``[B, heads, N, d]``, windows, or channels in the last place look like a
-feature map ``[B, C, h, w]``. The images looked at are fixed random ones, never the user's, on which a layer may be dead.
+feature map ``[B, C, h, w]``. The images are fixed random ones, never the user's, on which a layer may be dead.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Centres of the patches, as shares of the sides, and half a patch's side: no symmetry of the square maps them to itself.
+# Centres of the patches, as shares of the sides, and half a patch's side: no symmetry of a square keeps them.
 _ROWS, _COLUMNS, _HALF = (0.2, 0.75), (0.2, 0.5, 0.8), 1 / 16
 _PLACES = [(row, column) for row in _ROWS for column in _COLUMNS]
 _SEEDS = (0, 1)
@@ -107,7 +107,7 @@ class Change:
 
 @torch.no_grad()
 def changes(model: nn.Module, x: Tensor, seed: int = 0, names: Sequence[str] | None = None) -> dict[str, Change]:
-    """How far the output of every module (or of those named) changes with each blanked patch, in the order they last ran.
+    """How far the output of every module (or of those named) changes with each blanked patch, in the order of running.
 
     Outputs ``[B, C, h, w]``, ``[B, h, w, C]`` and ``[B, N, D]`` are looked at, others left out.
     """

@@ -155,9 +155,9 @@ def last_feature_layer(model: nn.Module, x: Tensor) -> FeatureLayer:
     blanked = Blanked(model, x, [found.name])
     if blanked.agrees(lambda seen: seen[found.name].sums.get(0) if found.name in seen else None) is False:
         raise UnsupportedModelError(
-            f"layer {found.name!r} of {type(model).__name__} gives shape {[len(x), *found.shape]}, but where a patch of "
-            "the image is blanked it does not change most at that place: it is no feature map [B, C, h, w]; use GradCAM, "
-            "which also reads tokens, or a gradient method such as Gradient"
+            f"layer {found.name!r} of {type(model).__name__} gives shape {[len(x), *found.shape]}, but where a patch "
+            "of the image is blanked it does not change most at that place: it is no feature map [B, C, h, w]; use "
+            "GradCAM, which also reads tokens, or a gradient method such as Gradient"
         )
     return found
 

@@ -162,8 +162,8 @@ def _find(model: nn.Module, x: Tensor) -> _Tokens:
     grid = token_grid(model, x, reached.numel())
     if not _covered(model, x, grid, bool(reached[grid.prefix :].any())):
         raise UnsupportedModelError(
-            f"attention rollout needs attention to be all that mixes the tokens of {name}; with the identity in place of "
-            "all attention that was recorded, a blanked patch still changes other tokens (convolutions, pooling, or "
+            f"attention rollout needs attention to be all that mixes the tokens of {name}; with the identity in place "
+            "of all attention that was recorded, a blanked patch still changes other tokens (convolutions, pooling, or "
             "attention that computes no softmax over tokens): use GradCAM or a gradient method"
         )
     return _Tokens(grid, reached / reached.sum())

@@ -53,9 +53,9 @@ class CAM(Interpreter):
 class LayerMap(Interpreter):
     """A map computed from a layer's feature map and the gradient of the class's logit there.
 
-    Once for each size of the images, the layer is found and seen to be a map of the image, by blanking patches of random
-    images; the feature map may be ``[B, C, h, w]``, ``[B, h, w, C]`` or tokens ``[B, N, D]``. A model where none can be
-    shown to be one is refused. A subclass writes ``_combine``.
+    Once for each size of the images, the layer is found and seen to be a map of the image, by blanking patches of
+    random images; the feature map may be ``[B, C, h, w]``, ``[B, h, w, C]`` or tokens ``[B, N, D]``. A model where none
+    can be shown to be one is refused. A subclass writes ``_combine``.
 
     Args:
         layer: dotted name of the layer; default the last one that gives a feature map.

@@ -71,9 +71,9 @@ def find_site(model: nn.Module, x: Tensor, layer: str | None) -> Site:
         if not copied and blanked.agrees(site.changes) and _on_the_way(model, x, site):
             return site
     raise UnsupportedModelError(
-        f"{type(model).__name__} has no layer whose output can be shown to be a feature map: where a patch of the image "
-        "is blanked, no output between image and logits changes most at that place (attention over the whole image, "
-        "windows in an order of their own); name a layer, or use a gradient method such as Gradient"
+        f"{type(model).__name__} has no layer whose output can be shown to be a feature map: where a patch of the "
+        "image is blanked, no output between image and logits changes most at that place (attention over the whole "
+        "image, windows in an order of their own); name a layer, or use a gradient method such as Gradient"
     )
 
 
