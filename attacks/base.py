@@ -14,7 +14,9 @@ from torch import Tensor
 from typing_extensions import Self
 
 from robustexplain import checks
+from robustexplain.autograd.second_derivatives import named_derivatives
 from robustexplain.checks import Kind
+from robustexplain.door import answer
 from robustexplain.errors import InputError, NotDifferentiableError
 from robustexplain.fields import Natural, check_fields
 from robustexplain.interpreters import GradCAM
@@ -109,19 +111,21 @@ class Attack(ABC):
         Raises:
             InputError: bad tensors, a goal class equal to the label, or one for an attack that keeps the prediction.
             NotDifferentiableError: the attack needs the gradient of maps that have none.
+            UnsupportedModelError: a second derivative that torch lacks, or a surrogate for a model whose function calls
+                cannot be seen.
         """
         system = self.looks_at(system)
         self._check(system, x, y, goal_class, goal_map)
         goal_map = self.default_goal_map(x) if goal_map is None else goal_map
         goal = self._goal(system, x.detach(), y, goal_class, goal_map)
         streams = Streams.of(goal.x, self.seed, type(self).__name__)
-        with torch.enable_grad():
+        with torch.enable_grad(), named_derivatives():
             plan = self.plan(system)
             if not hasattr(plan, "run"):
                 raise InputError(f"{type(self).__name__}.plan must give a Plan, such as a Search, got {plan!r:.80}")
             found = plan.run(system, goal, streams)
         with torch.no_grad():
-            logits = system.model(found.x)
+            logits = answer(system.model, found.x)
         success = ~hit(logits, goal.label) if self.keeps_prediction else hit(logits, goal.label, goal.goal_class)
         return Attacked(found.x, success, found.zero_direction, found.stalled, found.surrogate_misled, found.queries)
 
@@ -178,7 +182,7 @@ class Attack(ABC):
             return Goal(x, label, wanted)
         with torch.no_grad():
             found = system.interpreter.explain(x, native=True) if self.needs_maps else None
-            logits = system.model(x) if found is None else found.logits
+            logits = answer(system.model, x) if found is None else found.logits
         benign = None if found is None else found.maps
         goal = Goal(x, label, wanted, benign_map=benign, benign_logits=logits)
         if self.keeps_prediction:
@@ -197,7 +201,7 @@ class Attack(ABC):
             )
         checks.evaluating(system.model)
         with torch.no_grad():
-            num_classes = system.model(x[:1]).shape[1]
+            num_classes = answer(system.model, x[:1]).shape[1]
         checks.classes(y, len(x), num_classes, "y")
         if goal_class is not None:
             if self.keeps_prediction:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import InputError
 
@@ -73,7 +74,7 @@ def images(x: Tensor, what: str = "this") -> None:
 
 
 def evaluating(model: nn.Module, what: str = "the model") -> None:
-    """Refuse a model any part of which is in train mode.
+    """Refuse a model any part of which is in train mode, or is a batch norm without statistics of its own.
 
     Args:
         model: any module.
@@ -82,13 +83,34 @@ def evaluating(model: nn.Module, what: str = "the model") -> None:
     Raises:
         InputError: naming the part.
     """
+    # Called in every step of an attack: names are looked for only where there is something to say.
+    if not any(module.training or _mixes_samples(module) for module in parts_of(model)):
+        return
     for name, module in model.named_modules():
+        part = f"its part {name!r}" if name else "it"
         if module.training:
-            part = f"its part {name!r}" if name else "it"
             raise InputError(
                 f"{what} must be in eval mode, but {part} is in train mode, where batch norm mixes samples and "
                 "dropout draws; call .eval() on it first"
             )
+        if _mixes_samples(module):
+            raise InputError(
+                f"{what} mixes samples: {part} is a {type(module).__name__} without running statistics "
+                "(track_running_stats=False), which takes those of the batch in eval mode too, so that a sample's "
+                "result depends on the others; use one with running statistics, or another norm"
+            )
+
+
+def parts_of(model: nn.Module) -> list[nn.Module]:
+    """The module and all below it; one that is used twice may appear twice."""
+    found = [model]
+    for module in found:  # grows
+        found += [part for part in module._modules.values() if part is not None]
+    return found
+
+
+def _mixes_samples(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.running_mean is None and module.running_var is None
 
 
 def classes(c: Tensor, batch: int, num_classes: int, name: str) -> None:

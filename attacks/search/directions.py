@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from robustexplain import maps as ops
+from robustexplain.autograd.hidden import refuse_hidden
 from robustexplain.autograd.rectifiers import Smooth, Softplus, swapped
 from robustexplain.autograd.straight_through import straight_through
+from robustexplain.door import answer
 from robustexplain.errors import InputError, NotDifferentiableError, ZeroDirectionWarning, ZeroMapGradientWarning
 from robustexplain.fields import Count, Positive, check_fields
 from robustexplain.objectives import Goal, Objective, Observation, Weight, needs_of, sum_losses
 from robustexplain.random_streams import Streams, derive
+from robustexplain.rounding import wide
 from robustexplain.system import System, draws
 
 from ..threat import Threat
@@ -31,7 +34,7 @@ def observe(system: System, x: Tensor, goal: Goal, needs: frozenset[str]) -> Obs
             raise InputError("this objective needs a system with a detector, and the system has none")
         score = system.detector.soft_score(x)
     if "maps" not in needs:
-        return Observation(x, system.model(x), score=score, system=system)
+        return Observation(x, answer(system.model, x), score=score, system=system)
     found = system.interpreter.explain(x, goal.target, native=True)
     return Observation(x, *found, score=score, system=system)
 
@@ -212,6 +215,8 @@ class GradientDirection(Direction):
         # The surrogate replaces rectifiers of the model only, so the threat model is applied outside of it. An
         # objective on the prediction alone needs no surrogate: its gradient does not vanish.
         x, surrogate = context.place(variable), self.surrogate if needs_of(context.objective) else None
+        if surrogate is not None or self.straight:
+            refuse_hidden(context.system.model, "a surrogate replaces function calls of the model")
         with as_surrogate(surrogate, self.straight, context.progress):
             seen = context.observe(variable, x)
             no = torch.zeros_like(context.goal.label, dtype=torch.bool)
@@ -267,7 +272,8 @@ class EstimatedGradient(Direction):
     def __call__(self, context: StepContext, variable: Tensor, check: bool) -> DirectionResult:
         """The estimated gradient, and where every difference was zero."""
         pairs = (self.samples + 1) // 2
-        total, loss = torch.zeros_like(variable), variable.new_zeros(len(variable))
+        total = torch.zeros_like(wide(variable))
+        loss = total.new_zeros(len(variable))
         for _ in range(pairs):
             noise = context.streams.normal(variable)
             noise = noise.sign() if self.kind == "spsa" else noise
@@ -282,7 +288,7 @@ class EstimatedGradient(Direction):
     @staticmethod
     def _loss(context: StepContext, variable: Tensor) -> Tensor:
         bounded = replace(context, threat=ClippedThreat(context.threat))
-        return bounded.loss(bounded.observe(variable)).to(variable.dtype)
+        return bounded.loss(bounded.observe(variable)).to(wide(variable).dtype)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from robustexplain import checks
+from robustexplain.door import answer
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, check_fields
 from robustexplain.interpreters import unchecked
 from robustexplain.objectives import Goal, Objective
 from robustexplain.random_streams import Streams, generator
+from robustexplain.rounding import wide
 from robustexplain.system import System
 
 from ..base import Attack
@@ -157,7 +159,7 @@ class FixedPerturbation(Plan):
     def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         """The inputs with the variable applied; ``stalled`` and ``zero_direction`` are those of the fit."""
         count = len(goal.x)
-        variable = self.variable.to(goal.x).expand(count, *self.variable.shape[1:])
+        variable = self.variable.to(wide(goal.x)).expand(count, *self.variable.shape[1:])
         x = self.threat.bind(goal.x, streams).apply(goal.x, variable).detach()
         yes = torch.ones(count, dtype=torch.bool, device=x.device)
         return SearchResult(
@@ -218,7 +220,7 @@ def fitting_goal(attack: Attack, system: System, x: Tensor, y: Tensor, goal_clas
         return Goal(x.detach(), label)
     wanted = torch.full_like(label, goal_class)
     with torch.no_grad():
-        checks.classes(wanted, len(x), system.model(x[:1]).shape[1], "goal_class")
+        checks.classes(wanted, len(x), answer(system.model, x[:1]).shape[1], "goal_class")
     others = label != wanted
     if not bool(others.any()):
         raise InputError(f"every image is of goal_class {goal_class} already: there is nothing to fit")

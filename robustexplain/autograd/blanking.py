@@ -7,14 +7,16 @@ feature map ``[B, C, h, w]``. The images are fixed random ones, never the user's
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..door import answer
+from .hooks import hooks
 
 # Centres of the patches, as shares of the sides, and half a patch's side: no symmetry of a square keeps them.
 _ROWS, _COLUMNS, _HALF = (0.2, 0.75), (0.2, 0.5, 0.8), 1 / 16
@@ -125,45 +127,26 @@ def changes(model: nn.Module, x: Tensor, seed: int = 0, names: Sequence[str] | N
         found[name] = Change(name, tuple(output.shape[1:]), {axis: moved.sum(axis + 1) for axis in axes})
 
     with outputs_seen(model, keep), transforms_left_out(model):
-        model(images)
+        answer(model, images)
     return found
 
 
 @contextmanager
 def outputs_seen(model: nn.Module, keep: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
-    """Within this block, ``keep(name, output)`` sees every module's output in this thread, and may replace it."""
-    thread = threading.get_ident()
+    """Within this block, ``keep(name, output)`` sees every module's output, and may replace it."""
+    names = {m: n for n, m in model.named_modules() if n and not getattr(m, "stands_in_front", False)}
 
-    def hook(name: str) -> Callable[[nn.Module, Any, Any], Tensor | None]:
-        def call(module: nn.Module, args: Any, output: Any) -> Tensor | None:
-            own = threading.get_ident() == thread and isinstance(output, Tensor)
-            return keep(name, output) if own else None
+    def hook(module: nn.Module, args: Any, output: Any) -> Tensor | None:
+        return keep(names[module], output) if isinstance(output, Tensor) else None
 
-        return call
-
-    modules = [(n, m) for n, m in model.named_modules() if n and not getattr(m, "stands_in_front", False)]
-    with _removed([m.register_forward_hook(hook(name)) for name, m in modules]):
+    with hooks(list(names), hook):
         yield
 
 
 @contextmanager
 def transforms_left_out(model: nn.Module) -> Iterator[None]:
-    """Within this block the transforms in front of the model pass images on, in this thread: some draw at random."""
-    thread = threading.get_ident()
-
-    def pass_on(module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        return args[0] if threading.get_ident() == thread else None
-
-    modules = [m for m in model.modules() if getattr(m, "stands_in_front", False)]
-    with _removed([m.register_forward_hook(pass_on) for m in modules]):
-        yield
-
-
-@contextmanager
-def _removed(handles: Sequence[Any]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for handle in handles:
-            stack.callback(handle.remove)
+    """Within this block the transforms in front of the model pass images on: some draw at random."""
+    with hooks([m for m in model.modules() if getattr(m, "stands_in_front", False)], lambda m, args, output: args[0]):
         yield
 
 

@@ -3,61 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..door import answer
 from ..errors import UnknownNameError, UnsupportedModelError
 from .blanking import Blanked, probe
+from .hidden import refuse_hidden
+from .hooks import hooks
 
 
-@contextmanager
-def hooks(modules: Sequence[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
-    """Forward hooks on some modules within a block; removed afterwards, also after an exception."""
-    handles = [module.register_forward_hook(hook) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+class _Outputs(dict[str, Tensor]):
+    """Outputs of layers by name; a layer that did not run is an error that says why."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def __missing__(self, name: str) -> Tensor:
+        raise UnsupportedModelError(f"layer {name!r} of {type(self.model).__name__} does not run in a forward pass")
 
 
 @contextmanager
 def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """The outputs of named submodules, filled in by the forward passes inside the block.
+    """The outputs of named submodules, filled in by the forward passes that this thread runs inside the block.
 
     The layer's output is replaced by a clone, so that an in-place activation behind the layer cannot overwrite the
     captured tensor.
-    """
-    outputs: dict[str, Tensor] = {}
-    modules = {name: submodule(model, name) for name in names}
 
-    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+    Raises:
+        UnknownNameError: a name that no submodule has.
+        UnsupportedModelError: a model whose modules cannot be seen; on reading, a layer that did not run.
+    """
+    refuse_hidden(model, "the output of a layer is read")
+    outputs = _Outputs(model)
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], Tensor | None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Tensor | None:
             outputs[name] = output
             return output.clone() if isinstance(output, Tensor) else None
 
         return hook
 
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    try:
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(hooks([submodule(model, name)], keep(name)))
         yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module:
     """The submodule of that dotted name; ``UnknownNameError`` with the nearest names if there is none."""
     modules: dict[str, nn.Module] = dict(model.named_modules())
-    if name not in modules and (inside := getattr(model, "layers_inside", "")):
-        name = f"{inside}.{name}"
-    if name not in modules or not name:
-        raise UnknownNameError("layer", name, (n for n in modules if n))
-    return modules[name]
+    for full in names_inside(model, name):
+        if full in modules and name:
+            return modules[full]
+    raise UnknownNameError("layer", name, (n for n in modules if n))
+
+
+def names_inside(model: nn.Module, name: str) -> Iterator[str]:
+    """What ``name`` may be called in full: as it is, or inside of the models that ``model`` stands around."""
+    prefix = ""
+    yield name
+    while inside := getattr(model, "layers_inside", ""):
+        model, prefix = model.get_submodule(inside), f"{prefix}{inside}."
+        yield prefix + name
 
 
 @dataclass(frozen=True)
@@ -104,6 +117,7 @@ class _Captured:
 @torch.no_grad()
 def _feature_maps(model: nn.Module, x: Tensor) -> tuple[list[_Captured], Tensor]:
     """Every feature map of one forward pass in the order they were made, and the logits."""
+    refuse_hidden(model, "feature maps are looked for in the outputs of layers")
     seen: list[_Captured] = []
     names = {m: name for name, m in model.named_modules() if name and not getattr(m, "stands_in_front", False)}
     before: Tensor | None = None
@@ -119,7 +133,7 @@ def _feature_maps(model: nn.Module, x: Tensor) -> tuple[list[_Captured], Tensor]
         before = output.clone()
 
     with hooks(list(names), record):
-        logits = model(x[:1])
+        logits = answer(model, x[:1])
     return seen, logits
 
 
@@ -217,7 +231,7 @@ def pooled_head(model: nn.Module, x: Tensor) -> PooledHead:
     """
     layer, x = last_feature_layer(model, x), probe(x)
     with captured(model, [layer.name]) as outputs:
-        heads = _logit_layers(model, x)
+        heads = _logit_layers(model, x, halved=True)
     average = outputs[layer.name].mean((2, 3))
     for name, given in heads:
         if given.shape == average.shape and torch.allclose(given, average, rtol=1e-3, atol=1e-5):
@@ -226,6 +240,12 @@ def pooled_head(model: nn.Module, x: Tensor) -> PooledHead:
         f"CAM needs logits that are one linear layer on the global average of the last feature map; in "
         f"{type(model).__name__} that is not so behind layer {layer.name!r}. Use GradCAM, which needs no such head"
     )
+
+
+def head_weight(model: nn.Module, pooled: PooledHead) -> Tensor:
+    """The weights of the head, one row a class, ``[K, C]``."""
+    weight: Tensor = submodule(model, pooled.head).weight  # type: ignore[assignment]
+    return two_classes(weight.mT).mT if len(weight) == 1 else weight
 
 
 def logit_layer(model: nn.Module, x: Tensor) -> str:
@@ -241,8 +261,12 @@ def logit_layer(model: nn.Module, x: Tensor) -> str:
 
 
 @torch.no_grad()
-def _logit_layers(model: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
-    """The linear layers whose output is the logits of ``x[:1]``, in the order they ran, and their inputs."""
+def _logit_layers(model: nn.Module, x: Tensor, *, halved: bool = False) -> list[tuple[str, Tensor]]:
+    """The linear layers whose output is the logits of ``x[:1]``, in the order they ran, and their inputs.
+
+    ``halved``: also a layer of one output ``z`` where the logits are ``[-z/2, z/2]``, as of a binary classifier.
+    """
+    refuse_hidden(model, "the layer that gives the logits is looked for")
     linears: dict[nn.Module, str] = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     seen: list[tuple[str, Tensor, Tensor]] = []
 
@@ -250,9 +274,15 @@ def _logit_layers(model: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
         seen.append((linears[module], args[0], output))
 
     with hooks(list(linears), record):
-        logits = model(x[:1])
+        logits = answer(model, x[:1])
+    as_logits = [(name, given, two_classes(o) if halved and o.shape[1:] == (1,) else o) for name, given, o in seen]
     return [
         (name, given)
-        for name, given, output in seen
+        for name, given, output in as_logits
         if output.shape == logits.shape and torch.allclose(output, logits, rtol=1e-3, atol=1e-5)
     ]
+
+
+def two_classes(z: Tensor) -> Tensor:
+    """``[-z/2, z/2]``: logits of two classes ``[B, 2]`` with the probabilities of one logit ``[B, 1]``."""
+    return torch.cat([-z, z], 1) / 2

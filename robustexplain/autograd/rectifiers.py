@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import UnsupportedModelError
 from ..fields import Positive, check_fields
 from ..registry import PARTS
+from .hidden import refuse_hidden
 
 
 class Smooth(Protocol):
@@ -227,10 +228,15 @@ def swapped(smooth: Callable[[Tensor], Tensor]) -> Iterator[None]:
 
 @torch.no_grad()
 def count_rectifiers(model: nn.Module, x: Tensor) -> int:
-    """How many rectifier calls one forward pass of ``model`` on ``x[:1]`` makes."""
+    """How many rectifier calls one forward pass of ``model`` on ``x[:1]`` makes.
+
+    Raises:
+        UnsupportedModelError: a model whose calls cannot be seen.
+    """
+    refuse_hidden(model, "the calls of rectifiers are counted")
     mode = _Swap(None)
     with mode:
-        model(x[:1])
+        model(x[:1].clone())  # any module, not only a classifier
     return mode.count
 
 

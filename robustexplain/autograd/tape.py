@@ -10,7 +10,7 @@ arithmetic on the recorded values: the derivative of a map by input or weights i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,7 +20,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..door import checked, in_place
 from ..errors import UnsupportedModelError
+from .hidden import refuse_hidden
+from .hooks import hooks
 from .layers import submodule
 from .rectifiers import is_in_place, is_rectifier
 
@@ -215,6 +218,12 @@ class _TapeRecorder(TorchFunctionMode):
         # By id, which stays unique because every tensor is kept alive.
         self.recorded: dict[int, _RecordedTensor] = {id(x): _RecordedTensor(self.steps[0], 0, x, x._version)}
 
+    @property
+    def touched(self) -> bool:
+        """Whether the input was changed in place."""
+        entry = self.recorded[id(self.steps[0].outputs[0])]
+        return entry.tensor._version != entry.version
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -305,16 +314,21 @@ def record(model: nn.Module, x: Tensor, layers: Sequence[str] = ()) -> Tape:
     Raises:
         UnknownNameError: a name that no module has.
         UnsupportedModelError: logits that no recorded call computed; a layer that does not run or gives no tensor.
+        InputError: the model answers with something else than logits, or changes its input in place.
     """
+    refuse_hidden(model, "the function calls of the forward pass are recorded")
     recorder = _TapeRecorder(x)
     found: dict[str, tuple[Call, int]] = {}
     with _marking(model, layers, recorder, found), recorder:
-        logits = model(x)
+        answer = model(x)
+    if recorder.touched:
+        raise in_place(model)
+    logits = checked(model, answer, len(x))
     entry = recorder.recorded.get(id(logits))
     if entry is None:
         raise UnsupportedModelError(
-            f"the logits of this {type(model).__name__} were not made by calls that can be seen (torch.compile, "
-            "scripted code and custom autograd functions hide theirs): pass the plain model"
+            f"the logits of this {type(model).__name__} were not made by calls that can be seen (custom autograd "
+            "functions and compiled code hide theirs): pass the plain model"
         )
     missing = [name for name in layers if name not in found]
     if missing:
@@ -334,9 +348,7 @@ def _marking(
 
         return hook
 
-    handles = [submodule(model, name).register_forward_hook(mark(name)) for name in layers]
-    try:
+    with ExitStack() as stack:
+        for name in layers:
+            stack.enter_context(hooks([submodule(model, name)], mark(name)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

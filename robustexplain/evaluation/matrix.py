@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import data as data_sets
 from .. import files
+from ..errors import DamagedFileError, doing, memory_advice
 from ..recipe import check_data
 from ..recipe.experiment import Column, Experiment, Recipe, Row
 from ..training import Session
@@ -22,6 +23,7 @@ from .cell import Trial, craft, goal_map, measure
 from .costs import measure_costs
 from .growing import claim
 from .judged import Chunk, Pool, chunks, judged
+from .machine import machine
 from .origins import Origins
 from .own_data import adversarys_own
 from .prepared import Builder, Prepared, prepare
@@ -38,13 +40,18 @@ def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
         RunMismatchError: ``out`` stands on another foundation, or was made in another precision; a run that the session
             reuses was made by another version or of other data.
         InputError: data or weights that the recipe needs are missing.
+        RunBusyError: another process writes ``out``.
     """
     session = session or Session()
     folder = RunFolder(Path(out))
     data = check_data(recipe)
     for other in session.reuse:
         RunFolder(other).same_data(data.digest)
-    named = recipe.named(data.features)
+    with folder.held(session.accelerator.is_main_process):
+        return _run(recipe.named(data.features), data, folder, session)
+
+
+def _run(named: Recipe, data: data_sets.Data, folder: RunFolder, session: Session) -> int:
     claim(named, folder, data, data.digest, session)
     session.folder, session.sets_aside = folder.training, True
     failed = 0
@@ -53,7 +60,12 @@ def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
         if session.accelerator.is_main_process:
             folder.same_weights(builder.weights)
         # Before anything else is trained: without an input to judge, all of it would be in vain.
-        positions = judged([builder.model], data, named.evaluation, named.seed, session.device)
+        positions = folder.judged(
+            builder.weights, lambda: judged([builder.model], data, named.evaluation, named.seed, session.device)
+        )
+        session.accelerator.wait_for_everyone()
+        if session.accelerator.is_main_process:
+            folder.note_judged(builder.weights, positions)
         prepared = prepare(builder, folder)
         failed = Matrix(named, folder, session, prepared, data, positions, session.device).fill()
         failed += audit(named, prepared, data, folder, session)
@@ -66,7 +78,8 @@ def conclude(folder: RunFolder, session: Session, failed: int) -> None:
     if session.accelerator.is_main_process:
         from .report import write_report
 
-        write_report(folder)
+        with doing("writing the report"):
+            write_report(folder)
         if not failed:
             folder.drop_chunks("judged")
             folder.drop_chunks("attacked")
@@ -144,7 +157,7 @@ class Matrix:
 
     @cached_property
     def _summaries(self) -> Summaries:
-        return Summaries(self.experiment, self.folder, self._origins)
+        return Summaries(self.experiment, self.folder, self._origins, machine(self.device.type))
 
     @cached_property
     def _chunks(self) -> list[Chunk]:
@@ -197,14 +210,27 @@ class Matrix:
         for chunk in self._chunks:
             path = self.folder.chunk(kind, name, chunk.index)
             mine = chunk.index % accelerator.num_processes == accelerator.process_index
-            if mine and not path.is_file():
+            if mine and not self._whole(path):
                 try:
                     files.write_tensors(path, make(chunk))
                     self.folder.error(kind, name, chunk.index).unlink(missing_ok=True)
-                except Exception:
+                except Exception as error:
+                    if files.is_full(error):
+                        raise
                     files.write_text(self.folder.error(kind, name, chunk.index), traceback.format_exc())
             advance(1)
         accelerator.wait_for_everyone()
+
+    def _whole(self, path: Path) -> bool:
+        """Whether a chunk is there; a damaged one is made anew."""
+        if not path.is_file():
+            return False
+        try:
+            files.read_metadata(path)
+        except DamagedFileError as error:
+            self.session.progress.say(f"damaged: {error}; it is made anew")
+            return False
+        return True
 
     def _read(self, kind: str, name: str, chunk: Chunk) -> dict[str, Tensor]:
         path, error = self.folder.chunk(kind, name, chunk.index), self.folder.error(kind, name, chunk.index)
@@ -234,8 +260,11 @@ class Matrix:
         return x.to(self.device), y.to(self.device)
 
     def _write_failure(self, row: Row, column: Column, why: str) -> None:
-        if self.session.accelerator.is_main_process:
-            self.session.progress.say(f"failed: {row.label} / {column.label}: {why.strip().splitlines()[-1]}")
+        # Where the file system has no locks, another run may have made it meanwhile.
+        if self.session.accelerator.is_main_process and not self._done(row, column):
+            last = why.strip().splitlines()[-1]
+            advice = f" ({found})" if (found := memory_advice(last)) else ""
+            self.session.progress.say(f"failed: {row.label} / {column.label}: {last}{advice}")
             summary = {"status": "failed", **self._summaries.where(row, column), "traceback": why}
             self.folder.write_cell(row.label, column.label, summary, None)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,13 +14,19 @@ from typing import Any, NoReturn
 import yaml
 from torch import Tensor
 
-from .. import files
+from .. import files, seals
 from .._version import __version__
-from ..errors import InputError, MissingDataError, RunMismatchError
+from ..errors import DamagedFileError, InputError, MissingDataError, RunMismatchError
 from ..recipe.experiment import Experiment, Recipe, decisive, foundation
+from ..recipe.yaml_file import load
+from ..storage import checksum
+from .lock import LOCK, held
+from .machine import libraries, machine
 from .origins import weights_file
 
 RUN, WEIGHTS, RECIPE, MATRIX, REPORT = "run.json", "weights.json", "recipe.yaml", "matrix.csv", "report.html"
+JUDGED = "judged.json"
+"""Which inputs are judged, chosen once: on another machine a classifier may get others right."""
 LABEL = "label.txt"
 """Beside a row's checkpoints: whose they are."""
 UNSAVED = "not-saved.txt"
@@ -116,21 +122,22 @@ class RunFolder:
             if before == now and same_file:
                 self._same_precision(known.get("precision", "no"), precision)
                 if known.get("weights_file") is None and weights is not None:
-                    files.write_json(self.root / RUN, {**known, "weights_file": weights})
+                    seals.write(self.root / RUN, {**known, "weights_file": weights})
                 return
             if not self._untouched():
                 if before == now:
                     raise RunMismatchError(self._other_weights)
                 self._refuse(before, now, experiment)
-            (self.root / WEIGHTS).unlink(missing_ok=True)
+            for name in (WEIGHTS, JUDGED):
+                (self.root / name).unlink(missing_ok=True)
             shutil.rmtree(self.root / "systems", ignore_errors=True)
         else:
             self._empty()
-        words = {"name": experiment.name, "seed": experiment.seed, "libraries": _libraries()}
+        words = {"name": experiment.name, "seed": experiment.seed, "libraries": libraries()}
         words |= {"features": list(features), "shape": list(shape), "precision": precision}
         words |= {} if weights is None else {"weights_file": weights}
         identity = {**now, kind: experiment.digest, "kind": kind, "foundation": now[kind]}
-        files.write_json(self.root / RUN, {**identity, **words})
+        seals.write(self.root / RUN, {**identity, **words})
 
     def keep(self, experiment: Experiment) -> bool:
         """Keep the experiment's source in place of the directory's, whose former one is numbered; whether it differs.
@@ -152,23 +159,67 @@ class RunFolder:
                 files.write_json(path, experiment.source)
         known = self.run
         now = {**known, "name": experiment.name, known["kind"]: experiment.digest}
+        now["source"] = files.digest(experiment.source)
         if now != known:
-            files.write_json(self.root / RUN, now)
+            seals.write(self.root / RUN, now)
         return differs
 
     @property
     def run(self) -> dict[str, Any]:
-        """What ``run.json`` says."""
-        found: dict[str, Any] = json.loads((self.root / RUN).read_text(encoding="utf-8"))
-        return found
+        """What ``run.json`` says.
+
+        Raises:
+            DamagedFileError: it is damaged, or was changed; nothing can tell then what the directory holds.
+        """
+        try:
+            return seals.read(self.root / RUN)
+        except DamagedFileError as error:
+            raise DamagedFileError(
+                f"{error}; it says what the run is: restore it from a copy, or choose another --out"
+            ) from None
+
+    @property
+    def identity(self) -> str:
+        """A hash of what its cells stand on: data, model, seed, which inputs are judged."""
+        known = self.run
+        return files.digest([known["version"], known["data"], known["foundation"]])
+
+    def source(self) -> dict[str, Any]:
+        """The recipe or the experiment that its results belong to, as plain data.
+
+        Raises:
+            DamagedFileError: it is missing or damaged, or was changed since the run.
+        """
+        path = next((p for p in (self.root / RECIPE, self.root / EXPERIMENT) if p.is_file()), self.root / RECIPE)
+        if not path.is_file():
+            raise DamagedFileError(f"{path} is missing: `robustexplain run` with the same recipe writes it again")
+        try:
+            found = load(path.read_text(encoding="utf-8")) if path.name == RECIPE else files.read_json(path)
+        except ValueError as error:
+            why = " ".join(str(error).removeprefix(f"{path} is damaged: ").split())
+            raise DamagedFileError(
+                f"{path} is damaged: {why}; `robustexplain run` with the same recipe writes it again"
+            ) from None
+        if self.run.get("source") not in (None, files.digest(found)):
+            raise DamagedFileError(
+                f"{path} was changed since the run: its cells are of another recipe than it says; `robustexplain run` "
+                "with the recipe that you mean makes what is missing, and writes it again"
+            )
+        return dict(found)
 
     def _source(self) -> dict[str, Any] | None:
-        """What the directory was made from, as plain data."""
+        """What the directory says that it was made from, as plain data; ``None`` where that is missing or damaged."""
         path = next((p for p in (self.root / RECIPE, self.root / EXPERIMENT) if p.is_file()), None)
-        return None if path is None else yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+        try:
+            found = None if path is None else load(path.read_text(encoding="utf-8"))  # JSON is YAML
+        except ValueError:
+            return None
+        return found if isinstance(found, dict) else None
 
     def _archive(self, path: Path) -> None:
         """A numbered copy, unless a run that was killed just made one."""
+        if not path.is_file():
+            return
         text = path.read_text(encoding="utf-8")
         kept = [p.read_text(encoding="utf-8") for p in self.root.glob(f"{path.stem}.[0-9]*{path.suffix}")]
         if text not in kept:
@@ -177,7 +228,7 @@ class RunFolder:
     def _empty(self) -> None:
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"{self.root} is a file; --out needs a directory")
-        if self.root.is_dir() and not all(path.match(f".{RUN}.*.part") for path in self.root.iterdir()):
+        if self.root.is_dir() and not all(map(_no_content, self.root.iterdir())):
             raise RunMismatchError(f"{self.root} is not empty and is no run directory; choose another --out")
 
     def _untouched(self) -> bool:
@@ -204,14 +255,51 @@ class RunFolder:
             RunMismatchError: other weights, for example another version of a pretrained model.
         """
         path = self.root / WEIGHTS
-        if not path.is_file():
-            files.write_json(path, {"classifier": digest})
-        elif json.loads(path.read_text(encoding="utf-8"))["classifier"] != digest:
+        known = _sealed_or_none(path)
+        if known is None:
+            seals.write(path, {"classifier": digest})
+        elif known["classifier"] != digest:
             raise RunMismatchError(self._other_weights)
+
+    def judged(self, made_of: str, choose: Callable[[], list[int]]) -> list[int]:
+        """Positions of the judged inputs, as they were first chosen for what ``made_of`` is a hash of."""
+        known = _sealed_or_none(self.root / JUDGED)
+        if known is not None and known["made_of"] == made_of:
+            return [int(position) for position in known["positions"]]
+        return choose()
+
+    def note_judged(self, made_of: str, positions: Sequence[int]) -> None:
+        """Remember the positions of the judged inputs."""
+        known = {"made_of": made_of, "positions": list(positions)}
+        found = _sealed_or_none(self.root / JUDGED)
+        if found is None or {k: found[k] for k in known} != known:
+            seals.write(self.root / JUDGED, known)
+
+    def note_machine(self, device: str) -> None:
+        """Remember on what kind of machine the run goes on."""
+        known, here = self.run, machine(device)
+        if here not in known.get("machines", []):
+            seals.write(self.root / RUN, {**known, "machines": [*known.get("machines", []), here]})
+
+    def note_system(self, row: str) -> None:
+        """Remember the checksum of a row's saved system."""
+        known = self.run
+        sums = {**known.get("systems", {}), slug(row): checksum(self.system(row))}
+        if sums != known.get("systems"):
+            seals.write(self.root / RUN, {**known, "systems": sums})
+
+    def system_sum(self, row: str) -> str | None:
+        """The checksum that a row's saved system must have, if it is known."""
+        found = self.run.get("systems", {}).get(slug(row))
+        return None if found is None else str(found)
 
     @property
     def _other_weights(self) -> str:
-        return f"{self.root} was made with another classifier's weights; choose another --out, or delete the directory"
+        return (
+            f"{self.root} was made with another classifier's weights (another file, another version of a pretrained "
+            "model, or weights drawn or trained again on another kind of machine); choose another --out, or delete the "
+            "directory"
+        )
 
     def _same_precision(self, known: str, now: str) -> None:
         if known != now:
@@ -228,7 +316,7 @@ class RunFolder:
             RunMismatchError: a run of another version, or of other data.
         """
         self.require()
-        known = json.loads((self.root / RUN).read_text(encoding="utf-8"))
+        known = self.run
         wanted = {"version": __version__, "data": data_digest}
         if differs := [key for key, value in wanted.items() if known.get(key) != value]:
             raise RunMismatchError(f"nothing in {self.root} can be reused: its {' and '.join(differs)} differ")
@@ -248,24 +336,62 @@ class RunFolder:
         return found if found is not None and found["status"] == "done" else None
 
     def read_cell(self, row: str, column: str) -> dict[str, Any] | None:
-        """The cell's JSON, or ``None`` if it is not there yet."""
+        """The cell's JSON, or ``None`` if it is not there yet.
+
+        Raises:
+            DamagedFileError: it is damaged, was changed, or is one of another place or run.
+        """
         path = self.cell(row, column)
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if not path.is_file():
+            return None
+        found = seals.read(path)
+        if (found["row"], found["column"]) != (row, column) or found["run"] != self.identity:
+            raise DamagedFileError(f"{path} is a cell of another place or of another run")
+        return found
 
     def arrays(self, row: str, column: str) -> dict[str, Tensor]:
-        """The cell's per-sample arrays."""
-        return files.read_tensors(self.cell(row, column).with_suffix(".safetensors"))[0]
+        """The cell's per-sample arrays.
+
+        Raises:
+            DamagedFileError: they are damaged, or were changed.
+        """
+        path = self.cell(row, column)
+        self.check_arrays(seals.read(path), path)
+        return files.read_tensors(path.with_suffix(".safetensors"))[0]
+
+    @staticmethod
+    def check_arrays(summary: dict[str, Any], path: Path) -> None:
+        """Refuse arrays beside a JSON file that are not those it was written with."""
+        seals.check_arrays(summary, path.with_suffix(".safetensors"))
 
     def write_cell(self, row: str, column: str, summary: dict[str, Any], arrays: dict[str, Tensor] | None) -> None:
         """Write a cell: arrays first, so that a cell whose JSON is there is whole."""
         path = self.cell(row, column)
+        beside = path.with_suffix(".safetensors")
         if arrays is not None:
-            files.write_tensors(path.with_suffix(".safetensors"), arrays)
-        files.write_json(path, summary)
+            files.write_tensors(beside, arrays)
+        bound = beside if summary["status"] == "done" else None
+        seals.write(path, {**summary, "run": self.identity}, bound)
 
     def drop_chunks(self, kind: str) -> None:
         """Remove the chunk files of a kind, once nothing needs them any more."""
         shutil.rmtree(self.root / kind, ignore_errors=True)
+
+    @contextmanager
+    def held(self, writes: bool) -> Iterator[None]:
+        """Hold the directory for the length of the block, if this process is the one that ``writes``.
+
+        Raises:
+            RunBusyError: another process holds it.
+            RunMismatchError: it holds something that is no run.
+        """
+        if not writes:
+            yield
+            return
+        if not (self.root / RUN).is_file():
+            self._empty()
+        with held(self.root):
+            yield
 
     def require(self) -> None:
         """Refuse a directory that holds no run."""
@@ -280,10 +406,17 @@ def _numbered(path: Path) -> Path:
     return next(p for n in itertools.count(1) if not (p := path.with_name(f"{path.stem}.{n}{path.suffix}")).exists())
 
 
-def _libraries() -> dict[str, str]:
-    from importlib.metadata import version
+def _no_content(path: Path) -> bool:
+    """Whether a file is one that a run leaves before it claims a directory."""
+    return path.name == LOCK or path.match(f".{RUN}.*.part")
 
-    return {name: version(name) for name in ("torch", "torchvision", "accelerate", "timm", "numpy", "scikit-learn")}
+
+def _sealed_or_none(path: Path) -> dict[str, Any] | None:
+    """The content of a sealed file that can be made again; ``None`` where it is missing or damaged."""
+    try:
+        return seals.read(path)
+    except DamagedFileError:
+        return None
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, Any]:

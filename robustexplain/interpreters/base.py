@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import Self
 
 from .. import checks, maps
-from ..autograd.fixed_weights import fixed_weights
+from ..autograd.second_derivatives import named_derivatives, twice_differentiable
 from ..autograd.straight_through import straight_maps
 from ..checks import Kind, kind_of
 from ..errors import InputError, UnsupportedModelError
@@ -94,7 +93,6 @@ class Interpreter(ABC):
             UnsupportedModelError: table rows for a method that works on a grid of pixels.
         """
         checks.inputs(x)
-        checks.evaluating(self.model)
         return self.explain(x, target).maps
 
     def explain(self, x: Tensor, target: Tensor | None = None, *, native: bool = False) -> Explanation:
@@ -105,14 +103,17 @@ class Interpreter(ABC):
                 attacks call this method in a loop.
             target: ``[B]`` classes to explain; default the prediction.
             native: keep the method's own grid (CAM's ``7 x 7``) instead of resizing to the input's size.
+
+        Raises:
+            InputError: a part of the model in train mode; an answer that is no finite logits ``[B, K]``.
         """
         check_input_kind(self, x)
         if target is not None:
             checks.class_indices(target, x.shape[0], "target")
-        if self.model.training:
-            raise InputError("the model is in train mode, where batch norm mixes samples; call model.eval() first")
+        checks.evaluating(self.model)
         attached = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.enable_grad(), _twice_differentiable(attached), straight_maps():
+        twice = twice_differentiable() if attached else nullcontext()
+        with torch.inference_mode(False), torch.enable_grad(), named_derivatives(), twice, straight_maps():
             x, start_check = _usable_by_autograd(x), None
             if attached:
                 x, start_check = self._with_zero_gradient_check(x)
@@ -224,16 +225,6 @@ def accepted_kinds(build: object) -> tuple[Kind, ...]:
     """The kinds of input that an interpreter's class takes; both, where that depends on its parts."""
     kinds: object = getattr(build, "takes", None)
     return kinds if isinstance(kinds, tuple) else ("images", "tables")
-
-
-@contextmanager
-def _twice_differentiable(attached: bool) -> Iterator[None]:
-    if not attached:
-        yield
-        return
-    # The fused attention kernels have no second derivative; the operations of the plain one do.
-    with sdpa_kernel(SDPBackend.MATH), fixed_weights():
-        yield
 
 
 def _usable_by_autograd(value: Tensor) -> Tensor:

@@ -5,9 +5,11 @@ classifier of scikit-learn one of ours.
 """
 
 from . import cifar, library, rules, small, tables
+from .around import innermost
 from .classifier import Classifier, ModelSpec
 from .estimator import Estimator
 from .loading import build, load
+from .output import BinaryLogit, Output, adapted
 from .own import load_own
 from .rebuilding import describe, rebuild
 from .rules import FeatureRule
@@ -15,15 +17,19 @@ from .tables import TableClassifier
 from .transformed import Transformed, with_transforms
 
 __all__ = [
+    "BinaryLogit",
     "Classifier",
     "Estimator",
     "FeatureRule",
     "ModelSpec",
+    "Output",
     "TableClassifier",
     "Transformed",
+    "adapted",
     "build",
     "cifar",
     "describe",
+    "innermost",
     "library",
     "load",
     "load_own",

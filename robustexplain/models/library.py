@@ -12,6 +12,9 @@ from ..registry import MODELS
 from . import weights
 from .classifier import IMAGENET_MEAN, IMAGENET_STD, Classifier, per_channel
 
+AUXILIARY = ("googlenet", "inception_v3")
+"""torchvision's models with auxiliary heads, whose logits they give in train mode; trained on pixels in [-1, 1]."""
+
 
 def _made(make: Callable[[], Any], what: str, pretrained: bool) -> Any:
     """Call a library's constructor; failures become errors that say what to do."""
@@ -80,6 +83,8 @@ def torchvision_model(
 ) -> Classifier:
     """Any image classifier of torchvision: ``torchvision:squeezenet1_0``.
 
+    Auxiliary heads (GoogLeNet, Inception v3) are kept for training; torchvision has no trained ones for GoogLeNet.
+
     Args:
         architecture: torchvision's name.
         num_classes: number of logits.
@@ -103,17 +108,23 @@ def torchvision_model(
             "timm: models replace the head"
         )
     default = models.get_model_weights(architecture).DEFAULT
+    # So that what is built again has the same layers as what was pretrained.
+    extra = {"aux_logits": True, "init_weights": False, "transform_input": False} if architecture in AUXILIARY else {}
     net = _made(
-        lambda: models.get_model(architecture, weights=default if pretrained else None, num_classes=num_classes),
+        lambda: models.get_model(
+            architecture, weights=default if pretrained else None, num_classes=num_classes, **extra
+        ),
         f"torchvision:{architecture}",
         pretrained,
     )
     preset = default.transforms()
     size = getattr(preset, "crop_size", None)
+    # What torchvision calls transform_input: behind ImageNet's normalisation these two are given another one.
+    half = (0.5, 0.5, 0.5) if architecture in AUXILIARY else None
     return Classifier(
         net,
-        getattr(preset, "mean", IMAGENET_MEAN),
-        getattr(preset, "std", IMAGENET_STD),
+        half or getattr(preset, "mean", IMAGENET_MEAN),
+        half or getattr(preset, "std", IMAGENET_STD),
         num_classes=num_classes,
         input_size=int(size[0]) if size else None,
     )

@@ -14,6 +14,7 @@ from ..fields import Fraction, NonNegative
 from ..maps import positive
 from ..registry import OBJECTIVES
 from .base import Goal, Objective, Observation, Weight, at
+from .confident import away, lost, nats, toward
 
 
 @OBJECTIVES.register("misclassify", paper="Madry et al. 2018; Zhang et al. 2020, section 3.6 (label smoothing)")
@@ -45,17 +46,17 @@ class Misclassify(Objective):
         return self.smoothing == 0
 
     def loss(self, seen: Observation, goal: Goal) -> Tensor:
-        """Cross-entropy, nats."""
+        """Cross-entropy, nats; where a probability rounds to 0 or 1, a loss on the log odds that keeps a direction."""
         if goal.goal_class is None:
-            return -F.cross_entropy(seen.logits, goal.label, reduction="none")
+            return away(seen.logits, goal.label)
         rho = at(self.smoothing, seen.progress)
         if rho == 0 or seen.streams is None:
-            return F.cross_entropy(seen.logits, goal.goal_class, reduction="none")
-        log_p = seen.logits.log_softmax(1)
-        toward = log_p.gather(1, goal.goal_class[:, None])[:, 0]
-        wanted = 1 - rho * seen.streams.uniform(toward)
-        rest = (log_p.sum(1) - toward) / (log_p.shape[1] - 1)
-        return -(wanted * toward + (1 - wanted) * rest)
+            return toward(seen.logits, goal.goal_class)
+        log_p = -nats(-seen.logits.log_softmax(1))
+        goal_log_p = log_p.gather(1, goal.goal_class[:, None])[:, 0]
+        wanted = 1 - rho * seen.streams.uniform(goal_log_p)
+        rest = (log_p.sum(1) - goal_log_p) / (log_p.shape[1] - 1)
+        return -(wanted * goal_log_p + (1 - wanted) * rest)
 
     def met(self, seen: Observation, goal: Goal) -> Tensor:
         """Predicted as wanted, with at least ``confidence``."""
@@ -83,7 +84,7 @@ class Distill(Objective):
         """``-sum_k p_k log q_k``, nats; least where the two agree, at the entropy of ``p``."""
         if goal.wanted is None:
             raise InputError("Distill needs the wanted probabilities: give the goal wanted, [B, K]")
-        return -(goal.wanted * seen.logits.log_softmax(1)).sum(1)
+        return (goal.wanted * nats(-seen.logits.log_softmax(1))).sum(1)
 
 
 @OBJECTIVES.register("keep-prediction", paper="Ghorbani et al. 2019; Dombrowski et al. 2019, manipulation method")
@@ -100,8 +101,9 @@ class KeepPrediction(Objective):
     tolerance: Fraction = 1.0
 
     def loss(self, seen: Observation, goal: Goal) -> Tensor:
-        """``||p(x') - p(x)||^2``."""
-        return (seen.logits.softmax(1) - self._benign(seen, goal)).square().sum(1)
+        """``||p(x') - p(x)||^2``; where the benign class's probability is lost to rounding, more: a way back to it."""
+        benign = self._benign(seen, goal)
+        return (seen.logits.softmax(1) - benign).square().sum(1) + lost(seen.logits, benign.argmax(1))
 
     def met(self, seen: Observation, goal: Goal) -> Tensor:
         """The label is predicted, with about the benign confidence."""

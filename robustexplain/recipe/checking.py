@@ -113,10 +113,10 @@ def _model(recipe: Recipe, data: data_sets.Data) -> nn.Module | None:
     settings = recipe.model
     if settings.file is not None:
         return settings.load(data.shape, data.num_classes, 0)
-    size = {"in_features" if len(data.shape) == 1 else "in_channels": data.shape[0]}
+    size = settings.sizes(data.shape, data.num_classes)
     try:
         with torch.device("meta"):
-            model = models.build(settings.name, num_classes=data.num_classes, **size, **settings.options)
+            model: nn.Module = models.build(settings.name, **size, **settings.options)
         if next((p for p in model.parameters() if not p.is_meta), None) is not None:
             return None
     except InputError:
@@ -128,13 +128,18 @@ def _model(recipe: Recipe, data: data_sets.Data) -> nn.Module | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that copying to the meta device does nothing
             load_file_into(model, settings.weights, settings.weights_key)
-    return model
+    return settings.adapted(model)
 
 
 def empty_test(of: Situation) -> list[str]:
     """An empty test part."""
     empty = not len(of.data.test)
     return [f"data: the test part of {of.data.name} is empty; see data.fractions"] if empty else []
+
+
+def faulty_samples(of: Situation) -> list[str]:
+    """Files that cannot be read, and samples that are not what the data set says."""
+    return [f"data: {line}" for line in data_sets.findings(of.data)]
 
 
 def pixels_of_tables(of: Situation) -> list[str]:
@@ -213,6 +218,20 @@ def another_size(of: Situation) -> list[str]:
     return []
 
 
+def another_answer(of: Situation) -> list[str]:
+    """An output that the model does not have, or several logits where one is said to be given."""
+    settings = of.recipe.model
+    if of.model is None or settings.file is not None or (settings.output is None and not settings.binary):
+        return []
+    try:
+        _forward(of)
+    except InputError as error:
+        return [f"model.{'binary' if settings.output is None else 'output'}: {error}"]
+    except Exception:  # another check's, or only a run on real inputs can decide
+        return []
+    return []
+
+
 def _forward(of: Situation) -> None:
     assert of.model is not None
     device = next((p.device for p in of.model.parameters()), torch.device("cpu"))
@@ -269,12 +288,14 @@ def members_that_are_not_made(of: Situation) -> list[str]:
 
 FINDINGS: tuple[Callable[[Situation], list[str]], ...] = (
     empty_test,
+    faulty_samples,
     pixels_of_tables,
     no_samples_for_the_adversary,
     nothing_to_train_on,
     interpreters_of_another_kind,
     metrics_of_another_kind,
     another_size,
+    another_answer,
     unknown_layers,
     no_attention,
     large_pools,

@@ -80,6 +80,8 @@ def model(entry: Any) -> Model:
     """
     if entry is None:
         raise InputError("model: this key is needed")
+    if isinstance(entry, dict) and isinstance(entry.get("output"), bool):
+        raise InputError(f"model.output: the key or the place of an output is needed, got {entry['output']}")
     made: Model = make(Model, {"name": entry} if isinstance(entry, str) else entry, "model")
     if made.file is not None:
         if made.pretrained is not None:

@@ -303,7 +303,10 @@ HOLES = "a,b,c,y\n1,x,1,0\n2,?,2,1\n3,x,,0\n4,y,NA,1\n5,x,5,0\n6,y,6,1\n"
 def test_missing_values_are_counted_or_left_out(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text(HOLES)
-    with pytest.raises(InputError, match=r"values are missing: b \(1\), c \(2\) of 6 rows; set missing to drop-rows"):
+    with pytest.raises(
+        InputError,
+        match=r"values are missing: b \(1, first in sample 1\), c \(2, first in sample 2\) of 6 rows; set",
+    ):
         load(path, target="y")
     rows = load(path, target="y", missing="drop-rows")
     assert rows.features == ("a", "c", "b_x", "b_y")

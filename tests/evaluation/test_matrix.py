@@ -18,7 +18,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from robustexplain import files, plots, training
+from robustexplain import files, plots, seals, training
 from robustexplain.attacks import PGD
 from robustexplain.defenses import BetaSmoothing
 from robustexplain.errors import InputError, RobustExplainWarning, RunMismatchError
@@ -131,6 +131,7 @@ def test_text_of_a_recipe_is_escaped_in_the_report(finished: tuple[Recipe, RunFo
     source = yaml.safe_load((copied.root / "recipe.yaml").read_text())
     source["about"] = "<script>alert(1)</script><img src=http://evil>"
     (copied.root / "recipe.yaml").write_text(yaml.safe_dump(source))
+    seals.write(copied.root / "run.json", {**copied.run, "source": files.digest(source)})
     html = write_report(copied).read_text()
     assert "<script" not in html
     assert "<img src=http" not in html

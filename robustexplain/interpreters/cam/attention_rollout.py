@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ...autograd.blanking import blanked, covers, outputs_seen, probe, transforms_left_out
+from ...autograd.hidden import refuse_hidden
 from ...autograd.kept import Kept
 from ...checks import Kind
+from ...door import answer
 from ...errors import UnsupportedModelError
 from ...fields import Fraction
 from ...maps import positive
@@ -78,7 +80,7 @@ class AttentionRollout(Interpreter):
         x = requiring_grad(x)
         attention: list[Tensor] = []
         with Attentions(attention.append):
-            logits = self.model(x)
+            logits = answer(self.model, x)
         classes = explained_class(logits, target)
         if self.weighting == "gradient":
             gradients = torch.autograd.grad(pick(logits, classes).sum(), attention, create_graph=graph)
@@ -131,11 +133,12 @@ class _Tokens:
 
 def _find(model: nn.Module, x: Tensor) -> _Tokens:
     """Check that all attention is over the same tokens, and find those that reach the head."""
+    refuse_hidden(model, "attention rollout reads the attention of every layer")
     attention: list[Tensor] = []
     others: list[torch.Size] = []
     x = probe(x)
     with Attentions(attention.append, others.append), transforms_left_out(model):
-        logits = model(requiring_grad(x))
+        logits = answer(model, requiring_grad(x))
     name = type(model).__name__
     if not attention:
         raise UnsupportedModelError(
@@ -183,7 +186,7 @@ def _covered(model: nn.Module, x: Tensor, grid: Grid, patches_are_read: bool) ->
             last[:] = [output]
 
     with Attentions(identity), outputs_seen(model, keep), transforms_left_out(model):
-        logits = model(blanked(probe(x)))
+        logits = answer(model, blanked(probe(x)))
     if not last:
         return False
     tokens = (last[0][1:] - last[0][:1]).abs().amax(2)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...autograd import layers
 from ...autograd.kept import Kept
 from ...checks import Kind
+from ...door import answer
 from ...errors import UnsupportedModelError
 from ...maps import positive
 from ...registry import INTERPRETERS
@@ -42,10 +43,10 @@ class CAM(Interpreter):
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         pooled = self._head(x)
         with layers.captured(self.model, [pooled.features.name]) as outputs:
-            logits = self.model(x)
-        weight = layers.submodule(self.model, pooled.head).weight
+            logits = answer(self.model, x)
+        weight = layers.head_weight(self.model, pooled)
         classes = explained_class(logits, target)
-        maps = torch.einsum("bk,bkhw->bhw", weight[classes], outputs[pooled.features.name])  # type: ignore[index]
+        maps = torch.einsum("bk,bkhw->bhw", weight[classes], outputs[pooled.features.name])
         return Explanation(logits, maps)
 
 
@@ -86,7 +87,7 @@ class LayerMap(Interpreter):
         site = self._sites.get_or(tuple(x.shape[-2:]), lambda: find_site(self.model, x.detach(), self.layer))
         x = requiring_grad(x)
         with layers.captured(self.model, [site.name]) as outputs:
-            logits = self.model(x)
+            logits = answer(self.model, x)
         features = outputs[site.name]
         score = pick(logits, explained_class(logits, target)).sum()
         (gradient,) = torch.autograd.grad(score, features, create_graph=graph, allow_unused=True)

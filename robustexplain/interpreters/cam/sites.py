@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from ...autograd import layers
 from ...autograd.blanking import Blanked, Change, outputs_seen, probe, transforms_left_out
+from ...autograd.hidden import refuse_hidden
+from ...door import answer
 from ...errors import UnsupportedModelError
 from .token_grid import Grid, fitting_grid, token_grid, token_layer
 
@@ -53,6 +55,7 @@ def find_site(model: nn.Module, x: Tensor, layer: str | None) -> Site:
         UnsupportedModelError: if there is no such layer, or the named one gives no feature map.
         UnknownNameError: a layer that the model does not have.
     """
+    refuse_hidden(model, "the layer that gives the feature map is looked for")
     if layer is not None:
         return _named(model, x, layer)
     preferred = _preferred(model, x)
@@ -101,10 +104,10 @@ def _named(model: nn.Module, x: Tensor, name: str) -> Site:
         sites = [Site(name), Site(name, "channels last")]
     elif isinstance(output, Tensor) and output.dim() == 3:
         sites = [Site(name, "tokens", grid) for grid in _grids(output.shape[1], blanked.seen(), x)]
-    answers = [blanked.agrees(site.changes) for site in sites]
+    verdicts = [blanked.agrees(site.changes) for site in sites]
     for wanted in (True, None):
-        for site, answer in zip(sites, answers, strict=True):
-            if answer is wanted:
+        for site, verdict in zip(sites, verdicts, strict=True):
+            if verdict is wanted:
                 return site
     shape = [len(x), *output.shape[1:]] if isinstance(output, Tensor) else type(output).__name__
     moved = ", which does not change where a patch of the image is blanked" if sites else ""
@@ -117,7 +120,7 @@ def _named(model: nn.Module, x: Tensor, name: str) -> Site:
 @torch.no_grad()
 def _output(model: nn.Module, x: Tensor, name: str) -> Tensor:
     with layers.captured(model, [name]) as outputs:
-        model(probe(x))
+        answer(model, probe(x))
     if name not in outputs:
         raise UnsupportedModelError(f"layer {name!r} does not run in a forward pass: Grad-CAM needs one that does")
     return outputs[name]
@@ -166,7 +169,7 @@ def _on_the_way(model: nn.Module, x: Tensor, site: Site) -> bool:
         return cut[-1].clone()
 
     with outputs_seen(model, keep), transforms_left_out(model):
-        logits = model(image)
+        logits = answer(model, image)
     if not cut or not logits.requires_grad:
         return False
     past, reached = torch.autograd.grad(_mixed(logits), [image, cut[-1]], allow_unused=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...autograd import layers
+from ...autograd.hidden import refuse_hidden
+from ...autograd.second_derivatives import attention
+from ...door import answer
 from ...errors import UnsupportedModelError
 
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
@@ -72,17 +75,12 @@ class Attentions(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> Tensor:
         """``softmax(q k^T * scale + mask) v``, from its definition."""
-        if enable_gqa:
-            groups = query.shape[-3] // key.shape[-3]
-            key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
-        scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
-        if is_causal:
-            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        if attn_mask is not None and attn_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attn_mask, -torch.inf)
-        elif attn_mask is not None:
-            scores = scores + attn_mask
-        return self._pass_on(scores.softmax(-1)) @ value
+        weights, mixed = attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+        used = self._pass_on(weights)
+        if used is weights:
+            return mixed
+        groups = query.shape[-3] // value.shape[-3] if enable_gqa else 1
+        return used @ value.repeat_interleave(groups, -3)
 
     def _multi_head(
         self,
@@ -103,18 +101,17 @@ class Attentions(TorchFunctionMode):
     ) -> tuple[Tensor, Tensor | None]:
         """Self-attention on ``[N, B, D]`` with packed projections, as torchvision's transformers call it."""
         length, batch, _ = query.shape
-        attention: list[Tensor] = []
+        seen: list[Tensor] = []
 
-        def keep(weights: Tensor) -> Tensor:
-            replaced = self.receive(weights)
-            attention.append(weights if replaced is None else replaced)
-            return attention[0]
+        def keep(weights: Tensor) -> Tensor | None:
+            seen.append(weights)
+            return self.receive(weights)
 
         parts = F.linear(query, in_weight, in_bias).chunk(3, -1)
         q, k, v = (part.reshape(length, batch, heads, -1).permute(1, 2, 0, 3) for part in parts)
         mixed = Attentions(keep, self.others)._attend(q, k, v)
         joined = mixed.permute(2, 0, 1, 3).reshape(length, batch, width)
-        returned = attention[0] if attention and options.get("need_weights", True) else None
+        returned = seen[0] if seen and options.get("need_weights", True) else None
         if returned is not None and options.get("average_attn_weights", True):
             returned = returned.mean(1)
         return F.linear(joined, out_weight, out_bias), returned
@@ -236,11 +233,7 @@ class _Trace:
 @contextmanager
 def _traced(model: nn.Module, x: Tensor) -> Iterator[_Trace]:
     trace = _Trace(model, x)
-    with ExitStack() as stack:
-        for module in trace.names:
-            stack.callback(module.register_forward_pre_hook(trace.enter, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(trace.leave).remove)
-        stack.enter_context(Attentions(trace.attend))
+    with layers.hooks(list(trace.names), trace.leave, trace.enter), Attentions(trace.attend):
         yield trace
 
 
@@ -253,8 +246,9 @@ def token_layer(model: nn.Module, x: Tensor) -> str | None:
     Raises:
         UnsupportedModelError: the model ends in attention whose tokens are no output of a layer (windows, say).
     """
+    refuse_hidden(model, "attention and the tokens that enter it are looked for")
     with _traced(model, x) as trace:
-        model(x[:1])
+        answer(model, x[:1])
     # A hybrid with a feature map behind its last attention is explained as a CNN.
     if not trace.attended or trace.mapped:
         return None

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...checks import Kind
+from ...door import answer
 from ...fields import Count
 from ...random_streams import generator
 from ...registry import INTERPRETERS
@@ -51,7 +52,7 @@ class RISE(Interpreter):
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        logits = self.model(x)
+        logits = answer(self.model, x)
         classes, images = explained_class(logits, target), x.detach()
         fill, cells, offsets = self.fill(images, self.seed), *self._draws()
         total = torch.zeros_like(images[:, 0], dtype=wide_dtype(images))

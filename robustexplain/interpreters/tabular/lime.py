@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...checks import Kind
+from ...door import answer
 from ...errors import FieldError, InputError
 from ...features import Feature, index_of
 from ...fields import Count, Natural, Positive, check_fields
@@ -72,7 +73,7 @@ class LIMETabular(Interpreter):
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         rows = rows_of(self.background, x, type(self).__name__)
-        logits = self.model(x)
+        logits = answer(self.model, x)
         classes, x = explained_class(logits, target).tolist(), x.detach()
         seeds = Streams.of(x, self.seed, "lime-tabular").integers(2**31).tolist()
         function = output_function(self.model, x, self.of, self.batch_size)

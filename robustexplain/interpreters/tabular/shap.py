@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...checks import Kind
+from ...door import answer
 from ...errors import FieldError, InputError
 from ...fields import Count, Natural, check_fields
 from ...random_streams import Streams
@@ -63,7 +64,7 @@ class SHAPTabular(Interpreter):
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         rows = rows_of(self.background, x, type(self).__name__)
-        logits = self.model(x)
+        logits = answer(self.model, x)
         classes, x = explained_class(logits, target).tolist(), x.detach()
         seeds = Streams.of(x, self.seed, "shap-tabular").integers(2**31).tolist()
         with restored_state(x):
