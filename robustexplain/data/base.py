@@ -190,7 +190,7 @@ def take(dataset: Samples, n: int, seed: int = 0) -> Subset[Item]:
     for rows in _by_class(labels):
         rng = generator(seed, "take", labels[rows[0]])
         ranks = torch.randperm(len(rows), generator=rng).tolist()
-        ties = torch.rand(len(rows), generator=rng).tolist()
+        ties = torch.rand(len(rows), generator=rng, dtype=torch.float32).tolist()
         order += zip(ranks, ties, rows, strict=True)
     return subset(dataset, [index for _, _, index in sorted(order)[:n]])
 
