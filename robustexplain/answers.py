@@ -28,11 +28,17 @@ def with_auxiliary(answer: Any) -> tuple[Any, tuple[Tensor, ...]]:
     """
     if isinstance(answer, TrainingLogits):
         return answer
-    if isinstance(answer, Tensor) or not isinstance(named(answer).get("logits"), Tensor):
+    logits = None if isinstance(answer, Tensor) else named(answer).get("logits")
+    if not isinstance(logits, Tensor):
         return answer, ()
-    values = named(answer)
-    heads = tuple(v for n, v in values.items() if n.startswith("aux") and isinstance(v, Tensor))
-    return (values["logits"], heads) if heads else (answer, ())
+    heads = tuple(named(answer)[name] for name in auxiliary(answer, logits))
+    return (logits, heads) if heads else (answer, ())
+
+
+def auxiliary(answer: Any, logits: Tensor) -> tuple[str, ...]:
+    """The names of an answer's auxiliary heads: ``aux...``, of the shape of its logits."""
+    found = ((n, v) for n, v in named(answer).items() if n.startswith("aux") and isinstance(v, Tensor))
+    return tuple(name for name, value in found if value.shape == logits.shape)
 
 
 def read(answer: Any, name: Name, who: str = "the model") -> Tensor:

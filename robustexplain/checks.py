@@ -97,7 +97,7 @@ def evaluating(model: nn.Module, what: str = "the model") -> None:
         if module.training:
             raise InputError(
                 f"{what} must be in eval mode, but {part} is in train mode, where batch norm mixes samples and "
-                "dropout draws; call .eval() on it first"
+                "dropout draws; call .eval() on it first (an exported model has no mode: pass the plain model)"
             )
         if _mixes_samples(module):
             raise InputError(

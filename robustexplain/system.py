@@ -18,6 +18,7 @@ from . import checks
 from .data.inputs import InputSpec
 from .errors import InputError
 from .interpreters.base import Interpreter
+from .interpreters.scalar import Target
 from .parts import modules_of, moved
 from .registry import PARTS
 
@@ -142,12 +143,13 @@ class System:
         parts = [type(part).__name__ for part in (self.model, self.interpreter, self.detector) if part is not None]
         return f"System({', '.join(parts)}; inputs={self.inputs!r}, defenses={self.defenses!r})"
 
-    def __call__(self, x: Tensor, target: Tensor | None = None) -> Explained:
+    def __call__(self, x: Tensor, target: Target | None = None) -> Explained:
         """Classify, explain and, where there is a detector, score ``x`` ``[B, C, H, W]`` in ``[0, 1]``.
 
         Args:
             x: the batch.
-            target: ``[B]`` classes to explain; default the prediction.
+            target: ``[B]`` classes to explain; default the prediction. Or a function of the model's answer that gives
+                one number an input, ``[B]`` (:meth:`Interpreter.explain`).
 
         Raises:
             InputError: bad ``x`` or ``target``, images of another size than ``inputs`` says, a part in train mode.

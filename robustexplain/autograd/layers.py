@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..door import answer
 from ..errors import UnknownNameError, UnsupportedModelError
+from .blanking import Blanked, probe
 from .hidden import refuse_hidden
 from .hooks import hooks
 
@@ -56,10 +57,19 @@ def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
 
 def submodule(model: nn.Module, name: str) -> nn.Module:
     """The submodule of that dotted name; ``UnknownNameError`` with the nearest names if there is none."""
-    modules: dict[str, nn.Module] = dict(model.named_modules())
+    return model.get_submodule(full_name(model, name))
+
+
+def full_name(model: nn.Module, name: str) -> str:
+    """The name of a submodule in full, where it is one of the model that ``model`` stands around.
+
+    Raises:
+        UnknownNameError: with the nearest names.
+    """
+    modules = dict(model.named_modules())
     for full in names_inside(model, name):
         if full in modules and name:
-            return modules[full]
+            return full
     raise UnknownNameError("layer", name, (n for n in modules if n))
 
 
@@ -80,6 +90,11 @@ class FeatureLayer:
     channels: int
     height: int
     width: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``C, h, w``."""
+        return self.channels, self.height, self.width
 
 
 def is_feature_map(output: Any, x: Tensor) -> bool:
@@ -150,23 +165,40 @@ def feature_layers(model: nn.Module, x: Tensor) -> list[FeatureLayer]:
 
 
 def last_feature_layer(model: nn.Module, x: Tensor) -> FeatureLayer:
-    """The last feature map before global pooling, which CAM and Grad-CAM use.
+    """The last feature map before global pooling, which CAM and guided Grad-CAM use.
 
     A pooling to a fixed grid that changes nothing or enlarges (VGG's), a dropout, or a map of class scores whose
-    average is the logits (SqueezeNet's) is skipped: the feature map in front of it is returned.
+    average is the logits (SqueezeNet's) is skipped: the feature map in front of it is returned. It is seen to be a map
+    of the image by blanking patches of random images of the size of ``x``.
 
     Raises:
-        UnsupportedModelError: if no module gives a feature map.
+        UnsupportedModelError: if no module gives a feature map, or the last one does not follow the image.
     """
-    seen, logits = _feature_maps(model, x)
+    found = shaped_last_feature_layer(model, x)
+    blanked = Blanked(model, x, [found.name])
+    if blanked.agrees(lambda seen: seen[found.name].sums.get(0) if found.name in seen else None) is False:
+        raise UnsupportedModelError(
+            f"layer {found.name!r} of {type(model).__name__} gives shape {[len(x), *found.shape]}, but where a patch "
+            "of the image is blanked it does not change most at that place: it is no feature map [B, C, h, w]; use "
+            "GradCAM, which also reads tokens, or a gradient method such as Gradient"
+        )
+    return found
+
+
+def shaped_last_feature_layer(model: nn.Module, x: Tensor) -> FeatureLayer:
+    """The same by shape alone; ``UnsupportedModelError`` if no module gives a feature map."""
+    seen, logits = _feature_maps(model, probe(x))
     if not seen:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no convolutional feature map (no module gives [B, C, h, w] with a grid above "
             "1x1); CAM methods need one: use a gradient method such as Gradient"
         )
     end = len(seen)
-    if seen[-1].mean.shape == logits.shape and torch.allclose(seen[-1].mean, logits, rtol=1e-3, atol=1e-5):
-        while end > 0 and seen[end - 1].layer.channels == logits.shape[1]:
+    mean, scores = seen[-1].mean, seen[-1].layer.channels
+    # Behind a scalar to explain the model's own logits stand last.
+    own = logits[:, -scores:]
+    if mean.shape == own.shape and logits.shape[1] - scores <= 1 and torch.allclose(mean, own, rtol=1e-3, atol=1e-5):
+        while end > 0 and seen[end - 1].layer.channels == scores:
             end -= 1
     while end > 1 and seen[end - 1].passed_on:
         end -= 1
@@ -209,7 +241,7 @@ def pooled_head(model: nn.Module, x: Tensor) -> PooledHead:
     Raises:
         UnsupportedModelError: if the logits are not one linear layer on the average of the last feature map.
     """
-    layer = last_feature_layer(model, x)
+    layer, x = last_feature_layer(model, x), probe(x)
     with captured(model, [layer.name]) as outputs:
         heads = _logit_layers(model, x, halved=True)
     average = outputs[layer.name].mean((2, 3))

@@ -4,7 +4,8 @@
 classifier of scikit-learn one of ours.
 """
 
-from . import cifar, library, rules, small, tables
+from ..door import admit, answer
+from . import cifar, hugging_face, library, rules, small, tables
 from .around import innermost
 from .classifier import Classifier, ModelSpec
 from .estimator import Estimator
@@ -26,9 +27,12 @@ __all__ = [
     "TableClassifier",
     "Transformed",
     "adapted",
+    "admit",
+    "answer",
     "build",
     "cifar",
     "describe",
+    "hugging_face",
     "innermost",
     "library",
     "load",

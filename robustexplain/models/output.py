@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..answers import Name, TrainingLogits, has, named, offered, read, with_auxiliary
+from ..answers import Name, TrainingLogits, auxiliary, has, offered, read, with_auxiliary
 from ..autograd.layers import two_classes
 from ..errors import InputError
 from ..registry import PARTS
@@ -60,7 +60,7 @@ class Output(Around):
         logits = read(answer, self.name, type(self.model).__name__)
         if not self.training:
             return logits
-        names = self.auxiliary or tuple(n for n in named(answer) if n.startswith("aux"))
+        names = self.auxiliary or auxiliary(answer, logits)
         heads = tuple(read(answer, n, type(self.model).__name__) for n in names if has(answer, n))
         return TrainingLogits(logits, heads) if heads else logits
 

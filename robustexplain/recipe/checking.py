@@ -131,7 +131,7 @@ def _model(recipe: Recipe, data: data_sets.Data) -> nn.Module | None:
     size = settings.sizes(data.shape, data.num_classes)
     try:
         with torch.device("meta"):
-            model: nn.Module = models.build(settings.name, **size, **settings.options)
+            model = models.build(settings.name, **size, **settings.options)
         if next((p for p in model.parameters() if not p.is_meta), None) is not None:
             return None
     except InputError:

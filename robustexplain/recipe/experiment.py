@@ -23,7 +23,7 @@ GoalMap = Literal["benign", "random-patch", "random-class"]
 
 @dataclass(frozen=True)
 class Model:
-    """The classifier: a registered name, ``timm:NAME`` or ``torchvision:NAME``, its weights or its training.
+    """The classifier: a registered name, ``timm:NAME``, ``torchvision:NAME`` or ``hf:NAME``, its weights, its training.
 
     Args:
         name: as ``models.load`` takes it; with ``file`` a class or function that stands there and makes an

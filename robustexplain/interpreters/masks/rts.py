@@ -183,6 +183,7 @@ class RTS(Interpreter):
 
     unit_range: ClassVar[bool] = True
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
+    explains_scalars: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

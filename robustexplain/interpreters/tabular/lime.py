@@ -60,6 +60,7 @@ class LIMETabular(Interpreter):
 
     differentiable: ClassVar[bool] = False
     takes: ClassVar[tuple[Kind, ...]] = ("tables",)
+    explains_scalars: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ("categorical",)
 
     def __post_init__(self) -> None:
