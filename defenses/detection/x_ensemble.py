@@ -111,7 +111,12 @@ class XEnsemble(DetectorDefense):
         for index, interpreter in enumerate(interpreters):
             maps = in_batches(interpreter, both, self.batch_size).cpu()
             # Not the maps: they differ in last bits between kinds of machine and numbers of threads.
-            identity = [asdict(self), digest_tensors({"y": y}), interpreter.described(), _weights(interpreter)]
+            identity: list[object] = [
+                asdict(self),
+                digest_tensors({"y": y}),
+                interpreter.described(),
+                _weights(interpreter),
+            ]
             data = TensorDataset(maps, labels), TensorDataset(x, y)
             networks.append(self._network(index, *data, session, identity))
         logits = in_batches(lambda part: network_logits(interpreters, networks, part), both, self.batch_size)
