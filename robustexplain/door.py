@@ -39,26 +39,28 @@ def answer(model: nn.Module, x: Tensor, *, finite: bool = True) -> Tensor:
     logits: object = model(given)
     if _changed(given, x):
         raise in_place(model)
-    return checked(model, logits, len(x), finite=finite)
+    return checked(model, logits, x, finite=finite)
 
 
-def checked(model: nn.Module, logits: object, batch: int, *, finite: bool = True) -> Tensor:
-    """What ``model`` answered on ``batch`` samples, if it is finite logits ``[B, K]``, ``K >= 2``.
+def checked(model: nn.Module, logits: object, x: Tensor, *, finite: bool = True) -> Tensor:
+    """What ``model`` answered on ``x``, if it is finite logits ``[B, K]``, ``K >= 2``.
 
     Raises:
         InputError: otherwise, with the model's fault.
     """
     if not isinstance(logits, Tensor):
         raise InputError(_no_tensor(model, logits))
-    fault = _fault_of_form(logits, batch)
+    fault = _fault_of_form(logits, len(x))
     if fault:
         raise InputError(f"{_EXPECTED}; this {type(model).__name__} {fault}")
     # One number tells, except where a sum of finite numbers overflows: then all are looked at.
     if finite and not math.isfinite(logits.detach().sum().item()):
         bad = int((~logits.detach().isfinite()).any(1).sum())
+        if bad and not bool(x.isfinite().all()):
+            raise InputError("x holds NaN or infinity, and so do the logits")
         if bad:
             raise InputError(
-                f"this {type(model).__name__} answers with NaN or infinite logits on {bad} of {batch} samples: a "
+                f"this {type(model).__name__} answers with NaN or infinite logits on {bad} of {len(x)} samples: a "
                 "prediction or a map of them would mean nothing. Look for weights that are not finite, a division by "
                 "zero on flat inputs, or overflow in half precision"
             )
@@ -203,7 +205,7 @@ def _twice_beside(model: nn.Module, x: Tensor, other: Tensor) -> Tensor:
     Twice, because two draws of dropout on few units are often equal; six hardly ever are.
     """
     logits = answer(model, torch.cat([x[:1], x[:1], other, other]), finite=False)
-    checked(model, logits[:1], 1)
+    checked(model, logits[:1], x[:1])
     return logits
 
 

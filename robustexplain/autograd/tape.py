@@ -320,7 +320,7 @@ def record(model: nn.Module, x: Tensor, layers: Sequence[str] = ()) -> Tape:
         answer = model(x)
     if recorder.touched:
         raise in_place(model)
-    logits = checked(model, answer, len(x))
+    logits = checked(model, answer, x)
     entry = recorder.recorded.get(id(logits))
     if entry is None:
         raise UnsupportedModelError(
