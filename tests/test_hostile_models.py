@@ -229,7 +229,7 @@ def test_a_system_names_the_fault(fault: str, grad: bool) -> None:
         assert torch.equal(x, X)
 
 
-# Not mended yet: probabilities that saturate, hooks on modules that compiled and scripted models hide, and numbers in half precision.
+# Not mended yet: probabilities that saturate, hooks on modules that models hide, numbers in half precision.
 FAILING: dict[str, str] = {
     "confident": "gradient kernel-shap lime occlusion rise smoothgrad",
     "zero": "",
