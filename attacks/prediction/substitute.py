@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from robustexplain import checks
 from robustexplain import maps as ops
-from robustexplain.door import answer
+from robustexplain.door import admit, answer
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Positive
 from robustexplain.interpreters import InterpreterSpec
@@ -187,7 +187,7 @@ class Substitute(Attack):
             InputError: bad ``x``, a model in train mode, or several training processes.
         """
         checks.images(x, "a substitute")
-        checks.evaluating(system.model)
+        admit(system.model, x)
         session = Session()
         if session.accelerator.num_processes > 1:
             raise InputError("a substitute is trained by one process: attack with substitute in a run of one process")

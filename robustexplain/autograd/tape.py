@@ -212,8 +212,9 @@ class _RecordedTensor:
 
 
 class _TapeRecorder(TorchFunctionMode):
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
         super().__init__()
+        self.model, self.given, self.version = model, x, x._version
         self.steps = [Call("input", torch.clone, (), {}, [], [x], 0)]
         # By id, which stays unique because every tensor is kept alive.
         self.recorded: dict[int, _RecordedTensor] = {id(x): _RecordedTensor(self.steps[0], 0, x, x._version)}
@@ -221,8 +222,7 @@ class _TapeRecorder(TorchFunctionMode):
     @property
     def touched(self) -> bool:
         """Whether the input was changed in place."""
-        entry = self.recorded[id(self.steps[0].outputs[0])]
-        return entry.tensor._version != entry.version
+        return self.given._version != self.version
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -236,6 +236,8 @@ class _TapeRecorder(TorchFunctionMode):
             if not isinstance(result, Tensor):
                 return result
         target = self._overwritten(func, args, kwargs)
+        if target is self.given:
+            raise in_place(self.model)
         if target is not None:
             self._protect(target)
         sources: list[Source] = []
@@ -317,13 +319,13 @@ def record(model: nn.Module, x: Tensor, layers: Sequence[str] = ()) -> Tape:
         InputError: the model answers with something else than logits, or changes its input in place.
     """
     refuse_hidden(model, "the function calls of the forward pass are recorded")
-    recorder = _TapeRecorder(x)
+    recorder = _TapeRecorder(model, x)
     found: dict[str, tuple[Call, int]] = {}
     with _marking(model, layers, recorder, found), recorder:
         answer = model(x)
     if recorder.touched:
         raise in_place(model)
-    logits = checked(model, answer, len(x))
+    logits = checked(model, answer, x)
     entry = recorder.recorded.get(id(logits))
     if entry is None:
         raise UnsupportedModelError(
