@@ -6,8 +6,6 @@ change nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 
@@ -21,12 +19,16 @@ _WRAPPERS = {
     "FullyShardedDataParallel": ("has weights that are spread over processes", "its .module, unsharded"),
     "FSDPModule": ("has weights that are spread over processes", "one that is not sharded"),
 }
-_BY_TYPE: dict[type, tuple[str, str] | None] = {nn.DataParallel: None}
+_OWN_CALL = frozenset({"_compiled_call_impl", "forward"})
+"""Attributes that a module has of its own, not of its class, where its call was compiled or replaced."""
+_harmless: dict[type, bool] = {}
 
 
 def hidden(model: nn.Module) -> str | None:
     """Why the modules of a model, or of a part of it, cannot be seen, and what to pass; ``None`` if they can."""
-    for name, module in _walk(model):
+    if not _suspicious(model):
+        return None
+    for name, module in model.named_modules():
         found = _reason(module)
         if found is not None:
             part = f"its part {name!r}" if name else "it"
@@ -49,21 +51,28 @@ def refuse_hidden(model: nn.Module, purpose: str) -> None:
         raise UnsupportedModelError(f"{purpose}, which is hidden in this {type(model).__name__}: {found}")
 
 
-def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    # Several times as fast as named_modules, since it runs in every call: a module in two places is looked at twice.
-    waiting = [("", model)]
+def _suspicious(model: nn.Module) -> bool:
+    """Whether a part may be hidden; several times as fast as ``model.modules()``, since it runs in every call."""
+    waiting: list[nn.Module | None] = [model]
     while waiting:
-        name, module = waiting.pop()
-        yield name, module
-        prefix = f"{name}." if name else ""
-        waiting += [(prefix + key, child) for key, child in module._modules.items() if child is not None]
+        module = waiting.pop()
+        if module is None:
+            continue
+        own, state = type(module), module.__dict__
+        if own not in _harmless:
+            _harmless[own] = not issubclass(own, (nn.DataParallel, torch.fx.GraphModule)) and _wrapper(own) is None
+        if not (_harmless[own] and _OWN_CALL.isdisjoint(state)):
+            return True
+        waiting.extend(state["_modules"].values())
+    return False
+
+
+def _wrapper(own: type) -> tuple[str, str] | None:
+    return next((_WRAPPERS[c.__name__] for c in own.__mro__ if c.__name__ in _WRAPPERS), None)
 
 
 def _reason(module: nn.Module) -> tuple[str, str] | None:
-    own = type(module)
-    if own not in _BY_TYPE:
-        _BY_TYPE[own] = next((_WRAPPERS[c.__name__] for c in own.__mro__ if c.__name__ in _WRAPPERS), None)
-    found, state = _BY_TYPE[own], module.__dict__
+    found, state = _wrapper(type(module)), module.__dict__
     if found is not None:
         return found
     if state.get("_compiled_call_impl") is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,25 +23,24 @@ Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 """Called with a module, its positional and its keyword arguments."""
 
 
-class _Own(threading.local):
-    """What this thread has asked for, by module."""
+class _Table(threading.local):
+    """What the current thread has asked for, by module."""
 
     def __init__(self) -> None:
-        self.before: dict[nn.Module, list[Before]] = {}
-        self.after: dict[nn.Module, list[After]] = {}
+        self.hooks: dict[nn.Module, list[Callable[..., Any]]] = {}
 
 
 @dataclass
 class _Shared:
-    """The hooks of ours in a module, and by how many blocks of all threads they are used."""
+    """The one hook of ours in a module, and by how many blocks of all threads it is used."""
 
-    handles: tuple[RemovableHandle, ...]
+    handle: RemovableHandle
     users: int = 0
 
 
-_own = _Own()
+_before, _after = _Table(), _Table()
 _lock = threading.Lock()
-_installed: dict[nn.Module, _Shared] = {}
+_installed: dict[tuple[_Table, nn.Module], _Shared] = {}
 
 
 @contextmanager
@@ -53,17 +52,18 @@ def hooks(modules: Sequence[nn.Module], after: After | None = None, before: Befo
         after: runs behind them; what it gives, unless ``None``, replaces the output.
         before: runs in front of them.
     """
-    with ExitStack() as stack:
-        for module in modules:
-            _install(module)
-            stack.callback(_uninstall, module)
-            if before is not None:
-                _own.before.setdefault(module, []).append(before)
-                stack.callback(_forget, _own.before, module)
-            if after is not None:
-                _own.after.setdefault(module, []).append(after)
-                stack.callback(_forget, _own.after, module)
+    added: list[tuple[_Table, nn.Module]] = []
+    try:
+        for table, hook in ((_before, before), (_after, after)):
+            for module in modules if hook is not None else ():
+                _install(table, module)
+                added.append((table, module))
+                table.hooks.setdefault(module, []).append(hook)  # type: ignore[arg-type]  # no hook, no module
         yield
+    finally:
+        for table, module in reversed(added):
+            _forget(table.hooks, module)
+            _uninstall(table, module)
 
 
 def copy_with_shared_weights(model: nn.Module) -> nn.Module:
@@ -73,39 +73,41 @@ def copy_with_shared_weights(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, shared)
 
 
-def _forget(table: dict[nn.Module, list[Any]], module: nn.Module) -> None:
+def _forget(table: dict[nn.Module, list[Callable[..., Any]]], module: nn.Module) -> None:
     # Blocks end in the reverse order of their begin, so the last hook is this block's.
     table[module].pop()
     if not table[module]:
         del table[module]
 
 
-def _install(module: nn.Module) -> None:
+def _install(table: _Table, module: nn.Module) -> None:
     with _lock:
-        shared = _installed.get(module)
+        shared = _installed.get((table, module))
         if shared is None:
-            before = module.register_forward_pre_hook(_run_before, with_kwargs=True)
-            shared = _installed[module] = _Shared((before, module.register_forward_hook(_run_after)))
+            shared = _installed[table, module] = _Shared(
+                module.register_forward_hook(_run_after)
+                if table is _after
+                else module.register_forward_pre_hook(_run_before, with_kwargs=True)
+            )
         shared.users += 1
 
 
-def _uninstall(module: nn.Module) -> None:
+def _uninstall(table: _Table, module: nn.Module) -> None:
     with _lock:
-        shared = _installed[module]
+        shared = _installed[table, module]
         shared.users -= 1
         if not shared.users:
-            del _installed[module]
-            for handle in shared.handles:
-                handle.remove()
+            del _installed[table, module]
+            shared.handle.remove()
 
 
 def _run_before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    for hook in tuple(_own.before.get(module, ())):
+    for hook in tuple(_before.hooks.get(module, ())):
         hook(module, args, kwargs)
 
 
 def _run_after(module: nn.Module, args: Any, output: Any) -> Any:
-    for hook in tuple(_own.after.get(module, ())):
+    for hook in tuple(_after.hooks.get(module, ())):
         changed = hook(module, args, output)
         output = output if changed is None else changed
     return output

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..door import answer
 from ..errors import UnknownNameError, UnsupportedModelError
 from .blanking import Blanked, probe
 from .hidden import refuse_hidden
-from .hooks import hooks
+from .hooks import hooks as hooks
 
 
 class _Outputs(dict[str, Tensor]):
@@ -40,18 +40,14 @@ def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
         UnsupportedModelError: a model whose modules cannot be seen; on reading, a layer that did not run.
     """
     refuse_hidden(model, "the output of a layer is read")
-    outputs = _Outputs(model)
+    outputs, layers = _Outputs(model), [submodule(model, name) for name in names]
 
-    def keep(name: str) -> Callable[[nn.Module, Any, Any], Tensor | None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> Tensor | None:
-            outputs[name] = output
-            return output.clone() if isinstance(output, Tensor) else None
+    def keep(module: nn.Module, args: Any, output: Any) -> Tensor | None:
+        # A module may go by several names.
+        outputs.update({name: output for name, layer in zip(names, layers, strict=True) if layer is module})
+        return output.clone() if isinstance(output, Tensor) else None
 
-        return hook
-
-    with ExitStack() as stack:
-        for name in names:
-            stack.enter_context(hooks([submodule(model, name)], keep(name)))
+    with hooks(list(dict.fromkeys(layers)), keep):
         yield outputs
 
 

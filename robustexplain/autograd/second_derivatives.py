@@ -109,7 +109,7 @@ def twice_differentiable() -> Iterator[None]:
 
     The latter as :func:`~robustexplain.autograd.fixed_weights.fixed_weights`.
     """
-    with Replacing(REPLACED | _COMPOSED):
+    with Replacing({**REPLACED, **_COMPOSED}):
         yield
 
 
