@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -199,3 +199,52 @@ CHECKS: dict[str, Callable[[nn.Module, Tensor], str]] = {
     "gradcam": _cam("gradcam"),
     "attention-rollout": _rollout,
 }
+
+
+def page(families: Sequence[str] | None = None) -> str:
+    """Measure the families, default all, and give the table as a Markdown page: ``docs/models.md``."""
+    return written([measure(family) for family in families or FAMILIES])
+
+
+def written(rows: Sequence[Row]) -> str:
+    """The page of what was measured."""
+    import timm
+    import torchvision
+
+    lines = [
+        f"| family | model | {' | '.join(f'`{column}`' for column in CHECKS)} |",
+        "| --- " * (len(CHECKS) + 2) + "|",
+    ]
+    lines += [line(row) for row in rows]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for column, reason in row.reasons.items():
+            reasons.setdefault((column, reason), []).append(row.family)
+    refused = [f"- `{column}` on {', '.join(names)}: {reason}" for (column, reason), names in sorted(reasons.items())]
+    versions = f"torch {torch.__version__}, timm {timm.__version__}, torchvision {torchvision.__version__}"
+    return (
+        "\n\n".join([_ABOUT.format(versions=versions), "\n".join(lines), "## Why refused", "\n".join(refused)]) + "\n"
+    )
+
+
+def line(row: Row) -> str:
+    """A row of the table."""
+    return f"| {row.family} | `{row.model}` | {' | '.join(row.verdicts.get(column, '-') for column in CHECKS)} |"
+
+
+_ABOUT = """# Which interpreter explains which model
+
+Written by `robustexplain list models --measure > docs/models.md`: measured, not by hand, on a small member of each
+family with random weights and one image of noise, in float64 ({versions}).
+
+- `gradient`: finite differences of the logit agree to 1e-4.
+- `integrated-gradients` (20 points) and `deeplift`: the map sums to the difference of the logit to that of a black
+  image; how far it is off, as a share of the map's total. More points are closer.
+- `lrp` (epsilon rules): without biases, the map sums to the logit. Position embeddings and class tokens absorb
+  relevance as biases do, and so does the softmax of attention.
+- `guided-backprop` and `smoothed` change rectifiers. A network of GELU or SiLU has none and is smooth as it is: both
+  refuse it, and SmoothGrad is what averages its gradients over a neighbourhood. `smoothed` is exact where it tends to
+  the plain gradient for a large beta.
+- `cam` and `gradcam` (`gradcam++` and `layercam` read the same layer): the layer and its grid; where a patch of the
+  image is blanked, the layer's map changes most at that place.
+- `attention-rollout`: with the identity in place of attention, no token learns of another's patch."""
