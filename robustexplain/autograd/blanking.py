@@ -67,14 +67,14 @@ def share_that_follows(changes: Tensor) -> float | None:
     """The share of pairs of patches for which a map's changes ``[6, h, w]`` are largest where each was blanked.
 
     For two patches in different cells, the changes at their own places must exceed those at each other's:
-    ``c_ii c_jj > c_ij c_ji``, whatever a patch changes everywhere and a cell with every patch. Dead cells say nothing.
-    ``None`` where all are dead.
+    ``c_ii c_jj > c_ij c_ji``, whatever a patch changes everywhere and a cell with every patch. A patch that changes
+    nothing says nothing; ``None`` where none changes anything.
     """
     patches = _patches(*changes.shape[1:])
     found = torch.stack([changes[:, rows, columns].mean((1, 2)) for rows, columns in patches], 1).double()
     if not torch.isfinite(found).all():
         return None
-    alive = [i for i in range(len(patches)) if found[:, i].any()]
+    alive = [i for i in range(len(patches)) if changes[i].any()]
     pairs = [(i, j) for i in alive for j in alive if i < j and not _share_a_cell(patches[i], patches[j])]
     kept = [bool(found[i, i] * found[j, j] > _MARGIN * found[i, j] * found[j, i]) for i, j in pairs]
     return sum(kept) / len(kept) if kept else None

@@ -101,7 +101,9 @@ def _named(model: nn.Module, x: Tensor, name: str) -> Site:
     if isinstance(output, Tensor) and output.dim() == 4:
         if output.shape[2:] == (1, 1):
             return Site(name)
-        sites = [Site(name), Site(name, "channels last")]
+        sites = [Site(name)]
+        if layers.proportional(*output.shape[1:3], x):
+            sites.append(Site(name, "channels last"))
     elif isinstance(output, Tensor) and output.dim() == 3:
         sites = [Site(name, "tokens", grid) for grid in _grids(output.shape[1], blanked.seen(), x)]
     verdicts = [blanked.agrees(site.changes) for site in sites]
