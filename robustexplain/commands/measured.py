@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -138,11 +137,15 @@ def _deeplift(model: nn.Module, x: Tensor) -> str:
 def _lrp(model: nn.Module, x: Tensor) -> str:
 
     # Biases absorb relevance; without them all of the logit must arrive.
-    model = copy.deepcopy(model)
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        if name.endswith(("bias", "running_mean")):
+    named = [*model.named_parameters(), *model.named_buffers()]
+    kept = {v: v.detach().clone() for n, v in named if n.endswith(("bias", "running_mean"))}
+    try:
+        for value in kept:
             value.data.zero_()
-    found = LRP(model, conv="epsilon").explain(x, TARGET)
+        found = LRP(model, conv="epsilon").explain(x, TARGET)
+    finally:
+        for value, before in kept.items():
+            value.data.copy_(before)
     share = float((found.maps.sum() / found.logits[0, 3]).detach())
     return "exact" if abs(share - 1) < 1e-2 else f"approximate: {share:.2g} of the logit arrives"
 
