@@ -101,3 +101,7 @@ class FewScoresWarning(RobustExplainWarning):
 
 class DataWarning(RobustExplainWarning):
     """Something about the data that may not be meant: files left out, a class missing from a part, copies."""
+
+
+class PartlySmoothedWarning(RobustExplainWarning):
+    """Smoothing replaces a network's rectifiers, and other activations with kinks stay as they are."""

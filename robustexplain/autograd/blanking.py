@@ -24,8 +24,8 @@ _PLACES = [(row, column) for row in _ROWS for column in _COLUMNS]
 _SEEDS = (0, 1)
 # Above the differences by chance in a layer that has forgotten all places; maps of deep networks exceed it by far.
 _MARGIN = 1.02
-# One pair of fifteen may disagree, on average over both images.
-_ENOUGH = 0.9
+# One pair of fifteen may disagree on the first image, if none does on the second.
+_NEARLY = 0.9
 # Each cell of a map of so few may see the whole image: that it does not follow the patches then says nothing.
 _COARSE = 16
 
@@ -67,14 +67,14 @@ def share_that_follows(changes: Tensor) -> float | None:
     """The share of pairs of patches for which a map's changes ``[6, h, w]`` are largest where each was blanked.
 
     For two patches in different cells, the changes at their own places must exceed those at each other's:
-    ``c_ii c_jj > c_ij c_ji``, whatever a patch changes everywhere and a cell with every patch. Dead cells say nothing.
-    ``None`` where all are dead.
+    ``c_ii c_jj > c_ij c_ji``, whatever a patch changes everywhere and a cell with every patch. A patch that changes
+    nothing says nothing; ``None`` where none changes anything.
     """
     patches = _patches(*changes.shape[1:])
     found = torch.stack([changes[:, rows, columns].mean((1, 2)) for rows, columns in patches], 1).double()
     if not torch.isfinite(found).all():
         return None
-    alive = [i for i in range(len(patches)) if found[:, i].any()]
+    alive = [i for i in range(len(patches)) if changes[i].any()]
     pairs = [(i, j) for i in alive for j in alive if i < j and not _share_a_cell(patches[i], patches[j])]
     kept = [bool(found[i, i] * found[j, j] > _MARGIN * found[i, j] * found[j, i]) for i, j in pairs]
     return sum(kept) / len(kept) if kept else None
@@ -173,15 +173,13 @@ class Blanked:
         The second image is looked at only where the first does not settle it. ``None``: the map is dead on both, or
         too coarse to tell.
         """
-        shares: list[float] = []
+        share: float | None = None
         for seed in _SEEDS:
             found = read(self.seen(seed))
             if found is None:
                 return False
-            share = share_that_follows(found)
-            if share == 1:
+            before, share = share, share_that_follows(found)
+            if share == 1 and (before is None or before >= _NEARLY):
                 return True
-            shares += [] if share is None else [share]
-        if not shares or (sum(shares) / len(shares) < _ENOUGH and found[0].numel() <= _COARSE):
-            return None
-        return sum(shares) / len(shares) >= _ENOUGH
+            share = before if share is None else share
+        return None if share is None or found[0].numel() <= _COARSE else False

@@ -26,6 +26,7 @@ from .hidden import refuse_hidden
 from .hooks import hooks
 from .layers import submodule
 from .rectifiers import is_in_place, is_rectifier
+from .second_derivatives import attention
 
 OpKind = Literal[
     "linear", "batch_norm", "activation", "identity", "affine", "shape", "max_pool", "average", "sum", "unknown"
@@ -40,7 +41,8 @@ _FUNCTIONS: dict[OpKind, str] = {
     "double half bfloat16 type_as positive pos alias",
     "shape": "flatten unflatten reshape reshape_as view view_as permute transpose swapaxes movedim squeeze unsqueeze "
     "cat concat concatenate stack chunk split tensor_split unbind getitem narrow select index_select pad expand "
-    "expand_as roll flip channel_shuffle native_channel_shuffle pixel_shuffle pixel_unshuffle t",
+    "expand_as roll flip channel_shuffle native_channel_shuffle pixel_shuffle pixel_unshuffle t T mT "
+    "repeat_interleave masked_fill",
     "max_pool": "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d",
     "average": "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d mean sum",
 }
@@ -228,6 +230,10 @@ class _TapeRecorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and torch.is_grad_enabled() and not _drops(args, kwargs):
+            # Step by step, so that each of its products and its softmax gets a rule.
+            with self:
+                return attention(*args[:4], *args[5:], **{k: v for k, v in kwargs.items() if k != "dropout_p"})[1]
         if not torch.is_grad_enabled():
             # Inside a custom autograd function: what it computes has no graph to differentiate, see Tape._check.
             return func(*args, **kwargs)
@@ -301,7 +307,14 @@ class _TapeRecorder(TorchFunctionMode):
             self.recorded[id(value)] = _RecordedTensor(step, i, value, value._version)
 
 
+def _drops(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return bool(args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0))
+
+
 def _bare(func: Any) -> str:
+    if getattr(func, "__name__", "") == "__get__":
+        # A property of a tensor, such as its transpose ``mT``.
+        return str(getattr(func.__self__, "__name__", "get"))
     return str(getattr(func, "__name__", func)).strip("_")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ FAMILIES: dict[str, tuple[str, int]] = {
     "ResNet (torchvision)": ("torchvision:resnet18", 64),
     "VGG": ("timm:vgg11", 64),
     "DenseNet": ("timm:densenet121", 64),
-    "Inception": ("timm:inception_v3", 128),
+    "Inception": ("timm:inception_v3", 160),
     "RegNet": ("timm:regnetx_002", 96),
     "NFNet": ("timm:nfnet_l0", 96),
     "EfficientNet": ("timm:efficientnet_b0", 96),
@@ -36,7 +36,6 @@ FAMILIES: dict[str, tuple[str, int]] = {
     "ViT": ("timm:vit_tiny_patch16_224", 96),
     "DeiT, distilled": ("timm:deit_tiny_distilled_patch16_224", 96),
     "DINOv2 (registers)": ("timm:vit_small_patch14_reg4_dinov2", 70),
-    "BEiT": ("timm:beit_base_patch16_224", 64),
     "EVA-02": ("timm:eva02_tiny_patch14_224", 70),
     "CaiT": ("timm:cait_xxs24_224", 64),
     "XCiT": ("timm:xcit_nano_12_p16_224", 96),
@@ -49,6 +48,7 @@ FAMILIES: dict[str, tuple[str, int]] = {
     "MobileViT": ("timm:mobilevit_xxs", 128),
     "EfficientFormer": ("timm:efficientformer_l1", 224),
     "LeViT": ("timm:levit_128s", 224),
+    "BEiT": ("timm:beit_base_patch16_224", 64),
     "MLP-Mixer": ("timm:mixer_s32_224", 96),
 }
 """A small member of each family, and the side of the images it is measured on."""
@@ -111,8 +111,8 @@ def _gradient(model: nn.Module, x: Tensor) -> str:
             return float(model(x + t * direction)[0, 3])
 
     found = float((interpreter.explain(x, TARGET).maps[0].detach() * direction[0, 0]).sum())
-    # A kink of a rectifier between the two points is no error of the gradient: the smallest of three steps counts.
-    steps = (1e-5, 1e-6, 1e-7)
+    # A kink of a rectifier between the two points is no error of the gradient: the best step counts.
+    steps = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
     error = min(abs(found - (logit(h) - logit(-h)) / (2 * h)) for h in steps) / max(abs(found), 1e-12)
     return _word(error, 1e-4)
 
@@ -120,13 +120,13 @@ def _gradient(model: nn.Module, x: Tensor) -> str:
 def _complete(model: nn.Module, maps: Tensor, x: Tensor, exact: float) -> str:
     with torch.no_grad():
         wanted = float((model(x) - model(torch.zeros_like(x)))[0, 3])
-    return _word(abs(float(maps.sum()) - wanted) / max(abs(wanted), 1e-12), exact)
+    return _word(abs(float(maps.sum()) - wanted) / max(abs(wanted), float(maps.abs().sum()), 1e-12), exact)
 
 
 def _integrated(model: nn.Module, x: Tensor) -> str:
 
     with torch.no_grad():
-        return _complete(model, IntegratedGradients(model, steps=50, batch_size=25).explain(x, TARGET).maps, x, 1e-2)
+        return _complete(model, IntegratedGradients(model, steps=20, batch_size=10).explain(x, TARGET).maps, x, 1e-2)
 
 
 def _deeplift(model: nn.Module, x: Tensor) -> str:
@@ -136,9 +136,18 @@ def _deeplift(model: nn.Module, x: Tensor) -> str:
 
 def _lrp(model: nn.Module, x: Tensor) -> str:
 
-    found = LRP(model, conv="epsilon").explain(x, TARGET)
-    share = float(found.maps.sum() / found.logits[0, 3])
-    return "exact" if abs(share - 1) < 1e-4 else f"approximate: sums to {share:.2g} of the logit"
+    # Biases absorb relevance; without them all of the logit must arrive.
+    named = [*model.named_parameters(), *model.named_buffers()]
+    kept = {v: v.detach().clone() for n, v in named if n.endswith(("bias", "running_mean"))}
+    try:
+        for value in kept:
+            value.data.zero_()
+        found = LRP(model, conv="epsilon").explain(x, TARGET)
+    finally:
+        for value, before in kept.items():
+            value.data.copy_(before)
+    share = float((found.maps.sum() / found.logits[0, 3]).detach())
+    return "exact" if abs(share - 1) < 1e-2 else f"approximate: {share:.2g} of the logit arrives"
 
 
 def _guided(model: nn.Module, x: Tensor) -> str:
@@ -154,7 +163,7 @@ def _smoothed(model: nn.Module, x: Tensor) -> str:
     moved, sharp = (Smoothed(model, base, Softplus(b)).explain(x, TARGET).maps.detach() for b in (1.0, 1e6))
     if torch.equal(moved, plain):
         return "nothing changes"
-    return _word(float((sharp - plain).norm() / plain.norm()), 1e-2)
+    return _word(float((sharp - plain).norm() / plain.norm().clamp(min=1e-300)), 1e-2)
 
 
 def _cam(name: str) -> Callable[[nn.Module, Tensor], str]:
@@ -191,6 +200,54 @@ CHECKS: dict[str, Callable[[nn.Module, Tensor], str]] = {
     "smoothed": _smoothed,
     "cam": _cam("cam"),
     "gradcam": _cam("gradcam"),
-    "layercam": _cam("layercam"),
     "attention-rollout": _rollout,
 }
+
+
+def page(families: Sequence[str] | None = None) -> str:
+    """Measure the families, default all, and give the table as a Markdown page: ``docs/models.md``."""
+    return written([measure(family) for family in families or FAMILIES])
+
+
+def written(rows: Sequence[Row]) -> str:
+    """The page of what was measured."""
+    import timm
+    import torchvision
+
+    lines = [
+        f"| family | model | {' | '.join(f'`{column}`' for column in CHECKS)} |",
+        "| --- " * (len(CHECKS) + 2) + "|",
+    ]
+    lines += [line(row) for row in rows]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for column, reason in row.reasons.items():
+            reasons.setdefault((column, reason), []).append(row.family)
+    refused = [f"- `{column}` on {', '.join(names)}: {reason}" for (column, reason), names in sorted(reasons.items())]
+    versions = f"torch {torch.__version__}, timm {timm.__version__}, torchvision {torchvision.__version__}"
+    return (
+        "\n\n".join([_ABOUT.format(versions=versions), "\n".join(lines), "## Why refused", "\n".join(refused)]) + "\n"
+    )
+
+
+def line(row: Row) -> str:
+    """A row of the table."""
+    return f"| {row.family} | `{row.model}` | {' | '.join(row.verdicts.get(column, '-') for column in CHECKS)} |"
+
+
+_ABOUT = """# Which interpreter explains which model
+
+Written by `robustexplain list models --measure > docs/models.md`: measured, not by hand, on a small member of each
+family with random weights and one image of noise, in float64 ({versions}).
+
+- `gradient`: finite differences of the logit agree to 1e-4.
+- `integrated-gradients` (20 points) and `deeplift`: the map sums to the difference of the logit to that of a black
+  image; how far it is off, as a share of the map's total. More points are closer.
+- `lrp` (epsilon rules): without biases, the map sums to the logit. Position embeddings and class tokens absorb
+  relevance as biases do, and so does the softmax of attention.
+- `guided-backprop` and `smoothed` change rectifiers. A network of GELU or SiLU has none and is smooth as it is: both
+  refuse it, and SmoothGrad is what averages its gradients over a neighbourhood. `smoothed` is exact where it tends to
+  the plain gradient for a large beta.
+- `cam` and `gradcam` (`gradcam++` and `layercam` read the same layer): the layer and its grid; where a patch of the
+  image is blanked, the layer's map changes most at that place.
+- `attention-rollout`: with the identity in place of attention, no token learns of another's patch."""

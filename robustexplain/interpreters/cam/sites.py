@@ -67,12 +67,16 @@ def find_site(model: nn.Module, x: Tensor, layer: str | None) -> Site:
     for site in _candidates(blanked, x):
         if preferred is not None and behind and not _is_behind(site.name, preferred.name, blanked):
             behind = False
-            if blanked.agrees(preferred.changes) is not False:
+            answered = blanked.agrees(preferred.changes)
+            if answered or (answered is None and _on_the_way(model, x, preferred)):
                 return preferred
         # A convolutional map behind the preferred one is a copy of it, or a map of class scores.
         copied = preferred is not None and behind and site.layout == "channels first"
         if not copied and blanked.agrees(site.changes) and _on_the_way(model, x, site):
             return site
+    # A network of two branches has no layer that everything passes.
+    if preferred is not None and blanked.agrees(preferred.changes) is not False:
+        return preferred
     raise UnsupportedModelError(
         f"{type(model).__name__} has no layer whose output can be shown to be a feature map: where a patch of the "
         "image is blanked, no output between image and logits changes most at that place (attention over the whole "
@@ -101,7 +105,9 @@ def _named(model: nn.Module, x: Tensor, name: str) -> Site:
     if isinstance(output, Tensor) and output.dim() == 4:
         if output.shape[2:] == (1, 1):
             return Site(name)
-        sites = [Site(name), Site(name, "channels last")]
+        sites = [Site(name)]
+        if layers.proportional(*output.shape[1:3], x):
+            sites.append(Site(name, "channels last"))
     elif isinstance(output, Tensor) and output.dim() == 3:
         sites = [Site(name, "tokens", grid) for grid in _grids(output.shape[1], blanked.seen(), x)]
     verdicts = [blanked.agrees(site.changes) for site in sites]
