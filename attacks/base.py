@@ -112,7 +112,8 @@ class Attack(ABC):
             NotDifferentiableError: the attack needs the gradient of maps that have none.
         """
         system = self.looks_at(system)
-        first = self._check(system, x, y, goal_class, goal_map)
+        with checks.one_dtype(x, system):
+            first = self._check(system, x, y, goal_class, goal_map)
         goal_map = self.default_goal_map(x) if goal_map is None else goal_map
         goal = rescaled(system, self._goal(system, x.detach(), y, goal_class, goal_map), first)
         streams = Streams.of(goal.x, self.seed, type(self).__name__)
@@ -120,7 +121,8 @@ class Attack(ABC):
             plan = self.plan(system)
             if not hasattr(plan, "run"):
                 raise InputError(f"{type(self).__name__}.plan must give a Plan, such as a Search, got {plan!r:.80}")
-            found = plan.run(system, goal, streams)
+            with checks.one_dtype(x, system):
+                found = plan.run(system, goal, streams)
         with torch.no_grad():
             logits = system.model(found.x)
         success = ~hit(logits, goal.label) if self.keeps_prediction else hit(logits, goal.label, goal.goal_class)

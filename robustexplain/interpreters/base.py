@@ -22,6 +22,7 @@ from ..checks import Kind, kind_of
 from ..errors import InputError, UnsupportedModelError
 from ..fields import check_fields
 from ..registry import INTERPRETERS
+from .saturation import warn_of_faint_maps
 from .zero_gradient import ZeroGradientCheck
 
 Channels = Literal["max", "abs_sum", "sum"]
@@ -75,6 +76,8 @@ class Interpreter(ABC):
     """Whether the map results from an optimisation whose steps are differentiable: :class:`IterativeInterpreter`."""
     takes: ClassVar[tuple[Kind, ...]] = ("images", "tables")
     """The kinds of input that can be explained: methods that work on a grid of pixels take only images."""
+    exact_where_confident: ClassVar[bool] = False
+    """Whether a map of a probability keeps its direction where the probability rounds to 0 or 1."""
     keeps_draws: ClassVar[tuple[str, ...]] = ()
     """Names of the cached properties that hold random draws; :meth:`redrawn` clears them."""
 
@@ -117,7 +120,8 @@ class Interpreter(ABC):
             if attached:
                 x, start_check = self._with_zero_gradient_check(x)
             try:
-                explanation = self._explain(x, None if target is None else _usable_by_autograd(target), attached)
+                with checks.one_dtype(x, self):
+                    explanation = self._explain(x, None if target is None else _usable_by_autograd(target), attached)
             except AssertionError as error:
                 # timm's and torchvision's transformers refuse an image of another size by an assertion.
                 raise InputError(f"{type(self.model).__name__} refuses x of shape {list(x.shape)}: {error}") from error
@@ -125,6 +129,8 @@ class Interpreter(ABC):
             explanation = explanation._replace(maps=maps.resize(explanation.maps, x.shape[-2:]))
         if start_check is not None:
             start_check()
+        if getattr(self, "of", None) == "probability" and not self.exact_where_confident:
+            warn_of_faint_maps(type(self).__name__, explanation.maps)
         return explanation if attached else explanation.detach()
 
     @property

@@ -65,7 +65,7 @@ class Misclassify(Objective):
     def unmet(self, seen: Observation, goal: Goal) -> Tensor:
         """0 where met, 1 where predicted as wanted below ``confidence``, 2 where predicted otherwise."""
         marked, predicted = goal.label if goal.goal_class is None else goal.goal_class, seen.logits.argmax(1)
-        otherwise = 2.0 * (predicted == marked if goal.goal_class is None else predicted != marked)
+        otherwise = 2 * (predicted == marked if goal.goal_class is None else predicted != marked).float()
         if self.confidence == 0:
             return otherwise
         p = seen.logits.softmax(1).gather(1, marked[:, None])[:, 0]
