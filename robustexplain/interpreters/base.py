@@ -130,7 +130,7 @@ class Interpreter(ABC):
         if start_check is not None:
             start_check()
         if getattr(self, "of", None) == "probability" and not self.exact_where_confident:
-            warn_of_faint_maps(type(self).__name__, explanation.maps)
+            warn_of_faint_maps(type(self).__name__, explanation.maps, explanation.logits)
         return explanation if attached else explanation.detach()
 
     @property

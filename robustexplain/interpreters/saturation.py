@@ -13,11 +13,17 @@ from .zero_gradient import is_unchecked
 ADVICE = "explain the logit instead: of='logit' (or 'log_probability', where the method has it)"
 
 
-def warn_of_faint_maps(name: str, maps: Tensor) -> None:
-    """Warn where a map of a probability is zero, or as small as a gradient that underflows."""
-    if is_unchecked():
+CERTAIN = 15.0
+"""The lead of a class, in logits, from which its probability hardly moves."""
+
+
+def warn_of_faint_maps(name: str, maps: Tensor, logits: Tensor) -> None:
+    """Warn where a class is certain and the map of a probability is zero, or as small as an underflowing gradient."""
+    if is_unchecked() or logits.shape[1] < 2:
         return
+    best = logits.detach().topk(2, dim=1).values
     faint = maps.detach().flatten(1).abs().amax(1) <= torch.finfo(maps.dtype).tiny ** 0.5
+    faint = faint & (best[:, 0] - best[:, 1] > CERTAIN)
     if bool(faint.any()):
         count = f"{int(faint.sum())} of {len(faint)} maps"
         warnings.warn(
@@ -29,10 +35,10 @@ def warn_of_faint_maps(name: str, maps: Tensor) -> None:
 
 
 def warn_of_equal_scores(scores: Tensor) -> None:
-    """Warn where all perturbed inputs of a sample have the same score, ``[B, n]``: the map says nothing."""
-    if is_unchecked() or scores.shape[1] < 2:
+    """Warn where all perturbed inputs of a sample have a probability of 0 or 1, ``[B, n]``: the map says nothing."""
+    if is_unchecked():
         return
-    equal = (scores == scores[:, :1]).all(1)
+    equal = (scores == scores[:, :1]).all(1) & ((scores[:, 0] == 0) | (scores[:, 0] == 1))
     if bool(equal.any()):
         warnings.warn(
             f"for {int(equal.sum())} of {len(equal)} inputs every perturbed one has the same probability, so that the "
