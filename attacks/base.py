@@ -116,7 +116,8 @@ class Attack(ABC):
                 cannot be seen.
         """
         system = self.looks_at(system)
-        first = self._check(system, x, y, goal_class, goal_map)
+        with checks.one_dtype(x, system):
+            first = self._check(system, x, y, goal_class, goal_map)
         goal_map = self.default_goal_map(x) if goal_map is None else goal_map
         goal = rescaled(system, self._goal(system, x.detach(), y, goal_class, goal_map), first)
         streams = Streams.of(goal.x, self.seed, type(self).__name__)
@@ -124,7 +125,8 @@ class Attack(ABC):
             plan = self.plan(system)
             if not hasattr(plan, "run"):
                 raise InputError(f"{type(self).__name__}.plan must give a Plan, such as a Search, got {plan!r:.80}")
-            found = plan.run(system, goal, streams)
+            with checks.one_dtype(x, system):
+                found = plan.run(system, goal, streams)
         with torch.no_grad():
             logits = answer(system.model, found.x, finite=False)
             finite = logits.isfinite().all(1)

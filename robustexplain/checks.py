@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import InputError
+from .parts import modules_of
 
 Kind = Literal["images", "tables"]
 """The kind of inputs or maps: images ``[B, C, H, W]`` with maps ``[B, H, W]``, or table rows ``[B, D]``, maps alike."""
@@ -77,6 +80,46 @@ def images(x: Tensor, what: str = "this") -> None:
     inputs(x)
     if x.dim() != 4:
         raise InputError(f"{what} takes images [B, C, H, W] in [0, 1], got table rows of shape {list(x.shape)}")
+
+
+@contextmanager
+def one_dtype(x: Tensor, part: object) -> Iterator[None]:
+    """Within this block, torch's error about mixed dtypes says what the input and a part's weights are.
+
+    Args:
+        x: the input.
+        part: a system, an interpreter or a network.
+
+    Raises:
+        InputError: in place of that error.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, InputError) or not _DTYPES.search(str(error)):
+            raise
+        found = [f"{type(m).__name__} {_names(m)}" for m in dict.fromkeys(modules_of(part)) if _names(m)]
+        raise InputError(
+            f"x is {_name(x.dtype)}, and the weights are: {', '.join(found) or 'none'}; torch mixes no dtypes "
+            f"({str(error).splitlines()[0]}). Give x in the dtype of the model, and move a system as a whole, as by "
+            "system.to(dtype), which moves its interpreter and detector too"
+        ) from error
+
+
+_DTYPES = re.compile(
+    r"scalar type|same dtype|dtypes? to match|[Mm]ixed dtype|mixed \(CPU\)|type \(.*should be the same|"
+    r"must have the same dtype|expected .* dtype"
+)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _names(module: nn.Module) -> str:
+    """The dtypes of a module's weights, in words."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return " and ".join(sorted({_name(t.dtype) for t in tensors if t.is_floating_point()}))
 
 
 def evaluating(model: nn.Module, what: str = "the model") -> None:

@@ -91,6 +91,10 @@ class ZeroMapGradientWarning(ZeroDirectionWarning):
     """An attack follows a map whose gradient is zero: its failure would say nothing about the defense."""
 
 
+class SaturatedWarning(RobustExplainWarning):
+    """A map of a probability that rounds to 0 or 1: it is zero, or says nothing."""
+
+
 class FoolingFailedWarning(RobustExplainWarning):
     """An attack on a model changed nothing: its failure would say nothing about the interpreter."""
 

@@ -163,7 +163,7 @@ class System:
         seen = Explained(found.logits, found.maps, interpreter=self.interpreter)
         if self.detector is None:
             return seen
-        with torch.no_grad():
+        with torch.no_grad(), checks.one_dtype(x, self):
             score = scored(self.detector, x, seen if target is None else None)
         # A score that is NaN raises the alarm: it compares as neither above nor below.
         return replace(seen, score=score, alarm=~(score <= self.detector.threshold))

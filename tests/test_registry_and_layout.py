@@ -159,6 +159,7 @@ ROOMS: tuple[str, ...] = (
         "renamed",
         "errors",
         "fields",
+        "parts",
         "checks",
         "door",
         "files",

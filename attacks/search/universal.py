@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -217,11 +217,16 @@ def fitting_goal(attack: Attack, system: System, x: Tensor, y: Tensor, goal_clas
     first = attack._check(system, x, y, None, None)
     label = y.to(x.device, torch.int64)
     if goal_class is None:
-        return rescaled(system, Goal(x.detach(), label), first)
+        return _one_scale(rescaled(system, Goal(x.detach(), label), first))
     wanted = torch.full_like(label, goal_class)
     with torch.no_grad():
         checks.classes(wanted, len(x), answer(system.model, x[:1]).shape[1], "goal_class")
     others = label != wanted
     if not bool(others.any()):
         raise InputError(f"every image is of goal_class {goal_class} already: there is nothing to fit")
-    return rescaled(system, Goal(x.detach()[others], label[others], wanted[others]), first)
+    return _one_scale(rescaled(system, Goal(x.detach()[others], label[others], wanted[others]), first))
+
+
+def _one_scale(goal: Goal) -> Goal:
+    """One scale for all images: a mean over them weighs them as on a network with logits of the usual size."""
+    return goal if goal.scale is None else replace(goal, scale=goal.scale.median().expand_as(goal.scale))

@@ -23,6 +23,7 @@ from ..door import admit
 from ..errors import InputError, UnsupportedModelError
 from ..fields import check_fields
 from ..registry import INTERPRETERS
+from .saturation import warn_of_faint_maps
 from .scalar import Scalar, ScalarOutput, Target
 from .zero_gradient import ZeroGradientCheck
 
@@ -79,6 +80,8 @@ class Interpreter(ABC):
     """The kinds of input that can be explained: methods that work on a grid of pixels take only images."""
     explains_scalars: ClassVar[bool] = True
     """Whether it explains a scalar of the model's answer too, not only classes (which CAM's weights belong to)."""
+    exact_where_confident: ClassVar[bool] = False
+    """Whether a map of a probability keeps its direction where the probability rounds to 0 or 1."""
     keeps_draws: ClassVar[tuple[str, ...]] = ()
     """Names of the cached properties that hold random draws; :meth:`redrawn` clears them."""
 
@@ -137,13 +140,16 @@ class Interpreter(ABC):
             if attached:
                 x, start_check = self._with_zero_gradient_check(x)
             try:
-                explanation = self._explain(x, None if target is None else _usable_by_autograd(target), attached)
+                with checks.one_dtype(x, self):
+                    explanation = self._explain(x, None if target is None else _usable_by_autograd(target), attached)
             except AssertionError as error:
                 raise _refused(self.model, x, error) from error
         if not native and x.dim() == 4:
             explanation = explanation._replace(maps=maps.resize(explanation.maps, x.shape[-2:]))
         if start_check is not None:
             start_check()
+        if getattr(self, "of", None) == "probability" and not self.exact_where_confident:
+            warn_of_faint_maps(type(self).__name__, explanation.maps, explanation.logits)
         return explanation if attached else explanation.detach()
 
     def _explain_scalar(self, x: Tensor, scalar: Scalar, native: bool) -> Explanation:

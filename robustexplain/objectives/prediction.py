@@ -67,7 +67,7 @@ class Misclassify(Objective):
         marked, predicted = goal.label if goal.goal_class is None else goal.goal_class, seen.logits.argmax(1)
         otherwise = predicted == marked if goal.goal_class is None else predicted != marked
         # NaN is no prediction.
-        otherwise = 2.0 * (otherwise | seen.logits.isnan().any(1))
+        otherwise = 2 * (otherwise | seen.logits.isnan().any(1)).float()
         if self.confidence == 0:
             return otherwise
         p = seen.logits.softmax(1).gather(1, marked[:, None])[:, 0]

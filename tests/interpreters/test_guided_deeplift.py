@@ -284,3 +284,19 @@ def test_a_model_that_takes_another_path_for_the_baseline_is_refused() -> None:
 
     with pytest.raises(UnsupportedModelError, match="same path"):
         DeepLIFT(ready(Fickle))(image())
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.Softplus(), nn.Sigmoid(), nn.Tanh(), nn.GELU()], ids=lambda m: type(m).__name__
+)
+def test_deeplift_on_flat_parts_is_no_noise_over_noise(activation: nn.Module) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(1, 6, 3, bias=False), activation, nn.Flatten(), nn.Linear(600, 3)).eval()
+    with torch.no_grad():
+        # Filters of zero sum: on the flat parts their answer is rounding noise.
+        net[0].weight -= net[0].weight.mean((1, 2, 3), keepdim=True)
+    x = torch.full((1, 1, 12, 12), 0.3)
+    x[..., 6:] = 0.7
+    exact = DeepLIFT(copy.deepcopy(net).double())(x.double())
+    assert float((DeepLIFT(net)(x) - exact).abs().max()) < 1e-3 * float(exact.abs().max())

@@ -53,6 +53,7 @@ class Gradient(Interpreter):
     pool: Count = 1
 
     is_gradient: ClassVar[bool] = True
+    exact_where_confident: ClassVar[bool] = True
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         x = requiring_grad(x)
@@ -99,6 +100,7 @@ class InputXGradient(Interpreter):
     channels: Channels = "sum"
 
     is_gradient: ClassVar[bool] = True
+    exact_where_confident: ClassVar[bool] = True
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         x = requiring_grad(x)
