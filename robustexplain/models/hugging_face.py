@@ -91,7 +91,9 @@ def hugging_face(
         InputError: no image classifier, an image processor that does more than normalise, other channels.
     """
     library = _library()
-    name, what = _place(architecture), f"hf:{architecture}"
+    what, whole = f"hf:{architecture}", config is not None and mean is not None and std is not None
+    # What is rebuilt from its description needs no folder.
+    name = architecture if whole and not pretrained else _place(architecture)
     found = _config(library, name, what, config)
     channels = int(getattr(found, "num_channels", None) or 3)
     if pretrained and in_channels not in (None, channels):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import robustexplain as rx
 from robustexplain import interpreters, models
-from robustexplain.errors import InputError
+from robustexplain.errors import InputError, UnsupportedModelError
 from robustexplain.interpreters import AttentionRollout, GradCAM, Gradient, IntegratedGradients
 
 
@@ -84,6 +84,12 @@ def test_a_regression_is_explained_in_a_system(grey: Tensor) -> None:
     rows = torch.randn(3, 4)
     found = interpreters.InputXGradient(table)(rows, lambda answer: answer[:, 0])
     torch.testing.assert_close(found, (rows * table[0].weight).detach())
+    background = torch.randn(6, 4)
+    shapley = interpreters.SHAPTabular(table, interpreters.Reference(background), samples=14)
+    by_hand = ((rows - background.mean(0)) * table[0].weight).detach()
+    torch.testing.assert_close(shapley(rows, lambda answer: answer[:, 0]), by_hand, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UnsupportedModelError, match="explains classes"):
+        interpreters.LIMETabular(table, interpreters.Reference(background))(rows, lambda answer: answer[:, 0])
 
 
 def test_maps_of_a_scalar_are_differentiable(tiny_model: nn.Module, grey: Tensor) -> None:
