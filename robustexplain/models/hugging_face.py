@@ -149,7 +149,8 @@ def _config(library: Any, name: str, what: str, given: Mapping[str, Any] | None)
         return _fetched(
             lambda **where: library.AutoConfig.from_pretrained(name, trust_remote_code=False, **where), what
         )
-    plain = {key: value for key, value in given.items() if key != "auto_map"}
+    # Neither code of a repository nor weights of a part are looked for.
+    plain = {key: value for key, value in given.items() if key not in ("auto_map", "use_pretrained_backbone")}
     kind = plain.get("model_type")
     if not isinstance(kind, str) or kind not in library.CONFIG_MAPPING:
         raise UnknownNameError("model_type of transformers", str(kind), library.CONFIG_MAPPING)
