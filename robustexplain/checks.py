@@ -42,6 +42,12 @@ def inputs(x: Tensor) -> None:
         raise InputError(f"x must be a torch.Tensor, got {type(x).__name__}")
     if not x.is_floating_point():
         raise InputError(f"x must be floating point, got {x.dtype}; for 8-bit images use x.float() / 255")
+    if x.is_nested or x.layout != torch.strided:
+        raise InputError(
+            f"x must be a dense tensor, got one of layout {x.layout}; x.to_dense() makes a sparse one dense"
+        )
+    if x.is_meta:
+        raise InputError("x must hold values, got a tensor on the meta device, which has none")
     if x.dim() not in (2, 4):
         raise InputError(
             f"x must be table rows [B, D] or images [B, C, H, W], got {list(x.shape)}; a single one needs x[None]"
@@ -53,7 +59,7 @@ def inputs(x: Tensor) -> None:
         raise InputError("x holds NaN or infinity")
     if x.dim() == 4 and (low < 0 or high > 1):
         raise InputError(
-            f"x must lie in [0, 1], got values from {low:.4g} to {high:.4g}; "
+            f"x must lie in [0, 1], got values from {low:.9g} to {high:.9g}; "
             "normalisation belongs inside the model (see robustexplain.models.Classifier)"
         )
 
@@ -91,7 +97,7 @@ def evaluating(model: nn.Module, what: str = "the model") -> None:
         if module.training:
             raise InputError(
                 f"{what} must be in eval mode, but {part} is in train mode, where batch norm mixes samples and "
-                "dropout draws; call .eval() on it first"
+                "dropout draws; call .eval() on it first (an exported model has no mode: pass the plain model)"
             )
         if _mixes_samples(module):
             raise InputError(

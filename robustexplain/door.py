@@ -1,21 +1,35 @@
-"""What a model answers is looked at where it enters: finite, floating logits ``[B, K]``, and its input left alone."""
+"""What a model answers and does is looked at where it enters.
+
+:func:`answer` looks at every forward pass: finite, floating-point logits ``[B, K]``, and the input left alone.
+:func:`admit` looks once at what a single pass does not show: that a sample's logits depend on that sample alone.
+"""
 
 from __future__ import annotations
 
 import math
+import threading
+import weakref
 
 import torch
 from torch import Tensor, nn
 
+from . import checks
 from .errors import InputError
 
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""By how much two passes of equal shape may differ, as a share of the largest logit."""
 _EXPECTED = "a classifier must answer with floating-point logits [B, K], K >= 2"
 
 
-def answer(model: nn.Module, x: Tensor) -> Tensor:
+def answer(model: nn.Module, x: Tensor, *, finite: bool = True) -> Tensor:
     """The logits ``[B, K]`` of ``model`` on ``x``, in a forward pass whose answer is looked at.
 
     The model gets a copy of ``x``, a part of the graph, so that one that writes into its input does no harm.
+
+    Args:
+        model: the classifier.
+        x: ``[B, C, H, W]`` or ``[B, D]``.
+        finite: whether logits must be; a search that only looks may meet others, and counts them as its failures.
 
     Raises:
         InputError: the model's answer is no tensor, not floating point, not ``[B, K]`` with ``K >= 2``, or not finite;
@@ -25,10 +39,10 @@ def answer(model: nn.Module, x: Tensor) -> Tensor:
     logits: object = model(given)
     if _changed(given, x):
         raise in_place(model)
-    return checked(model, logits, len(x))
+    return checked(model, logits, len(x), finite=finite)
 
 
-def checked(model: nn.Module, logits: object, batch: int) -> Tensor:
+def checked(model: nn.Module, logits: object, batch: int, *, finite: bool = True) -> Tensor:
     """What ``model`` answered on ``batch`` samples, if it is finite logits ``[B, K]``, ``K >= 2``.
 
     Raises:
@@ -40,7 +54,7 @@ def checked(model: nn.Module, logits: object, batch: int) -> Tensor:
     if fault:
         raise InputError(f"{_EXPECTED}; this {type(model).__name__} {fault}")
     # One number tells, except where a sum of finite numbers overflows: then all are looked at.
-    if not math.isfinite(logits.detach().sum().item()):
+    if finite and not math.isfinite(logits.detach().sum().item()):
         bad = int((~logits.detach().isfinite()).any(1).sum())
         if bad:
             raise InputError(
@@ -95,3 +109,99 @@ def _fault_of_form(logits: Tensor, batch: int) -> str | None:
     if shape[0] != batch:
         return f"answers with {shape[0]} rows of logits on {batch} samples"
     return None
+
+
+class _Admitted:
+    """Which models were tried, at level 1 for equal answers, at 2 for mixed samples too; by identity, held weakly."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[nn.Module], int]] = {}
+        self._lock = threading.Lock()
+
+    def level(self, model: nn.Module) -> int:
+        known = self._known.get(id(model))
+        return known[1] if known is not None and known[0]() is model else 0
+
+    def add(self, model: nn.Module, level: int) -> None:
+        key = id(model)
+        with self._lock:
+            self._known[key] = weakref.ref(model, lambda gone: self._drop(key, gone)), level
+
+    def _drop(self, key: int, gone: weakref.ref[nn.Module]) -> None:
+        # Without the lock, which the thread that collects garbage may hold; a new model may have the old one's place.
+        known = self._known.get(key)
+        if known is not None and known[0] is gone:
+            self._known.pop(key, None)
+
+
+_admitted = _Admitted()
+
+
+def admit(model: nn.Module, x: Tensor) -> None:
+    """Refuse a model whose answer for a sample depends on anything but that sample; tried once for each model object.
+
+    The flags of its parts are looked at in every call (:func:`~robustexplain.checks.evaluating`), its answers by
+    :func:`answer`. The first call makes two forward passes, ``[a, b]`` and ``[a, c]``; later ones cost nothing. It is
+    called by interpreters, systems, attacks and metrics.
+
+    Args:
+        model: in eval mode.
+        x: inputs that it takes, ``[B, C, H, W]`` or ``[B, D]``; one image is enough, of table rows it takes two.
+
+    Raises:
+        InputError: a part in train mode, an answer that is no logits ``[B, K]``; two passes that differ for the same
+            input, whatever is beside it, or because of what is beside it.
+    """
+    checks.evaluating(model)
+    # One table row alone has no other to be mixed with, and none can be made up: columns have units and categories.
+    level = 1 if x.dim() == 2 and len(x) == 1 else 2
+    if _admitted.level(model) >= level or not len(x):
+        return
+    with torch.no_grad():
+        _try(model, x.detach())
+    _admitted.add(model, level)
+
+
+def admit_as(copy: nn.Module, model: nn.Module) -> None:
+    """Take a copy that shares the model's layers for tried, if the model was."""
+    _admitted.add(copy, _admitted.level(model))
+
+
+def _try(model: nn.Module, x: Tensor) -> None:
+    one, another = _neighbours(x)
+    first, second = _beside(model, x, one), _beside(model, x, another)
+    if not _differ(first, second):
+        return
+    again = _beside(model, x, one)
+    name, gap = type(model).__name__, float((first - second).abs().max())
+    if _differ(first, again):
+        raise InputError(
+            f"this {name} is not deterministic: two passes on the same inputs give logits that differ by {gap:.3g}. Is "
+            "dropout or noise left on in eval mode (F.dropout without training=self.training)? Switch it off, or draw "
+            "it from a generator that the input seeds"
+        )
+    raise InputError(
+        f"this {name} mixes samples: the logits of an input change by {gap:.3g} with what is beside it in the batch. "
+        "Does it take the batch's statistics in eval mode (F.batch_norm(training=True), a mean over the batch)? Use "
+        "running statistics, or those of each sample"
+    )
+
+
+def _neighbours(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Two other samples, ``[1, ...]`` each, to stand beside the first one."""
+    beside = x[1:2] if len(x) > 1 else x[:1]
+    if x.dim() == 2:
+        return beside, x[-1:] if len(x) > 2 else x[:1]
+    # Of another brightness and contrast, in [0, 1].
+    return beside, 0.3 * (1 - beside)
+
+
+def _beside(model: nn.Module, x: Tensor, other: Tensor) -> Tensor:
+    """Logits ``[K]`` of the first sample in a batch with another one, whose own may be anything."""
+    logits = answer(model, torch.cat([x[:1], other]), finite=False)[:1]
+    return checked(model, logits, 1)[0]
+
+
+def _differ(first: Tensor, second: Tensor) -> bool:
+    scale = torch.maximum(first.abs().max(), second.abs().max())
+    return bool((first - second).abs().max() > _TOLERANCE.get(first.dtype, 1e-5) * scale)

@@ -25,7 +25,9 @@ class UnknownNameError(InputError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
-        near = difflib.get_close_matches(name, self.known, n=3, cutoff=0.5)
+        # Of dotted names, those that end in it come first: ``layer3`` for ``net.layer3``.
+        ends = [known for known in self.known if name and known.endswith(f".{name}")]
+        near = list(dict.fromkeys([*ends, *difflib.get_close_matches(name, self.known, n=3, cutoff=0.5)]))[:3]
         hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {_some(self.known)}"
         super().__init__(f"unknown {kind} {name!r}; {hint}")
 

@@ -80,5 +80,7 @@ class Streams:
 
     def _draw(self, like: Tensor, how: object) -> Tensor:
         shape = like.shape[1:]
-        draws = torch.stack([how(shape, generator=g) for g in self.generators])  # type: ignore[operator]
+        # In float32 always: torch's default dtype would change the draws.
+        made = [how(shape, generator=g, dtype=torch.float32) for g in self.generators]  # type: ignore[operator]
+        draws = torch.stack(made)
         return draws.to(like.device, like.dtype)

@@ -53,6 +53,14 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_or_none(path: Path) -> dict[str, Any] | None:
+    """The content of a sealed file that can be made again; ``None`` where it is missing, damaged or changed."""
+    try:
+        return read(path)
+    except DamagedFileError:
+        return None
+
+
 def check_arrays(content: dict[str, Any], path: Path) -> None:
     """Refuse a file of arrays that is not the one that sealed content was written with.
 

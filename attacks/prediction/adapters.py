@@ -22,6 +22,7 @@ from robustexplain.door import answer
 from robustexplain.errors import FieldError, InputError, UnknownNameError
 from robustexplain.fields import Radius
 from robustexplain.objectives import Goal, Misclassify, Objective, Observation
+from robustexplain.objectives.confident import bounded
 from robustexplain.random_streams import Streams, global_state
 from robustexplain.registry import ATTACKS
 from robustexplain.rounding import is_half, toward, wide
@@ -58,7 +59,7 @@ class GuardedModel(nn.Module):
         """``[B, K]``."""
         self.count += len(x)
         logits: Tensor = self._model[0](x.to(self.like))
-        return logits.to(x.dtype)
+        return bounded(logits.to(x.dtype))
 
 
 @dataclass(frozen=True)

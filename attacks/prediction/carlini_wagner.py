@@ -162,7 +162,8 @@ class _ConstantSearch(Plan):
 @torch.no_grad()
 def met(objective: Objective, system: System, goal: Goal, x: Tensor) -> Tensor:
     """``[B]`` bool: where ``x`` meets every constraint of ``objective`` on the real system."""
-    return objective.met(observe(system, x, goal, needs_of(objective)), goal)
+    seen = observe(system, x, goal, needs_of(objective))
+    return objective.met(seen, goal) & seen.logits.isfinite().all(1)
 
 
 @ATTACKS.register("cw", paper="Carlini and Wagner 2017, sections V and VI-A (L2)", needs=("gradients",))

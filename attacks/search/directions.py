@@ -14,6 +14,7 @@ from torch import Tensor
 from robustexplain import maps as ops
 from robustexplain.autograd.hidden import refuse_hidden
 from robustexplain.autograd.rectifiers import Smooth, Softplus, swapped
+from robustexplain.autograd.second_derivatives import refuse_missing_derivatives
 from robustexplain.autograd.straight_through import straight_through
 from robustexplain.door import answer
 from robustexplain.errors import InputError, NotDifferentiableError, ZeroDirectionWarning, ZeroMapGradientWarning
@@ -34,7 +35,9 @@ def observe(system: System, x: Tensor, goal: Goal, needs: frozenset[str]) -> Obs
             raise InputError("this objective needs a system with a detector, and the system has none")
         score = system.detector.soft_score(x)
     if "maps" not in needs:
-        return Observation(x, answer(system.model, x), score=score, system=system)
+        # Only a gradient cannot be had of NaN; a search that compares takes it for a failure (see ``best.rank``).
+        logits = answer(system.model, x, finite=torch.is_grad_enabled())
+        return Observation(x, logits, score=score, system=system)
     found = system.interpreter.explain(x, goal.target, native=True)
     return Observation(x, *found, score=score, system=system)
 
@@ -278,7 +281,9 @@ class EstimatedGradient(Direction):
             noise = context.streams.normal(variable)
             noise = noise.sign() if self.kind == "spsa" else noise
             up, down = (self._loss(context, variable + s * self.sigma * noise) for s in (1, -1))
-            total += ops.expand(up - down, noise) * noise / (2 * self.sigma)
+            # A pair with a point where the model answers NaN says nothing.
+            slope = (up - down).nan_to_num(0.0, 0.0, 0.0)
+            total += ops.expand(slope, noise) * noise / (2 * self.sigma)
             loss += (up + down) / 2
         zero = (
             (total.flatten(1) == 0).all(1) if check else torch.zeros(len(total), dtype=torch.bool, device=total.device)
@@ -328,6 +333,7 @@ def _zero_map_gradient(context: StepContext, seen: Observation, variable: Tensor
     if not map_terms:
         return torch.zeros_like(context.goal.label, dtype=torch.bool)
     loss = sum_losses(map_terms, seen, context.goal)
+    refuse_missing_derivatives(loss)
     gradient = _grad_or_none(loss, variable)
     if gradient is None:
         raise NotDifferentiableError("the maps carry no gradient to the input: their graph is detached")

@@ -19,7 +19,7 @@ from robustexplain.random_streams import Streams, generator
 from robustexplain.rounding import wide
 from robustexplain.system import System
 
-from ..base import Attack
+from ..base import Attack, rescaled
 from ..threat import Threat
 from .best import rank
 from .directions import Direction, GradientDirection, StepContext
@@ -214,14 +214,14 @@ def fit_universal(attack: Attack, system: System, x: Tensor, y: Tensor, goal_cla
 
 def fitting_goal(attack: Attack, system: System, x: Tensor, y: Tensor, goal_class: int | None) -> Goal:
     """The goal of a fit, checked; images that have the goal class already are left out."""
-    attack._check(system, x, y, None, None)
+    first = attack._check(system, x, y, None, None)
     label = y.to(x.device, torch.int64)
     if goal_class is None:
-        return Goal(x.detach(), label)
+        return rescaled(system, Goal(x.detach(), label), first)
     wanted = torch.full_like(label, goal_class)
     with torch.no_grad():
         checks.classes(wanted, len(x), answer(system.model, x[:1]).shape[1], "goal_class")
     others = label != wanted
     if not bool(others.any()):
         raise InputError(f"every image is of goal_class {goal_class} already: there is nothing to fit")
-    return Goal(x.detach()[others], label[others], wanted[others])
+    return rescaled(system, Goal(x.detach()[others], label[others], wanted[others]), first)

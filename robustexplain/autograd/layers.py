@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..door import answer
 from ..errors import UnknownNameError, UnsupportedModelError
+from .blanking import Blanked, probe
 from .hidden import refuse_hidden
 from .hooks import hooks
 
@@ -90,6 +91,11 @@ class FeatureLayer:
     height: int
     width: int
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``C, h, w``."""
+        return self.channels, self.height, self.width
+
 
 def is_feature_map(output: Any, x: Tensor) -> bool:
     """Whether ``output`` is a map ``[B, C, h, w]`` above 1x1, and not one with its channels last.
@@ -159,15 +165,29 @@ def feature_layers(model: nn.Module, x: Tensor) -> list[FeatureLayer]:
 
 
 def last_feature_layer(model: nn.Module, x: Tensor) -> FeatureLayer:
-    """The last feature map before global pooling, which CAM and Grad-CAM use.
+    """The last feature map before global pooling, which CAM and guided Grad-CAM use.
 
     A pooling to a fixed grid that changes nothing or enlarges (VGG's), a dropout, or a map of class scores whose
-    average is the logits (SqueezeNet's) is skipped: the feature map in front of it is returned.
+    average is the logits (SqueezeNet's) is skipped: the feature map in front of it is returned. It is seen to be a map
+    of the image by blanking patches of random images of the size of ``x``.
 
     Raises:
-        UnsupportedModelError: if no module gives a feature map.
+        UnsupportedModelError: if no module gives a feature map, or the last one does not follow the image.
     """
-    seen, logits = _feature_maps(model, x)
+    found = shaped_last_feature_layer(model, x)
+    blanked = Blanked(model, x, [found.name])
+    if blanked.agrees(lambda seen: seen[found.name].sums.get(0) if found.name in seen else None) is False:
+        raise UnsupportedModelError(
+            f"layer {found.name!r} of {type(model).__name__} gives shape {[len(x), *found.shape]}, but where a patch "
+            "of the image is blanked it does not change most at that place: it is no feature map [B, C, h, w]; use "
+            "GradCAM, which also reads tokens, or a gradient method such as Gradient"
+        )
+    return found
+
+
+def shaped_last_feature_layer(model: nn.Module, x: Tensor) -> FeatureLayer:
+    """The same by shape alone; ``UnsupportedModelError`` if no module gives a feature map."""
+    seen, logits = _feature_maps(model, probe(x))
     if not seen:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no convolutional feature map (no module gives [B, C, h, w] with a grid above "
@@ -221,7 +241,7 @@ def pooled_head(model: nn.Module, x: Tensor) -> PooledHead:
     Raises:
         UnsupportedModelError: if the logits are not one linear layer on the average of the last feature map.
     """
-    layer = last_feature_layer(model, x)
+    layer, x = last_feature_layer(model, x), probe(x)
     with captured(model, [layer.name]) as outputs:
         heads = _logit_layers(model, x, halved=True)
     average = outputs[layer.name].mean((2, 3))

@@ -127,9 +127,31 @@ def named_derivatives() -> Iterator[None]:
         if found is None:
             raise
         lines = str(error).strip().splitlines()
-        operation = found[1] or f"{lines[0]:.150}"
         advice = "the plain model, not a compiled one" if "compile" in lines[0] else "a model without it"
-        raise UnsupportedModelError(
-            f"a second derivative of the model is needed, and an operation in it has none in torch ({operation}): pass "
-            f"{advice}, or take an interpreter whose map is no gradient, such as CAM or RTS"
-        ) from error
+        raise _without_derivative(found[1] or f"{lines[0]:.150}", advice) from error
+
+
+def refuse_missing_derivatives(values: Tensor) -> None:
+    """Refuse values whose graph ends at a function that is differentiable once.
+
+    Torch raises an error at such a function only where nothing else depends on the input, and else leaves its part out.
+
+    Raises:
+        UnsupportedModelError: an autograd function marked as ``once_differentiable``.
+    """
+    waiting, seen = [values.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "torch::autograd::Error":
+            raise _without_derivative("an autograd function marked as once_differentiable", "a model without it")
+        waiting += [function for function, _ in node.next_functions]
+
+
+def _without_derivative(operation: str, advice: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"a second derivative of the model is needed, and an operation in it has none in torch ({operation}): pass "
+        f"{advice}, or take an interpreter whose map is no gradient, such as CAM or RTS"
+    )

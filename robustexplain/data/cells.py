@@ -17,8 +17,10 @@ _CURE = "put the column into categories if it holds categories, or into drop"
 
 
 def _is(pattern: re.Pattern[str], text: str) -> bool:
-    # No number is so long, and matching a long text may take its length squared.
-    return len(text) <= 100 and pattern.fullmatch(text) is not None
+    # Matching a long text may take its length squared, and only whole numbers are so long.
+    if len(text) > 100 and not text.isdigit():
+        return False
+    return pattern.fullmatch(text[:100]) is not None
 
 
 def refuse_numbers_as_text(column: Any, name: str, source: str) -> None:
@@ -40,12 +42,13 @@ def refuse_numbers_as_text(column: Any, name: str, source: str) -> None:
     odd = [i for i, text in enumerate(texts) if not _is(_NUMBER, text)]
     where = f"{source}: column {name!r}"
     if 2 * len(odd) <= len(texts):
-        cells = ", ".join(f"sample {column.index[i]} {texts[i]!r:.60}" for i in odd[:4]) + (
-            ", ..." if len(odd) > 4 else ""
-        )
-        slip = f"numbers but for {len(odd)} of {len(texts)} rows: {cells}" if odd else "numbers as text"
+        # Whole numbers beyond 64 bits come as text.
+        shown = odd or [max(range(len(texts)), key=lambda i: len(texts[i]))]
+        cells = ", ".join(f"sample {column.index[i]} {texts[i]!r:.60}" for i in shown[:4])
+        slip = f"numbers but for {len(odd)} of {len(texts)} rows" if odd else "numbers as text"
         raise InputError(
-            f"{where} holds {slip}; mend them, name what stands for a missing value in na (csv-table), or {_CURE}"
+            f"{where} holds {slip}: {cells}{', ...' if len(odd) > 4 else ''}; mend them, name what stands for a "
+            f"missing value in na (csv-table), or {_CURE}"
         )
     for pattern, what in ((_DATE, "dates"), (_NOTATION, "numbers of another notation")):
         alike = [text for text in texts if _is(pattern, text)]

@@ -21,7 +21,7 @@ from .pictures import fault_of
 FEW_BYTES = 2**24
 """Looking at so few bytes is quicker than keeping what was found is worth."""
 FEW_FILES = 5000
-"""JPEG files of larger data sets are not decoded to see whether they can be."""
+"""Files of larger data sets are not all decoded to see whether they can be."""
 SETTLED_S = 2.0
 """A file that changed so lately may change again without another time: what it holds is not kept."""
 

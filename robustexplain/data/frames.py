@@ -210,7 +210,10 @@ def as_text(value: Any) -> str:
     if isinstance(value, (bool, np.bool_)):
         return str(bool(value))
     if isinstance(value, (int, float, np.integer, np.floating)):
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            return str(value)
         return str(int(number)) if number.is_integer() else repr(number)
     return str(value)
 
@@ -232,7 +235,7 @@ def _is_number(column: Any) -> bool:
 def _parses(value: Any) -> bool:
     try:
         float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True
 

@@ -77,16 +77,16 @@ def fault_of(path: Path, thorough: bool = True) -> str:
 
     Args:
         path: the file.
-        thorough: decode JPEG files; else they are only looked at, whether they end as they should. Of a PNG file the
-            checksums are compared, and others are decoded.
+        thorough: decode it; else a JPEG file is only looked at, whether it ends as it should, and of a PNG file the
+            checksums are compared.
     """
     try:
         with opened(path) as image:
-            if image.format == "PNG":
+            if image.format == "PNG" and not thorough:
                 image.verify()
             elif thorough or image.format not in ("JPEG", "MPO") or b"\xff\xd9" not in _tail(path):
-                image.draft("L", (1, 1))  # an eighth of the size, which is quicker, where the format can
-                image.load()
+                image.draft("RGB", (1, 1))  # an eighth of the size, which is quicker, where the format can
+                _tensor(image, (1, 1), "squash", 3)
     except InputError as error:
         return str(error)
     return ""
@@ -119,7 +119,10 @@ def _check(image: Image.Image) -> None:
 
 
 def _tensor(image: Image.Image, size: tuple[int, int] | None, resize: Resize, channels: int) -> Tensor:
-    upright = _on_white(ImageOps.exif_transpose(image)).convert("RGB" if channels == 3 else "L")
+    upright = _on_white(ImageOps.exif_transpose(image))
+    if upright.mode == "LAB":
+        upright = upright.convert("RGB")  # PIL knows no other way
+    upright = upright.convert("RGB" if channels == 3 else "L")
     fitted = upright if size is None else _fitted(upright, size, resize)
     array: Any = np.asarray(fitted, dtype=np.float32).reshape(fitted.height, fitted.width, channels)
     return torch.from_numpy(array / 255).permute(2, 0, 1).contiguous()

@@ -19,6 +19,7 @@ from ..autograd.layers import full_name
 from ..autograd.second_derivatives import named_derivatives, twice_differentiable
 from ..autograd.straight_through import straight_maps
 from ..checks import Kind, kind_of
+from ..door import admit
 from ..errors import InputError, UnsupportedModelError
 from ..fields import check_fields
 from ..registry import INTERPRETERS
@@ -125,7 +126,10 @@ class Interpreter(ABC):
             return self._explain_scalar(x, target, native)
         if target is not None:
             checks.class_indices(target, x.shape[0], "target")
-        checks.evaluating(self.model)
+        try:
+            admit(self.model, x)
+        except AssertionError as error:
+            raise _refused(self.model, x, error) from error
         attached = torch.is_grad_enabled()
         twice = twice_differentiable() if attached else nullcontext()
         with torch.inference_mode(False), torch.enable_grad(), named_derivatives(), twice, straight_maps():
@@ -135,8 +139,7 @@ class Interpreter(ABC):
             try:
                 explanation = self._explain(x, None if target is None else _usable_by_autograd(target), attached)
             except AssertionError as error:
-                # timm's and torchvision's transformers refuse an image of another size by an assertion.
-                raise InputError(f"{type(self.model).__name__} refuses x of shape {list(x.shape)}: {error}") from error
+                raise _refused(self.model, x, error) from error
         if not native and x.dim() == 4:
             explanation = explanation._replace(maps=maps.resize(explanation.maps, x.shape[-2:]))
         if start_check is not None:
@@ -243,6 +246,11 @@ class Interpreter(ABC):
 
         ``graph``: whether the caller differentiates the maps; pass it on as ``create_graph``.
         """
+
+
+def _refused(model: nn.Module, x: Tensor, error: AssertionError) -> InputError:
+    # timm's and torchvision's transformers refuse an image of another size by an assertion.
+    return InputError(f"{type(model).__name__} refuses x of shape {list(x.shape)}: {error}")
 
 
 def check_input_kind(interpreter: Interpreter, x: Tensor) -> None:

@@ -32,7 +32,7 @@ def map_gradient_share(
     with torch.no_grad():
         logits, maps, _ = interpreter.explain(x, target)
     target = logits.argmax(1) if target is None else target
-    direction = torch.randn(maps.shape[1:], generator=generator(seed, "direction")).to(maps)
+    direction = torch.randn(maps.shape[1:], generator=generator(seed, "direction"), dtype=torch.float32).to(maps)
     real = _gradient(interpreter, x, target, direction)
     with swapped(surrogate or Softplus()):
         smooth = _gradient(interpreter, x, target, direction)

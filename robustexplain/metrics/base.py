@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..checks import Kind, kind_of
-from ..door import answer
+from ..door import admit, answer
 from ..errors import InputError
 from ..fields import Count, check_fields
 from .cell import Cell
@@ -183,7 +183,7 @@ class Faithfulness(Metric):
     def _checked_target(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor | None) -> Tensor:
         """Check all arguments; the target, or the prediction."""
         checks.inputs(x)
-        checks.evaluating(model)
+        admit(model, x)
         check_maps(maps, "maps")
         checks.maps_like(maps, x, "maps")
         check_kind(self, maps)

@@ -4,6 +4,7 @@
 classifier of scikit-learn one of ours.
 """
 
+from ..door import admit, answer
 from . import cifar, hugging_face, library, rules, small, tables
 from .around import innermost
 from .classifier import Classifier, ModelSpec
@@ -26,6 +27,8 @@ __all__ = [
     "TableClassifier",
     "Transformed",
     "adapted",
+    "admit",
+    "answer",
     "build",
     "cifar",
     "describe",

@@ -67,7 +67,7 @@ def load_own(
 @torch.no_grad()
 def _check(code: OwnCode, model: nn.Module, shape: Sequence[int], num_classes: int) -> None:
     """Two inputs through the model: logits ``[2, num_classes]``, finite, floating point."""
-    probe = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    probe = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     logits = code.guarded(lambda: model(probe))
     what = f"{code.name} of {code.file}"
     if not isinstance(logits, Tensor):

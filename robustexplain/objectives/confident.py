@@ -71,3 +71,41 @@ def _rounds_to_one(logits: Tensor) -> float:
     """The log odds from which ``1 - p``, or a gradient of its size, is lost in the precision of the logits."""
     least = torch.finfo(torch.promote_types(logits.dtype, torch.float32)).eps
     return -math.log(max(least, torch.finfo(logits.dtype).tiny))
+
+
+FAINT, HUGE, SPREAD = 5e-3, 100.0, 16.0
+"""Logits of a benign input that differ by less than the first, or by more than the second, are made to differ by the
+third in losses."""
+
+
+def extreme(logits: Tensor) -> bool:
+    """Whether logits are near or beyond the bounds, so that each sample's own should be looked at."""
+    spread = _spread(logits)
+    return bool(((spread < 10 * FAINT) | (spread > HUGE / 10)).any())
+
+
+def scale_of(logits: Tensor) -> Tensor | None:
+    """``[B]``: factors that bring extreme logits of benign inputs to the usual size; ``None`` where all are usual.
+
+    1 for a sample whose logits differ by 0.005 to 100, and for one whose logits are all equal.
+    """
+    spread = _spread(logits)
+    usual = ((spread >= FAINT) & (spread <= HUGE)) | (spread == 0)
+    return None if bool(usual.all()) else torch.where(usual, 1, SPREAD / torch.where(usual, 1, spread))
+
+
+def bounded(logits: Tensor, most: float = 14.0) -> Tensor:
+    """Logits ``[B, K]`` divided so that the first class leads the second by ``most`` at most; smaller leads are kept.
+
+    For losses that are not ours: a cross-entropy of the result keeps a gradient. Ranks of classes do not change.
+    """
+    if logits.shape[1] < 2:
+        return logits
+    best = logits.detach().topk(2, dim=1).values
+    lead = best[:, :1] - best[:, 1:]
+    return torch.where(lead > most, logits * (most / torch.where(lead > most, lead, 1)), logits)
+
+
+def _spread(logits: Tensor) -> Tensor:
+    wide = _wide(logits.detach())
+    return wide.amax(1) - wide.amin(1)

@@ -48,11 +48,11 @@ class Misclassify(Objective):
     def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """Cross-entropy, nats; where a probability rounds to 0 or 1, a loss on the log odds that keeps a direction."""
         if goal.goal_class is None:
-            return away(seen.logits, goal.label)
+            return away(goal.scaled(seen.logits), goal.label)
         rho = at(self.smoothing, seen.progress)
         if rho == 0 or seen.streams is None:
-            return toward(seen.logits, goal.goal_class)
-        log_p = -nats(-seen.logits.log_softmax(1))
+            return toward(goal.scaled(seen.logits), goal.goal_class)
+        log_p = -nats(-goal.scaled(seen.logits).log_softmax(1))
         goal_log_p = log_p.gather(1, goal.goal_class[:, None])[:, 0]
         wanted = 1 - rho * seen.streams.uniform(goal_log_p)
         rest = (log_p.sum(1) - goal_log_p) / (log_p.shape[1] - 1)
@@ -65,7 +65,9 @@ class Misclassify(Objective):
     def unmet(self, seen: Observation, goal: Goal) -> Tensor:
         """0 where met, 1 where predicted as wanted below ``confidence``, 2 where predicted otherwise."""
         marked, predicted = goal.label if goal.goal_class is None else goal.goal_class, seen.logits.argmax(1)
-        otherwise = 2.0 * (predicted == marked if goal.goal_class is None else predicted != marked)
+        otherwise = predicted == marked if goal.goal_class is None else predicted != marked
+        # NaN is no prediction.
+        otherwise = 2.0 * (otherwise | seen.logits.isnan().any(1))
         if self.confidence == 0:
             return otherwise
         p = seen.logits.softmax(1).gather(1, marked[:, None])[:, 0]
@@ -102,22 +104,22 @@ class KeepPrediction(Objective):
 
     def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``||p(x') - p(x)||^2``; where the benign class's probability is lost to rounding, more: a way back to it."""
-        benign = self._benign(seen, goal)
-        return (seen.logits.softmax(1) - benign).square().sum(1) + lost(seen.logits, benign.argmax(1))
+        logits, benign = goal.scaled(seen.logits), goal.scaled(self._logits(goal)).softmax(1)
+        return (logits.softmax(1) - benign).square().sum(1) + lost(logits, benign.argmax(1))
 
     def met(self, seen: Observation, goal: Goal) -> Tensor:
         """The label is predicted, with about the benign confidence."""
-        same = seen.logits.argmax(1) == goal.label
+        same = (seen.logits.argmax(1) == goal.label) & ~seen.logits.isnan().any(1)
         if self.tolerance >= 1:
             return same
-        moved = seen.logits.softmax(1) - self._benign(seen, goal)
+        moved = seen.logits.softmax(1) - self._logits(goal).softmax(1)
         return same & (moved.gather(1, goal.label[:, None])[:, 0].abs() <= self.tolerance)
 
     @staticmethod
-    def _benign(seen: Observation, goal: Goal) -> Tensor:
+    def _logits(goal: Goal) -> Tensor:
         if goal.benign_logits is None:
             raise InputError("KeepPrediction needs the benign logits: give the goal benign_logits")
-        return goal.benign_logits.softmax(1)
+        return goal.benign_logits
 
 
 @OBJECTIVES.register("margin", paper="Carlini and Wagner 2017, section V (f6)")
@@ -137,8 +139,9 @@ class Margin(Objective):
     least: ClassVar[float] = -torch.inf
 
     def loss(self, seen: Observation, goal: Goal) -> Tensor:
-        """``max(rival - wanted, -kappa)``, in logits."""
-        return positive(margin(seen.logits, goal) + self.kappa) - self.kappa
+        """``max(rival - wanted, -kappa)``, in logits (times the goal's scale, if it has one)."""
+        loss = positive(margin(seen.logits, goal) + self.kappa) - self.kappa
+        return loss if goal.scale is None else goal.scale * loss
 
     def met(self, seen: Observation, goal: Goal) -> Tensor:
         """The wanted class leads, by ``kappa`` or more."""

@@ -15,7 +15,7 @@ from .. import data as data_sets
 from .. import models
 from ..autograd.layers import submodule
 from ..checks import Kind
-from ..errors import InputError
+from ..errors import InputError, memory_advice
 from ..interpreters import AttentionRollout, Gradient, InterpreterSpec
 from ..interpreters.base import accepted_kinds
 from ..interpreters.cam.token_grid import Attentions
@@ -38,7 +38,7 @@ def check_data(recipe: Recipe) -> data_sets.Data:
     there = weights is None or Path(weights).expanduser().is_file()
     if not there:
         problems.missing.append(f"model.weights: no file at {weights}")
-    loaded: data_sets.Data | None = problems.run(recipe.data.load, "data")
+    loaded: data_sets.Data | None = problems.run(lambda: _loaded(recipe), "data")
     for label, component in _installable(recipe):
         problems.run(component.ready, label)
     if loaded is not None:
@@ -49,6 +49,21 @@ def check_data(recipe: Recipe) -> data_sets.Data:
         problems.run(lambda: recipe.named(loaded.features))
     problems.stop()
     assert loaded is not None  # a problem otherwise; for the type checker
+    return loaded
+
+
+def _loaded(recipe: Recipe) -> data_sets.Data:
+    """The data set.
+
+    Raises:
+        InputError: also where a library refuses it, such as for want of memory.
+    """
+    try:
+        loaded: data_sets.Data = recipe.data.load()
+    except (RuntimeError, MemoryError) as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        advice = "; take fewer or smaller inputs" if memory_advice(why) else ""
+        raise InputError(f"cannot be made: {why}{advice}") from error
     return loaded
 
 

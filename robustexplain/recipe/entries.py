@@ -93,6 +93,9 @@ def model(entry: Any) -> Model:
         build = MODELS.get(made.name.partition(":")[0]).build
     except InputError as error:
         raise InputError(f"model.name: {error}") from None
+    for name in ("num_classes", "in_channels", "in_features"):
+        if name in made.options:
+            raise InputError(f"model.options.{name}: the data say it; leave it out, got {made.options[name]!r}")
     known = inspect.signature(build).parameters
     for name in made.options:
         if name not in known:

@@ -146,7 +146,7 @@ class _Loop:
         wrapped.train(not self.task.evaluating)
         for part in self.resting:
             part.eval()
-        total = torch.zeros((), device=device)
+        total = torch.zeros((), device=device, dtype=torch.float32)
         for i, (x, y) in enumerate(self._loader(epoch)):
             step, micro_batch = divmod(i, batches.share)
             progress = self._progress(epoch, step)

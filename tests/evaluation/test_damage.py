@@ -113,7 +113,8 @@ def test_damaged_cells_are_made_anew(root: Path) -> None:
     assert all(f"left out: {why}" in said for why in Results.read(folder).damaged)
     failed, said = run_again(root)
     assert failed == 0
-    assert said.count("damaged: ") == 2
+    assert said.startswith("damaged: ")
+    assert said.count("\ndamaged: ") == 1
     assert "cam / pgd is made anew" in said
     assert (root / "matrix.csv").read_bytes() == table
     assert Results.read(folder).damaged == ()

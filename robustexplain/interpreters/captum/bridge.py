@@ -100,7 +100,9 @@ class Captum(Interpreter):
     """Any of captum's attribution methods for classes, by the name of its class in ``captum.attr``.
 
     Explains the logit. Not differentiable: captum's graphs are partly detached, and elsewhere silently wrong. Hooks and
-    attributes that captum leaves on the model are removed, also after an exception.
+    attributes that captum leaves on the model are removed, also after an exception. ``DeepLift`` divides rounding noise
+    by rounding noise where a filter's answer hardly differs from the baseline's (flat parts of an image, in float32):
+    prefer :class:`~robustexplain.interpreters.DeepLIFT`, or set its threshold: ``options={"eps": 1e-4}``.
 
     Args:
         method: the class; layer methods and ``InternalInfluence`` give the map on the layer's grid.

@@ -205,7 +205,7 @@ INTERPRETERS.register(
 def stratified(count: int, rng: torch.Generator) -> Tensor:
     """``count`` draws of ``[0, 1]``, one from each of as many equal parts, in a random order: float32 ``[count]``."""
     strata = torch.randperm(count, generator=rng)
-    return (strata + torch.rand(count, generator=rng)) / count
+    return (strata + torch.rand(count, generator=rng, dtype=torch.float32)) / count
 
 
 def quadrature(rule: str, count: int) -> tuple[Tensor, Tensor]:

@@ -143,7 +143,9 @@ def fixed_noise(method: SmoothGrad | VarGrad, like: Tensor) -> Tensor:
     noise = known.get(key)
     if noise is None:
         # Drawn on the CPU in float32, so that the noise is the same on every device and in every dtype.
-        draws = torch.randn(method.samples, *like.shape[1:], generator=generator(method.seed, "noise"))
+        draws = torch.randn(
+            method.samples, *like.shape[1:], generator=generator(method.seed, "noise"), dtype=torch.float32
+        )
         noise = draws.to(like.device, like.dtype)
         # Another thread may draw for another size: each returns its own.
         known.clear()
