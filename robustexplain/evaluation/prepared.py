@@ -223,7 +223,7 @@ def classifier(settings: Model, data: data_sets.Data, seed: int, session: Sessio
         # Not the initial weights: what is drawn from a seed differs in last bits between kinds of machine.
         weights = None if settings.weights is None else sha256_of(Path(settings.weights).expanduser())
         asked = [settings.name, settings.options, settings.sha256, settings.pretrained, weights, settings.weights_key]
-        identity = [data.digest, *asked]
+        identity: list[object] = [data.digest, *asked]
         if settings.output is not None or settings.binary:
             identity += [settings.output, settings.binary]
         fit(model, cross_entropy, data.train, settings.train, name=name, seed=seed, session=session,

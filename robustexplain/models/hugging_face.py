@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..answers import read
-from ..data.inputs import InputSpec, Resize
+from ..data.inputs import InputSpec
+from ..data.pictures import Resize
 from ..errors import InputError, MissingDataError, UnknownNameError
 from ..registry import MODELS
 from .around import Around
