@@ -48,43 +48,47 @@ def contents(folder: Path, names: Sequence[str]) -> list[Content]:
     """
     path = default_root() / "contents" / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]}.json"
     known = _read(path)
-    thorough = len(names) <= FEW_FILES
-    begun, read_bytes = time.time(), 0
-    found: dict[str, Content] = {}
-    kept: dict[str, list[Any]] = {}
+    thorough, begun, root = len(names) <= FEW_FILES, time.time(), os.fspath(folder)
+    stamps = {name: _stamp(os.path.join(root, name)) for name in names}
+    found = {n: Content(*known[n][4:]) for n, stamp in stamps.items() if n in known and known[n][:4] == stamp}
+    new = [name for name in stamps if name not in found]
     threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
-        looks = threads.map(lambda name: _look(folder / name, known.get(name), thorough), names)
-        for name, (stamp, content) in zip(names, looks, strict=True):
-            found[name] = content
-            # The stamp was taken before the file was read: a change meanwhile shows in its times.
-            if begun - max(stamp[1:3]) / 1e9 > SETTLED_S:
-                kept[name] = [*stamp, *content]
-            if known.get(name, [])[: len(stamp)] != stamp:
-                read_bytes += stamp[0]
+        looks = threads.map(lambda name: _look(folder / name, thorough), new)
+        found.update(zip(new, looks, strict=True))
     finally:
         threads.shutdown(cancel_futures=True)
-    if read_bytes > FEW_BYTES:
-        _write(path, {**known, **kept})
+    if sum(stamps[name][0] for name in new) > FEW_BYTES:
+        # Stamps were taken before the files were read: a change meanwhile shows in their times.
+        # A fault is looked at again: it may be the machine's.
+        sure = [name for name in new if not found[name].fault]
+        settled = [name for name in sure if begun - max(stamps[name][1:3]) / 1e9 > SETTLED_S]
+        _write(path, {**known, **{name: [*stamps[name], *found[name]] for name in settled}})
     return [found[name] for name in names]
 
 
-def _look(path: Path, known: list[Any] | None, thorough: bool) -> tuple[list[int], Content]:
+def _stamp(path: str) -> list[int]:
     try:
-        status = path.stat()
-        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-        if known is not None and known[:4] == stamp:
-            return stamp, Content(*known[4:])
-        state = hashlib.sha256()
+        status = os.stat(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _look(path: Path, thorough: bool) -> Content:
+    state = hashlib.sha256()
+    try:
         with path.open("rb") as file:
             while block := file.read(2**20):
                 state.update(block)
-    except FileNotFoundError as error:
-        what = "is a link to nothing" if path.is_symlink() else "is not there any more"
-        raise InputError(f"{str(path)!r} {what}") from error
     except OSError as error:
-        raise InputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    return stamp, Content(state.hexdigest(), fault_of(path, thorough))
+        raise _unreadable(str(path), error) from error
+    return Content(state.hexdigest(), fault_of(path, thorough))
+
+
+def _unreadable(path: str, error: OSError) -> InputError:
+    what = "is a link to nothing" if os.path.islink(path) else f"cannot be read: {error.strerror or error}"
+    return InputError(f"{path!r} {what}")
 
 
 def _reader() -> list[Any]:

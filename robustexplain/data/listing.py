@@ -72,10 +72,11 @@ def listed(folder: Path) -> Listing:
     found.classes = tuple(sorted(folders))
     _refuse_parts(folder, found.classes)
     for label, name in enumerate(found.classes):
-        names = _images(folder / name, found)
+        names = _images(os.path.join(folder, name), found)
         if not names:
             raise InputError(f"{str(folder)!r}: the folder of class {name!r} holds no image ({', '.join(ENDINGS)})")
-        found.names += [path.relative_to(folder).as_posix() for path in names]
+        start = len(os.path.join(folder, ""))
+        found.names += [path[start:].replace(os.sep, "/") for path in names]
         found.labels += [label] * len(names)
     if len(found.classes) < 2:
         what = f"one class, {found.classes[0]!r}" if found.classes else f"no folder of a class ({found.loose} files)"
@@ -86,7 +87,7 @@ def listed(folder: Path) -> Listing:
     return found
 
 
-def _images(folder: Path, found: Listing) -> list[Path]:
+def _images(folder: str, found: Listing) -> list[str]:
     rows: list[tuple[str, list[str]]] = []
     above: set[str] = set()
     for root, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
@@ -101,7 +102,7 @@ def _images(folder: Path, found: Listing) -> list[Path]:
         shown = [name for name in names if not _is_hidden(name)]
         found.others.update(Path(n).suffix.lower() or n for n in shown if not n.lower().endswith(ENDINGS))
         rows.append((root, sorted(name for name in shown if name.lower().endswith(ENDINGS))))
-    return [Path(root, name) for root, names in sorted(rows) for name in names]
+    return [os.path.join(root, name) for root, names in sorted(rows) for name in names]
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

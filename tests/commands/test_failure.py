@@ -35,9 +35,10 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
 
     def called(*words: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["robustexplain", *map(str, words)])
-        with pytest.raises(SystemExit) as left, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            cli.main()
+            with pytest.raises(SystemExit) as left:
+                cli.main()
         return int(left.value.code or 0), capsys.readouterr().err
 
     return called
