@@ -129,14 +129,14 @@ def test_rollout_explains_scalars_where_it_depends_on_what_is_explained(tiny_vit
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (lambda z: z, r"a tensor \[5\], got \[5, 4\]"),
-        (lambda z: z[:, 0].sum(), r"a tensor \[5\], got \[\] of"),
-        (lambda z: z.argmax(1), r"a tensor \[5\], got \[5\] of torch.int64"),
+        (lambda z: z, r"a tensor \[\d\], got \[\d, 4\]"),
+        (lambda z: z[:, 0].sum(), r"a tensor \[\d\], got \[\] of"),
+        (lambda z: z.argmax(1), r"a tensor \[\d\], got \[\d\] of torch.int64"),
         (lambda z: 1.0, "got float"),
         (lambda z: z[:, 0].detach(), "without a gradient"),
-        (lambda z: z[:, 0] / 0, "NaN or infinity for 5 of 5"),
-        (lambda z: z["logits"], "failed on its answer to 5 inputs"),
-        (lambda z: z[:, 0] * torch.ones(3), "failed on its answer to 5 inputs"),
+        (lambda z: z[:, 0] / 0, r"NaN or infinity for (\d) of \1"),
+        (lambda z: z["logits"], r"failed on its answer to \d inputs"),
+        (lambda z: z[:, 0] * torch.ones(3), r"failed on its answer to \d inputs"),
         (1, "integer tensor of class indices, or a function"),
     ],
 )

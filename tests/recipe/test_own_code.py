@@ -162,7 +162,10 @@ def test_it_is_made_for_the_data_and_from_the_seed(folder: Path) -> None:
 @pytest.mark.parametrize(
     "change,expected",
     [
-        ("model.name=nope", "has no class or function 'nope'; it has MyNet, Softmax, Pair, Fails, one, number, digits"),
+        (
+            "model.name=nope",
+            "has no class or function 'nope'; it has MyNet, Softmax, Pair, Fails, one, number, Prepared, digits",
+        ),
         ("model.options.wide=3", "MyNet of {file} has no option 'wide'; it has num_classes, in_channels, width"),
         ("model={file: mine.py, name: number}", "number of {file} must make a torch.nn.Module, got int"),
         ("model={file: mine.py, name: Pair}", "must give one tensor of logits [B, 10], got tuple"),
