@@ -172,7 +172,6 @@ ROOMS: tuple[str, ...] = (
         "maps",
         "rounding",
         "progress",
-        "parts",
         "answers",
     ),
     *("autograd", "transforms", "data", "training", "models", "interpreters", "system", "metrics", "objectives"),

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..answers import read
-from ..data.inputs import InputSpec, Resize
+from ..data.inputs import InputSpec
+from ..data.pictures import Resize
 from ..errors import InputError, MissingDataError, UnknownNameError
 from ..registry import MODELS
 from .around import Around
@@ -91,7 +92,9 @@ def hugging_face(
         InputError: no image classifier, an image processor that does more than normalise, other channels.
     """
     library = _library()
-    name, what = _place(architecture), f"hf:{architecture}"
+    what, whole = f"hf:{architecture}", config is not None and mean is not None and std is not None
+    # What is rebuilt from its description needs no folder.
+    name = architecture if whole and not pretrained else _place(architecture)
     found = _config(library, name, what, config)
     channels = int(getattr(found, "num_channels", None) or 3)
     if pretrained and in_channels not in (None, channels):
@@ -147,7 +150,8 @@ def _config(library: Any, name: str, what: str, given: Mapping[str, Any] | None)
         return _fetched(
             lambda **where: library.AutoConfig.from_pretrained(name, trust_remote_code=False, **where), what
         )
-    plain = {key: value for key, value in given.items() if key != "auto_map"}
+    # Neither code of a repository nor weights of a part are looked for.
+    plain = {key: value for key, value in given.items() if key not in ("auto_map", "use_pretrained_backbone")}
     kind = plain.get("model_type")
     if not isinstance(kind, str) or kind not in library.CONFIG_MAPPING:
         raise UnknownNameError("model_type of transformers", str(kind), library.CONFIG_MAPPING)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.inputs import Resize
+from ..data.pictures import Resize
 from ..errors import InputError
 
 

@@ -247,6 +247,19 @@ def another_answer(of: Situation) -> list[str]:
     return []
 
 
+def another_order_of_classes(of: Situation) -> list[str]:
+    """A pretrained head whose classes are those of the data, in another order: labels would mean others."""
+    inputs = getattr(of.model, "inputs", None)
+    own, given = tuple(getattr(inputs, "class_names", ())), tuple(map(str, of.data.classes))
+    if own == given or sorted(own) != sorted(given):
+        return []
+    place = next(i for i, (a, b) in enumerate(zip(own, given, strict=True)) if a != b)
+    return [
+        f"model: class {place} of {of.recipe.model.name} is {own[place]!r}, that of {of.data.name} {given[place]!r}: "
+        "the same classes in another order"
+    ]
+
+
 def _forward(of: Situation) -> None:
     assert of.model is not None
     device = next((p.device for p in of.model.parameters()), torch.device("cpu"))
@@ -311,6 +324,7 @@ FINDINGS: tuple[Callable[[Situation], list[str]], ...] = (
     metrics_of_another_kind,
     another_size,
     another_answer,
+    another_order_of_classes,
     unknown_layers,
     no_attention,
     large_pools,

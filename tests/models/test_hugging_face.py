@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from torch import Tensor
 import robustexplain as rx
 from robustexplain import attacks, interpreters, models
 from robustexplain.errors import InputError, MissingDataError, UnsupportedModelError
+from robustexplain.recipe import check
+from robustexplain.recipe.checking import Situation, another_order_of_classes
 
 transformers = pytest.importorskip("transformers")
 MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
@@ -81,7 +85,8 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_logits_are_the_librarys_own_and_a_system_is_loaded_without_a_network(
     name: str, folders: dict[str, Path], x: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = models.load(f"hf:{folders[name]}")
+    folder = shutil.copytree(folders[name], tmp_path / "model")
+    model = models.load(f"hf:{folder}")
     theirs = transformers.AutoModelForImageClassification.from_pretrained(folders[name]).eval()
     images = (x * 255).round()
     processor = transformers.AutoImageProcessor.from_pretrained(folders[name])
@@ -92,9 +97,10 @@ def test_logits_are_the_librarys_own_and_a_system_is_loaded_without_a_network(
     assert (model.num_classes, model.in_channels, model.input_size) == (3, 3, 32)
     assert model.inputs == rx.data.InputSpec((32, 32), "squash", 3, ("cat", "dog", "fox"))
     system = rx.System(model, interpreters.Gradient(model), inputs=model.inputs)
-    system.save(tmp_path)
+    system.save(tmp_path / "system")
     offline(monkeypatch)
-    loaded = rx.System.load(tmp_path)
+    shutil.rmtree(folder)
+    loaded = rx.System.load(tmp_path / "system")
     assert torch.equal(loaded(x).maps, system(x).maps)
     assert loaded.inputs == model.inputs
 
@@ -245,3 +251,14 @@ def test_a_name_that_is_not_here_says_so_without_a_network(monkeypatch: pytest.M
 def test_an_image_of_another_size_is_refused_in_one_message(folders: dict[str, Path]) -> None:
     with pytest.raises(InputError, match=r"refuses images of shape \[1, 3, 40, 40\]"):
         models.load(f"hf:{folders['vit']}")(torch.rand(1, 3, 40, 40))
+
+
+def test_validate_builds_it_without_memory_and_compares_the_classes(folders: dict[str, Path]) -> None:
+    tree = {"data": "digits", "interpreters": ["gradcam"], "attacks": ["clean"]}
+    recipe = check({**tree, "model": {"name": f"hf:{folders['resnet']}"}})
+    with torch.device("meta"):
+        model = models.build(recipe.model.name, num_classes=3)
+    assert all(p.is_meta for p in model.parameters())
+    for classes, problems in ((("cat", "dog", "fox"), 0), (("dog", "cat", "fox"), 1), (("a", "b", "c"), 0)):
+        found = another_order_of_classes(Situation(recipe, SimpleNamespace(name="pets", classes=classes), model))  # type: ignore[arg-type]
+        assert len(found) == problems

@@ -57,7 +57,7 @@ def find_site(model: nn.Module, x: Tensor, layer: str | None) -> Site:
     """
     refuse_hidden(model, "the layer that gives the feature map is looked for")
     if layer is not None:
-        return _named(model, x, layer)
+        return _named(model, x, layers.full_name(model, layer))
     preferred = _preferred(model, x)
     if preferred is not None and preferred.layout == "tokens":
         if Blanked(model, x, [preferred.name]).agrees(preferred.changes):
