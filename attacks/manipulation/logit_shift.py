@@ -47,7 +47,7 @@ def shifted(model: nn.Module, x: Tensor) -> Iterator[None]:
     assert isinstance(layer.weight, Tensor)  # a linear layer's; for the type checker
     parametrize.register_parametrization(layer, "weight", CommonShift(layer.weight))
     # torch makes its container in train mode, whatever the layer is in.
-    layer.parametrizations.train(layer.training)
+    layer.get_submodule("parametrizations").train(layer.training)
     try:
         yield
     finally:
