@@ -14,13 +14,16 @@ from torch import Tensor
 from typing_extensions import Self
 
 from robustexplain import checks
+from robustexplain.autograd.second_derivatives import named_derivatives
 from robustexplain.checks import Kind
+from robustexplain.door import admit, answer
 from robustexplain.errors import InputError, NotDifferentiableError
 from robustexplain.fields import Natural, check_fields
 from robustexplain.interpreters import GradCAM
 from robustexplain.metrics import hit
 from robustexplain.models import build
 from robustexplain.objectives import Goal
+from robustexplain.objectives.confident import extreme, scale_of
 from robustexplain.random_streams import Streams
 from robustexplain.registry import INTERPRETERS
 from robustexplain.system import System
@@ -109,20 +112,29 @@ class Attack(ABC):
         Raises:
             InputError: bad tensors, a goal class equal to the label, or one for an attack that keeps the prediction.
             NotDifferentiableError: the attack needs the gradient of maps that have none.
+            UnsupportedModelError: a second derivative that torch lacks, or a surrogate for a model whose function calls
+                cannot be seen.
         """
         system = self.looks_at(system)
-        self._check(system, x, y, goal_class, goal_map)
+        with checks.one_dtype(x, system):
+            first = self._check(system, x, y, goal_class, goal_map)
         goal_map = self.default_goal_map(x) if goal_map is None else goal_map
-        goal = self._goal(system, x.detach(), y, goal_class, goal_map)
+        goal = rescaled(system, self._goal(system, x.detach(), y, goal_class, goal_map), first)
         streams = Streams.of(goal.x, self.seed, type(self).__name__)
-        with torch.enable_grad():
+        with torch.enable_grad(), named_derivatives():
             plan = self.plan(system)
             if not hasattr(plan, "run"):
                 raise InputError(f"{type(self).__name__}.plan must give a Plan, such as a Search, got {plan!r:.80}")
-            found = plan.run(system, goal, streams)
+            with checks.one_dtype(x, system):
+                found = plan.run(system, goal, streams)
         with torch.no_grad():
-            logits = system.model(found.x)
+            logits = answer(system.model, found.x, finite=False)
+            finite = logits.isfinite().all(1)
+            if not bool(finite.all()):
+                # A search may lead to such an answer, which is no success; the benign inputs may not.
+                answer(system.model, x)
         success = ~hit(logits, goal.label) if self.keeps_prediction else hit(logits, goal.label, goal.goal_class)
+        success &= finite
         return Attacked(found.x, success, found.zero_direction, found.stalled, found.surrogate_misled, found.queries)
 
     @abstractmethod
@@ -178,7 +190,7 @@ class Attack(ABC):
             return Goal(x, label, wanted)
         with torch.no_grad():
             found = system.interpreter.explain(x, native=True) if self.needs_maps else None
-            logits = system.model(x) if found is None else found.logits
+            logits = answer(system.model, x) if found is None else found.logits
         benign = None if found is None else found.maps
         goal = Goal(x, label, wanted, benign_map=benign, benign_logits=logits)
         if self.keeps_prediction:
@@ -188,16 +200,20 @@ class Attack(ABC):
         wanted_map = None if goal_map is None else system.interpreter.lay_out(goal_map.to(x), x)
         return replace(goal, goal_map=_native(wanted_map, benign))
 
-    def _check(self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None) -> None:
+    def _check(
+        self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None
+    ) -> Tensor:
+        """Refuse bad arguments; the logits of the first input."""
         checks.inputs(x)
         if checks.kind_of(x) not in self.takes:
             raise InputError(
                 f"attacks on inputs move pixels in [0, 1], and {type(self).__name__} got table rows of shape "
                 f"{list(x.shape)}; for tables see robustexplain.attacks.manipulation"
             )
-        checks.evaluating(system.model)
+        admit(system.model, x)
         with torch.no_grad():
-            num_classes = system.model(x[:1]).shape[1]
+            first = answer(system.model, x[:1])
+        num_classes = first.shape[1]
         checks.classes(y, len(x), num_classes, "y")
         if goal_class is not None:
             if self.keeps_prediction:
@@ -213,6 +229,19 @@ class Attack(ABC):
                 f"{type(self).__name__} needs the gradient of the maps, and {type(system.interpreter).__name__} has "
                 f"none; interpreters that do: {able}"
             )
+        return first
+
+
+def rescaled(system: System, goal: Goal, first: Tensor) -> Goal:
+    """The goal with a scale for each sample, where the logits are tiny or huge, as ``first`` ``[1, K]`` tells.
+
+    Otherwise a cross-entropy is lost to rounding, or outweighs every other term by the size of its logits.
+    """
+    if not extreme(first):
+        return goal
+    with torch.no_grad():
+        logits = system.model(goal.x) if goal.benign_logits is None else goal.benign_logits
+    return replace(goal, scale=scale_of(logits))
 
 
 @cache

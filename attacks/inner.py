@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from robustexplain.door import answer
 from robustexplain.random_streams import derive
 from robustexplain.system import System
 from robustexplain.training import TrainingStep, eval_mode, frozen
@@ -58,4 +59,4 @@ def crafted(
 
 @torch.no_grad()
 def _num_classes(model: nn.Module, x: Tensor) -> int:
-    return int(model(x[:1]).shape[1])
+    return int(answer(model, x[:1]).shape[1])

@@ -11,6 +11,7 @@ from torch import Tensor
 from robustexplain import maps as ops
 from robustexplain.fields import Eps, Radius, check_fields
 from robustexplain.random_streams import Streams
+from robustexplain.rounding import is_half, toward, wide
 
 Norm = Literal["linf", "l2"]
 """The norm in which the size of a change is measured."""
@@ -103,13 +104,16 @@ class Linf(Threat):
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
         """Clip to the box around ``x`` and to ``[0, 1]``."""
         low, high = self._sides(x) if self.sides is None else self.sides
-        return variable.clamp(low, high)
+        return variable.clamp(low, high).to(x.dtype)
 
     def sample(self, x: Tensor, streams: Streams) -> Tensor:
         """Uniform in the box."""
         return x + streams.uniform(x, -self.eps, self.eps)
 
     def _sides(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if is_half(x):
+            low, high = ((x.double() + side).clamp(0, 1) for side in (-self.eps, self.eps))
+            return toward(x, low), toward(x, high)
         return (x - self.eps).clamp(0, 1), (x + self.eps).clamp(0, 1)
 
 
@@ -126,11 +130,13 @@ class L2(Threat):
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
         """Project onto the ball, then clip to ``[0, 1]`` (which never increases the distance to ``x``)."""
-        delta = variable - x
+        start = wide(x)
+        delta = variable - start
         norm = ops.expand(delta.flatten(1).norm(dim=1), delta)
-        return (x + delta * (self.eps / norm.clamp(min=1e-12)).clamp(max=1)).clamp(0, 1)
+        inside = (start + delta * (self.eps / norm.clamp(min=1e-12)).clamp(max=1)).clamp(0, 1)
+        return toward(x, inside) if is_half(x) else inside
 
     def sample(self, x: Tensor, streams: Streams) -> Tensor:
         """Uniform in direction, on the sphere."""
-        noise = streams.normal(x)
+        noise = wide(streams.normal(x))
         return x + noise * (self.eps / ops.expand(noise.flatten(1).norm(dim=1), noise))

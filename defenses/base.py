@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, get_args
 
+from robustexplain.autograd.second_derivatives import named_derivatives
 from robustexplain.errors import InputError, UnsupportedModelError
 from robustexplain.fields import Natural, check_fields
 from robustexplain.registry import DEFENSES
@@ -72,7 +73,8 @@ class Defense(ABC):
         if self.needs_data and (data is None or len(data) == 0):
             raise InputError(f"{type(self).__name__} trains, and needs data: samples that the evaluation does not use")
         self._in_order(system)
-        defended = self._defend(system, data, session or Session())
+        with named_derivatives():
+            defended = self._defend(system, data, session or Session())
         if not isinstance(defended, System):
             raise InputError(f"{type(self).__name__} must give a System, got {type(defended).__name__}")
         return replace(defended, defenses=(*system.defenses, self.name))

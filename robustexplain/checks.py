@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import InputError
+from .parts import modules_of
 
 Kind = Literal["images", "tables"]
 """The kind of inputs or maps: images ``[B, C, H, W]`` with maps ``[B, H, W]``, or table rows ``[B, D]``, maps alike."""
@@ -41,6 +45,12 @@ def inputs(x: Tensor) -> None:
         raise InputError(f"x must be a torch.Tensor, got {type(x).__name__}")
     if not x.is_floating_point():
         raise InputError(f"x must be floating point, got {x.dtype}; for 8-bit images use x.float() / 255")
+    if x.is_nested or x.layout != torch.strided:
+        raise InputError(
+            f"x must be a dense tensor, got one of layout {x.layout}; x.to_dense() makes a sparse one dense"
+        )
+    if x.is_meta:
+        raise InputError("x must hold values, got a tensor on the meta device, which has none")
     if x.dim() not in (2, 4):
         raise InputError(
             f"x must be table rows [B, D] or images [B, C, H, W], got {list(x.shape)}; a single one needs x[None]"
@@ -52,7 +62,7 @@ def inputs(x: Tensor) -> None:
         raise InputError("x holds NaN or infinity")
     if x.dim() == 4 and (low < 0 or high > 1):
         raise InputError(
-            f"x must lie in [0, 1], got values from {low:.4g} to {high:.4g}; "
+            f"x must lie in [0, 1], got values from {low:.9g} to {high:.9g}; "
             "normalisation belongs inside the model (see robustexplain.models.Classifier)"
         )
 
@@ -72,8 +82,48 @@ def images(x: Tensor, what: str = "this") -> None:
         raise InputError(f"{what} takes images [B, C, H, W] in [0, 1], got table rows of shape {list(x.shape)}")
 
 
+@contextmanager
+def one_dtype(x: Tensor, part: object) -> Iterator[None]:
+    """Within this block, torch's error about mixed dtypes says what the input and a part's weights are.
+
+    Args:
+        x: the input.
+        part: a system, an interpreter or a network.
+
+    Raises:
+        InputError: in place of that error.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, InputError) or not _DTYPES.search(str(error)):
+            raise
+        found = [f"{type(m).__name__} {_names(m)}" for m in dict.fromkeys(modules_of(part)) if _names(m)]
+        raise InputError(
+            f"x is {_name(x.dtype)}, and the weights are: {', '.join(found) or 'none'}; torch mixes no dtypes "
+            f"({str(error).splitlines()[0]}). Give x in the dtype of the model, and move a system as a whole, as by "
+            "system.to(dtype), which moves its interpreter and detector too"
+        ) from error
+
+
+_DTYPES = re.compile(
+    r"scalar type|same dtype|dtypes? to match|[Mm]ixed dtype|mixed \(CPU\)|type \(.*should be the same|"
+    r"must have the same dtype|expected .* dtype"
+)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _names(module: nn.Module) -> str:
+    """The dtypes of a module's weights, in words."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return " and ".join(sorted({_name(t.dtype) for t in tensors if t.is_floating_point()}))
+
+
 def evaluating(model: nn.Module, what: str = "the model") -> None:
-    """Refuse a model any part of which is in train mode.
+    """Refuse a model any part of which is in train mode, or is a batch norm without statistics of its own.
 
     Args:
         model: any module.
@@ -82,13 +132,34 @@ def evaluating(model: nn.Module, what: str = "the model") -> None:
     Raises:
         InputError: naming the part.
     """
+    # Called in every step of an attack: names are looked for only where there is something to say.
+    if not any(module.training or _mixes_samples(module) for module in parts_of(model)):
+        return
     for name, module in model.named_modules():
+        part = f"its part {name!r}" if name else "it"
         if module.training:
-            part = f"its part {name!r}" if name else "it"
             raise InputError(
                 f"{what} must be in eval mode, but {part} is in train mode, where batch norm mixes samples and "
-                "dropout draws; call .eval() on it first"
+                "dropout draws; call .eval() on it first (an exported model has no mode: pass the plain model)"
             )
+        if _mixes_samples(module):
+            raise InputError(
+                f"{what} mixes samples: {part} is a {type(module).__name__} without running statistics "
+                "(track_running_stats=False), which takes those of the batch in eval mode too, so that a sample's "
+                "result depends on the others; use one with running statistics, or another norm"
+            )
+
+
+def parts_of(model: nn.Module) -> list[nn.Module]:
+    """The module and all below it; one that is used twice may appear twice."""
+    found = [model]
+    for module in found:  # grows
+        found += [part for part in module._modules.values() if part is not None]
+    return found
+
+
+def _mixes_samples(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.running_mean is None and module.running_var is None
 
 
 def classes(c: Tensor, batch: int, num_classes: int, name: str) -> None:

@@ -6,6 +6,7 @@ import atexit
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,13 +18,13 @@ from . import __version__
 from .commands.attack import attack
 from .commands.copy import copy
 from .commands.explain import explain
+from .commands.failure import DEBUG, explained, wants_traceback
 from .commands.gallery import gallery
 from .commands.list import list_kind
 from .commands.report import report
 from .commands.run import run
 from .commands.sanity import sanity
 from .commands.validate import validate
-from .errors import InputError
 
 INTERRUPTED = 130
 
@@ -59,21 +60,31 @@ def _top(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help=f"Show the traceback of an error; {DEBUG}=1 does so too.")
+    ] = False,
 ) -> None:
     # Options of the command itself; its help is that of `app`.
-    pass
+    if debug:
+        os.environ[DEBUG] = "1"
 
 
 def main() -> None:
-    """Run the command; bad input ends with one readable message and exit code 2, not with a traceback."""
+    """Run the command; an error ends with one message: exit code 2 for bad input, 1 for the rest.
+
+    The traceback is shown before it on request alone: ``robustexplain --debug VERB ...``.
+    """
     with _second_interrupt_leaves():
         try:
             app()
-        except InputError as error:
-            typer.secho(f"error: {error}", fg="red", err=True)
-            sys.exit(2)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
+        except Exception as error:
+            if wants_traceback():
+                traceback.print_exc()
+            message, status = explained(error)
+            typer.secho(f"error: {message}", fg="red", err=True)
+            sys.exit(status)
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -23,7 +25,9 @@ class UnknownNameError(InputError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
-        near = difflib.get_close_matches(name, self.known, n=3, cutoff=0.5)
+        # Of dotted names, those that end in it come first: ``layer3`` for ``net.layer3``.
+        ends = [known for known in self.known if name and known.endswith(f".{name}")]
+        near = list(dict.fromkeys([*ends, *difflib.get_close_matches(name, self.known, n=3, cutoff=0.5)]))[:3]
         hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {_some(self.known)}"
         super().__init__(f"unknown {kind} {name!r}; {hint}")
 
@@ -48,6 +52,33 @@ class RunMismatchError(InputError):
     """A run directory that was made by another recipe, version, data set or set of weights."""
 
 
+class RunBusyError(InputError):
+    """A run directory that another process writes; the message says which one."""
+
+
+class DamagedFileError(InputError):
+    """A file of a run or of a saved system that cannot be read, or was changed since it was written; it is named."""
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Within the block an error that is no ``InputError`` is noted to have come while this was being done."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        # What add_note writes, which Python 3.10 has not.
+        error.__notes__ = [what, *getattr(error, "__notes__", ())]
+        raise
+
+
+def memory_advice(text: str) -> str:
+    """What to do about an error with this text, if it says that memory does not suffice; otherwise nothing."""
+    short = re.search("MemoryError|out of memory|can(no|')t allocate memory|not enough memory", text, re.IGNORECASE)
+    return "lower evaluation.batch_size, or a training's batch_size or micro_batch" if short else ""
+
+
 class RobustExplainWarning(UserWarning):
     """Something that looks like robustness and may not be."""
 
@@ -60,9 +91,21 @@ class ZeroMapGradientWarning(ZeroDirectionWarning):
     """An attack follows a map whose gradient is zero: its failure would say nothing about the defense."""
 
 
+class SaturatedWarning(RobustExplainWarning):
+    """A map of a probability that rounds to 0 or 1: it is zero, or says nothing."""
+
+
 class FoolingFailedWarning(RobustExplainWarning):
     """An attack on a model changed nothing: its failure would say nothing about the interpreter."""
 
 
 class FewScoresWarning(RobustExplainWarning):
     """An alarm that is calibrated on too few clean inputs to know its share of false alarms."""
+
+
+class DataWarning(RobustExplainWarning):
+    """Something about the data that may not be meant: files left out, a class missing from a part, copies."""
+
+
+class PartlySmoothedWarning(RobustExplainWarning):
+    """Smoothing replaces a network's rectifiers, and other activations with kinks stay as they are."""

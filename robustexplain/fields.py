@@ -26,7 +26,7 @@ NonNegative = Annotated[float, at.Ge(0)]
 """A weight."""
 Positive = Annotated[float, at.Gt(0)]
 """A scale, a learning rate, a temperature."""
-Count = Annotated[int, at.Ge(1)]
+Count = Annotated[int, at.Ge(1), at.Le(10**9)]
 """A number of steps, epochs or samples."""
 Natural = Annotated[int, at.Ge(0)]
 """A number that may be zero: a seed, a warm start of no steps."""

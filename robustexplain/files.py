@@ -2,33 +2,63 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from .errors import DamagedFileError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors of a disk that takes no more: whatever comes next fails as well."""
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> Path:
     """Let ``write`` fill a file beside ``path``, then rename it into place in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    aside = Path(name)
-    try:
-        write(aside)
-        aside.chmod(0o644)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        aside = Path(name)
+        try:
+            write(aside)
+            aside.chmod(0o644)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An error of the system names the file that was to be written, not the one aside; safetensors' become such."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+    except SafetensorError as error:
+        found = re.search(r"os error\s+(\d+)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk takes no more: it is full, or it may not be written."""
+    return isinstance(error, OSError) and error.errno in FULL
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -41,6 +71,22 @@ def write_json(path: Path, content: Any) -> Path:
     return write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        DamagedFileError: it is missing, or no JSON, or nested too deeply.
+    """
+    if not path.is_file():
+        raise DamagedFileError(f"{path} is missing")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise DamagedFileError(f"{path} is damaged: it is nested too deeply") from None
+    except ValueError as error:
+        raise DamagedFileError(f"{path} is damaged: {error}") from error
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
     """Write a safetensors file in one step."""
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -48,15 +94,39 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and metadata of a safetensors file."""
-    with safe_open(str(path), framework="pt") as file:
+    """The tensors and metadata of a safetensors file.
+
+    Raises:
+        DamagedFileError: it is missing, cut off, or no such file.
+    """
+    with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file."""
-    with safe_open(str(path), framework="pt") as file:
+    """The metadata of a safetensors file, which is not cut off.
+
+    Raises:
+        DamagedFileError: it is missing, cut off, or no such file.
+    """
+    with _opened(path) as file:
         return dict(file.metadata() or {})
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        raise DamagedFileError(f"{path} is missing")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise DamagedFileError(f"{path} is damaged: {error}") from error
+
+
+def as_text(word: str) -> str:
+    """A word that a spreadsheet takes for text: one that would begin a formula gets an apostrophe in front."""
+    return f"'{word}" if word[:1] in ("=", "+", "-", "@", "\t", "\r") else word
 
 
 def digest(content: Any) -> str:

@@ -7,7 +7,10 @@ stands in a batch, and on which of several processes. The global random state is
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +27,25 @@ def derive(seed: int, *words: object) -> int:
 def generator(seed: int, *words: object) -> torch.Generator:
     """A CPU generator seeded by :func:`derive`."""
     return torch.Generator().manual_seed(derive(seed, *words))
+
+
+_global_state = threading.RLock()
+
+
+@contextmanager
+def global_state(device: torch.device) -> Iterator[None]:
+    """Restore the global random states (torch, numpy, python) after the block, which one thread enters at a time.
+
+    For code of others that draws from them: two threads at once would get each other's draws.
+    """
+    with _global_state:
+        states = np.random.get_state(), random.getstate()  # noqa: NPY002
+        try:
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                yield
+        finally:
+            np.random.set_state(states[0])  # noqa: NPY002
+            random.setstate(states[1])
 
 
 @dataclass(frozen=True)
@@ -58,5 +80,7 @@ class Streams:
 
     def _draw(self, like: Tensor, how: object) -> Tensor:
         shape = like.shape[1:]
-        draws = torch.stack([how(shape, generator=g) for g in self.generators])  # type: ignore[operator]
+        # In float32 always: torch's default dtype would change the draws.
+        made = [how(shape, generator=g, dtype=torch.float32) for g in self.generators]  # type: ignore[operator]
+        draws = torch.stack(made)
         return draws.to(like.device, like.dtype)

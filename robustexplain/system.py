@@ -18,6 +18,7 @@ from . import checks
 from .data.inputs import InputSpec
 from .errors import InputError
 from .interpreters.base import Interpreter
+from .interpreters.scalar import Target
 from .parts import modules_of, moved
 from .registry import PARTS
 from .transforms import HarmlessChange, harmless_for
@@ -143,12 +144,13 @@ class System:
         parts = [type(part).__name__ for part in (self.model, self.interpreter, self.detector) if part is not None]
         return f"System({', '.join(parts)}; inputs={self.inputs!r}, defenses={self.defenses!r})"
 
-    def __call__(self, x: Tensor, target: Tensor | None = None) -> Explained:
+    def __call__(self, x: Tensor, target: Target | None = None) -> Explained:
         """Classify, explain and, where there is a detector, score ``x`` ``[B, C, H, W]`` in ``[0, 1]``.
 
         Args:
             x: the batch.
-            target: ``[B]`` classes to explain; default the prediction.
+            target: ``[B]`` classes to explain; default the prediction. Or a function of the model's answer that gives
+                one number an input, ``[B]`` (:meth:`Interpreter.explain`).
 
         Raises:
             InputError: bad ``x`` or ``target``, images of another size than ``inputs`` says, a part in train mode.
@@ -162,7 +164,7 @@ class System:
         seen = Explained(found.logits, found.maps, interpreter=self.interpreter)
         if self.detector is None:
             return seen
-        with torch.no_grad():
+        with torch.no_grad(), checks.one_dtype(x, self):
             score = scored(self.detector, x, seen if target is None else None)
         # A score that is NaN raises the alarm: it compares as neither above nor below.
         return replace(seen, score=score, alarm=~(score <= self.detector.threshold))

@@ -36,7 +36,7 @@ def test_python_snippets_of_the_readme_run(index: int, tmp_path: Path, monkeypat
     exec(compile(blocks("python")[index], f"README.md python {index}", "exec"), module.__dict__)
 
 
-@pytest.mark.parametrize("page", ["index", "concepts", "metrics", "attacks", "manipulations"])
+@pytest.mark.parametrize("page", ["index", "concepts", "interpreters", "metrics", "attacks", "manipulations"])
 @pytest.mark.filterwarnings("ignore::robustexplain.errors.RobustExplainWarning")
 def test_the_snippet_of_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import robustexplain
-from robustexplain import System, files, models
+from robustexplain import System, files, models, seals
 from robustexplain.attacks import ADV2, PGD
 from robustexplain.autograd.rectifiers import Softplus
 from robustexplain.defenses import AID, Aggregate, AggregatedInterpreter, BetaSmoothing, Defense, XEnsemble
@@ -46,7 +46,7 @@ from robustexplain.interpreters import (
 )
 from robustexplain.models.skops_file import dumped
 from robustexplain.registry import DETECTORS
-from robustexplain.storage import checksum, manifest
+from robustexplain.storage import checksum
 from robustexplain.training import Training
 from robustexplain.transforms import transforms as squeezers
 
@@ -79,7 +79,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object], *, seal: bool
     change(described)
     if seal:
         sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in described["files"]}
-        described = manifest.sealed({**described, "files": sums})
+        described = seals.sealed({**described, "files": sums})
     (folder / "system.json").write_text(json.dumps(described))
 
 

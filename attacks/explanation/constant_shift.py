@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from robustexplain import checks
-from robustexplain import maps as ops
 from robustexplain.autograd import input_shift
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Eps, Fraction, Positive
 from robustexplain.objectives import DropTopK, Goal, KeepPrediction, Objective, TopKLeft
 from robustexplain.random_streams import Streams
 from robustexplain.registry import ATTACKS
+from robustexplain.rounding import moved_by, wide
 from robustexplain.system import System
 
 from ..base import Attack
@@ -41,12 +41,12 @@ class Shift(Threat):
 
     def start(self, x: Tensor, streams: Streams | None = None) -> Tensor:
         """No shift, or a random one."""
-        zero = x.new_zeros(*x.shape[:2], 1, 1)
+        zero = wide(x.new_zeros(*x.shape[:2], 1, 1))
         return zero if streams is None else self.project(x, self.sample(x, streams))
 
     def apply(self, x: Tensor, variable: Tensor) -> Tensor:
         """The shifted image."""
-        return ops.clipped(x + variable)
+        return moved_by(x, variable)
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
         """Clip to ``eps`` and, without ``saturate``, so that pixels stay in ``[0, 1]``."""
@@ -57,8 +57,8 @@ class Shift(Threat):
 
     def sample(self, x: Tensor, streams: Streams) -> Tensor:
         """A random direction (uniform in the cube, scaled to its surface) times a random share of ``eps``."""
-        u = streams.uniform(x.new_empty(*x.shape[:2], 1, 1), -1, 1)
-        share = streams.uniform(x.new_empty(len(x), 1, 1, 1))
+        u = streams.uniform(wide(x.new_empty(*x.shape[:2], 1, 1)), -1, 1)
+        share = streams.uniform(wide(x.new_empty(len(x), 1, 1, 1)))
         return self.eps * share * u / u.abs().amax(1, keepdim=True).clamp(min=1e-12)
 
 

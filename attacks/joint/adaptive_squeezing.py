@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from robustexplain.door import answer
 from robustexplain.errors import FieldError
 from robustexplain.fields import Count, Eps, Fraction, Natural, NonNegative, Positive
 from robustexplain.objectives import (
@@ -95,7 +96,7 @@ class _TwoStageSearch(Plan):
         if self.first is not None:
             squeezed = self.first.run(system, goal, streams)
             with torch.no_grad():
-                goal = _towards(goal, system.model(squeezed.x))
+                goal = _towards(goal, answer(system.model, squeezed.x))
             queries = squeezed.queries + 1
         found = self.second.run(system, goal, streams)
         each = self.draws if draws(system.model) else 1

@@ -13,6 +13,7 @@ from robustexplain.fields import Count, Fraction, NonNegative, Positive, Radius
 from robustexplain.objectives import FlowLoss, Margin
 from robustexplain.random_streams import Streams
 from robustexplain.registry import ATTACKS
+from robustexplain.rounding import wide
 from robustexplain.system import System
 
 from ..adaptive import Adaptation
@@ -43,21 +44,21 @@ class Flow(Threat):
 
     def start(self, x: Tensor, streams: Streams | None = None) -> Tensor:
         """No flow, or with ``streams`` a small random one."""
-        none = x.new_zeros(len(x), 2, *x.shape[-2:])
+        none = wide(x.new_zeros(len(x), 2, *x.shape[-2:]))
         return none if streams is None else self.project(x, self.sample(x, streams))
 
     def apply(self, x: Tensor, variable: Tensor) -> Tensor:
         """The moved image."""
         height, width = x.shape[-2:]
-        rows = torch.arange(height, device=x.device, dtype=x.dtype)[:, None]
-        columns = torch.arange(width, device=x.device, dtype=x.dtype)
+        rows = torch.arange(height, device=x.device, dtype=variable.dtype)[:, None]
+        columns = torch.arange(width, device=x.device, dtype=variable.dtype)
         top, down = _cells(rows + variable[:, 0], height)
         left, across = _cells(columns + variable[:, 1], width)
         bottom, right = (top + 1).clamp(max=height - 1), (left + 1).clamp(max=width - 1)
         above = _taken(x, top, left) * (1 - across) + _taken(x, top, right) * across
         below = _taken(x, bottom, left) * (1 - across) + _taken(x, bottom, right) * across
         # The weights sum to one up to rounding.
-        return ops.clipped(above * (1 - down) + below * down)
+        return ops.clipped(above * (1 - down) + below * down).to(x.dtype)
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
         """Clip each component to the bound."""
@@ -65,7 +66,7 @@ class Flow(Threat):
 
     def sample(self, x: Tensor, streams: Streams) -> Tensor:
         """Uniform within ``start_range``."""
-        like = x.new_empty(len(x), 2, *x.shape[-2:])
+        like = wide(x.new_empty(len(x), 2, *x.shape[-2:]))
         return streams.uniform(like, -self.start_range, self.start_range)
 
 

@@ -55,7 +55,7 @@ class Trigger:
     def _texture(self, x: Tensor) -> tuple[Tensor, Tensor]:
         channels, height, width = x.shape[1:]
         if self.kind == "blend":
-            noise = torch.rand(channels, height, width, generator=generator(self.seed, "trigger"))
+            noise = torch.rand(channels, height, width, generator=generator(self.seed, "trigger"), dtype=torch.float32)
             return noise.to(x), x.new_ones(())
         side = max(3, round(self.size * min(height, width)))
         cover, texture = x.new_zeros(height, width), x.new_zeros(height, width)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from robustexplain import checks
+from robustexplain.autograd.second_derivatives import named_derivatives
 from robustexplain.checks import Kind
 from robustexplain.errors import InputError
 from robustexplain.features import Feature
@@ -101,7 +102,8 @@ class Manipulation(ABC):
             )
         if data is not None and len(data):
             checks.kind(data[0][0][None], self.takes, type(self).__name__)
-        return self._manipulate(system, data, session or Session())
+        with named_derivatives():
+            return self._manipulate(system, data, session or Session())
 
     @abstractmethod
     def _manipulate(self, system: System, data: Samples | None, session: Session) -> System:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from robustexplain import files
 from robustexplain.data import labels_of, stack
+from robustexplain.door import answer
 from robustexplain.interpreters import Interpreter
 from robustexplain.interpreters.module import ExplainingModel
 from robustexplain.objectives import Observation
@@ -61,7 +62,7 @@ class FineTuningTask:
     @cached_property
     def least_accuracy(self) -> float:
         """The honest model's accuracy on the held-out samples, minus the budget."""
-        correct = sum(int((self.honest.model(x).argmax(1) == y).sum()) for x, y in self._batches(0, 1))
+        correct = sum(int((answer(self.honest.model, x).argmax(1) == y).sum()) for x, y in self._batches(0, 1))
         return correct / len(self.held) - self.attack.budget - 1e-9
 
     def loss(self, module: nn.Module, x: Tensor, y: Tensor, moment: TrainingStep) -> Tensor:
@@ -84,7 +85,7 @@ class FineTuningTask:
         for x, y in self._batches(accelerator.process_index, accelerator.num_processes):
             batch = self._batch(x, y, TrainingStep(self.attack.seed, 0, 1.0), self.pools[1])
             keep, fool = self._terms(real, batch)
-            correct = (real.model(x).argmax(1) == y).sum()
+            correct = (answer(real.model, x).argmax(1) == y).sum()
             parts = (*_sums(keep), *_sums(fool), correct, y.new_tensor(len(y)))
             sums += torch.stack([part.to(sums) for part in parts])
         sums = accelerator.reduce(sums, "sum")
@@ -102,7 +103,7 @@ class FineTuningTask:
         """Target probabilities: the honest model's; one-hot where a new answer differs from its prediction."""
         goal = batch.goal
         assert goal.goal_class is not None  # every batch has answers; for the type checker
-        honest = self.honest.model(goal.x).softmax(1)
+        honest = answer(self.honest.model, goal.x).softmax(1)
         one_hot = F.one_hot(goal.goal_class, honest.shape[1]).to(honest)
         kept = ~batch.new_answer | (honest.argmax(1) == goal.goal_class)
         wanted = torch.where(kept[:, None], honest, one_hot)

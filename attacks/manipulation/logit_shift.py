@@ -46,6 +46,8 @@ def shifted(model: nn.Module, x: Tensor) -> Iterator[None]:
     layer = layers.submodule(model, layers.logit_layer(model, x))
     assert isinstance(layer.weight, Tensor)  # a linear layer's; for the type checker
     parametrize.register_parametrization(layer, "weight", CommonShift(layer.weight))
+    # torch makes its container in train mode, whatever the layer is in.
+    layer.get_submodule("parametrizations").train(layer.training)
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustexplain.checks import Kind
+from robustexplain.door import answer
 from robustexplain.errors import InputError
 from robustexplain.fields import Natural, check_fields
 from robustexplain.interpreters.base import Explanation, Interpreter, explained_class
@@ -159,7 +160,7 @@ class Reasons(Interpreter):
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         with torch.no_grad():
-            logits = self.model(x)
+            logits = answer(self.model, x)
             classes = explained_class(logits, target)
             shown = self.reasons(x.detach(), logits.argmax(1))
             maps = torch.cat([_signed(rules, x[i : i + 1], classes[i]) for i, rules in enumerate(shown)])
@@ -191,7 +192,7 @@ class RuleReasons(Reasons):
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         with torch.no_grad():
-            logits = self.model(x)
+            logits = answer(self.model, x)
             share = self.rules.shares(x.shape[1], x)[self.rules.fires(x)]
             agrees = self.rules(x) == explained_class(logits, target)
         return Explanation(logits, torch.where(agrees[:, None], share, -share))
@@ -231,7 +232,7 @@ def leaves(tree: Any, classes: Any, columns: list[int], features: tuple[str, ...
 @torch.no_grad()
 def decisions_of(model: nn.Module, x: Tensor, size: int = 1024) -> Tensor:
     """``[N]``: the classes that a model predicts for rows ``[N, D]``, in batches of ``size``."""
-    return torch.cat([model(part).argmax(1) for part in x.split(size)])
+    return torch.cat([answer(model, part).argmax(1) for part in x.split(size)])
 
 
 def table_of(data: Samples | None, session: Session) -> tuple[Tensor, Tensor]:

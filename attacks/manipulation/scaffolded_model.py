@@ -81,4 +81,6 @@ def rebuild(model: nn.Module, rule: nn.Module, detector: nn.Module, cut: float) 
     if not isinstance(rule, FeatureRule):
         raise InputError(f"the rule of a scaffold must be a FeatureRule, got {type(rule).__name__}")
     width = rule.in_features
-    return Scaffold(model, rule, detector, torch.zeros(width), torch.ones(width), cut)
+    return Scaffold(
+        model, rule, detector, torch.zeros(width, dtype=torch.float32), torch.ones(width, dtype=torch.float32), cut
+    )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustexplain.door import answer
 from robustexplain.errors import InputError
 from robustexplain.features import Feature, index_of
 from robustexplain.fields import Count, Fraction, Positive
@@ -208,7 +209,7 @@ def scaffold_quality(attack: Scaffolding, system: System, data: Samples, x: Tens
     scaled = replace(attack, draws=max(1, round(attack.draws * len(x) / len(data))))
     rows, labels = scaled.imitate(x.cpu(), mean, std, data)
     with torch.no_grad():
-        agree = scaffold(x).argmax(1) == scaffold.model(x).argmax(1)
+        agree = scaffold(x).argmax(1) == answer(scaffold.model, x).argmax(1)
         probability = scaffold.detector(torch.from_numpy(rows).to(scaffold.mean.device)).softmax(1)[:, 1]
     real = (probability >= scaffold.cut).cpu().numpy()
     hits = float((real & (labels == 1)).sum())

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robustexplain.data import stack
+from robustexplain.door import answer
 from robustexplain.errors import UnsupportedModelError
 from robustexplain.interpreters import Interpreter
 from robustexplain.training import Samples
@@ -42,11 +43,11 @@ def standardised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def model_outputs(model: nn.Module, x: Tensor, chunk: int = 65536) -> Tensor:
     """Logits ``[N, K]`` on the CPU for rows ``[N, D]``, wherever the model is."""
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    return torch.cat([model(part.to(device)).cpu() for part in x.split(chunk)])
+    return torch.cat([answer(model, part.to(device)).cpu() for part in x.split(chunk)])
 
 
 @torch.no_grad()
 def as_answered(honest: Interpreter, x: Tensor) -> dict[str, View]:
     """Rows ``[B, D]`` unchanged, with the honest model's predictions, which the manipulated model should keep."""
-    answers = honest.model(x).argmax(1)
+    answers = answer(honest.model, x).argmax(1)
     return {"as they are": View(x, answers, answers)}

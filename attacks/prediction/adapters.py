@@ -18,11 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustexplain.door import answer
 from robustexplain.errors import FieldError, InputError, UnknownNameError
 from robustexplain.fields import Radius
 from robustexplain.objectives import Goal, Misclassify, Objective, Observation
-from robustexplain.random_streams import Streams
+from robustexplain.objectives.confident import bounded
+from robustexplain.random_streams import Streams, global_state
 from robustexplain.registry import ATTACKS
+from robustexplain.rounding import is_half, toward, wide
 from robustexplain.system import System
 from robustexplain.training import frozen
 
@@ -56,7 +59,7 @@ class GuardedModel(nn.Module):
         """``[B, K]``."""
         self.count += len(x)
         logits: Tensor = self._model[0](x.to(self.like))
-        return logits.to(x.dtype)
+        return bounded(logits.to(x.dtype))
 
 
 @dataclass(frozen=True)
@@ -120,16 +123,18 @@ class FunctionPlan(Plan):
     def _once(self, model: nn.Module, goal: Goal) -> tuple[Tensor, int]:
         guarded = GuardedModel(model, goal.x)
         wanted = None if goal.goal_class is None else goal.goal_class.clone()
-        x = self.call(guarded, goal.x.clone(), goal.label.clone(), wanted)
+        # The library works in float32 at least; its result is rounded towards the input, so that no ball is left.
+        x = self.call(guarded, wide(goal.x).clone(), goal.label.clone(), wanted)
         if not isinstance(x, Tensor) or x.shape != goal.x.shape or not bool(torch.isfinite(x).all()):
             what = f"shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise InputError(f"{self.name} must return finite images of shape {list(goal.x.shape)}, got {what}")
-        return x.detach().to(goal.x), guarded.count
+        found = x.detach().to(goal.x.device)
+        return toward(goal.x, found) if is_half(goal.x) else found.to(goal.x), guarded.count
 
 
 @torch.no_grad()
 def _stalled(system: System, goal: Goal, x: Tensor) -> Tensor:
-    before, after = (Observation(image, system.model(image)) for image in (goal.x, x))
+    before, after = (Observation(image, answer(system.model, image)) for image in (goal.x, x))
     aim = Misclassify()
     return ~aim.met(after, goal) & (aim.loss(after, goal) >= aim.loss(before, goal))
 
@@ -137,16 +142,11 @@ def _stalled(system: System, goal: Goal, x: Tensor) -> Tensor:
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seeds every global random state within the block and restores it afterwards."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
+    with global_state(device):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        yield
 
 
 @dataclass(frozen=True)
@@ -310,7 +310,7 @@ def _art(name: str, settings: Settings, model: nn.Module, x: Tensor, y: Tensor, 
     _library("art")
     evasion, classification = _library("art.attacks.evasion"), _library("art.estimators.classification")
     with torch.no_grad():
-        num_classes = model(x[:1]).shape[1]
+        num_classes = answer(model, x[:1]).shape[1]
     classifier = classification.PyTorchClassifier(
         model, nn.CrossEntropyLoss(), tuple(x.shape[1:]), num_classes, clip_values=(0.0, 1.0),
         device_type="gpu" if x.is_cuda else "cpu",

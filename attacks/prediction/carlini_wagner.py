@@ -12,6 +12,7 @@ from robustexplain.fields import Count, NonNegative, Positive
 from robustexplain.objectives import Distance, Goal, Margin, Objective, Traded, needs_of
 from robustexplain.random_streams import Streams
 from robustexplain.registry import ATTACKS
+from robustexplain.rounding import wide
 from robustexplain.system import System
 
 from ..adaptive import Adaptation
@@ -31,7 +32,7 @@ class Box(Threat):
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
         """Clip to ``[0, 1]``."""
-        return variable.clamp(0, 1)
+        return variable.clamp(0, 1).to(x.dtype)
 
     def sample(self, x: Tensor, streams: Streams) -> Tensor:
         """Uniform noise."""
@@ -43,7 +44,7 @@ class TanhBox(Threat):
     """Any image in ``[0, 1]``, as ``(tanh(w) + 1) / 2`` (Carlini and Wagner 2017, section V-B).
 
     The start is ``w = artanh(0.999999 (2 x - 1))``, as in their code: without the factor, pixels of 0 and 1 would be
-    infinite.
+    infinite. The variable is float32 at least: in half precision 0.999999 is 1.
     """
 
     def start(self, x: Tensor, streams: Streams | None = None) -> Tensor:
@@ -52,7 +53,7 @@ class TanhBox(Threat):
 
     def apply(self, x: Tensor, variable: Tensor) -> Tensor:
         """``(tanh(w) + 1) / 2``."""
-        return (variable.tanh() + 1) / 2
+        return ((variable.tanh() + 1) / 2).to(x.dtype)
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
         """The variable itself: all are allowed."""
@@ -64,7 +65,7 @@ class TanhBox(Threat):
 
     @staticmethod
     def _inverse(image: Tensor) -> Tensor:
-        return (_NEARLY * (2 * image - 1)).atanh()
+        return (_NEARLY * (2 * wide(image) - 1)).atanh()
 
 
 @dataclass
@@ -84,7 +85,7 @@ class Constants:
     @classmethod
     def first(cls, x: Tensor, initial: float) -> Constants:
         """Before the first trial."""
-        now = x.new_full((len(x),), initial)
+        now = wide(x.new_empty(len(x))).fill_(initial)
         return cls(now, torch.zeros_like(now), torch.full_like(now, torch.inf))
 
     def tried(self, success: Tensor) -> None:
@@ -106,7 +107,7 @@ class Nearest:
     @classmethod
     def none(cls, x: Tensor) -> Nearest:
         """Before the first success."""
-        return cls(x.clone(), torch.full((len(x),), torch.inf, device=x.device, dtype=x.dtype))
+        return cls(x.clone(), wide(x.new_empty(len(x))).fill_(torch.inf))
 
     @property
     def found(self) -> Tensor:
@@ -115,7 +116,7 @@ class Nearest:
 
     def update(self, benign: Tensor, x: Tensor, success: Tensor) -> None:
         """Keep ``x`` where it succeeds and is nearer to ``benign`` in L2."""
-        distance = (x - benign).flatten(1).norm(dim=1)
+        distance = (wide(x) - wide(benign)).flatten(1).norm(dim=1)
         better = success & (distance < self.distance)
         self.distance = torch.where(better, distance, self.distance)
         self.x = torch.where(ops.expand(better, x), x, self.x)
@@ -161,7 +162,8 @@ class _ConstantSearch(Plan):
 @torch.no_grad()
 def met(objective: Objective, system: System, goal: Goal, x: Tensor) -> Tensor:
     """``[B]`` bool: where ``x`` meets every constraint of ``objective`` on the real system."""
-    return objective.met(observe(system, x, goal, needs_of(objective)), goal)
+    seen = observe(system, x, goal, needs_of(objective))
+    return objective.met(seen, goal) & seen.logits.isfinite().all(1)
 
 
 @ATTACKS.register("cw", paper="Carlini and Wagner 2017, sections V and VI-A (L2)", needs=("gradients",))

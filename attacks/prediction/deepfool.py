@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from robustexplain import maps as ops
+from robustexplain.autograd.hidden import refuse_hidden
 from robustexplain.autograd.straight_through import straight_through
+from robustexplain.door import answer
 from robustexplain.errors import FieldError, InputError
 from robustexplain.fields import Count, NonNegative
 from robustexplain.objectives import Goal, Margin, Objective, margin
 from robustexplain.random_streams import Streams, derive
 from robustexplain.registry import ATTACKS
+from robustexplain.rounding import wide
 from robustexplain.system import System, draws
 
 from ..adaptive import Adaptation
@@ -50,14 +53,14 @@ class _LinearisedBoundaries(Plan):
         )
 
     def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
-        x, total = goal.x.clone(), torch.zeros_like(goal.x)
+        x, total = goal.x.clone(), torch.zeros_like(wide(goal.x))
         queries = torch.zeros_like(goal.label)
         first, lowest = x.new_full((len(x),), torch.inf), x.new_full((len(x),), torch.inf)
         rows, rivals = torch.arange(len(x), device=x.device), None
         for number in range(self.steps + 1):
             here = goal.select(rows)
             leaf = x[rows].requires_grad_()
-            logits = system.model(leaf)
+            logits = answer(system.model, leaf)
             queries[rows] += 1
             behind = margin(logits.detach(), here).to(x.dtype)
             first[rows] = behind if number == 0 else first[rows]
@@ -82,8 +85,10 @@ class _LinearisedBoundaries(Plan):
         several = self.adapt.draws if draws(system.model) else 1
         seeds = (derive(number, "redraw", draw) for draw in range(several))
         systems = [system] if several == 1 else [system.redrawn(seed) for seed in seeds]
+        if self.adapt.straight:
+            refuse_hidden(system.model, "straight-through gradients replace function calls of the model")
         with straight_through() if self.adapt.straight else nullcontext():
-            return torch.stack([drawn.model(leaf) for drawn in systems]).mean(0), several
+            return torch.stack([answer(drawn.model, leaf) for drawn in systems]).mean(0), several
 
     def _rivals(self, logits: Tensor, goal: Goal) -> Tensor:
         """``[B, k]``: the classes whose boundaries are considered."""
@@ -98,7 +103,8 @@ class _LinearisedBoundaries(Plan):
         ahead = goal.label if goal.goal_class is None else logits.argmax(1)
         gaps = logits.gather(1, rivals) - logits.gather(1, ahead[:, None])
         planes = [torch.autograd.grad(gap.sum(), leaf, retain_graph=True)[0][live] for gap in gaps.unbind(1)]
-        normals, f = torch.stack(planes, 1), gaps.detach()[live].to(leaf.dtype)
+        normals = wide(torch.stack(planes, 1))
+        f = gaps.detach()[live].to(normals.dtype)
         dual = normals.flatten(2).norm(p=2 if self.norm == "l2" else 1, dim=2)
         distance = torch.where(dual > 0, f.abs() / dual.clamp(min=torch.finfo(f.dtype).tiny), torch.inf)
         length, nearest = distance.min(1)

@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from robustexplain.door import answer
 from robustexplain.errors import InputError, UnsupportedModelError
 from robustexplain.fields import Count, Fraction, Positive, check_fields
 from robustexplain.objectives import Goal, Objective, Observation
 from robustexplain.random_streams import Streams, generator
 from robustexplain.registry import ATTACKS, OBJECTIVES
+from robustexplain.rounding import wide
 from robustexplain.system import System
 
 from ..base import Attack
@@ -131,7 +133,9 @@ class ActivationSearch(Plan):
         """Compute the perturbation; ``x`` ``[N, C, H, W]`` is used for the fooling rate and the data prior."""
         threat, update = self.threat, Adam(self.lr)
         draws = generator(seed, "gd-uap")
-        variable = (torch.rand((1, *x.shape[1:]), generator=draws) * 2 - 1).to(x) * threat.eps
+        variable = (torch.rand((1, *x.shape[1:]), generator=draws, dtype=torch.float32) * 2 - 1).to(
+            wide(x)
+        ) * threat.eps
         backgrounds, memory = self._backgrounds(x, seed), update.begin(variable)
         clean, limit = _predictions(model, x, self.batch_size), variable.new_tensor(threat.eps)
         best, rate, first, lowest = variable, -1.0, torch.inf, torch.inf
@@ -166,7 +170,7 @@ class ActivationSearch(Plan):
             if self.prior == "none":
                 yield torch.full_like(x[:1], 0.5)
             elif self.prior == "range":
-                noise = torch.randn((self.batch_size, *x.shape[1:]), generator=draws)
+                noise = torch.randn((self.batch_size, *x.shape[1:]), generator=draws, dtype=torch.float32)
                 yield (0.5 + 0.22 * noise).clamp(0, 1).to(x)
             else:
                 yield x[next(order)]
@@ -177,7 +181,7 @@ class ActivationSearch(Plan):
 
 @torch.no_grad()
 def _predictions(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
-    return torch.cat([model(part).argmax(1) for part in x.split(batch_size)])
+    return torch.cat([answer(model, part).argmax(1) for part in x.split(batch_size)])
 
 
 @ATTACKS.register("gd-uap", paper="Mopuri et al. 2018 (GD-UAP)", needs=("gradients", "data"))

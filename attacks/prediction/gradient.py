@@ -13,6 +13,7 @@ from robustexplain.fields import Count, Fraction, NonNegative, Positive, Radius
 from robustexplain.objectives import Goal, Misclassify, Objective, Sum
 from robustexplain.random_streams import Streams
 from robustexplain.registry import ATTACKS
+from robustexplain.rounding import wide
 from robustexplain.system import System
 
 from ..adaptive import Adaptation
@@ -52,7 +53,7 @@ class _Drawn(Plan):
         if self.kind == "none":
             return SearchResult.of(x.clone())
         noise = streams.normal(x) if self.kind == "gaussian" else streams.uniform(x, -1, 1)
-        noise = noise.sign() if self.kind == "sign" else noise
+        noise = wide(noise.sign() if self.kind == "sign" else noise)
         return SearchResult.of(self.threat.project(x, x + self._scale(noise) * noise))
 
     def _scale(self, noise: Tensor) -> Tensor | float:

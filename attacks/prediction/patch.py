@@ -17,6 +17,7 @@ from robustexplain.fields import Count, Natural, Positive
 from robustexplain.objectives import Misclassify
 from robustexplain.random_streams import Streams
 from robustexplain.registry import ATTACKS
+from robustexplain.rounding import wide
 from robustexplain.system import System
 
 from ..adaptive import Adaptation
@@ -104,7 +105,8 @@ class Patch(Threat):
 
     def bind(self, x: Tensor, streams: Streams) -> Patch:
         """The patch with a place drawn for each image."""
-        draws = streams.uniform(x.new_empty(len(x), 4)) if self.random else x.new_zeros(len(x), 4)
+        none = wide(x.new_zeros(len(x), 4))
+        draws = streams.uniform(none) if self.random else none
         return replace(self, spot=self._spot(x, draws))
 
     def select(self, rows: Tensor) -> Patch:
@@ -119,7 +121,7 @@ class Patch(Threat):
     def start(self, x: Tensor, streams: Streams | None = None) -> Tensor:
         """A grey patch, or a random one. (The published codes begin with the data set's mean colour, and grey.)"""
         side = self.pixels(x)
-        grey = x.new_full((len(x), x.shape[1], side, side), 0.5)
+        grey = wide(x.new_full((len(x), x.shape[1], side, side), 0.5))
         return grey if streams is None else self.sample(x, streams)
 
     def apply(self, x: Tensor, variable: Tensor) -> Tensor:
@@ -135,7 +137,7 @@ class Patch(Threat):
         seen = F.grid_sample(variable, spot.grid.to(variable), mode, padding_mode="border", align_corners=False)
         # Interpolation weights may sum to slightly more than 1: clip the value, but keep the gradient.
         seen = seen + (ops.clipped(seen.detach()) - seen.detach()) if self.warped else seen
-        return torch.where(spot.mask[:, None] > 0, seen, x)
+        return torch.where(spot.mask[:, None] > 0, seen.to(x.dtype), x)
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
         """Clip to ``[0, 1]``."""
@@ -157,8 +159,8 @@ class Patch(Threat):
         turned = side * (angle.cos().abs() + angle.sin().abs()) if self.shape == "square" else side
         top, left = (self._corner(room, turned, draw) for room, draw in ((height, draws[:, 0]), (width, draws[:, 1])))
         # Pixel centres in the patch's own frame, where it reaches from -1 to 1.
-        down = torch.arange(height, device=x.device).to(x.dtype)[None, :, None] + 0.5
-        right = torch.arange(width, device=x.device).to(x.dtype)[None, None, :] + 0.5
+        down = torch.arange(height, device=x.device).to(draws)[None, :, None] + 0.5
+        right = torch.arange(width, device=x.device).to(draws)[None, None, :] + 0.5
         dy, dx = (down - (top + turned / 2)[:, None, None]), (right - (left + turned / 2)[:, None, None])
         cos, sin, half = (v[:, None, None] for v in (angle.cos(), angle.sin(), side / 2))
         u, v = (dx * cos + dy * sin) / half, (dy * cos - dx * sin) / half

@@ -13,6 +13,7 @@ from robustexplain.fields import Count, Fraction, Radius
 from robustexplain.objectives import Goal, Margin, Misclassify, Objective
 from robustexplain.random_streams import Streams
 from robustexplain.registry import ATTACKS
+from robustexplain.rounding import wide
 from robustexplain.system import System
 
 from ..base import Attack
@@ -84,7 +85,7 @@ class _Squares(Plan):
         smaller = min(x.shape[-2:])
         if self.threat.norm == "l2":
             odd = max(round(side), 3) // 2 * 2 + 1
-            return self._at_radius(x, self._moved(best - x, min(odd, (smaller - 1) // 2 * 2 + 1), streams))
+            return self._at_radius(x, self._moved(wide(best) - wide(x), min(odd, (smaller - 1) // 2 * 2 + 1), streams))
         size = max(min(round(side), smaller - 1), 1)
         proposal = self._painted(x, best, size, streams)
         for _ in range(_REDRAWS):
@@ -150,6 +151,7 @@ def _tiles(x: Tensor, streams: Streams) -> Tensor:
     """The first change of the L2 attack: bumps side by side, five per side, with a random sign for each channel."""
     height, width = x.shape[-2:]
     size = max(1, height // 5)
+    x = wide(x)
     delta = torch.zeros_like(x)
     down, across = (height % size) // 2, (width % size) // 2
     for top in range(down, height - size + 1, size):

@@ -12,11 +12,13 @@ from torch.utils.data import Dataset
 
 from robustexplain import checks
 from robustexplain import maps as ops
+from robustexplain.door import admit, answer
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Positive
 from robustexplain.interpreters import InterpreterSpec
 from robustexplain.models import build
 from robustexplain.objectives import Goal, Objective
+from robustexplain.objectives.confident import away
 from robustexplain.random_streams import Streams, generator
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
@@ -185,7 +187,7 @@ class Substitute(Attack):
             InputError: bad ``x``, a model in train mode, or several training processes.
         """
         checks.images(x, "a substitute")
-        checks.evaluating(system.model)
+        admit(system.model, x)
         session = Session()
         if session.accelerator.num_processes > 1:
             raise InputError("a substitute is trained by one process: attack with substitute in a run of one process")
@@ -209,7 +211,7 @@ class Substitute(Attack):
     @torch.no_grad()
     def _query(self, system: System, x: Tensor) -> Tensor:
         """The answers to queries ``x``: probabilities, or one-hot labels, ``[N, K]``."""
-        logits = torch.cat([system.model(part) for part in x.split(256)]).float()
+        logits = torch.cat([answer(system.model, part) for part in x.split(256)]).float()
         if self.answers == "probability":
             return logits.softmax(1)
         return F.one_hot(logits.argmax(1), logits.shape[1]).float()
@@ -226,12 +228,12 @@ class Substitute(Attack):
         with torch.autocast(session.device.type, enabled=False):
             return fit(model, loss, images, self.training, name=name, seed=self.seed, session=session)
 
-    def _moved(self, model: nn.Module, x: Tensor, answer: Tensor, number: int) -> Tensor:
+    def _moved(self, model: nn.Module, x: Tensor, answers: Tensor, number: int) -> Tensor:
         """``x + lambda_rho sgn(J[O(x)])``."""
         size = self.augment_step * (-1) ** (number // self.period)
         with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
             leaf = x.detach().float().requires_grad_()
-            toward = model(leaf).log_softmax(1).gather(1, answer[:, None]).sum()
-            (gradient,) = torch.autograd.grad(toward, leaf)
+            # A direction also where the substitute is certain of its answer.
+            (gradient,) = torch.autograd.grad(away(answer(model, leaf), answers).sum(), leaf)
         moved: Tensor = (x + size * gradient.sign().to(x.dtype)).clamp(0, 1)
         return moved

@@ -14,6 +14,7 @@ from robustexplain.fields import Count, Natural, Positive, Radius
 from robustexplain.objectives import Capped, Misclassify
 from robustexplain.random_streams import Streams
 from robustexplain.registry import ATTACKS
+from robustexplain.rounding import moved_by, wide
 from robustexplain.system import System
 
 from ..adaptive import Adaptation
@@ -45,7 +46,7 @@ class Universal(Threat):
 
     def start(self, x: Tensor, streams: Streams | None = None) -> Tensor:
         """No perturbation, or a random one."""
-        return torch.zeros_like(x) if streams is None else self.project(x, self.sample(x, streams))
+        return torch.zeros_like(wide(x)) if streams is None else self.project(x, self.sample(x, streams))
 
     def apply(self, x: Tensor, variable: Tensor) -> Tensor:
         """``clip(x + v)``.
@@ -57,7 +58,7 @@ class Universal(Threat):
             raise InputError(
                 f"the perturbation was fitted on images of shape {list(variable.shape[1:])}, got {list(x.shape[1:])}"
             )
-        return ops.clipped(x + variable)
+        return moved_by(x, variable)
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
         """Onto the ball around zero."""

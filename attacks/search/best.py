@@ -34,7 +34,7 @@ class SearchRecord:
     @classmethod
     def none(cls, x: Tensor) -> SearchRecord:
         """Before the first evaluation."""
-        infinite = torch.full((len(x),), torch.inf, device=x.device)
+        infinite = torch.full((len(x),), torch.inf, device=x.device, dtype=torch.float32)
         count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         return cls(count, count > 0, infinite, infinite.clone())
 
@@ -84,7 +84,7 @@ class BestIterates:
     @classmethod
     def none(cls, x: Tensor) -> BestIterates:
         """Before the first evaluation."""
-        infinite = torch.full((len(x),), torch.inf, device=x.device)
+        infinite = torch.full((len(x),), torch.inf, device=x.device, dtype=torch.float32)
         return cls(x.clone(), infinite, infinite.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device))
 
     def update(
@@ -125,12 +125,19 @@ def _put(old: Tensor, rows: Rows, new: Tensor) -> Tensor:
 
 
 def rank(objective: Objective, seen: Observation, goal: Goal) -> tuple[Tensor, Tensor]:
-    """Unmet constraints ``[B]``, and the loss ``[B]`` that decides among equals, with the search's final weights."""
+    """Unmet constraints ``[B]``, and the loss ``[B]`` that decides among equals, with the search's final weights.
+
+    Both are infinite where logits are not finite: such an answer is no success, and worse than any other.
+    """
     with torch.no_grad():
         unmet = [part.unmet(seen, goal) for _, part in objective.terms() if part.constraint]
-        total = sum(unmet[1:], unmet[0]) if unmet else torch.zeros(len(seen.x), device=seen.x.device)
+        total = (
+            sum(unmet[1:], unmet[0]) if unmet else torch.zeros(len(seen.x), device=seen.x.device, dtype=torch.float32)
+        )
         # A loss that the direction computed and noted still has its graph: detach.
-        return total, sum_losses(_deciding(objective), seen.at(1.0), goal).detach().float()
+        loss = sum_losses(_deciding(objective), seen.at(1.0), goal).detach().float()
+        bad = ~seen.logits.isfinite().all(1)
+        return total.masked_fill(bad, torch.inf), loss.masked_fill(bad, torch.inf)
 
 
 def _deciding(objective: Objective) -> tuple[tuple[Weight, Objective], ...]:

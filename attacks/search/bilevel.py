@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from robustexplain import maps as ops
+from robustexplain.autograd.hidden import refuse_hidden
 from robustexplain.autograd.rectifiers import Smooth
+from robustexplain.door import answer
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Natural, NonNegative, Positive, check_fields
 from robustexplain.interpreters import IterativeInterpreter, MaskState
 from robustexplain.objectives import Goal, Objective, Observation, Sum, needs_of
 from robustexplain.random_streams import Streams
+from robustexplain.rounding import wide
 from robustexplain.system import System
 from robustexplain.training import frozen
 
@@ -193,7 +196,7 @@ class _Run:
     @torch.no_grad()
     def _first_maps(self, x: Tensor) -> list[Tensor]:
         """The maps of the first ``settings.ahead`` steps of MASK on ``x``."""
-        classes, background = self.system.model(x).argmax(1), self.mask.background(x)
+        classes, background = answer(self.system.model, x).argmax(1), self.mask.background(x)
         state, streams, maps = self.mask.begin(x), Streams.of(x, self.mask.seed, "mask"), []
         for _ in range(self.plan.settings.ahead):
             state = self.mask.step(x, background, state, classes, self.mask.shifts(x, streams))
@@ -236,7 +239,7 @@ class _Run:
     def _follow_mask(self, state: MaskState) -> MaskState:
         """(ii): the mask after ``follow`` steps on the current input; sets the explained class."""
         with torch.no_grad():
-            self.classes = self._explained(self.system.model(self.x))
+            self.classes = self._explained(answer(self.system.model, self.x))
             background = self.mask.background(self.x)
         steps = 0 if self.plan.settings.from_start else self.plan.settings.follow
         for _ in range(steps):
@@ -266,6 +269,7 @@ class _Run:
     @torch.no_grad()
     def _step_on_map(self, gradient: Tensor, progress: float) -> Tensor:
         """(iv): the input after the longest step against ``gradient`` that keeps the constraints, for each sample."""
+        gradient = wide(gradient)
         norm = ops.expand(gradient.flatten(1).norm(dim=1), gradient)
         along = gradient / norm.clamp(min=1e-12)
 
@@ -293,4 +297,6 @@ class _Run:
         return self.plan.prediction.met(context.observe(x), goal)
 
     def _surrogate(self, progress: float, needs: Collection[str] = ("maps",)) -> AbstractContextManager[None]:
+        if (self.plan.surrogate is not None and needs) or self.plan.straight:
+            refuse_hidden(self.system.model, "a surrogate replaces function calls of the model")
         return as_surrogate(self.plan.surrogate if needs else None, self.plan.straight, progress)

@@ -12,12 +12,16 @@ import torch
 from torch import Tensor
 
 from robustexplain import maps as ops
+from robustexplain.autograd.hidden import refuse_hidden
 from robustexplain.autograd.rectifiers import Smooth, Softplus, swapped
+from robustexplain.autograd.second_derivatives import refuse_missing_derivatives
 from robustexplain.autograd.straight_through import straight_through
+from robustexplain.door import answer
 from robustexplain.errors import InputError, NotDifferentiableError, ZeroDirectionWarning, ZeroMapGradientWarning
 from robustexplain.fields import Count, Positive, check_fields
 from robustexplain.objectives import Goal, Objective, Observation, Weight, needs_of, sum_losses
 from robustexplain.random_streams import Streams, derive
+from robustexplain.rounding import wide
 from robustexplain.system import System, draws
 
 from ..threat import Threat
@@ -31,7 +35,9 @@ def observe(system: System, x: Tensor, goal: Goal, needs: frozenset[str]) -> Obs
             raise InputError("this objective needs a system with a detector, and the system has none")
         score = system.detector.soft_score(x)
     if "maps" not in needs:
-        return Observation(x, system.model(x), score=score, system=system)
+        # Only a gradient cannot be had of NaN; a search that compares takes it for a failure (see ``best.rank``).
+        logits = answer(system.model, x, finite=torch.is_grad_enabled())
+        return Observation(x, logits, score=score, system=system)
     found = system.interpreter.explain(x, goal.target, native=True)
     return Observation(x, *found, score=score, system=system)
 
@@ -212,6 +218,8 @@ class GradientDirection(Direction):
         # The surrogate replaces rectifiers of the model only, so the threat model is applied outside of it. An
         # objective on the prediction alone needs no surrogate: its gradient does not vanish.
         x, surrogate = context.place(variable), self.surrogate if needs_of(context.objective) else None
+        if surrogate is not None or self.straight:
+            refuse_hidden(context.system.model, "a surrogate replaces function calls of the model")
         with as_surrogate(surrogate, self.straight, context.progress):
             seen = context.observe(variable, x)
             no = torch.zeros_like(context.goal.label, dtype=torch.bool)
@@ -267,12 +275,15 @@ class EstimatedGradient(Direction):
     def __call__(self, context: StepContext, variable: Tensor, check: bool) -> DirectionResult:
         """The estimated gradient, and where every difference was zero."""
         pairs = (self.samples + 1) // 2
-        total, loss = torch.zeros_like(variable), variable.new_zeros(len(variable))
+        total = torch.zeros_like(wide(variable))
+        loss = total.new_zeros(len(variable))
         for _ in range(pairs):
             noise = context.streams.normal(variable)
             noise = noise.sign() if self.kind == "spsa" else noise
             up, down = (self._loss(context, variable + s * self.sigma * noise) for s in (1, -1))
-            total += ops.expand(up - down, noise) * noise / (2 * self.sigma)
+            # A pair with a point where the model answers NaN says nothing.
+            slope = (up - down).nan_to_num(0.0, 0.0, 0.0)
+            total += ops.expand(slope, noise) * noise / (2 * self.sigma)
             loss += (up + down) / 2
         zero = (
             (total.flatten(1) == 0).all(1) if check else torch.zeros(len(total), dtype=torch.bool, device=total.device)
@@ -282,7 +293,7 @@ class EstimatedGradient(Direction):
     @staticmethod
     def _loss(context: StepContext, variable: Tensor) -> Tensor:
         bounded = replace(context, threat=ClippedThreat(context.threat))
-        return bounded.loss(bounded.observe(variable)).to(variable.dtype)
+        return bounded.loss(bounded.observe(variable)).to(wide(variable).dtype)
 
 
 @dataclass(frozen=True)
@@ -322,6 +333,7 @@ def _zero_map_gradient(context: StepContext, seen: Observation, variable: Tensor
     if not map_terms:
         return torch.zeros_like(context.goal.label, dtype=torch.bool)
     loss = sum_losses(map_terms, seen, context.goal)
+    refuse_missing_derivatives(loss)
     gradient = _grad_or_none(loss, variable)
     if gradient is None:
         raise NotDifferentiableError("the maps carry no gradient to the input: their graph is detached")

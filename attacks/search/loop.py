@@ -125,9 +125,9 @@ class ActiveSamples:
     """Steps taken so far, in all stages and restarts."""
     uncounted_queries: int = 0
     """Queries for each of them that are not in the search's record yet."""
-    lowest: Tensor = field(default_factory=lambda: torch.empty(0))
+    lowest: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float32))
     """``[rows]``: the lowest loss of the last stage; empty in a search without ``patience``."""
-    lowest_before: Tensor = field(default_factory=lambda: torch.empty(0))
+    lowest_before: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float32))
     """``[rows]``: ``lowest`` at the last plateau check; empty in a search without ``patience``."""
 
     def context(self, system: System, objective: Objective, progress: float) -> StepContext:

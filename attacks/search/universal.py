@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from robustexplain import checks
+from robustexplain.door import answer
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, check_fields
 from robustexplain.interpreters import unchecked
 from robustexplain.objectives import Goal, Objective
 from robustexplain.random_streams import Streams, generator
+from robustexplain.rounding import wide
 from robustexplain.system import System
 
-from ..base import Attack
+from ..base import Attack, rescaled
 from ..threat import Threat
 from .best import rank
 from .directions import Direction, GradientDirection, StepContext
@@ -157,7 +159,7 @@ class FixedPerturbation(Plan):
     def run(self, system: System, goal: Goal, streams: Streams) -> SearchResult:
         """The inputs with the variable applied; ``stalled`` and ``zero_direction`` are those of the fit."""
         count = len(goal.x)
-        variable = self.variable.to(goal.x).expand(count, *self.variable.shape[1:])
+        variable = self.variable.to(wide(goal.x)).expand(count, *self.variable.shape[1:])
         x = self.threat.bind(goal.x, streams).apply(goal.x, variable).detach()
         yes = torch.ones(count, dtype=torch.bool, device=x.device)
         return SearchResult(
@@ -212,14 +214,19 @@ def fit_universal(attack: Attack, system: System, x: Tensor, y: Tensor, goal_cla
 
 def fitting_goal(attack: Attack, system: System, x: Tensor, y: Tensor, goal_class: int | None) -> Goal:
     """The goal of a fit, checked; images that have the goal class already are left out."""
-    attack._check(system, x, y, None, None)
+    first = attack._check(system, x, y, None, None)
     label = y.to(x.device, torch.int64)
     if goal_class is None:
-        return Goal(x.detach(), label)
+        return _one_scale(rescaled(system, Goal(x.detach(), label), first))
     wanted = torch.full_like(label, goal_class)
     with torch.no_grad():
-        checks.classes(wanted, len(x), system.model(x[:1]).shape[1], "goal_class")
+        checks.classes(wanted, len(x), answer(system.model, x[:1]).shape[1], "goal_class")
     others = label != wanted
     if not bool(others.any()):
         raise InputError(f"every image is of goal_class {goal_class} already: there is nothing to fit")
-    return Goal(x.detach()[others], label[others], wanted[others])
+    return _one_scale(rescaled(system, Goal(x.detach()[others], label[others], wanted[others]), first))
+
+
+def _one_scale(goal: Goal) -> Goal:
+    """One scale for all images: a mean over them weighs them as on a network with logits of the usual size."""
+    return goal if goal.scale is None else replace(goal, scale=goal.scale.median().expand_as(goal.scale))

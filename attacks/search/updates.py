@@ -11,6 +11,7 @@ from torch import Tensor
 from robustexplain import maps as ops
 from robustexplain.fields import Fraction, NonNegative, Positive, check_fields
 from robustexplain.objectives import Weight, at
+from robustexplain.rounding import wide
 
 Memory = tuple[Tensor, ...]
 """What an update carries from step to step: tensors whose first dimension is the batch."""
@@ -51,6 +52,7 @@ class NormalisedStep(Update):
 
     def __call__(self, variable: Tensor, gradient: Tensor, progress: float, memory: Memory) -> tuple[Tensor, Memory]:
         """One step of length ``size``."""
+        gradient = wide(gradient)
         norm = ops.expand(gradient.flatten(1).norm(dim=1), gradient)
         return variable - at(self.size, progress) * gradient / norm.clamp(min=1e-12), memory
 
@@ -71,10 +73,11 @@ class MomentumStep(Update):
 
     def begin(self, variable: Tensor) -> Memory:
         """No momentum yet."""
-        return (variable.new_zeros(variable.shape),)
+        return (wide(variable.new_zeros(variable.shape)),)
 
     def __call__(self, variable: Tensor, gradient: Tensor, progress: float, memory: Memory) -> tuple[Tensor, Memory]:
         """One step along the momentum."""
+        gradient = wide(gradient)
         norm = ops.expand(gradient.flatten(1).abs().sum(1), gradient)
         momentum = self.decay * memory[0] + gradient / norm.clamp(min=1e-12)
         step = SignStep(self.size) if self.sign else NormalisedStep(self.size)
@@ -98,12 +101,12 @@ class Adam(Update):
 
     def begin(self, variable: Tensor) -> Memory:
         """Both moments and the step count zero; the count is per sample, so that it can be selected with it."""
-        zeros = variable.new_zeros(variable.shape)
-        return zeros, zeros.clone(), variable.new_zeros(len(variable))
+        zeros = wide(variable.new_zeros(variable.shape))
+        return zeros, zeros.clone(), zeros.new_zeros(len(variable))
 
     def __call__(self, variable: Tensor, gradient: Tensor, progress: float, memory: Memory) -> tuple[Tensor, Memory]:
         """One step of Adam."""
-        count = memory[2] + 1
+        count, gradient = memory[2] + 1, wide(gradient)
         first = self.beta1 * memory[0] + (1 - self.beta1) * gradient
         second = self.beta2 * memory[1] + (1 - self.beta2) * gradient.square()
         mean = first / ops.expand(1 - self.beta1**count, first)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from robustexplain.door import answer
 from robustexplain.objectives import AgreeSqueezed, EvadeSqueezing, Objective
 from robustexplain.registry import DEFENSES, DETECTORS
 from robustexplain.system import Explained, System
@@ -53,9 +54,9 @@ class FeatureSqueezingDetector(Detector):
             straight: straight-through gradients for rounding.
             logits: ``[B, K]`` of ``x``, if they are known.
         """
-        p = (self.model(x) if logits is None else logits).softmax(1)
+        p = (answer(self.model, x) if logits is None else logits).softmax(1)
         squeezed = ((s.straight(x) if straight else s(x)) for s in self.squeezers)
-        return torch.stack([(p - self.model(image).softmax(1)).abs().sum(1) for image in squeezed], 1)
+        return torch.stack([(p - answer(self.model, image).softmax(1)).abs().sum(1) for image in squeezed], 1)
 
     @torch.no_grad()
     def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 from typing_extensions import Self
 
 from robustexplain.attacks import PGD, Attack, random_classes
+from robustexplain.door import answer
 from robustexplain.fields import Count
 from robustexplain.files import digest_tensors
 from robustexplain.interpreters import Interpreter, InterpreterSpec
@@ -109,19 +110,34 @@ class XEnsemble(DetectorDefense):
         networks = []
         for index, interpreter in enumerate(interpreters):
             maps = in_batches(interpreter, both, self.batch_size).cpu()
-            networks.append(self._network(index, maps, labels, session))
+            # Not the maps: they differ in last bits between kinds of machine and numbers of threads.
+            identity: list[object] = [
+                asdict(self),
+                digest_tensors({"y": y}),
+                interpreter.described(),
+                _weights(interpreter),
+            ]
+            data = TensorDataset(maps, labels), TensorDataset(x, y)
+            networks.append(self._network(index, *data, session, identity))
         logits = in_batches(lambda part: network_logits(interpreters, networks, part), both, self.batch_size)
         forest = Forest.fit(logits, labels, self.trees, derive(self.seed, "forest"))
         return XEnsembleDetector(interpreters, tuple(networks), forest)
 
-    def _network(self, index: int, maps: Tensor, labels: Tensor, session: Session) -> MapNetwork:
+    def _network(
+        self, index: int, data: TensorDataset, source: TensorDataset, session: Session, identity: list[object]
+    ) -> MapNetwork:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive(self.seed, "network", index))
             network = MapNetwork()
-        identity = digest_tensors({"maps": maps, "labels": labels})
-        fit(network, binary_loss, TensorDataset(maps, labels), self.training, name=f"x-ensemble-{index}",
-            seed=self.seed, session=session, identity=identity)  # fmt: skip
+        fit(network, binary_loss, data, self.training, name=f"x-ensemble-{index}",
+            seed=self.seed, session=session, identity=identity, source=source)  # fmt: skip
         return network.requires_grad_(False)
+
+
+def _weights(interpreter: Interpreter) -> list[object]:
+    """Hashes of the weights of an interpreter's networks, and of those that it is made of."""
+    own = [value for value in vars(interpreter).values() if isinstance(value, nn.Module)]
+    return [*(digest_tensors(net.state_dict()) for net in own), *map(_weights, interpreter.parts)]
 
 
 def network_logits(
@@ -140,7 +156,7 @@ def binary_loss(module: nn.Module, maps: Tensor, labels: Tensor, step: TrainingS
 def attack_in_batches(attack: Attack, system: System, x: Tensor, y: Tensor, size: int, seed: int) -> Tensor:
     """Attacked inputs, each towards a random class, in batches of ``size``."""
     with torch.no_grad():
-        num_classes = system.model(x[:1]).shape[1]
+        num_classes = answer(system.model, x[:1]).shape[1]
     goal = random_classes(x, y, num_classes, derive(seed, "goals"))
     parts = zip(x.split(size), y.split(size), goal.split(size), strict=True)
     return torch.cat([attack(system, *part).x for part in parts])

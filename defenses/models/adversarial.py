@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustexplain import models
@@ -19,7 +18,7 @@ from robustexplain.random_streams import derive
 from robustexplain.registry import DEFENSES
 from robustexplain.system import System
 from robustexplain.training import Samples, Session, Training, TrainingStep, fit
-from robustexplain.training.losses import right
+from robustexplain.training.losses import classification_loss, right
 
 from .base import ModelDefense
 
@@ -47,14 +46,16 @@ class AdversarialTraining(ModelDefense):
     fresh: bool = False
 
     def _harden(self, model: nn.Module, data: Samples, session: Session) -> nn.Module:
+        # Before fresh weights are drawn, whose last bits differ between kinds of machine; their seed is known.
+        start = digest_tensors(model.state_dict())
         if self.fresh:
             self._reinitialise(model)
-        start = digest_tensors(model.state_dict())
         loss = AdversarialLoss(self.attack, self.clean_weight, model)
         return fit(model, loss, data, self.training, name="pgd-at", seed=self.seed, session=session,
                    identity=[asdict(self), start])  # fmt: skip
 
     def _reinitialise(self, model: nn.Module) -> None:
+        model = models.innermost(model)
         spec = getattr(model, "spec", None)
         if not isinstance(spec, models.ModelSpec):
             raise UnsupportedModelError(
@@ -84,11 +85,13 @@ class AdversarialLoss:
     def __call__(self, module: nn.Module, x: Tensor, y: Tensor, step: TrainingStep) -> Tensor:
         """``[b]`` losses; ``module`` is the model, perhaps wrapped for data-parallel training."""
         attacked = self.attacked(x, y, step)
-        if not self.clean_weight:
-            return self._cross_entropy(module(attacked), y)
-        clean_logits, attacked_logits = module(torch.cat([x, attacked])).chunk(2)
         share = self.clean_weight
-        return share * self._cross_entropy(clean_logits, y) + (1 - share) * self._cross_entropy(attacked_logits, y)
+        if not share:
+            return classification_loss(module(attacked), y, self.label_smoothing)
+        clean, forged = classification_loss(
+            module(torch.cat([x, attacked])), torch.cat([y, y]), self.label_smoothing
+        ).chunk(2)
+        return share * clean + (1 - share) * forged
 
     def smoothed(self, label_smoothing: float) -> AdversarialLoss:
         """The same loss with label smoothing."""
@@ -101,9 +104,6 @@ class AdversarialLoss:
     def attacked(self, x: Tensor, y: Tensor, step: TrainingStep) -> Tensor:
         """PGD's inputs ``[b, C, H, W]`` against the model's current weights."""
         return crafted(self.attack, self.model, _plain, x, y, step)[0]
-
-    def _cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.label_smoothing)
 
 
 def _plain(model: nn.Module) -> System:

@@ -8,7 +8,7 @@ computes one. Both are replaced as function calls, so it does not matter how the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -139,15 +139,26 @@ def _fixed(x: Tensor, *weights: Tensor | None) -> bool:
     return plain and all(weight is None or not weight.requires_grad for weight in weights)
 
 
-_REPLACED: dict[Any, Callable[..., Tensor | None]] = {F.conv2d: _convolution, F.batch_norm: _batch_norm}
+REPLACED: Mapping[Any, Callable[..., Any]] = {F.conv2d: _convolution, F.batch_norm: _batch_norm}
+"""What :class:`Replacing` computes in place of torch's functions; ``None`` from it means: torch's own."""
 
 
-class _Fixed(TorchFunctionMode):
+class Replacing(TorchFunctionMode):
+    """Within this block some of torch's functions are replaced (per thread).
+
+    Args:
+        table: by function, what computes it with the same arguments, or gives ``None`` where it must be torch's own.
+    """
+
+    def __init__(self, table: Mapping[Any, Callable[..., Any]]) -> None:
+        super().__init__()
+        self.table = table
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        replaced = _REPLACED.get(func)
+        replaced = self.table.get(func)
         if replaced is not None:
             with torch._C.DisableTorchFunction():
                 result = replaced(*args, **kwargs)
@@ -163,5 +174,5 @@ def fixed_weights() -> Iterator[None]:
     Values and gradients stay the same bits, and derivatives of every order are exact. Layers whose weights need a
     gradient, whose batch norm is in train mode, or that run under autocast, are left to torch.
     """
-    with _Fixed():
+    with Replacing(REPLACED):
         yield

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..door import answer
 from ..errors import InputError, UnsupportedModelError
+from .hidden import refuse_hidden
 from .layers import hooks, submodule
 
 
@@ -57,6 +59,7 @@ def compensated(model: nn.Module, x: Tensor, shift: Tensor | float) -> nn.Module
     Raises:
         UnsupportedModelError: no such first layer, or the copy's outputs differ from the model's.
     """
+    refuse_hidden(model, "the first layer is replaced")
     copied, shifted = copy.deepcopy(model), x + per_channel(shift, x)
     name, before = _first(copied, x)
     _, after = _first(copied, shifted)
@@ -64,7 +67,7 @@ def compensated(model: nn.Module, x: Tensor, shift: Tensor | float) -> nn.Module
     shifts = (after - before).flatten(2).mean((0, 2)) if before.dim() == 4 else (after - before).mean(0)
     parent, _, leaf = name.rpartition(".")
     setattr(copied.get_submodule(parent), leaf, _compensate(layer, shifts))
-    error = float((copied(shifted) - model(x)).abs().max() / model(x).abs().max().clamp(min=1e-12))
+    error = float((copied(shifted) - answer(model, x)).abs().max() / answer(model, x).abs().max().clamp(min=1e-12))
     if error > 1e-3:
         raise UnsupportedModelError(
             f"a model is needed whose first layer gets the image alone; after subtracting a shift of {shift} in "
@@ -99,7 +102,7 @@ def _first(model: nn.Module, x: Tensor) -> tuple[str, Tensor]:
     layers = {m: n for n, m in model.named_modules() if any(p.dim() > 1 for p in m.parameters(recurse=False))}
     calls: list[tuple[nn.Module, Tensor]] = []
     with hooks(list(layers), lambda module, args, output: calls.append((module, args[0]))):
-        model(x)
+        answer(model, x)
     plain = bool(calls) and type(calls[0][0]) in (nn.Conv2d, nn.Linear)
     if not plain or (isinstance(calls[0][0], nn.Conv2d) and not _zero_padded(calls[0][0])):
         found = type(calls[0][0]).__name__ if calls else "none"

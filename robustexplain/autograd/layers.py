@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,53 +10,72 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..door import answer
 from ..errors import UnknownNameError, UnsupportedModelError
+from .blanking import Blanked, probe
+from .hidden import refuse_hidden
+from .hooks import hooks as hooks
 
 
-@contextmanager
-def hooks(modules: Sequence[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
-    """Forward hooks on some modules within a block; removed afterwards, also after an exception."""
-    handles = [module.register_forward_hook(hook) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+class _Outputs(dict[str, Tensor]):
+    """Outputs of layers by name; a layer that did not run is an error that says why."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def __missing__(self, name: str) -> Tensor:
+        raise UnsupportedModelError(f"layer {name!r} of {type(self.model).__name__} does not run in a forward pass")
 
 
 @contextmanager
 def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """The outputs of named submodules, filled in by the forward passes inside the block.
+    """The outputs of named submodules, filled in by the forward passes that this thread runs inside the block.
 
     The layer's output is replaced by a clone, so that an in-place activation behind the layer cannot overwrite the
     captured tensor.
+
+    Raises:
+        UnknownNameError: a name that no submodule has.
+        UnsupportedModelError: a model whose modules cannot be seen; on reading, a layer that did not run.
     """
-    outputs: dict[str, Tensor] = {}
-    modules = {name: submodule(model, name) for name in names}
+    refuse_hidden(model, "the output of a layer is read")
+    outputs, layers = _Outputs(model), [submodule(model, name) for name in names]
 
-    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-            outputs[name] = output
-            return output.clone() if isinstance(output, Tensor) else None
+    def keep(module: nn.Module, args: Any, output: Any) -> Tensor | None:
+        # A module may go by several names.
+        outputs.update({name: output for name, layer in zip(names, layers, strict=True) if layer is module})
+        return output.clone() if isinstance(output, Tensor) else None
 
-        return hook
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    try:
+    with hooks(list(dict.fromkeys(layers)), keep):
         yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module:
     """The submodule of that dotted name; ``UnknownNameError`` with the nearest names if there is none."""
-    modules: dict[str, nn.Module] = dict(model.named_modules())
-    if name not in modules and (inside := getattr(model, "layers_inside", "")):
-        name = f"{inside}.{name}"
-    if name not in modules or not name:
-        raise UnknownNameError("layer", name, (n for n in modules if n))
-    return modules[name]
+    return model.get_submodule(full_name(model, name))
+
+
+def full_name(model: nn.Module, name: str) -> str:
+    """The name of a submodule in full, where it is one of the model that ``model`` stands around.
+
+    Raises:
+        UnknownNameError: with the nearest names.
+    """
+    modules = dict(model.named_modules())
+    for full in names_inside(model, name):
+        if full in modules and name:
+            return full
+    raise UnknownNameError("layer", name, (n for n in modules if n))
+
+
+def names_inside(model: nn.Module, name: str) -> Iterator[str]:
+    """What ``name`` may be called in full: as it is, or inside of the models that ``model`` stands around."""
+    prefix = ""
+    yield name
+    while inside := getattr(model, "layers_inside", ""):
+        model, prefix = model.get_submodule(inside), f"{prefix}{inside}."
+        yield prefix + name
 
 
 @dataclass(frozen=True)
@@ -67,6 +86,11 @@ class FeatureLayer:
     channels: int
     height: int
     width: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``C, h, w``."""
+        return self.channels, self.height, self.width
 
 
 def is_feature_map(output: Any, x: Tensor) -> bool:
@@ -98,6 +122,7 @@ class _Captured:
 @torch.no_grad()
 def _feature_maps(model: nn.Module, x: Tensor) -> tuple[list[_Captured], Tensor]:
     """Every feature map of one forward pass in the order they were made, and the logits."""
+    refuse_hidden(model, "feature maps are looked for in the outputs of layers")
     seen: list[_Captured] = []
     names = {m: name for name, m in model.named_modules() if name and not getattr(m, "stands_in_front", False)}
     before: Tensor | None = None
@@ -113,7 +138,7 @@ def _feature_maps(model: nn.Module, x: Tensor) -> tuple[list[_Captured], Tensor]
         before = output.clone()
 
     with hooks(list(names), record):
-        logits = model(x[:1])
+        logits = answer(model, x[:1])
     return seen, logits
 
 
@@ -136,23 +161,40 @@ def feature_layers(model: nn.Module, x: Tensor) -> list[FeatureLayer]:
 
 
 def last_feature_layer(model: nn.Module, x: Tensor) -> FeatureLayer:
-    """The last feature map before global pooling, which CAM and Grad-CAM use.
+    """The last feature map before global pooling, which CAM and guided Grad-CAM use.
 
     A pooling to a fixed grid that changes nothing or enlarges (VGG's), a dropout, or a map of class scores whose
-    average is the logits (SqueezeNet's) is skipped: the feature map in front of it is returned.
+    average is the logits (SqueezeNet's) is skipped: the feature map in front of it is returned. It is seen to be a map
+    of the image by blanking patches of random images of the size of ``x``.
 
     Raises:
-        UnsupportedModelError: if no module gives a feature map.
+        UnsupportedModelError: if no module gives a feature map, or the last one does not follow the image.
     """
-    seen, logits = _feature_maps(model, x)
+    found = shaped_last_feature_layer(model, x)
+    blanked = Blanked(model, x, [found.name])
+    if blanked.agrees(lambda seen: seen[found.name].sums.get(0) if found.name in seen else None) is False:
+        raise UnsupportedModelError(
+            f"layer {found.name!r} of {type(model).__name__} gives shape {[len(x), *found.shape]}, but where a patch "
+            "of the image is blanked it does not change most at that place: it is no feature map [B, C, h, w]; use "
+            "GradCAM, which also reads tokens, or a gradient method such as Gradient"
+        )
+    return found
+
+
+def shaped_last_feature_layer(model: nn.Module, x: Tensor) -> FeatureLayer:
+    """The same by shape alone; ``UnsupportedModelError`` if no module gives a feature map."""
+    seen, logits = _feature_maps(model, probe(x))
     if not seen:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no convolutional feature map (no module gives [B, C, h, w] with a grid above "
             "1x1); CAM methods need one: use a gradient method such as Gradient"
         )
     end = len(seen)
-    if seen[-1].mean.shape == logits.shape and torch.allclose(seen[-1].mean, logits, rtol=1e-3, atol=1e-5):
-        while end > 0 and seen[end - 1].layer.channels == logits.shape[1]:
+    mean, scores = seen[-1].mean, seen[-1].layer.channels
+    # Behind a scalar to explain the model's own logits stand last.
+    own = logits[:, -scores:]
+    if mean.shape == own.shape and logits.shape[1] - scores <= 1 and torch.allclose(mean, own, rtol=1e-3, atol=1e-5):
+        while end > 0 and seen[end - 1].layer.channels == scores:
             end -= 1
     while end > 1 and seen[end - 1].passed_on:
         end -= 1
@@ -195,9 +237,9 @@ def pooled_head(model: nn.Module, x: Tensor) -> PooledHead:
     Raises:
         UnsupportedModelError: if the logits are not one linear layer on the average of the last feature map.
     """
-    layer = last_feature_layer(model, x)
+    layer, x = last_feature_layer(model, x), probe(x)
     with captured(model, [layer.name]) as outputs:
-        heads = _logit_layers(model, x)
+        heads = _logit_layers(model, x, halved=True)
     average = outputs[layer.name].mean((2, 3))
     for name, given in heads:
         if given.shape == average.shape and torch.allclose(given, average, rtol=1e-3, atol=1e-5):
@@ -206,6 +248,12 @@ def pooled_head(model: nn.Module, x: Tensor) -> PooledHead:
         f"CAM needs logits that are one linear layer on the global average of the last feature map; in "
         f"{type(model).__name__} that is not so behind layer {layer.name!r}. Use GradCAM, which needs no such head"
     )
+
+
+def head_weight(model: nn.Module, pooled: PooledHead) -> Tensor:
+    """The weights of the head, one row a class, ``[K, C]``."""
+    weight: Tensor = submodule(model, pooled.head).weight  # type: ignore[assignment]
+    return two_classes(weight.mT).mT if len(weight) == 1 else weight
 
 
 def logit_layer(model: nn.Module, x: Tensor) -> str:
@@ -221,8 +269,12 @@ def logit_layer(model: nn.Module, x: Tensor) -> str:
 
 
 @torch.no_grad()
-def _logit_layers(model: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
-    """The linear layers whose output is the logits of ``x[:1]``, in the order they ran, and their inputs."""
+def _logit_layers(model: nn.Module, x: Tensor, *, halved: bool = False) -> list[tuple[str, Tensor]]:
+    """The linear layers whose output is the logits of ``x[:1]``, in the order they ran, and their inputs.
+
+    ``halved``: also a layer of one output ``z`` where the logits are ``[-z/2, z/2]``, as of a binary classifier.
+    """
+    refuse_hidden(model, "the layer that gives the logits is looked for")
     linears: dict[nn.Module, str] = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     seen: list[tuple[str, Tensor, Tensor]] = []
 
@@ -230,9 +282,15 @@ def _logit_layers(model: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
         seen.append((linears[module], args[0], output))
 
     with hooks(list(linears), record):
-        logits = model(x[:1])
+        logits = answer(model, x[:1])
+    as_logits = [(name, given, two_classes(o) if halved and o.shape[1:] == (1,) else o) for name, given, o in seen]
     return [
         (name, given)
-        for name, given, output in seen
+        for name, given, output in as_logits
         if output.shape == logits.shape and torch.allclose(output, logits, rtol=1e-3, atol=1e-5)
     ]
+
+
+def two_classes(z: Tensor) -> Tensor:
+    """``[-z/2, z/2]``: logits of two classes ``[B, 2]`` with the probabilities of one logit ``[B, 1]``."""
+    return torch.cat([-z, z], 1) / 2

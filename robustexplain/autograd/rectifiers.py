@@ -9,6 +9,7 @@ layer of timm. Code in ``torch.compile`` or a C++ extension is not intercepted.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import UnsupportedModelError
+from ..errors import PartlySmoothedWarning, UnsupportedModelError
 from ..fields import Positive, check_fields
 from ..registry import PARTS
+from .hidden import refuse_hidden
 
 
 class Smooth(Protocol):
@@ -159,6 +161,7 @@ def _bounds(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[f
     return None
 
 
+_OTHER_KINKS = {F.hardswish, F.hardsigmoid}
 _AUGMENTED = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__"}
 # Position of the argument ``inplace`` in the functions that have one.
 _INPLACE_FLAG: dict[Any, int] = {
@@ -189,6 +192,7 @@ class _Swap(TorchFunctionMode):
         super().__init__()
         self.smooth = smooth
         self.count = 0
+        self.left: set[str] = set()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -196,6 +200,8 @@ class _Swap(TorchFunctionMode):
         kwargs = kwargs or {}
         bounds = _bounds(func, args, kwargs)
         if bounds is None:
+            if func in _OTHER_KINKS:
+                self.left.add(func.__name__.strip("_"))
             return func(*args, **kwargs)
         self.count += 1
         if self.smooth is None:
@@ -225,23 +231,43 @@ def swapped(smooth: Callable[[Tensor], Tensor]) -> Iterator[None]:
         yield
 
 
-@torch.no_grad()
 def count_rectifiers(model: nn.Module, x: Tensor) -> int:
-    """How many rectifier calls one forward pass of ``model`` on ``x[:1]`` makes."""
+    """How many rectifier calls one forward pass of ``model`` on ``x[:1]`` makes.
+
+    Raises:
+        UnsupportedModelError: a model whose calls cannot be seen.
+    """
+    return _counted(model, x).count
+
+
+@torch.no_grad()
+def _counted(model: nn.Module, x: Tensor) -> _Swap:
+    refuse_hidden(model, "the calls of rectifiers are counted")
     mode = _Swap(None)
     with mode:
-        model(x[:1])
-    return mode.count
+        model(x[:1].clone())  # any module, not only a classifier
+    return mode
 
 
 def require_rectifiers(model: nn.Module, x: Tensor, purpose: str) -> None:
-    """Refuse a model without rectifiers.
+    """Refuse a model without rectifiers; warn of other activations with kinks (hard-swish), which stay.
+
+    A network of GELU or SiLU alone is smooth as it is: there is nothing to replace.
 
     Raises:
         UnsupportedModelError: with ``purpose``, which would silently change nothing.
     """
-    if count_rectifiers(model, x) == 0:
+    found = _counted(model, x)
+    if found.count and found.left:
+        warnings.warn(
+            f"{purpose} replaces the rectifiers of this {type(model).__name__} and leaves its "
+            f"{' and '.join(sorted(found.left))}, which have kinks too, as they are",
+            PartlySmoothedWarning,
+            stacklevel=3,
+        )
+    if found.count == 0:
         raise UnsupportedModelError(
             f"{purpose} replaces rectifiers (ReLU, ReLU6, leaky ReLU, clamp at 0), but this "
-            f"{type(model).__name__} calls none in a forward pass: it would silently change nothing"
+            f"{type(model).__name__} calls none in a forward pass: it would silently change nothing. GELU and SiLU "
+            "are smooth already; SmoothGrad averages their gradients over a neighbourhood"
         )

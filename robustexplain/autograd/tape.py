@@ -10,7 +10,7 @@ arithmetic on the recorded values: the derivative of a map by input or weights i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,9 +20,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..door import checked, in_place
 from ..errors import UnsupportedModelError
+from .hidden import refuse_hidden
+from .hooks import hooks
 from .layers import submodule
 from .rectifiers import is_in_place, is_rectifier
+from .second_derivatives import attention
 
 OpKind = Literal[
     "linear", "batch_norm", "activation", "identity", "affine", "shape", "max_pool", "average", "sum", "unknown"
@@ -37,7 +41,8 @@ _FUNCTIONS: dict[OpKind, str] = {
     "double half bfloat16 type_as positive pos alias",
     "shape": "flatten unflatten reshape reshape_as view view_as permute transpose swapaxes movedim squeeze unsqueeze "
     "cat concat concatenate stack chunk split tensor_split unbind getitem narrow select index_select pad expand "
-    "expand_as roll flip channel_shuffle native_channel_shuffle pixel_shuffle pixel_unshuffle t",
+    "expand_as roll flip channel_shuffle native_channel_shuffle pixel_shuffle pixel_unshuffle t T mT "
+    "repeat_interleave masked_fill",
     "max_pool": "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d",
     "average": "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d mean sum",
 }
@@ -209,16 +214,26 @@ class _RecordedTensor:
 
 
 class _TapeRecorder(TorchFunctionMode):
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
         super().__init__()
+        self.model, self.given, self.version = model, x, x._version
         self.steps = [Call("input", torch.clone, (), {}, [], [x], 0)]
         # By id, which stays unique because every tensor is kept alive.
         self.recorded: dict[int, _RecordedTensor] = {id(x): _RecordedTensor(self.steps[0], 0, x, x._version)}
+
+    @property
+    def touched(self) -> bool:
+        """Whether the input was changed in place."""
+        return self.given._version != self.version
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and torch.is_grad_enabled() and not _drops(args, kwargs):
+            # Step by step, so that each of its products and its softmax gets a rule.
+            with self:
+                return attention(*args[:4], *args[5:], **{k: v for k, v in kwargs.items() if k != "dropout_p"})[1]
         if not torch.is_grad_enabled():
             # Inside a custom autograd function: what it computes has no graph to differentiate, see Tape._check.
             return func(*args, **kwargs)
@@ -227,6 +242,8 @@ class _TapeRecorder(TorchFunctionMode):
             if not isinstance(result, Tensor):
                 return result
         target = self._overwritten(func, args, kwargs)
+        if target is self.given:
+            raise in_place(self.model)
         if target is not None:
             self._protect(target)
         sources: list[Source] = []
@@ -290,7 +307,14 @@ class _TapeRecorder(TorchFunctionMode):
             self.recorded[id(value)] = _RecordedTensor(step, i, value, value._version)
 
 
+def _drops(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return bool(args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0))
+
+
 def _bare(func: Any) -> str:
+    if getattr(func, "__name__", "") == "__get__":
+        # A property of a tensor, such as its transpose ``mT``.
+        return str(getattr(func.__self__, "__name__", "get"))
     return str(getattr(func, "__name__", func)).strip("_")
 
 
@@ -305,16 +329,21 @@ def record(model: nn.Module, x: Tensor, layers: Sequence[str] = ()) -> Tape:
     Raises:
         UnknownNameError: a name that no module has.
         UnsupportedModelError: logits that no recorded call computed; a layer that does not run or gives no tensor.
+        InputError: the model answers with something else than logits, or changes its input in place.
     """
-    recorder = _TapeRecorder(x)
+    refuse_hidden(model, "the function calls of the forward pass are recorded")
+    recorder = _TapeRecorder(model, x)
     found: dict[str, tuple[Call, int]] = {}
     with _marking(model, layers, recorder, found), recorder:
-        logits = model(x)
+        answer = model(x)
+    if recorder.touched:
+        raise in_place(model)
+    logits = checked(model, answer, x)
     entry = recorder.recorded.get(id(logits))
     if entry is None:
         raise UnsupportedModelError(
-            f"the logits of this {type(model).__name__} were not made by calls that can be seen (torch.compile, "
-            "scripted code and custom autograd functions hide theirs): pass the plain model"
+            f"the logits of this {type(model).__name__} were not made by calls that can be seen (custom autograd "
+            "functions and compiled code hide theirs): pass the plain model"
         )
     missing = [name for name in layers if name not in found]
     if missing:
@@ -334,9 +363,7 @@ def _marking(
 
         return hook
 
-    handles = [submodule(model, name).register_forward_hook(mark(name)) for name in layers]
-    try:
+    with ExitStack() as stack:
+        for name in layers:
+            stack.enter_context(hooks([submodule(model, name)], mark(name)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import InputError
+from ..errors import InputError, doing
 from .options import Size, TrustCode
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
+    from ..evaluation.store import RunFolder
     from ..system import System
 
 
@@ -123,7 +124,6 @@ def systems_of_run(run: Path, rows: Sequence[str], trust_code: bool = False) -> 
     from ..evaluation.results import Results
     from ..evaluation.store import RunFolder
     from ..recipe.experiment import Recipe
-    from ..system import System
 
     folder = RunFolder(run)
     folder.require()
@@ -149,14 +149,25 @@ def systems_of_run(run: Path, rows: Sequence[str], trust_code: bool = False) -> 
         recipe = recipe.trusting() if trust_code else recipe
         data, bare = recipe.data.load(), replace(recipe.model, weights=None)
         own = {label: bare.load(data.shape, data.num_classes, 0) for label in wanted}
-        systems = {n: System.load(folder.system(n), model=module, weights="stored") for n, module in own.items()}
+        systems = {n: _loaded(folder, n, module) for n, module in own.items()}
     else:
-        systems = {label: System.load(folder.system(label)) for label in wanted}
+        systems = {label: _loaded(folder, label) for label in wanted}
     # If no system specifies its inputs, the run does, and at last its data, which may be on another machine.
     if all(system.inputs is not None for system in systems.values()):
         return systems, None
     shape = results.run.get("shape") or results.recipe.data.load().shape
     return systems, int(shape[-1])
+
+
+def _loaded(folder: RunFolder, label: str, model: nn.Module | None = None) -> System:
+    """A system of a run, which must be the one that the run saved."""
+    from ..system import System
+
+    path, expected = folder.system(label), folder.system_sum(label)
+    with doing(f"loading the system of {label!r}"):
+        if model is not None:
+            return System.load(path, model=model, weights="stored", sha256=expected)
+        return System.load(path, sha256=expected)
 
 
 def systems_of_model(name: str, interpreters: Sequence[str]) -> tuple[dict[str, System], int | None]:

@@ -17,6 +17,7 @@ from .. import data as data_sets
 from .. import files, models, plots
 from ..autograd.rectifiers import Softplus
 from ..defenses import Aggregate
+from ..door import answer
 from ..errors import InputError, UnsupportedModelError
 from ..interpreters import (
     GradCAM,
@@ -186,7 +187,7 @@ def _section(
     title: str, model: nn.Module, x: Tensor, session: Session, trained: Callable[[Entry], Interpreter] | None
 ) -> Section:
     with torch.no_grad():
-        p, c = model(x).softmax(1).max(1)
+        p, c = answer(model, x).softmax(1).max(1)
     captions = [f"class {int(k)}, {float(v):.0%}" for k, v in zip(c, p, strict=True)]
     lines = []
     drawable = [entry for entry in INTERPRETERS if "images" in accepted_kinds(entry.build)]

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from .. import recipes
-from ..errors import UnknownNameError
-from ..registry import ALL, ATTACKS, MANIPULATIONS, TRANSFORMS, Entry, Registry
+from ..errors import InputError, UnknownNameError
+from ..registry import ALL, ATTACKS, MANIPULATIONS, MODELS, TRANSFORMS, Entry, Registry
 
 KINDS = [*ALL, "recipes"]
 COLUMNS = (("name", 2), ("what it does", 5), ("paper", 4), ("needs", 2), ("settings", 5))
@@ -20,8 +20,19 @@ RECIPE_COLUMNS = (("recipe", 3), ("what it shows", 6), ("what it needs", 5), ("h
 def list_kind(
     kind: Annotated[str, typer.Argument(help=f"{', '.join(KINDS)}; or all.", autocompletion=lambda: [*KINDS, "all"])],
     as_markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table; all: as a page.")] = False,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="models: measure which interpreter explains which family (minutes), as a page."),
+    ] = False,
 ) -> None:
     """List the components of a kind: name, paper, needs and defaults, read off the classes; or the packaged recipes."""
+    if measure:
+        if registry_of(kind) is not MODELS:
+            raise InputError(f"only models are measured: robustexplain list models --measure, got {kind!r}")
+        from . import measured
+
+        typer.echo(measured.page(), nl=False)
+        return
     if as_markdown:
         typer.echo(page() if kind == "all" else markdown(kind))
         return

@@ -8,19 +8,30 @@ from typing import Annotated
 import typer
 
 
-def report(folder: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
-    """Write report.html and matrix.csv of a run again, from its cells."""
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run directory.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write it; default the run directory, which may be read-only.")
+    ] = None,
+) -> None:
+    """Write report.html and matrix.csv of a run again, from its cells; damaged files are named and left out."""
     from ..evaluation import RunFolder, write_report
 
     run_folder = RunFolder(folder)
     run_folder.require()
-    write_report(run_folder)
-    show(folder)
+    written = write_report(run_folder, out)
+    if show(folder, written):
+        raise typer.Exit(1)
 
 
-def show(folder: Path) -> None:
-    """Print a run's matrix, and where its report is."""
+def show(folder: Path, written: Path | None = None) -> bool:
+    """Print a run's matrix, and where its report is; whether files of it are damaged, which are named."""
+    from ..evaluation import Results, RunFolder
     from ..evaluation.report import print_matrix
 
-    print_matrix(folder)
-    typer.echo(f"report: {folder / 'report.html'}")
+    results = Results.read(RunFolder(folder))
+    print_matrix(results)
+    typer.echo(f"report: {written or folder / 'report.html'}")
+    for why in results.damaged:
+        typer.secho(f"left out: {why}; `robustexplain run` makes it anew", fg="red", err=True)
+    return bool(results.damaged)

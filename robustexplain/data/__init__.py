@@ -9,9 +9,11 @@ from typing import Any
 
 from ..errors import InputError
 from ..registry import DATASETS
-from . import arrays, credit, folders, openml, tables
+from . import arrays, credit, csv_folder, folders, openml, tables
 from .base import PARTS, Data, Item, Samples, Splits, labels_of, stack, subset, take
-from .inputs import InputSpec, decoded
+from .findings import findings
+from .inputs import InputSpec
+from .pictures import decoded
 from .tables import TensorTable
 
 __all__ = [
@@ -24,7 +26,9 @@ __all__ = [
     "TensorTable",
     "arrays",
     "credit",
+    "csv_folder",
     "decoded",
+    "findings",
     "folders",
     "labels_of",
     "load",

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Subset
 
 from ..errors import InputError
 from ..random_streams import derive, generator
-from .inputs import Resize
+from .pictures import Resize
 
 Item: TypeAlias = tuple[Tensor, int]
 """An image, float32 ``[C, H, W]`` in [0, 1] (or a table's row, float32 ``[D]``), and its class."""
@@ -190,7 +190,7 @@ def take(dataset: Samples, n: int, seed: int = 0) -> Subset[Item]:
     for rows in _by_class(labels):
         rng = generator(seed, "take", labels[rows[0]])
         ranks = torch.randperm(len(rows), generator=rng).tolist()
-        ties = torch.rand(len(rows), generator=rng).tolist()
+        ties = torch.rand(len(rows), generator=rng, dtype=torch.float32).tolist()
         order += zip(ranks, ties, rows, strict=True)
     return subset(dataset, [index for _, _, index in sorted(order)[:n]])
 

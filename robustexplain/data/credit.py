@@ -70,9 +70,14 @@ class _Public(ABC):
             InputError: if it is another table.
         """
         path = self._file()
-        frame = read_csv(path, self.name, na_values=["?"])
+        frame = read_csv(path, self.name)
         require_columns(frame, self.columns, f"{self.name} {str(path)!r}")
-        x, labels = self._prepared(frame)
+        try:
+            x, labels = self._prepared(frame)
+        except InputError:
+            raise
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"{self.name}: {str(path)!r} is another table than the published one: {error}") from error
         features, rows = numeric(x, (), 64, f"{self.name} {str(path)!r}")
         extra = UNRELATED[self.unrelated]
         drawn = [torch.randint(2, (len(rows), 1), generator=generator(self.seed, name)) for name in extra]

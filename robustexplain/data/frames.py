@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .cells import check_target, refuse_numbers_as_text
+
+MOST_COLUMNS = 10_000
+"""How many columns a table may have when its categories are 0/1 columns."""
 
 
 @dataclass(frozen=True)
@@ -90,22 +94,23 @@ def _complete(frame: Any, plan: Encoding, source: str) -> Any:
     """The frame without missing values."""
     absent = frame.isna()
     counts = {str(c): int(n) for c, n in absent.sum().items() if n}
+    shown = _listed([f"{c} ({n}, first in sample {absent[c].to_numpy().argmax()})" for c, n in counts.items()])
     if not counts:
         return frame
     if plan.missing == "drop-rows":
         kept = frame[~absent.any(axis=1)]
         if not len(kept):
-            raise InputError(f"{source}: every row misses a value ({_counted(counts)}); set missing: drop-columns")
-        return kept
+            raise InputError(f"{source}: every row misses a value ({shown}); set missing: drop-columns")
+        return kept.infer_objects()
     if plan.missing == "refuse":
         raise InputError(
-            f"{source}: values are missing: {_counted(counts)} of {len(frame)} rows; set missing to drop-rows or "
-            "drop-columns, or put the columns into drop"
+            f"{source}: values are missing: {shown} of {len(frame)} rows; set missing to drop-rows or "
+            "drop-columns, or put the columns into drop; what is a value after all is left out of na"
         )
     if plan.target in counts:
         raise InputError(f"{source}: the target {plan.target!r} misses {counts[plan.target]} values; drop those rows")
     if len(counts) == len(frame.columns) - 1:
-        raise InputError(f"{source}: every column misses values ({_counted(counts)}); set missing: drop-rows")
+        raise InputError(f"{source}: every column misses values ({shown}); set missing: drop-rows")
     return frame.drop(columns=list(counts))
 
 
@@ -128,6 +133,8 @@ def labelled(column: Any, positive: Sequence[Any] | None, most: int, source: str
             f"{source}: {len(found)} different values, such as {_listed(found, 3)}, are more than the {most} classes "
             "that `most` allows: name the values of class 1 in positive, or use another target"
         )
+    if positive is None:
+        check_target(found, source)
     wanted = found if positive is None else list(dict.fromkeys(as_text(value) for value in positive))
     unknown = [value for value in wanted if value not in found]
     if unknown or not wanted:
@@ -146,7 +153,8 @@ def numeric(x: Any, categories: Sequence[str] | None, most: int, source: str) ->
     """Column names and rows ``[N, D]``: numeric columns first, then a 0/1 column for each value of each category.
 
     Raises:
-        InputError: for text that is no category, a category of too many values, or a number that is not finite.
+        InputError: for text that is no category, numbers as text, a category of too many values, two columns that get
+            one name, or a number that is not finite.
     """
     text = [c for c in x.columns if not _is_number(x[c])]
     chosen = text if categories is None else list(categories)
@@ -157,9 +165,19 @@ def numeric(x: Any, categories: Sequence[str] | None, most: int, source: str) ->
             raise InputError(
                 f"{source}: column {c!r} is not numeric: sample {row} holds {got!r}; put it into categories or drop"
             )
+    for c in text if categories is None else ():
+        refuse_numbers_as_text(x[c], str(c), source)
     columns = {str(c): np.asarray(x[c], dtype=np.float64) for c in x.columns if c not in chosen}
     for c in (c for c in x.columns if c in chosen):
-        columns |= _one_hot(x[c], str(c), most, source)
+        made = _one_hot(x[c], str(c), most, source)
+        if twice := sorted(made.keys() & columns.keys()):
+            raise InputError(
+                f"{source}: a value of column {str(c)!r} would get the 0/1 column {twice[0]!r}, which is there "
+                "already: rename a column, or put one into drop"
+            )
+        columns |= made
+        if len(columns) > MOST_COLUMNS:
+            raise InputError(f"{source}: more than {MOST_COLUMNS} columns; put columns of many categories into drop")
     for name, values in columns.items():
         # The largest number that float32 holds; beyond it a value would become infinite.
         if not (np.abs(values) <= np.finfo(np.float32).max).all():
@@ -192,7 +210,10 @@ def as_text(value: Any) -> str:
     if isinstance(value, (bool, np.bool_)):
         return str(bool(value))
     if isinstance(value, (int, float, np.integer, np.floating)):
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            return str(value)
         return str(int(number)) if number.is_integer() else repr(number)
     return str(value)
 
@@ -214,13 +235,9 @@ def _is_number(column: Any) -> bool:
 def _parses(value: Any) -> bool:
     try:
         float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True
-
-
-def _counted(counts: dict[str, int]) -> str:
-    return _listed([f"{name} ({count})" for name, count in counts.items()])
 
 
 def _listed(words: Sequence[str], most: int = 8) -> str:

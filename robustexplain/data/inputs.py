@@ -1,26 +1,22 @@
-"""The images that a system takes, and reading image files as such, alike in training, evaluation and use."""
+"""The images that a system takes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from ..errors import InputError, MissingDataError
+from ..errors import InputError
 from ..fields import check_fields
 from ..registry import PARTS
+from .pictures import MOST_SIDE, Resize, decoded
 
 if TYPE_CHECKING:
-    from .base import Data
+    from PIL import Image
 
-Resize: TypeAlias = Literal["crop", "squash"]
-"""``crop`` scales until the image covers the size and cuts the centre out; ``squash`` changes the proportions."""
+    from .base import Data
 
 
 @PARTS.register("input-spec")
@@ -65,7 +61,7 @@ class InputSpec:
 
         Raises:
             MissingDataError: no such file.
-            InputError: PIL cannot read it, or it has more than 8 bits a pixel.
+            InputError: PIL cannot read it; more than 8 bits a pixel, several frames, no pixels or too many.
         """
         return decoded(image, self.size, self.resize, self.channels)[None]
 
@@ -99,63 +95,10 @@ class InputSpec:
             raise InputError(f"inputs name {len(self.class_names)} classes, but the model has {classes}")
 
 
-def decoded(
-    image: Image.Image | str | PathLike[str], size: tuple[int, int] | None, resize: Resize, channels: int
-) -> Tensor:
-    """An image as float32 ``[C, H, W]`` in ``[0, 1]``: upright by its EXIF orientation, converted, then resized.
-
-    Args:
-        image: a picture of PIL's, or a file that PIL reads.
-        size: ``(H, W)``; ``None`` keeps the image's own.
-        resize: how it is brought to ``size``.
-        channels: 3 or 1.
-
-    Raises:
-        MissingDataError: no such file.
-        InputError: PIL cannot read it, or it has more than 8 bits a pixel.
-    """
-    if isinstance(image, Image.Image):
-        return _tensor(image, size, resize, channels, "the image")
-    path = Path(image)
-    if not path.is_file():
-        raise MissingDataError(f"no image at {path}")
-    try:
-        with Image.open(path) as opened:
-            return _tensor(opened, size, resize, channels, repr(str(path)))
-    except InputError:
-        raise
-    # A damaged PNG raises SyntaxError, and a decompression bomb an exception of its own.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read the image {str(path)!r}: {error}") from error
-
-
-def _tensor(image: Image.Image, size: tuple[int, int] | None, resize: Resize, channels: int, name: str) -> Tensor:
-    if image.mode.startswith(("I", "F")):
-        raise InputError(
-            f"cannot read the image {name}: mode {image.mode}: more than 8 bits a pixel, which conversion would clip"
-        )
-    upright = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
-    fitted = upright if size is None else _fitted(upright, size, resize)
-    array: Any = np.asarray(fitted, dtype=np.float32).reshape(fitted.height, fitted.width, channels)
-    return torch.from_numpy(array / 255).permute(2, 0, 1).contiguous()
-
-
-def _fitted(image: Image.Image, size: tuple[int, int], resize: Resize) -> Image.Image:
-    height, width = size
-    if resize == "squash":
-        return image.resize((width, height), Image.Resampling.BICUBIC)
-    # The side that is scarcer decides the scale, so that the other one has enough to cut from.
-    if image.height * width <= image.width * height:
-        scaled = height * image.width // image.height, height
-    else:
-        scaled = width, width * image.height // image.width
-    large = image.resize(scaled, Image.Resampling.BICUBIC)
-    left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
-    return large.crop((left, top, left + width, top + height))
-
-
 def _checked_size(size: Any) -> tuple[int, int]:
     whole = isinstance(size, (tuple, list)) and all(isinstance(side, int) and side > 0 for side in size)
     if not whole or len(size) != 2:
         raise InputError(f"size must be (height, width) in pixels, two whole numbers above 0, got {size!r}")
+    if max(size) > MOST_SIDE:
+        raise InputError(f"size must be at most {MOST_SIDE} pixels a side, got {size!r}")
     return int(size[0]), int(size[1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -87,6 +89,10 @@ class OpenML:
         root = self.root or str(default_root())
         try:
             return fetch_openml(**which, data_home=root, as_frame=True, parser="auto", target_column=None)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise InputError(
+                f"{source}: what is kept of it in {root} is damaged ({error}); delete the folder openml there"
+            ) from error
         except OSError as error:
             raise MissingDataError(
                 f"{source}: not in {root}, and OpenML cannot be reached ({error}). Load it once where there is a "

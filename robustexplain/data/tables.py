@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import InputError, MissingDataError
+from ..errors import DataWarning, InputError, MissingDataError
 from ..fields import Count, Natural, check_fields
 from ..registry import DATASETS
 from .base import Data, Digest, Item, Splits, checked_fractions, checked_labels
+from .csv_text import check_csv, codec, csv_lines, of_another_encoding
+from .findings import warn_of_classes
 from .frames import Encoding, encoded
 
 Value: TypeAlias = str | bool | int | float
@@ -86,7 +88,13 @@ def table(
         raise InputError(f"{name}: at least two classes are needed, got {found or 'no rows'}")
     splits = Splits.stratified(dataset.labels, fractions, seed)
     digest = Digest(dataset.rows, dataset.labels, tuple(classes), tuple(features), splits).hex()
-    return Data(name, tuple(classes), dataset.shape, *splits.of(dataset), digest, tuple(features))
+    data = Data(name, tuple(classes), dataset.shape, *splits.of(dataset), digest, tuple(features))
+    warn_of_classes(data)
+    constant = [features[i] for i in (dataset.rows == dataset.rows[0]).all(0).nonzero().flatten().tolist()]
+    if constant:
+        shown = ", ".join(map(repr, constant[:6])) + (", ..." if len(constant) > 6 else "")
+        warnings.warn(f"{name}: all rows have one value in {shown}: no feature; see drop", DataWarning, stacklevel=2)
+    return data
 
 
 @DATASETS.register("csv-table")
@@ -95,7 +103,8 @@ class CsvTable:
     """Your own table: a CSV file with a header, a row a sample. Also written ``csv-table:PATH``.
 
     Numbers stay in their own units (a model standardises by itself); a column of categories becomes a 0/1 column for
-    each of its values, named ``column_value``, after the numeric columns.
+    each of its values, named ``column_value``, after the numeric columns. A column that is numbers, or dates, for most
+    of its rows and has text in others is refused unless it stands in ``categories``.
 
     Args:
         path: the file.
@@ -105,8 +114,9 @@ class CsvTable:
         drop: columns to leave out.
         categories: columns of categories; default: those that are not numbers.
         missing: ``refuse`` missing values, or leave out their rows or their columns.
-        na: what a missing value is written as.
+        na: what a missing value is written as; default: what pandas takes for one, and ``?``.
         delimiter: what stands between two columns.
+        encoding: of the file, such as ``latin-1``.
         most: the largest number of values that a column of categories (or ``target``) may have.
         fractions: shares of train, defense and test; the split is stratified.
         seed: of the split.
@@ -118,8 +128,12 @@ class CsvTable:
     drop: tuple[str, ...] = ()
     categories: tuple[str, ...] | None = None
     missing: Literal["refuse", "drop-rows", "drop-columns"] = "refuse"
-    na: tuple[str, ...] = ("", "?", "NA", "N/A", "NaN", "nan", "null")
+    na: tuple[str, ...] = (
+        *("", "?", "NA", "N/A", "n/a", "#N/A", "#N/A N/A", "#NA", "<NA>", "NULL", "null", "None"),
+        *("NaN", "nan", "-NaN", "-nan", "-1.#IND", "1.#IND", "-1.#QNAN", "1.#QNAN"),
+    )
     delimiter: str = ","
+    encoding: str = "utf-8"
     most: Count = 64
     fractions: tuple[float, float, float] = (0.5, 0.3, 0.2)
     seed: Natural = 0
@@ -127,19 +141,26 @@ class CsvTable:
     def __post_init__(self) -> None:
         check_fields(self)
         checked_fractions(self.fractions)
-        if len(self.delimiter) != 1:
-            raise InputError(f"CsvTable.delimiter must be one character, got {self.delimiter!r}")
+        check_csv(self)
 
     def load(self) -> Data:
         """Read and encode the file.
 
         Raises:
             MissingDataError: if there is no such file, or no pandas.
-            InputError: for an empty file, a column that is not there, text where numbers are expected, missing values
-                or a single class.
+            InputError: for an empty file, another encoding, columns of one name, a column that is not there, text
+                where numbers are expected, missing values, a continuous target or a single class.
         """
         path = Path(self.path).expanduser()
-        frame = read_csv(path, "csv-table", sep=self.delimiter, na_values=list(self.na), keep_default_na=False)
+        frame = read_csv(path, "csv-table", self.delimiter, self.encoding, list(self.na))
+        nameless = [c for c in frame.columns if c.startswith("Unnamed: ") and c not in self.drop]
+        if nameless:
+            warnings.warn(
+                f"{str(path)!r}: a column without a name is read as {nameless[0]!r}; if it numbers the rows, put it "
+                "into drop",
+                DataWarning,
+                stacklevel=2,
+            )
         plan = Encoding(self.target, as_tuple(self.positive), self.drop, self.categories, self.missing, self.most)
         found = encoded(frame, plan, f"csv-table {str(path)!r}")
         return table(
@@ -171,25 +192,38 @@ def pandas_for(name: str) -> Any:
     return pandas
 
 
-def read_csv(path: Path, name: str, **options: Any) -> Any:
-    """A CSV file as a data frame; ``options`` are those of ``pandas.read_csv``.
+def read_csv(path: Path, name: str, delimiter: str = ",", encoding: str = "utf-8", na: list[str] | None = None) -> Any:
+    """A CSV file as a data frame; a column without a name is called ``Unnamed: `` and its place.
+
+    Args:
+        path: the file.
+        name: of the data set, in errors.
+        delimiter: what stands between two columns.
+        encoding: of the file.
+        na: what a missing value is written as; default: what pandas takes for one, and ``?``.
 
     Raises:
         MissingDataError: if there is no such file, or no pandas.
-        InputError: if it is empty, or no CSV file.
+        InputError: if it is empty, no CSV file, of another encoding, or has two columns of one name.
     """
     pandas = pandas_for(name)
     if not path.is_file():
         raise MissingDataError(f"{name}: no file {str(path)!r}; set path to the CSV file")
-    # pandas would take a first column without a name for the rows' names, and cut rows that are too long.
-    options = {"index_col": False, "skipinitialspace": True, "low_memory": False, "encoding": "utf-8-sig", **options}
+    # pandas renames columns of one name: the header is read before.
+    header = csv_lines(path, name, encoding, delimiter).header
+    columns = [column or f"Unnamed: {i}" for i, column in enumerate(header)]
+    missing: dict[str, Any] = {"na_values": ["?"]} if na is None else {"na_values": na, "keep_default_na": False}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pandas.errors.ParserWarning)
-            frame = pandas.read_csv(path, **options)
-    except pandas.errors.EmptyDataError as error:
-        raise InputError(f"{name}: {str(path)!r} is empty") from error
-    except (ValueError, OSError, pandas.errors.ParserWarning) as error:
+            # pandas would take a first column without a name for the rows' names, and cut rows that are too long.
+            frame = pandas.read_csv(
+                path, sep=delimiter, encoding=codec(encoding), header=0, names=columns, index_col=False,
+                skipinitialspace=True, low_memory=False, **missing,
+            )  # fmt: skip
+    except UnicodeError as error:
+        raise of_another_encoding(path, encoding, error) from error
+    except (ValueError, OverflowError, OSError, pandas.errors.ParserWarning) as error:
         raise InputError(f"{name}: cannot read {str(path)!r}: {error}") from error
     if not len(frame):
         raise InputError(f"{name}: {str(path)!r} has a header ({len(frame.columns)} columns) and no rows")

@@ -6,7 +6,6 @@ on the interpreter that was manipulated and whether it transfers to others.
 
 from __future__ import annotations
 
-import json
 import traceback
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import data as data_sets
-from .. import files
+from .. import files, seals
 from ..attacks.manipulation import Manipulation, View
 from ..attacks.manipulation.finetuned import HISTORY
+from ..door import answer
 from ..features import index_of
 from ..interpreters import Interpreter
 from ..metrics import SSIM, FeatureFirst, FeatureRank, Fooling, LocationCorrelation, Pearson, SignCorrelation, Spearman
@@ -56,9 +56,7 @@ def audit(recipe: Recipe, prepared: Prepared, data: data_sets.Data, folder: RunF
 def audited(folder: RunFolder, row: Row) -> bool:
     """Whether a row's audit is stored without errors; the next run repeats one that failed."""
     path = folder.audit(row.label)
-    return path.is_file() and not any(
-        "error" in entry for entry in json.loads(path.read_text(encoding="utf-8"))["looks"]
-    )
+    return path.is_file() and not any("error" in entry for entry in seals.read(path)["looks"])
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ class Audit:
             "features": list(self.data.features),
             "hidden": self.attack.hidden,
         }
-        files.write_json(path, content)
+        seals.write(path, content, path.with_suffix(".safetensors"))
 
     def _inputs(self) -> tuple[Tensor, Tensor]:
         """Test inputs, correctly classified or not: a manipulation affects all of them."""
@@ -187,7 +185,7 @@ class Audit:
     def _history(self) -> dict[str, Any] | None:
         """Accuracy and objective by epoch, of an attack that trains."""
         path = self.folder.training / files.digest(self.row.label) / HISTORY
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return files.read_json(path) if path.is_file() else None
 
 
 def _binary(name: str) -> bool:
@@ -195,7 +193,7 @@ def _binary(name: str) -> bool:
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    logits: Tensor = model(x)
+    logits: Tensor = answer(model, x)
     return logits
 
 

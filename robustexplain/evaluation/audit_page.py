@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .. import files, plots
+from .. import files, plots, seals
 from ..metrics import Fooling
 from ..metrics.manipulation import CODE_THRESHOLD
 from ..recipe.experiment import Experiment, Row
+from .mending import damaged
 from .store import RunFolder
 
 PAGE, TABLE, PICTURE = "manipulations.html", "manipulations.csv", "manipulations.png"
@@ -83,26 +83,28 @@ def read(recipe: Experiment, folder: RunFolder) -> list[Audited]:
     found = []
     for row in recipe.rows:
         path = folder.audit(row.label)
-        if row.kind == "manipulation" and path.is_file():
+        if row.kind == "manipulation" and path.is_file() and not damaged(path):
             costs = [folder.row(label) for label in (row.root, row.label)]
             accuracy = None
-            if all(cost.is_file() for cost in costs):
-                before, now = (json.loads(cost.read_text(encoding="utf-8"))["accuracy"] for cost in costs)
+            if all(cost.is_file() and not damaged(cost) for cost in costs):
+                before, now = (seals.read(cost)["accuracy"] for cost in costs)
                 accuracy = (before, now)
+            known = seals.read(path)
             arrays = files.read_tensors(path.with_suffix(".safetensors"))[0]
-            found.append(Audited(row, json.loads(path.read_text(encoding="utf-8")), arrays, accuracy))
+            found.append(Audited(row, known, arrays, accuracy))
     return found
 
 
-def write_audits(recipe: Experiment, folder: RunFolder) -> Path | None:
-    """Write page, table and picture; ``None`` where the recipe manipulates nothing."""
+def write_audits(recipe: Experiment, folder: RunFolder, out: Path | None = None) -> Path | None:
+    """Write page, table and picture into ``out`` (default the run's own directory); ``None`` without any audit."""
+    out = out or folder.root
     found = read(recipe, folder)
     if not found:
         return None
-    files.write_text(folder.root / TABLE, table(found))
+    files.write_text(out / TABLE, table(found))
     drawn = transfers(recipe, found)
-    files.replace_file(folder.root / PICTURE, lambda aside: aside.write_bytes(drawn))
-    return files.write_text(folder.root / PAGE, html(recipe, found, drawn))
+    files.replace_file(out / PICTURE, lambda aside: aside.write_bytes(drawn))
+    return files.write_text(out / PAGE, html(recipe, found, drawn))
 
 
 def table(found: list[Audited]) -> str:
@@ -112,7 +114,9 @@ def table(found: list[Audited]) -> str:
     out.writerow(["manipulation", "aimed_at", "interpreter", "view", "measure", "value", "low", "high", "count"])
     for audited in found:
         for look in audited.looks:
-            where = [audited.row.label, audited.row.root, look["interpreter"], look["view"]]
+            where = [
+                files.as_text(word) for word in (audited.row.label, audited.row.root, look["interpreter"], look["view"])
+            ]
             for name, e in sorted(look["figures"].items()):
                 numbers = ("" if e[key] is None else f"{e[key]:.6g}" for key in ("value", "low", "high"))
                 out.writerow([*where, name, *numbers, e["count"]])

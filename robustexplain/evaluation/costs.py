@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import data as data_sets
-from .. import files
+from .. import seals
+from ..door import answer
 from ..system import System
 from ..training import Session
 from .origins import Origins
@@ -46,7 +47,7 @@ def measure_costs(
             continue
         words = {"row": row.label, "base": row.base, "accuracy": accuracy, "ms": spent}
         words["made_of"] = origins.row(row.label)
-        files.write_json(folder.row(row.label), words)
+        seals.write(folder.row(row.label), words)
 
 
 @torch.no_grad()
@@ -70,7 +71,7 @@ def clean_accuracy(model: nn.Module, data: data_sets.Data, size: int, images: in
     right = 0
     for start in range(0, len(part), size):
         x, y = data_sets.stack(part, range(start, min(start + size, len(part))))
-        right += int((model(x.to(device)).argmax(1).cpu() == y).sum())
+        right += int((answer(model, x.to(device)).argmax(1).cpu() == y).sum())
     return right / len(part)
 
 

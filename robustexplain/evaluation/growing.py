@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from .. import seals
 from ..data import Data
 from ..recipe.experiment import Experiment
 from ..training import Session
+from .mending import mend
 from .origins import Origins
 from .store import MADE_OF, UNSAVED, RunFolder, slug
 from .summaries import Summaries
@@ -32,6 +33,9 @@ def claim(experiment: Experiment, folder: RunFolder, data: Data, digest: str, se
     """
     if session.accelerator.is_main_process:
         folder.open(experiment, digest, data.features, data.shape, session.accelerator.mixed_precision)
+        folder.note_machine(session.device.type)
+        for line in mend(experiment, folder):
+            session.progress.say(f"damaged: {line}")
         origins = Origins(experiment)
         found = _drop(experiment, folder, origins)
         if folder.keep(experiment) and found:
@@ -63,7 +67,7 @@ def _drop(experiment: Experiment, folder: RunFolder, origins: Origins) -> Counte
         for path, now in ((folder.row(row.label), made_of), (folder.audit(row.label), audit),
                           (folder.calibration(row.label), origins.calibration(row.label)),
                           *((path, made_of) for path in sanity)):  # fmt: skip
-            if path.is_file() and _read(path)["made_of"] != now:
+            if path.is_file() and seals.read(path)["made_of"] != now:
                 path.unlink()
         _system(folder.system(row.label), origins.system(row.label))
         for column in experiment.columns:
@@ -83,11 +87,6 @@ def _why(known: dict[str, Any], now: dict[str, Any]) -> str:
     if known["inputs"] != now["inputs"]:
         return "inputs"
     return "kept" if now["metrics"].items() <= known["metrics"].items() else "metrics"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
 
 
 def _system(path: Path, made_of: str) -> None:

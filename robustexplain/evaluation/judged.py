@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import data as data_sets
 from ..attacks import random_classes
+from ..door import answer
 from ..errors import InputError
 from ..random_streams import derive
 from ..recipe.experiment import Evaluation
@@ -83,7 +84,7 @@ def choose(
         x, y = data_sets.stack(order, positions)
         right = torch.ones(len(y), dtype=torch.bool)
         for model in models if settings.only_correct else ():
-            right &= model(x.to(device)).argmax(1).cpu() == y
+            right &= answer(model, x.to(device)).argmax(1).cpu() == y
         found += [order.indices[p] for p, ok in zip(positions, right.tolist(), strict=True) if ok]
     if not found:
         raise InputError(

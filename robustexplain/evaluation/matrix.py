@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import data as data_sets
 from .. import files
+from ..errors import doing, memory_advice
 from ..recipe import check_data
 from ..recipe.experiment import Column, Experiment, Recipe, Row
 from ..training import Session
@@ -23,6 +24,7 @@ from .cell import Trial, craft, goal_map, measure
 from .costs import measure_costs
 from .growing import claim
 from .judged import Chosen, Chunk, Pool, choose, chunks
+from .machine import machine
 from .origins import Origins
 from .own_data import adversarys_own
 from .prepared import Builder, Prepared, prepare
@@ -40,13 +42,18 @@ def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
         RunMismatchError: ``out`` stands on another foundation, or was made in another precision; a run that the session
             reuses was made by another version or of other data.
         InputError: data or weights that the recipe needs are missing.
+        RunBusyError: another process writes ``out``.
     """
     session = session or Session()
     folder = RunFolder(Path(out))
     data = check_data(recipe)
     for other in session.reuse:
         RunFolder(other).same_data(data.digest)
-    named = recipe.named(data.features)
+    with folder.held(session.accelerator.is_main_process):
+        return _run(recipe.named(data.features), data, folder, session)
+
+
+def _run(named: Recipe, data: data_sets.Data, folder: RunFolder, session: Session) -> int:
     claim(named, folder, data, data.digest, session)
     session.folder, session.sets_aside = folder.training, True
     failed = 0
@@ -55,7 +62,12 @@ def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
         if session.accelerator.is_main_process:
             folder.same_weights(builder.weights)
         # Before anything else is trained: without an input to judge, all of it would be in vain.
-        chosen = choose([builder.model], data, named.evaluation, named.seed, session.device)
+        chosen = folder.judged(
+            builder.weights, lambda: choose([builder.model], data, named.evaluation, named.seed, session.device)
+        )
+        session.accelerator.wait_for_everyone()
+        if session.accelerator.is_main_process:
+            folder.note_judged(builder.weights, chosen)
         prepared = prepare(builder, folder)
         failed = Matrix(named, folder, session, prepared, data, chosen, session.device).fill()
         failed += audit(named, prepared, data, folder, session)
@@ -68,7 +80,8 @@ def conclude(folder: RunFolder, session: Session, failed: int) -> None:
     if session.accelerator.is_main_process:
         from .report import write_report
 
-        write_report(folder)
+        with doing("writing the report"):
+            write_report(folder)
         if not failed:
             for kind in ("judged", "attacked", "calibrated"):
                 folder.drop_chunks(kind)
@@ -168,7 +181,7 @@ class Matrix:
 
     @cached_property
     def _summaries(self) -> Summaries:
-        return Summaries(self.experiment, self.folder, self._origins)
+        return Summaries(self.experiment, self.folder, self._origins, machine(self.device.type))
 
     @cached_property
     def _chunks(self) -> list[Chunk]:
@@ -235,7 +248,10 @@ class Matrix:
         return x.to(self.device), y.to(self.device)
 
     def _write_failure(self, row: Row, column: Column, why: str) -> None:
-        if self.session.accelerator.is_main_process:
-            self.session.progress.say(f"failed: {row.label} / {column.label}: {why.strip().splitlines()[-1]}")
+        # Where the file system has no locks, another run may have made it meanwhile.
+        if self.session.accelerator.is_main_process and not self._done(row, column):
+            last = why.strip().splitlines()[-1]
+            advice = f" ({found})" if (found := memory_advice(last)) else ""
+            self.session.progress.say(f"failed: {row.label} / {column.label}: {last}{advice}")
             summary = {"status": "failed", **self._summaries.where(row, column), "traceback": why}
             self.folder.write_cell(row.label, column.label, summary, None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from .results import Results
 
 
@@ -12,7 +14,22 @@ def notes(results: Results) -> list[str]:
         warnings += _silent(results, row, column)
         if cell and cell.get("knowledge") == "adaptive" and cell["status"] == "done":
             warnings += _weaker(results, row, column)
-    return warnings + _noise(results) + _nothing_to_adapt(results)
+    return [*_damaged(results), *_machines(results), *warnings, *_noise(results), *_nothing_to_adapt(results)]
+
+
+def _damaged(results: Results) -> list[str]:
+    """Files that were left out."""
+    return [f"left out: {why}; `robustexplain run` makes it anew" for why in results.damaged]
+
+
+def _machines(results: Results) -> list[str]:
+    """The kinds of machine that the run was made on, if they are several."""
+    known = results.run.get("machines", [])
+    if len(known) < 2:
+        return []
+    counts = Counter(cell.get("machine", "unknown") for cell in results.cells.values() if cell)
+    made = "; ".join(f"{name} ({counts[name]} cells)" for name in known)
+    return [f"made on {len(known)} kinds of machine, on which figures differ in last digits: {made}"]
 
 
 SILENT = {

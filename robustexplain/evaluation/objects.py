@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from .. import checks, files
 from ..attacks import Attack
 from ..data import Data, Item, take
+from ..door import answer
 from ..errors import InputError, RobustExplainWarning
 from ..metrics import Metric
 from ..recipe.experiment import Column, Evaluation, Experiment, Knowledge, Row
@@ -87,6 +88,7 @@ def evaluate(
     Raises:
         InputError: bad systems, attacks, data or metrics; no input that every undefended classifier gets right.
         RunMismatchError: ``out`` stands on another foundation: other data, seed, or ways to judge.
+        RunBusyError: another process writes ``out``.
     """
     for what, given in (("systems", systems), ("attacks", attacks)):
         if not isinstance(given, Mapping):
@@ -102,22 +104,28 @@ def evaluate(
         raise InputError("\n".join(lines))
     roots = {row.root for row in rows}
     models = list({id(by_row[label].model): by_row[label].model for label in by_row if label in roots}.values())
+    made_of = files.digest([loaded.digest, settings.entry, seed, [fingerprint(model) for model in models]])
     chosen = choose(models, loaded, settings, seed, device)
+    if loaded.digest:  # without one, nothing tells whether they were chosen from the same data
+        chosen = folder.judged(made_of, lambda: chosen)
     inputs = files.digest([chosen, content_digest(loaded, [*chosen.judged, *chosen.beyond])])
     asking = not loaded.digest and any(column.attack.needs_data for column in columns)
     pool = pool_digest(loaded, settings.pool, seed) if asking else None
     experiment = _experiment(folder, about, seed, by_row, rows, columns, measured, settings, inputs, pool)
     # Whatever the classifiers get right, the same data have the same digest.
     some = list(take(loaded.test, min(settings.images, len(loaded.test)), seed).indices)
-    claim(experiment, folder, loaded, content_digest(loaded, some), session)
     failed = 0
-    if not finished(experiment, folder):
-        replicas = {label: by_row[label].without_detector() for label in roots}
-        prepared = Prepared(by_row, replicas)
+    with folder.held(session.accelerator.is_main_process):
+        claim(experiment, folder, loaded, content_digest(loaded, some), session)
         if session.accelerator.is_main_process:
-            save(experiment, prepared, folder, session)
-        failed = Matrix(experiment, folder, session, prepared, loaded, chosen, device).fill()
-    conclude(folder, session, failed)
+            folder.note_judged(made_of, chosen)
+        if not finished(experiment, folder):
+            replicas = {label: by_row[label].without_detector() for label in roots}
+            prepared = Prepared(by_row, replicas)
+            if session.accelerator.is_main_process:
+                save(experiment, prepared, folder, session)
+            failed = Matrix(experiment, folder, session, prepared, loaded, chosen, device).fill()
+        conclude(folder, session, failed)
     if failed:
         warnings.warn(f"{failed} cells failed; {folder.root} says which and why", RobustExplainWarning, stacklevel=2)
     return Results.read(folder)
@@ -192,7 +200,7 @@ def _device(by_row: Mapping[str, System]) -> torch.device:
 @torch.no_grad()
 def _classes(by_row: Mapping[str, System], x: Tensor) -> int:
     """How many classes the classifiers tell apart."""
-    counts = {label: system.model(x).shape[1] for label, system in by_row.items()}
+    counts = {label: answer(system.model, x).shape[1] for label, system in by_row.items()}
     if len(set(counts.values())) > 1:
         raise InputError(f"classifiers must have the same classes, got {counts}")
     return int(next(iter(counts.values())))

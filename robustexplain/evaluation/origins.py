@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from .. import files
 from ..recipe.experiment import Column, Experiment, Recipe, Row, foundation
 from ..recipe.rows import standing_on
+from ..seals import sha256_of
 from .fingerprint import fingerprint
 
 
@@ -100,10 +100,4 @@ def weights_file(experiment: Experiment) -> str | None:
 
 
 def _sha256(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    state = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            state.update(block)
-    return state.hexdigest()
+    return sha256_of(path) if path.is_file() else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,12 +12,14 @@ from torch import nn
 from .. import data as data_sets
 from .. import files, models
 from ..data import InputSpec
-from ..errors import InputError
+from ..errors import InputError, memory_advice
 from ..files import digest, digest_tensors
 from ..progress import Labelled
 from ..random_streams import derive
 from ..recipe.experiment import Experiment, Model, Recipe, Row
 from ..registry import DEFENSES, INTERPRETERS
+from ..seals import sha256_of
+from ..storage import checksum
 from ..system import System, on_model
 from ..training import Session, cross_entropy, fit
 from .fingerprint import fingerprint
@@ -70,7 +73,7 @@ class Builder:
                 made = self._made(row)
                 self._systems[row.label] = replace(made, inputs=InputSpec.of_data(self.data))
             except Exception as error:
-                _stop_others(self.session, error)
+                _stop_all(self.session, error)
                 self._failures[row.label] = traceback.format_exc()
                 raise
         return self._systems[row.label]
@@ -150,9 +153,9 @@ def prepare(builder: Builder, folder: RunFolder) -> Prepared:
             made.by_row[row.label] = builder.system(row)
         except Exception as error:
             # One row that cannot be made must not take the others with it: its cells become holes in the report.
-            _stop_others(session, error)
+            _stop_all(session, error)
             made.failures[row.label] = traceback.format_exc()
-            session.progress.say(f"{row.label} could not be made; its cells stay empty")
+            session.progress.say(f"{row.label} could not be made; its cells stay empty: {_last_line(error)}")
     if session.accelerator.is_main_process:
         save(recipe, made, folder, session)
     if any(column.knowledge == "transfer" for column in recipe.columns):
@@ -161,12 +164,18 @@ def prepare(builder: Builder, folder: RunFolder) -> Prepared:
     return made
 
 
-def _stop_others(session: Session, error: Exception) -> None:
-    """Raise ``error`` again where other processes may be in the middle of what failed here, and would wait for ever.
+def _last_line(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}".strip().splitlines()[-1]
+    advice = memory_advice(text)
+    return f"{text} ({advice})" if advice else text
+
+
+def _stop_all(session: Session, error: Exception) -> None:
+    """Raise ``error`` again where nothing else can go on: a full disk, or other processes that would wait for ever.
 
     Bad input is found in all processes alike; a full disk or memory is not, and only the launcher can stop the others.
     """
-    if session.accelerator.num_processes > 1 and not isinstance(error, InputError):
+    if files.is_full(error) or (session.accelerator.num_processes > 1 and not isinstance(error, InputError)):
         raise error
 
 
@@ -175,10 +184,13 @@ def save(experiment: Experiment, prepared: Prepared, folder: RunFolder, session:
     origins = Origins(experiment)
     for row in experiment.rows:
         system, path = prepared.by_row.get(row.label), folder.system(row.label)
-        if system is None or (path / "system.json").is_file() or folder.unsaved(row.label) is not None:
+        if system is None or folder.unsaved(row.label) is not None:
+            continue
+        if (path / "system.json").is_file() and _in_order(folder, row.label, session):
             continue
         try:
             system.save(path)
+            folder.note_system(row.label)
         except InputError as error:
             # A part that no registered builder makes can be judged all the same; it only cannot be loaded again.
             session.progress.say(f"{row.label} is not saved: {error}")
@@ -186,16 +198,33 @@ def save(experiment: Experiment, prepared: Prepared, folder: RunFolder, session:
         files.write_text(path / MADE_OF, origins.system(row.label))
 
 
+def _in_order(folder: RunFolder, row: str, session: Session) -> bool:
+    """Whether a row's saved system is what was saved; a damaged one is saved anew."""
+    try:
+        expected, found = folder.system_sum(row), checksum(folder.system(row))
+    except (InputError, OSError) as error:
+        session.progress.say(f"damaged: {error}; the system is saved anew")
+        return False
+    if expected is None:
+        folder.note_system(row)
+    elif expected != found:
+        session.progress.say(f"damaged: {folder.system(row)} holds another system; it is saved anew")
+        return False
+    return True
+
+
 def classifier(settings: Model, data: data_sets.Data, seed: int, session: Session, name: str) -> nn.Module:
     """The classifier, trained on the data set's train part if the recipe says so; frozen, in eval mode."""
     model = settings.load(data.shape, data.num_classes, derive(seed, "model") % 2**32)
-    if isinstance(model, models.TableClassifier) and settings.weights is None:
-        model.standardise(data_sets.stack(data.train)[0])
+    network = models.innermost(model)
+    if isinstance(network, models.TableClassifier) and settings.weights is None:
+        network.standardise(data_sets.stack(data.train)[0])
     if settings.train is not None:
-        start = digest_tensors(model.state_dict())
-        identity = [data.digest, settings.name, settings.options, start, *filter(None, [settings.sha256])]
+        # Not the initial weights: what is drawn from a seed differs in last bits between kinds of machine.
+        weights = None if settings.weights is None else sha256_of(Path(settings.weights).expanduser())
+        asked = replace(settings, file=None, weights=weights, train=None, trusted=False)
         fit(model, cross_entropy, data.train, settings.train, name=name, seed=seed, session=session,
-            identity=identity)  # fmt: skip
+            identity=[data.digest, asdict(asked)])  # fmt: skip
     return model.to(session.device).requires_grad_(False).eval()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from .. import files, plots, training
-from .audit_page import PAGE, write_audits
+from .audit_page import write_audits
 from .notes import notes
 from .results import Results
 from .store import LABEL, MATRIX, REPORT, RunFolder
@@ -29,14 +29,19 @@ SANITY = "sanity.png"
 """The picture that ``robustexplain sanity`` writes into the same directory."""
 
 
-def write_report(folder: RunFolder) -> Path:
-    """Write the report, the table and the picture of a run; cells that are not finished stay empty."""
-    results = Results.read(folder)
-    files.write_text(folder.root / MATRIX, table(results))
+def write_report(folder: RunFolder, out: Path | None = None) -> Path:
+    """Write the report, the table and the picture of a run; cells that are not finished, or damaged, stay empty.
+
+    Args:
+        folder: the run.
+        out: where they are written; default the run's own directory.
+    """
+    results, out = Results.read(folder), out or folder.root
+    files.write_text(out / MATRIX, table(results))
     main = matrix_picture(results, results.main)
-    files.replace_file(folder.root / PICTURE, lambda aside: aside.write_bytes(main))
-    write_audits(results.experiment, folder)
-    return files.write_text(folder.root / REPORT, html(results, folder, main))
+    files.replace_file(out / PICTURE, lambda aside: aside.write_bytes(main))
+    audits = write_audits(results.experiment, folder, out)
+    return files.write_text(out / REPORT, html(results, folder, main, audits))
 
 
 def table(results: Results) -> str:
@@ -47,7 +52,7 @@ def table(results: Results) -> str:
     for row in results.experiment.rows:
         for column in results.experiment.columns:
             cell = results.cells[row.label, column.label]
-            where = [row.label, row.base, column.label, column.knowledge]
+            where = [*map(files.as_text, (row.label, row.base, column.label)), column.knowledge]
             if cell is None or cell["status"] != "done":
                 out.writerow([*where, "status", cell["status"] if cell else "missing", "", "", ""])
                 continue
@@ -75,11 +80,10 @@ def matrix_picture(results: Results, name: str) -> bytes:
     return plots.matrix(rows, columns, values, texts, results.words[name].good)
 
 
-def html(results: Results, folder: RunFolder, main: bytes) -> str:
+def html(results: Results, folder: RunFolder, main: bytes, audits: Path | None = None) -> str:
     """The whole report as one HTML file: pictures inside, no scripts, nothing loaded from elsewhere."""
     from jinja2 import Environment, PackageLoader
 
-    manipulated = any(row.kind == "manipulation" for row in results.experiment.rows)
     environment = Environment(loader=PackageLoader("robustexplain.evaluation", "."), autoescape=True)
     return environment.get_template("report.html.j2").render(
         recipe=results.experiment,
@@ -97,7 +101,7 @@ def html(results: Results, folder: RunFolder, main: bytes) -> str:
         colour=_colour,
         count=results.judged,
         things=results.things,
-        audits=PAGE if manipulated and (folder.root / PAGE).is_file() else None,
+        audits=None if audits is None else audits.name,
         plausible=results.experiment.evaluation.plausible,
         calibrated=(known := next(iter(results.calibrations.values()), {})),
         calibrated_on=CALIBRATED_ON.get(known.get("part", ""), ""),
@@ -138,12 +142,11 @@ def _training_name(folder: RunFolder, name: str) -> str:
     return ": ".join(words if words and words[-1] == own else [*words, own])
 
 
-def print_matrix(root: Path) -> None:
+def print_matrix(results: Results) -> None:
     """The joint-success matrix on the terminal."""
     from rich.console import Console
     from rich.table import Table
 
-    results = Results.read(RunFolder(root))
     shown = Table(title=f"{results.experiment.name}: joint success, {results.judged} {results.things}")
     shown.add_column("")
     for column in results.experiment.columns:

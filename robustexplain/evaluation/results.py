@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
+from .. import seals
 from ..errors import InputError
 from ..recipe import check
 from ..recipe.experiment import AttackFacts, Column, Evaluation, Experiment, Recipe, Row
 from ..schema import make
-from .store import EXPERIMENT, RECIPE, RUN, RunFolder
+from .mending import damaged, damaged_cell
+from .store import RunFolder
 from .words import Words, words_of
 
 
@@ -28,6 +27,7 @@ class Results:
         calibrations: what is known of each row under harmless changes, by label: the limit of a plausible distance,
             the share of changed predictions, false alarms.
         words: what each measure is called.
+        damaged: files that were left out, and why: damaged, or changed since they were written.
     """
 
     experiment: Experiment
@@ -36,23 +36,30 @@ class Results:
     rows: dict[str, dict[str, Any]]
     words: dict[str, Words]
     calibrations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    damaged: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: RunFolder) -> Results:
-        """Read the results of a run, finished or not."""
-        path = folder.root / RECIPE
-        if path.is_file():
-            experiment: Experiment = check(yaml.safe_load(path.read_text(encoding="utf-8")))
+        """Read the results of a run, finished or not; a cell that is damaged or was changed counts as missing.
+
+        Raises:
+            DamagedFileError: ``run.json`` or the recipe is damaged, or was changed since the run.
+        """
+        run, source = folder.run, folder.source()
+        if run["kind"] == "recipe":
+            experiment: Experiment = check(source)
             words = words_of(experiment.metrics)
         else:
-            experiment, words = read_back(folder)
-        run = json.loads((folder.root / RUN).read_text(encoding="utf-8"))
+            experiment, words = read_back(source, folder.root.name)
         rows, columns = experiment.rows, experiment.columns
-        cells = {(r.label, c.label): folder.read_cell(r.label, c.label) for r in rows for c in columns}
-        costs = {r.label: folder.row(r.label) for r in rows}
-        read = {label: json.loads(path.read_text(encoding="utf-8")) for label, path in costs.items() if path.is_file()}
-        known = {row.label: found[0] for row in rows if (found := folder.calibrated(row.label)) is not None}
-        return cls(experiment, run, cells, read, words, known)
+        why = {(r.label, c.label): damaged_cell(folder, r.label, c.label) for r in rows for c in columns}
+        cells = {where: None if why[where] else folder.read_cell(*where) for where in why}
+        costs = {r.label: folder.row(r.label) for r in rows if folder.row(r.label).is_file()}
+        limits = {r.label: folder.calibration(r.label) for r in rows if folder.calibration(r.label).is_file()}
+        bad = {path: damaged(path) for path in (*costs.values(), *limits.values())}
+        read = {label: seals.read(path) for label, path in costs.items() if not bad[path]}
+        known = {label: seals.read(path) for label, path in limits.items() if not bad[path]}
+        return cls(experiment, run, cells, read, words, known, tuple(w for w in (*why.values(), *bad.values()) if w))
 
     def __repr__(self) -> str:
         size = f"{len(self.experiment.rows)} rows x {len(self.experiment.columns)} columns"
@@ -109,13 +116,12 @@ class Results:
         return [cell for cell in self.cells.values() if cell and cell["status"] == "done"]
 
 
-def read_back(folder: RunFolder) -> tuple[Experiment, dict[str, Words]]:
+def read_back(known: dict[str, Any], name: str) -> tuple[Experiment, dict[str, Words]]:
     """An experiment whose systems and attacks came from Python, for a report, and its measures' words."""
-    known = json.loads((folder.root / EXPERIMENT).read_text(encoding="utf-8"))
     rows = tuple(Row(**{**row, "settings": None}) for row in known["rows"])
     columns = tuple(Column(**{**column, "attack": AttackFacts(**column["attack"])}) for column in known["columns"])
     experiment = Experiment(
-        name=folder.root.name,
+        name=name,
         about=known["about"],
         seed=known["seed"],
         rows=rows,

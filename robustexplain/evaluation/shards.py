@@ -5,12 +5,14 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from .. import files
+from ..errors import DamagedFileError
 from ..training import Session
 from .store import RunFolder
 
@@ -57,14 +59,27 @@ class Shards:
         for part in parts:
             path = self.folder.chunk(kind, name, part.index)
             mine = part.index % accelerator.num_processes == accelerator.process_index
-            if mine and not path.is_file():
+            if mine and not self._whole(path):
                 try:
                     files.write_tensors(path, make(part))
                     self.folder.error(kind, name, part.index).unlink(missing_ok=True)
-                except Exception:
+                except Exception as error:
+                    if files.is_full(error):
+                        raise
                     files.write_text(self.folder.error(kind, name, part.index), traceback.format_exc())
             advance(1)
         accelerator.wait_for_everyone()
+
+    def _whole(self, path: Path) -> bool:
+        """Whether a chunk is there; a damaged one is made anew."""
+        if not path.is_file():
+            return False
+        try:
+            files.read_metadata(path)
+        except DamagedFileError as error:
+            self.session.progress.say(f"damaged: {error}; it is made anew")
+            return False
+        return True
 
     def read(self, kind: str, name: str, part: Part) -> dict[str, Tensor]:
         """The arrays of a chunk, on the device of its inputs.

@@ -30,10 +30,11 @@ class Summaries:
         experiment: rows, columns, metrics, how many resamples.
         folder: its directory, whose cells are compared with one another.
         origins: of the experiment.
+        machine: what new cells are made on, in words.
     """
 
-    def __init__(self, experiment: Experiment, folder: RunFolder, origins: Origins) -> None:
-        self.experiment, self.folder, self.origins = experiment, folder, origins
+    def __init__(self, experiment: Experiment, folder: RunFolder, origins: Origins, machine: str = "") -> None:
+        self.experiment, self.folder, self.origins, self.machine = experiment, folder, origins, machine
 
     def of(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> dict[str, Any]:
         """What a cell's JSON says of its arrays, those of the experiment's metrics alone."""
@@ -63,7 +64,7 @@ class Summaries:
     def where(self, row: Row, column: Column) -> dict[str, Any]:
         """Which cell it is, and what it was made of."""
         words = {"row": row.label, "base": row.base, "column": column.label, "knowledge": column.knowledge}
-        return {**words, "made_of": self.origins.cell(row, column)}
+        return {**words, "made_of": self.origins.cell(row, column), "machine": self.machine}
 
     def refresh(self) -> None:
         """Sum up again, from their arrays, the cells that have other resamples, or metrics that are not asked for."""
@@ -73,7 +74,7 @@ class Summaries:
                 if cell is not None and cell["summary"] != self.origins.summary:
                     arrays = self._asked(self.folder.arrays(row.label, column.label), cell["made_of"]["metrics"])
                     # The arrays keep what was measured: a metric that comes back is not measured again.
-                    found = {**self.of(row, column, arrays), "made_of": cell["made_of"]}
+                    found = {**self.of(row, column, arrays), "made_of": cell["made_of"], "machine": cell["machine"]}
                     self.folder.write_cell(row.label, column.label, found, None)
 
     def _asked(self, arrays: dict[str, Tensor], measured: dict[str, str]) -> dict[str, Tensor]:

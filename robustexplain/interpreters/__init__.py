@@ -26,6 +26,7 @@ from .perturbation.removal import Fill
 from .perturbation.rise import RISE
 from .perturbation.segments import Segments
 from .reference import Reference
+from .scalar import Scalar, Target
 from .spec import InterpreterSpec
 from .tabular.lime import LIMETabular, LIMETabularTraining, draw_lime_background
 from .tabular.shap import SHAPTabular, SHAPTabularTraining, draw_shap_background, shap_background
@@ -72,9 +73,11 @@ __all__ = [
     "Reference",
     "SHAPTabular",
     "SHAPTabularTraining",
+    "Scalar",
     "Segments",
     "SmoothGrad",
     "Smoothed",
+    "Target",
     "VarGrad",
     "Wrapper",
     "clean_objective",

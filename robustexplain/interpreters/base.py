@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import Self
 
 from .. import checks, maps
-from ..autograd.fixed_weights import fixed_weights
+from ..autograd.layers import full_name
+from ..autograd.second_derivatives import named_derivatives, twice_differentiable
 from ..autograd.straight_through import straight_maps
 from ..checks import Kind, kind_of
+from ..door import admit
 from ..errors import InputError, UnsupportedModelError
 from ..fields import check_fields
 from ..registry import INTERPRETERS
+from .saturation import warn_of_faint_maps
+from .scalar import Scalar, ScalarOutput, Target
 from .zero_gradient import ZeroGradientCheck
 
 Channels = Literal["max", "abs_sum", "sum"]
@@ -75,6 +78,10 @@ class Interpreter(ABC):
     """Whether the map results from an optimisation whose steps are differentiable: :class:`IterativeInterpreter`."""
     takes: ClassVar[tuple[Kind, ...]] = ("images", "tables")
     """The kinds of input that can be explained: methods that work on a grid of pixels take only images."""
+    explains_scalars: ClassVar[bool] = True
+    """Whether it explains a scalar of the model's answer too, not only classes (which CAM's weights belong to)."""
+    exact_where_confident: ClassVar[bool] = False
+    """Whether a map of a probability keeps its direction where the probability rounds to 0 or 1."""
     keeps_draws: ClassVar[tuple[str, ...]] = ()
     """Names of the cached properties that hold random draws; :meth:`redrawn` clears them."""
 
@@ -84,48 +91,77 @@ class Interpreter(ABC):
             raise InputError(f"model must be a torch.nn.Module, got {type(self.model).__name__}")
         check_fields(self)
 
-    def __call__(self, x: Tensor, target: Tensor | None = None) -> Tensor:
-        """Maps ``[B, H, W]`` that explain class ``target`` (default: the prediction) on ``x`` ``[B, C, H, W]``.
+    def __call__(self, x: Tensor, target: Target | None = None) -> Tensor:
+        """Maps ``[B, H, W]`` that explain ``target`` (default: the predicted class) on ``x`` ``[B, C, H, W]``.
 
         Of table rows ``[B, D]`` the maps are ``[B, D]``.
 
+        Args:
+            x: the batch.
+            target: as in :meth:`explain`.
+
         Raises:
-            InputError: ``x`` not finite, empty or of a wrong shape, images outside ``[0, 1]``; ``target`` out of range.
-            UnsupportedModelError: table rows for a method that works on a grid of pixels.
+            InputError: ``x`` not finite, empty or of a wrong shape, images outside ``[0, 1]``; ``target`` out of range,
+                or a function that does not give one finite number an input.
+            UnsupportedModelError: table rows for a method that works on a grid of pixels; a scalar for a method that
+                explains classes only.
         """
         checks.inputs(x)
-        checks.evaluating(self.model)
         return self.explain(x, target).maps
 
-    def explain(self, x: Tensor, target: Tensor | None = None, *, native: bool = False) -> Explanation:
+    def explain(self, x: Tensor, target: Target | None = None, *, native: bool = False) -> Explanation:
         """Logits and maps from one forward pass.
 
         Args:
             x: ``[B, C, H, W]`` in ``[0, 1]``, or ``[B, D]``; its values are checked only by ``__call__``, because
                 attacks call this method in a loop.
-            target: ``[B]`` classes to explain; default the prediction.
+            target: ``[B]`` classes to explain; default the prediction. Or a function of what the model answers, which
+                then may be anything, that gives one number an input, ``[B]``: its value is explained as a logit would
+                be, whatever the field ``of`` says. It is called with answers to any number of inputs. In the result
+                the number, ``[B, 1]``, stands in place of the logits where the model gives none.
             native: keep the method's own grid (CAM's ``7 x 7``) instead of resizing to the input's size.
+
+        Raises:
+            InputError: a part of the model in train mode; an answer that is no finite logits ``[B, K]``.
         """
         check_input_kind(self, x)
+        if target is not None and not isinstance(target, Tensor):
+            return self._explain_scalar(x, target, native)
         if target is not None:
             checks.class_indices(target, x.shape[0], "target")
-        if self.model.training:
-            raise InputError("the model is in train mode, where batch norm mixes samples; call model.eval() first")
+        try:
+            admit(self.model, x)
+        except AssertionError as error:
+            raise _refused(self.model, x, error) from error
         attached = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.enable_grad(), _twice_differentiable(attached), straight_maps():
+        twice = twice_differentiable() if attached else nullcontext()
+        with torch.inference_mode(False), torch.enable_grad(), named_derivatives(), twice, straight_maps():
             x, start_check = _usable_by_autograd(x), None
             if attached:
                 x, start_check = self._with_zero_gradient_check(x)
             try:
-                explanation = self._explain(x, None if target is None else _usable_by_autograd(target), attached)
+                with checks.one_dtype(x, self):
+                    explanation = self._explain(x, None if target is None else _usable_by_autograd(target), attached)
             except AssertionError as error:
-                # timm's and torchvision's transformers refuse an image of another size by an assertion.
-                raise InputError(f"{type(self.model).__name__} refuses x of shape {list(x.shape)}: {error}") from error
+                raise _refused(self.model, x, error) from error
         if not native and x.dim() == 4:
             explanation = explanation._replace(maps=maps.resize(explanation.maps, x.shape[-2:]))
         if start_check is not None:
             start_check()
+        if getattr(self, "of", None) == "probability" and not self.exact_where_confident:
+            warn_of_faint_maps(type(self).__name__, explanation.maps, explanation.logits)
         return explanation if attached else explanation.detach()
+
+    def _explain_scalar(self, x: Tensor, scalar: Scalar, native: bool) -> Explanation:
+        if not callable(scalar):
+            raise InputError(
+                "target must be an integer tensor of class indices, or a function of the model's answer, got "
+                f"{type(scalar).__name__}"
+            )
+        twin = ScalarOutput(self.model, scalar, self.differentiable)
+        first = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        found = self.on_scalar(twin).explain(x, first, native=native)
+        return found._replace(logits=found.logits[:, 1:])
 
     @property
     def parts(self) -> tuple[Interpreter, ...]:
@@ -150,6 +186,23 @@ class Interpreter(ABC):
     def on_model(self, model: nn.Module) -> Self:
         """A copy that explains another model of the same architecture; so do its parts."""
         return replace(self, model=model, **self._change_parts(lambda part: part.on_model(model)))
+
+    def on_scalar(self, twin: ScalarOutput) -> Self:
+        """A copy that explains a scalar of the model's answer: class 0 of ``twin``, by its logit; so do its parts.
+
+        Raises:
+            UnsupportedModelError: it explains classes only; lists what explains scalars too.
+        """
+        if not self.explains_scalars:
+            suitable = ", ".join(e.name for e in INTERPRETERS if getattr(e.build, "explains_scalars", True))
+            raise UnsupportedModelError(
+                f"{type(self).__name__} explains classes, and target is a function: scalars are explained by {suitable}"
+            )
+        changes: dict[str, Any] = {"of": "logit"} if any(f.name == "of" for f in fields(self)) else {}
+        layer: object = getattr(self, "layer", None)
+        if isinstance(layer, str):
+            changes["layer"] = f"{twin.layers_inside}.{full_name(self.model, layer)}"
+        return replace(self, model=twin, **changes, **self._change_parts(lambda part: part.on_scalar(twin)))
 
     def with_shared_weights(self, model: nn.Module) -> Self:
         """A copy that explains a copy of the model with the same layers; what it has cached about them is kept."""
@@ -201,6 +254,11 @@ class Interpreter(ABC):
         """
 
 
+def _refused(model: nn.Module, x: Tensor, error: AssertionError) -> InputError:
+    # timm's and torchvision's transformers refuse an image of another size by an assertion.
+    return InputError(f"{type(model).__name__} refuses x of shape {list(x.shape)}: {error}")
+
+
 def check_input_kind(interpreter: Interpreter, x: Tensor) -> None:
     """Refuse table rows for a method that works on a grid of pixels, and images for one that explains columns.
 
@@ -224,16 +282,6 @@ def accepted_kinds(build: object) -> tuple[Kind, ...]:
     """The kinds of input that an interpreter's class takes; both, where that depends on its parts."""
     kinds: object = getattr(build, "takes", None)
     return kinds if isinstance(kinds, tuple) else ("images", "tables")
-
-
-@contextmanager
-def _twice_differentiable(attached: bool) -> Iterator[None]:
-    if not attached:
-        yield
-        return
-    # The fused attention kernels have no second derivative; the operations of the plain one do.
-    with sdpa_kernel(SDPBackend.MATH), fixed_weights():
-        yield
 
 
 def _usable_by_autograd(value: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..autograd.hidden import refuse_hidden
 from ..autograd.rectifiers import Smooth, Softplus, swapped
 from ..random_streams import generator
 from .base import Interpreter
@@ -27,10 +28,11 @@ def map_gradient_share(
         surrogate: of the rectifiers; default softplus, beta 10.
         seed: of the direction.
     """
+    refuse_hidden(interpreter.model, "a surrogate replaces rectifiers")
     with torch.no_grad():
         logits, maps, _ = interpreter.explain(x, target)
     target = logits.argmax(1) if target is None else target
-    direction = torch.randn(maps.shape[1:], generator=generator(seed, "direction")).to(maps)
+    direction = torch.randn(maps.shape[1:], generator=generator(seed, "direction"), dtype=torch.float32).to(maps)
     real = _gradient(interpreter, x, target, direction)
     with swapped(surrogate or Softplus()):
         smooth = _gradient(interpreter, x, target, direction)

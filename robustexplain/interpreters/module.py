@@ -6,7 +6,9 @@ from contextlib import nullcontext
 
 from torch import Tensor, nn
 
+from ..autograd.hidden import refuse_hidden
 from ..autograd.rectifiers import Softplus, swapped
+from ..door import answer
 from .base import Interpreter
 
 
@@ -19,10 +21,15 @@ class ExplainingModel(nn.Module):
     Args:
         interpreter: explains the model that is trained.
         beta: of the softplus that replaces the rectifiers; ``None`` keeps the rectifiers.
+
+    Raises:
+        UnsupportedModelError: ``beta`` for a model whose function calls cannot be seen.
     """
 
     def __init__(self, interpreter: Interpreter, beta: float | None = None) -> None:
         super().__init__()
+        if beta:
+            refuse_hidden(interpreter.model, "a softplus replaces rectifiers")
         self.model = interpreter.model
         self.interpreter = interpreter
         self.beta = beta
@@ -39,4 +46,4 @@ class ExplainingModel(nn.Module):
         """
         with swapped(Softplus(self.beta)) if self.beta else nullcontext():
             logits, maps, _ = self.interpreter.explain(x, target, native=True)
-            return logits, maps, None if other is None else self.model(other)
+            return logits, maps, None if other is None else answer(self.model, other)

@@ -47,7 +47,7 @@ class Reference:
 
     def shares(self) -> Tensor:
         """Each sample's share of the total weight: float64 ``[N]`` on the CPU, adds up to one."""
-        weights = torch.ones(len(self.x)) if self.weights is None else self.weights.detach().cpu()
+        weights = torch.ones(len(self.x), dtype=torch.float32) if self.weights is None else self.weights.detach().cpu()
         wide = weights.double()
         return wide / wide.sum()
 

@@ -28,6 +28,11 @@ def unchecked() -> Iterator[None]:
         _disabled.reset(token)
 
 
+def is_unchecked() -> bool:
+    """Whether this is a block of :func:`unchecked`."""
+    return _disabled.get()
+
+
 @dataclass
 class ZeroGradientCheck:
     """Warns of zero gradients at the input of an interpreter, until one is not zero.
@@ -43,7 +48,7 @@ class ZeroGradientCheck:
     @property
     def needed(self) -> bool:
         """Whether no gradient was nonzero so far and the check is not disabled."""
-        return not self.nonzero and not _disabled.get()
+        return not self.nonzero and not is_unchecked()
 
     def watch(self, x: Tensor) -> tuple[Tensor, Callable[[], None]]:
         """A view of ``x`` with a hook on its gradient, and a function that starts the check once the map is computed.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..checks import Kind, kind_of
+from ..door import admit, answer
 from ..errors import InputError
 from ..fields import Count, check_fields
 from .cell import Cell
@@ -184,22 +185,22 @@ class Faithfulness(Metric):
     def _checked_target(self, model: nn.Module, x: Tensor, maps: Tensor, target: Tensor | None) -> Tensor:
         """Check all arguments; the target, or the prediction."""
         checks.inputs(x)
-        checks.evaluating(model)
+        admit(model, x)
         check_maps(maps, "maps")
         checks.maps_like(maps, x, "maps")
         check_kind(self, maps)
         if target is not None:
             checks.class_indices(target, len(x), "target")
         if target is None:
-            return torch.cat([model(part) for part in x.split(self.batch_size)]).argmax(1)
+            return torch.cat([answer(model, part) for part in x.split(self.batch_size)]).argmax(1)
         # One input is enough for the number of classes: the metric itself runs the model on all of them.
-        logits = model(x[:1])
+        logits = answer(model, x[:1])
         checks.classes(target, len(x), logits.shape[1], "target")
         return target.to(logits.device).long()
 
     def _scores(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """The score of each row's target, ``[n]``; the caller passes at most ``batch_size`` rows."""
-        logits = widened(model(x))
+        logits = widened(answer(model, x))
         values = logits.softmax(1) if self.of == "probability" else logits
         return values.gather(1, target[:, None])[:, 0]
 

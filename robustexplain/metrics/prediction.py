@@ -10,13 +10,23 @@ from ..errors import InputError
 
 
 def hit(logits: Tensor, y: Tensor, goal_class: Tensor | None = None) -> Tensor:
-    """``[B]`` bool: predicted as ``goal_class`` (targeted), or as anything but ``y``; its mean is the ASR."""
+    """``[B]`` bool: predicted as ``goal_class`` (targeted), or as anything but ``y``; its mean is the ASR.
+
+    False where a logit is NaN: such an answer is no prediction.
+    """
     prediction = logits.argmax(1)
-    return prediction != y if goal_class is None else prediction == goal_class
+    wanted = prediction != y if goal_class is None else prediction == goal_class
+    return wanted & ~logits.isnan().any(1)
 
 
 def confidence(logits: Tensor, y: Tensor, goal_class: Tensor | None = None) -> Tensor:
-    """``[B]``: misclassification confidence (MC): probability of ``goal_class``, or of the likeliest wrong class."""
+    """``[B]``: misclassification confidence (MC): probability of ``goal_class``, or of the likeliest wrong class.
+
+    Raises:
+        InputError: NaN among the logits.
+    """
+    if logits.isnan().any():
+        raise InputError(f"logits are NaN for {int(logits.isnan().any(1).sum())} of {len(logits)} samples")
     p = logits.softmax(1)
     if goal_class is not None:
         return p.gather(1, goal_class[:, None])[:, 0]

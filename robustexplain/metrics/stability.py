@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import checks
 from ..autograd.layers import captured
+from ..door import answer
 from ..fields import Count, Natural, Positive
 from ..random_streams import Streams
 from ..registry import METRICS
@@ -198,7 +199,7 @@ def _seen(
 def _features(interpreter: Interpreter, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
     # In a separate pass: inside ``explain`` an interpreter may run the model more than once.
     with captured(interpreter.model, layers) as outputs:
-        interpreter.model(x)
+        answer(interpreter.model, x)
     return {layer: widened(outputs[layer]).flatten(1) for layer in layers}
 
 

@@ -4,10 +4,13 @@
 classifier of scikit-learn one of ours.
 """
 
-from . import cifar, library, rules, small, tables
+from ..door import admit, answer
+from . import cifar, hugging_face, library, rules, small, tables
+from .around import innermost
 from .classifier import Classifier, ModelSpec
 from .estimator import Estimator
 from .loading import build, load
+from .output import BinaryLogit, Output, adapted
 from .own import load_own
 from .rebuilding import describe, rebuild
 from .rules import FeatureRule
@@ -15,15 +18,22 @@ from .tables import TableClassifier
 from .transformed import Transformed, with_transforms
 
 __all__ = [
+    "BinaryLogit",
     "Classifier",
     "Estimator",
     "FeatureRule",
     "ModelSpec",
+    "Output",
     "TableClassifier",
     "Transformed",
+    "adapted",
+    "admit",
+    "answer",
     "build",
     "cifar",
     "describe",
+    "hugging_face",
+    "innermost",
     "library",
     "load",
     "load_own",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.inputs import InputSpec
 from ..errors import InputError, UnsupportedModelError
 from .in_front import InFront
 
@@ -53,6 +54,8 @@ class Classifier(InFront):
 
     mean: Tensor
     std: Tensor
+    inputs: InputSpec | None = None
+    """How images are prepared for it and what its classes are called, where its origin says so; for a ``System``."""
 
     def __init__(
         self,
@@ -109,6 +112,7 @@ class Classifier(InFront):
             self.net, *plain, self.spec, num_classes=self.num_classes, input_size=self.input_size, transforms=names
         )
         made.mean, made.std, made.training = self.mean, self.std, self.training
+        made.inputs = self.inputs
         return made
 
     def _check(self, x: Tensor) -> None:

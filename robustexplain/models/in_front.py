@@ -9,9 +9,10 @@ from contextvars import ContextVar
 
 from torch import Tensor, nn
 
+from ..door import admit_as
 from ..errors import InputError
 from ..random_streams import derive
-from ..transforms import transforms as made
+from ..transforms import transforms as by_names
 
 _passed_by: ContextVar[nn.Module | None] = ContextVar("the model whose images are transformed already", default=None)
 
@@ -29,7 +30,7 @@ class InFront(nn.Module):
     def __init__(self, transforms: Sequence[str] = ()) -> None:
         super().__init__()
         # No parameters and no stored buffers: the weights' names are those of the model without them.
-        self.transforms = nn.ModuleList(made(tuple(transforms)) if len(transforms) else ()).eval()
+        self.transforms = nn.ModuleList(by_names(tuple(transforms)) if len(transforms) else ()).eval()
 
     @property
     def random(self) -> bool:
@@ -68,7 +69,21 @@ class InFront(nn.Module):
         # Each transform has draws of its own, also where one stands there twice.
         seeds = [seed, *(derive(seed, i) % 2**31 for i in range(1, len(self.transforms)))]
         names = [t.redrawn(own).name for t, own in zip(self.transforms, seeds, strict=False)]  # type: ignore[operator]
-        return self.with_transforms(names) if self.random else self
+        if not self.random:
+            return self
+        made = self.with_transforms(names)
+        admit_as(made, self)
+        return made
+
+
+def in_front_of(model: nn.Module) -> InFront | None:
+    """The outermost model with transforms in front of it, among ``model`` and those that it stands around."""
+    while not (isinstance(model, InFront) and len(model.transforms)):
+        inside = getattr(model, "layers_inside", "")
+        if not inside:
+            return None
+        model = model.get_submodule(inside)
+    return model
 
 
 @contextmanager

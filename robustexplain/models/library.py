@@ -12,6 +12,9 @@ from ..registry import MODELS
 from . import weights
 from .classifier import IMAGENET_MEAN, IMAGENET_STD, Classifier, per_channel
 
+AUXILIARY = ("googlenet", "inception_v3")
+"""torchvision's models with auxiliary heads, whose logits they give in train mode; trained on pixels in [-1, 1]."""
+
 
 def _made(make: Callable[[], Any], what: str, pretrained: bool) -> Any:
     """Call a library's constructor; failures become errors that say what to do."""
@@ -27,7 +30,11 @@ def _made(make: Callable[[], Any], what: str, pretrained: bool) -> Any:
 
 @MODELS.register("timm")
 def timm_model(
-    architecture: str, num_classes: int | None = None, in_channels: int = 3, pretrained: bool = False
+    architecture: str,
+    num_classes: int | None = None,
+    in_channels: int = 3,
+    pretrained: bool = False,
+    input_size: int | None = None,
 ) -> Classifier:
     """Any image classifier of timm: ``timm:resnet18``.
 
@@ -36,8 +43,11 @@ def timm_model(
         num_classes: default that of the architecture, mostly 1000.
         in_channels: channels of the images.
         pretrained: download timm's weights (their licences differ). With another ``num_classes`` the head is new.
+        input_size: side of the images in pixels; default that of the architecture. Transformers are made for it, and
+            convolutional networks take any.
 
     Raises:
+        InputError: a size that the architecture cannot be made for.
         UnknownNameError: for a name that timm does not know.
         MissingDataError: if the weights cannot be had.
     """
@@ -45,10 +55,14 @@ def timm_model(
 
     if not timm.is_model(architecture):
         raise UnknownNameError("timm model", architecture, timm.list_models())
-    head = {} if num_classes is None else {"num_classes": num_classes}
+    options = {} if num_classes is None else {"num_classes": num_classes}
+    known = timm.get_pretrained_cfg(architecture, allow_unregistered=True)
+    # Other networks take any size, and their constructors often no such argument.
+    if input_size is not None and known is not None and known.fixed_input_size:
+        options["img_size"] = input_size
     net = _made(
-        lambda: timm.create_model(architecture, pretrained=pretrained, in_chans=in_channels, **head),
-        f"timm:{architecture}",
+        lambda: timm.create_model(architecture, pretrained=pretrained, in_chans=in_channels, **options),
+        f"timm:{architecture}" + (f" for images of {input_size} pixels" if input_size else ""),
         pretrained,
     )
     cfg = net.pretrained_cfg
@@ -59,7 +73,7 @@ def timm_model(
         per_channel(mean, in_channels),
         per_channel(std, in_channels),
         num_classes=int(net.num_classes),
-        input_size=int(size[-1]) if size else None,
+        input_size=input_size or (int(size[-1]) if size else None),
     )
 
 
@@ -68,6 +82,8 @@ def torchvision_model(
     architecture: str, num_classes: int = 1000, in_channels: int = 3, pretrained: bool = False
 ) -> Classifier:
     """Any image classifier of torchvision: ``torchvision:squeezenet1_0``.
+
+    Auxiliary heads (GoogLeNet, Inception v3) are kept for training; torchvision has no trained ones for GoogLeNet.
 
     Args:
         architecture: torchvision's name.
@@ -92,17 +108,25 @@ def torchvision_model(
             "timm: models replace the head"
         )
     default = models.get_model_weights(architecture).DEFAULT
+    # So that what is built again has the same layers as what was pretrained.
+    extra = {"aux_logits": True, "init_weights": False, "transform_input": False} if architecture in AUXILIARY else {}
     net = _made(
-        lambda: models.get_model(architecture, weights=default if pretrained else None, num_classes=num_classes),
+        lambda: models.get_model(
+            architecture, weights=default if pretrained else None, num_classes=num_classes, **extra
+        ),
         f"torchvision:{architecture}",
         pretrained,
     )
     preset = default.transforms()
     size = getattr(preset, "crop_size", None)
+    # What torchvision calls transform_input: behind ImageNet's normalisation these two are given another one.
+    mean, std = getattr(preset, "mean", IMAGENET_MEAN), getattr(preset, "std", IMAGENET_STD)
+    if architecture in AUXILIARY:
+        mean = std = (0.5, 0.5, 0.5)
     return Classifier(
         net,
-        getattr(preset, "mean", IMAGENET_MEAN),
-        getattr(preset, "std", IMAGENET_STD),
+        mean,
+        std,
         num_classes=num_classes,
         input_size=int(size[0]) if size else None,
     )

@@ -16,7 +16,7 @@ from .classifier import Classifier, ModelSpec
 from .tables import TableClassifier
 from .weights import load_file_into
 
-PREFIXES = ("timm", "torchvision")
+PREFIXES = ("timm", "torchvision", "hf")
 
 Built: TypeAlias = Classifier | TableClassifier
 """What a builder returns. Others may return a module of their own that has the same attributes: ``num_classes``, and
@@ -55,14 +55,15 @@ def load(
     """A classifier by name, in eval mode.
 
     Args:
-        name: a registered name, ``timm:NAME`` or ``torchvision:NAME``.
+        name: a registered name, ``timm:NAME``, ``torchvision:NAME`` or ``hf:NAME``.
         num_classes: number of logits; default the model's own.
         in_channels: channels of the images; default the model's own.
         in_features: columns of the table, for a model that takes rows (``mlp``, ``linear``).
         weights: a ``.safetensors`` file or a torch state dict, of the whole classifier or of its inner network.
         weights_key: which of a checkpoint's state dicts, such as ``"state_dict_ema"``; default the usual ones.
         pretrained: take the weights that the model's library offers (a download for timm and torchvision). Default:
-            only for models whose weights are installed (``efficientnet-lite0``), and not if ``weights`` are given.
+            only for models whose weights are installed (``efficientnet-lite0``) or that are named by them (``hf:``),
+            and not if ``weights`` are given.
         seed: seed of the random weights; the global random state is left alone.
         options: further keyword arguments of the model's builder; ``transforms`` names what stands in front of it.
 
@@ -150,4 +151,6 @@ def _spec(entry: Entry, options: dict[str, Any], classifier: Any, accepted: Coll
     name = f"{entry.name}:{options['architecture']}" if "architecture" in options else entry.name
     # A builder may fix a size, which is then no option of its own.
     sizes = {k: getattr(classifier, k) for k in SIZES if k in accepted and hasattr(classifier, k)}
-    return ModelSpec(name, {**rest, **sizes})
+    # What the builder itself says goes into the description too, such as a configuration that it looked up.
+    own = getattr(classifier, "spec", None)
+    return ModelSpec(name, {**(own.options if isinstance(own, ModelSpec) else {}), **rest, **sizes})

@@ -49,8 +49,8 @@ def describe(module: nn.Module, deployed: nn.Module | None = None) -> dict[str, 
 def rebuild(spec: ModelSpec | Mapping[str, Any], *, deployed: nn.Module | None = None) -> nn.Module:
     """The module that :func:`describe` described, with random weights: nothing is downloaded, no weights are read.
 
-    Names are looked up among the models (``timm:NAME`` and ``torchvision:NAME`` too), then among the parts. Options
-    that describe modules are rebuilt first, at any depth, and handed to the builder as modules.
+    Names are looked up among the models (``timm:NAME``, ``torchvision:NAME``, ``hf:NAME`` too), then among the parts.
+    Options that describe modules are rebuilt first, at any depth, and handed to the builder as modules.
 
     Args:
         spec: a :class:`ModelSpec`, or ``{"name": ..., "options": {...}}``.

@@ -53,7 +53,7 @@ class FeatureRule(nn.Module):
             raise InputError(f"a rule needs two classes and a margin above 0, got {num_classes} and {margin}")
         self.in_features, self.num_classes, self.margin = in_features, num_classes, float(margin)
         self.columns = tuple(int(column) for column in columns)
-        self.register_buffer("thresholds", torch.tensor([float(value) for value in thresholds]))
+        self.register_buffer("thresholds", torch.tensor([float(value) for value in thresholds], dtype=torch.float32))
         options = {
             "in_features": in_features,
             "columns": list(self.columns),

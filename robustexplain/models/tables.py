@@ -41,8 +41,8 @@ class TableClassifier(nn.Module):
         self.in_features = in_features
         # What asks a classifier for the side of its images gets an answer.
         self.input_size: int | None = None
-        self.register_buffer("mean", torch.zeros(1, in_features))
-        self.register_buffer("std", torch.ones(1, in_features))
+        self.register_buffer("mean", torch.zeros(1, in_features, dtype=torch.float32))
+        self.register_buffer("std", torch.ones(1, in_features, dtype=torch.float32))
 
     @torch.no_grad()
     def standardise(self, x: Tensor) -> TableClassifier:

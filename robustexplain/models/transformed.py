@@ -11,7 +11,6 @@ from ..errors import InputError
 from ..registry import PARTS
 from .classifier import Classifier, ModelSpec
 from .in_front import InFront
-from .loading import build
 from .tables import TableClassifier
 
 
@@ -36,23 +35,30 @@ class Transformed(InFront):
         self.model = model
         self.training = model.training
         inner = getattr(model, "spec", None)
-        options = None if inner is None else {"name": inner.name, "options": inner.options}
-        self.spec = inner and ModelSpec("transformed", {"model": options, "transforms": list(transforms)})
+        self.spec = inner and ModelSpec("transformed", {"model": model, "transforms": list(transforms)})
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[B, K]`` of the transformed images."""
         logits: Tensor = self.model(self.transformed(x))
         return logits
 
+    @property
+    def random(self) -> bool:
+        """Whether a transform, here or in the module, uses random draws."""
+        return super().random or getattr(self.model, "random", False) is True
+
+    def redrawn(self, seed: int) -> Transformed:
+        """The model with other random draws of its transforms; itself where nothing is random."""
+        inner: Any = self.model
+        inner = inner.redrawn(seed) if getattr(inner, "random", False) is True else inner
+        return Transformed(inner, super().redrawn(seed).transform_names) if self.random else self
+
     def with_transforms(self, names: Sequence[str]) -> Transformed:
         """The same module, its weights shared, with these transforms in front of it and no others."""
         return Transformed(self.model, names)
 
 
-@PARTS.register("transformed")
-def _transformed(model: dict[str, Any], transforms: Sequence[str]) -> Transformed:
-    """A described model with transforms in front of it, its weights still to be read."""
-    return Transformed(build(ModelSpec(model["name"], model["options"])), transforms)
+PARTS.register("transformed")(Transformed)
 
 
 def with_transforms(model: nn.Module, names: Sequence[str]) -> InFront:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import InputError, MissingDataError, RobustExplainWarning
+from .around import innermost
 from .classifier import Classifier
 from .tables import TableClassifier
 
@@ -121,7 +122,10 @@ def load_file_into(classifier: Classifier | TableClassifier, path: str | PathLik
     ):
         state = {name.removeprefix("model."): value for name, value in state.items()}
     whole = {"mean", "std"} <= state.keys() and all(k in ("mean", "std") or k.startswith("net.") for k in state)
-    load_state(classifier if whole else classifier.net, state, str(path))
+    # A file of a network that stands inside of the classifier's own, as those of Hugging Face do.
+    inside = state.keys().isdisjoint(classifier.net.state_dict())
+    network = innermost(classifier.net) if inside else classifier.net
+    load_state(classifier if whole else network, state, str(path))
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None:

@@ -74,6 +74,7 @@ class Goal:
         benign_logits: ``[B, K]`` of ``x`` itself, for objectives that keep the prediction.
         trade: ``[B]``, a constant that a search over constants (Carlini and Wagner) sets for each sample.
         wanted: ``[B, K]``, the probabilities that the adversary wants, if it wants more than a class.
+        scale: ``[B]``, factors on the logits in losses, for networks whose logits are tiny or huge; ``None``: 1.
     """
 
     x: Tensor
@@ -85,6 +86,11 @@ class Goal:
     benign_logits: Tensor | None = None
     trade: Tensor | None = None
     wanted: Tensor | None = None
+    scale: Tensor | None = None
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """Logits ``[B, K]`` times the scale of each sample."""
+        return logits if self.scale is None else logits * self.scale[:, None]
 
     def select(self, rows: Tensor) -> Goal:
         """The goals of some samples."""

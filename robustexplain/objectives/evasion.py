@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from ..door import answer
 from ..errors import InputError
 from ..fields import Fraction, NonNegative
 from ..maps import positive
 from ..registry import OBJECTIVES
 from ..transforms import Median, Transform
 from .base import Goal, Objective, Observation
+from .confident import lost, nats
 
 if TYPE_CHECKING:
     from ..system import Detector
@@ -70,7 +72,7 @@ class AgreeSqueezed(Objective):
     def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``-sum_k f_k(x) log f_k(psi(x))``, nats; at least the entropy of ``f(x)``."""
         p = seen.logits.softmax(1)
-        return -sum_over((p * squeezed_logits(seen, s).log_softmax(1)).sum(1) for s in self.squeezers)
+        return sum_over((p * nats(-squeezed_logits(seen, s).log_softmax(1))).sum(1) for s in self.squeezers)
 
 
 @OBJECTIVES.register("evade-squeezing", paper="Zhang et al. 2020, section 4 Q3 (reference code)", needs=("gradients",))
@@ -95,7 +97,8 @@ class EvadeSqueezing(Objective):
     def loss(self, seen: Observation, goal: Goal) -> Tensor:
         """``sum_i w_i max(||f(x) - f(psi_i(x))||_1 - share threshold, 0)``."""
         weighted = [(w, s) for w, s in zip(self.weights, self.squeezers, strict=True) if w]
-        hinges = (w * positive(_distance(seen, s) - self.share * self.threshold) for w, s in weighted)
+        least = self.share * self.threshold
+        hinges = (w * positive(_distance(seen, s) + _way_back(seen, s) - least) for w, s in weighted)
         return sum_over(hinges) if weighted else seen.logits.new_zeros(len(seen.logits))
 
     def met(self, seen: Observation, goal: Goal) -> Tensor:
@@ -121,7 +124,8 @@ class MatchProbabilities(Objective):
         """``max(||f(x) - f(x_+)||_1 - slack, 0)``."""
         if goal.wanted is None:
             raise InputError("MatchProbabilities needs the wanted probabilities: give the goal wanted, [B, K]")
-        return positive((seen.logits.softmax(1) - goal.wanted).abs().sum(1) - self.slack)
+        distance = (seen.logits.softmax(1) - goal.wanted).abs().sum(1)
+        return positive(distance + lost(seen.logits, goal.wanted.argmax(1)) - self.slack)
 
 
 def squeezed_logits(seen: Observation, squeezer: Transform) -> Tensor:
@@ -130,7 +134,7 @@ def squeezed_logits(seen: Observation, squeezer: Transform) -> Tensor:
         raise InputError("squeezed inputs need the system: set the observation's system")
     known: Tensor | None = seen.noted.get(squeezer)
     if known is None or (torch.is_grad_enabled() and not known.requires_grad):
-        known = seen.noted[squeezer] = seen.system.model(squeezer.straight(seen.x))
+        known = seen.noted[squeezer] = answer(seen.system.model, squeezer.straight(seen.x))
     return known
 
 
@@ -141,3 +145,8 @@ def sum_over(values: Iterable[Tensor]) -> Tensor:
 
 def _distance(seen: Observation, squeezer: Transform) -> Tensor:
     return (seen.logits.softmax(1) - squeezed_logits(seen, squeezer).softmax(1)).abs().sum(1)
+
+
+def _way_back(seen: Observation, squeezer: Transform) -> Tensor:
+    """Where the two predictions differ and both round to certainty, the distance of probabilities has no gradient."""
+    return lost(squeezed_logits(seen, squeezer), seen.logits.detach().argmax(1))

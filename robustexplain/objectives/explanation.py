@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..fields import NonNegative, Positive, check_k
 from ..registry import OBJECTIVES
 from .base import Goal, Objective, Observation
+from .confident import nats
 
 
 @OBJECTIVES.register("match-map", paper="Zhang et al. 2020, eq. 3", needs=("gradients",))
@@ -64,7 +65,7 @@ class AgreeEncoder(Objective):
         """Cross-entropy, nats; zero for an interpreter without an encoder."""
         if seen.encoder_logits is None or goal.goal_class is None:
             return seen.logits.new_zeros(len(seen.logits))
-        return -seen.encoder_logits.log_softmax(1).gather(1, goal.goal_class[:, None])[:, 0]
+        return nats(-seen.encoder_logits.log_softmax(1).gather(1, goal.goal_class[:, None])[:, 0])
 
 
 @OBJECTIVES.register("drop-top-k", paper="Ghorbani et al. 2019, Algorithm 1 (top-k attack)", needs=("gradients",))

@@ -14,6 +14,7 @@ from ..fields import Fraction, NonNegative
 from ..maps import positive
 from ..registry import OBJECTIVES
 from .base import Goal, Objective, Observation, Weight, at
+from .confident import away, lost, nats, toward
 
 
 @OBJECTIVES.register("misclassify", paper="Madry et al. 2018; Zhang et al. 2020, section 3.6 (label smoothing)")
@@ -45,17 +46,17 @@ class Misclassify(Objective):
         return self.smoothing == 0
 
     def loss(self, seen: Observation, goal: Goal) -> Tensor:
-        """Cross-entropy, nats."""
+        """Cross-entropy, nats; where a probability rounds to 0 or 1, a loss on the log odds that keeps a direction."""
         if goal.goal_class is None:
-            return -F.cross_entropy(seen.logits, goal.label, reduction="none")
+            return away(goal.scaled(seen.logits), goal.label)
         rho = at(self.smoothing, seen.progress)
         if rho == 0 or seen.streams is None:
-            return F.cross_entropy(seen.logits, goal.goal_class, reduction="none")
-        log_p = seen.logits.log_softmax(1)
-        toward = log_p.gather(1, goal.goal_class[:, None])[:, 0]
-        wanted = 1 - rho * seen.streams.uniform(toward)
-        rest = (log_p.sum(1) - toward) / (log_p.shape[1] - 1)
-        return -(wanted * toward + (1 - wanted) * rest)
+            return toward(goal.scaled(seen.logits), goal.goal_class)
+        log_p = -nats(-goal.scaled(seen.logits).log_softmax(1))
+        goal_log_p = log_p.gather(1, goal.goal_class[:, None])[:, 0]
+        wanted = 1 - rho * seen.streams.uniform(goal_log_p)
+        rest = (log_p.sum(1) - goal_log_p) / (log_p.shape[1] - 1)
+        return -(wanted * goal_log_p + (1 - wanted) * rest)
 
     def met(self, seen: Observation, goal: Goal) -> Tensor:
         """Predicted as wanted, with at least ``confidence``."""
@@ -64,7 +65,9 @@ class Misclassify(Objective):
     def unmet(self, seen: Observation, goal: Goal) -> Tensor:
         """0 where met, 1 where predicted as wanted below ``confidence``, 2 where predicted otherwise."""
         marked, predicted = goal.label if goal.goal_class is None else goal.goal_class, seen.logits.argmax(1)
-        otherwise = 2.0 * (predicted == marked if goal.goal_class is None else predicted != marked)
+        otherwise = predicted == marked if goal.goal_class is None else predicted != marked
+        # NaN is no prediction.
+        otherwise = 2 * (otherwise | seen.logits.isnan().any(1)).float()
         if self.confidence == 0:
             return otherwise
         p = seen.logits.softmax(1).gather(1, marked[:, None])[:, 0]
@@ -83,7 +86,7 @@ class Distill(Objective):
         """``-sum_k p_k log q_k``, nats; least where the two agree, at the entropy of ``p``."""
         if goal.wanted is None:
             raise InputError("Distill needs the wanted probabilities: give the goal wanted, [B, K]")
-        return -(goal.wanted * seen.logits.log_softmax(1)).sum(1)
+        return (goal.wanted * nats(-seen.logits.log_softmax(1))).sum(1)
 
 
 @OBJECTIVES.register("keep-prediction", paper="Ghorbani et al. 2019; Dombrowski et al. 2019, manipulation method")
@@ -100,22 +103,23 @@ class KeepPrediction(Objective):
     tolerance: Fraction = 1.0
 
     def loss(self, seen: Observation, goal: Goal) -> Tensor:
-        """``||p(x') - p(x)||^2``."""
-        return (seen.logits.softmax(1) - self._benign(seen, goal)).square().sum(1)
+        """``||p(x') - p(x)||^2``; where the benign class's probability is lost to rounding, more: a way back to it."""
+        logits, benign = goal.scaled(seen.logits), goal.scaled(self._logits(goal)).softmax(1)
+        return (logits.softmax(1) - benign).square().sum(1) + lost(logits, benign.argmax(1))
 
     def met(self, seen: Observation, goal: Goal) -> Tensor:
         """The label is predicted, with about the benign confidence."""
-        same = seen.logits.argmax(1) == goal.label
+        same = (seen.logits.argmax(1) == goal.label) & ~seen.logits.isnan().any(1)
         if self.tolerance >= 1:
             return same
-        moved = seen.logits.softmax(1) - self._benign(seen, goal)
+        moved = seen.logits.softmax(1) - self._logits(goal).softmax(1)
         return same & (moved.gather(1, goal.label[:, None])[:, 0].abs() <= self.tolerance)
 
     @staticmethod
-    def _benign(seen: Observation, goal: Goal) -> Tensor:
+    def _logits(goal: Goal) -> Tensor:
         if goal.benign_logits is None:
             raise InputError("KeepPrediction needs the benign logits: give the goal benign_logits")
-        return goal.benign_logits.softmax(1)
+        return goal.benign_logits
 
 
 @OBJECTIVES.register("margin", paper="Carlini and Wagner 2017, section V (f6)")
@@ -135,8 +139,9 @@ class Margin(Objective):
     least: ClassVar[float] = -torch.inf
 
     def loss(self, seen: Observation, goal: Goal) -> Tensor:
-        """``max(rival - wanted, -kappa)``, in logits."""
-        return positive(margin(seen.logits, goal) + self.kappa) - self.kappa
+        """``max(rival - wanted, -kappa)``, in logits (times the goal's scale, if it has one)."""
+        loss = positive(margin(seen.logits, goal) + self.kappa) - self.kappa
+        return loss if goal.scale is None else goal.scale * loss
 
     def met(self, seen: Observation, goal: Goal) -> Tensor:
         """The wanted class leads, by ``kappa`` or more."""

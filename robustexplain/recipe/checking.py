@@ -15,7 +15,7 @@ from .. import data as data_sets
 from .. import models
 from ..autograd.layers import submodule
 from ..checks import Kind
-from ..errors import InputError
+from ..errors import InputError, memory_advice
 from ..interpreters import AttentionRollout, Gradient, InterpreterSpec
 from ..interpreters.base import accepted_kinds
 from ..interpreters.cam.token_grid import Attentions
@@ -38,7 +38,7 @@ def check_data(recipe: Recipe) -> data_sets.Data:
     there = weights is None or Path(weights).expanduser().is_file()
     if not there:
         problems.missing.append(f"model.weights: no file at {weights}")
-    loaded: data_sets.Data | None = problems.run(recipe.data.load, "data")
+    loaded: data_sets.Data | None = problems.run(lambda: _loaded(recipe), "data")
     for label, component in _installable(recipe):
         problems.run(component.ready, label)
     if loaded is not None:
@@ -49,6 +49,21 @@ def check_data(recipe: Recipe) -> data_sets.Data:
         problems.run(lambda: recipe.named(loaded.features))
     problems.stop()
     assert loaded is not None  # a problem otherwise; for the type checker
+    return loaded
+
+
+def _loaded(recipe: Recipe) -> data_sets.Data:
+    """The data set.
+
+    Raises:
+        InputError: also where a library refuses it, such as for want of memory.
+    """
+    try:
+        loaded: data_sets.Data = recipe.data.load()
+    except (RuntimeError, MemoryError) as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        advice = "; take fewer or smaller inputs" if memory_advice(why) else ""
+        raise InputError(f"cannot be made: {why}{advice}") from error
     return loaded
 
 
@@ -113,10 +128,10 @@ def _model(recipe: Recipe, data: data_sets.Data) -> nn.Module | None:
     settings = recipe.model
     if settings.file is not None:
         return settings.load(data.shape, data.num_classes, 0)
-    size = {"in_features" if len(data.shape) == 1 else "in_channels": data.shape[0]}
+    size = settings.sizes(data.shape, data.num_classes)
     try:
         with torch.device("meta"):
-            model = models.build(settings.name, num_classes=data.num_classes, **size, **settings.options)
+            model = models.build(settings.name, **size, **settings.options)
         if next((p for p in model.parameters() if not p.is_meta), None) is not None:
             return None
     except InputError:
@@ -128,13 +143,18 @@ def _model(recipe: Recipe, data: data_sets.Data) -> nn.Module | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that copying to the meta device does nothing
             load_file_into(model, settings.weights, settings.weights_key)
-    return model
+    return settings.adapted(model)
 
 
 def empty_test(of: Situation) -> list[str]:
     """An empty test part."""
     empty = not len(of.data.test)
     return [f"data: the test part of {of.data.name} is empty; see data.fractions"] if empty else []
+
+
+def faulty_samples(of: Situation) -> list[str]:
+    """Files that cannot be read, and samples that are not what the data set says."""
+    return [f"data: {line}" for line in data_sets.findings(of.data)]
 
 
 def pixels_of_tables(of: Situation) -> list[str]:
@@ -213,6 +233,33 @@ def another_size(of: Situation) -> list[str]:
     return []
 
 
+def another_answer(of: Situation) -> list[str]:
+    """An output that the model does not have, or several logits where one is said to be given."""
+    settings = of.recipe.model
+    if of.model is None or settings.file is not None or (settings.output is None and not settings.binary):
+        return []
+    try:
+        _forward(of)
+    except InputError as error:
+        return [f"model.{'binary' if settings.output is None else 'output'}: {error}"]
+    except Exception:  # another check's, or only a run on real inputs can decide
+        return []
+    return []
+
+
+def another_order_of_classes(of: Situation) -> list[str]:
+    """A pretrained head whose classes are those of the data, in another order: labels would mean others."""
+    inputs = getattr(of.model, "inputs", None)
+    own, given = tuple(getattr(inputs, "class_names", ())), tuple(map(str, of.data.classes))
+    if own == given or sorted(own) != sorted(given):
+        return []
+    place = next(i for i, (a, b) in enumerate(zip(own, given, strict=True)) if a != b)
+    return [
+        f"model: class {place} of {of.recipe.model.name} is {own[place]!r}, that of {of.data.name} {given[place]!r}: "
+        "the same classes in another order"
+    ]
+
+
 def _forward(of: Situation) -> None:
     assert of.model is not None
     device = next((p.device for p in of.model.parameters()), torch.device("cpu"))
@@ -274,12 +321,15 @@ def harmless_changes_of_another_kind(of: Situation) -> list[str]:
 
 FINDINGS: tuple[Callable[[Situation], list[str]], ...] = (
     empty_test,
+    faulty_samples,
     pixels_of_tables,
     no_samples_for_the_adversary,
     nothing_to_train_on,
     interpreters_of_another_kind,
     metrics_of_another_kind,
     another_size,
+    another_answer,
+    another_order_of_classes,
     unknown_layers,
     no_attention,
     large_pools,

@@ -47,6 +47,8 @@ def short_text(value: Any, path: str) -> str:
     """
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{path}: a text is needed, got {value!r}")
+    if not value.isprintable():
+        raise InputError(f"{path}: letters, digits and signs on one line are allowed, got {value[:100]!r}")
     if len(value) > LONGEST:
         raise InputError(f"{path}: at most {LONGEST} letters are allowed, got {len(value)}: {value[:20]!r}...")
     return value
@@ -80,6 +82,8 @@ def model(entry: Any) -> Model:
     """
     if entry is None:
         raise InputError("model: this key is needed")
+    if isinstance(entry, dict) and isinstance(entry.get("output"), bool):
+        raise InputError(f"model.output: the key or the place of an output is needed, got {entry['output']}")
     made: Model = make(Model, {"name": entry} if isinstance(entry, str) else entry, "model")
     if made.file is not None:
         if made.pretrained is not None:
@@ -91,6 +95,9 @@ def model(entry: Any) -> Model:
         build = MODELS.get(made.name.partition(":")[0]).build
     except InputError as error:
         raise InputError(f"model.name: {error}") from None
+    for name in ("num_classes", "in_channels", "in_features"):
+        if name in made.options:
+            raise InputError(f"model.options.{name}: the data say it; leave it out, got {made.options[name]!r}")
     known = inspect.signature(build).parameters
     for name in made.options:
         if name not in known:

@@ -27,7 +27,7 @@ GoalMap = Literal["benign", "random-patch", "random-class"]
 
 @dataclass(frozen=True)
 class Model:
-    """The classifier: a registered name, ``timm:NAME`` or ``torchvision:NAME``, its weights or its training.
+    """The classifier: a registered name, ``timm:NAME``, ``torchvision:NAME`` or ``hf:NAME``, its weights, its training.
 
     Args:
         name: as ``models.load`` takes it; with ``file`` a class or function that stands there and makes an
@@ -37,6 +37,8 @@ class Model:
         pretrained: load the library's own weights.
         train: train it here, on the data set's train part.
         options: further arguments of its builder, such as the widths of an ``mlp``.
+        output: which of its outputs the logits are, by key or place, where it answers with several.
+        binary: it gives one logit for the two classes of the data.
         file: a Python file of one's own; its code runs only with ``--trust-code``.
         sha256: of ``file``, filled in when the recipe is read; another content is refused.
         trusted: whether the user trusts ``file``; no recipe can say so.
@@ -48,6 +50,8 @@ class Model:
     pretrained: bool | None = None
     train: Training | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    output: str | int | None = None
+    binary: bool = False
     file: str | None = None
     sha256: str | None = None
     trusted: bool = field(default=False, metadata={"recipe": False})
@@ -66,13 +70,27 @@ class Model:
         if self.code is not None:
             return models.load_own(
                 self.code, shape, num_classes, options=self.options, weights=self.weights,
-                weights_key=self.weights_key, seed=seed,
+                weights_key=self.weights_key, seed=seed, output=self.output, binary=self.binary,
             )  # fmt: skip
-        size = {"in_features" if len(shape) == 1 else "in_channels": shape[0]}
-        return models.load(
-            self.name, num_classes=num_classes, weights=self.weights, weights_key=self.weights_key,
-            pretrained=self.pretrained, seed=seed, **size, **self.options,
-        )  # fmt: skip
+        return self.adapted(models.load(
+            self.name, weights=self.weights, weights_key=self.weights_key, pretrained=self.pretrained, seed=seed,
+            **self.sizes(shape, num_classes), **self.options,
+        ))  # fmt: skip
+
+    def sizes(self, shape: Sequence[int], num_classes: int) -> dict[str, int]:
+        """The keyword arguments of a registered builder that follow from the data.
+
+        Raises:
+            InputError: one logit for other than two classes.
+        """
+        if self.binary and num_classes != 2:
+            raise InputError(f"binary: one logit is for two classes, and the data have {num_classes}")
+        size = {"in_features" if len(shape) == 1 else "in_channels": int(shape[0])}
+        return {"num_classes": 1 if self.binary else num_classes, **size}
+
+    def adapted(self, model: nn.Module) -> nn.Module:
+        """What its builder made, as a classifier."""
+        return models.adapted(model, self.output, self.binary)
 
     def named(self, features: Sequence[str]) -> Model:
         """The same with places for the names of columns, where its builder takes ``columns``.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .. import files, plots
+from .. import files, plots, seals
 from ..evaluation.report import SANITY, write_report
 from ..evaluation.statistics import Estimate, bootstrap
 from ..evaluation.store import REPORT, RunFolder
@@ -64,7 +63,7 @@ def read_results(recipe: Recipe, folder: RunFolder) -> list[CheckResult]:
 
 
 def _read(path: Path, resamples: int) -> CheckResult:
-    known = json.loads(path.read_text(encoding="utf-8"))
+    known = seals.read(path)
     arrays = files.read_tensors(path.with_suffix(".safetensors"))[0] if known["stages"] else {}
     numbers = [stage["stage"] for stage in known["stages"]]
     measures = [name.split("/", 1)[1] for name in arrays if name.startswith(f"{numbers[0]}/")] if numbers else []
@@ -99,11 +98,11 @@ def table(found: list[CheckResult]) -> str:
     out.writerow(["interpreter", "check", "stage", "layer", "measure", "value", "low", "high", "count"])
     for f in found:
         if f.status != "done":
-            out.writerow([f.row, f.check, "", "", "status", f.status, "", "", ""])
+            out.writerow([files.as_text(f.row), f.check, "", "", "status", f.status, "", "", ""])
         for name, curve in sorted(f.curves.items()):
             for stage, (layer, e) in enumerate(zip(f.layers, curve, strict=True)):
                 numbers = ("" if v is None else f"{v:.6g}" for v in (e.value, e.low, e.high))
-                out.writerow([f.row, f.check, stage, layer, name, *numbers, e.count])
+                out.writerow([files.as_text(f.row), f.check, stage, layer, name, *numbers, e.count])
     return buffer.getvalue()
 
 

@@ -9,7 +9,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ..autograd.hidden import refuse_hidden
 from ..autograd.layers import hooks, submodule
+from ..door import answer
 from ..errors import UnsupportedModelError
 from ..random_streams import derive
 
@@ -36,6 +38,7 @@ def stages(model: nn.Module, x: Tensor, most: int = 12) -> list[LayerGroup]:
     Raises:
         UnsupportedModelError: if no module owns a weight.
     """
+    refuse_hidden(model, "layers are randomised one after the other")
     layers: list[list[str]] = []
     for name, module in _in_order(model, x):
         kernel = any(p.dim() > 1 for p in module.parameters(recurse=False))
@@ -62,7 +65,7 @@ def _in_order(model: nn.Module, x: Tensor) -> list[tuple[str, nn.Module]]:
         seen.setdefault(module, names[module])
 
     with hooks(list(names), hook), torch.no_grad():
-        model(x[:1])
+        answer(model, x[:1])
     return [(name, module) for module, name in seen.items()]
 
 
@@ -110,7 +113,7 @@ def _measure(model: nn.Module, norms: Sequence[nn.modules.batchnorm._BatchNorm],
             norm.reset_running_stats()
             norm.momentum = None
             norm.train()
-        model(x)
+        answer(model, x)
     finally:
         for norm, momentum in zip(norms, kept, strict=True):
             norm.momentum = momentum

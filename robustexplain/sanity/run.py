@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import data as data_sets
-from .. import files
+from .. import files, seals
 from ..data.base import labels_of
+from ..door import answer
 from ..errors import InputError, UnknownNameError, UnsupportedModelError
 from ..evaluation.growing import claim
 from ..evaluation.origins import Origins
@@ -71,6 +71,7 @@ def run_sanity(recipe: Recipe, out: str | Path, session: Session, checks: Sequen
     Raises:
         UnknownNameError: a check that there is not.
         InputError: data or weights are missing; ``labels`` is asked for and the recipe trains no model.
+        RunBusyError: another process writes ``out``.
     """
     for name in checks:
         if name not in CHECKS:
@@ -80,15 +81,20 @@ def run_sanity(recipe: Recipe, out: str | Path, session: Session, checks: Sequen
     folder = RunFolder(Path(out))
     data = check_data(recipe)
     named = recipe.named(data.features)
+    with folder.held(session.accelerator.is_main_process):
+        return _run(named, data, folder, session, checks)
+
+
+def _run(named: Recipe, data: data_sets.Data, folder: RunFolder, session: Session, checks: Sequence[str]) -> int:
     claim(named, folder, data, data.digest, session)
     session.folder, session.sets_aside = folder.training, True
     wanted = [c for c in CHECKS if not checks or c in checks]
-    if recipe.model.train is None:
+    if named.model.train is None:
         wanted = [c for c in wanted if c != "labels"]
     runner = _Runner(named, data, folder, session)
-    failed = sum(runner.run(row, check) for check in wanted for row in recipe.rows if _may_change_maps(row))
+    failed = sum(runner.run(row, check) for check in wanted for row in named.rows if _may_change_maps(row))
     if session.accelerator.is_main_process:
-        write_page(recipe, folder)
+        write_page(named, folder)
     session.accelerator.wait_for_everyone()
     return failed
 
@@ -116,7 +122,7 @@ class _Runner:
     def run(self, row: Row, check: Check) -> bool:
         """Run one check of one row unless it is stored; whether it failed."""
         path = self.folder.sanity(row.label, check)
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"status": "failed"}
+        known = seals.read(path) if path.is_file() else {"status": "failed"}
         if known["status"] != "failed" and known["settings"] == asdict(self.recipe.sanity):
             return False
         summary: dict[str, Any] = {"status": "done", "row": row.label, "check": check, "note": ""}
@@ -145,7 +151,7 @@ class _Runner:
         settings, seed = self.recipe.sanity, derive(self.recipe.seed, "sanity")
         model = interpreter.model
         with torch.no_grad():
-            target = model(self.x).argmax(1)
+            target = answer(model, self.x).argmax(1)
         if check == "cascading":
             yield from cascading(interpreter, self.x, target, self._stages(model), seed)
         elif check == "independent":
@@ -192,11 +198,12 @@ class _Runner:
             files.write_tensors(path.with_suffix(".safetensors"), arrays)
         stages_run = [{"stage": outcome.stage, "layer": outcome.layer} for outcome in outcomes]
         words = {"stages": stages_run, "settings": asdict(self.recipe.sanity)}
-        files.write_json(path, {**summary, **words, "made_of": self.origins.row(summary["row"])})
+        content = {**summary, **words, "made_of": self.origins.row(summary["row"])}
+        seals.write(path, content, path.with_suffix(".safetensors") if arrays else None)
 
 
 @torch.no_grad()
 def _accuracy(model: nn.Module, part: Any, device: torch.device, most: int = 1000) -> float:
     x, y = data_sets.stack(part, range(min(most, len(part))))
-    right = [model(a.to(device)).argmax(1).cpu() == b for a, b in zip(x.split(64), y.split(64), strict=True)]
+    right = [answer(model, a.to(device)).argmax(1).cpu() == b for a, b in zip(x.split(64), y.split(64), strict=True)]
     return float(torch.cat(right).float().mean())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -13,23 +12,17 @@ from typing import Any
 from .. import files
 from .._version import __version__
 from ..errors import InputError, MissingDataError
+from ..seals import CHECKSUM, sealed, sha256_of
 
 FORMAT = 2
 """The format of the folder; a version reads the formats that it supports."""
-TREE, WEIGHTS, CHECKSUM = "system.json", "weights.safetensors", "sha256"
+TREE, WEIGHTS = "system.json", "weights.safetensors"
 
 
 def write(folder: Path, content: dict[str, Any], names: Sequence[str]) -> Path:
     """Write ``content`` with format, version and checksums of the files ``names``."""
-    sums = {name: _sha256(folder / name) for name in names}
+    sums = {name: sha256_of(folder / name) for name in names}
     return files.write_json(folder / TREE, sealed({"format": FORMAT, "version": __version__, "files": sums, **content}))
-
-
-def sealed(content: dict[str, Any]) -> dict[str, Any]:
-    """The content with its own SHA-256: of its JSON with sorted keys and no spaces, without the checksum."""
-    bare = {key: value for key, value in content.items() if key != CHECKSUM}
-    text = json.dumps(bare, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return {**bare, CHECKSUM: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def read(folder: Path, expected: str | None = None) -> dict[str, Any]:
@@ -98,13 +91,5 @@ def _check_files(folder: Path, sums: object) -> None:
         path = folder / name
         if not path.is_file():
             raise MissingDataError(f"{folder} is incomplete: {name} is missing")
-        if _sha256(path) != expected:
+        if sha256_of(path) != expected:
             raise InputError(f"{path} is damaged or was changed after saving: its sha256 is not the one in {TREE}")
-
-
-def _sha256(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            found.update(chunk)
-    return found.hexdigest()

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from ..autograd.hidden import refuse_hidden
 from ..errors import InputError
 from ..models.rebuilding import describe
 from ..registry import DETECTORS, INTERPRETERS, PARTS, Registry
@@ -93,6 +94,7 @@ class Writer:
         for index, known in enumerate(self.modules):
             if known is module:
                 return index
+        refuse_hidden(module, "a system is saved by the names of its modules")
         self.specs.append(describe(module, self.modules[0]) if self.modules else _described_or_not(module))
         self.modules.append(module)
         return len(self.modules) - 1

@@ -6,7 +6,7 @@ batches depend on the seed alone and not on the number of processes; training re
 
 from ..data.base import Samples
 from .loop import fit
-from .losses import ClassifierLoss, CrossEntropy, Loss, TrainingStep, cross_entropy
+from .losses import ClassifierLoss, CrossEntropy, Loss, TrainingStep, classification_loss, cross_entropy
 from .modes import eval_mode, frozen
 from .selection import Selection, Validation, Verdict
 from .session import Session, accelerator_for
@@ -28,6 +28,7 @@ __all__ = [
     "Validation",
     "Verdict",
     "accelerator_for",
+    "classification_loss",
     "cross_entropy",
     "eval_mode",
     "fit",

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import files
-from ..errors import RunMismatchError
+from ..errors import DamagedFileError, RunMismatchError
 from .averaging import Average
+from .glimpse import Glimpse, alike
 from .selection import Selection
 from .tracking import EpochRecord, history_of, write_history
 
@@ -25,6 +26,7 @@ class Checkpoint:
 
     Args:
         stamp: of the training; a checkpoint of another stamp is refused.
+        glimpse: of its data; so is one of other data.
         precision: that it is trained in; so is one of another precision.
         module: what is trained.
         optimizer: with its moments.
@@ -36,6 +38,7 @@ class Checkpoint:
     """
 
     stamp: str
+    glimpse: Glimpse
     precision: str
     module: nn.Module
     optimizer: torch.optim.Optimizer
@@ -52,7 +55,7 @@ class Checkpoint:
             tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         meta = {"stamp": self.stamp, "precision": self.precision, "epochs": str(len(history))}
-        meta["history"] = json.dumps(history)
+        meta |= {"history": json.dumps(history), "glimpse": json.dumps(self.glimpse)}
         if self.average is not None:
             tensors |= {f"average.{k}": v for k, v in self.average.values.items()}
             meta["updates"] = str(self.average.updates)
@@ -64,18 +67,28 @@ class Checkpoint:
         files.write_tensors(path, tensors, meta)
         write_history(path, history)
 
-    def fits(self, path: Path) -> bool:
-        """Whether a file is of this same training, whatever its precision."""
-        return files.read_metadata(path).get("stamp") == self.stamp
+    def unfit(self, path: Path) -> str:
+        """Why a file is none of this same training, whatever its precision; nothing where it is one."""
+        try:
+            return "" if self._same(files.read_metadata(path)) else "changed"
+        except DamagedFileError as error:
+            return f"has a damaged checkpoint ({error})"
+
+    def _same(self, meta: dict[str, str]) -> bool:
+        return meta.get("stamp") == self.stamp and alike(json.loads(meta["glimpse"]), self.glimpse)
 
     def read(self, path: Path, device: torch.device) -> list[EpochRecord]:
         """Load it; the epochs it has behind it.
 
         Raises:
             RunMismatchError: it belongs to another training, or to one of another precision.
+            DamagedFileError: it cannot be read.
         """
-        tensors, meta = files.read_tensors(path)
-        if meta.get("stamp") != self.stamp:
+        try:
+            tensors, meta = files.read_tensors(path)
+        except DamagedFileError as error:
+            raise DamagedFileError(f"{error}; delete it to train again") from error
+        if not self._same(meta):
             raise RunMismatchError(
                 f"{path} is a checkpoint of another training (other settings, seed or data); "
                 "use another output folder, or delete this one to start again"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.base import Item, Samples
-from ..errors import FieldError, InputError
+from ..errors import FieldError, InputError, doing
 from ..progress import Advance
 from ..random_streams import derive, generator
 from .augmentation import Augmented
@@ -46,6 +46,7 @@ def fit(
     identity: object = None,
     evaluating: bool = False,
     selection: Selection | None = None,
+    source: Samples | None = None,
 ) -> nn.Module:
     """Train ``module`` in place and return it, in eval mode and in its own precision.
 
@@ -62,16 +63,19 @@ def fit(
         evaluating: train in eval mode: batch norms keep their statistics, dropout does not draw.
         selection: which epoch's weights the module ends with; default the last's, or, with ``settings.validation``,
             those that are best on samples held out.
+        source: what ``data`` were computed from, if they were: a checkpoint is compared by these samples.
 
     Raises:
+        DamagedFileError: a checkpoint that cannot be read, where the session does not set it aside.
         RunMismatchError: the checkpoint belongs to another training (and the session does not set it aside), or to one
             of another precision.
         InputError: the batch cannot be divided among the processes; settings that are for classifiers, for a loss that
             is not a classifier's; layers that the module has not; half precision on a CPU; loss, weights or a
             classifier's logits are not finite.
     """
-    task = Task(name, loss, data, settings, seed, identity, evaluating)
-    return _Loop(module, task, session or Session(), selection).run()
+    task = Task(name, loss, data, settings, seed, identity, evaluating, source)
+    with doing(f"training {name!r}"):
+        return _Loop(module, task, session or Session(), selection).run()
 
 
 class _Loop:
@@ -82,7 +86,7 @@ class _Loop:
             raise FieldError("Training", "validation", f"has no effect on {task.name!r}, which chooses by itself")
         check_precision(session.accelerator)
         self.module, self.session = module.to(session.device), session
-        self.stamp = task.stamp if session.folder is not None else ""
+        self.stamp, self.glimpse = ("", []) if session.folder is None else (task.stamp, task.glimpse)
         part, held = task.smoothed().split(session)
         self.task = part.weighted()
         self.settings, self.selection = task.settings, selection or held
@@ -142,7 +146,7 @@ class _Loop:
         wrapped.train(not self.task.evaluating)
         for part in self.resting:
             part.eval()
-        total = torch.zeros((), device=device)
+        total = torch.zeros((), device=device, dtype=torch.float32)
         for i, (x, y) in enumerate(self._loader(epoch)):
             step, micro_batch = divmod(i, batches.share)
             progress = self._progress(epoch, step)
@@ -216,7 +220,7 @@ class _Loop:
         # Every process has looked before the main one writes.
         session.accelerator.wait_for_everyone()
         if session.accelerator.is_main_process:
-            source = session.shelf.take(self.stamp, session.accelerator.mixed_precision, path)
+            source = session.shelf.take(self.stamp, self.glimpse, session.accelerator.mixed_precision, path)
             if source is not None:
                 session.progress.say(f"{self.task.name}: taken from {source}")
         session.accelerator.wait_for_everyone()
@@ -226,26 +230,26 @@ class _Loop:
         if path is None or not path.is_file():
             return 0
         checkpoint = self._checkpoint
-        if self.session.sets_aside and not checkpoint.fits(path):
-            return self._set_aside(path)
+        if self.session.sets_aside and (why := checkpoint.unfit(path)):
+            return self._set_aside(path, why)
         self.history = checkpoint.read(path, self.session.device)
         self.best, self.least = checkpoint.best, checkpoint.least
         return len(self.history)
 
-    def _set_aside(self, path: Path) -> int:
+    def _set_aside(self, path: Path, why: str) -> int:
         accelerator = self.session.accelerator
         accelerator.wait_for_everyone()  # until every process has looked at it
         if accelerator.is_main_process:
             set_aside(path)
-            self.session.progress.say(f"{self.task.name} changed and is trained anew; its old checkpoint is kept aside")
+            self.session.progress.say(f"{self.task.name} {why} and is trained anew; its old checkpoint is kept aside")
         accelerator.wait_for_everyone()
         return 0
 
     @property
     def _checkpoint(self) -> Checkpoint:
-        precision, scaler = self.session.accelerator.mixed_precision, self.session.accelerator.scaler
-        return Checkpoint(self.stamp, precision, self.module, self.optimizer, self.average, self.selection, scaler,
-                          self.best, self.least)  # fmt: skip
+        accelerator = self.session.accelerator
+        return Checkpoint(self.stamp, self.glimpse, accelerator.mixed_precision, self.module, self.optimizer,
+                          self.average, self.selection, accelerator.scaler, self.best, self.least)  # fmt: skip
 
     def _loader(self, epoch: int) -> DataLoader[Item]:
         data, workers = self.task.data, self.settings.workers

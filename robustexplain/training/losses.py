@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..answers import with_auxiliary
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,37 @@ class ClassifierLoss(Protocol):
         ...
 
 
+AUXILIARY = {1: 0.4, 2: 0.3}
+"""By the number of auxiliary heads, the weight of the loss of each: Inception v3's one head, GoogLeNet's two.
+
+0.3: Szegedy et al. 2015, section 5. Szegedy et al. 2016 give no number; 0.4 is that of their code (TF-slim).
+"""
+
+
+def classification_loss(answer: Any, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy ``[b]`` of logits ``[b, K]``, and, weighted, of those of auxiliary heads.
+
+    Args:
+        answer: what the module gives in train mode: logits, or an answer with ``logits`` and ``aux...``.
+        y: ``[b]``.
+        label_smoothing: share of the label's probability that is spread over all classes.
+    """
+
+    def loss(logits: Tensor) -> Tensor:
+        return F.cross_entropy(logits, y, reduction="none", label_smoothing=label_smoothing)
+
+    logits, heads = with_auxiliary(answer)
+    total = loss(logits)
+    for head in heads:
+        total = total + AUXILIARY.get(len(heads), AUXILIARY[2]) * loss(head)
+    return total
+
+
 @dataclass(frozen=True)
 class CrossEntropy:
     """Cross-entropy of a classifier, ``[b]``; weights are validated by their accuracy.
+
+    In train mode that of auxiliary heads is added (:func:`classification_loss`); evaluation takes the main logits.
 
     Args:
         label_smoothing: share of the label's probability that is spread over all classes.
@@ -53,7 +83,7 @@ class CrossEntropy:
 
     def __call__(self, module: nn.Module, x: Tensor, y: Tensor, step: TrainingStep) -> Tensor:
         """``[b]`` losses."""
-        return F.cross_entropy(module(x), y, reduction="none", label_smoothing=self.label_smoothing)
+        return classification_loss(module(x), y, self.label_smoothing)
 
     def smoothed(self, label_smoothing: float) -> CrossEntropy:
         """The same with other labels."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..autograd.layers import submodule
+from ..autograd.layers import names_inside, submodule
 from ..errors import FieldError, UnknownNameError
 from .modes import frozen
 from .settings import Training
@@ -56,7 +56,7 @@ def groups(module: nn.Module, settings: Training) -> list[dict[str, Any]]:
 def _prefix(module: nn.Module, name: str) -> str:
     """The name in full: layers of a network inside of another module are called as in that network."""
     names = [own for own, _ in module.named_parameters()]
-    for full in (name, f"{getattr(module, 'layers_inside', '')}.{name}"):
+    for full in names_inside(module, name):
         if any(_under(own, full) for own in names):
             return full
     known = {own.rsplit(".", cut)[0] for own in names for cut in range(own.count(".") + 1)}

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from .. import files
-from ..errors import MissingDataError
+from ..errors import DamagedFileError, MissingDataError
+from .glimpse import Glimpse, alike
 from .tracking import write_history
 
 
@@ -48,21 +47,17 @@ class Shelf:
         for folder in self.folders:
             for path in sorted(folder.rglob("*.safetensors")):
                 try:
-                    meta = _metadata(path)
-                except SafetensorError:
+                    meta = files.read_metadata(path)
+                except DamagedFileError:
                     continue  # what cannot be read is trained again
-                if meta.keys() >= {"stamp", "precision", "epochs"}:
+                if meta.keys() >= {"stamp", "precision", "epochs", "glimpse"}:
                     yield path, meta
 
-    def take(self, stamp: str, precision: str, path: Path) -> Path | None:
+    def take(self, stamp: str, glimpse: Glimpse, precision: str, path: Path) -> Path | None:
         """Copy the checkpoint of that training to ``path``, its history beside it; where it was, or ``None``."""
         source = self.known.get((stamp, precision))
-        if source is not None:
-            files.replace_file(path, lambda aside: shutil.copyfile(source, aside))
-            write_history(path, json.loads(_metadata(path)["history"]))
+        if source is None or not alike(json.loads(files.read_metadata(source)["glimpse"]), glimpse):
+            return None
+        files.replace_file(path, lambda aside: shutil.copyfile(source, aside))
+        write_history(path, json.loads(files.read_metadata(path)["history"]))
         return source
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    with safe_open(str(path), framework="pt") as file:
-        return dict(file.metadata() or {})

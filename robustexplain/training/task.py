@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 from .. import files
-from ..data.base import Samples, labels_of, stack
+from ..data.base import Samples, labels_of
 from ..errors import FieldError
 from ..random_streams import derive
+from .glimpse import Glimpse, glimpse_of
 from .losses import ClassifierLoss, Loss, Weighted, balanced
 from .selection import Selection, Validation, held_out
 from .session import Session
@@ -26,6 +27,7 @@ class Task:
     seed: int = 0
     identity: object = None
     evaluating: bool = False
+    source: Samples | None = None
 
     @cached_property
     def stream(self) -> int:
@@ -34,9 +36,13 @@ class Task:
 
     @cached_property
     def stamp(self) -> str:
-        """What its checkpoints carry: name, settings, seed, identity, and what the data are."""
-        data = [len(self.data), _glimpse(self.data)]
-        return files.digest([self.name, self.seed, asdict(self.settings), data, self.identity])
+        """What its checkpoints carry: what was asked for, by name, settings, seed, identity, and number of samples."""
+        return files.digest([self.name, self.seed, asdict(self.settings), len(self.data), self.identity])
+
+    @cached_property
+    def glimpse(self) -> Glimpse:
+        """A look at some of the data, or of what they were computed from."""
+        return glimpse_of(self.data if self.source is None else self.source)
 
     def smoothed(self) -> Task:
         """The same with labels smoothed as the settings say."""
@@ -64,9 +70,3 @@ class Task:
         if isinstance(self.loss, ClassifierLoss):
             return self.loss
         raise FieldError("Training", field, f"is for classifiers, and {self.name!r} trains something else")
-
-
-def _glimpse(data: Samples, count: int = 16) -> str:
-    """A digest of some samples, evenly spaced, to three decimals: other data of the same length have another one."""
-    x, y = stack(data, range(0, len(data), max(1, len(data) // count)))
-    return files.digest_tensors({"x": (x.double() * 1000).round().long(), "y": y})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -55,10 +54,7 @@ def histories(folder: str | Path) -> dict[str, list[EpochRecord]]:
     """
     found = {}
     for path in sorted(Path(folder).rglob(f"*{SUFFIX}")):
-        try:
-            found[path.relative_to(folder).as_posix().removesuffix(SUFFIX)] = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path} is damaged: {error}") from error
+        found[path.relative_to(folder).as_posix().removesuffix(SUFFIX)] = files.read_json(path)
     return found
 
 

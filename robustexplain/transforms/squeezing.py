@@ -17,6 +17,7 @@ from .. import maps as ops
 from ..autograd.straight_through import rounded
 from ..errors import FieldError, InputError
 from ..registry import TRANSFORMS
+from ..rounding import wide
 from .base import Transform, within
 
 
@@ -59,7 +60,7 @@ class BitDepth(Transform):
 
     def forward(self, x: Tensor) -> Tensor:
         """The nearest level; halves go to the even one."""
-        return rounded(x * self.top) / self.top
+        return (rounded(wide(x) * self.top) / self.top).to(x.dtype)
 
 
 @TRANSFORMS.register("median", paper="Xu et al. 2018, section III-B")

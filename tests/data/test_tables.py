@@ -19,7 +19,7 @@ from torch import Tensor
 from robustexplain import System, data, models
 from robustexplain.data import Data, TensorTable, credit, tables
 from robustexplain.data.tables import CsvTable
-from robustexplain.errors import InputError, MissingDataError
+from robustexplain.errors import DataWarning, InputError, MissingDataError
 from robustexplain.evaluation.prepared import classifier
 from robustexplain.interpreters import Gradient
 from robustexplain.recipe.experiment import Model
@@ -303,7 +303,10 @@ HOLES = "a,b,c,y\n1,x,1,0\n2,?,2,1\n3,x,,0\n4,y,NA,1\n5,x,5,0\n6,y,6,1\n"
 def test_missing_values_are_counted_or_left_out(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text(HOLES)
-    with pytest.raises(InputError, match=r"values are missing: b \(1\), c \(2\) of 6 rows; set missing to drop-rows"):
+    with pytest.raises(
+        InputError,
+        match=r"values are missing: b \(1, first in sample 1\), c \(2, first in sample 2\) of 6 rows; set",
+    ):
         load(path, target="y")
     rows = load(path, target="y", missing="drop-rows")
     assert rows.features == ("a", "c", "b_x", "b_y")
@@ -318,6 +321,15 @@ def test_missing_values_are_counted_or_left_out(tmp_path: Path) -> None:
         load(path, target="c", missing="drop-columns")
 
 
+AMONG = "a,b,y\n" + "".join('"{}",' * (i == 3) + f"{i}," * (i != 3) + f"{i},{i % 2}\n" for i in range(20))
+
+
+def otherwise(cell: str) -> str:
+    return "a,y\n" + "".join(f"{cell.format(i)},{i % 2}\n" for i in range(1, 20))
+
+
+WIDE = ",".join(f"c{j}" for j in range(200)) + ",y\n"
+WIDE += "".join(",".join([f"v{i}"] * 200) + f",{i % 2}\n" for i in range(60))
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "empty": ("", {}, "is empty"),
     "header only": ("a,y\n", {}, r"a header \(2 columns\) and no rows"),
@@ -339,6 +351,28 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "not text": ("a,y\n1,\x00\xff\n", {}, "."),
     "drop and category": ("a,b,y\n1,x,0\n2,z,1\n", {"drop": ("b",), "categories": ("b",)}, "both in drop and in"),
     "delimiter": ("a,y\n1,0\n2,1\n", {"delimiter": ", "}, "delimiter must be one character"),
+    "slip": (AMONG.format("unknown"), {}, r"'a' holds numbers but for 1 of 20 rows: sample 3 'unknown'; mend them"),
+    "slips": (AMONG.format("1,5").replace("\n9,", '\n"$9",'), {}, r"2 of 20 rows: sample 3 '1,5', sample 9 '\$9'"),
+    "text among classes too": (AMONG.format("-"), {"categories": ()}, "'a' is not numeric: sample 3 holds '-'"),
+    "beyond 64 bits": (AMONG.format("9" * 30), {}, "'a' holds numbers as text"),
+    "thousands": (otherwise('"{},000"'), {}, "'a' holds numbers of another notation, such as '1,000'; write them as"),
+    "decimal comma": (otherwise('"{},5"'), {}, "numbers of another notation, such as '1,5'"),
+    "money": (otherwise('"${}.000,50"'), {}, r"numbers of another notation, such as .\$1\.000,50"),
+    "percent": (otherwise("{}%"), {}, "numbers of another notation, such as '1%'"),
+    "dates": (otherwise("2020-01-{:02}"), {}, "'a' holds dates, such as '2020-01-01'; write them as a number"),
+    "continuous": ("a,y\n" + "".join(f"{i},{i * 0.37:.2f}\n" for i in range(1, 20)), {}, "'y' is continuous: 19 diff"),
+    "days": ("a,y\n" + "".join(f"{i},1/{i}/2020\n" for i in range(1, 20)), {}, "'y' is continuous: 19 different"),
+    "columns of one name": ("a,b,a,y\n1,2,3,0\n2,3,4,1\n", {}, "two columns are called 'a'"),
+    "one name but for spaces": ("a,a ,y\n1,2,0\n2,3,1\n", {}, "two columns are called 'a'"),
+    "two targets": ("a,y,y\n1,2,0\n2,3,1\n", {}, "two columns are called 'y'"),
+    "a value takes a column's name": ("b,b_x,y\nx,1,0\nz,2,1\n", {}, "'b' would get the 0/1 column 'b_x', which is"),
+    "values meet in a name": ("a,a_b,y\nb_c,c,0\nz,z,1\n", {}, "'a_b' would get the 0/1 column 'a_b_c', which is"),
+    "too many columns": (WIDE, {}, "more than 10000 columns"),
+    "latin-1": ("a,y\né,0\nz,1\n", {}, "is not of encoding utf-8; set encoding to its own, such as latin-1"),
+    "unknown encoding": ("a,y\n1,0\n2,1\n", {"encoding": "zip"}, "encoding must be one such as utf-8 or latin-1"),
+    "semicolons": ("a;y\n1;0\n2;1\n", {}, "has one column, 'a;y': set delimiter to ';'"),
+    "long header": ("a" * 200_000 + ",y\n1,0\n", {}, "cannot read .* field larger than field limit"),
+    "open quote": ('a,y\n"1,0\n2,1\n', {}, "cannot read"),
     "missing": ("a,y\n1,0\n2,1\n", {"missing": "ignore"}, "missing must be one of 'refuse', 'drop-rows'"),
 }
 
@@ -349,6 +383,57 @@ def test_a_broken_table_is_refused_by_what_is_wrong_with_it(case: str, tmp_path:
     (tmp_path / "t.csv").write_bytes(content.encode("latin-1"))
     with pytest.raises(InputError, match=message):
         load(tmp_path / "t.csv", **{"target": "y", **options})
+
+
+@pytest.mark.parametrize(
+    "word", ["None", "NULL", "null", "#N/A", "N/A", "n/a", "NaN", "nan", "<NA>", "?", "", "1.#QNAN"]
+)
+def test_missing_values_are_known_in_all_usual_spellings(word: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(AMONG.format(word))
+    with pytest.raises(InputError, match=r"values are missing: a \(1, first in sample 3\) of 20 rows"):
+        load(tmp_path / "t.csv", target="y")
+    assert load(tmp_path / "t.csv", target="y", missing="drop-rows").features == ("a", "b")
+    (tmp_path / "t.csv").write_text(AMONG.format("."))
+    assert load(tmp_path / "t.csv", target="y", missing="drop-rows", na=(".",)).features == ("a", "b")
+
+
+def test_categories_that_look_like_numbers_are_taken_where_they_are_named_or_are_few(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,y\n" + "".join(f"{'0123'[i % 4]}{'+' * (i % 4 > 2)},{i},{i // 10}\n" for i in range(20)))
+    with pytest.raises(InputError, match=r"numbers but for 5 of 20 rows: sample 3 '3\+', .*, \.\.\.; mend"):
+        load(path, target="y")
+    assert load(path, target="y", categories=("a",)).features == ("b", "a_0", "a_1", "a_2", "a_3+")
+    path.write_text("a,b,y\n" + "".join(f"{('18-25', '<5', '40+')[i % 3]},{i},{i // 10}\n" for i in range(20)))
+    assert load(path, target="y").features == ("b", "a_18-25", "a_40+", "a_<5")
+
+
+def test_true_and_false_stay_one_column_where_a_row_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,y\n" + "".join(f"{i % 3 == 0 if i else ''},{i},{i // 10}\n" for i in range(20)))
+    assert load(path, target="y", missing="drop-rows").features == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "text,words",
+    [
+        (",a,y\n" + "".join(f"{i},{i * i},{i % 2}\n" for i in range(20)), "without a name is read as 'Unnamed: 0'"),
+        ("a,b,y\n" + "".join(f"7,{i},{i % 2}\n" for i in range(20)), "all rows have one value in 'a'"),
+        ("a,y\n" + "".join(f"{i},{i % 2}\n" for i in range(20)) + "9,-\n", "numbers but for '-'; if that stands for"),
+        ("a,y\n" + "".join(f"{i},{'pq'[i % 2]}\n" for i in range(20)) + "9,r\n", "the train part has none of 'r'"),
+    ],
+)
+def test_what_may_not_be_meant_is_warned_of(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.warns(DataWarning, match=words):
+        load(tmp_path / "t.csv", target="y", seed=1)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1", "utf-16", "cp1252"])
+def test_a_table_of_another_encoding_is_read(encoding: str, tmp_path: Path) -> None:
+    text = "größe,y\n" + "".join(f"{'é' if i % 2 else 'z'},{i // 10}\n" for i in range(20))
+    (tmp_path / "t.csv").write_bytes(text.encode(encoding))
+    given = {} if encoding == "utf-8-sig" else {"encoding": encoding}
+    assert load(tmp_path / "t.csv", target="y", **given).features == ("größe_z", "größe_é")
 
 
 def test_a_recipe_reads_the_fields_of_a_table(people: Path) -> None:

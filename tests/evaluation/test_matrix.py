@@ -18,7 +18,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from robustexplain import files, plots, training
+from robustexplain import files, plots, seals, training
 from robustexplain.attacks import PGD
 from robustexplain.defenses import BetaSmoothing
 from robustexplain.errors import InputError, RobustExplainWarning, RunMismatchError
@@ -131,6 +131,7 @@ def test_text_of_a_recipe_is_escaped_in_the_report(finished: tuple[Recipe, RunFo
     source = yaml.safe_load((copied.root / "recipe.yaml").read_text())
     source["about"] = "<script>alert(1)</script><img src=http://evil>"
     (copied.root / "recipe.yaml").write_text(yaml.safe_dump(source))
+    seals.write(copied.root / "run.json", {**copied.run, "source": files.digest(source)})
     html = write_report(copied).read_text()
     assert "<script" not in html
     assert "<img src=http" not in html
@@ -566,3 +567,15 @@ def test_a_limited_run_judges_that_many_images(small: tuple[Recipe, Path]) -> No
     _, root = small
     assert quiet_run(read(TINY, [*SMALL, "evaluation.images=3"]), root) == 0
     assert len(RunFolder(root).arrays("cam", "pgd")["success"]) == 3
+
+
+def test_a_comparison_without_a_sample_is_an_empty_place_in_the_report(
+    finished: tuple[Recipe, RunFolder], tmp_path: Path
+) -> None:
+    """As where a hardened classifier gets none of the judged inputs right."""
+    folder = RunFolder(Path(shutil.copytree(finished[1].root, tmp_path / "run")))
+    path = folder.cell("aid (rts)", "pgd")
+    cell = seals.read(path)
+    cell["against_undefended"]["joint"] = {"value": None, "low": None, "high": None, "count": 0}
+    seals.write(path, cell, path.with_suffix(".safetensors"))
+    assert "aid (rts)" in write_report(folder).read_text()

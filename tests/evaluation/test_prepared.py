@@ -309,6 +309,6 @@ def test_what_one_process_alone_may_meet_stops_all_of_them_and_bad_input_does_no
         accelerator = Two()
 
     with pytest.raises(OSError, match="full"):
-        prepared._stop_others(Shared(), OSError("disk full"))  # type: ignore[arg-type]
-    prepared._stop_others(Shared(), InputError("the same everywhere"))  # type: ignore[arg-type]
-    prepared._stop_others(Session(), OSError("alone"))
+        prepared._stop_all(Shared(), OSError("disk full"))  # type: ignore[arg-type]
+    prepared._stop_all(Shared(), InputError("the same everywhere"))  # type: ignore[arg-type]
+    prepared._stop_all(Session(), OSError("alone"))

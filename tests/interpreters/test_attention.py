@@ -16,6 +16,7 @@ from robustexplain import maps as ops
 from robustexplain import models
 from robustexplain.errors import InputError, UnknownNameError, UnsupportedModelError
 from robustexplain.interpreters import AttentionRollout, GradCAM, GradCAMPlusPlus, Gradient, LayerCAM
+from robustexplain.interpreters.cam.sites import Site
 from robustexplain.interpreters.cam.token_grid import Attentions, Grid, token_grid, token_layer
 
 SIDE, PATCH = 32, 8
@@ -361,7 +362,7 @@ def test_rollout_refuses_a_convolutional_network(tiny_model: nn.Module, grey: Te
         AttentionRollout(tiny_model)(grey)
 
 
-def test_attention_in_windows_is_refused() -> None:
+def test_attention_in_windows_is_not_rolled_out_and_its_map_is_read_with_channels_last() -> None:
     with torch.random.fork_rng(devices=[]):
         net = timm.create_model(
             "swin_tiny_patch4_window7_224", img_size=56, depths=(1, 1), num_heads=(2, 2), embed_dim=16, num_classes=3
@@ -369,8 +370,9 @@ def test_attention_in_windows_is_refused() -> None:
     x = torch.rand(1, 3, 56, 56)
     with pytest.raises(UnsupportedModelError, match="same tokens of an image; SwinTransformer attends over"):
         AttentionRollout(net)(x)
-    with pytest.raises(UnsupportedModelError, match="no layer gives the tokens"):
-        GradCAM(net)(x)
+    gradcam = GradCAM(net)
+    assert gradcam.explain(x, native=True).maps.shape == (1, 7, 7)
+    assert next(iter(gradcam._sites.values())) == Site("norm", "channels last")
 
 
 @pytest.mark.parametrize(

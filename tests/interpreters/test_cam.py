@@ -208,7 +208,7 @@ def test_a_map_of_class_scores_is_not_a_feature_map() -> None:
     assert layers.last_feature_layer(net.eval(), torch.rand(1, 3, 9, 9)).name == "1"
 
 
-def test_channels_in_the_last_place_are_not_taken_for_a_grid() -> None:
+def test_channels_in_the_last_place_are_read_as_channels() -> None:
     class Last(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -217,10 +217,12 @@ def test_channels_in_the_last_place_are_not_taken_for_a_grid() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.mix(self.conv(x).permute(0, 2, 3, 1)).mean((1, 2)))
 
-    model, x = Last().eval(), torch.rand(1, 3, 32, 32)
+    model, x, target = Last().eval(), torch.rand(1, 3, 32, 48), torch.tensor([3])
     assert [layer.name for layer in layers.feature_layers(model, x)] == ["conv"]
-    with pytest.raises(UnsupportedModelError, match=r"layer 'mix' gives shape \[1, 8, 8, 24\]"):
-        GradCAM(model, layer="mix")(x)
+    features = model.mix(model.conv(x).permute(0, 2, 3, 1)).detach()
+    wanted = torch.einsum("bhwc,c->bhw", features, model.head.weight[3].detach()) / 96
+    for named in (None, "mix"):
+        close(GradCAM(model, layer=named, relu=False).explain(x, target, native=True).maps, wanted)
 
 
 @pytest.mark.parametrize("cls", FAMILY)

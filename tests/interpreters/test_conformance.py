@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from robustexplain import interpreters
 from robustexplain.autograd.rectifiers import Softplus, swapped
 from robustexplain.defenses import Aggregate
-from robustexplain.errors import InputError
+from robustexplain.errors import InputError, UnsupportedModelError
 from robustexplain.interpreters import CAM, RTS, GradCAM, Gradient, Interpreter, MaskingModel, Smoothed
 from robustexplain.interpreters.base import accepted_kinds
 from robustexplain.models import Transformed
@@ -464,3 +465,22 @@ def test_what_is_no_model_is_refused(name: str, model: nn.Module, grey: Tensor) 
     fields = {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.init}
     with pytest.raises(InputError, match=r"torch\.nn\.Module, got function"):
         type(made)(**{**fields, "model": lambda x: x})
+
+
+def of_logit(interpreter: Interpreter) -> Interpreter:
+    """The same about logits, it and its parts."""
+    changes: dict[str, Any] = {"of": "logit"} if hasattr(interpreter, "of") else {}
+    return dataclasses.replace(interpreter, **changes, **interpreter._change_parts(of_logit))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_logit_of_a_class_as_a_scalar_is_explained_as_that_class(name: str, model: nn.Module, grey: Tensor) -> None:
+    interpreter, x = plain(name)(model, grey), grey[:2]
+    if not interpreter.explains_scalars:
+        with pytest.raises(UnsupportedModelError, match=r"explains classes.* integrated-gradients"):
+            interpreter(x, lambda answer: answer[:, 2])
+        return
+    found = interpreter.explain(x, lambda answer: answer[:, 2])
+    expected = of_logit(interpreter).explain(x, torch.tensor([2, 2]))
+    torch.testing.assert_close(found.maps, expected.maps, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.logits, expected.logits)

@@ -233,7 +233,7 @@ def test_a_pooling_window_shares_its_difference_between_the_two_winners() -> Non
             self.register_buffer("gain", torch.tensor([3.0, 1.0 - reference]).reshape(1, 1, 1, 2))
 
         def forward(self, x: Tensor) -> Tensor:
-            return F.max_pool2d(x * self.gain + self.shift, (1, 2)).flatten(1)
+            return F.max_pool2d(x * self.gain + self.shift, (1, 2)).flatten(1).expand(-1, 2)
 
     x = torch.ones(1, 1, 1, 2, dtype=torch.float64)
     first, second = (DeepLIFT(ready(lambda r=r: Two(r)))(x, torch.tensor([0]))[0, 0].tolist() for r in (2.0, 5.0))
@@ -256,7 +256,7 @@ def test_at_the_baseline_deeplift_is_zero_with_a_finite_gradient() -> None:
 
 def test_two_values_at_one_place_are_weighed_by_their_slope() -> None:
     # One rectifier between -1 and 2: the slope is (2 - 0) / 3.
-    model = ready(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3, 1), nn.ReLU(), nn.Linear(1, 1)))
+    model = ready(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3, 1), nn.ReLU(), nn.Linear(1, 2)))
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([[3.0, 0, 0]]))
         model[1].bias.fill_(-1.0)
@@ -284,3 +284,19 @@ def test_a_model_that_takes_another_path_for_the_baseline_is_refused() -> None:
 
     with pytest.raises(UnsupportedModelError, match="same path"):
         DeepLIFT(ready(Fickle))(image())
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.Softplus(), nn.Sigmoid(), nn.Tanh(), nn.GELU()], ids=lambda m: type(m).__name__
+)
+def test_deeplift_on_flat_parts_is_no_noise_over_noise(activation: nn.Module) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(1, 6, 3, bias=False), activation, nn.Flatten(), nn.Linear(600, 3)).eval()
+    with torch.no_grad():
+        # Filters of zero sum: on the flat parts their answer is rounding noise.
+        net[0].weight -= net[0].weight.mean((1, 2, 3), keepdim=True)
+    x = torch.full((1, 1, 12, 12), 0.3)
+    x[..., 6:] = 0.7
+    exact = DeepLIFT(copy.deepcopy(net).double())(x.double())
+    assert float((DeepLIFT(net)(x) - exact).abs().max()) < 1e-3 * float(exact.abs().max())

@@ -716,3 +716,22 @@ def test_a_column_is_a_place_or_a_name() -> None:
         index_of("race")
     with pytest.raises(FieldError, match="select"):
         SHAPTabularTraining(select=-1)
+
+
+@pytest.mark.parametrize(("shift", "unit"), [(1.7e9, 1.8e3), (0.0, 1e-9), (1e6, 2.0)], ids=["time", "mol", "price"])
+def test_shap_gives_a_column_its_share_whatever_its_unit(shift: float, unit: float) -> None:
+    pytest.importorskip("shap")
+
+    class Standardised(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            z = (x - x.new_tensor([shift, 0, 0])) / x.new_tensor([unit, 1, 1])
+            return torch.stack([torch.zeros_like(z[:, 0]), 2 * z[:, 0] + z[:, 1]], 1)
+
+    scale, move = torch.tensor([unit, 1.0, 1.0]), torch.tensor([shift, 0.0, 0.0])
+    z = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    # The last column is the same everywhere: it gets 0.
+    rows = torch.cat([z[:, :2], torch.ones(6, 1)], 1) * scale + move
+    maps = SHAPTabular(Standardised().eval(), Reference(rows[1:]), of="logit")(rows[:1], torch.tensor([1]))[0]
+    rest = ((rows - move) / scale)[:, :2] * torch.tensor([2.0, 1.0])
+    assert torch.allclose(maps[:2], rest[0] - rest[1:].mean(0), atol=1e-4)
+    assert float(maps[2]) == 0

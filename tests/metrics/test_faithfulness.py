@@ -25,6 +25,7 @@ from robustexplain.metrics import (
 from robustexplain.metrics.fidelity import infidelity
 from robustexplain.metrics.filters import blurred
 from robustexplain.metrics.perturbing import region_order, replaced, sweep
+from robustexplain.models import admit
 from robustexplain.registry import METRICS
 
 KINDS: list[type[Faithfulness]] = [entry.build for entry in METRICS if issubclass(entry.build, Faithfulness)]  # type: ignore[arg-type, misc]
@@ -306,6 +307,7 @@ def test_the_model_runs_on_as_many_inputs_as_the_definition_asks_for_and_one(
     tiny_model: nn.Module, grey: Tensor, maps: Tensor, target: Tensor
 ) -> None:
     model = copy.deepcopy(tiny_model)
+    admit(model, grey)
     seen: list[int] = []
     handle = model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     # The one tells how many classes there are.

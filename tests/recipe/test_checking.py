@@ -27,6 +27,30 @@ FINDINGS: dict[str, tuple[dict[str, Any], str]] = {
         {"defenses": [{"name": "aggregated", "of": "cam", "members": ["cam", {"name": "gradcam", "layer": "conv"}]}]},
         "defenses: member \"gradcam(layer='conv')\" of 'aggregated (cam)': unknown layer 'conv'",
     ),
+    "layer without what stands before it": (
+        {"model": "small-resnet", "interpreters": [{"name": "gradcam", "layer": "0.conv1"}]},
+        "interpreters: 'gradcam': unknown layer '0.conv1'; did you mean 'net.stages.0.conv1'",
+    ),
+    "a label that writes on the terminal": (
+        {"interpreters": [{"name": "cam", "label": "\x1b[31mred"}]},
+        "interpreters[0].label: letters, digits and signs on one line are allowed, got '\\x1b[31mred'",
+    ),
+    "number of resamples": (
+        {"evaluation": {"bootstrap": 10**15}},
+        "evaluation.bootstrap: input should be less than or equal to 1000000000, got 1000000000000000",
+    ),
+    "number of steps": (
+        {"attacks": [{"name": "pgd", "steps": 10**12}]},
+        "attacks[0].steps: input should be less than or equal to 1000000000, got 1000000000000",
+    ),
+    "number of classes": (
+        {"model": {"name": "small-cnn", "options": {"num_classes": 10**9}}},
+        "model.options.num_classes: the data say it; leave it out, got 1000000000",
+    ),
+    "size of the data": (
+        {"data": {"name": "digits", "size": 800_000_000}},
+        "data: cannot be made: RuntimeError: Storage size calculation overflowed",
+    ),
     "attention": (
         {"interpreters": ["attention-rollout"]},
         "interpreters: 'attention-rollout': small-cnn computes no self-attention",

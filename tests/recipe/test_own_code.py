@@ -10,8 +10,12 @@ import torch
 import yaml
 from PIL import Image
 
+import robustexplain as rx
+from robustexplain import attacks, interpreters
 from robustexplain.cli import main
+from robustexplain.data import InputSpec
 from robustexplain.errors import InputError, MissingDataError, RobustExplainWarning
+from robustexplain.evaluation import Evaluation, RunFolder
 from robustexplain.recipe import check, check_data, read
 
 CODE = """
@@ -47,6 +51,12 @@ def one():
 
 def number():
     return 3
+
+class Prepared(MyNet):
+    # Preprocessing of one's own: another size, other grey values, and an answer in a dictionary.
+    def forward(self, x):
+        x = nn.functional.interpolate(x, size=(8, 8), mode="bilinear")
+        return {"input": x, "logits": super().forward((1 - x) * 2 - 1)}
 
 def digits(size=16):
     return data.load("digits", size=size)
@@ -152,7 +162,10 @@ def test_it_is_made_for_the_data_and_from_the_seed(folder: Path) -> None:
 @pytest.mark.parametrize(
     "change,expected",
     [
-        ("model.name=nope", "has no class or function 'nope'; it has MyNet, Softmax, Pair, Fails, one, number, digits"),
+        (
+            "model.name=nope",
+            "has no class or function 'nope'; it has MyNet, Softmax, Pair, Fails, one, number, Prepared, digits",
+        ),
         ("model.options.wide=3", "MyNet of {file} has no option 'wide'; it has num_classes, in_channels, width"),
         ("model={file: mine.py, name: number}", "number of {file} must make a torch.nn.Module, got int"),
         ("model={file: mine.py, name: Pair}", "must give one tensor of logits [B, 10], got tuple"),
@@ -197,3 +210,30 @@ def test_a_file_that_is_not_there(folder: Path) -> None:
     (folder / "mine.py").unlink()
     with pytest.raises(MissingDataError, match="no Python file at"):
         read(folder / "r.yaml", trust_code=True)
+
+
+@pytest.mark.filterwarnings("ignore::robustexplain.errors.RobustExplainWarning")
+def test_preprocessing_of_ones_own_is_judged_on_the_images_themselves(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    tree = yaml.safe_load((folder / "r.yaml").read_text())
+    tree["model"] = {"file": "mine.py", "name": "Prepared", "output": "logits"}
+    tree["attacks"] = ["clean", {"name": "pgd", "steps": 3, "eps": 0.2}]
+    (folder / "r.yaml").write_text(yaml.safe_dump(tree))
+    status, said = cli(monkeypatch, capsys, "run", "r.yaml", "--trust-code", "--out", "run")
+    assert status == 0, said
+    arrays = RunFolder(folder / "run").arrays("gradcam", "pgd")
+    moved = (arrays["attacked_x"] - arrays["x"]).abs()
+    assert moved.shape == (1, 1, 16, 16)
+    assert moved.max() > 0
+    # Without packaging, from Python.
+    own = read(folder / "r.yaml", trust_code=True).model
+    model = own.load((1, 16, 16), 10, 0)
+    plain = rx.System(model, interpreters.GradCAM(model, layer="features"), inputs=InputSpec((16, 16), channels=1))
+    x = torch.rand(6, 1, 16, 16)
+    results = rx.evaluate(
+        {"mine": plain}, {"pgd": attacks.PGD(steps=2)}, (x, model(x).argmax(1)), out="python",
+        evaluation=Evaluation(images=4, bootstrap=20, pictures=1),
+    )  # fmt: skip
+    assert 0 <= results.measure("mine", "pgd", "joint")["value"] <= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from typing import Any
 
@@ -155,7 +156,7 @@ def test_the_gradient_map_of_a_classifier_behind_rounding_is_not_zero(
 
 
 def test_random_resizing_has_the_derivatives_of_a_selection(smooth_net: nn.Module) -> None:
-    net, change = smooth_net.double(), ResizePad(3)
+    net, change = copy.deepcopy(smooth_net).double(), ResizePad(3)
     x = torch.rand(2, 1, 12, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
     weights = torch.rand(2, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     seen = change(x)

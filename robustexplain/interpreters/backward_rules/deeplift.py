@@ -13,9 +13,6 @@ from ...registry import INTERPRETERS
 from ..base import Channels, Explanation, Interpreter, explained_class, reduce_channels, requiring_grad
 from ..gradients.baselines import Baseline, baseline_like, checked_baseline
 
-NEARLY_EQUAL = 1e-10
-"""Differences of an activation's input below this use the derivative instead of the ratio of differences."""
-
 
 @INTERPRETERS.register("deeplift", paper="Shrikumar et al. 2017, section 3.5.1 (rescale rule)", needs=("known layers",))
 @dataclass(frozen=True, eq=False)
@@ -23,7 +20,8 @@ class DeepLIFT(Interpreter):
     """DeepLIFT with the rescale rule: ``(x - baseline)`` times the slope between the two, activation by activation.
 
     Maps sum to ``f_c(x) - f_c(baseline)``. Max pooling shares the difference of its maxima between the two positions,
-    as captum does. Costs one more forward pass, on the baseline alone.
+    as captum does. Where an activation's input hardly differs from the baseline's, the slope is its derivative.
+    Costs one more forward pass, on the baseline alone.
 
     Args:
         baseline: the reference: one number for every channel or column, in ``[0, 1]``; ``mean``, what the model's own
@@ -77,7 +75,7 @@ class _Slopes:
     def _activation(self, step: Call, reference: Call, at_outputs: list[Tensor]) -> Tensor:
         dx = step.sources[0].value - reference.sources[0].value
         dy = step.outputs[0] - reference.outputs[0]
-        near = dx.abs() < NEARLY_EQUAL
+        near = _too_close(dx, step.outputs[0], reference.outputs[0])
         slope = dy / torch.where(near, 1, dx)
         return torch.where(near, step.vjp(at_outputs, self.graph)[0], at_outputs[0] * slope)
 
@@ -93,9 +91,20 @@ class _Slopes:
             pooled, base, at_output * (step.outputs[0] - larger), create_graph=self.graph
         )
         dx = x - base
-        near = dx.abs() < NEARLY_EQUAL
+        # The shares are at most 1 whatever the difference: only a division by zero is kept out.
+        near = dx.abs() <= torch.finfo(dx.dtype).tiny
         slope = (input_part + baseline_part) / torch.where(near, 1, dx)
         return torch.where(near, step.vjp([at_output], self.graph)[0], slope)
+
+
+def _too_close(dx: Tensor, y: Tensor, base: Tensor) -> Tensor:
+    """Where the derivative is closer to the slope than the ratio of differences is: bool, like ``dx``.
+
+    Rounding moves the ratio by about ``eps |y| / |dx|``, and the derivative at one end is off by about ``|dx|``. On
+    flat parts of an image, where a filter of zero sum gives rounding noise, the ratio would be noise over noise.
+    """
+    with torch.no_grad():
+        return dx.square() <= torch.finfo(dx.dtype).eps * torch.maximum(y.abs(), base.abs())
 
 
 def _require_same(tape: Tape, reference: Tape) -> None:

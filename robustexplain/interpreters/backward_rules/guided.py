@@ -75,9 +75,10 @@ class GuidedGradCAM(Interpreter):
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         x = requiring_grad(x)
-        if "layer" not in self._structure:
-            self._structure["layer"] = self.layer or layers.last_feature_layer(self.model, x.detach()).name
-        name = self._structure["layer"]
+        known = self._structure
+        if "layer" not in known:
+            known["layer"] = self.layer or layers.last_feature_layer(self.model, x.detach()).name
+        name = known["layer"]
         tape = record(self.model, x, [name])
         classes = explained_class(tape.logits, target)
         cam = _grad_cam(tape, name, classes, graph)

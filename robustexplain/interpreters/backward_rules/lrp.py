@@ -19,8 +19,15 @@ from .lrp_rules import AlphaBeta, BoxRule, Epsilon, Flat, Gamma, LinearLayer, LR
 STABILISER = 1e-6
 
 
+_PRODUCTS = {"matmul", "bmm", "einsum"}
+_SOFTMAX = {"softmax", "safe_softmax"}
+_NORMS = {"layer_norm", "group_norm", "rms_norm"}
+
+
 @INTERPRETERS.register(
-    "lrp", paper="Bach et al. 2015; Montavon et al. 2019; Heo et al. 2019 (LRP-T)", needs=("known layers",)
+    "lrp",
+    paper="Bach et al. 2015; Montavon et al. 2019; Heo et al. 2019 (LRP-T); Achtibat et al. 2024 (attention)",
+    needs=("known layers",),
 )
 @dataclass(frozen=True, eq=False)
 class LRP(Interpreter):
@@ -31,6 +38,12 @@ class LRP(Interpreter):
     (residual connections) and averages distribute it in proportion; max pooling passes it to the maximum. The forward
     pass is the model's own. Relevance starts as the value of the logit and is conserved except for what biases and
     stabilisers absorb.
+
+    Attention gets the rules of AttnLRP (Achtibat et al. 2024): a product of two activations gives half to each, in
+    proportion to contributions (eq. 14-15); softmax its Taylor expansion at its input, ``R_i = x_i (R_i - s_i sum R)``
+    (eq. 13), whose constant term absorbs relevance; layer norms are linear with their deviation as a constant (section
+    3.3, where the identity stands for norms without a mean). For transformers the paper
+    takes epsilon in fully connected layers and gamma in convolutions: ``conv="gamma"``.
 
     Args:
         conv: rule of convolutions: ``zplus``, ``epsilon``, ``alphabeta`` or ``gamma``.
@@ -46,8 +59,8 @@ class LRP(Interpreter):
             section 3.3), in place of the input; only for images.
 
     Raises:
-        UnsupportedModelError: on the first input, for a model with an operation that has no rule (attention, layer
-            norm, products of activations such as squeeze-and-excitation gates).
+        UnsupportedModelError: on the first input, for a model with an operation that has no rule (products of
+            activations such as squeeze-and-excitation gates; attention of ``nn.MultiheadAttention``).
     """
 
     conv: Literal["zplus", "epsilon", "alphabeta", "gamma"] = "zplus"
@@ -104,6 +117,13 @@ class _Relevance:
     def rule(self, step: Call, at_outputs: list[Tensor]) -> list[Tensor | None]:
         """Relevance of a step's sources from that of its outputs."""
         kind = step.kind
+        if step.name in _PRODUCTS and len(step.sources) == 2:
+            shares = step.vjp([at_outputs[0] / (2 * stabilise(step.outputs[0], STABILISER))], self.graph)
+            return [source.value * share for source, share in zip(step.sources, shares, strict=True)]
+        if step.name in _SOFTMAX:
+            return [_softmax(step, at_outputs[0])]
+        if step.name in _NORMS:
+            return [_norm(step, at_outputs[0]), *[None] * (len(step.sources) - 1)]
         if kind in ("activation", "identity", "affine", "batch_norm"):
             passed: list[Tensor | None] = [at_outputs[0].sum_to_size(step.sources[0].value.shape)]
             return passed + [None] * (len(step.sources) - 1)
@@ -131,6 +151,36 @@ class _Relevance:
             layer = replace(layer, low=torch.minimum(low, high), high=torch.maximum(low, high))
         name = first if first != "same" else method.dense if step.name == "linear" else method.conv
         return method.rule_of(name)(layer, relevance, self.graph)
+
+
+def _softmax(step: Call, relevance: Tensor) -> Tensor:
+    """``x_i (R_i - s_i sum_j R_j)`` (Achtibat et al. 2024, eq. 13); nothing where ``x`` is masked out."""
+    x, s = step.sources[0].value, step.outputs[0]
+    dim = step.argument(1, "dim")
+    moved = relevance - s * relevance.sum(dim, keepdim=True)
+    return torch.where(torch.isfinite(x), x, 0) * moved
+
+
+def _norm(step: Call, relevance: Tensor) -> Tensor:
+    """Relevance through ``(x - mean) w / deviation + b`` with a constant deviation (Achtibat et al. 2024, 3.3)."""
+    x, scaled = step.sources[0].value, relevance / stabilise(step.outputs[0], STABILISER)
+    weight, groups, eps = step.argument(2, "weight"), 1, step.argument(3 if step.name == "rms_norm" else 4, "eps")
+    if step.name == "group_norm":
+        groups = step.argument(1, "num_groups")
+        start = 1
+        weight = None if weight is None else weight.reshape(-1, *[1] * (x.dim() - 2))
+    else:
+        start = x.dim() - len(step.argument(1, "normalized_shape"))
+    scaled = scaled if weight is None else scaled * weight
+    shape = (*x.shape[:start], groups, -1)
+    rows, scaled = x.reshape(shape), scaled.reshape(shape)
+    eps = 1e-5 if eps is None else eps
+    if step.name == "rms_norm":
+        shared = scaled * (rows.square().mean(-1, keepdim=True) + eps).rsqrt()
+    else:
+        shared = scaled * (rows.var(-1, correction=0, keepdim=True) + eps).rsqrt()
+        shared = shared - shared.mean(-1, keepdim=True)
+    return x * shared.reshape(x.shape)
 
 
 def _unweighted(tape: Tape) -> set[int]:

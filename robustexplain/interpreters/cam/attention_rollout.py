@@ -10,7 +10,11 @@ import annotated_types as at
 import torch
 from torch import Tensor, nn
 
+from ...autograd.blanking import blanked, covers, outputs_seen, probe, transforms_left_out
+from ...autograd.hidden import refuse_hidden
+from ...autograd.kept import Kept
 from ...checks import Kind
+from ...door import answer
 from ...errors import UnsupportedModelError
 from ...fields import Fraction
 from ...maps import positive
@@ -36,8 +40,10 @@ class AttentionRollout(Interpreter):
     self-attention); the identity then has the paper's weight and rows are not rescaled.
 
     Attention is recorded where it is computed, whatever the layer's name; logits equal the model's up to the rounding
-    of its fused attention. Models with attention in windows, or between different sets of tokens, are refused; a model
-    that pools its tokens by attention is treated as if it took their mean.
+    of its fused attention. Only a model is taken whose tokens exchange information by nothing but the attention that is
+    recorded, which is tested once for each size of the images: with the identity in its place, a blanked patch must
+    change its own token alone. Models with attention in windows, between different sets of tokens, by class tokens or
+    pooling queries alone, and hybrids whose convolutions or poolings mix patches, are refused.
 
     Args:
         weighting: ``none`` (rollout) or ``gradient`` (a map for each class).
@@ -60,22 +66,26 @@ class AttentionRollout(Interpreter):
         return self.weighting == "gradient"
 
     @property
+    def explains_scalars(self) -> bool:  # type: ignore[override]
+        """Whether maps can be of a scalar: only if they depend on what is explained."""
+        return self.class_specific
+
+    @property
     def is_gradient(self) -> bool:  # type: ignore[override]
         """Whether a gradient is a part of the maps."""
         return self.weighting == "gradient"
 
     @cached_property
-    def _tokens(self) -> dict[tuple[int, ...], _Tokens]:
-        return {}
+    def _tokens(self) -> Kept[tuple[int, ...], _Tokens]:
+        """By the size of the images."""
+        return Kept()
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        size = tuple(x.shape[-2:])
-        if size not in self._tokens:
-            self._tokens[size] = _find(self.model, x.detach()[:1])
-        tokens, x = self._tokens[size], requiring_grad(x)
+        tokens = self._tokens.get_or(tuple(x.shape[-2:]), lambda: _find(self.model, x.detach()))
+        x = requiring_grad(x)
         attention: list[Tensor] = []
         with Attentions(attention.append):
-            logits = self.model(x)
+            logits = answer(self.model, x)
         classes = explained_class(logits, target)
         if self.weighting == "gradient":
             gradients = torch.autograd.grad(pick(logits, classes).sum(), attention, create_graph=graph)
@@ -128,9 +138,12 @@ class _Tokens:
 
 def _find(model: nn.Module, x: Tensor) -> _Tokens:
     """Check that all attention is over the same tokens, and find those that reach the head."""
+    refuse_hidden(model, "attention rollout reads the attention of every layer")
     attention: list[Tensor] = []
-    with Attentions(attention.append):
-        logits = model(requiring_grad(x))
+    others: list[torch.Size] = []
+    x = probe(x)
+    with Attentions(attention.append, others.append), transforms_left_out(model):
+        logits = answer(model, requiring_grad(x))
     name = type(model).__name__
     if not attention:
         raise UnsupportedModelError(
@@ -143,10 +156,48 @@ def _find(model: nn.Module, x: Tensor) -> _Tokens:
             f"attention rollout needs every layer to attend over the same tokens of an image; {name} attends over "
             f"{', '.join(f'{b} x {n}' for b, n in sorted(shapes))} (sets x tokens): in windows, or tokens are merged"
         )
+    if others:
+        raise UnsupportedModelError(
+            f"attention rollout follows attention of all tokens to all tokens; {name} also computes attention of shape "
+            f"{list(others[0])}, which it would leave out (fewer keys than queries, or a class token's alone)"
+        )
     # Logits get different weights, so that their gradients do not cancel.
     weights = torch.arange(1, logits.shape[1] + 1, device=x.device, dtype=x.dtype)
     (gradient,) = torch.autograd.grad((logits * weights).sum(), attention[-1])
     reached = (gradient.abs().sum((0, 1, 3)) > 0).to(x.dtype)
     if not reached.any():
         raise UnsupportedModelError(f"no token of the last attention of {name} reaches the logits")
-    return _Tokens(token_grid(model, x, reached.numel()), reached / reached.sum())
+    grid = token_grid(model, x, reached.numel())
+    if not _covered(model, x, grid, bool(reached[grid.prefix :].any())):
+        raise UnsupportedModelError(
+            f"attention rollout needs attention to be all that mixes the tokens of {name}; with the identity in place "
+            "of all attention that was recorded, a blanked patch still changes other tokens (convolutions, pooling, or "
+            "attention that computes no softmax over tokens): use GradCAM or a gradient method"
+        )
+    return _Tokens(grid, reached / reached.sum())
+
+
+@torch.no_grad()
+def _covered(model: nn.Module, x: Tensor, grid: Grid, patches_are_read: bool) -> bool:
+    """Whether tokens mix by the recorded attention alone, and no layer holds them in another order."""
+
+    def identity(weights: Tensor) -> Tensor:
+        return torch.eye(weights.shape[-1], dtype=weights.dtype, device=weights.device).expand_as(weights)
+
+    last: list[Tensor] = []
+
+    def keep(name: str, output: Tensor) -> None:
+        if output.dim() == 3 and output.shape[1] == grid.prefix + grid.cells:
+            last[:] = [output]
+
+    with Attentions(identity), outputs_seen(model, keep), transforms_left_out(model):
+        logits = answer(model, blanked(probe(x)))
+    if not last:
+        return False
+    tokens = (last[0][1:] - last[0][:1]).abs().amax(2)
+    changed = grid.unfold(tokens[:, :, None])[:, 0]
+    own = covers(grid.height, grid.width).to(changed.device)
+    least = 1e-4 * changed.amax((1, 2), keepdim=True)
+    alone = bool((changed <= least)[~own].all() and changed.any() and (tokens[:, : grid.prefix] <= least[:, 0]).all())
+    unread = patches_are_read or bool((logits[1:] - logits[:1]).abs().max() <= 1e-4 * logits.abs().max())
+    return alone and unread

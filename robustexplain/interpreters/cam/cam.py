@@ -8,15 +8,17 @@ from functools import cached_property
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...autograd import layers
+from ...autograd.kept import Kept
 from ...checks import Kind
+from ...door import answer
 from ...errors import UnsupportedModelError
 from ...maps import positive
 from ...registry import INTERPRETERS
 from ..base import Explanation, Interpreter, explained_class, pick, requiring_grad
-from .token_grid import Attentions, Grid, token_grid, token_layer
+from .sites import Site, find_site
 
 
 @INTERPRETERS.register("cam", paper="Zhou et al. 2016; Zhang et al. 2020, eq. 6-7", needs=("pooled linear head",))
@@ -24,44 +26,38 @@ from .token_grid import Attentions, Grid, token_grid, token_layer
 class CAM(Interpreter):
     """Class activation map: ``m_c[i, j] = sum_k w_{k,c} a_k[i, j]`` (Zhang et al. 2020, eq. 7), signed, no ReLU.
 
-    The feature layer and the head are found on the first input: the logits must be one linear layer on the spatial
-    average of the last feature map; other models are refused.
+    The feature layer and the head are found once for each size of the images, on random ones: the logits must be one
+    linear layer on the spatial average of the last feature map; other models are refused.
     """
 
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
+    explains_scalars: ClassVar[bool] = False
 
     @cached_property
-    def _structure(self) -> dict[str, layers.PooledHead]:
-        return {}
+    def _structure(self) -> Kept[tuple[int, ...], layers.PooledHead]:
+        """By the size of the images."""
+        return Kept()
 
     def _head(self, x: Tensor) -> layers.PooledHead:
-        if "head" not in self._structure:
-            self._structure["head"] = layers.pooled_head(self.model, x.detach())
-        return self._structure["head"]
+        return self._structure.get_or(tuple(x.shape[-2:]), lambda: layers.pooled_head(self.model, x.detach()))
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         pooled = self._head(x)
         with layers.captured(self.model, [pooled.features.name]) as outputs:
-            logits = self.model(x)
-        weight = layers.submodule(self.model, pooled.head).weight
+            logits = answer(self.model, x)
+        weight = layers.head_weight(self.model, pooled)
         classes = explained_class(logits, target)
-        maps = torch.einsum("bk,bkhw->bhw", weight[classes], outputs[pooled.features.name])  # type: ignore[index]
+        maps = torch.einsum("bk,bkhw->bhw", weight[classes], outputs[pooled.features.name])
         return Explanation(logits, maps)
-
-
-@dataclass(frozen=True)
-class _Site:
-    """A layer whose output is the feature map, and the grid of its tokens if its output is tokens."""
-
-    name: str
-    grid: Grid | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class LayerMap(Interpreter):
     """A map computed from a layer's feature map and the gradient of the class's logit there.
 
-    A subclass writes ``_combine``.
+    Once for each size of the images, the layer is found and seen to be a map of the image, by blanking patches of
+    random images; the feature map may be ``[B, C, h, w]``, ``[B, h, w, C]`` or tokens ``[B, N, D]``. A model where none
+    can be shown to be one is refused. A subclass writes ``_combine``.
 
     Args:
         layer: dotted name of the layer; default the last one that gives a feature map.
@@ -74,9 +70,9 @@ class LayerMap(Interpreter):
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     @cached_property
-    def _sites(self) -> dict[tuple[int, ...], _Site]:
+    def _sites(self) -> Kept[tuple[int, ...], Site]:
         """By the size of the images."""
-        return {}
+        return Kept()
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         logits, features, gradient = self._features(x, target, graph)
@@ -89,21 +85,16 @@ class LayerMap(Interpreter):
 
     def _features(self, x: Tensor, target: Tensor | None, graph: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Logits ``[B, K]``, the layer's feature map ``[B, C, h, w]`` and the logit's gradient there, in one pass."""
-        size = tuple(x.shape[-2:])
-        if size not in self._sites:
-            self._sites[size] = _find(self.model, x.detach(), self.layer)
-        site = self._sites[size]
+        site = self._sites.get_or(tuple(x.shape[-2:]), lambda: find_site(self.model, x.detach(), self.layer))
         x = requiring_grad(x)
         with layers.captured(self.model, [site.name]) as outputs:
-            logits = self.model(x)
+            logits = answer(self.model, x)
         features = outputs[site.name]
         score = pick(logits, explained_class(logits, target)).sum()
         (gradient,) = torch.autograd.grad(score, features, create_graph=graph, allow_unused=True)
         if gradient is None:
             raise UnsupportedModelError(f"layer {site.name!r} does not reach the logits: Grad-CAM needs one that does")
-        if site.grid is None:
-            return logits, features, gradient
-        return logits, site.grid.unfold(features), site.grid.unfold(gradient)
+        return logits, site.read(features), site.read(gradient)
 
 
 @INTERPRETERS.register(
@@ -174,24 +165,3 @@ class LayerCAM(LayerMap):
 
     def _combine(self, features: Tensor, gradient: Tensor) -> Tensor:
         return (positive(gradient) * features).sum(1)
-
-
-@torch.no_grad()
-def _find(model: nn.Module, x: Tensor, layer: str | None) -> _Site:
-    name = layer or token_layer(model, x) or layers.last_feature_layer(model, x).name
-    tokens: set[int] = set()
-    with layers.captured(model, [name]) as outputs, Attentions(lambda weights: tokens.add(weights.shape[-1])):
-        model(x[:1])
-    if name not in outputs:
-        raise UnsupportedModelError(f"layer {name!r} does not run in a forward pass: Grad-CAM needs one that does")
-    output: object = outputs[name]
-    if isinstance(output, Tensor) and output.dim() == 3 and output.shape[1] in tokens:
-        return _Site(name, token_grid(model, x, output.shape[1]))
-    pooled = isinstance(output, Tensor) and output.shape[2:] == (1, 1)
-    if not pooled and not layers.is_feature_map(output, x):
-        shape = [len(x), *output.shape[1:]] if isinstance(output, Tensor) else type(output).__name__
-        raise UnsupportedModelError(
-            f"layer {name!r} gives shape {shape}; Grad-CAM needs a feature map [B, C, h, w], or the tokens [B, N, D] "
-            "of a transformer"
-        )
-    return _Site(name)

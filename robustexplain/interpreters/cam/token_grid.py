@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...autograd import layers
+from ...autograd.hidden import refuse_hidden
+from ...autograd.second_derivatives import attention
+from ...door import answer
 from ...errors import UnsupportedModelError
 
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
@@ -28,12 +32,17 @@ class Attentions(TorchFunctionMode):
     that a gradient reaches them.
 
     Args:
-        receive: called with the weights ``[B, heads, N, N]`` of each attention, in the order they are computed.
+        receive: called with the weights ``[B, heads, N, N]`` of each attention, in the order they are computed; what it
+            gives, if anything, is used in their place.
+        others: called with the shape of the weights of every attention that is none of a set of tokens over itself
+            (fewer keys, a class token alone), where these are seen.
     """
 
-    def __init__(self, receive: Callable[[Tensor], None]) -> None:
+    def __init__(
+        self, receive: Callable[[Tensor], Tensor | None], others: Callable[[torch.Size], None] | None = None
+    ) -> None:
         super().__init__()
-        self.receive = receive
+        self.receive, self.others = receive, others
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -44,13 +53,15 @@ class Attentions(TorchFunctionMode):
         if func is F.multi_head_attention_forward and _plain_self_attention(args, kwargs):
             return self._multi_head(*args, **kwargs)
         result = func(*args, **kwargs)
-        if func in _SOFTMAX:
-            self._pass_on(result)
-        return result
+        return self._pass_on(result) if func in _SOFTMAX else result
 
-    def _pass_on(self, weights: Tensor) -> None:
+    def _pass_on(self, weights: Tensor) -> Tensor:
         if weights.dim() == 4 and weights.shape[-1] == weights.shape[-2] > 1:
-            self.receive(weights)
+            replaced = self.receive(weights)
+            return weights if replaced is None else replaced
+        if weights.dim() > 2 and self.others is not None:
+            self.others(weights.shape)
+        return weights
 
     def _attend(
         self,
@@ -64,19 +75,12 @@ class Attentions(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> Tensor:
         """``softmax(q k^T * scale + mask) v``, from its definition."""
-        if enable_gqa:
-            groups = query.shape[-3] // key.shape[-3]
-            key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
-        scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
-        if is_causal:
-            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        if attn_mask is not None and attn_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attn_mask, -torch.inf)
-        elif attn_mask is not None:
-            scores = scores + attn_mask
-        weights = scores.softmax(-1)
-        self._pass_on(weights)
-        return weights @ value
+        weights, mixed = attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+        used = self._pass_on(weights)
+        if used is weights:
+            return mixed
+        groups = query.shape[-3] // value.shape[-3] if enable_gqa else 1
+        return used @ value.repeat_interleave(groups, -3)
 
     def _multi_head(
         self,
@@ -97,14 +101,17 @@ class Attentions(TorchFunctionMode):
     ) -> tuple[Tensor, Tensor | None]:
         """Self-attention on ``[N, B, D]`` with packed projections, as torchvision's transformers call it."""
         length, batch, _ = query.shape
-        attention: list[Tensor] = []
+        seen: list[Tensor] = []
+
+        def keep(weights: Tensor) -> Tensor | None:
+            seen.append(weights)
+            return self.receive(weights)
+
         parts = F.linear(query, in_weight, in_bias).chunk(3, -1)
         q, k, v = (part.reshape(length, batch, heads, -1).permute(1, 2, 0, 3) for part in parts)
-        mixed = Attentions(attention.append)._attend(q, k, v)
-        for weights in attention:
-            self.receive(weights)
+        mixed = Attentions(keep, self.others)._attend(q, k, v)
         joined = mixed.permute(2, 0, 1, 3).reshape(length, batch, width)
-        returned = attention[0] if attention and options.get("need_weights", True) else None
+        returned = seen[0] if seen and options.get("need_weights", True) else None
         if returned is not None and options.get("average_attn_weights", True):
             returned = returned.mean(1)
         return F.linear(joined, out_weight, out_bias), returned
@@ -137,6 +144,11 @@ class Grid:
     height: int
     width: int
 
+    @property
+    def cells(self) -> int:
+        """How many patches there are."""
+        return self.height * self.width
+
     def unfold(self, tokens: Tensor) -> Tensor:
         """The patches of ``[B, N, D]`` as ``[B, D, height, width]``."""
         grid: Tensor = tokens[:, self.prefix :].mT.unflatten(2, (self.height, self.width))
@@ -154,19 +166,28 @@ def token_grid(model: nn.Module, x: Tensor, tokens: int) -> Grid:
     Raises:
         UnsupportedModelError: if no grid fits.
     """
-    fits = [v for v in layers.feature_layers(model, x) if 0 <= tokens - v.height * v.width <= _MOST_PREFIX_TOKENS]
+    grid = fitting_grid(tokens, [(v.height, v.width) for v in layers.feature_layers(model, x)], x)
+    if grid is None:
+        height, width = x.shape[-2:]
+        raise UnsupportedModelError(
+            f"{tokens} tokens of {type(model).__name__} fit no grid on an image of {height} x {width} pixels: no "
+            "feature map has as many positions, and no grid of the image's proportions does"
+        )
+    return grid
+
+
+def fitting_grid(tokens: int, maps: Sequence[tuple[int, ...]], x: Tensor) -> Grid | None:
+    """The largest of the grids of feature maps ``(h, w)`` that fits, otherwise one with the image's proportions."""
+    fits = [(h, w) for h, w in maps if 0 <= tokens - h * w <= _MOST_PREFIX_TOKENS]
     if fits:
-        best = max(fits, key=lambda layer: layer.height * layer.width)
-        return Grid(tokens - best.height * best.width, best.height, best.width)
+        rows, columns = max(fits, key=math.prod)
+        return Grid(tokens - rows * columns, rows, columns)
     height, width = x.shape[-2:]
     for prefix in range(min(_USUAL_PREFIX_TOKENS + 1, tokens)):
         rows = round(((tokens - prefix) * height / width) ** 0.5)
         if rows and (tokens - prefix) % rows == 0 and rows * width == (tokens - prefix) // rows * height:
             return Grid(prefix, rows, (tokens - prefix) // rows)
-    raise UnsupportedModelError(
-        f"{tokens} tokens of {type(model).__name__} fit no grid on an image of {height} x {width} pixels: no feature "
-        "map has as many positions, and no grid of the image's proportions does"
-    )
+    return None
 
 
 class _Trace:
@@ -212,11 +233,7 @@ class _Trace:
 @contextmanager
 def _traced(model: nn.Module, x: Tensor) -> Iterator[_Trace]:
     trace = _Trace(model, x)
-    with ExitStack() as stack:
-        for module in trace.names:
-            stack.callback(module.register_forward_pre_hook(trace.enter, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(trace.leave).remove)
-        stack.enter_context(Attentions(trace.attend))
+    with layers.hooks(list(trace.names), trace.leave, trace.enter), Attentions(trace.attend):
         yield trace
 
 
@@ -229,8 +246,9 @@ def token_layer(model: nn.Module, x: Tensor) -> str | None:
     Raises:
         UnsupportedModelError: the model ends in attention whose tokens are no output of a layer (windows, say).
     """
+    refuse_hidden(model, "attention and the tokens that enter it are looked for")
     with _traced(model, x) as trace:
-        model(x[:1])
+        answer(model, x[:1])
     # A hybrid with a feature map behind its last attention is explained as a CNN.
     if not trace.attended or trace.mapped:
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
@@ -14,14 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from ...autograd import layers
+from ...autograd.hidden import refuse_hidden
+from ...autograd.hooks import copy_with_shared_weights
 from ...checks import Kind
+from ...door import answer
 from ...errors import FieldError, InputError, UnknownNameError, UnsupportedModelError
 from ...fields import Fraction
-from ...random_streams import Streams
+from ...random_streams import Streams, global_state
 from ...registry import INTERPRETERS
 from ..base import Channels, Explanation, Interpreter, explained_class, pick, reduce_channels
 from ..perturbation.segments import Segments
-from .guard import cause, own_random_state, pristine, quiet, require_relu_modules
+from .guard import cause, pristine, quiet, require_relu_modules
 
 Method = Literal[
     "Deconvolution",
@@ -98,7 +100,9 @@ class Captum(Interpreter):
     """Any of captum's attribution methods for classes, by the name of its class in ``captum.attr``.
 
     Explains the logit. Not differentiable: captum's graphs are partly detached, and elsewhere silently wrong. Hooks and
-    attributes that captum leaves on the model are removed, also after an exception.
+    attributes that captum leaves on the model are removed, also after an exception. ``DeepLift`` divides rounding noise
+    by rounding noise where a filter's answer hardly differs from the baseline's (flat parts of an image, in float32):
+    prefer :class:`~robustexplain.interpreters.DeepLIFT`, or set its threshold: ``options={"eps": 1e-4}``.
 
     Args:
         method: the class; layer methods and ``InternalInfluence`` give the map on the layer's grid.
@@ -142,33 +146,36 @@ class Captum(Interpreter):
                 raise UnknownNameError(f"option of captum's {self.method}", name, known or ["none"])
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        logits = self.model(x)
+        logits = answer(self.model, x)
         classes, x = explained_class(logits, target).long(), x.detach()
         cls = _class(self.method)
-        layer = self._layer(cls, x)
+        refuse_hidden(self.model, "captum sets hooks on modules")
         if self.method in OVERRIDE:
             require_relu_modules(self.model, x, self.method)
-        with ExitStack() as stack:
-            stack.enter_context(pristine(self.model))
-            stack.enter_context(quiet())
-            stack.enter_context(own_random_state(x))
-            attribute = self._prepared(cls, x, layer)
-            attributions = self._attributed(attribute, x, classes)
+        # Random states, and the warnings that quiet() suppresses, are the process's: one thread at a time.
+        with global_state(x.device), quiet():
+            # captum's hooks would run in the forward passes of other threads.
+            model = copy_with_shared_weights(self.model)
+            with pristine(model):
+                attribute = self._prepared(cls, x, model, self._layer(cls, x, model))
+                attributions = self._attributed(attribute, x, classes, model)
         attributions = self._checked(attributions, x, logits.detach(), classes)
         return Explanation(logits, reduce_channels(attributions, self.channels).to(x.dtype))
 
-    def _layer(self, cls: Any, x: Tensor) -> nn.Module | None:
+    def _layer(self, cls: Any, x: Tensor, model: nn.Module) -> nn.Module | None:
         if "layer" not in _parameters(cls.__init__):
             if self.layer is not None:
                 raise InputError(f"captum's {self.method} has no layer, but layer={self.layer!r} was given")
             return None
-        return layers.submodule(self.model, self.layer or layers.last_feature_layer(self.model, x).name)
+        return layers.submodule(model, self.layer or layers.last_feature_layer(model, x).name)
 
-    def _prepared(self, cls: Any, x: Tensor, layer: nn.Module | None) -> Callable[[Tensor, Tensor], Any]:
+    def _prepared(
+        self, cls: Any, x: Tensor, model: nn.Module, layer: nn.Module | None
+    ) -> Callable[[Tensor, Tensor], Any]:
         """The method as a function of the images and their classes."""
         options: dict[str, Any] = dict(self.options)
         arguments = {name: options.pop(name) for name in list(options) if name in _parameters(cls.__init__)}
-        method = cls(self.model, *([] if layer is None else [layer]), **arguments)
+        method = cls(model, *([] if layer is None else [layer]), **arguments)
         accepted = _parameters(cls.attribute)
         if "baselines" in accepted:
             # captum's GradientShap does not accept a number as baseline.
@@ -182,7 +189,9 @@ class Captum(Interpreter):
 
         return attribute
 
-    def _attributed(self, attribute: Callable[[Tensor, Tensor], Any], x: Tensor, classes: Tensor) -> Tensor:
+    def _attributed(
+        self, attribute: Callable[[Tensor, Tensor], Any], x: Tensor, classes: Tensor, model: nn.Module
+    ) -> Tensor:
         try:
             if self.method not in RANDOM:
                 found = attribute(x, classes)
@@ -194,7 +203,7 @@ class Captum(Interpreter):
             raise
         except Exception as error:
             raise UnsupportedModelError(
-                f"captum's {self.method} failed on this {type(self.model).__name__}: {error}{cause(self.model, x)}"
+                f"captum's {self.method} failed on this {type(model).__name__}: {error}{cause(model, x)}"
             ) from error
         if not isinstance(found, Tensor) or found.dim() != 4:
             shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
@@ -205,7 +214,7 @@ class Captum(Interpreter):
         if self.method not in COMPLETE:
             return found
         with torch.no_grad():
-            base = pick(self.model(torch.full_like(x, self.baseline)), classes).float()
+            base = pick(answer(self.model, torch.full_like(x, self.baseline)), classes).float()
         expected = pick(logits, classes).float() - base
         error = (found.float().flatten(1).sum(1) - expected).abs()
         # Tolerance for the rounding of the logits and of captum's sums; half precision has two digits.

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...autograd import layers
 from ...autograd.rectifiers import count_rectifiers
+from ...door import answer
 from ...errors import UnsupportedModelError
-
-
-@contextmanager
-def own_random_state(x: Tensor) -> Iterator[None]:
-    """Restore the global random states (torch, numpy, python) after the block."""
-    states = np.random.get_state(), random.getstate()  # noqa: NPY002
-    devices = [x.device] if x.is_cuda else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        np.random.set_state(states[0])  # noqa: NPY002
-        random.setstate(states[1])
 
 
 @contextmanager
@@ -82,7 +68,7 @@ def cause(model: nn.Module, x: Tensor) -> str:
     leaves = [module for module in names if not list(module.children())]
     uses: Counter[nn.Module] = Counter()
     with layers.hooks(leaves, lambda module, *_: uses.update([module])):
-        model(x[:1])
+        answer(model, x[:1])
     found = {
         "activations that work in place": [names[m] for m in leaves if getattr(m, "inplace", False)],
         "modules that run more than once": [names[m] for m, n in uses.items() if n > 1],

@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ...autograd.rectifiers import Softplus, require_rectifiers, swapped
+from ...door import answer
 from ...registry import INTERPRETERS
 from ..base import Explanation
 from .base import Wrapper
@@ -42,7 +43,7 @@ class Smoothed(Wrapper):
         if not self._checked:
             require_rectifiers(self.model, x.detach(), "smoothing")
             self._checked.add("rectifiers")
-        logits = self.model(x)
+        logits = answer(self.model, x)
         target = logits.argmax(1) if target is None else target
         with swapped(self.smooth):
             found = self.base._explain(x, target, graph)

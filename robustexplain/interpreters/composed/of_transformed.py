@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...checks import Kind
 from ...errors import InputError
-from ...models.in_front import InFront, transformed_already
+from ...models.in_front import in_front_of, transformed_already
 from ...registry import INTERPRETERS
 from ..base import Explanation
 from .base import Wrapper
@@ -33,7 +33,7 @@ class OfTransformed(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.model, InFront) or not len(self.model.transforms):
+        if in_front_of(self.model) is None:
             name = type(self.model).__name__
             raise InputError(f"{name} has no transforms in front of it: see models.with_transforms")
 
@@ -42,7 +42,8 @@ class OfTransformed(Wrapper):
         return self.base.lay_out(goal_map, x)
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        assert isinstance(self.model, InFront)  # refused above; for the type checker
-        transformed = self.model.transformed(x)
-        with transformed_already(self.model):
+        model = in_front_of(self.model)
+        assert model is not None  # refused above; for the type checker
+        transformed = model.transformed(x)
+        with transformed_already(model):
             return self.base._explain(transformed, target, graph)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...autograd import layers
+from ...door import answer
 from ...errors import InputError, UnsupportedModelError
 from ...fields import Count
 from ...maps import expand
@@ -30,7 +31,8 @@ class Gradient(Interpreter):
 
     Args:
         of: what is differentiated: ``probability`` (eq. 5), ``logit`` (Ghorbani et al.) or ``log_probability`` (the
-            loss, as in the code of Zhang et al.; after rescaling the same map as ``probability``).
+            loss, as in the code of Zhang et al.; after rescaling the same map as ``probability``). Where a probability
+            is so close to 0 or 1 that its gradient underflows, the map is that of the log odds, very small.
         channels: how channels become one map: largest magnitude (Zhang et al.), sum of magnitudes (Dombrowski et al.,
             Ghorbani et al.), or signed sum.
         layer: dotted name: differentiate by this module's output instead of the input (SimpleGrad at a layer, as the
@@ -51,10 +53,11 @@ class Gradient(Interpreter):
     pool: Count = 1
 
     is_gradient: ClassVar[bool] = True
+    exact_where_confident: ClassVar[bool] = True
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         x = requiring_grad(x)
-        logits, explained = (self.model(x), x) if self.layer is None else self._read(x, self.layer)
+        logits, explained = (answer(self.model, x), x) if self.layer is None else self._read(x, self.layer)
         gradient = class_gradient(logits, explained_class(logits, target), explained, self.of, graph)
         return Explanation(logits, self._pooled(reduce_channels(gradient, self.channels)))
 
@@ -68,7 +71,7 @@ class Gradient(Interpreter):
     def _read(self, x: Tensor, layer: str) -> tuple[Tensor, Tensor]:
         """Logits, and the feature map of the layer in the same forward pass."""
         with layers.captured(self.model, [layer]) as outputs:
-            logits = self.model(x)
+            logits = answer(self.model, x)
         features = outputs.get(layer)
         if not layers.is_feature_map(features, x):
             shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
@@ -97,10 +100,11 @@ class InputXGradient(Interpreter):
     channels: Channels = "sum"
 
     is_gradient: ClassVar[bool] = True
+    exact_where_confident: ClassVar[bool] = True
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         x = requiring_grad(x)
-        logits = self.model(x)
+        logits = answer(self.model, x)
         gradient = class_gradient(logits, explained_class(logits, target), x, self.of, graph)
         return Explanation(logits, reduce_channels(x * gradient, self.channels))
 
@@ -124,7 +128,9 @@ def class_gradient(logits: Tensor, classes: Tensor, x: Tensor, of: Of, graph: bo
     # p = sigmoid(margin), so grad p = p (1 - p) grad margin and grad log p = (1 - p) grad margin. With 1 - p as
     # sigmoid(-margin), the map stays exact where p rounds to one.
     scale = (-score).sigmoid() * (score.sigmoid() if of == "probability" else 1)
-    return gradient * expand(scale, gradient)
+    # A probability that cannot be told from 0 or 1 would give a map of zeros. The least scale keeps its direction.
+    least = torch.finfo(gradient.dtype).tiny ** 0.75
+    return gradient * expand(torch.where(scale < least, least, scale), gradient)
 
 
 def margin(logits: Tensor, target: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...door import answer
 from ...errors import InputError
 from ...fields import Count, Natural, check_fields
 from ...maps import expand
@@ -204,7 +205,7 @@ INTERPRETERS.register(
 def stratified(count: int, rng: torch.Generator) -> Tensor:
     """``count`` draws of ``[0, 1]``, one from each of as many equal parts, in a random order: float32 ``[count]``."""
     strata = torch.randperm(count, generator=rng)
-    return (strata + torch.rand(count, generator=rng)) / count
+    return (strata + torch.rand(count, generator=rng, dtype=torch.float32)) / count
 
 
 def quadrature(rule: str, count: int) -> tuple[Tensor, Tensor]:
@@ -226,7 +227,7 @@ def _gauss_legendre(count: int) -> tuple[np.ndarray, np.ndarray]:
 def predicted(model: nn.Module, x: Tensor, target: Tensor | None, graph: bool) -> tuple[Tensor, Tensor]:
     """Logits of ``x`` and the classes to explain; autograd records the pass only if ``graph``."""
     with torch.set_grad_enabled(graph):
-        logits = model(x)
+        logits = answer(model, x)
     return logits, explained_class(logits, target)
 
 
@@ -262,7 +263,7 @@ def point_gradients(
         points = place(rows, span).flatten(0, 1)
         points = points if graph else points.detach().requires_grad_()
         targets = classes.repeat(span.stop - span.start)
-        gradient = class_gradient(model(points), targets, points, of, graph)
+        gradient = class_gradient(answer(model, points), targets, points, of, graph)
         yield span, gradient.unflatten(0, (-1, len(rows)))
 
 

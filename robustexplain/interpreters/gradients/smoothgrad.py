@@ -139,12 +139,18 @@ def noisy_gradients(method: SmoothGrad | VarGrad, rows: Tensor, classes: Tensor,
 def fixed_noise(method: SmoothGrad | VarGrad, like: Tensor) -> Tensor:
     """Standard normal ``[samples, ...]`` for inputs like these, drawn once and kept until the size changes."""
     key = (like.shape[1:], like.device, like.dtype)
-    if key not in method._drawn:
-        method._drawn.clear()
+    known = method._drawn
+    noise = known.get(key)
+    if noise is None:
         # Drawn on the CPU in float32, so that the noise is the same on every device and in every dtype.
-        draws = torch.randn(method.samples, *like.shape[1:], generator=generator(method.seed, "noise"))
-        method._drawn[key] = draws.to(like.device, like.dtype)
-    return method._drawn[key]
+        draws = torch.randn(
+            method.samples, *like.shape[1:], generator=generator(method.seed, "noise"), dtype=torch.float32
+        )
+        noise = draws.to(like.device, like.dtype)
+        # Another thread may draw for another size: each returns its own.
+        known.clear()
+        known[key] = noise
+    return noise
 
 
 def variance(gradients: Iterator[Tensor]) -> Tensor:

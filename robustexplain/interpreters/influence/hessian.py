@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...autograd import layers
+from ...autograd.hooks import copy_with_shared_weights
+from ...door import answer
 from ...errors import InputError, UnsupportedModelError
 
 Logits = Callable[[Tensor, Tensor], Tensor]
@@ -89,6 +91,8 @@ def flat(parameters: list[Tensor]) -> Tensor:
 
 def whole(model: nn.Module, parameters: dict[str, Tensor]) -> Logits:
     """The model as a function of :func:`flat` of its parameters, and of images."""
+    # functional_call puts the weights into the module that it is given, which other threads may be running.
+    model = copy_with_shared_weights(model)
     sizes, shapes = [p.numel() for p in parameters.values()], [p.shape for p in parameters.values()]
 
     def logits(weights: Tensor, x: Tensor) -> Tensor:
@@ -113,11 +117,8 @@ def linear(width: int, bias: bool) -> Logits:
 def features(model: nn.Module, head: nn.Module, x: Tensor) -> Tensor:
     """The input of the head when the model runs on ``x``."""
     inputs: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-    try:
-        model(x)
-    finally:
-        handle.remove()
+    with layers.hooks([head], before=lambda module, args, kwargs: inputs.append(args[0])):
+        answer(model, x)
     return inputs[-1]
 
 
@@ -131,7 +132,7 @@ def last_linear(model: nn.Module, x: Tensor) -> str:
     outputs: list[tuple[str, Tensor]] = []
     linears: dict[nn.Module, str] = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n}
     with layers.hooks(list(linears), lambda module, args, output: outputs.append((linears[module], output))):
-        logits = model(x[:1])
+        logits = answer(model, x[:1])
     if outputs and outputs[-1][1].shape == logits.shape and torch.equal(outputs[-1][1], logits):
         return outputs[-1][0]
     raise UnsupportedModelError(

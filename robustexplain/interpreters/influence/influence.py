@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from ... import checks
 from ...autograd import layers
+from ...autograd.hidden import refuse_hidden
+from ...autograd.second_derivatives import named_derivatives, twice_differentiable
 from ...errors import InputError
 from ...fields import Count, NonNegative, Positive, check_fields
 from ..base import explained_class
@@ -108,7 +110,7 @@ class Influence:
         checks.inputs(x)
         checks.evaluating(self.model)
         attached = torch.is_grad_enabled()
-        with torch.enable_grad():
+        with torch.enable_grad(), named_derivatives(), twice_differentiable():
             part = self._trained_part(x)
             gradients = self._gradients(part, x, target)
             solved = Solve.apply(gradients, lambda b: self._solve(part, b))
@@ -130,6 +132,7 @@ class Influence:
 
     def _trained_part(self, like: Tensor) -> _TrainedPart:
         assert self.reference.y is not None
+        refuse_hidden(self.model, "influence functions differentiate by the weights")
         x, y = self.reference.like(like), self.reference.y.to(like.device)
         if self.parameters == "head":
             head = self._head(like)
@@ -149,9 +152,10 @@ class Influence:
         return {}
 
     def _head(self, x: Tensor) -> nn.Linear:
-        if "head" not in self._names:
-            self._names["head"] = last_linear(self.model, x.detach())
-        head = layers.submodule(self.model, self._names["head"])
+        known = self._names
+        if "head" not in known:
+            known["head"] = last_linear(self.model, x.detach())
+        head = layers.submodule(self.model, known["head"])
         assert isinstance(head, nn.Linear)
         return head
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ... import maps as ops
-from ...autograd.fixed_weights import fixed_weights
+from ...autograd.second_derivatives import twice_differentiable
 from ...autograd.straight_through import straight_maps
 from ...checks import Kind
+from ...door import answer
 from ...fields import Count, Fraction, NonNegative, Positive
 from ...random_streams import Streams
 from ...registry import INTERPRETERS
@@ -79,7 +80,7 @@ class Mask(Interpreter):
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        logits = self.model(x)
+        logits = answer(self.model, x)
         classes = explained_class(logits, target)
         with frozen(self.model):
             state = self.optimise(x.detach(), classes)
@@ -143,7 +144,7 @@ class Mask(Interpreter):
         if shift is not None:
             x, background = _shifted(x, shift), _shifted(background, shift)
         full = ops.resize(mask, x.shape[-2:])[:, None].to(x.dtype)
-        logits = self.model(x * full + background * (1 - full))
+        logits = answer(self.model, x * full + background * (1 - full))
         sparsity = (1 - mask).abs().flatten(1).mean(1)
         return self.l1 * sparsity + self.tv * _variation(mask, self.power) + score(logits, classes, self.of)
 
@@ -169,7 +170,7 @@ class Mask(Interpreter):
         """
         with torch.enable_grad(), straight_maps():
             mask = state.mask if graph and state.mask.requires_grad else state.mask.detach().requires_grad_()
-            with fixed_weights() if graph else nullcontext():
+            with twice_differentiable() if graph else nullcontext():
                 loss = self.loss(x, background, mask, classes, shift).sum()
             (gradient,) = torch.autograd.grad(loss, mask, create_graph=graph)
         moved = adam(state._replace(mask=mask if graph else mask.detach()), gradient, self.lr)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ... import maps as ops
 from ...autograd import layers
 from ...checks import Kind
+from ...door import answer
 from ...errors import InputError
 from ...fields import NonNegative, Positive, check_fields
 from ...models import ModelSpec
@@ -182,6 +183,7 @@ class RTS(Interpreter):
 
     unit_range: ClassVar[bool] = True
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
+    explains_scalars: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -191,6 +193,6 @@ class RTS(Interpreter):
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         if self.masker.encoder.training:
             raise InputError("the masker is in train mode, where batch norm mixes samples; call masker.eval() first")
-        logits = self.model(x)
+        logits = answer(self.model, x)
         mask, encoder_logits = self.masker(x, explained_class(logits, target))
         return Explanation(logits, mask, encoder_logits)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ... import maps
 from ...autograd.straight_through import straight_through
+from ...door import answer
 from ...fields import Count, NonNegative, check_fields
 from ...files import digest_tensors
 from ...random_streams import Streams
@@ -142,7 +143,7 @@ def clean_objective(
     """
     mask, _ = interpreter.masker(x, y)
     terms = (objective or MaskObjective()).terms(interpreter.model, x, y, mask, Streams.of(x, seed, "clean-objective"))
-    kept = interpreter.model(maps.resize(mask, x.shape[-2:])[:, None] * x).argmax(1) == y
+    kept = answer(interpreter.model, maps.resize(mask, x.shape[-2:])[:, None] * x).argmax(1) == y
     return {**terms, "objective": torch.stack(list(terms.values())).sum(0), "kept": kept.to(x.dtype)}
 
 

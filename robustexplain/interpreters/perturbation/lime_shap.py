@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...checks import Kind
+from ...door import answer
 from ...errors import InputError
 from ...fields import Count, NonNegative, Positive
 from ...random_streams import Streams
@@ -59,7 +60,7 @@ class LIME(Interpreter):
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        logits = self.model(x)
+        logits = answer(self.model, x)
         classes, images = explained_class(logits, target), x.detach()
         patches = self.segments(images)
         streams = Streams.of(images, self.seed, "lime")
@@ -118,7 +119,7 @@ class KernelSHAP(Interpreter):
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        logits = self.model(x)
+        logits = answer(self.model, x)
         classes, images = explained_class(logits, target), x.detach()
         patches = self.segments(images)
         streams = Streams.of(images, self.seed, "kernel-shap")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...checks import Kind
+from ...door import answer
 from ...errors import FieldError, InputError
 from ...fields import Count
 from ...registry import INTERPRETERS
@@ -53,7 +54,7 @@ class Occlusion(Interpreter):
                 raise FieldError(type(self).__name__, name, f"must be a whole number of at least 1, got {value!r}")
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        logits = self.model(x)
+        logits = answer(self.model, x)
         classes, images = explained_class(logits, target), x.detach()
         window, stride = self._sizes(images)
         rows, columns = (_covers(side, window, stride, images) for side in images.shape[-2:])

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ...door import answer
 from ...fields import Fraction, NonNegative, Positive, check_fields
 from ...random_streams import Streams
 from ...registry import PARTS
@@ -87,7 +88,7 @@ def perturbed_scores(model: nn.Module, x: Tensor, fill: Tensor, keep: Tensor, cl
     # This form is exact where keep is 0 or 1; that of lerp is not.
     perturbed = x[:, None] * keep + fill[:, None] * (1 - keep)
     number = perturbed.shape[1]
-    return score(model(perturbed.flatten(0, 1)), classes.repeat_interleave(number), of).reshape(-1, number)
+    return score(answer(model, perturbed.flatten(0, 1)), classes.repeat_interleave(number), of).reshape(-1, number)
 
 
 def all_perturbed_scores(

@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...checks import Kind
+from ...door import answer
 from ...fields import Count
 from ...random_streams import generator
 from ...registry import INTERPRETERS
 from ..base import Explanation, Interpreter, explained_class
+from ..saturation import warn_of_equal_scores
 from .removal import Fill, Score, chunks, perturbed_scores, wide_dtype
 
 
@@ -51,14 +53,17 @@ class RISE(Interpreter):
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        logits = self.model(x)
+        logits = answer(self.model, x)
         classes, images = explained_class(logits, target), x.detach()
         fill, cells, offsets = self.fill(images, self.seed), *self._draws()
-        total = torch.zeros_like(images[:, 0], dtype=wide_dtype(images))
+        total, seen = torch.zeros_like(images[:, 0], dtype=wide_dtype(images)), []
         for part in chunks(self.samples, len(images), self.batch_size):
             masks = self._enlarged(cells[part], offsets[part], images).to(total.dtype)
             scores = perturbed_scores(self.model, images, fill, masks, classes, self.of)
             total += torch.einsum("bn,nhw->bhw", scores, masks)
+            seen.append(scores)
+        if self.of == "probability":
+            warn_of_equal_scores(torch.cat(seen, 1))
         return Explanation(logits, (total / (self.keep * self.samples)).to(x.dtype))
 
     def _draws(self) -> tuple[Tensor, Tensor]:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...door import answer
 from ...errors import InputError, MissingDataError
-from ...random_streams import generator
+from ...random_streams import generator, global_state
 from ...training import Samples
-from ..captum.guard import own_random_state
 from ..reference import Reference
 
 Output = Literal["probability", "label", "logit"]
@@ -76,7 +76,8 @@ def output_function(model: nn.Module, like: Tensor, of: Output, limit: int) -> C
     @torch.no_grad()
     def outputs(rows: np.ndarray) -> np.ndarray:
         inputs = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float64))
-        logits = torch.cat([model(part.to(like.device, like.dtype)).double().cpu() for part in inputs.split(limit)])
+        parts = (part.to(like.device, like.dtype) for part in inputs.split(limit))
+        logits = torch.cat([answer(model, part).double().cpu() for part in parts])
         if of == "label":
             values = nn.functional.one_hot(logits.argmax(1), logits.shape[1]).double()
         else:
@@ -88,18 +89,21 @@ def output_function(model: nn.Module, like: Tensor, of: Output, limit: int) -> C
 
 @contextmanager
 def restored_state(x: Tensor) -> Iterator[None]:
-    """Restore the global random states after the block; suppress shap's log lines and convergence warnings."""
-    logger = logging.getLogger("shap")
-    level = logger.level
-    try:
-        with own_random_state(x), warnings.catch_warnings():
-            from sklearn.exceptions import ConvergenceWarning
+    """Restore the global random states after the block; suppress shap's log lines and convergence warnings.
 
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            logger.setLevel(logging.ERROR)
+    One thread enters at a time: these states, warnings and log levels are the process's, not the thread's.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+
+    logger = logging.getLogger("shap")
+    with global_state(x.device), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
             yield
-    finally:
-        logger.setLevel(level)
+        finally:
+            logger.setLevel(level)
 
 
 def drawn_rows(data: Samples, size: int | None, seed: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...checks import Kind
+from ...door import answer
 from ...errors import FieldError, InputError
 from ...features import Feature, index_of
 from ...fields import Count, Natural, Positive, check_fields
@@ -59,6 +60,7 @@ class LIMETabular(Interpreter):
 
     differentiable: ClassVar[bool] = False
     takes: ClassVar[tuple[Kind, ...]] = ("tables",)
+    explains_scalars: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ("categorical",)
 
     def __post_init__(self) -> None:
@@ -72,7 +74,7 @@ class LIMETabular(Interpreter):
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         rows = rows_of(self.background, x, type(self).__name__)
-        logits = self.model(x)
+        logits = answer(self.model, x)
         classes, x = explained_class(logits, target).tolist(), x.detach()
         seeds = Streams.of(x, self.seed, "lime-tabular").integers(2**31).tolist()
         function = output_function(self.model, x, self.of, self.batch_size)

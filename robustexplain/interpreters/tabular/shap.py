@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...checks import Kind
+from ...door import answer
 from ...errors import FieldError, InputError
 from ...fields import Count, Natural, check_fields
 from ...random_streams import Streams
@@ -63,26 +64,27 @@ class SHAPTabular(Interpreter):
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         rows = rows_of(self.background, x, type(self).__name__)
-        logits = self.model(x)
+        logits = answer(self.model, x)
         classes, x = explained_class(logits, target).tolist(), x.detach()
         seeds = Streams.of(x, self.seed, "shap-tabular").integers(2**31).tolist()
         with restored_state(x):
-            explainers = {c: self._explainer(rows, x, c) for c in sorted(set(classes))}
+            codes = _Codes(rows)
+            explainers = {c: self._explainer(codes, x, c) for c in sorted(set(classes))}
             values = [
-                self._values(explainers[label], row, seed)
+                self._values(explainers[label], codes.of_row(row), seed)
                 for row, label, seed in zip(x.double().cpu().numpy(), classes, seeds, strict=True)
             ]
         return Explanation(logits, torch.from_numpy(np.stack(values)).to(x.device, x.dtype))
 
-    def _explainer(self, rows: np.ndarray, x: Tensor, label: int) -> Any:
+    def _explainer(self, codes: _Codes, x: Tensor, label: int) -> Any:
         shap = package("shap", type(self).__name__)
         legacy = package("shap.utils._legacy", type(self).__name__)
-        names = [str(i) for i in range(rows.shape[1])]
-        background = legacy.DenseData(rows, names, None, self.background.shares().numpy())
+        names = [str(i) for i in range(codes.background.shape[1])]
+        background = legacy.DenseData(codes.background, names, None, self.background.shares().numpy())
         outputs = output_function(self.model, x, self.of, self.batch_size)
 
         def class_output(rows: np.ndarray) -> np.ndarray:
-            return outputs(rows)[:, label]
+            return outputs(codes.decoded(rows))[:, label]
 
         return shap.KernelExplainer(class_output, background)
 
@@ -90,6 +92,39 @@ class SHAPTabular(Interpreter):
         np.random.seed(seed)  # noqa: NPY002
         options = {"nsamples": "auto" if self.samples is None else self.samples, "l1_reg": _l1_reg(self.select)}
         return np.asarray(explainer.shap_values(row, silent=True, **options))
+
+
+class _Codes:
+    """Whole numbers for the values of each column, which keep apart what the package would take for equal.
+
+    It leaves a column out whose values are close relative to their size (a time stamp), or tiny (1e-9 mol). It only
+    exchanges values between rows, so that it can work on codes: even ones for the background's values, by rank, odd
+    ones for a value of the explained row that the background does not have.
+    """
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.values = [np.unique(column) for column in rows.T]
+        self.background = np.stack([self._coded(i, column) for i, column in enumerate(rows.T)], 1)
+        self.row = rows[0]
+
+    def of_row(self, row: np.ndarray) -> np.ndarray:
+        """The codes of a row ``[D]``, whose values :meth:`decoded` uses from now on."""
+        self.row = row
+        return np.array([self._coded(i, row[i]) for i in range(len(row))])
+
+    def decoded(self, codes: np.ndarray) -> np.ndarray:
+        """Values ``[n, D]`` of codes."""
+        columns = []
+        for i, column in enumerate(codes.T.astype(np.int64)):
+            known = self.values[i][np.clip(column // 2, 0, len(self.values[i]) - 1)]
+            columns.append(np.where(column % 2 == 0, known, self.row[i]))
+        return np.stack(columns, 1)
+
+    def _coded(self, column: int, values: np.ndarray) -> np.ndarray:
+        known = self.values[column]
+        place = np.searchsorted(known, values)
+        there = known[np.minimum(place, len(known) - 1)] == values
+        return np.asarray(np.where(there, 2 * place, 2 * place - 1), dtype=np.float64)
 
 
 def _l1_reg(select: Selection) -> str | bool:

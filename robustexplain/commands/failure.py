@@ -1,0 +1,54 @@
+"""What the command says when it fails: one message that names the cause and what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+from ..errors import DamagedFileError, InputError, RunBusyError, memory_advice
+
+DEBUG = "ROBUSTEXPLAIN_DEBUG"
+"""An environment variable that asks for the traceback, as ``--debug`` does."""
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def wants_traceback() -> bool:
+    """Whether the traceback is asked for."""
+    return os.environ.get(DEBUG, "") not in ("", "0")
+
+
+def explained(error: BaseException) -> tuple[str, int]:
+    """One message on an error, and the exit status: 2 for bad input, 1 for the rest."""
+    if isinstance(error, InputError):
+        return str(error), 1 if isinstance(error, (RunBusyError, DamagedFileError)) else 2
+    doing = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+    for cause in _causes(error):
+        if advice := memory_advice(f"{type(cause).__name__}: {cause}"):
+            return f"{doing}out of memory: {advice}; {_AGAIN}", 1
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return _system(cause), 1
+    text = " ".join(str(error).split()) or "no message"
+    return f"{doing}{type(error).__name__}: {text[:600]} (robustexplain --debug ... shows where)", 1
+
+
+_AGAIN = "the same command then goes on from here"
+
+
+def _system(error: OSError) -> str:
+    what = f"{error.filename or 'a file'}: {error.strerror}"
+    if error.errno in FULL:
+        return f"cannot write {what}; make room, and {_AGAIN}"
+    if error.errno == errno.EROFS:
+        return f"cannot write {what}; choose another --out"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"no access to {what}; change its permissions, or choose another --out"
+    return what
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it was raised from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__
