@@ -108,7 +108,8 @@ class Calibrator:
             "draws": len(distances),
             "distance": plausible.distance,
             "quantile": plausible.quantile,
-            "limit": None if math.isinf(limit) else limit,
+            "limit": _finite(limit),
+            "limit_by": [_finite(self._limit_of(i, arrays, plausible.quantile)) for i in kinds],
             "harmless": list(kinds.values()),
             "changed_prediction": share(1 - arrays["kept"]).as_dict(),
             "changed_prediction_by": [share(1 - arrays["kept"][arrays["change"] == i]).as_dict() for i in kinds],
@@ -117,6 +118,10 @@ class Calibrator:
             # A clean input stands there once for each of its draws.
             else {"clean": share(arrays["clean_alarm"][first]).as_dict(), "harmless": share(arrays["alarm"]).as_dict()},
         }
+
+    def _limit_of(self, change: int, arrays: dict[str, Tensor], quantile: float) -> float:
+        kept = (arrays["kept"] > 0) & (arrays["change"] == change)
+        return conformal_quantile(arrays["distance"][kept], quantile)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +148,10 @@ class Calibration:
         if not len(self.distances):
             return None
         return separation(self.distances, distances, self.inputs)
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isinf(value) else value
 
 
 def conformal_quantile(values: Tensor, quantile: float) -> float:

@@ -103,6 +103,8 @@ def test_a_row_s_limit_is_measured_on_inputs_that_are_neither_judged_nor_trained
         assert known["draws"] == int(kept.sum())
         assert known["changed_prediction"] == share(1 - arrays["kept"]).as_dict()
         assert known["limit"] == conformal_quantile(arrays["distance"][kept], 0.95)
+        by = [conformal_quantile(arrays["distance"][kept & (arrays["change"] == i)], 0.95) for i in range(2)]
+        assert known["limit_by"] == [None if value == float("inf") else value for value in by]
         # By hand, on the saved system.
         system, seed = System.load(finished.system(row)), derive(derive(recipe.seed, "calibration"), "harmless", 0)
         x = stack(recipe.data.load().test, arrays["sample"].tolist())[0]
