@@ -18,7 +18,7 @@ from robustexplain.objectives import Goal, Objective, Observation, Sum
 from robustexplain.objectives.evasion import evade
 from robustexplain.registry import DETECTORS
 from robustexplain.system import Explained
-from robustexplain.transforms import HarmlessChange, mixed
+from robustexplain.transforms import HarmlessChange
 
 from .detector import Detector, conformal_p_values, in_batches, refuse_nan
 
@@ -125,13 +125,13 @@ class AnyOf(Detector):
     ) -> Self:
         """The detectors calibrated jointly: a share ``false_alarms`` of clean inputs raises an alarm of any of them.
 
-        With harmless changes, at most that share of clean inputs does, and of inputs after such a change.
+        With harmless changes, at most that share of clean inputs does, and of inputs after each of them.
 
         Raises:
             InputError: a detector was trained on all of ``x``, or a score is NaN.
         """
         x, size = self._held_out(x), len(self._held_out(x))
-        x = torch.cat([x, mixed(harmless, x)[0]]) if harmless else x
+        x = torch.cat([x, *(change(x) for change in harmless)])
         clean = torch.stack([in_batches(detector.score, x, batch_size) for detector in self.detectors], 1)
         soft = torch.stack([in_batches(detector.soft_score, x, batch_size) for detector in self.detectors], 1)
         refuse_nan(clean, soft)
@@ -139,11 +139,8 @@ class AnyOf(Detector):
         # An input is not among those that it is compared with: a new one is not either.
         joint = (1 - conformal_p_values(clean, clean, of_others=True).amin(1)).split(size)
         soft_joint = calibrated._largest_standardised(soft).split(size)
-        made = calibrated._thresholds(joint[0], soft_joint[0], false_alarms)
-        for part, soft_part in zip(joint[1:], soft_joint[1:], strict=True):
-            others = calibrated._thresholds(part, soft_part, false_alarms)
-            thresholds = (max(made.threshold, others.threshold), max(made.soft_threshold, others.soft_threshold))
-            made = replace(made, threshold=thresholds[0], soft_threshold=thresholds[1], harmless_scores=others.scores)
+        first, *others = (calibrated._thresholds(*parts, false_alarms) for parts in zip(joint, soft_joint, strict=True))
+        made = first._held_by(others)
         return replace(made, threshold=min(made.threshold, self._highest(len(clean), size, false_alarms)))
 
     def _highest(self, count: int, clean: int, false_alarms: float) -> float:

@@ -34,7 +34,7 @@ class DetectorDefense(TrainedDefense):
     Args:
         samples: largest number of the defense's samples that are used.
         false_alarms: share of clean inputs that may raise the alarm, of all the system's detectors together; and of
-            inputs after harmless changes.
+            inputs after each of the harmless changes.
         harmless: what these are; empty: the usual ones of the kind of input (in a recipe: ``evaluation.harmless``);
             ``None``: calibrated on clean inputs alone, as in the papers.
         batch_size: inputs per forward pass, except in training.

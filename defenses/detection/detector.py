@@ -17,7 +17,7 @@ from robustexplain.errors import InputError
 from robustexplain.metrics import threshold_at
 from robustexplain.objectives import EvadeDetector, Objective
 from robustexplain.system import Explained
-from robustexplain.transforms import HarmlessChange, harmless_for, mixed
+from robustexplain.transforms import HarmlessChange, harmless_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,8 @@ class Detector(ABC):
         soft_threshold: the same for ``soft_score``.
         scores: ``[N]`` of the clean inputs that it was calibrated on; ``None``: not calibrated.
         soft_scores: ``[N]``, their soft scores.
-        harmless_scores: ``[N]`` of these inputs after harmless changes; ``None``: calibrated on clean ones alone.
+        harmless_scores: ``[K, N]`` of these inputs after each of the harmless changes; ``None``: calibrated on clean ones
+            alone.
         trained_on: :func:`fingerprints` of its training inputs, which calibration leaves out.
     """
 
@@ -84,29 +85,29 @@ class Detector(ABC):
     def p_values(self, x: Tensor, seen: Explained | None = None) -> Tensor:
         """``[B]`` in ``(0, 1]``: how rarely a clean input is as suspicious (:func:`conformal_p_values`).
 
-        Or a harmless one, if that is less rare and the detector is calibrated on such inputs too.
+        Or an input after a harmless change, if that is less rare and the detector is calibrated on such inputs too.
 
         Raises:
             InputError: a detector that is not calibrated.
         """
         if self.scores is None:
             raise InputError(f"{type(self).__name__} is not calibrated: it keeps no scores of clean inputs")
-        scores, kinds = self.score(x, seen)[:, None], (self.scores, self.harmless_scores)
-        found = [conformal_p_values(scores, known[:, None])[:, 0] for known in kinds if known is not None]
-        return torch.stack(found).amax(0)
+        scores, harmless = self.score(x, seen)[:, None], self.harmless_scores
+        kinds = [self.scores, *([] if harmless is None else harmless)]
+        return torch.stack([conformal_p_values(scores, known[:, None])[:, 0] for known in kinds]).amax(0)
 
     def calibrated(
         self, x: Tensor, false_alarms: float, batch_size: int = 32, harmless: Sequence[HarmlessChange] = ()
     ) -> Self:
         """The detector with thresholds that a share ``false_alarms`` of clean inputs exceeds (split conformal).
 
-        With harmless changes, at most that share of clean inputs exceeds them, and of inputs after such a change.
+        With harmless changes, at most that share of clean inputs exceeds them, and of inputs after each of them.
 
         Args:
             x: clean inputs ``[N, ...]``; those that the detector was trained on are left out.
             false_alarms: in ``[0, 1]``.
             batch_size: inputs per forward pass.
-            harmless: one of them, drawn for each input, changes it; none: clean inputs alone.
+            harmless: every input is scored after each of them too; none: clean inputs alone.
 
         Raises:
             InputError: the detector was trained on all of ``x``, or a score is NaN.
@@ -114,14 +115,19 @@ class Detector(ABC):
         x = self._held_out(x)
         scores, soft_scores = self._scored(x, batch_size)
         made = self._thresholds(scores, soft_scores, false_alarms)
-        if not harmless:
-            return made
-        others = self._thresholds(*self._scored(mixed(harmless, x)[0], batch_size), false_alarms)
+        return made._held_by(
+            [self._thresholds(*self._scored(change(x), batch_size), false_alarms) for change in harmless]
+        )
+
+    def _held_by(self, others: Sequence[Self]) -> Self:
+        """The detector with the largest thresholds of itself and of others, which were calibrated on changed inputs."""
+        if not others:
+            return self
         return replace(
-            made,
-            threshold=max(made.threshold, others.threshold),
-            soft_threshold=max(made.soft_threshold, others.soft_threshold),
-            harmless_scores=others.scores,
+            self,
+            threshold=max(d.threshold for d in (self, *others)),
+            soft_threshold=max(d.soft_threshold for d in (self, *others)),
+            harmless_scores=torch.stack([d.scores for d in others if d.scores is not None]),
         )
 
     def _scored(self, x: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:

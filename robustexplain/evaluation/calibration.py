@@ -16,8 +16,8 @@ from ..metrics import MapMetric
 from ..random_streams import derive
 from ..recipe.experiment import Evaluation
 from ..recipe.plausible import Plausible
-from ..system import System
-from ..transforms import HarmlessChange, harmless_for, mixed
+from ..system import Explained, System
+from ..transforms import HarmlessChange, harmless_for
 from .statistics import Estimate, separation, share
 
 ROUNDING = 1e-6
@@ -28,13 +28,13 @@ Part = Literal["test", "defense", "judged"]
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """Some of the inputs that a row is calibrated on, each for one harmless change.
+    """Some of the inputs that a row is calibrated on, each for one harmless change of every kind.
 
     Args:
         index: of the chunk.
         x: ``[B, ...]``.
         samples: ``[B]``, positions in their part.
-        draw: ``[B]``, the how-manieth change of its input each is.
+        draw: ``[B]``, the how-manieth time its input stands there.
     """
 
     index: int
@@ -63,17 +63,22 @@ class Calibrator:
 
     @torch.no_grad()
     def measure(self, system: System, draws: Draws) -> dict[str, Tensor]:
-        """Of each draw: the distance of the maps, whether the prediction stayed, the change, scores and alarms."""
-        changed, which = draws.x.clone(), torch.zeros(len(draws.x), dtype=torch.int64)
+        """Of every kind, each draw: the distance of the maps, whether the prediction stayed, scores and alarms."""
+        benign = system(draws.x)
+        kinds = [self._measured(system, draws, benign, kind) for kind in range(len(self.changes))]
+        return {name: torch.cat([found[name] for found in kinds]) for name in kinds[0]}
+
+    def _measured(self, system: System, draws: Draws, benign: Explained, kind: int) -> dict[str, Tensor]:
+        """Those of one kind of change, ``[B]`` each."""
+        changed = draws.x.clone()
         for turn in draws.draw.unique().tolist():
-            rows = (draws.draw == turn).nonzero()[:, 0]
-            here, chosen = mixed(self.changes, draws.x[rows.to(draws.x.device)], derive(self.seed, "harmless", turn))
-            changed[rows.to(draws.x.device)], which[rows.cpu()] = here, chosen
-        benign, seen = system(draws.x), system(changed)
+            rows = (draws.draw == turn).nonzero()[:, 0].to(draws.x.device)
+            changed[rows] = self.changes[kind](draws.x[rows], derive(self.seed, "harmless", turn))
+        seen = system(changed)
         found = {
             "distance": distance_of(self.distance, seen.maps, benign.maps),
             "kept": (seen.prediction == benign.prediction).float(),
-            "change": which,
+            "change": torch.full((len(changed),), kind),
             "sample": draws.samples,
             "draw": draws.draw,
         }
@@ -85,43 +90,60 @@ class Calibrator:
     def summary(self, arrays: dict[str, Tensor], plausible: Plausible) -> dict[str, Any]:
         """What a row's JSON says of its calibration.
 
+        The limit is the largest of the kinds' own: in a mixture, changes that move nothing would lower it, and an
+        attacker who may go as far as the strongest of them would look held.
+
         Raises:
-            InputError: so many changes change the prediction that too few distances are left.
+            InputError: so many changes of a kind change the prediction that too few distances are left.
         """
-        distances = arrays["distance"][arrays["kept"] > 0]
+        limits = [self._limit(arrays, kind, plausible) for kind in range(len(self.changes))]
+        highest = max(range(len(limits)), key=limits.__getitem__)
+        kinds = [change.entry for change in self.changes]
+        known, changed = arrays["kept"] > 0, 1 - arrays["kept"]
+        return {
+            "part": self.part,
+            "inputs": len(arrays["sample"].unique()),
+            "draws_made": len(known),
+            "draws": int(known.sum()),
+            "distance": plausible.distance,
+            "quantile": plausible.quantile,
+            "limit": _finite(limits[highest]),
+            "limit_by": [_finite(limit) for limit in limits],
+            "limit_from": kinds[highest],
+            "harmless": kinds,
+            "changed_prediction": share(changed).as_dict(),
+            "changed_prediction_by": [share(changed[arrays["change"] == i]).as_dict() for i in range(len(kinds))],
+            "false_alarms": self._false_alarms(arrays) if "alarm" in arrays else None,
+        }
+
+    def _limit(self, arrays: dict[str, Tensor], kind: int, plausible: Plausible) -> float:
+        of_kind = arrays["change"] == kind
+        distances = arrays["distance"][of_kind & (arrays["kept"] > 0)]
         limit = conformal_quantile(distances, plausible.quantile)
         if tuple(map(float, self.distance.bounds)) == (0.0, 1.0):
             # Maps that nothing moves differ by rounding, and no attack is held by that.
             limit = max(limit, ROUNDING)
         if math.isinf(limit) and plausible.iou is None:
+            made = int(of_kind.sum())
             raise InputError(
-                f"harmless changes change the prediction for {len(arrays['kept']) - len(distances)} of "
-                f"{len(arrays['kept'])} inputs: the {plausible.quantile:g} quantile of the others needs "
+                f"{self.changes[kind].entry['name']}: this harmless change changes the prediction for "
+                f"{made - len(distances)} of {made} inputs: the {plausible.quantile:g} quantile of the others needs "
                 f"{plausible.least}, got {len(distances)}"
             )
-        kinds = {i: change.entry for i, change in enumerate(self.changes)}
-        first = arrays["draw"] == 0
-        return {
-            "part": self.part,
-            "inputs": len(arrays["sample"].unique()),
-            "draws_made": len(arrays["kept"]),
-            "draws": len(distances),
-            "distance": plausible.distance,
-            "quantile": plausible.quantile,
-            "limit": _finite(limit),
-            "limit_by": [_finite(self._limit_of(i, arrays, plausible.quantile)) for i in kinds],
-            "harmless": list(kinds.values()),
-            "changed_prediction": share(1 - arrays["kept"]).as_dict(),
-            "changed_prediction_by": [share(1 - arrays["kept"][arrays["change"] == i]).as_dict() for i in kinds],
-            "false_alarms": None
-            if "alarm" not in arrays
-            # A clean input stands there once for each of its draws.
-            else {"clean": share(arrays["clean_alarm"][first]).as_dict(), "harmless": share(arrays["alarm"]).as_dict()},
-        }
+        return limit
 
-    def _limit_of(self, change: int, arrays: dict[str, Tensor], quantile: float) -> float:
-        kept = (arrays["kept"] > 0) & (arrays["change"] == change)
-        return conformal_quantile(arrays["distance"][kept], quantile)
+    def _false_alarms(self, arrays: dict[str, Tensor]) -> dict[str, Any]:
+        """Of clean inputs, of each kind of change, and of the kind that has most."""
+        kinds = [share(arrays["alarm"][arrays["change"] == i]) for i in range(len(self.changes))]
+        most = max(range(len(kinds)), key=lambda i: kinds[i].value or 0.0)
+        # A clean input stands there once for each of its draws.
+        first = (arrays["draw"] == 0) & (arrays["change"] == 0)
+        return {
+            "clean": share(arrays["clean_alarm"][first]).as_dict(),
+            "harmless": kinds[most].as_dict(),
+            "harmless_by": [kind.as_dict() for kind in kinds],
+            "harmless_from": self.changes[most].entry,
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,25 +151,28 @@ class Calibration:
     """How far harmless changes move the maps of a row.
 
     Args:
-        distances: ``[N]``, of the draws that kept the prediction.
+        distances: of each kind of change, ``[N]``: of the draws that kept the prediction.
         limit: the distance that a plausible map does not exceed; ``None`` where there are too few of them.
         inputs: how many inputs they are from.
     """
 
-    distances: Tensor
+    distances: tuple[Tensor, ...]
     limit: float | None
     inputs: int
 
     @classmethod
     def read(cls, known: dict[str, Any], arrays: dict[str, Tensor]) -> Calibration:
         """From a row's JSON and arrays."""
-        return cls(arrays["distance"][arrays["kept"] > 0], known["limit"], known["inputs"])
+        kept = arrays["kept"] > 0
+        kinds = (arrays["distance"][kept & (arrays["change"] == i)] for i in range(len(known["harmless"])))
+        return cls(tuple(kinds), known["limit"], known["inputs"])
 
-    def separation(self, distances: Tensor) -> Estimate | None:
-        """How well distances of attacked maps are told from harmless ones; ``None`` where no draw counted."""
-        if not len(self.distances):
-            return None
-        return separation(self.distances, distances, self.inputs)
+    def separations(self, distances: Tensor) -> list[Estimate | None]:
+        """How well distances of attacked maps are told from those of each kind of change.
+
+        The smallest is the row's separation. ``None`` where no draw of the kind counted.
+        """
+        return [separation(kind, distances, self.inputs) if len(kind) else None for kind in self.distances]
 
 
 def _finite(value: float) -> float | None:
@@ -190,7 +215,7 @@ def calibrator(
 
     The inputs are those of the test part beyond the judged ones, chosen alike; where they are fewer than half of
     ``evaluation.calibration``, those of the defense part if there are more of them; where there are none at all, the
-    judged ones. Fewer inputs than draws are changed several times each.
+    judged ones. Each is changed once by every kind of harmless change; fewer inputs than asked for, several times.
 
     Args:
         data: the data set.

@@ -46,13 +46,15 @@ class Summaries:
         }
         if "score" in arrays:
             measures["auc"] = separation(arrays["clean_score"], arrays["score"]).as_dict()
-        if (found := self._separation(row, arrays)) is not None:
-            measures["separation"] = found
+        separations = self._separations(row, arrays)
+        if known := [e for e in separations if e is not None]:
+            measures["separation"] = min(known, key=lambda e: e["value"])
         hits = arrays["success"] > 0
         return {
             "status": "done",
             **self.where(row, column),
             "measures": measures,
+            "separation_by": separations,
             "on_successes": {
                 name: estimate(arrays[name][hits], self._binary(name), resamples, seed).as_dict()
                 for name in self.experiment.metrics
@@ -113,10 +115,10 @@ class Summaries:
     def _binary(self, name: str) -> bool:
         return name in SHARES or name.endswith("_nearer") or getattr(self.experiment.metrics.get(name), "binary", False)
 
-    def _separation(self, row: Row, arrays: dict[str, Tensor]) -> dict[str, Any] | None:
-        """How well the distances of attacked maps are told from those that harmless changes make."""
+    def _separations(self, row: Row, arrays: dict[str, Tensor]) -> list[dict[str, Any] | None]:
+        """How well the distances of attacked maps are told from those that each kind of harmless change makes."""
         known = self.folder.calibrated(row.label)
         if known is None or "distance" not in arrays:
-            return None
-        found = Calibration.read(*known).separation(arrays["distance"])
-        return None if found is None else found.as_dict()
+            return []
+        found = Calibration.read(*known).separations(arrays["distance"])
+        return [None if e is None else e.as_dict() for e in found]

@@ -114,10 +114,11 @@ class Evaluation:
         targeted: attacks aim at a random other class; otherwise at any other class.
         only_correct: judge only images that the classifier gets right (Zhang et al. 2020, section 4).
         plausible: when a map resembles the one that it should; by default, if it is no further from it than 95% of
-            harmless changes move this row's maps.
+            harmless changes move this row's maps, of the kind that moves them most.
         harmless: what reaches the systems with no adversary; empty: the usual changes of the kind of input. Each row is
             calibrated on them, and so are its detectors, unless their defense names others.
-        calibration: how many harmless changes of inputs a row is calibrated on; 0: none, where ``plausible`` is an IoU.
+        calibration: how many inputs a row is calibrated on, each after every kind of harmless change; 0: none, where
+            ``plausible`` is an IoU.
         bootstrap: resamples for the 95% intervals.
         pictures: how many images the report shows for each cell.
         pool: how many images of the defense part (else the train part) adversaries have of their own, where an attack
@@ -130,7 +131,7 @@ class Evaluation:
     only_correct: bool = True
     plausible: Plausible = field(default_factory=Plausible)
     harmless: tuple[HarmlessChange, ...] = ()
-    calibration: Natural = 200
+    calibration: Natural = 100
     bootstrap: Count = 2000
     pictures: Count = 6
     pool: Count = 256

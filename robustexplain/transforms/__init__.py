@@ -1,7 +1,7 @@
 """Transforms of images, by name: what stands in front of a model, and what detectors look through; harmless changes."""
 
 from .base import Transform, transform, transforms
-from .harmless import HarmlessChange, mixed
+from .harmless import HarmlessChange
 from .harmless_changes import (
     Brightness,
     ColumnNoise,
@@ -39,7 +39,6 @@ __all__ = [
     "UniformNoise",
     "default_changes",
     "harmless_for",
-    "mixed",
     "transform",
     "transforms",
 ]

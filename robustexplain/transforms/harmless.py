@@ -7,7 +7,6 @@ should resemble than such changes move the map. They are components of a recipe:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -82,28 +81,3 @@ class HarmlessChange(ABC):
             raise InputError(f"{path}.name: {error}") from None
         made: HarmlessChange = make(build, {k: v for k, v in entry.items() if k != "name"}, path)
         return made
-
-
-def mixed(changes: Sequence[HarmlessChange], x: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Each input after one of the changes, drawn from its own stream, all as likely.
-
-    Args:
-        changes: one or more.
-        x: the inputs.
-        seed: of all draws.
-
-    Returns:
-        The changed inputs, and which change was drawn for each, int64 ``[B]`` on the CPU.
-
-    Raises:
-        InputError: no change, or one that does not take such inputs.
-    """
-    if not changes:
-        raise InputError("at least one harmless change is needed, got none")
-    which = Streams.of(x, seed, "which").integers(len(changes))
-    changed = x.clone()
-    for index, change in enumerate(changes):
-        rows = (which == index).nonzero()[:, 0].to(x.device)
-        if len(rows):
-            changed[rows] = change(x[rows], seed)
-    return changed, which

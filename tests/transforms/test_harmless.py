@@ -13,7 +13,7 @@ from robustexplain.errors import InputError
 from robustexplain.recipe.experiment import Evaluation, foundation
 from robustexplain.registry import HARMLESS
 from robustexplain.schema import make
-from robustexplain.transforms import HarmlessChange, default_changes, harmless_for, mixed
+from robustexplain.transforms import HarmlessChange, default_changes, harmless_for
 
 NAMES = [entry.name for entry in HARMLESS]
 IMAGES = [name for name in NAMES if "images" in HARMLESS.get(name).build.takes]  # type: ignore[attr-defined]
@@ -114,21 +114,6 @@ def test_column_noise_moves_numbers_in_proportion_to_their_spread_and_no_categor
     with pytest.raises(InputError, match="fitted to 3 columns, got 2"):
         change(known[:, :2])
     assert change.entry == {"name": "column-noise", "share": 0.1}
-
-
-def test_a_mixture_draws_one_change_an_input_all_as_likely() -> None:
-    x = torch.rand(300, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    changes = (transforms.UniformNoise(), transforms.Shift(), transforms.Rounding(4))
-    changed, which = mixed(changes, x, 5)
-    assert all(70 < int((which == i).sum()) < 130 for i in range(3))
-    for i, change in enumerate(changes):
-        assert torch.equal(changed[which == i], change(x, 5)[which == i])
-    again, same = mixed(changes, x[50:60], 5)
-    assert torch.equal(again, changed[50:60])
-    assert torch.equal(same, which[50:60])
-    assert not torch.equal(mixed(changes, x, 6)[1], which)
-    with pytest.raises(InputError, match="at least one"):
-        mixed((), x)
 
 
 def test_the_usual_changes_fit_the_inputs() -> None:
