@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,10 @@ from .judged import Chunk, Pool
 
 SEARCH = ("zero_direction", "stalled", "surrogate_misled", "queries")
 """The figures that a search reports about itself, one a sample."""
+JUDGED = 5
+"""How often a random system is judged."""
+WON = ("success", "plausible", "plausible_iou", "joint", "joint_iou", "success_correct", "joint_correct")
+"""What an attacker wins, 0 or 1 a sample."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def craft(attack: Attack, system: System, chunk: Chunk, wanted: Tensor | None) -
 
 
 @torch.no_grad()
-def measure(trial: Trial, metrics: Mapping[str, Metric], rule: Rule) -> dict[str, Tensor]:
+def measure(trial: Trial, metrics: Mapping[str, Metric], rule: Rule, seed: int = 0) -> dict[str, Tensor]:
     """Everything a cell reports of a chunk, ``[B]`` each, and ``x``, ``attacked_x`` and the maps for the pictures.
 
     The map that an attack must resemble to be plausible is its goal map: the benign map, or the one it was given
@@ -116,7 +120,29 @@ def measure(trial: Trial, metrics: Mapping[str, Metric], rule: Rule) -> dict[str
         trial: system and inputs.
         metrics: by name; ``iou`` among them.
         rule: decides what is plausible.
+        seed: of the draws of a system that is random. It is judged ``JUDGED`` times on fresh draws, which no attacker
+            has seen; the attacker's best draw counts (``joint``), and the mean stands beside it (``joint_mean``);
+            everything else is of the first of these draws.
     """
+    if not trial.system.random:
+        return _measured(trial, metrics, rule)
+    drawn = [trial.system.redrawn(derive(seed, "judge", i)) for i in range(JUDGED)]
+    return _worst_of([_measured(replace(trial, system=system), metrics, rule) for system in drawn])
+
+
+def _worst_of(draws: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The arrays of the first draw, with the worst of all for the defender where something is won or rings."""
+    arrays = dict(draws[0])
+    for name in (n for n in (*WON, "alarm") if n in arrays):
+        values = torch.stack([draw[name] for draw in draws])
+        # NaN: not counted under these draws.
+        worst = values.nan_to_num(1).amin(0) if name == "alarm" else values.nan_to_num(-1).amax(0)
+        arrays[name] = torch.where(values.isnan().all(0), torch.nan, worst)
+        arrays[f"{name}_mean"] = values.nanmean(0)
+    return arrays
+
+
+def _measured(trial: Trial, metrics: Mapping[str, Metric], rule: Rule) -> dict[str, Tensor]:
     cell = trial.cell
     arrays = {"sample": trial.chunk.samples, "label": trial.chunk.y} | _verdict(trial, cell, metrics["iou"], rule)
     if "goal" in cell.references:

@@ -28,9 +28,11 @@ from .machine import machine
 from .origins import Origins
 from .own_data import adversarys_own
 from .prepared import Builder, Prepared, prepare
+from .seeds import OverSeeds, again
 from .shards import ChunkFailedError, Shards
 from .store import RunFolder
 from .summaries import PICTURES, Summaries
+from .worst import write_worst
 
 
 def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
@@ -49,11 +51,22 @@ def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
     data = check_data(recipe)
     for other in session.reuse:
         RunFolder(other).same_data(data.digest)
+    return _run(recipe, data, folder, session)
+
+
+def _run(recipe: Recipe, data: data_sets.Data, folder: RunFolder, session: Session) -> int:
+    """The recipe, then the same with everything trained again, as often as it has ``seeds``."""
+    named = recipe.named(data.features)
     with folder.held(session.accelerator.is_main_process):
-        return _run(recipe.named(data.features), data, folder, session)
+        failed = _once(named, data, folder, session)
+        for repeat in range(1, recipe.seeds):
+            session.progress.say(f"training everything again: seed {repeat + 1} of {recipe.seeds}")
+            failed += _run(again(recipe, repeat), data, folder.repeat(repeat), session)
+        conclude(named, folder, session, failed)
+    return failed
 
 
-def _run(named: Recipe, data: data_sets.Data, folder: RunFolder, session: Session) -> int:
+def _once(named: Recipe, data: data_sets.Data, folder: RunFolder, session: Session) -> int:
     claim(named, folder, data, data.digest, session)
     session.folder, session.sets_aside = folder.training, True
     failed = 0
@@ -71,21 +84,27 @@ def _run(named: Recipe, data: data_sets.Data, folder: RunFolder, session: Sessio
         prepared = prepare(builder, folder)
         failed = Matrix(named, folder, session, prepared, data, chosen, session.device).fill()
         failed += audit(named, prepared, data, folder, session)
-    conclude(folder, session, failed)
     return failed
 
 
-def conclude(folder: RunFolder, session: Session, failed: int) -> None:
-    """Write the report; drop the chunks, unless a cell failed that needs them yet."""
+def conclude(experiment: Experiment, folder: RunFolder, session: Session, failed: int) -> None:
+    """Sum up over seeds and columns, write the report; drop the chunks, unless a cell failed that needs them yet."""
     if session.accelerator.is_main_process:
         from .report import write_report
 
+        sum_up(experiment, folder)
         with doing("writing the report"):
             write_report(folder)
         if not failed:
             for kind in ("judged", "attacked", "calibrated"):
                 folder.drop_chunks(kind)
     session.accelerator.wait_for_everyone()
+
+
+def sum_up(experiment: Experiment, folder: RunFolder) -> None:
+    """What stands on several cells: the seeds of each, and the worst case of each row."""
+    OverSeeds(experiment, folder, Summaries(experiment, folder, Origins(experiment))).write()
+    write_worst(experiment, folder, "joint_correct" if experiment.evaluation.only_correct else "joint")
 
 
 def finished(experiment: Experiment, folder: RunFolder) -> bool:
@@ -222,7 +241,7 @@ class Matrix:
         def judge(chunk: Chunk) -> dict[str, Tensor]:
             made = self._shards.read("attacked", job.name, chunk)
             trial = Trial(system, column.attack, chunk, made, reference, honest)
-            return measure(trial, experiment.metrics, rule)
+            return measure(trial, experiment.metrics, rule, experiment.seed)
 
         return judge
 

@@ -125,7 +125,7 @@ def evaluate(
             if session.accelerator.is_main_process:
                 save(experiment, prepared, folder, session)
             failed = Matrix(experiment, folder, session, prepared, loaded, chosen, device).fill()
-        conclude(folder, session, failed)
+        conclude(experiment, folder, session, failed)
     if failed:
         warnings.warn(f"{failed} cells failed; {folder.root} says which and why", RobustExplainWarning, stacklevel=2)
     return Results.read(folder)

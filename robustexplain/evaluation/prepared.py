@@ -54,7 +54,9 @@ class Builder:
 
     def __init__(self, recipe: Recipe, data: data_sets.Data, session: Session, model: nn.Module | None = None) -> None:
         self.recipe, self.data, self.session = recipe, data, session
-        self.model = classifier(recipe.model, data, recipe.seed, session, "classifier") if model is None else model
+        self.model = (
+            classifier(recipe.model, data, recipe.training_seed, session, "classifier") if model is None else model
+        )
         self.weights = digest_tensors(self.model.state_dict())
         self._systems: dict[str, System] = {}
         self._failures: dict[str, str] = {}
@@ -129,7 +131,7 @@ class Builder:
 
     def _undefended(self, row: Row, model: nn.Module, session: Session) -> System:
         weights = self.weights if model is self.model else digest_tensors(model.state_dict())
-        return undefended(row, model, self.data, self.recipe.seed, [self.data.digest, weights], session)
+        return undefended(row, model, self.data, self.recipe.training_seed, [self.data.digest, weights], session)
 
     def replicas(self, rows: list[Row]) -> dict[str, System]:
         """The undefended systems that a transfer attack is crafted on, by label: the same recipe under another seed.
@@ -138,7 +140,7 @@ class Builder:
         """
         if not self.recipe.trains_replicas:
             return {row.label: self.system(row) for row in rows}
-        seed = derive(self.recipe.seed, "replica") % 2**32
+        seed = derive(self.recipe.training_seed, "replica") % 2**32
         inner = self.session.inside("replica")
         model = classifier(self.recipe.model, self.data, seed, inner, "classifier of the attacker")
         identity = [self.data.digest, digest_tensors(model.state_dict())]

@@ -17,6 +17,7 @@ from .notes import notes
 from .results import Results
 from .store import LABEL, MATRIX, REPORT, RunFolder
 from .words import Words
+from .worst import WORST
 
 PICTURE = "matrix.png"
 CALIBRATED_ON = {
@@ -59,9 +60,22 @@ def table(results: Results) -> str:
             measured = dict(cell["measures"])
             measured |= {f"{name}_on_successes": e for name, e in cell["on_successes"].items()}
             measured |= {f"{name}_minus_undefended": e for name, e in cell["against_undefended"].items()}
-            for name, e in measured.items():
-                out.writerow([*where, name, *(_number(e[key]) for key in ("value", "low", "high", "count"))])
+            if seeds := cell.get("seeds"):
+                measured |= seeds["measures"]
+                measured |= {f"{name}_minus_undefended": e for name, e in seeds["against_undefended"].items()}
+            _lines(out, where, measured)
+        if worst := results.worst.get(row.label):
+            measured = worst["measures"] | {f"{n}_minus_root": e for n, e in worst["against_undefended"].items()}
+            _lines(out, [*map(files.as_text, (row.label, row.base, WORST)), ""], measured)
     return buffer.getvalue()
+
+
+def _lines(out: Any, where: list[str], measured: dict[str, dict[str, Any]]) -> None:
+    """A line for each measure, and for the value of each seed, if there are several: ``joint seed 2``."""
+    for name, e in measured.items():
+        out.writerow([*where, name, *(_number(e[key]) for key in ("value", "low", "high", "count"))])
+        for i, value in enumerate(e.get("each", [])):
+            out.writerow([*where, f"{name} seed {i + 1}", _number(value), "", "", ""])
 
 
 def matrix_picture(results: Results, name: str) -> bytes:

@@ -13,6 +13,7 @@ from ..schema import make
 from .mending import damaged, damaged_cell
 from .store import RunFolder
 from .words import Words, words_of
+from .worst import read_worst
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class Results:
             the share of changed predictions, false alarms.
         words: what each measure is called.
         damaged: files that were left out, and why: damaged, or changed since they were written.
+        worst: each row's worst case by label, as ``worst.write_worst`` writes it: ``measures`` (``worst``: any
+            adversary won; ``worst_forge`` and ``worst_move``: of one aim, where columns have both),
+            ``against_undefended`` and the columns that are ``missing``.
+        audits: what is known of each manipulated row, by label.
     """
 
     experiment: Experiment
@@ -37,6 +42,8 @@ class Results:
     words: dict[str, Words]
     calibrations: dict[str, dict[str, Any]] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
+    worst: dict[str, dict[str, Any]] = field(default_factory=dict)
+    audits: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: RunFolder) -> Results:
@@ -59,7 +66,11 @@ class Results:
         bad = {path: damaged(path) for path in (*costs.values(), *limits.values())}
         read = {label: seals.read(path) for label, path in costs.items() if not bad[path]}
         known = {label: seals.read(path) for label, path in limits.items() if not bad[path]}
-        return cls(experiment, run, cells, read, words, known, tuple(w for w in (*why.values(), *bad.values()) if w))
+        left_out = tuple(w for w in (*why.values(), *bad.values()) if w)
+        usable = {r.label: found for r in rows if (found := _worst(experiment, folder, r, why)) is not None}
+        lies = {r.label: folder.audit(r.label) for r in rows if folder.audit(r.label).is_file()}
+        audits = {label: found for label, path in lies.items() if (found := seals.read_or_none(path)) is not None}
+        return cls(experiment, run, cells, read, words, known, left_out, usable, audits)
 
     def __repr__(self) -> str:
         size = f"{len(self.experiment.rows)} rows x {len(self.experiment.columns)} columns"
@@ -91,17 +102,51 @@ class Results:
     def main(self) -> str:
         """The measure that the report begins with.
 
-        Where only inputs are judged that the undefended classifier gets right, those that a hardened one gets wrong by
-        itself are no success of the attacker.
+        Where an owner lies, it is how far the shown maps are from the honest system's: on inputs that nobody changed,
+        joint success would be the classifier's error. Tables without such rows have no adversary: there it is what the
+        classifier gets right. Where only inputs are judged that the undefended classifier gets right, those that a
+        hardened one gets wrong by itself are no success of the attacker.
         """
+        if self.lies and (honest := [n for m in self.experiment.metrics if self.has(n := f"{m}_honest")]):
+            return honest[0]
+        if len(self.run.get("shape", [])) == 1 and self.has("correct"):
+            return "correct"
         right = self.experiment.evaluation.only_correct and self.has("joint_correct")
         return "joint_correct" if right else "joint"
 
+    @property
+    def lies(self) -> bool:
+        """Whether a row is manipulated by its owner."""
+        return any(self.experiment.manipulated(row) for row in self.experiment.rows)
+
+    @property
+    def seeds(self) -> int:
+        """How often everything was trained; 1: intervals cover the inputs alone."""
+        return max((cell["seeds"]["count"] for cell in self._done if "seeds" in cell), default=1)
+
     def measure(self, row: str, column: str, name: str) -> dict[str, Any] | None:
-        """One estimate, or ``None`` where the cell or the measure is missing."""
+        """One estimate, over all seeds if there are several, or ``None`` where the cell or the measure is missing."""
         cell = self.cells.get((row, column))
-        found = cell.get("measures", {}).get(name) if cell and cell["status"] == "done" else None
+        if not cell or cell["status"] != "done":
+            return None
+        found = cell.get("seeds", cell)["measures"].get(name)
         return found if found and found["value"] is not None else None
+
+    def each_seed(self, row: str, column: str, name: str) -> list[float | None]:
+        """The value of each seed; one value where everything was trained once."""
+        found = self.measure(row, column, name)
+        return [] if found is None else list(found.get("each", [found["value"]]))
+
+    def against(self, row: str, column: str, name: str) -> dict[str, Any] | None:
+        """A paired difference to the undefended row, with its p-value, over all seeds if there are several."""
+        cell = self.cells.get((row, column))
+        found = cell.get("seeds", cell)["against_undefended"].get(name) if cell and cell["status"] == "done" else None
+        return found if found and found["value"] is not None else None
+
+    def flags(self, row: str, column: str) -> list[dict[str, str]]:
+        """Why a cell is not to be believed, each a ``name`` and a ``reason``."""
+        cell = self.cells.get((row, column))
+        return list(cell.get("flags", [])) if cell else []
 
     def has(self, name: str) -> bool:
         """Whether any cell reports this measure."""
@@ -114,6 +159,14 @@ class Results:
     @property
     def _done(self) -> list[dict[str, Any]]:
         return [cell for cell in self.cells.values() if cell and cell["status"] == "done"]
+
+
+def _worst(
+    experiment: Experiment, folder: RunFolder, row: Row, why: dict[tuple[str, str], str | None]
+) -> dict[str, Any] | None:
+    """A row's worst case, unless a cell that it stands on is damaged."""
+    broken = any(why[row.label, column.label] for column in experiment.columns)
+    return None if broken else read_worst(experiment, folder, row)
 
 
 def read_back(known: dict[str, Any], name: str) -> tuple[Experiment, dict[str, Words]]:

@@ -69,6 +69,14 @@ class RunFolder(RunIdentity):
         """The JSON file of a row's calibration on harmless changes; its arrays stand beside it."""
         return self.root / "calibrations" / f"{slug(row)}.json"
 
+    def repeat(self, number: int) -> RunFolder:
+        """The run in which everything is trained again, for the ``number``-th time; itself for 0."""
+        return self if not number else RunFolder(self.root / "seeds" / str(number))
+
+    def worst(self, row: str) -> Path:
+        """The JSON file of a row's worst case over all columns; its arrays stand beside it."""
+        return self.root / "worst" / f"{slug(row)}.json"
+
     def audit(self, row: str) -> Path:
         """The JSON file of a manipulated row's audit; its arrays stand beside it."""
         return self.root / "audits" / f"{slug(row)}.json"

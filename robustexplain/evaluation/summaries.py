@@ -40,7 +40,7 @@ class Summaries:
         """What a cell's JSON says of its arrays, those of the experiment's metrics alone."""
         resamples, seed = self.experiment.evaluation.bootstrap, derive(self.experiment.seed, "statistics")
         measures = {
-            name: estimate(value, self._binary(name), resamples, seed).as_dict()
+            name: estimate(value, self.binary(name), resamples, seed).as_dict()
             for name, value in arrays.items()
             if name not in PICTURES and name not in LABELS
         }
@@ -56,7 +56,7 @@ class Summaries:
             "measures": measures,
             "separation_by": separations,
             "on_successes": {
-                name: estimate(arrays[name][hits], self._binary(name), resamples, seed).as_dict()
+                name: estimate(arrays[name][hits], self.binary(name), resamples, seed).as_dict()
                 for name in self.experiment.metrics
             },
             "against_undefended": self._against(row, column, arrays),
@@ -109,10 +109,11 @@ class Summaries:
         names = (*names, "success", "joint", "success_correct", "joint_correct")
         resamples, seed = self.experiment.evaluation.bootstrap, derive(self.experiment.seed, "paired")
         return {
-            n: difference(arrays[n], plain[n], self._binary(n), resamples, seed).as_dict() for n in names if n in plain
+            n: difference(arrays[n], plain[n], self.binary(n), resamples, seed).as_dict() for n in names if n in plain
         }
 
-    def _binary(self, name: str) -> bool:
+    def binary(self, name: str) -> bool:
+        """Whether a measure is 0 or 1, where no draws are averaged."""
         return name in SHARES or name.endswith("_nearer") or getattr(self.experiment.metrics.get(name), "binary", False)
 
     def _separations(self, row: Row, arrays: dict[str, Tensor]) -> list[dict[str, Any] | None]:

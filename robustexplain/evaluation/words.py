@@ -16,6 +16,8 @@ class Words(NamedTuple):
     good: str
 
 
+MEANS = ("success", "plausible", "plausible_iou", "joint", "joint_iou", "success_correct", "joint_correct", "alarm")
+"""Measures of random systems that have a mean over draws beside the worst."""
 MEASURES = {
     "joint": ("Joint success", "predicted as wanted, plausible map, no alarm", "low"),
     "joint_correct": (
@@ -67,6 +69,9 @@ def words_of(metrics: Mapping[str, Metric]) -> dict[str, Words]:
         elif name == "iou":
             title, what, good = MEASURES[name]
             known[name] = Words(title, f"{what} at {getattr(metric, 'threshold', 0.5)}", good)
+    for name in MEANS:
+        title, _, good = known[name]
+        known[f"{name}_mean"] = Words(f"{title}, mean", "over the fresh draws on which a random system is judged", good)
     for name in metrics:
         known |= _other_maps(name, known[name].title)
     return known

@@ -15,6 +15,7 @@ from ..errors import FieldError, InputError
 from ..features import index_of, with_indices
 from ..fields import Count, Natural, NonNegative, check_fields
 from ..own_code import OwnCode
+from ..random_streams import derive
 from ..schema import make
 from ..training import Training
 from ..transforms import HarmlessChange
@@ -332,11 +333,20 @@ class Recipe(Experiment):
         data: the data set, not loaded yet.
         model: the classifier.
         sanity: how interpreters are checked.
+        seeds: how many times every trained part is made, each time under other seeds.
+        repeat: which of these times this is; the run directory of a recipe with ``seeds`` holds one of each further.
     """
 
     data: Any
     model: Model
     sanity: Sanity = field(default_factory=Sanity)
+    seeds: int = 1
+    repeat: int = 0
+
+    @property
+    def training_seed(self) -> int:
+        """Of all that is trained; inputs, their goals and their harmless changes have ``seed`` in every repeat."""
+        return derive(self.seed, "repeat", self.repeat) % 2**32 if self.repeat else self.seed
 
     @property
     def trains_replicas(self) -> bool:
@@ -389,6 +399,7 @@ def foundation(source: dict[str, Any]) -> dict[str, Any]:
     judging = _with_defaults(source.get("evaluation") or {})
     kept = {key: value for key, value in decisive(source).items() if key in ("data", "model")}
     kept["seed"] = source.get("seed", 0)
+    kept |= {"repeat": source["repeat"]} if source.get("repeat") else {}
     kept["evaluation"] = {key: value for key, value in judging.items() if key not in ("bootstrap", "pictures")}
     return kept
 

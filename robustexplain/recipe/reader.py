@@ -18,6 +18,7 @@ from typing import Any
 from ..defenses.detection import DetectorDefense
 from ..errors import InputError, MissingDataError
 from ..own_code import sha256_of
+from ..random_streams import derive
 from ..registry import METRICS
 from ..renamed import SECTIONS, renamed
 from ..schema import make, numbers
@@ -98,7 +99,7 @@ def find(path: str | Path) -> Path:
 
 _NAME = re.compile(r"\w[\w .-]*")
 _TOP = {
-    *("name", "about", "seed", "data", "model", "interpreters", "manipulations", "defenses"),
+    *("name", "about", "seed", "seeds", "repeat", "data", "model", "interpreters", "manipulations", "defenses"),
     *("attacks", "metrics", "evaluation", "sanity"),
 }
 
@@ -113,6 +114,8 @@ def check(tree: Any) -> Recipe:
     seed = tree.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         problems.add(f"seed: a whole number of at least 0 is needed, got {seed!r}")
+    seeds = problems.run(lambda: _whole(tree.get("seeds", 1), "seeds", 1))
+    repeat = problems.run(lambda: _whole(tree.get("repeat", 0), "repeat", 0))
     data = problems.run(lambda: entries.data_set(tree.get("data")))
     model = problems.run(lambda: entries.model(tree.get("model")))
     evaluation = problems.run(lambda: make(Evaluation, tree.get("evaluation") or {}, "evaluation"))
@@ -145,9 +148,23 @@ def check(tree: Any) -> Recipe:
     about = str(tree.get("about", "")).strip()
     return Recipe(
         name=name, about=about, seed=seed, data=data, model=model, columns=tuple(flat),
-        rows=tuple(_calibrated_on(row, evaluation.harmless) for row in reader.made),
-        metrics=measured, evaluation=evaluation, sanity=sanity, source=tree,
+        rows=tuple(_repeated(_calibrated_on(row, evaluation.harmless), repeat) for row in reader.made),
+        metrics=measured, evaluation=evaluation, sanity=sanity, source=tree, seeds=seeds, repeat=repeat,
     )  # fmt: skip
+
+
+def _whole(value: Any, key: str, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 1000:
+        raise InputError(f"{key}: a whole number from {least} to 1000 is needed, got {value!r}")
+    return value
+
+
+def _repeated(row: Row, repeat: int) -> Row:
+    """The row as it is made for that time: a defense or manipulation under another seed."""
+    known = getattr(row.settings, "seed", None)
+    if not repeat or not isinstance(known, int):
+        return row
+    return replace(row, settings=replace(row.settings, seed=derive(known, "repeat", repeat) % 2**32))
 
 
 def _calibrated_on(row: Row, harmless: tuple[HarmlessChange, ...]) -> Row:

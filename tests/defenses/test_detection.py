@@ -330,7 +330,7 @@ def test_a_second_detector_keeps_the_first_ones_score(watched: Watched, judged: 
     assert len(both.clean) == 4 * 30  # clean, and after each of the usual changes
     assert len(second.scores) == 150  # type: ignore[attr-defined]
     said = torch.stack([first.score(x), second.score(x)], 1)
-    expected = [min((1 + int((both.clean[:, j] >= s[j]).sum())) / 61 for j in range(2)) for s in said]
+    expected = [min((1 + int((both.clean[:, j] >= s[j]).sum())) / 121 for j in range(2)) for s in said]
     torch.testing.assert_close(watched.both(x).score, 1 - torch.tensor(expected))
 
 
