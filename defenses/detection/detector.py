@@ -31,8 +31,7 @@ class Detector(ABC):
         soft_threshold: the same for ``soft_score``.
         scores: ``[N]`` of the clean inputs that it was calibrated on; ``None``: not calibrated.
         soft_scores: ``[N]``, their soft scores.
-        harmless_scores: ``[K, N]`` of these inputs after each of the harmless changes; ``None``: calibrated on clean ones
-            alone.
+        harmless_scores: ``[K, N]`` of these inputs after each of the harmless changes; ``None``: on clean ones alone.
         trained_on: :func:`fingerprints` of its training inputs, which calibration leaves out.
     """
 

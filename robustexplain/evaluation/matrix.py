@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import data as data_sets
 from .. import files
+from ..attacks import Attack
 from ..errors import doing, memory_advice
 from ..recipe import check_data
 from ..recipe.experiment import Column, Experiment, Recipe, Row
@@ -22,12 +23,14 @@ from .calibrating import Calibrations
 from .calibration import calibrator
 from .cell import Trial, craft, goal_map, measure
 from .costs import measure_costs
+from .flags import write_flags
 from .growing import claim
 from .judged import Chosen, Chunk, Pool, choose, chunks
 from .machine import machine
 from .origins import Origins
 from .own_data import adversarys_own
 from .prepared import Builder, Prepared, prepare
+from .probing import KIND, Probes, probe, some, stronger
 from .seeds import OverSeeds, again
 from .shards import ChunkFailedError, Shards
 from .store import RunFolder
@@ -104,6 +107,7 @@ def conclude(experiment: Experiment, folder: RunFolder, session: Session, failed
 def sum_up(experiment: Experiment, folder: RunFolder) -> None:
     """What stands on several cells: the seeds of each, and the worst case of each row."""
     OverSeeds(experiment, folder, Summaries(experiment, folder, Origins(experiment))).write()
+    write_flags(experiment, folder)
     write_worst(experiment, folder, "joint_correct" if experiment.evaluation.only_correct else "joint")
 
 
@@ -114,7 +118,8 @@ def finished(experiment: Experiment, folder: RunFolder) -> bool:
     if experiment.evaluation.plausible.iou is None:
         rows = rows and all(folder.calibration(row.label).is_file() for row in experiment.rows)
     rows = rows and all(audited(folder, row) for row in experiment.rows if row.kind == "manipulation")
-    return rows and all(cell is not None for cell in cells)
+    done = rows and all(cell is not None for cell in cells)
+    return done and Probes(experiment, folder, Origins(experiment)).complete
 
 
 @dataclass
@@ -150,7 +155,40 @@ class Matrix:
             self._summaries.compare_late()
             measure_costs(self._origins, self.prepared, self.data, self.folder, self.session, self._timed)
         self.session.accelerator.wait_for_everyone()
+        self._probe()
         return sum(not self._done(*cell) for cell in cells)
+
+    def _probe(self) -> None:
+        """Run what the audit of the cells needs; processes share it."""
+        probes = Probes(self.experiment, self.folder, self._origins)
+        if probes.complete:
+            return
+        chunk, runs = some(self._chunks[0], self.experiment.audit.images), []
+        for row in self.experiment.rows:
+            if not any(self._done(row, column) for column in self.experiment.columns):
+                continue
+            runs.append((probes.row(row), partial(self._answers, row)))
+            for column in (c for c in self.experiment.columns if self._done(row, c) and probes.attacked(c)):
+                named = stronger(column.attack).items()
+                runs += [
+                    (probes.cell(row, column, n), partial(self._again, row, column, attack)) for n, attack in named
+                ]
+        with self.session.progress.task("audit of cells", len(runs)) as advance:
+            for i, (name, make) in enumerate(runs):
+                # Each is one chunk, the first of its name: processes take turns by the name instead.
+                self._shards.make_one(KIND, name, chunk, make, i)
+                advance(1)
+        self.session.accelerator.wait_for_everyone()
+
+    def _answers(self, row: Row, chunk: Chunk) -> dict[str, Tensor]:
+        return probe(self.prepared.by_row[row.label], chunk.x)
+
+    def _again(self, row: Row, column: Column, attack: Attack, chunk: Chunk) -> dict[str, Tensor]:
+        """What a stronger attack wins."""
+        job = self._adversaries.job(row, replace(column, label=f"{column.label} {attack!r}", attack=attack))
+        made = self._crafter(job, column, self._pool())(chunk)
+        found = self._judging(row, column)(chunk, made)
+        return {name: found[name] for name in ("sample", "success", "joint")}
 
     def _done(self, row: Row, column: Column) -> bool:
         return self.folder.done(row.label, column.label) is not None
@@ -232,14 +270,18 @@ class Matrix:
 
     def _judge(self, row: Row, column: Column) -> Callable[[Chunk], dict[str, Tensor]]:
         """What measures a chunk of a cell."""
+        job, judging = self._adversaries.job(row, column), self._judging(row, column)
+        return lambda chunk: judging(chunk, self._shards.read("attacked", job.name, chunk))
+
+    def _judging(self, row: Row, column: Column) -> Callable[[Chunk, dict[str, Tensor]], dict[str, Tensor]]:
+        """What measures attacked inputs of a chunk on a row."""
         by_row, experiment = self.prepared.by_row, self.experiment
-        system, job = by_row[row.label], self._adversaries.job(row, column)
+        system = by_row[row.label]
         reference = by_row[experiment.reference(row).label].model
         honest = by_row[row.root] if experiment.manipulated(row) else None
         rule = self._calibrations.rule(row)
 
-        def judge(chunk: Chunk) -> dict[str, Tensor]:
-            made = self._shards.read("attacked", job.name, chunk)
+        def judge(chunk: Chunk, made: dict[str, Tensor]) -> dict[str, Tensor]:
             trial = Trial(system, column.attack, chunk, made, reference, honest)
             return measure(trial, experiment.metrics, rule, experiment.seed)
 

@@ -125,9 +125,8 @@ class OverSeeds:
         found, seed = {}, derive(self.experiment.seed, "paired")
         for name in cell["against_undefended"]:
             pairs = zip(several, plain, strict=True)
-            differences = [
-                {"sample": a["sample"], name: a[name] - b[name]} for a, b in pairs if name in a and name in b
-            ]
+            both = [(a, b) for a, b in pairs if name in a and name in b]
+            differences = [{"sample": a["sample"], name: a[name] - b[name]} for a, b in both]
             estimate = over_seeds_difference(stacked(differences, name), self.resamples, seed)
             found[name] = estimate.as_dict()
         return found

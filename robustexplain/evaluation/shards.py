@@ -55,20 +55,23 @@ class Shards:
         advance: Callable[[int], None] = lambda steps: None,
     ) -> None:
         """Make every chunk that is not there yet: this process its share, the others theirs."""
-        accelerator = self.session.accelerator
         for part in parts:
-            path = self.folder.chunk(kind, name, part.index)
-            mine = part.index % accelerator.num_processes == accelerator.process_index
-            if mine and not self._whole(path):
-                try:
-                    files.write_tensors(path, make(part))
-                    self.folder.error(kind, name, part.index).unlink(missing_ok=True)
-                except Exception as error:
-                    if files.is_full(error):
-                        raise
-                    files.write_text(self.folder.error(kind, name, part.index), traceback.format_exc())
+            self.make_one(kind, name, part, make, part.index)
             advance(1)
-        accelerator.wait_for_everyone()
+        self.session.accelerator.wait_for_everyone()
+
+    def make_one(self, kind: str, name: str, part: P, make: Callable[[P], dict[str, Tensor]], turn: int) -> None:
+        """Make one chunk that is not there yet, if ``turn`` is one of this process's; the others do not wait."""
+        accelerator, path = self.session.accelerator, self.folder.chunk(kind, name, part.index)
+        if turn % accelerator.num_processes != accelerator.process_index or self._whole(path):
+            return
+        try:
+            files.write_tensors(path, make(part))
+            self.folder.error(kind, name, part.index).unlink(missing_ok=True)
+        except Exception as error:
+            if files.is_full(error):
+                raise
+            files.write_text(self.folder.error(kind, name, part.index), traceback.format_exc())
 
     def _whole(self, path: Path) -> bool:
         """Whether a chunk is there; a damaged one is made anew."""

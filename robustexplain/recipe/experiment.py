@@ -19,6 +19,7 @@ from ..random_streams import derive
 from ..schema import make
 from ..training import Training
 from ..transforms import HarmlessChange
+from .auditing import Auditing
 from .plausible import Plausible, bare
 from .problems import Problems
 
@@ -282,6 +283,7 @@ class Experiment:
         columns: attacks.
         metrics: metrics by name, of kinds that a cell can measure; ``iou`` among them.
         evaluation: how cells are judged.
+        audit: how cells are checked before they are believed.
         source: what decides the results, as plain data.
     """
 
@@ -292,6 +294,7 @@ class Experiment:
     columns: tuple[Column, ...]
     metrics: dict[str, Any]
     evaluation: Evaluation
+    audit: Auditing = field(default_factory=Auditing)
     source: dict[str, Any] = field(repr=False, default_factory=dict)
 
     def row(self, label: str) -> Row:

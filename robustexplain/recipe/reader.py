@@ -24,6 +24,7 @@ from ..renamed import SECTIONS, renamed
 from ..schema import make, numbers
 from ..transforms import HarmlessChange
 from . import entries
+from .auditing import Auditing
 from .columns import columns_of
 from .experiment import Evaluation, Recipe, Row, Sanity
 from .overrides import changed
@@ -100,7 +101,7 @@ def find(path: str | Path) -> Path:
 _NAME = re.compile(r"\w[\w .-]*")
 _TOP = {
     *("name", "about", "seed", "seeds", "repeat", "data", "model", "interpreters", "manipulations", "defenses"),
-    *("attacks", "metrics", "evaluation", "sanity"),
+    *("attacks", "metrics", "evaluation", "sanity", "audit"),
 }
 
 
@@ -120,6 +121,7 @@ def check(tree: Any) -> Recipe:
     model = problems.run(lambda: entries.model(tree.get("model")))
     evaluation = problems.run(lambda: make(Evaluation, tree.get("evaluation") or {}, "evaluation"))
     sanity = problems.run(lambda: make(Sanity, tree.get("sanity") or {}, "sanity"))
+    audit = problems.run(lambda: Auditing.from_entry(tree.get("audit"), "audit"))
     reader = Rows(problems)
     reader.read("interpreter", _listed(tree, "interpreters"), "interpreters")
     reader.read("manipulation", _listed(tree, "manipulations"), "manipulations")
@@ -149,7 +151,7 @@ def check(tree: Any) -> Recipe:
     return Recipe(
         name=name, about=about, seed=seed, data=data, model=model, columns=tuple(flat),
         rows=tuple(_repeated(_calibrated_on(row, evaluation.harmless), repeat) for row in reader.made),
-        metrics=measured, evaluation=evaluation, sanity=sanity, source=tree, seeds=seeds, repeat=repeat,
+        metrics=measured, evaluation=evaluation, sanity=sanity, audit=audit, source=tree, seeds=seeds, repeat=repeat,
     )  # fmt: skip
 
 

@@ -1,0 +1,128 @@
+"""What the audit of cells runs by itself: repeated passes of each row, and attacks that should be no weaker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import files
+from ..attacks import Attack
+from ..errors import InputError
+from ..maps import absmax
+from ..recipe.auditing import Auditing
+from ..recipe.experiment import Column, Experiment, Row
+from ..system import System
+from .judged import Chunk
+from .origins import Origins
+from .store import RunFolder
+
+KIND = "audited"
+"""The folder of what the audit ran; it is kept."""
+REPEATS = 5
+RESTARTS = 5
+
+
+@torch.no_grad()
+def probe(system: System, x: Tensor) -> dict[str, Tensor]:
+    """How a system answers one batch again and again, ``[1]`` each.
+
+    ``output_change`` and ``map_change``: by how much repeated logits (L2) and maps (largest pixel, of the map's largest)
+    differ; ``softmax``: whether logits are probabilities; ``constant``: whether all inputs have the same map.
+    """
+    first = system(x)
+    output, map_change = torch.zeros(()), torch.zeros(())
+    reference = absmax(first.maps)
+    for _ in range(REPEATS - 1):
+        again = system(x)
+        output = torch.maximum(output, (again.logits - first.logits).float().norm(dim=1).amax().cpu())
+        map_change = torch.maximum(map_change, (absmax(again.maps) - reference).float().abs().amax().cpu())
+    logits = first.logits.float()
+    sums = bool(((logits.sum(1) - 1).abs() <= 1e-5).all()) and bool(((logits >= 0) & (logits <= 1)).all())
+    same = len(x) > 1 and bool((x != x[:1]).any()) and float((reference - reference[:1]).abs().amax()) <= 1e-6
+    found = {"output_change": output, "map_change": map_change}
+    found |= {"softmax": torch.tensor(float(sums)), "constant": torch.tensor(float(same))}
+    return {name: value.float().cpu()[None] for name, value in found.items()}
+
+
+def stronger(attack: Attack) -> dict[str, Attack]:
+    """The same attack with what should make it no weaker, by name: those that it has settings for."""
+    known = {f.name: getattr(attack, f.name) for f in fields(attack)}
+    asked: dict[str, dict[str, Any]] = {}
+    if isinstance(steps := known.get("steps"), int) and steps > 0:
+        asked["steps"] = {"steps": 2 * steps}
+    if isinstance(eps := known.get("eps"), float) and 0 < eps < 1:
+        asked |= {"eps": {"eps": min(1.0, 2 * eps)}, "unbounded": {"eps": 1.0}}
+    if isinstance(restarts := known.get("restarts"), int) and restarts < RESTARTS:
+        asked["restarts"] = {"restarts": RESTARTS}
+    made = {}
+    for name, changes in asked.items():
+        try:
+            made[name] = replace(attack, **changes)
+        except InputError:
+            continue  # a setting that this attack cannot have
+    return made
+
+
+def some(chunk: Chunk, images: int) -> Chunk:
+    """The first inputs of a chunk."""
+    goal = None if chunk.goal_class is None else chunk.goal_class[:images]
+    return Chunk(0, chunk.x[:images], chunk.y[:images], goal, chunk.samples[:images])
+
+
+class Probes:
+    """Names and answers of what the audit runs.
+
+    Args:
+        experiment: rows, columns and settings.
+        folder: its directory.
+        origins: of the experiment.
+    """
+
+    def __init__(self, experiment: Experiment, folder: RunFolder, origins: Origins) -> None:
+        self.experiment, self.folder, self.origins = experiment, folder, origins
+        self.settings: Auditing = experiment.audit
+
+    def row(self, row: Row) -> str:
+        """The name of a row's probe."""
+        return f"{row.label} {self._digest(self.origins.row(row.label))}"
+
+    def cell(self, row: Row, column: Column, name: str) -> str:
+        """The name of a stronger attack of a cell."""
+        return f"{row.label} / {column.label} / {name} {self._digest(self.origins.cell(row, column))}"
+
+    def _digest(self, made_of: Any) -> str:
+        return files.digest([made_of, self.settings.images, self.folder.identity])[:8]
+
+    def attacked(self, column: Column) -> bool:
+        """Whether a column's attack is run again with other settings."""
+        return self.settings.level == "full" and isinstance(column.attack, Attack) and not column.facts.control
+
+    def wanted(self) -> Iterator[str]:
+        """The names of everything that is to be run for finished cells."""
+        for row in self.experiment.rows:
+            done = [c for c in self.experiment.columns if self.folder.done(row.label, c.label) is not None]
+            if done:
+                yield self.row(row)
+            for column in done:
+                if self.attacked(column):
+                    yield from (self.cell(row, column, name) for name in stronger(column.attack))
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it was run, or tried."""
+        return all(
+            self.folder.chunk(KIND, name, 0).is_file() or self.folder.error(KIND, name, 0).is_file()
+            for name in self.wanted()
+        )
+
+    def read(self, name: str) -> dict[str, Tensor] | None:
+        """What was found under a name; ``None`` where it is missing or failed."""
+        path = self.folder.chunk(KIND, name, 0)
+        if not path.is_file():
+            return None
+        found: dict[str, Tensor] = files.read_tensors(path)[0]
+        return found
