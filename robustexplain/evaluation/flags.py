@@ -73,20 +73,20 @@ class Audit:
         """Flags of the row's system."""
         known, limits = self.probes.read(self.probes.row(row)), self.settings
         if known is not None:
-            output, maps = float(known["output_change"]), float(known["map_change"])
+            output, maps = float(known["output_change"].amax()), float(known["map_change"].amax())
             if output > limits.output_change or maps > limits.map_change:
                 yield flag(
                     "random-output",
                     f"the system answers the same input differently (logits by {output:.2g}, maps by {maps:.2g}) and "
                     "does not say that it is random: it is judged on one draw, and no attack averages over them",
                 )
-            if float(known["softmax"]):
+            if float(known["softmax"].amin()):
                 yield flag(
                     "softmax-output",
                     "the classifier's logits are probabilities: where they saturate, gradients vanish, and attacks "
                     "fail that would succeed on its logits",
                 )
-            if float(known["constant"]):
+            if float(known["constant"].amin()):
                 yield flag("constant-map", "all inputs have the same map: it explains nothing, and nothing forges it")
         calibrated = self.folder.calibrated(row.label)
         if calibrated is None:
@@ -185,7 +185,7 @@ class Audit:
 
     def _same_attack(self, column: Column) -> Iterator[Column]:
         for other in self.experiment.columns:
-            alike = other.label != column.label and other.goal_map == column.goal_map and other.source is None
+            alike = other.label != column.label and (other.goal_map, other.source) == (column.goal_map, column.source)
             if alike and fingerprint(other.attack) == fingerprint(column.attack):
                 yield other
 

@@ -28,14 +28,14 @@ from .growing import claim
 from .judged import Chosen, Chunk, Pool, choose, chunks
 from .machine import machine
 from .origins import Origins
+from .over_columns import write_worst
 from .own_data import adversarys_own
 from .prepared import Builder, Prepared, prepare
-from .probing import KIND, Probes, probe, some, stronger
+from .probing import KIND, Probes, over, probe, some, stronger
 from .seeds import OverSeeds, again
 from .shards import ChunkFailedError, Shards
 from .store import RunFolder
 from .summaries import PICTURES, Summaries
-from .worst import write_worst
 
 
 def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
@@ -163,7 +163,7 @@ class Matrix:
         probes = Probes(self.experiment, self.folder, self._origins)
         if probes.complete:
             return
-        chunk, runs = some(self._chunks[0], self.experiment.audit.images), []
+        chunks, runs = some(self._chunks, self.experiment.audit.images), []
         for row in self.experiment.rows:
             if not any(self._done(row, column) for column in self.experiment.columns):
                 continue
@@ -175,8 +175,8 @@ class Matrix:
                 ]
         with self.session.progress.task("audit of cells", len(runs)) as advance:
             for i, (name, make) in enumerate(runs):
-                # Each is one chunk, the first of its name: processes take turns by the name instead.
-                self._shards.make_one(KIND, name, chunk, make, i)
+                # Each is one file, the first of its name: processes take turns by the name instead.
+                self._shards.make_one(KIND, name, chunks[0], lambda _, make=make: over(chunks, make), i)
                 advance(1)
         self.session.accelerator.wait_for_everyone()
 

@@ -53,9 +53,12 @@ def _silent(results: Results, row: str, column: str) -> list[str]:
 
 
 def _weaker(results: Results, row: str, column: str) -> list[str]:
-    """An adaptive attack that does worse than an oblivious one is too weak."""
-    adapts = results.measure(row, column, "joint")
+    """An adaptive attack that does worse than the same attack of an adversary who knows less is too weak."""
+    adapts, same = results.measure(row, column, "joint"), results.cells[row, column]
     for other in results.experiment.columns:
+        theirs = results.cells.get((row, other.label))
+        if not theirs or not same or theirs.get("attack") != same.get("attack"):
+            continue
         ignores = results.measure(row, other.label, "joint")
         if other.knowledge == "adaptive" or adapts is None or ignores is None:
             continue

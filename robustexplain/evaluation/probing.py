@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -30,7 +30,7 @@ RESTARTS = 5
 def probe(system: System, x: Tensor) -> dict[str, Tensor]:
     """How a system answers one batch again and again, ``[1]`` each.
 
-    ``output_change`` and ``map_change``: by how much repeated logits (L2) and maps (largest pixel, of the map's largest)
+    ``output_change`` and ``map_change``: by how much repeated logits (L2) and maps (a pixel, over the map's largest)
     differ; ``softmax``: whether logits are probabilities; ``constant``: whether all inputs have the same map.
     """
     first = system(x)
@@ -67,10 +67,21 @@ def stronger(attack: Attack) -> dict[str, Attack]:
     return made
 
 
-def some(chunk: Chunk, images: int) -> Chunk:
-    """The first inputs of a chunk."""
-    goal = None if chunk.goal_class is None else chunk.goal_class[:images]
-    return Chunk(0, chunk.x[:images], chunk.y[:images], goal, chunk.samples[:images])
+def some(chunks: Sequence[Chunk], images: int) -> list[Chunk]:
+    """The first inputs of an evaluation, in its chunks."""
+    found: list[Chunk] = []
+    for chunk in chunks:
+        left = images - sum(len(part.x) for part in found)
+        if left > 0:
+            goal = None if chunk.goal_class is None else chunk.goal_class[:left]
+            found.append(Chunk(chunk.index, chunk.x[:left], chunk.y[:left], goal, chunk.samples[:left]))
+    return found
+
+
+def over(chunks: Sequence[Chunk], make: Callable[[Chunk], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What ``make`` finds for each of some chunks, one after the other."""
+    found = [make(chunk) for chunk in chunks]
+    return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
 
 class Probes:

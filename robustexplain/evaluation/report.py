@@ -14,10 +14,10 @@ from torch import Tensor
 from .. import files, plots, training
 from .audit_page import write_audits
 from .notes import notes
+from .over_columns import WORST
 from .results import Results
 from .store import LABEL, MATRIX, REPORT, RunFolder
 from .words import Words
-from .worst import WORST
 
 PICTURE = "matrix.png"
 CALIBRATED_ON = {

@@ -11,9 +11,9 @@ from ..recipe import check
 from ..recipe.experiment import AttackFacts, Column, Evaluation, Experiment, Recipe, Row
 from ..schema import make
 from .mending import damaged, damaged_cell
+from .over_columns import read_worst
 from .store import RunFolder
 from .words import Words, words_of
-from .worst import read_worst
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Results:
             the share of changed predictions, false alarms.
         words: what each measure is called.
         damaged: files that were left out, and why: damaged, or changed since they were written.
-        worst: each row's worst case by label, as ``worst.write_worst`` writes it: ``measures`` (``worst``: any
+        worst: each row's worst case by label, as ``over_columns.write_worst`` writes it: ``measures`` (``worst``: any
             adversary won; ``worst_forge`` and ``worst_move``: of one aim, where columns have both),
             ``against_undefended`` and the columns that are ``missing``.
         audits: what is known of each manipulated row, by label.

@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import files
 from ..random_streams import derive
 from ..recipe.experiment import Column, Experiment, Row
 from .calibration import Calibration
 from .differences import difference
+from .fingerprint import fingerprint
 from .origins import Origins
 from .statistics import estimate, separation
 from .store import RunFolder
@@ -66,6 +68,7 @@ class Summaries:
     def where(self, row: Row, column: Column) -> dict[str, Any]:
         """Which cell it is, and what it was made of."""
         words = {"row": row.label, "base": row.base, "column": column.label, "knowledge": column.knowledge}
+        words["attack"] = files.digest([fingerprint(column.attack), column.goal_map, column.source])
         return {**words, "made_of": self.origins.cell(row, column), "machine": self.machine}
 
     def refresh(self) -> None:
