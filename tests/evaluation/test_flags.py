@@ -1,0 +1,185 @@
+"""Planted fakes: each looks robust for a false reason, and its cells say which."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import robustexplain as rx
+from robustexplain import attacks, interpreters
+from robustexplain.errors import InputError, RobustExplainWarning
+from robustexplain.evaluation import Evaluation, Results, RunFolder, evaluate, run
+from robustexplain.recipe import read
+from robustexplain.recipe.auditing import Auditing
+from robustexplain.transforms import UniformNoise
+
+TINY = Path(__file__).parents[1] / "tiny.yaml"
+X = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(1, 6, 3), nn.Softplus(), nn.Flatten(), nn.Linear(216, 3)).eval()
+
+
+class Quantiser(nn.Module):
+    """Rounds its input, without a way through for gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner((x * 8).round() / 8)
+        return logits
+
+
+class Saturated(nn.Module):
+    """Answers with probabilities, which saturate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.softmax(self.inner(x) * 50, 1)
+
+
+class RandomResize(nn.Module):
+    """Shrinks its input by a random size, and does not say that it is random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = int(torch.randint(4, 8, ()))
+        logits: Tensor = self.inner(F.interpolate(F.interpolate(x, size=size), size=8))
+        return logits
+
+
+class Constant(interpreters.Gradient):
+    """The same map for every input."""
+
+    def _maps(self, x: Tensor) -> Tensor:
+        ramp = torch.linspace(0, 1, x[0, 0].numel(), device=x.device, dtype=x.dtype).view(x.shape[2:])
+        return ramp.expand(len(x), *x.shape[2:]) + 0 * x.sum(1)
+
+    def explain(self, x: Tensor, target: Tensor | None = None, *, native: bool = False) -> Any:
+        seen = super().explain(x, target, native=native)
+        return type(seen)(seen.logits, self._maps(x))
+
+
+class LookUp(Constant):
+    """The map of the nearest known input."""
+
+    def _maps(self, x: Tensor) -> Tensor:
+        nearest = torch.cdist(x.flatten(1), X.to(x).flatten(1)).argmin(1)
+        return X.to(x)[nearest, 0] + 0 * x.sum(1)
+
+
+class Rings:
+    """A detector that rings for everything."""
+
+    threshold, soft_threshold = 0.0, 0.0
+
+    def score(self, x: Tensor) -> Tensor:
+        return torch.ones(len(x))
+
+    def soft_score(self, x: Tensor) -> Tensor:
+        return x.flatten(1).mean(1)
+
+
+def flags_of(system: rx.System, out: Path, attack: attacks.Attack | None = None) -> dict[str, str]:
+    attack = attack or attacks.PGD(eps=0.5, steps=25, step_size=0.1)
+    settings = Evaluation(
+        batch_size=12, targeted=False, calibration=24, harmless=(UniformNoise(0.02),), bootstrap=50, pictures=1
+    )
+    torch.manual_seed(0)
+    given = (X, system.model(X).argmax(1))
+    columns = {"noise": attacks.Noise(eps=0.5), "attack": attack}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RobustExplainWarning)
+        results = evaluate({"row": system}, columns, given, out=out, evaluation=settings)
+    cell = results.cells["row", "attack"]
+    assert cell is not None
+    assert cell["status"] == "done", cell["traceback"]
+    return {flag["name"]: flag["reason"] for flag in results.flags("row", "attack")}
+
+
+def gradient(make: Callable[[], nn.Module]) -> rx.System:
+    model = make().eval().requires_grad_(False)
+    return rx.System(model, interpreters.Gradient(model))
+
+
+def test_an_honest_system_under_a_strong_attack_has_no_flags(tmp_path: Path) -> None:
+    assert flags_of(gradient(net), tmp_path) == {}
+
+
+def test_a_quantiser_masks_gradients(tmp_path: Path) -> None:
+    found = flags_of(gradient(Quantiser), tmp_path)
+    assert "first gradient was exactly zero for 24 of 24" in found["zero-gradient"]
+
+
+def test_a_saturated_softmax_answers_with_probabilities(tmp_path: Path) -> None:
+    assert "logits are probabilities" in flags_of(gradient(Saturated), tmp_path)["softmax-output"]
+
+
+def test_a_random_resize_that_does_not_say_so_is_judged_on_one_draw(tmp_path: Path) -> None:
+    assert "answers the same input differently" in flags_of(gradient(RandomResize), tmp_path)["random-output"]
+
+
+@pytest.mark.parametrize(("fake", "name"), [(Constant, "constant-map"), (LookUp, "still-map")])
+def test_maps_that_do_not_follow_the_input(fake: Any, name: str, tmp_path: Path) -> None:
+    model = net().requires_grad_(False)
+    found = flags_of(rx.System(model, fake(model)), tmp_path)
+    assert "still-map" in found
+    assert name in found
+    assert ("constant-map" in found) is (fake is Constant)
+
+
+def test_a_detector_that_always_rings(tmp_path: Path) -> None:
+    model = net().requires_grad_(False)
+    found = flags_of(rx.System(model, interpreters.Gradient(model), Rings()), tmp_path)  # type: ignore[arg-type]
+    assert "rings for 100% of" in found["false-alarms"]
+
+
+def test_an_attack_of_three_steps(tmp_path: Path) -> None:
+    found = flags_of(gradient(net), tmp_path, attacks.PGD(eps=0.5, steps=3, step_size=0.001))
+    assert {"few-steps", "undefended-weak"} <= found.keys()
+    assert "takes 3 steps" in found["few-steps"]
+
+
+def test_a_full_audit_finds_that_twice_the_steps_and_eps_win_more(tmp_path: Path) -> None:
+    made = read(TINY, [
+        "interpreters=[gradient]", "defenses=[]", "attacks=[{name: pgd, eps: 0.3, steps: 2, step_size: 0.03}]",
+        "model.train.epochs=1", "evaluation.calibration=20", "evaluation.harmless=[uniform-noise]", "audit={level: full, steps_gain: 0}",
+    ])  # fmt: skip
+    assert run(made, tmp_path / "run") == 0
+    folder = RunFolder(tmp_path / "run")
+    kept = sorted((folder.root / "audited").rglob("*.safetensors"))
+    assert len(kept) == 5  # the row; twice the steps, twice the eps, eps 1, five restarts
+    names = {flag["name"] for flag in Results.read(folder).flags("gradient", "pgd")}
+    assert "unbounded-fails" in names  # two steps do not get there
+    stamps = [path.stat().st_mtime_ns for path in kept]
+    assert run(made, tmp_path / "run") == 0
+    assert [path.stat().st_mtime_ns for path in kept] == stamps
+
+
+def test_the_audit_s_settings() -> None:
+    assert Auditing.from_entry("full", "audit") == Auditing(level="full")
+    assert Auditing.from_entry(None, "audit") == Auditing()
+    assert Auditing.from_entry({"few_steps": 5}, "audit").few_steps == 5
+    with pytest.raises(InputError, match=r"audit"):
+        Auditing.from_entry("thorough", "audit")
+    with pytest.raises(InputError, match=r"audit\.random_factor"):
+        Auditing.from_entry({"random_factor": math.nan}, "audit")
