@@ -14,7 +14,7 @@ from .calibration import ROUNDING
 from .differences import mcnemar
 from .fingerprint import fingerprint
 from .origins import Origins
-from .probing import Probes, stronger
+from .probing import ITERATES, Probes
 from .store import RunFolder
 
 Flag = dict[str, str]
@@ -189,14 +189,26 @@ class Audit:
             if alike and fingerprint(other.attack) == fingerprint(column.attack):
                 yield other
 
+    def _watched(self, row: Row) -> bool:
+        known = self.folder.calibrated(row.label)
+        return known is not None and known[0]["false_alarms"] is not None
+
     def _stronger(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> Iterator[Flag]:
         """Flags of a full audit."""
         if not self.probes.attacked(column):
             return
         won, limits = "joint" if column.facts.keeps_prediction else "success", self.settings
-        for name in stronger(column.attack):
+        for name in self.probes.names(column):
             found = self.probes.read(self.probes.cell(row, column, name))
             if found is None:
+                continue
+            if name == ITERATES:
+                lost = int((found["won"] > found["success"]).sum())
+                # With a detector in its way, an attack may rather return what raises no alarm.
+                if lost and not self._watched(row):
+                    yield flag(
+                        "silent-success", f"for {lost} of {len(found['won'])} an iterate won and was not returned"
+                    )
                 continue
             after, before = found[won], arrays[won][: len(found[won])]
             gain, value = float((after - before).mean()), float(after.mean())

@@ -31,7 +31,7 @@ from .origins import Origins
 from .over_columns import write_worst
 from .own_data import adversarys_own
 from .prepared import Builder, Prepared, prepare
-from .probing import KIND, Probes, over, probe, some, stronger
+from .probing import ITERATES, KIND, Probes, iterates, over, probe, some, stronger
 from .seeds import OverSeeds, again
 from .shards import ChunkFailedError, Shards
 from .store import RunFolder
@@ -161,27 +161,36 @@ class Matrix:
     def _probe(self) -> None:
         """Run what the audit of the cells needs; processes share it."""
         probes = Probes(self.experiment, self.folder, self._origins)
-        if probes.complete:
-            return
-        chunks, runs = some(self._chunks, self.experiment.audit.images), []
-        for row in self.experiment.rows:
-            if not any(self._done(row, column) for column in self.experiment.columns):
-                continue
-            runs.append((probes.row(row), partial(self._answers, row)))
-            for column in (c for c in self.experiment.columns if self._done(row, c) and probes.attacked(c)):
-                named = stronger(column.attack).items()
-                runs += [
-                    (probes.cell(row, column, n), partial(self._again, row, column, attack)) for n, attack in named
-                ]
-        with self.session.progress.task("audit of cells", len(runs)) as advance:
-            for i, (name, make) in enumerate(runs):
-                # Each is one file, the first of its name: processes take turns by the name instead.
-                self._shards.make_one(KIND, name, chunks[0], lambda _, make=make: over(chunks, make), i)
-                advance(1)
+        if not probes.complete:
+            runs, chunks = self._audited(probes), some(self._chunks, self.experiment.audit.images)
+            with self.session.progress.task("audit of cells", len(runs)) as advance:
+                for i, (name, make) in enumerate(runs):
+                    # Each is one file, the first of its name: processes take turns by the name instead.
+                    self._shards.make_one(KIND, name, chunks[0], partial(over, make, chunks), i)
+                    advance(1)
         self.session.accelerator.wait_for_everyone()
+
+    def _audited(self, probes: Probes) -> list[tuple[str, Callable[[Chunk], dict[str, Tensor]]]]:
+        """What the audit runs, by name: for each row with a finished cell, and each attack that is run again."""
+        runs: list[tuple[str, Callable[[Chunk], dict[str, Tensor]]]] = []
+        for row in self.experiment.rows:
+            done = [column for column in self.experiment.columns if self._done(row, column)]
+            if done:
+                runs.append((probes.row(row), partial(self._answers, row)))
+            for column in done:
+                again = {n: partial(self._again, row, column, made) for n, made in stronger(column.attack).items()}
+                named = {**again, ITERATES: partial(self._iterates, row, column)}
+                runs += [(probes.cell(row, column, name), named[name]) for name in probes.names(column)]
+        return runs
 
     def _answers(self, row: Row, chunk: Chunk) -> dict[str, Tensor]:
         return probe(self.prepared.by_row[row.label], chunk.x)
+
+    def _iterates(self, row: Row, column: Column, chunk: Chunk) -> dict[str, Tensor]:
+        """Whether the attack returns what it found."""
+        job, seed = self._adversaries.job(row, column), self.experiment.seed
+        attack = job.attack.fitted(job.system, *self._fitting) if column.attack.needs_data else job.attack
+        return iterates(attack, job.system, chunk, goal_map(column, job.system, chunk, self._pool(), seed))
 
     def _again(self, row: Row, column: Column, attack: Attack, chunk: Chunk) -> dict[str, Tensor]:
         """What a stronger attack wins."""

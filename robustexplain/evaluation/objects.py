@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -18,6 +18,7 @@ from ..data import Data, Item, take
 from ..door import answer
 from ..errors import InputError, RobustExplainWarning
 from ..metrics import Metric
+from ..recipe.auditing import Auditing
 from ..recipe.experiment import Column, Evaluation, Experiment, Knowledge, Row
 from ..registry import METRICS
 from ..renamed import KNOWLEDGE, renamed
@@ -59,6 +60,7 @@ def evaluate(
     out: str | Path,
     metrics: Sequence[str | Metric] = ("l1", "l2", "iou"),
     evaluation: Evaluation | None = None,
+    audit: Auditing | None = None,
     about: str = "",
     seed: int = 0,
     session: Session | None = None,
@@ -78,6 +80,7 @@ def evaluate(
         out: the run directory.
         metrics: registered names, or metrics of a kind that a cell can measure.
         evaluation: how many inputs are judged, and how.
+        audit: how cells are checked before they are believed.
         about: what the report says of it.
         seed: of goals and intervals.
         session: accelerator and progress. Systems stay on the device where they are.
@@ -112,6 +115,7 @@ def evaluate(
     asking = not loaded.digest and any(column.attack.needs_data for column in columns)
     pool = pool_digest(loaded, settings.pool, seed) if asking else None
     experiment = _experiment(folder, about, seed, by_row, rows, columns, measured, settings, inputs, pool)
+    experiment = replace(experiment, audit=audit or Auditing())
     # Whatever the classifiers get right, the same data have the same digest.
     some = list(take(loaded.test, min(settings.images, len(loaded.test)), seed).indices)
     failed = 0

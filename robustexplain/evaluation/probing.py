@@ -13,6 +13,7 @@ from .. import files
 from ..attacks import Attack
 from ..errors import InputError
 from ..maps import absmax
+from ..metrics import hit
 from ..recipe.auditing import Auditing
 from ..recipe.experiment import Column, Experiment, Row
 from ..system import System
@@ -22,6 +23,8 @@ from .store import RunFolder
 
 KIND = "audited"
 """The folder of what the audit ran; it is kept."""
+ITERATES = "iterates"
+"""The name of the attack itself, with its iterates watched."""
 REPEATS = 5
 RESTARTS = 5
 
@@ -67,6 +70,30 @@ def stronger(attack: Attack) -> dict[str, Attack]:
     return made
 
 
+def iterates(attack: Attack, system: System, chunk: Chunk, goal_map: Tensor | None) -> dict[str, Tensor]:
+    """Of each input, ``[B]``: whether the attack ended with the wanted prediction, and whether any iterate had it.
+
+    What the search shows to the classifier is taken for an iterate of the input that it is nearest to.
+    """
+    clean, won = chunk.x.flatten(1), torch.zeros(len(chunk.x), dtype=torch.bool, device=chunk.x.device)
+
+    @torch.no_grad()
+    def watch(model: Any, given: tuple[Any, ...], logits: Any) -> None:
+        x = given[0].detach() if given and isinstance(given[0], Tensor) else None
+        if x is None or x.shape[1:] != chunk.x.shape[1:] or not isinstance(logits, Tensor):
+            return
+        owner = torch.cdist(x.flatten(1).to(clean), clean).argmin(1)
+        goal = None if chunk.goal_class is None else chunk.goal_class[owner]
+        won[owner[hit(logits.detach(), chunk.y[owner], goal)]] = True
+
+    hook = system.model.register_forward_hook(watch)
+    try:
+        made = attack(system, chunk.x, chunk.y, chunk.goal_class, goal_map)
+    finally:
+        hook.remove()
+    return {"success": made.success.float().cpu(), "won": (won | made.success).float().cpu()}
+
+
 def some(chunks: Sequence[Chunk], images: int) -> list[Chunk]:
     """The first inputs of an evaluation, in its chunks."""
     found: list[Chunk] = []
@@ -78,8 +105,8 @@ def some(chunks: Sequence[Chunk], images: int) -> list[Chunk]:
     return found
 
 
-def over(chunks: Sequence[Chunk], make: Callable[[Chunk], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What ``make`` finds for each of some chunks, one after the other."""
+def over(make: Callable[[Chunk], dict[str, Tensor]], chunks: Sequence[Chunk], first: Chunk) -> dict[str, Tensor]:
+    """What ``make`` finds for each of some chunks, one after the other; ``first`` is one of them."""
     found = [make(chunk) for chunk in chunks]
     return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
@@ -112,6 +139,12 @@ class Probes:
         """Whether a column's attack is run again with other settings."""
         return self.settings.level == "full" and isinstance(column.attack, Attack) and not column.facts.control
 
+    def names(self, column: Column) -> list[str]:
+        """What is run again of a column's attack: stronger ones, and itself with its iterates watched."""
+        if not self.attacked(column):
+            return []
+        return [*stronger(column.attack), *([] if column.facts.keeps_prediction else [ITERATES])]
+
     def wanted(self) -> Iterator[str]:
         """The names of everything that is to be run for finished cells."""
         for row in self.experiment.rows:
@@ -119,8 +152,7 @@ class Probes:
             if done:
                 yield self.row(row)
             for column in done:
-                if self.attacked(column):
-                    yield from (self.cell(row, column, name) for name in stronger(column.attack))
+                yield from (self.cell(row, column, name) for name in self.names(column))
 
     @property
     def complete(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,9 @@ class Rings:
         return x.flatten(1).mean(1)
 
 
-def flags_of(system: rx.System, out: Path, attack: attacks.Attack | None = None) -> dict[str, str]:
+def flags_of(
+    system: rx.System, out: Path, attack: attacks.Attack | None = None, audit: Auditing | None = None
+) -> dict[str, str]:
     attack = attack or attacks.PGD(eps=0.5, steps=25, step_size=0.1)
     settings = Evaluation(
         batch_size=12, targeted=False, calibration=24, harmless=(UniformNoise(0.02),), bootstrap=50, pictures=1
@@ -109,7 +112,7 @@ def flags_of(system: rx.System, out: Path, attack: attacks.Attack | None = None)
     columns = {"noise": attacks.Noise(eps=0.5), "attack": attack}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RobustExplainWarning)
-        results = evaluate({"row": system}, columns, given, out=out, evaluation=settings)
+        results = evaluate({"row": system}, columns, given, out=out, evaluation=settings, audit=audit)
     cell = results.cells["row", "attack"]
     assert cell is not None
     assert cell["status"] == "done", cell["traceback"]
@@ -159,15 +162,32 @@ def test_an_attack_of_three_steps(tmp_path: Path) -> None:
     assert "takes 3 steps" in found["few-steps"]
 
 
+@dataclass(frozen=True)
+class Forgets(attacks.PGD):
+    """Finds what it looks for and returns the benign inputs."""
+
+    def __call__(self, system: rx.System, x: Tensor, *others: Any, **named: Any) -> attacks.Attacked:
+        made = super().__call__(system, x, *others, **named)
+        return replace(made, x=x, success=torch.zeros_like(made.success))
+
+
+def test_an_attack_that_wins_and_does_not_return_it(tmp_path: Path) -> None:
+    full, settings = Auditing(level="full"), {"eps": 0.5, "steps": 25, "step_size": 0.1}
+    found = flags_of(gradient(net), tmp_path / "fake", Forgets(**settings), full)
+    assert "for 16 of 16 an iterate won and was not returned" in found["silent-success"]
+    assert flags_of(gradient(net), tmp_path / "honest", attacks.PGD(**settings), full) == {}
+
+
 def test_a_full_audit_finds_that_twice_the_steps_and_eps_win_more(tmp_path: Path) -> None:
     made = read(TINY, [
         "interpreters=[gradient]", "defenses=[]", "attacks=[{name: pgd, eps: 0.3, steps: 2, step_size: 0.03}]",
-        "model.train.epochs=1", "evaluation.calibration=20", "evaluation.harmless=[uniform-noise]", "audit={level: full, steps_gain: 0}",
+        "model.train.epochs=1", "evaluation.calibration=20", "evaluation.harmless=[uniform-noise]",
+        "audit={level: full, steps_gain: 0}",
     ])  # fmt: skip
     assert run(made, tmp_path / "run") == 0
     folder = RunFolder(tmp_path / "run")
     kept = sorted((folder.root / "audited").rglob("*.safetensors"))
-    assert len(kept) == 5  # the row; twice the steps, twice the eps, eps 1, five restarts
+    assert len(kept) == 6  # the row; twice the steps, twice the eps, eps 1, five restarts, iterates
     names = {flag["name"] for flag in Results.read(folder).flags("gradient", "pgd")}
     assert "unbounded-fails" in names  # two steps do not get there
     stamps = [path.stat().st_mtime_ns for path in kept]

@@ -1,4 +1,4 @@
-"""Everything trained again under other seeds: one run directory, intervals over seeds and samples, each seed's value."""
+"""Everything trained again under other seeds: one run directory, intervals over seeds and samples, each seed shown."""
 
 from __future__ import annotations
 
@@ -120,9 +120,8 @@ def test_the_worst_case_counts_a_sample_that_any_attacker_won(
             each.append(float(torch.maximum(pgd, moved).mean()))
         assert known["measures"]["worst"]["each"] == pytest.approx(each)
         assert known["missing"] == []
-    assert {"value", "low", "high", "p"} <= results.worst["beta-smoothing (gradient)"]["against_undefended"][
-        "worst"
-    ].keys()
+    against = results.worst["beta-smoothing (gradient)"]["against_undefended"]["worst"]
+    assert {"value", "low", "high", "p"} <= against.keys()
     with (folder.root / "matrix.csv").open() as file:
         lines = [line for line in csv.DictReader(file) if line["column"] == WORST]
     assert {"worst", "worst_forge", "worst_move", "worst seed 3", "worst_minus_root"} <= {x["measure"] for x in lines}
