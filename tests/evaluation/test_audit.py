@@ -17,7 +17,7 @@ from robustexplain.attacks.joint.member_maps import MemberMaps
 from robustexplain.attacks.manipulation import ConcealFeature, View
 from robustexplain.commands.explain import systems_of_run
 from robustexplain.errors import InputError
-from robustexplain.evaluation import RunFolder, run, write_report
+from robustexplain.evaluation import Results, RunFolder, run, write_report
 from robustexplain.evaluation.audit import Audit, audit
 from robustexplain.evaluation.audit_page import PAGE, TABLE
 from robustexplain.evaluation.prepared import Prepared
@@ -87,6 +87,9 @@ def test_every_cell_of_a_manipulated_row_is_held_against_the_honest_system(
     assert lying["measures"]["l1_honest"]["value"] > 0.05
     assert lying["measures"]["l1"]["value"] == 0
     assert "l1_honest" in defended["measures"]
+    results = Results.read(folder)
+    assert results.main == "l1_honest"  # not joint success: on clean inputs that is the classifier's error
+    assert results.audits["lying"]["looks"]
     maps = folder.arrays("lying", "clean")["map"], folder.arrays("cam", "clean")["map"]
     assert not torch.equal(*maps)
 
