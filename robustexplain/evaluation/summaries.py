@@ -50,7 +50,7 @@ class Summaries:
             measures["auc"] = separation(arrays["clean_score"], arrays["score"]).as_dict()
         separations = self._separations(row, arrays)
         if known := [e for e in separations if e is not None]:
-            measures["separation"] = min(known, key=lambda e: float(e["value"]))
+            measures["separation"] = min(known, key=lambda e: e["value"] or 0.0)
         hits = arrays["success"] > 0
         return {
             "status": "done",
