@@ -14,6 +14,7 @@ from robustexplain import files, seals
 from robustexplain.errors import DamagedFileError
 from robustexplain.evaluation import Results, RunFolder, run, write_report
 from robustexplain.evaluation.matrix import Matrix
+from robustexplain.evaluation.shards import Shards
 from robustexplain.recipe import read
 from robustexplain.recipe.experiment import Recipe
 from robustexplain.training import Session
@@ -144,7 +145,7 @@ def test_what_can_be_made_again_is(harm: Callable[[Path], None], root: Path) -> 
     paths = [RunFolder(root).row("cam"), *(root / name for name in ("recipe.yaml", "weights.json", "judged.json"))]
     for path in paths:
         harm(path)
-    with pytest.raises(DamagedFileError, match=r"recipe.yaml .*`robustexplain run` with the same recipe"):
+    with pytest.raises(DamagedFileError, match=r"recipe.yaml .*`robustexplain run` with the (same recipe|recipe that)"):
         Results.read(RunFolder(root))
     RunFolder(root).cell("gradient", "pgd").unlink()
     assert run_again(root)[0] == 0
@@ -205,16 +206,16 @@ def test_a_slower_run_overwrites_no_finished_cell_with_failed(root: Path, monkey
     folder = RunFolder(root)
     before = {path: path.read_bytes() for path in root.glob("cells/*")}
     folder.cell("cam", "pgd").unlink()
-    shard = Matrix._shard
+    make = Shards.make
 
-    def overtaken(self: Matrix, kind: str, *words: object) -> None:
+    def overtaken(self: Shards, kind: str, *words: object) -> None:
         if kind == "judged":
             for path, content in before.items():
                 path.write_bytes(content)
             folder.drop_chunks("attacked")
-        shard(self, kind, *words)  # type: ignore[arg-type]
+        make(self, kind, *words)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Matrix, "_shard", overtaken)
+    monkeypatch.setattr(Shards, "make", overtaken)
     assert run_again(root)[0] == 0
     assert {path: path.read_bytes() for path in root.glob("cells/*")} == before
 

@@ -86,7 +86,8 @@ def nursery() -> Iterator[Nursery]:
 
 
 def finished_cells(root: Path) -> dict[str, int]:
-    return {path.stem: path.stat().st_mtime_ns for path in root.glob("cells/*.json")}
+    """When the arrays of each were written; its JSON is written again with what the audit says of it."""
+    return {p.stem: p.with_suffix(".safetensors").stat().st_mtime_ns for p in root.glob("cells/*.json")}
 
 
 def epochs(root: Path) -> dict[str, int]:
