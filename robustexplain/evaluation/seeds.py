@@ -81,18 +81,28 @@ class OverSeeds:
                 cell = self.folder.done(row.label, column.label)
                 if cell is None:
                     continue
-                known = {k: v for k, v in cell.items() if k != "seeds"}
-                found = self._of(row, column, known) if len(self.folders) > 1 else None
-                new = known if found is None else {**known, "seeds": found}
-                if new != cell:
+                before = cell.pop("seeds", None)
+                found = self._of(row, column, cell, before) if len(self.folders) > 1 else None
+                if found != before:
+                    new = cell if found is None else {**cell, "seeds": found}
                     self.folder.write_cell(row.label, column.label, new, None)
 
-    def _of(self, row: Row, column: Column, cell: dict[str, Any]) -> dict[str, Any] | None:
-        there = [(i, f) for i, f in enumerate(self.folders) if f.done(row.label, column.label) is not None]
-        cells = [found for _, f in there if (found := f.done(row.label, column.label)) is not None]
-        if len(there) < 2:
+    def _of(
+        self, row: Row, column: Column, cell: dict[str, Any], before: dict[str, Any] | None
+    ) -> dict[str, Any] | None:
+        """The cell over all seeds; what was summed up ``before`` where nothing changed since."""
+        known = {i: c for i, f in enumerate(self.folders) if (c := f.done(row.label, column.label)) is not None}
+        cells, folders = list(known.values()), [self.folders[i] for i in known]
+        if len(cells) < 2:
             return None
-        several = [f.arrays(row.label, column.label) for _, f in there]
+        reference = self.experiment.reference(row).label
+        plain = [f.done(reference, column.label) for f in folders]
+        made_of = [[list(known), self.summaries.origins.summary, sorted(cell["measures"])]]
+        made_of += [[c and c["arrays_sha256"] for c in some] for some in (cells, plain)]
+        digest = files.digest(made_of)
+        if before is not None and before["made_of"] == digest:
+            return before
+        several = [f.arrays(row.label, column.label) for f in folders]
         seed = derive(self.experiment.seed, "statistics")
         measures = {}
         for name in cell["measures"]:
@@ -102,11 +112,11 @@ class OverSeeds:
                 binary = self.summaries.binary(name)
                 measures[name] = over_all(stacked(several, name), binary, self.resamples, seed)
         return {
-            "count": len(there),
-            "missing": [i for i in range(len(self.folders)) if i not in dict(there)],
-            "made_of": files.digest([c["arrays_sha256"] for c in cells]),
+            "count": len(cells),
+            "missing": [i for i in range(len(self.folders)) if i not in known],
+            "made_of": digest,
             "measures": measures,
-            "against_undefended": self._against(row, column, cell, [f for _, f in there], several),
+            "against_undefended": self._against(row, column, cell, folders, several),
         }
 
     def _against(
