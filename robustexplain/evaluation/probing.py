@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import files
 from ..attacks import Attack
-from ..errors import InputError
+from ..errors import DamagedFileError, InputError
 from ..maps import absmax
 from ..metrics import hit
 from ..recipe.auditing import Auditing
@@ -145,27 +145,22 @@ class Probes:
             return []
         return [*stronger(column.attack), *([] if column.facts.keeps_prediction else [ITERATES])]
 
-    def wanted(self) -> Iterator[str]:
-        """The names of everything that is to be run for finished cells."""
-        for row in self.experiment.rows:
-            done = [c for c in self.experiment.columns if self.folder.done(row.label, c.label) is not None]
-            if done:
-                yield self.row(row)
-            for column in done:
-                yield from (self.cell(row, column, name) for name in self.names(column))
-
     @property
     def complete(self) -> bool:
-        """Whether all of it was run, or tried."""
-        return all(
-            self.folder.chunk(KIND, name, 0).is_file() or self.folder.error(KIND, name, 0).is_file()
-            for name in self.wanted()
-        )
+        """Whether every row with a finished cell was probed, and every attack run again, or tried."""
+        for row in self.experiment.rows:
+            done = [c for c in self.experiment.columns if self.folder.done(row.label, c.label) is not None]
+            if done and self.read(self.row(row)) is None:
+                return False
+            names = [self.cell(row, column, name) for column in done for name in self.names(column)]
+            if any(self.read(n) is None and not self.folder.error(KIND, n, 0).is_file() for n in names):
+                return False
+        return True
 
     def read(self, name: str) -> dict[str, Tensor] | None:
-        """What was found under a name; ``None`` where it is missing or failed."""
-        path = self.folder.chunk(KIND, name, 0)
-        if not path.is_file():
+        """What was found under a name; ``None`` where it is missing, failed or is damaged."""
+        try:
+            found: dict[str, Tensor] = files.read_tensors(self.folder.chunk(KIND, name, 0))[0]
+        except DamagedFileError:
             return None
-        found: dict[str, Tensor] = files.read_tensors(path)[0]
         return found

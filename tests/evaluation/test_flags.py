@@ -193,6 +193,10 @@ def test_a_full_audit_finds_that_twice_the_steps_and_eps_win_more(tmp_path: Path
     stamps = [path.stat().st_mtime_ns for path in kept]
     assert run(made, tmp_path / "run") == 0
     assert [path.stat().st_mtime_ns for path in kept] == stamps
+    kept[0].write_bytes(kept[0].read_bytes()[:-9])
+    assert run(made, tmp_path / "run") == 0
+    after = [path.stat().st_mtime_ns for path in kept]
+    assert (after[0] != stamps[0], after[1:]) == (True, stamps[1:])
 
 
 def test_the_audit_s_settings() -> None:
