@@ -97,7 +97,7 @@ class OverSeeds:
             return None
         reference = self.experiment.reference(row).label
         plain = [f.done(reference, column.label) for f in folders]
-        made_of = [[list(known), self.summaries.origins.summary, sorted(cell["measures"])]]
+        made_of: list[Any] = [[list(known), self.summaries.origins.summary, sorted(cell["measures"])]]
         made_of += [[c and c["arrays_sha256"] for c in some] for some in (cells, plain)]
         digest = files.digest(made_of)
         if before is not None and before["made_of"] == digest:
