@@ -1,0 +1,65 @@
+"""Which cells are not to be believed, and why: a cell that looks robust may only show a weak attack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from .notes import SILENT
+from .results import Results
+
+MATERIAL = 0.05
+"""The share of inputs for which a search may fail by its own account before its cell is in doubt."""
+
+Doubts = dict[tuple[str, str], list[str]]
+"""Reasons, by row and column; a cell without any is not there."""
+
+
+def doubts(results: Results) -> Doubts:
+    """The cells in doubt: flags of the audit that a cell or its row carries, and what figures say of each other."""
+    found: Doubts = {}
+    for (row, column), cell in results.cells.items():
+        if cell is None or cell["status"] != "done":
+            continue
+        kind = next(c for c in results.experiment.columns if c.label == column).facts
+        if kind.clean:
+            continue
+        own = [] if kind.control else [*_silent(results, row, column), *_weak(results, row, column)]
+        if why := list(dict.fromkeys([*_flags(cell), *_flags(results.rows.get(row, {})), *own])):
+            found[row, column] = why
+    return found
+
+
+def _flags(holder: dict[str, Any]) -> Iterable[str]:
+    """What the audit wrote: sentences, or mappings with the sentence as ``why``."""
+    return [str(flag["why"]) if isinstance(flag, dict) else str(flag) for flag in holder.get("flags", [])]
+
+
+def _silent(results: Results, row: str, column: str) -> list[str]:
+    """Searches that failed by their own account where the attack did not win everywhere."""
+    joint = results.measure(row, column, "joint")
+    if joint is None or joint["value"] >= 1:
+        return []
+    shares = {name: results.measure(row, column, name) for name in SILENT}
+    return [SILENT[name] for name, e in shares.items() if e is not None and e["value"] > MATERIAL]
+
+
+def _weak(results: Results, row: str, column: str) -> list[str]:
+    """An attack that a control equals, and an adaptive one that one of less knowledge beats."""
+    columns = {c.label: c for c in results.experiment.columns}
+    mine, why = columns[column], []
+    others = [c for c in columns.values() if c.label != column and c.facts.keeps_prediction == mine.facts.keeps_prediction]
+    for other in others:
+        name = "success" if other.facts.control else "joint"
+        theirs, own = results.measure(row, other.label, name), results.measure(row, column, name)
+        if theirs is None or own is None or other.facts.clean:
+            continue
+        if other.facts.control and not mine.facts.keeps_prediction and own["high"] <= theirs["low"]:
+            why.append("a control without a search misleads the classifier as often")
+        elif not other.facts.control and _knows_less(other.knowledge, mine.knowledge) and theirs["low"] > own["high"]:
+            why.append("an attacker who knows less does better: the adaptive attack is too weak here")
+    return why
+
+
+def _knows_less(other: str, mine: str) -> bool:
+    return mine == "adaptive" and other != "adaptive"
