@@ -48,7 +48,9 @@ def _weak(results: Results, row: str, column: str) -> list[str]:
     """An attack that a control equals, and an adaptive one that one of less knowledge beats."""
     columns = {c.label: c for c in results.experiment.columns}
     mine, why = columns[column], []
-    others = [c for c in columns.values() if c.label != column and c.facts.keeps_prediction == mine.facts.keeps_prediction]
+    others = [
+        c for c in columns.values() if c.label != column and c.facts.keeps_prediction == mine.facts.keeps_prediction
+    ]
     for other in others:
         name = "success" if other.facts.control else "joint"
         theirs, own = results.measure(row, other.label, name), results.measure(row, column, name)

@@ -1,9 +1,9 @@
-"""Small drawings of the report as inline SVG, which follow its colours: distributions, ROC curves, curves, intervals."""
+"""Small drawings of the report as inline SVG in its colours: distributions, ROC curves, curves, intervals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,8 +38,9 @@ def interval(share: Estimate) -> Markup:
         return Markup("")
     low, high = 100 * share.low, 100 * share.high
     return Markup(
-        f'<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true"><rect class="rail" '
-        f'width="100" height="10"/><rect class="fill" width="{100 * share.value:.1f}" height="10"/><rect class="whisker" '
+        '<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
+        '<rect class="rail" width="100" height="10"/>'
+        f'<rect class="fill" width="{100 * share.value:.1f}" height="10"/><rect class="whisker" '
         f'x="{low:.1f}" y="4" width="{max(high - low, 0.6):.1f}" height="2"/></svg>'
     )
 
@@ -54,15 +55,18 @@ def distributions(harmless: Tensor, attacked: Tensor, limit: float | None, what:
     top = max(top, float(limit or 0) * 1.15, 1e-9)
     bottom = min(0.0, float(both.min()))
     edges = np.linspace(bottom, top, BINS + 1)
-    shares = [np.histogram(np.clip(v.double().numpy(), bottom, top), edges)[0] / max(len(v), 1) for v in (harmless, attacked)]
+    shares = [
+        np.histogram(np.clip(v.double().numpy(), bottom, top), edges)[0] / max(len(v), 1) for v in (harmless, attacked)
+    ]
     peak = max(float(np.max(shares)), 1e-9)
     parts = []
     for kind, values in zip(("harm", "att"), shares, strict=True):
         for i, value in enumerate(values):
             if value:
-                height = 84 * float(value) / peak
-                x = 10 + 220 * i / BINS
-                parts.append(f'<rect class="{kind}" x="{x:.1f}" y="{92 - height:.1f}" width="{220 / BINS - 0.6:.1f}" height="{height:.1f}"/>')
+                height, width = 84 * float(value) / peak, 220 / BINS
+                x = 10 + width * i
+                box = f'x="{x:.1f}" y="{92 - height:.1f}" width="{width - 0.6:.1f}" height="{height:.1f}"'
+                parts.append(f'<rect class="{kind}" {box}/>')
     if limit is not None and math.isfinite(limit):
         x = 10 + 220 * (limit - bottom) / (top - bottom)
         parts.append(f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="92"/>')
@@ -78,7 +82,9 @@ def roc(curves: Sequence[tuple[str, Tensor, Tensor]]) -> Markup:
     Args:
         curves: the legend's word, numbers of harmless inputs, numbers of attacked ones.
     """
-    parts = ['<rect class="frame" x="14" y="6" width="86" height="86"/><line class="limit" x1="14" y1="92" x2="100" y2="6"/>']
+    parts = [
+        '<rect class="frame" x="14" y="6" width="86" height="86"/><line class="limit" x1="14" y1="92" x2="100" y2="6"/>'
+    ]
     for i, (label, harmless, attacked) in enumerate(curves):
         points = " ".join(f"{14 + 86 * x:.1f},{92 - 86 * y:.1f}" for x, y in roc_points(harmless, attacked))
         parts.append(f'<polyline class="line s{i}" points="{points}"/>')
@@ -131,13 +137,15 @@ def chart(lines: Sequence[Line], ticks: Sequence[tuple[float, str]], across: str
     return _svg("chart wide", 560, max(235, 30 + 15 * len(lines)), parts, f"{up} over {across}")
 
 
-def _line(line: Line, colour: int, at: object) -> list[str]:
-    place = at
-    points = [place(x, y) for x, y, _, _ in line.points]  # type: ignore[operator]
-    ends = [place(x, high) for x, _, _, high in line.points]  # type: ignore[operator]
-    ends += [place(x, low) for x, _, low, _ in reversed(line.points)]  # type: ignore[operator]
+def _line(line: Line, colour: int, place: Callable[[float, float], tuple[float, float]]) -> list[str]:
+    points = [place(x, y) for x, y, _, _ in line.points]
+    ends = [place(x, high) for x, _, _, high in line.points]
+    ends += [place(x, low) for x, _, low, _ in reversed(line.points)]
     joined = [" ".join(f"{x:.1f},{y:.1f}" for x, y in some) for some in (ends, points)]
-    parts = [f'<polygon class="band s{colour}f" points="{joined[0]}"/>', f'<polyline class="line s{colour}" points="{joined[1]}"/>']
+    parts = [
+        f'<polygon class="band s{colour}f" points="{joined[0]}"/>',
+        f'<polyline class="line s{colour}" points="{joined[1]}"/>',
+    ]
     doubted = line.doubted or [False] * len(points)
     for (x, y), hollow in zip(points, doubted, strict=True):
         kind = f"hollow s{colour}" if hollow else f"dot s{colour}f"

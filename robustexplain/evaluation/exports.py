@@ -61,7 +61,9 @@ def write_parquet(path: Path, results: Results, ranked: Ranking, doubts: Doubts)
 
     text, real, whole = pyarrow.string(), pyarrow.float64(), pyarrow.int64()
     kinds = (*[text] * 5, *[real] * 3, whole, real, whole, text)
-    found = [tuple(None if i == 5 and isinstance(v, str) else v for i, v in enumerate(line)) for line in lines(results, ranked, doubts)]
+    found = []
+    for line in lines(results, ranked, doubts):
+        found.append(tuple(None if i == 5 and isinstance(value, str) else value for i, value in enumerate(line)))
     columns = list(zip(*found, strict=True)) or [()] * len(HEAD)
     arrays = [pyarrow.array(list(column), kind) for column, kind in zip(columns, kinds, strict=True)]
     table = pyarrow.Table.from_arrays(arrays, names=list(HEAD))
@@ -101,9 +103,7 @@ def _grid(results: Results, ranked: Ranking, doubts: Doubts) -> tuple[list[str],
     for label in [*ranked.cases, *(r.label for r in results.experiment.rows if r.label not in ranked.cases)]:
         case = ranked.cases.get(label)
         worst = "-" if case is None else _written(case.share.as_dict(), bool(case.doubted))
-        cells = [
-            _written(results.measure(label, c.label, results.main), (label, c.label) in doubts) for c in columns
-        ]
+        cells = [_written(results.measure(label, c.label, results.main), (label, c.label) in doubts) for c in columns]
         body.append([label, worst, *cells])
     return ["", WORST, *heads], body
 

@@ -157,7 +157,11 @@ class Page:
         arrays = self.arrays.get((row.label, column.label))
         if arrays is None:
             return None
-        facts = ((self.results.words[n].title, self.look(row.label, column.label, n)) for n in FACTS if n in self.results.words)
+        facts = (
+            (self.results.words[n].title, self.look(row.label, column.label, n))
+            for n in FACTS
+            if n in self.results.words
+        )
         count = shown(self.results.experiment.evaluation.pictures, len(self.arrays))
         run = self.results.run
         return Opened(
@@ -183,9 +187,16 @@ class Page:
         calibration, beside = known
         curves = [("maps", calibration.distances, arrays["distance"])]
         name = str(self.results.calibrations[row.label].get("distance", "distance"))
-        pairs = [("Distances of maps", drawings.distributions(calibration.distances, arrays["distance"], calibration.limit, name))]
+        pairs = [
+            (
+                "Distances of maps",
+                drawings.distributions(calibration.distances, arrays["distance"], calibration.limit, name),
+            )
+        ]
         if "score" in arrays and "score" in beside:
-            pairs.append(("Scores of the detector", drawings.distributions(beside["score"], arrays["score"], None, "score")))
+            pairs.append(
+                ("Scores of the detector", drawings.distributions(beside["score"], arrays["score"], None, "score"))
+            )
             curves.append(("detector", beside["score"], arrays["score"]))
         return (*pairs, ("ROC", drawings.roc(curves)))
 
@@ -217,7 +228,9 @@ class Page:
     @property
     def differences(self) -> list[tuple[Row, Column, dict[str, Any]]]:
         """Paired differences to the undefended row."""
-        cells = ((row, c, self.results.cells[row.label, c.label]) for row in self.rows if row.derived for c in self.columns)
+        cells = (
+            (row, c, self.results.cells[row.label, c.label]) for row in self.rows if row.derived for c in self.columns
+        )
         return [(r, c, cell["against_undefended"]) for r, c, cell in cells if cell and cell.get("against_undefended")]
 
     @property

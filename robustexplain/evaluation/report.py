@@ -56,7 +56,7 @@ def _write_tables(out: Path, results: Results, ranked: Ranking, found: Doubts) -
 
 
 def matrix_figure(results: Results, ranked: Ranking, found: Doubts) -> Any:
-    """The main measure over all cells as a figure, worst case first, each with its 95% interval, doubted ones hatched."""
+    """The main measure over all cells as a figure with 95% intervals, worst case first, doubted cells hatched."""
     rows = [*ranked.cases, *(r.label for r in results.experiment.rows if r.label not in ranked.cases)]
     columns = results.experiment.columns
     values = np.full((len(rows), 1 + len(columns)), np.nan)
@@ -86,7 +86,7 @@ def html(page: Page) -> str:
     from jinja2 import Environment, PackageLoader
 
     loader = PackageLoader("robustexplain.evaluation", ".")
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(loader=loader, autoescape=True)
     results, folder = page.results, page.folder
     drawn = folder.root / SANITY
     return environment.get_template("report.html.j2").render(

@@ -1,4 +1,4 @@
-"""How the cells of a report are coloured: by what speaks for the defender in that column, and not at all where nothing does."""
+"""How the cells of a report are coloured: by what speaks for the defender in that column, if anything does."""
 
 from __future__ import annotations
 

@@ -13,6 +13,8 @@ from .worst import CHANCE, Ranking, WorstCase, attackers
 
 MOST = 3
 """How many reasons, or labels, a sentence holds."""
+OPEN = 0.9
+"""The share of an undefended row that attacks should win; with less, they are too weak to judge a defense by."""
 
 
 def verdict(results: Results, ranked: Ranking, doubts: Doubts, audits: list[Audited]) -> list[str]:
@@ -57,20 +59,34 @@ def _held(results: Results, ranked: Ranking) -> list[str]:
     if root is not None:
         line += f", and {percent(root.share)} of those of “{root.row}”, which has no defense"
     many = len([one for one in defended if not one.doubted])
-    opening = f"Of {many} defended systems “{case.row}” held best" if many > 1 else f"The defended system is “{case.row}”"
-    lines = [f"{opening}: in the worst case {line}."]
+    if not case.better:
+        opening = f"No defense is shown to help. Least was lost by “{case.row}”"
+    else:
+        opening = f"Of {many} defended systems “{case.row}” held best" if many > 1 else f"“{case.row}” held"
+    lines = [f"{opening}: in the worst case {line}.", *_weak(root)]
     found = case.difference
     if found is None or found.value is None or found.low is None or found.high is None or case.p is None:
         return lines
-    points = f"{100 * found.value:+.0f} percentage points (95% interval {100 * found.low:+.0f} to {100 * found.high:+.0f})"
+    points = (
+        f"{100 * found.value:+.0f} percentage points (95% interval {100 * found.low:+.0f} to {100 * found.high:+.0f})"
+    )
     if case.better:
         chance = "which is beyond chance"
     elif case.p < CHANCE:
         chance = "which is beyond chance: the defense makes it worse"
     else:
-        chance = "which chance alone may explain, so nobody can say that the defense helps"
+        chance = "which chance alone may explain"
     tests = f"p = {written(case.p)}, by Holm's correction for {ranked.tests} comparisons"
     return [*lines, f"The difference on the same {things} is {points}, {chance} ({tests})."]
+
+
+def _weak(root: WorstCase | None) -> list[str]:
+    """An attack that leaves even undefended systems alone shows nothing of defenses."""
+    if root is None or root.share.value is None or root.share.value >= OPEN:
+        return []
+    return [
+        "As the attacks of this run leave much of the undefended row alone, a row that lost little need not be robust."
+    ]
 
 
 def _compared(ranked: Ranking, best: str) -> str:
@@ -92,7 +108,11 @@ def _price(results: Results, best: str) -> list[str]:
     if cost is None or plain is None:
         return []
     lines = [f"clean accuracy {cost['accuracy']:.1%} instead of {plain['accuracy']:.1%}"]
-    key, what = ("ms_single", "a single input") if "ms_single" in cost and "ms_single" in plain else ("ms", "an input of a batch")
+    key, what = (
+        ("ms_single", "a single input")
+        if "ms_single" in cost and "ms_single" in plain
+        else ("ms", "an input of a batch")
+    )
     times = cost[key] / plain[key]
     lines.append(f"{cost[key]:.3g} ms for {what}, {times:.1f} times the undefended {plain[key]:.3g} ms")
     alarms = results.calibrations.get(best, {}).get("false_alarms")
@@ -106,7 +126,10 @@ def _tempting(ranked: Ranking) -> list[str]:
     """Rows that seem to do better than the best one and are in doubt."""
     limit = float("inf") if ranked.best is None else ranked.cases[ranked.best].share.value or 0.0
     cases = [c for c in ranked.cases.values() if c.doubted and (c.share.value or 0.0) <= limit and ranked.best]
-    return [f"“{c.row}” shows {percent(c.share)}, which is not to be believed: {'; '.join(c.doubted[:MOST])}." for c in cases]
+    return [
+        f"“{c.row}” shows {percent(c.share)}, which is not to be believed: {'; '.join(c.doubted[:MOST])}."
+        for c in cases
+    ]
 
 
 def _seeds(results: Results) -> str:

@@ -109,10 +109,10 @@ def ranking(results: Results, arrays: Arrays, doubts: Doubts) -> Ranking:
     best = min(believed, key=lambda label: (_value(found[label]), -_gain(differences.get(label))), default=None)
     others = {} if best is None else {o: compared(found[best], found[o]) for o in found if o != best}
     others = {o: d for o, d in others.items() if best is None or o != _root(results, best)}
-    family = [(label, d) for label, d in differences.items()] + [(o, d) for o, d in others.items()]
-    tested = [d.p for _, d in family if d is not None and d.p is not None]
+    family = [*differences.values(), *others.values()]
+    tested = [d.p for d in family if d is not None and d.p is not None]
     corrected = iter(holm(tested))
-    p = [None if d is None or d.p is None else next(corrected) for _, d in family]
+    p = [None if d is None or d.p is None else next(corrected) for d in family]
     own, against = p[: len(differences)], p[len(differences) :]
     for (label, d), value in zip(differences.items(), own, strict=True):
         found[label] = replace(found[label], difference=d, p=value)
