@@ -7,6 +7,7 @@ from typing import Any
 
 from .notes import SILENT
 from .results import Results
+from .sweeps import sweeps
 
 MATERIAL = 0.05
 """The share of inputs for which a search may fail by its own account before its cell is in doubt."""
@@ -18,6 +19,10 @@ Doubts = dict[tuple[str, str], list[str]]
 def doubts(results: Results) -> Doubts:
     """The cells in doubt: flags of the audit that a cell or its row carries, and what figures say of each other."""
     found: Doubts = {}
+    smaller: dict[str, list[str]] = {}
+    for sweep in sweeps(results.experiment.columns):
+        for i, larger in enumerate(sweep.columns):
+            smaller.setdefault(larger.label, []).extend(other.label for other in sweep.columns[:i])
     for (row, column), cell in results.cells.items():
         if cell is None or cell["status"] != "done":
             continue
@@ -25,6 +30,7 @@ def doubts(results: Results) -> Doubts:
         if kind.clean:
             continue
         own = [] if kind.control else [*_silent(results, row, column), *_weak(results, row, column)]
+        own += [less for other in smaller.get(column, ()) if (less := _less(results, row, other, column))]
         if why := list(dict.fromkeys([*_flags(cell), *_flags(results.rows.get(row, {})), *own])):
             found[row, column] = why
     return found
@@ -61,6 +67,13 @@ def _weak(results: Results, row: str, column: str) -> list[str]:
         elif not other.facts.control and _knows_less(other.knowledge, mine.knowledge) and theirs["low"] > own["high"]:
             why.append("an attacker who knows less does better: the adaptive attack is too weak here")
     return why
+
+
+def _less(results: Results, row: str, smaller: str, larger: str) -> str | None:
+    """An attack that wins less with a larger radius, or with more steps, did not search well."""
+    a, b = (results.measure(row, column, "joint") for column in (smaller, larger))
+    falls = a is not None and b is not None and a["low"] > b["high"]
+    return "the same attack does better with a smaller eps, or with fewer steps" if falls else None
 
 
 def _knows_less(other: str, mine: str) -> bool:

@@ -104,6 +104,14 @@ class Page:
         experiment = self.results.experiment
         return f"c{experiment.rows.index(row)}-{experiment.columns.index(column)}"
 
+    @staticmethod
+    def head(column: Column) -> str:
+        """A column's label without the settings that stand below it."""
+        facts, label = column.facts, column.label
+        for name, value in (("eps", facts.eps), ("steps", facts.steps)):
+            label = label if value is None else label.replace(f", {name} {spelled(value)}", "")
+        return label
+
     def look(self, row: str, column: str, name: str) -> Look:
         """How a measure of a cell looks."""
         return look(self.results, self.doubts, row, column, name)
@@ -133,8 +141,7 @@ class Page:
             if points:
                 lines.append(drawings.Line(row.label, points, hollow))
         ticks = [(value, spelled(value)) for value in sweep.values]
-        title = self.results.words[self.results.main].title
-        return drawings.chart(lines, ticks, sweep.setting, title) if lines else Markup("")
+        return drawings.chart(lines, ticks, sweep.setting, "joint success") if lines else Markup("")
 
     @cached_property
     def opened(self) -> list[tuple[Row, list[Opened]]]:

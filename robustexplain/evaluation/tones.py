@@ -9,7 +9,7 @@ from ..recipe.experiment import AttackFacts
 from .doubts import Doubts
 from .results import Results
 
-Kind = Literal["risk", "shade", "plain", "hole", "empty"]
+Kind = Literal["risk", "control", "shade", "plain", "hole", "empty"]
 ATTACKERS_ALONE = ("joint", "success", "confidence", "plausible", "separation", "auc")
 """Beginnings of measures that say something of an attacker, and nothing where the input is the clean one."""
 
@@ -19,8 +19,9 @@ class Look:
     """How one cell of a table looks.
 
     Args:
-        kind: ``risk``: from safe to open; ``shade``: more or less of something that is neither; ``plain``: uncoloured;
-            ``hole``: failed or missing; ``empty``: not measured.
+        kind: ``risk``: from safe to open; ``control``: from nothing to open, as to withstand a control is no merit;
+            ``shade``: more or less of something that is neither; ``plain``: uncoloured; ``hole``: failed or missing;
+            ``empty``: not measured.
         level: 0 to 1, what is open, or how much there is.
         estimate: what is written there.
         why: why it is not to be believed.
@@ -59,4 +60,5 @@ def tone(name: str, good: str, facts: AttackFacts, value: float) -> tuple[Kind, 
         return "plain", 0.0
     if good == "neither":
         return "shade", share
-    return "risk", share if good == "low" else 1 - share
+    level = share if good == "low" else 1 - share
+    return ("control" if facts.control and name.startswith(ATTACKERS_ALONE) else "risk"), level

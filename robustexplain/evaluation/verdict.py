@@ -25,7 +25,8 @@ def verdict(results: Results, ranked: Ranking, doubts: Doubts, audits: list[Audi
         return found or [none]
     found += _held(results, ranked)
     if ranked.best is not None:
-        found += [_compared(ranked, ranked.best), *_price(results, ranked.best)]
+        found += [_compared(ranked, ranked.best), *_helped(_defended(results, ranked), ranked.best)]
+        found += _price(results, ranked.best)
     return [line for line in (*found, *_tempting(ranked), _seeds(results), *_in_doubt(results, doubts)) if line]
 
 
@@ -45,7 +46,7 @@ def hidden(audited: Audited) -> str:
 def _held(results: Results, ranked: Ranking) -> list[str]:
     things, count = results.things, len(attackers(results))
     tried = "the one attacker" if count == 1 else f"at least one of {count} attackers"
-    defended = [case for case in ranked.cases.values() if results.experiment.row(case.row).derived]
+    defended = _defended(results, ranked)
     if not defended:
         first = next(iter(ranked.cases.values()))
         return [f"No defense stands in this run. “{first.row}” lost least: {tried} won {percent(first.share)} of its "
@@ -58,9 +59,9 @@ def _held(results: Results, ranked: Ranking) -> list[str]:
     line = f"{tried} won {percent(case.share)} of its {case.share.count} {things}"
     if root is not None:
         line += f", and {percent(root.share)} of those of “{root.row}”, which has no defense"
-    many = len([one for one in defended if not one.doubted])
+    many, helped = len([one for one in defended if not one.doubted]), _helped(defended, case.row)
     if not case.better:
-        opening = f"No defense is shown to help. Least was lost by “{case.row}”"
+        opening = f"{'' if helped else 'No defense is shown to help. '}Least was lost by “{case.row}”"
     else:
         opening = f"Of {many} defended systems “{case.row}” held best" if many > 1 else f"“{case.row}” held"
     lines = [f"{opening}: in the worst case {line}.", *_weak(root)]
@@ -78,6 +79,23 @@ def _held(results: Results, ranked: Ranking) -> list[str]:
         chance = "which chance alone may explain"
     tests = f"p = {written(case.p)}, by Holm's correction for {ranked.tests} comparisons"
     return [*lines, f"The difference on the same {things} is {points}, {chance} ({tests})."]
+
+
+def _defended(results: Results, ranked: Ranking) -> list[WorstCase]:
+    return [case for case in ranked.cases.values() if results.experiment.row(case.row).derived]
+
+
+def _helped(defended: list[WorstCase], best: str) -> list[str]:
+    """The other defenses that are better, or worse, than what they stand on."""
+    others = [case for case in defended if case.row != best and not case.doubted]
+    better = [case.row for case in others if case.better]
+    worse = [c.row for c in others if c.p is not None and c.p < CHANCE and not c.better]
+    lines = []
+    if better:
+        lines.append(f"Beyond chance better than the undefended row that they stand on: {named(better)}.")
+    if worse:
+        lines.append(f"Beyond chance worse than it: {named(worse)}.")
+    return lines
 
 
 def _weak(root: WorstCase | None) -> list[str]:

@@ -120,7 +120,9 @@ def test_the_report_is_one_file_that_loads_nothing(finished: tuple[Recipe, RunFo
     assert any(source.startswith("data:image/png;base64,") for source in loaded)
     inside = ("data:", "#")
     assert all(s.startswith(inside) or any(link.startswith(s) for link in links) for s in loaded)
-    assert all(link.startswith(("#", "https://arxiv.org/", "https://github.com/robustexplain", "matrix.")) for link in links)
+    assert all(
+        link.startswith(("#", "https://arxiv.org/", "https://github.com/robustexplain", "matrix.")) for link in links
+    )
     assert len(re.findall(r"https?://", html)) == sum(link.startswith("http") for link in links)
     for label in [*(r.label for r in recipe.rows), *(c.label for c in recipe.columns), "16 judged images"]:
         assert label in html
