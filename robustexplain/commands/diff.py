@@ -27,10 +27,10 @@ def diff(
     from ..evaluation import RunFolder
     from ..evaluation.comparing import Side, compare
 
-    folders = [RunFolder(path) for path in (before, after)]
-    for folder in folders:
-        folder.require()
-    found = compare(*(Side.read(folder) for folder in folders), measure)
+    first, second = RunFolder(before), RunFolder(after)
+    first.require()
+    second.require()
+    found = compare(Side.read(first), Side.read(second), measure)
     _print(found, every)
     if out is not None:
         files.write_text(out, table(found))

@@ -169,9 +169,9 @@ def _in_doubt(results: Results, doubts: Doubts) -> list[str]:
         for why in reasons:
             by_reason[why].append(where)
     order = sorted(by_reason, key=lambda why: -len(by_reason[why]))
-    reasons = "; ".join(f"{why} ({_places(by_reason[why])})" for why in order[:MOST])
+    said = "; ".join(f"{why} ({_places(by_reason[why])})" for why in order[:MOST])
     more = f"; and {len(order) - MOST} more reasons below" if len(order) > MOST else ""
-    return [*lines, f"{len(doubts)} of {whole} cells are not to be believed and are hatched: {reasons}{more}."]
+    return [*lines, f"{len(doubts)} of {whole} cells are not to be believed and are hatched: {said}{more}."]
 
 
 def _places(places: list[tuple[str, str]]) -> str:
