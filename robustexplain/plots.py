@@ -61,7 +61,7 @@ def matrix_figure(
     texts: Sequence[Sequence[str]],
     good: str,
     doubted: np.ndarray | None = None,
-    plain: Collection[int] = (),
+    plain: np.ndarray | None = None,
 ) -> Any:
     """A matrix of measures as a coloured figure.
 
@@ -72,7 +72,7 @@ def matrix_figure(
         texts: what is written in each cell.
         good: ``high`` or ``low`` is green (shares in ``[0, 1]``); ``neither`` shades distances in blue.
         doubted: bool ``[rows, columns]``: cells that are hatched.
-        plain: columns that are drawn grey, whatever their values.
+        plain: bool ``[rows, columns]``: cells that are drawn grey, whatever their values.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -83,8 +83,8 @@ def matrix_figure(
     colours = {"high": "RdYlGn", "low": "RdYlGn_r", "neither": "Blues"}[good]
     top = 1.0 if good != "neither" else max(0.3, float(shown.max()) if shown.count() else 0.3)
     axes.imshow(shown, cmap=colours, vmin=0, vmax=top, aspect="auto", alpha=0.65)
-    for j in plain:
-        axes.add_patch(Rectangle((j - 0.5, -0.5), 1, len(rows), facecolor="#e9ecef", edgecolor="none"))
+    for i, j in np.argwhere(plain) if plain is not None else ():
+        axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor="#e9ecef", edgecolor="none"))
     for i, j in np.argwhere(doubted) if doubted is not None else ():
         axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="////", edgecolor="#777777", linewidth=0))
     axes.set_xticks(range(len(columns)), columns, rotation=25, ha="left", fontsize=9)

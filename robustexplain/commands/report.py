@@ -32,7 +32,8 @@ def show(folder: Path, written: Path | None = None) -> bool:
     from ..evaluation.worst import arrays_of, ranking
 
     results = Results.read(RunFolder(folder))
-    print_matrix(results, ranking(results, arrays_of(results, RunFolder(folder)), doubts(results)))
+    found = doubts(results)
+    print_matrix(results, ranking(results, arrays_of(results, RunFolder(folder)), found), found)
     typer.echo(f"report: {written or folder / 'report.html'}")
     for why in results.damaged:
         typer.secho(f"left out: {why}; `robustexplain run` makes it anew", fg="red", err=True)

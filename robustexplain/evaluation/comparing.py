@@ -223,6 +223,6 @@ def _settings(first: Results, second: Results) -> tuple[tuple[str, Any, Any], ..
 def _flat(tree: Any, path: str) -> dict[str, Any]:
     if isinstance(tree, dict):
         return {k: v for key, value in tree.items() for k, v in _flat(value, f"{path}.{key}").items()}
-    if isinstance(tree, list):
+    if isinstance(tree, list) and any(isinstance(value, (dict, list)) for value in tree):
         return {k: v for i, value in enumerate(tree) for k, v in _flat(value, f"{path}[{i}]").items()}
     return {path: tree}

@@ -25,7 +25,7 @@ GENERAL = (
         "the share of inputs on which at least one attacker of the matrix won. Rows are ranked by it.",
         "Carlini et al. 2019",
         "https://arxiv.org/abs/1902.06705",
-        "results.md",
+        "concepts.md",
     ),
     Term(
         "joint success",
@@ -90,7 +90,7 @@ GENERAL = (
     Term(
         "95% interval",
         "exact (Clopper and Pearson 1934) for shares; by bootstrap over inputs for means.",
-        page="results.md",
+        page="concepts.md",
     ),
     Term(
         "p, Holm's correction",
@@ -102,7 +102,7 @@ GENERAL = (
         "hatched: a check found that the attack may have been too weak, so that the cell says nothing of the defense.",
         "Carlini et al. 2019",
         "https://arxiv.org/abs/1902.06705",
-        "results.md",
+        "concepts.md",
     ),
     Term("false alarm", "an alarm on a clean or a harmlessly changed input.", page="production.md"),
     Term(

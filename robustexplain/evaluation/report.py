@@ -77,7 +77,8 @@ def matrix_figure(results: Results, ranked: Ranking, found: Doubts) -> Any:
                 values[i, j] = known["value"]
                 texts[i][j] = f"{known['value']:.2f}\n[{known['low']:.2f}, {known['high']:.2f}]"
     heads = ["worst case", *(f"{c.label}\n{c.facts.settings}".strip() for c in columns)]
-    plain = [j for j, c in enumerate(columns, 1) if c.facts.clean]
+    lying = np.array([results.experiment.manipulated(results.experiment.row(row)) for row in rows], dtype=bool)
+    plain = lying[:, None] | np.array([False, *(c.facts.control for c in columns)])
     return plots.matrix_figure(rows, heads, values, texts, results.words[results.main].good, doubted, plain)
 
 
@@ -137,8 +138,8 @@ def _training_name(folder: RunFolder, name: str) -> str:
     return ": ".join(words if words and words[-1] == own else [*words, own])
 
 
-def print_matrix(results: Results, ranked: Ranking) -> None:
-    """The matrix on the terminal, worst case first."""
+def print_matrix(results: Results, ranked: Ranking, doubted: Doubts) -> None:
+    """The matrix on the terminal, worst case first; ``?`` marks what is in doubt."""
     from rich.console import Console
     from rich.table import Table
 
@@ -150,8 +151,11 @@ def print_matrix(results: Results, ranked: Ranking) -> None:
     for row in [*ranked.cases, *(r.label for r in results.experiment.rows if r.label not in ranked.cases)]:
         case = ranked.cases.get(row)
         worst = "-" if case is None or case.share.value is None else f"{case.share.value:.2f}{'?' * bool(case.doubted)}"
-        found = [results.measure(row, column.label, results.main) for column in results.experiment.columns]
-        shown.add_row(row, worst, *("-" if e is None else f"{e['value']:.2f}" for e in found))
+        cells = []
+        for column in results.experiment.columns:
+            e = results.measure(row, column.label, results.main)
+            cells.append("-" if e is None else f"{e['value']:.2f}{'?' * ((row, column.label) in doubted)}")
+        shown.add_row(row, worst, *cells)
     # Labels are the user's text, not rich's markup.
     console = Console(markup=False, emoji=False)
     (console if console.is_terminal else Console(width=150, markup=False, emoji=False)).print(shown)

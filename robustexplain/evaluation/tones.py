@@ -45,6 +45,9 @@ def look(results: Results, doubts: Doubts, row: str, column: str, name: str) -> 
     if found is None:
         return Look("empty", 0.0, None, why)
     facts = next(c for c in results.experiment.columns if c.label == column).facts
+    if results.experiment.manipulated(results.experiment.row(row)) and name.startswith(ATTACKERS_ALONE):
+        # Its owner lies: that no attacker on inputs wins speaks for nobody.
+        return Look("plain", 0.0, found, why)
     kind, level = tone(name, results.words[name].good if name in results.words else "neither", facts, found["value"])
     return Look(kind, level, found, why)
 

@@ -34,12 +34,12 @@ def hidden(audited: Audited) -> str:
     """What the maps of a manipulated row hide, in a sentence."""
     name, row = audited.headline, audited.row
     now, before = audited.shown(row.root, name), audited.shown(row.root, f"{name}_before")
-    words = [f"“{row.label}” was manipulated by its owner and hides what “{row.root}” shows"]
+    words = [f"“{row.label}” was manipulated by its owner so that it hides what “{row.root}” shows"]
     if now is not None:
         honest = "" if before is None else f" (honest: {before:.2f})"
-        words.append(f"{FIGURES.get(name, name).lower()}: {now:.2f}{honest}")
+        words.append(f"{FIGURES.get(name, name)}: {now:.2f}{honest}")
     if audited.accuracy is not None:
-        words.append(f"at an accuracy of {audited.accuracy[1]:.1%} (honest: {audited.accuracy[0]:.1%})")
+        words.append(f"accuracy: {audited.accuracy[1]:.1%} (honest: {audited.accuracy[0]:.1%})")
     return "; ".join(words) + "."
 
 
@@ -49,8 +49,8 @@ def _held(results: Results, ranked: Ranking) -> list[str]:
     defended = _defended(results, ranked)
     if not defended:
         first = next(iter(ranked.cases.values()))
-        return [f"No defense stands in this run. “{first.row}” lost least: {tried} won {percent(first.share)} of its "
-                f"{first.share.count} {things}."]  # fmt: skip
+        line = f"“{first.row}” lost least: {tried} won {percent(first.share)} of its {first.share.count} {things}."
+        return [f"No defense of an honest system stands in this run. {line}", *_weak(first)]
     if ranked.best is None:
         why = list(dict.fromkeys(reason for case in defended for reason in case.doubted))
         return [f"No defense can be said to have held: every defended row is in doubt ({'; '.join(why[:MOST])})."]

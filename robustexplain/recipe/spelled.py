@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+LEVELS = 64
+"""Up to so many grey levels of 256 a radius is written as a share of 255."""
+
 
 def spelled(value: float) -> str:
     """A radius or a count in its usual form: ``8/255`` for 0.0313725..., ``0.125``, ``50``."""
-    if float(f"{value:.3g}") == value:
-        return f"{value:.3g}"
+    if float(value).is_integer():
+        return str(int(value))
     steps = value * 255
-    if 0 < round(steps) <= 255 and abs(steps - round(steps)) < 1e-6:
-        return f"{round(steps)}/255"
-    return str(int(value)) if float(value).is_integer() else f"{value:.4g}"
+    levels = 0 < round(steps) <= LEVELS and abs(steps - round(steps)) < 1e-6
+    return f"{round(steps)}/255" if levels and float(f"{value:.3g}") != value else f"{value:.4g}"
