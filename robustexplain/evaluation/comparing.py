@@ -20,7 +20,7 @@ from .results import Results
 from .statistics import defined, resampled_means
 from .store import RunFolder
 from .summaries import SHARES
-from .worst import CHANCE, Arrays, arrays_of, worst_case
+from .worst import CHANCE, Arrays, arrays_of, headline, worst_case
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ def compare(first: Side, second: Side, measure: str | None = None) -> Comparison
         InputError: nothing that both measured.
     """
     same_data = first.results.run["data"] == second.results.run["data"]
-    name = measure or (first.results.main if first.results.main == second.results.main else "joint")
+    mains = {headline(side.results) for side in (first, second)}
+    name = measure or (mains.pop() if len(mains) == 1 else "joint")
     changes = []
     for where in first.arrays.keys() & second.arrays.keys():
         a, b = first.arrays[where], second.arrays[where]

@@ -29,16 +29,24 @@ def doubts(results: Results) -> Doubts:
         kind = next(c for c in results.experiment.columns if c.label == column).facts
         if kind.clean:
             continue
-        own = [] if kind.control else [*_silent(results, row, column), *_weak(results, row, column)]
+        # A cell that was audited carries these as flags, by tests of its own.
+        checked = kind.control or "flags" in cell
+        own = [] if checked else [*_silent(results, row, column), *_weak(results, row, column)]
         own += [less for other in smaller.get(column, ()) if (less := _less(results, row, other, column))]
-        if why := list(dict.fromkeys([*_flags(cell), *_flags(results.rows.get(row, {})), *own])):
+        if why := list(dict.fromkeys([*_flags(cell), *own])):
             found[row, column] = why
     return found
 
 
 def _flags(holder: dict[str, Any]) -> Iterable[str]:
-    """What the audit wrote: sentences, or mappings with the sentence as ``why``."""
-    return [str(flag["why"]) if isinstance(flag, dict) else str(flag) for flag in holder.get("flags", [])]
+    """The reasons that the audit wrote."""
+    return [str(flag["reason"]) for flag in holder.get("flags", [])]
+
+
+def names(results: Results) -> dict[str, str]:
+    """The names of the audit's flags by their reasons, which hold figures of single cells."""
+    cells = [cell for cell in results.cells.values() if cell]
+    return {str(flag["reason"]): str(flag["name"]) for cell in cells for flag in cell.get("flags", [])}
 
 
 def _silent(results: Results, row: str, column: str) -> list[str]:

@@ -32,8 +32,8 @@ class Line:
     doubted: Sequence[bool] = ()
 
 
-def interval(share: Estimate) -> Markup:
-    """A share in ``[0, 1]`` as a bar with its 95% interval as a whisker."""
+def interval(share: Estimate, each: Sequence[float] = ()) -> Markup:
+    """A share in ``[0, 1]`` as a bar with its 95% interval as a whisker, and a dot for the share of each seed."""
     if share.value is None or share.low is None or share.high is None:
         return Markup("")
     low, high = 100 * share.low, 100 * share.high
@@ -41,7 +41,9 @@ def interval(share: Estimate) -> Markup:
         '<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
         '<rect class="rail" width="100" height="10"/>'
         f'<rect class="fill" width="{100 * share.value:.1f}" height="10"/><rect class="whisker" '
-        f'x="{low:.1f}" y="4" width="{max(high - low, 0.6):.1f}" height="2"/></svg>'
+        f'x="{low:.1f}" y="4" width="{max(high - low, 0.6):.1f}" height="2"/>'
+        + "".join(f'<circle class="seed" cx="{100 * value:.1f}" cy="5" r="2.2"/>' for value in each)
+        + "</svg>"
     )
 
 

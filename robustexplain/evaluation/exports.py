@@ -12,7 +12,7 @@ from typing import Any
 from .. import files
 from .doubts import Doubts
 from .results import Results
-from .worst import Ranking
+from .worst import Ranking, headline
 
 WORST = "worst case"
 HEAD = ("row", "base", "column", "knowledge", "measure", "value", "low", "high", "count", "eps", "steps", "in doubt")
@@ -25,9 +25,10 @@ def lines(results: Results, ranked: Ranking, doubts: Doubts) -> Iterator[tuple[A
     for row in results.experiment.rows:
         case = ranked.cases.get(row.label)
         if case is not None:
-            numbers = (case.share.value, case.share.low, case.share.high, case.share.count)
-            why = "; ".join(case.doubted)
-            yield (row.label, row.base, WORST, "", results.main, *numbers, None, None, why)
+            where = (row.label, row.base, WORST, "")
+            found = {"worst": {**case.share.as_dict(), "each": case.each}}
+            found |= {"worst_minus_root": case.difference.as_dict()} if case.difference is not None else {}
+            yield from _measured(where, found, (None, None, "; ".join(case.doubted)))
         for column in results.experiment.columns:
             cell, facts = results.cells[row.label, column.label], column.facts
             where = (row.label, row.base, column.label, column.knowledge)
@@ -35,11 +36,22 @@ def lines(results: Results, ranked: Ranking, doubts: Doubts) -> Iterator[tuple[A
             if cell is None or cell["status"] != "done":
                 yield (*where, "status", cell["status"] if cell else "missing", None, None, None, *last)
                 continue
-            measured = dict(cell["measures"])
+            seeds = cell.get("seeds", {"measures": {}, "against_undefended": {}})
+            measured = cell["measures"] | seeds["measures"]
+            against = cell["against_undefended"] | seeds["against_undefended"]
             measured |= {f"{name}_on_successes": e for name, e in cell["on_successes"].items()}
-            measured |= {f"{name}_minus_undefended": e for name, e in cell["against_undefended"].items()}
-            for name, e in measured.items():
-                yield (*where, name, *(e[key] for key in ("value", "low", "high", "count")), *last)
+            measured |= {f"{name}_minus_undefended": e for name, e in against.items()}
+            yield from _measured(where, measured, last)
+
+
+def _measured(
+    where: tuple[str, str, str, str], measured: dict[str, Any], last: tuple[Any, Any, str]
+) -> Iterator[tuple[Any, ...]]:
+    """A line for each measure, and for the value of each seed, if there are several: ``joint seed 2``."""
+    for name, e in measured.items():
+        yield (*where, name, *(e[key] for key in ("value", "low", "high", "count")), *last)
+        for i, value in enumerate(e.get("each", ())):
+            yield (*where, f"{name} seed {i + 1}", value, None, None, None, *last)
 
 
 def as_csv(results: Results, ranked: Ranking, doubts: Doubts) -> str:
@@ -103,7 +115,9 @@ def _grid(results: Results, ranked: Ranking, doubts: Doubts) -> tuple[list[str],
     for label in [*ranked.cases, *(r.label for r in results.experiment.rows if r.label not in ranked.cases)]:
         case = ranked.cases.get(label)
         worst = "-" if case is None else _written(case.share.as_dict(), bool(case.doubted))
-        cells = [_written(results.measure(label, c.label, results.main), (label, c.label) in doubts) for c in columns]
+        cells = [
+            _written(results.measure(label, c.label, headline(results)), (label, c.label) in doubts) for c in columns
+        ]
         body.append([label, worst, *cells])
     return ["", WORST, *heads], body
 

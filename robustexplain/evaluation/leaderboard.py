@@ -15,7 +15,7 @@ from ..recipe.experiment import Recipe
 from .comparing import Side
 from .results import Results
 from .store import REPORT, RunFolder
-from .worst import WorstCase, ranking
+from .worst import WorstCase, ranking, seeds_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +59,8 @@ class Entry:
     @property
     def seeds(self) -> str:
         """Which seeds it was run with."""
-        known = self.results.run.get("seeds")
-        seeds = known if isinstance(known, list) else [self.results.run["seed"]]
-        return ", ".join(map(str, seeds))
+        count, seed = seeds_of(self.results), self.results.run["seed"]
+        return str(seed) if count == 1 else f"{count}, from {seed}"
 
     def report(self, page: Path) -> str | None:
         """The way from the page to the run's report; ``None`` where there is none."""

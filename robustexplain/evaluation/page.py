@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from markupsafe import Markup
 from torch import Tensor
 
@@ -15,7 +16,6 @@ from ..recipe.experiment import Column, Row
 from ..recipe.spelled import spelled
 from . import drawings
 from .audit_page import Audited
-from .calibration import Calibration
 from .doubts import Doubts
 from .glossary import DOCS, Term, glossary
 from .results import Results
@@ -25,7 +25,7 @@ from .sweeps import Sweep, sweeps
 from .tones import Look, look
 from .verdict import verdict
 from .words import Words
-from .worst import Arrays, Ranking
+from .worst import Arrays, Ranking, headline
 
 CALIBRATED_ON = {
     "test": "the test part beyond the judged ones",
@@ -82,6 +82,11 @@ class Page:
     ranked: Ranking
     audits: list[Audited]
 
+    @cached_property
+    def headline(self) -> str:
+        """The measure of the matrix."""
+        return headline(self.results)
+
     @property
     def sentences(self) -> list[str]:
         """The first paragraph."""
@@ -122,7 +127,7 @@ class Page:
         found = self.results
         hidden = {f"{name}_correct" for name in ("joint", "success") if not found.differs(f"{name}_correct", name)}
         kept = {n: words for n, words in found.words.items() if found.has(n) and n not in hidden}
-        return {n: w for n, w in kept.items() if n != found.main or len(kept) == 1}
+        return {n: w for n, w in kept.items() if n != headline(found) or len(kept) == 1}
 
     @property
     def charts(self) -> list[tuple[str, Markup]]:
@@ -134,7 +139,7 @@ class Page:
         for row in self.rows:
             points, hollow = [], []
             for place, column in zip(sweep.values, sweep.columns, strict=True):
-                e = self.results.measure(row.label, column.label, self.results.main)
+                e = self.results.measure(row.label, column.label, self.headline)
                 if e is not None:
                     points.append((place, e["value"], e["low"], e["high"]))
                     hollow.append((row.label, column.label) in self.doubts)
@@ -175,7 +180,7 @@ class Page:
             key=self.key(row, column),
             row=row.label,
             column=column.label,
-            look=self.look(row.label, column.label, self.results.main),
+            look=self.look(row.label, column.label, self.headline),
             facts=tuple((title, one) for title, one in facts if one.estimate is not None),
             drawn=() if column.facts.clean else self._drawn(row, arrays),
             strips=tuple(strips(arrays, count, self.pictures, run.get("features", []), run.get("classes", []))),
@@ -183,27 +188,22 @@ class Page:
         )
 
     @cached_property
-    def _calibrated(self) -> dict[str, tuple[Calibration, dict[str, Tensor]]]:
+    def _calibrated(self) -> dict[str, dict[str, Tensor]]:
         found = {label: self.folder.calibrated(label) for label in self.results.calibrations}
-        return {label: (Calibration.read(*known), known[1]) for label, known in found.items() if known is not None}
+        return {label: known[1] for label, known in found.items() if known is not None}
 
     def _drawn(self, row: Row, arrays: Any) -> tuple[tuple[str, Markup], ...]:
-        known = self._calibrated.get(row.label)
-        if known is None or "distance" not in arrays or not len(known[0].distances):
+        beside, known = self._calibrated.get(row.label), self.results.calibrations.get(row.label, {})
+        harmless = torch.empty(0) if beside is None else beside["distance"][beside["kept"] > 0]
+        if beside is None or "distance" not in arrays or not len(harmless):
             return ()
-        calibration, beside = known
-        curves = [("maps", calibration.distances, arrays["distance"])]
-        name = str(self.results.calibrations[row.label].get("distance", "distance"))
-        pairs = [
-            (
-                "Distances of maps",
-                drawings.distributions(calibration.distances, arrays["distance"], calibration.limit, name),
-            )
-        ]
+        curves = [("maps", harmless, arrays["distance"])]
+        name = str(known.get("distance", "distance"))
+        drawn = drawings.distributions(harmless, arrays["distance"], known.get("limit"), name)
+        pairs = [("Distances of maps", drawn)]
         if "score" in arrays and "score" in beside:
-            pairs.append(
-                ("Scores of the detector", drawings.distributions(beside["score"], arrays["score"], None, "score"))
-            )
+            drawn = drawings.distributions(beside["score"], arrays["score"], None, "score")
+            pairs.append(("Scores of the detector", drawn))
             curves.append(("detector", beside["score"], arrays["score"]))
         return (*pairs, ("ROC", drawings.roc(curves)))
 
@@ -234,11 +234,11 @@ class Page:
 
     @property
     def differences(self) -> list[tuple[Row, Column, dict[str, Any]]]:
-        """Paired differences to the undefended row."""
-        cells = (
-            (row, c, self.results.cells[row.label, c.label]) for row in self.rows if row.derived for c in self.columns
-        )
-        return [(r, c, cell["against_undefended"]) for r, c, cell in cells if cell and cell.get("against_undefended")]
+        """Paired differences to the undefended row, over all seeds if there are several."""
+        rows, known = [row for row in self.rows if row.derived], self.results.cells
+        cells = ((row, c, known[row.label, c.label]) for row in rows for c in self.columns)
+        found = ((r, c, cell.get("seeds", cell).get("against_undefended")) for r, c, cell in cells if cell)
+        return [(row, column, against) for row, column, against in found if against]
 
     @property
     def classes(self) -> list[str]:

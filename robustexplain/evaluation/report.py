@@ -18,7 +18,7 @@ from .page import Page, embedded
 from .results import Results
 from .store import LABEL, MATRIX, REPORT, RunFolder
 from .verdict import written
-from .worst import Ranking, arrays_of, ranking
+from .worst import Ranking, arrays_of, headline, ranking
 
 PICTURE = "matrix.png"
 FIGURE = "matrix"
@@ -69,7 +69,7 @@ def matrix_figure(results: Results, ranked: Ranking, found: Doubts) -> Any:
             values[i, 0], texts[i][0] = case.share.value, f"{e.value:.2f}\n[{e.low:.2f}, {e.high:.2f}]"
             doubted[i, 0] = bool(case.doubted)
         for j, column in enumerate(columns, 1):
-            known = results.measure(row, column.label, results.main)
+            known = results.measure(row, column.label, headline(results))
             cell = results.cells[row, column.label]
             texts[i][j] = "failed" if cell and cell["status"] != "done" else "-"
             doubted[i, j] = (row, column.label) in found
@@ -79,7 +79,7 @@ def matrix_figure(results: Results, ranked: Ranking, found: Doubts) -> Any:
     heads = ["worst case", *(f"{c.label}\n{c.facts.settings}".strip() for c in columns)]
     lying = np.array([results.experiment.manipulated(results.experiment.row(row)) for row in rows], dtype=bool)
     plain = lying[:, None] | np.array([False, *(c.facts.control for c in columns)])
-    return plots.matrix_figure(rows, heads, values, texts, results.words[results.main].good, doubted, plain)
+    return plots.matrix_figure(rows, heads, values, texts, results.words[headline(results)].good, doubted, plain)
 
 
 def html(page: Page) -> str:
@@ -95,7 +95,7 @@ def html(page: Page) -> str:
         recipe=results.experiment,
         run=results.run,
         results=results,
-        main=results.words[results.main],
+        main=results.words[headline(results)],
         opened=page.opened,  # before its pictures are written
         sanity=embedded(drawn.read_bytes()) if drawn.is_file() else None,
         sanity_page=SANITY_PAGE if (folder.root / SANITY_PAGE).is_file() else None,
@@ -153,7 +153,7 @@ def print_matrix(results: Results, ranked: Ranking, doubted: Doubts) -> None:
         worst = "-" if case is None or case.share.value is None else f"{case.share.value:.2f}{'?' * bool(case.doubted)}"
         cells = []
         for column in results.experiment.columns:
-            e = results.measure(row, column.label, results.main)
+            e = results.measure(row, column.label, headline(results))
             cells.append("-" if e is None else f"{e['value']:.2f}{'?' * ((row, column.label) in doubted)}")
         shown.add_row(row, worst, *cells)
     # Labels are the user's text, not rich's markup.

@@ -6,10 +6,10 @@ from collections import defaultdict
 from typing import Any
 
 from .audit_page import FIGURES, Audited
-from .doubts import Doubts
+from .doubts import Doubts, names
 from .results import Results
 from .statistics import Estimate
-from .worst import CHANCE, Ranking, WorstCase, attackers
+from .worst import CHANCE, Ranking, WorstCase, attackers, seeds_of
 
 MOST = 3
 """How many reasons, or labels, a sentence holds."""
@@ -20,6 +20,8 @@ OPEN = 0.9
 def verdict(results: Results, ranked: Ranking, doubts: Doubts, audits: list[Audited]) -> list[str]:
     """The sentences: what owners hide, which defense held best, whether beyond chance, its price, what is in doubt."""
     found = [hidden(audited) for audited in audits]
+    if not attackers(results):
+        return [*found, "No attacker on inputs stands in this run."]
     if not ranked.cases:
         none = "No cell of a row with an honest owner is done: nothing can be said of defenses."
         return found or [none]
@@ -151,8 +153,8 @@ def _tempting(ranked: Ranking) -> list[str]:
 
 
 def _seeds(results: Results) -> str:
-    if results.run.get("seeds", 1) not in (1, None):
-        return ""
+    if seeds_of(results) > 1:
+        return f"Everything was trained {seeds_of(results)} times: intervals cover seeds and {results.things}."
     trained = any(results.experiment.row(row.label).derived for row in results.experiment.rows)
     one = "One seed was run: intervals are over {things} and do not cover another training."
     return one.format(things=results.things) if trained else ""
@@ -164,12 +166,15 @@ def _in_doubt(results: Results, doubts: Doubts) -> list[str]:
     lines = [f"{gone} of {len(results.cells)} cells failed or are missing."] if gone else []
     if not doubts:
         return [*lines, "No cell is in doubt by the checks that were made."] if whole else lines
-    by_reason: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    kinds, first = names(results), {}
+    by_kind: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for where, reasons in doubts.items():
         for why in reasons:
-            by_reason[why].append(where)
-    order = sorted(by_reason, key=lambda why: -len(by_reason[why]))
-    said = "; ".join(f"{why} ({_places(by_reason[why])})" for why in order[:MOST])
+            kind = kinds.get(why, why)
+            first.setdefault(kind, why)
+            by_kind[kind].append(where)
+    order = sorted(by_kind, key=lambda kind: -len(by_kind[kind]))
+    said = "; ".join(f"{first[kind]} ({_places(by_kind[kind])})" for kind in order[:MOST])
     more = f"; and {len(order) - MOST} more reasons below" if len(order) > MOST else ""
     return [*lines, f"{len(doubts)} of {whole} cells are not to be believed and are hatched: {said}{more}."]
 

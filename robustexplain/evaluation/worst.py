@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ class WorstCase:
         doubted: why it may be worse than this; empty where it is to be believed.
         difference: to the row that its defenses stand on, paired on the same samples; ``None`` for such a row itself.
         p: of that difference, corrected for all that the report makes.
+        each: the share of each seed, where everything was trained several times.
     """
 
     row: str
@@ -47,6 +49,7 @@ class WorstCase:
     doubted: tuple[str, ...]
     difference: Difference | None = None
     p: float | None = None
+    each: tuple[float, ...] = ()
 
     @property
     def strongest(self) -> str:
@@ -77,6 +80,22 @@ class Ranking:
     tests: int
 
 
+def seeds_of(results: Results) -> int:
+    """How often everything was trained."""
+    found = [cell["seeds"]["count"] for cell in results.cells.values() if cell and "seeds" in cell]
+    return max(found, default=1)
+
+
+def headline(results: Results) -> str:
+    """The measure of the matrix: that an attacker won, among inputs that are right where only those are judged.
+
+    Without any attacker it is what the classifier gets right: joint success would be its errors.
+    """
+    if not attackers(results) and results.has("correct"):
+        return "correct"
+    return "joint_correct" if results.experiment.evaluation.only_correct and results.has("joint_correct") else "joint"
+
+
 def arrays_of(results: Results, folder: RunFolder) -> Arrays:
     """The arrays of every cell that is done."""
     done = [where for where, cell in results.cells.items() if cell and cell["status"] == "done"]
@@ -99,16 +118,18 @@ def ranking(results: Results, arrays: Arrays, doubts: Doubts) -> Ranking:
         same = torch.equal(mine.samples, other.samples)
         return difference(mine.values, other.values, True, settings.bootstrap, seed) if same else None
 
-    differences = {}
+    several, differences = seeds_of(results) > 1, {}
     for row in rows:
         root = results.experiment.reference(row).label
         if row.label in found and row.derived and root in found:
-            differences[row.label] = compared(found[row.label], found[root])
+            mine, other = found[row.label], found[root]
+            differences[row.label] = _over_seeds(results, row) if several else compared(mine, other)
     defended = [row.label for row in rows if row.derived and row.label in found]
     believed = [label for label in defended if not found[label].doubted]
     best = min(believed, key=lambda label: (_value(found[label]), -_gain(differences.get(label))), default=None)
     others = {} if best is None else {o: compared(found[best], found[o]) for o in found if o != best}
-    others = {o: d for o, d in others.items() if best is None or o != _root(results, best)}
+    # Of several seeds only what covers all of them is called a difference.
+    others = {o: d for o, d in others.items() if best is not None and o != _root(results, best) and not several}
     family = [*differences.values(), *others.values()]
     tested = [d.p for d in family if d is not None and d.p is not None]
     corrected = iter(holm(tested))
@@ -129,7 +150,7 @@ def worst_case(
     done = [c for c in columns if (row.label, c.label) in arrays]
     if not done:
         return None
-    name = results.main
+    name = headline(results)
     won = {c.label: arrays[row.label, c.label].get(name, arrays[row.label, c.label]["joint"]).double() for c in done}
     samples = arrays[row.label, done[0].label]["sample"]
     values = any_won(list(won.values()))
@@ -138,7 +159,23 @@ def worst_case(
     wins = {label: float(value.nanmean()) for label, value in won.items()}
     left_out = tuple(c.label for c in columns if c not in done)
     why = [f"{', '.join(left_out)} failed or {'is' if len(left_out) == 1 else 'are'} missing"] if left_out else []
-    return WorstCase(row.label, share, values, samples, wins, left_out, (*why, *_doubted(doubts, row, done)))
+    case = WorstCase(row.label, share, values, samples, wins, left_out, (*why, *_doubted(doubts, row, done)))
+    known = _known(results, row).get("measures", {}).get("worst", {})
+    if len(known.get("each", ())) < 2 or len(columns) < len(attackers(results)):
+        return case
+    each = tuple(value for value in known["each"] if value is not None)
+    return replace(case, share=Estimate(*(known[key] for key in ("value", "low", "high", "count"))), each=each)
+
+
+def _known(results: Results, row: Row) -> dict[str, Any]:
+    """What the run itself says of a row's worst case, over all its seeds."""
+    found: dict[str, dict[str, Any]] = getattr(results, "worst", {})
+    return found.get(row.label, {})
+
+
+def _over_seeds(results: Results, row: Row) -> Difference | None:
+    known = _known(results, row).get("against_undefended", {}).get("worst")
+    return None if known is None else Difference(*(known[key] for key in ("value", "low", "high", "count", "p")))
 
 
 def any_won(won: Sequence[Tensor]) -> Tensor:

@@ -103,7 +103,7 @@ def test_doubts_come_from_the_audit_and_from_what_figures_say_of_each_other() ->
     results = results_of(ROWS, COLUMNS, arrays)
     cell = results.cells["veil", "strong"]
     assert cell is not None
-    cell["flags"] = [{"flag": "planted", "why": "attack not proven"}]
+    cell["flags"] = [{"name": "planted", "reason": "attack not proven"}]
     found = doubts(results)
     assert set(found) == {("plain", "strong"), ("shield", "mild"), ("veil", "strong")}
     assert found["veil", "strong"] == ["attack not proven"]
@@ -160,7 +160,7 @@ def test_tables_escape_what_their_formats_take_for_their_own() -> None:
     assert r"a\_b \& 50\%|c & 0.03" in exports.as_latex(results, ranked, {})
     assert r"| a_b & 50%\|c | 0.03" in exports.as_markdown(results, ranked, {})
     lines = exports.as_csv(results, ranked, {}).splitlines()
-    assert lines[1].startswith("a_b & 50%|c,a_b & 50%|c,worst case,,joint,0.025,")
+    assert lines[1].startswith("a_b & 50%|c,a_b & 50%|c,worst case,,worst,0.025,")
 
 
 def test_parquet_holds_every_line(tmp_path: Path) -> None:
