@@ -26,7 +26,8 @@ def lines(results: Results, ranked: Ranking, doubts: Doubts) -> Iterator[tuple[A
         case = ranked.cases.get(row.label)
         if case is not None:
             where = (row.label, row.base, WORST, "")
-            found = {"worst": {**case.share.as_dict(), "each": case.each}}
+            found: dict[str, Any] = {"worst": {**case.share.as_dict(), "each": case.each}}
+            found |= {f"worst_{aim}": share.as_dict() for aim, share in case.aims.items()}
             found |= {"worst_minus_root": case.difference.as_dict()} if case.difference is not None else {}
             yield from _measured(where, found, (None, None, "; ".join(case.doubted)))
         for column in results.experiment.columns:

@@ -166,7 +166,7 @@ def _in_doubt(results: Results, doubts: Doubts) -> list[str]:
     lines = [f"{gone} of {len(results.cells)} cells failed or are missing."] if gone else []
     if not doubts:
         return [*lines, "No cell is in doubt by the checks that were made."] if whole else lines
-    kinds, first = names(results), {}
+    kinds, first = names(results), dict[str, str]()
     by_kind: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for where, reasons in doubts.items():
         for why in reasons:

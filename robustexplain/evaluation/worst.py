@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,8 @@ class WorstCase:
         difference: to the row that its defenses stand on, paired on the same samples; ``None`` for such a row itself.
         p: of that difference, corrected for all that the report makes.
         each: the share of each seed, where everything was trained several times.
+        aims: ``forge`` and ``move``: the share by the attackers of one aim alone, another prediction or another map,
+            where the matrix has both.
     """
 
     row: str
@@ -50,6 +52,7 @@ class WorstCase:
     difference: Difference | None = None
     p: float | None = None
     each: tuple[float, ...] = ()
+    aims: dict[str, Estimate] = field(default_factory=dict)
 
     @property
     def strongest(self) -> str:
@@ -160,11 +163,27 @@ def worst_case(
     left_out = tuple(c.label for c in columns if c not in done)
     why = [f"{', '.join(left_out)} failed or {'is' if len(left_out) == 1 else 'are'} missing"] if left_out else []
     case = WorstCase(row.label, share, values, samples, wins, left_out, (*why, *_doubted(doubts, row, done)))
-    known = _known(results, row).get("measures", {}).get("worst", {})
-    if len(known.get("each", ())) < 2 or len(columns) < len(attackers(results)):
+    case = replace(case, aims=_aims(done, won))
+    known = _known(results, row).get("measures", {})
+    if len(known.get("worst", {}).get("each", ())) < 2 or len(columns) < len(attackers(results)):
         return case
-    each = tuple(value for value in known["each"] if value is not None)
-    return replace(case, share=Estimate(*(known[key] for key in ("value", "low", "high", "count"))), each=each)
+    each = tuple(value for value in known["worst"]["each"] if value is not None)
+    aims = {aim: _estimate(known[f"worst_{aim}"]) for aim in case.aims if f"worst_{aim}" in known}
+    return replace(case, share=_estimate(known["worst"]), each=each, aims=aims)
+
+
+def _estimate(known: dict[str, Any]) -> Estimate:
+    return Estimate(known["value"], known["low"], known["high"], known["count"])
+
+
+def _aims(columns: Sequence[Column], won: Mapping[str, Tensor]) -> dict[str, Estimate]:
+    labels = {
+        "forge": [c.label for c in columns if not c.facts.keeps_prediction],
+        "move": [c.label for c in columns if c.facts.keeps_prediction],
+    }
+    if not all(labels.values()):
+        return {}
+    return {aim: estimate(any_won([won[label] for label in own]), True) for aim, own in labels.items()}
 
 
 def _known(results: Results, row: Row) -> dict[str, Any]:

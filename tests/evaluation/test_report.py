@@ -22,6 +22,7 @@ from robustexplain.evaluation.sweeps import sweeps
 from robustexplain.evaluation.tones import look, tone
 from robustexplain.evaluation.verdict import verdict
 from robustexplain.evaluation.worst import any_won, ranking
+from robustexplain.recipe.experiment import AttackFacts, Column
 
 from .made_up import column, page_of, results_of, row, wins
 
@@ -55,6 +56,17 @@ def test_the_worst_case_is_taken_sample_by_sample_over_all_that_attack() -> None
     assert case.share.count == 40
     undefined = any_won([torch.tensor([torch.nan, torch.nan, 1.0]), torch.tensor([torch.nan, 0.0, torch.nan])])
     torch.testing.assert_close(undefined, torch.tensor([torch.nan, 0.0, 1.0]).double(), equal_nan=True)
+
+
+def test_attackers_of_two_aims_have_a_worst_case_each_beside_the_common_one() -> None:
+    columns = [column("forger"), Column("mover", AttackFacts("Dombrowski", True, True, True))]
+    arrays = {("plain", "forger"): wins(0, 1), ("plain", "mover"): wins(1, 2, 3)}
+    results = results_of(ROWS[:1], columns, arrays)
+    ranked = ranking(results, arrays, {})
+    case = ranked.cases["plain"]
+    assert case.share.value == 4 / 40
+    assert {aim: share.value for aim, share in case.aims.items()} == {"forge": 2 / 40, "move": 3 / 40}
+    assert {"worst", "worst_forge", "worst_move"} < {line[4] for line in exports.lines(results, ranked, {})}
 
 
 def test_the_first_sentence_names_the_defense_that_held_best_and_whether_beyond_chance() -> None:
