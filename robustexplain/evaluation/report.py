@@ -42,6 +42,7 @@ def write_report(folder: RunFolder, out: Path | None = None) -> Path:
     figure = matrix_figure(results, ranked, found)
     for kind in ("png", "svg", "pdf"):
         drawn = plots.figure_bytes(figure, kind)
+        figure.set_layout_engine("none")  # it is laid out now
         files.replace_file(out / f"{FIGURE}.{kind}", lambda aside, drawn=drawn: aside.write_bytes(drawn))  # type: ignore[misc]
     write_audits(results.experiment, folder, out)
     page = Page(results, folder, arrays, found, ranked, audit_page.read(results.experiment, folder))

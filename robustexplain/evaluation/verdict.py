@@ -79,7 +79,8 @@ def _held(results: Results, ranked: Ranking) -> list[str]:
         chance = "which is beyond chance: the defense makes it worse"
     else:
         chance = "which chance alone may explain"
-    tests = f"p = {written(case.p)}, by Holm's correction for {ranked.tests} comparisons"
+    several = f"{ranked.tests} comparisons" if ranked.tests > 1 else "one comparison"
+    tests = f"p {written(case.p)}, by Holm's correction for {several}"
     return [*lines, f"The difference on the same {things} is {points}, {chance} ({tests})."]
 
 
@@ -203,5 +204,5 @@ def percent(share: Estimate | dict[str, Any]) -> str:
 
 
 def written(p: float) -> str:
-    """A p-value in two digits."""
-    return "below 0.0001" if p < 1e-4 else f"{p:.2g}"
+    """A p-value in two digits, as it stands after ``p``."""
+    return "< 0.0001" if p < 1e-4 else f"= {p:.2g}"

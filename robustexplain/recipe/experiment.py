@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import nn
@@ -299,7 +300,7 @@ class Column:
     goal_map: GoalMap = "benign"
     source: str | None = None
 
-    @property
+    @cached_property
     def facts(self) -> AttackFacts:
         """What the report says of the attack."""
         return self.attack if isinstance(self.attack, AttackFacts) else AttackFacts.of(self.attack)

@@ -76,7 +76,7 @@ def test_the_first_sentence_names_the_defense_that_held_best_and_whether_beyond_
         "Of 2 defended systems “shield” held best: in the worst case at least one of 2 attackers won 5%"
     )
     assert "-95 percentage points" in words
-    assert "which is beyond chance (p = below 0.0001, by Holm's correction for 3 comparisons)" in words
+    assert "which is beyond chance (p < 0.0001, by Holm's correction for 3 comparisons)" in words
     assert "It lost fewer than “veil”, beyond chance." in words
     assert "“veil”" not in words.partition("Beyond chance better")[2]
 
