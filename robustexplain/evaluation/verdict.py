@@ -200,7 +200,7 @@ def percent(share: Estimate | dict[str, Any]) -> str:
     e = share.as_dict() if isinstance(share, Estimate) else share
     if e["value"] is None:
         return "an unknown share"
-    return f"{e['value']:.0%} (95% interval {e['low']:.0%} to {e['high']:.0%})"
+    return f"{100 * e['value']:.3g}% (95% interval {e['low']:.0%} to {e['high']:.0%})"
 
 
 def written(p: float) -> str:
