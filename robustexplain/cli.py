@@ -17,9 +17,11 @@ import typer
 from . import __version__
 from .commands.attack import attack
 from .commands.copy import copy
+from .commands.diff import diff
 from .commands.explain import explain
 from .commands.failure import DEBUG, explained, wants_traceback
 from .commands.gallery import gallery
+from .commands.leaderboard import leaderboard
 from .commands.list import list_kind
 from .commands.report import report
 from .commands.run import run
@@ -37,6 +39,8 @@ app = typer.Typer(
 VERBS: dict[str, Callable[..., None]] = {
     "run": run,
     "report": report,
+    "diff": diff,
+    "leaderboard": leaderboard,
     "sanity": sanity,
     "validate": validate,
     "list": list_kind,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -22,11 +22,6 @@ def picture(image: Tensor, side: int = 96) -> bytes:
     """An image ``[C, H, W]`` in ``[0, 1]`` as PNG, at least ``side`` pixels high; one channel is shown grey."""
     array = image.detach().clamp(0, 1).permute(1, 2, 0).float().numpy()
     return _png(array.repeat(3, 2) if array.shape[2] == 1 else array[:, :, :3], side)
-
-
-def perturbation(image: Tensor, attacked: Tensor, gain: float = 10.0, side: int = 96) -> bytes:
-    """The change ``[C, H, W]`` times ``gain`` around mid-grey."""
-    return picture((0.5 + gain * (attacked - image)).clamp(0, 1), side)
 
 
 def heat_map(attribution: Tensor, image: Tensor | None = None, side: int = 96) -> bytes:
@@ -55,7 +50,20 @@ def coloured(attribution: Tensor, image: Tensor | None = None) -> np.ndarray:
 def matrix(
     rows: Sequence[str], columns: Sequence[str], values: np.ndarray, texts: Sequence[Sequence[str]], good: str
 ) -> bytes:
-    """A matrix of measures as a coloured picture.
+    """A matrix of measures as a coloured picture, as PNG; see :func:`matrix_figure`."""
+    return figure_bytes(matrix_figure(rows, columns, values, texts, good))
+
+
+def matrix_figure(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: np.ndarray,
+    texts: Sequence[Sequence[str]],
+    good: str,
+    doubted: np.ndarray | None = None,
+    plain: np.ndarray | None = None,
+) -> Any:
+    """A matrix of measures as a coloured figure.
 
     Args:
         rows: labels, top to bottom.
@@ -63,8 +71,11 @@ def matrix(
         values: ``[rows, columns]``; NaN is drawn as a hole.
         texts: what is written in each cell.
         good: ``high`` or ``low`` is green (shares in ``[0, 1]``); ``neither`` shades distances in blue.
+        doubted: bool ``[rows, columns]``: cells that are hatched.
+        plain: bool ``[rows, columns]``: cells that are drawn grey, whatever their values.
     """
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     figure = Figure(figsize=(3.2 + 1.25 * len(columns), 1.4 + 0.52 * len(rows)), dpi=110, layout="constrained")
     axes = figure.add_subplot()
@@ -72,20 +83,26 @@ def matrix(
     colours = {"high": "RdYlGn", "low": "RdYlGn_r", "neither": "Blues"}[good]
     top = 1.0 if good != "neither" else max(0.3, float(shown.max()) if shown.count() else 0.3)
     axes.imshow(shown, cmap=colours, vmin=0, vmax=top, aspect="auto", alpha=0.65)
+    for i, j in np.argwhere(plain) if plain is not None else ():
+        axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor="#e9ecef", edgecolor="none"))
+    for i, j in np.argwhere(doubted) if doubted is not None else ():
+        axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="////", edgecolor="#777777", linewidth=0))
     axes.set_xticks(range(len(columns)), columns, rotation=25, ha="left", fontsize=9)
     axes.set_yticks(range(len(rows)), rows, fontsize=9)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
+    paper = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.75, "edgecolor": "none"}
     for i, line in enumerate(texts):
         for j, text in enumerate(line):
-            axes.text(j, i, text, ha="center", va="center", fontsize=8.5, linespacing=1.25)
+            box = paper if doubted is not None and doubted[i, j] else None
+            axes.text(j, i, text, ha="center", va="center", fontsize=8.5, linespacing=1.25, bbox=box)
     axes.set_xticks(np.arange(-0.5, len(columns)), minor=True)
     axes.set_yticks(np.arange(-0.5, len(rows)), minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
     axes.tick_params(which="minor", length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    return figure_bytes(figure)
+    return figure
 
 
 def strip(panels: Sequence[tuple[str, np.ndarray]], title: str = "") -> bytes:
@@ -228,12 +245,16 @@ def _short(name: str, most: int = 30) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def figure_bytes(figure: Any) -> bytes:
-    """A matplotlib figure as PNG."""
+def figure_bytes(figure: Any, kind: Literal["png", "svg", "pdf"] = "png") -> bytes:
+    """A matplotlib figure as a file of that kind."""
+    from matplotlib import rc_context
+
     buffer = io.BytesIO()
     # No software or date in the file: the same run gives the same bytes.
-    # Tight: a slanted label on the last column would else be cut off.
-    figure.savefig(buffer, format="png", metadata={"Software": None}, bbox_inches="tight")
+    silent = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
+    with rc_context({"svg.hashsalt": "robustexplain", "svg.fonttype": "none", "pdf.fonttype": 42}):
+        # Tight: a slanted label on the last column would else be cut off.
+        figure.savefig(buffer, format=kind, metadata=silent, bbox_inches="tight")
     return buffer.getvalue()
 
 

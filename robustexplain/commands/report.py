@@ -14,7 +14,7 @@ def report(
         Path | None, typer.Option(help="Where to write it; default the run directory, which may be read-only.")
     ] = None,
 ) -> None:
-    """Write report.html and matrix.csv of a run again, from its cells; damaged files are named and left out."""
+    """Write a run's report.html, tables and figures again, from its cells; damaged files are named and left out."""
     from ..evaluation import RunFolder, write_report
 
     run_folder = RunFolder(folder)
@@ -27,10 +27,13 @@ def report(
 def show(folder: Path, written: Path | None = None) -> bool:
     """Print a run's matrix, and where its report is; whether files of it are damaged, which are named."""
     from ..evaluation import Results, RunFolder
+    from ..evaluation.doubts import doubts
     from ..evaluation.report import print_matrix
+    from ..evaluation.worst import arrays_of, ranking
 
     results = Results.read(RunFolder(folder))
-    print_matrix(results)
+    found = doubts(results)
+    print_matrix(results, ranking(results, arrays_of(results, RunFolder(folder)), found), found)
     typer.echo(f"report: {written or folder / 'report.html'}")
     for why in results.damaged:
         typer.secho(f"left out: {why}; `robustexplain run` makes it anew", fg="red", err=True)

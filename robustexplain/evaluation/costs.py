@@ -31,7 +31,8 @@ def measure_costs(
         data: the data set.
         folder: where files go.
         session: progress.
-        x: inputs whose explanation is timed, on the systems' device.
+        x: inputs whose explanation is timed, on the systems' device: in one batch (``ms``, an input's share of it),
+            and the first of them alone (``ms_single``, what one who waits for an answer waits).
     """
     experiment = origins.experiment
     for row in experiment.rows:
@@ -40,12 +41,13 @@ def measure_costs(
             continue
         accuracy = clean_accuracy(system.model, data, experiment.evaluation.batch_size, 10_000, x.device)
         try:
-            spent = milliseconds(system, x)
+            spent, single = milliseconds(system, x), milliseconds(system, x[:1])
         except Exception as error:
             # Its cells are holes already, with the traceback; the other rows go on.
             session.progress.say(f"no time for {row.label}: {error}")
             continue
         words = {"row": row.label, "base": row.base, "accuracy": accuracy, "ms": spent}
+        words |= {"batch": len(x), "ms_single": single}
         words["made_of"] = origins.row(row.label)
         seals.write(folder.row(row.label), words)
 

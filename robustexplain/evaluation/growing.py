@@ -10,6 +10,7 @@ from .. import seals
 from ..data import Data
 from ..recipe.experiment import Experiment
 from ..training import Session
+from .circumstances import note_circumstances
 from .mending import mend
 from .origins import Origins
 from .store import MADE_OF, UNSAVED, RunFolder, slug
@@ -34,6 +35,7 @@ def claim(experiment: Experiment, folder: RunFolder, data: Data, digest: str, se
     if session.accelerator.is_main_process:
         folder.open(experiment, digest, data.features, data.shape, session.accelerator.mixed_precision)
         folder.note_machine(session.device.type)
+        note_circumstances(folder, data, session.device.type)
         for line in mend(experiment, folder):
             session.progress.say(f"damaged: {line}")
         origins = Origins(experiment)

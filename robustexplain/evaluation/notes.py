@@ -9,12 +9,22 @@ from .results import Results
 
 def notes(results: Results) -> list[str]:
     """Warnings about a run that follow from its figures, a sentence each."""
+    return [*general(results), *of_cells(results)]
+
+
+def general(results: Results) -> list[str]:
+    """Warnings about the whole run: its files, its machines, its columns."""
+    return [*_damaged(results), *_machines(results), *_nothing_to_adapt(results)]
+
+
+def of_cells(results: Results) -> list[str]:
+    """Warnings about single cells."""
     warnings = []
     for (row, column), cell in results.cells.items():
         warnings += _silent(results, row, column)
         if cell and cell.get("knowledge") == "adaptive" and cell["status"] == "done":
             warnings += _weaker(results, row, column)
-    return [*_damaged(results), *_machines(results), *warnings, *_noise(results), *_nothing_to_adapt(results)]
+    return [*warnings, *_noise(results)]
 
 
 def _damaged(results: Results) -> list[str]:

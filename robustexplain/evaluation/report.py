@@ -1,133 +1,116 @@
-"""From a run directory's cells to ``report.html`` (one self-contained file), ``matrix.csv`` and ``matrix.png``."""
+"""From a run directory's cells to ``report.html`` (one self-contained file), its tables and its figures."""
 
 from __future__ import annotations
 
-import base64
-import csv
-import io
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from .. import files, plots, training
+from . import audit_page, exports
 from .audit_page import write_audits
-from .notes import notes
-from .over_columns import WORST
+from .doubts import Doubts, doubts
+from .drawings import interval
+from .notes import general, of_cells
+from .page import Page, embedded
 from .results import Results
 from .store import LABEL, MATRIX, REPORT, RunFolder
-from .words import Words
+from .verdict import written
+from .worst import Ranking, arrays_of, headline, ranking
 
 PICTURE = "matrix.png"
-CALIBRATED_ON = {
-    "test": "the test part beyond the judged ones",
-    "defense": "the defense part, which trains defenses",
-    "judged": "the judged ones themselves, as there are no others",
-}
-"""Where inputs are from on which rows are calibrated."""
+FIGURE = "matrix"
+"""The matrix as a figure: ``matrix.svg`` and ``matrix.pdf`` beside ``matrix.png``."""
 SANITY = "sanity.png"
 """The picture that ``robustexplain sanity`` writes into the same directory."""
+SANITY_PAGE = "sanity.html"
 
 
 def write_report(folder: RunFolder, out: Path | None = None) -> Path:
-    """Write the report, the table and the picture of a run; cells that are not finished, or damaged, stay empty.
+    """Write the report, the tables and the figures of a run; cells that are not finished, or damaged, stay empty.
 
     Args:
         folder: the run.
         out: where they are written; default the run's own directory.
     """
     results, out = Results.read(folder), out or folder.root
-    files.write_text(out / MATRIX, table(results))
-    main = matrix_picture(results, results.main)
-    files.replace_file(out / PICTURE, lambda aside: aside.write_bytes(main))
-    audits = write_audits(results.experiment, folder, out)
-    return files.write_text(out / REPORT, html(results, folder, main, audits))
+    found, arrays = doubts(results), arrays_of(results, folder)
+    ranked = ranking(results, arrays, found)
+    _write_tables(out, results, ranked, found)
+    figure = matrix_figure(results, ranked, found)
+    for kind in ("png", "svg", "pdf"):
+        drawn = plots.figure_bytes(figure, kind)
+        figure.set_layout_engine("none")  # it is laid out now
+        files.replace_file(out / f"{FIGURE}.{kind}", lambda aside, drawn=drawn: aside.write_bytes(drawn))  # type: ignore[misc]
+    write_audits(results.experiment, folder, out)
+    page = Page(results, folder, arrays, found, ranked, audit_page.read(results.experiment, folder))
+    return files.write_text(out / REPORT, html(page))
 
 
-def table(results: Results) -> str:
-    """The matrix as CSV: a line for each row, column and measure."""
-    buffer = io.StringIO()
-    out = csv.writer(buffer, lineterminator="\n")
-    out.writerow(["row", "base", "column", "knowledge", "measure", "value", "low", "high", "count"])
-    for row in results.experiment.rows:
-        for column in results.experiment.columns:
-            cell = results.cells[row.label, column.label]
-            where = [*map(files.as_text, (row.label, row.base, column.label)), column.knowledge]
-            if cell is None or cell["status"] != "done":
-                out.writerow([*where, "status", cell["status"] if cell else "missing", "", "", ""])
-                continue
-            measured = dict(cell["measures"])
-            measured |= {f"{name}_on_successes": e for name, e in cell["on_successes"].items()}
-            measured |= {f"{name}_minus_undefended": e for name, e in cell["against_undefended"].items()}
-            if seeds := cell.get("seeds"):
-                measured |= seeds["measures"]
-                measured |= {f"{name}_minus_undefended": e for name, e in seeds["against_undefended"].items()}
-            _lines(out, where, measured)
-        if worst := results.worst.get(row.label):
-            measured = worst["measures"] | {f"{n}_minus_root": e for n, e in worst["against_undefended"].items()}
-            _lines(out, [*map(files.as_text, (row.label, row.base, WORST)), ""], measured)
-    return buffer.getvalue()
+def _write_tables(out: Path, results: Results, ranked: Ranking, found: Doubts) -> None:
+    files.write_text(out / MATRIX, exports.as_csv(results, ranked, found))
+    files.write_text((out / MATRIX).with_suffix(".md"), exports.as_markdown(results, ranked, found))
+    files.write_text((out / MATRIX).with_suffix(".tex"), exports.as_latex(results, ranked, found))
+    exports.write_parquet((out / MATRIX).with_suffix(".parquet"), results, ranked, found)
 
 
-def _lines(out: Any, where: list[str], measured: dict[str, dict[str, Any]]) -> None:
-    """A line for each measure, and for the value of each seed, if there are several: ``joint seed 2``."""
-    for name, e in measured.items():
-        out.writerow([*where, name, *(_number(e[key]) for key in ("value", "low", "high", "count"))])
-        for i, value in enumerate(e.get("each", [])):
-            out.writerow([*where, f"{name} seed {i + 1}", _number(value), "", "", ""])
-
-
-def matrix_picture(results: Results, name: str) -> bytes:
-    """One measure over all cells as a coloured picture, each with its 95% interval."""
-    rows, columns = [r.label for r in results.experiment.rows], [c.label for c in results.experiment.columns]
-    values = np.full((len(rows), len(columns)), np.nan)
-    texts = [["" for _ in columns] for _ in rows]
+def matrix_figure(results: Results, ranked: Ranking, found: Doubts) -> Any:
+    """The main measure over all cells as a figure with 95% intervals, worst case first, doubted cells hatched."""
+    rows = [*ranked.cases, *(r.label for r in results.experiment.rows if r.label not in ranked.cases)]
+    columns = results.experiment.columns
+    values = np.full((len(rows), 1 + len(columns)), np.nan)
+    texts = [["" for _ in range(1 + len(columns))] for _ in rows]
+    doubted = np.zeros(values.shape, bool)
     for i, row in enumerate(rows):
-        for j, column in enumerate(columns):
-            found = results.measure(row, column, name)
-            cell = results.cells[row, column]
+        case = ranked.cases.get(row)
+        if case is not None and case.share.value is not None:
+            e = case.share
+            values[i, 0], texts[i][0] = case.share.value, f"{e.value:.2f}\n[{e.low:.2f}, {e.high:.2f}]"
+            doubted[i, 0] = bool(case.doubted)
+        for j, column in enumerate(columns, 1):
+            known = results.measure(row, column.label, headline(results))
+            cell = results.cells[row, column.label]
             texts[i][j] = "failed" if cell and cell["status"] != "done" else "-"
-            if found:
-                values[i, j] = found["value"]
-                texts[i][j] = f"{found['value']:.2f}\n[{found['low']:.2f}, {found['high']:.2f}]"
-    return plots.matrix(rows, columns, values, texts, results.words[name].good)
+            doubted[i, j] = (row, column.label) in found
+            if known:
+                values[i, j] = known["value"]
+                texts[i][j] = f"{known['value']:.2f}\n[{known['low']:.2f}, {known['high']:.2f}]"
+    heads = ["worst case", *(f"{c.label}\n{c.facts.settings}".strip() for c in columns)]
+    lying = np.array([results.experiment.manipulated(results.experiment.row(row)) for row in rows], dtype=bool)
+    plain = lying[:, None] | np.array([False, *(c.facts.control for c in columns)])
+    return plots.matrix_figure(rows, heads, values, texts, results.words[headline(results)].good, doubted, plain)
 
 
-def html(results: Results, folder: RunFolder, main: bytes, audits: Path | None = None) -> str:
-    """The whole report as one HTML file: pictures inside, no scripts, nothing loaded from elsewhere."""
+def html(page: Page) -> str:
+    """The whole report as one HTML file: pictures, styles and script inside, nothing loaded from elsewhere."""
     from jinja2 import Environment, PackageLoader
 
-    environment = Environment(loader=PackageLoader("robustexplain.evaluation", "."), autoescape=True)
+    loader = PackageLoader("robustexplain.evaluation", ".")
+    environment = Environment(loader=loader, autoescape=True)
+    results, folder = page.results, page.folder
+    drawn = folder.root / SANITY
     return environment.get_template("report.html.j2").render(
+        page=page,
         recipe=results.experiment,
         run=results.run,
         results=results,
-        measures=_shown(results),
-        main=_embed(main),
-        distance=_embed(matrix_picture(results, "l1")) if results.has("l1") else None,
-        sanity=_embed((folder.root / SANITY).read_bytes()) if (folder.root / SANITY).is_file() else None,
+        main=results.words[headline(results)],
+        opened=page.opened,  # before its pictures are written
+        sanity=embedded(drawn.read_bytes()) if drawn.is_file() else None,
+        sanity_page=SANITY_PAGE if (folder.root / SANITY_PAGE).is_file() else None,
         curves=_learning_curves(results, folder),
-        strips=_strips(results, folder),
-        failures=[cell for cell in results.cells.values() if cell and cell["status"] != "done"],
-        missing=[where for where, cell in results.cells.items() if cell is None],
-        notes=notes(results),
-        colour=_colour,
-        count=results.judged,
-        things=results.things,
-        audits=None if audits is None else audits.name,
+        audits_page=audit_page.PAGE if page.audits else None,
+        notes=general(results),
+        warnings=of_cells(results),
         plausible=results.experiment.evaluation.plausible,
-        calibrated=(known := next(iter(results.calibrations.values()), {})),
-        calibrated_on=CALIBRATED_ON.get(known.get("part", ""), ""),
-        harmless=[_change(entry) for entry in known.get("harmless", [])],
         explaining=any(column.facts.keeps_prediction for column in results.experiment.columns),
+        words=audit_page.FIGURES,
+        interval=interval,
+        written=written,
+        parquet=importlib.util.find_spec("pyarrow") is not None,
     )
-
-
-def _shown(results: Results) -> dict[str, Words]:
-    """The measures with a table of their own: those of inputs that are right only where they differ from all."""
-    hidden = {f"{name}_correct" for name in ("joint", "success") if not results.differs(f"{name}_correct", name)}
-    return {name: words for name, words in results.words.items() if results.has(name) and name not in hidden}
 
 
 def _learning_curves(results: Results, folder: RunFolder) -> str | None:
@@ -137,7 +120,7 @@ def _learning_curves(results: Results, folder: RunFolder) -> str | None:
     found = {name: epochs for name, epochs in found.items() if _owners(folder, name) <= rows}
     if not found:
         return None
-    return _embed(plots.learning_curves({_training_name(folder, name): epochs for name, epochs in found.items()}))
+    return embedded(plots.learning_curves({_training_name(folder, name): epochs for name, epochs in found.items()}))
 
 
 def _owners(folder: RunFolder, name: str) -> set[str]:
@@ -156,83 +139,24 @@ def _training_name(folder: RunFolder, name: str) -> str:
     return ": ".join(words if words and words[-1] == own else [*words, own])
 
 
-def print_matrix(results: Results) -> None:
-    """The joint-success matrix on the terminal."""
+def print_matrix(results: Results, ranked: Ranking, doubted: Doubts) -> None:
+    """The matrix on the terminal, worst case first; ``?`` marks what is in doubt."""
     from rich.console import Console
     from rich.table import Table
 
     shown = Table(title=f"{results.experiment.name}: joint success, {results.judged} {results.things}")
     shown.add_column("")
+    shown.add_column("worst case", justify="right")
     for column in results.experiment.columns:
         shown.add_column(column.label, justify="right")
-    for row in results.experiment.rows:
-        found = [results.measure(row.label, column.label, results.main) for column in results.experiment.columns]
-        shown.add_row(row.label, *("-" if e is None else f"{e['value']:.2f}" for e in found))
+    for row in [*ranked.cases, *(r.label for r in results.experiment.rows if r.label not in ranked.cases)]:
+        case = ranked.cases.get(row)
+        worst = "-" if case is None or case.share.value is None else f"{case.share.value:.2f}{'?' * bool(case.doubted)}"
+        cells = []
+        for column in results.experiment.columns:
+            e = results.measure(row, column.label, headline(results))
+            cells.append("-" if e is None else f"{e['value']:.2f}{'?' * ((row, column.label) in doubted)}")
+        shown.add_row(row, worst, *cells)
     # Labels are the user's text, not rich's markup.
     console = Console(markup=False, emoji=False)
     (console if console.is_terminal else Console(width=150, markup=False, emoji=False)).print(shown)
-
-
-def _strips(results: Results, folder: RunFolder) -> list[dict[str, Any]]:
-    """Benign and attacked images and maps of every cell; those of the strongest adversaries are unfolded."""
-    about_maps = [c for c in results.experiment.columns if c.facts.needs_maps]
-    adaptive = [c for c in about_maps if c.knowledge == "adaptive"]
-    looked_at = {c.label for c in adaptive or about_maps or results.experiment.columns}
-    strips = []
-    for (row, column), cell in results.cells.items():
-        if cell is None or cell["status"] != "done":
-            continue
-        arrays = folder.arrays(row, column)
-        names = results.run.get("features", [])
-        shown = min(len(arrays["x"]), results.experiment.evaluation.pictures)
-        images = [_images(arrays, i, names) for i in range(shown)]
-        strips.append({"row": row, "column": column, "images": images, "open": column in looked_at})
-    return strips
-
-
-def _images(arrays: dict[str, Tensor], i: int, names: list[str]) -> dict[str, Any]:
-    label, prediction = int(arrays["label"][i]), int(arrays["prediction"][i])
-    return {
-        "panels": [_embed(panel) for panel in _panels(arrays, i, names)],
-        "table": arrays["x"].dim() == 2,
-        "caption": f"{label} → {prediction}",
-        "l1": float(arrays["l1"][i]) if "l1" in arrays else None,
-        "joint": bool(arrays["joint"][i]),
-    }
-
-
-def _panels(arrays: dict[str, Tensor], i: int, names: list[str]) -> list[bytes]:
-    """Images and maps, benign and attacked, and a goal map that was given; of a table's row, the bars of its map."""
-    x, attacked = arrays["x"][i], arrays["attacked_x"][i]
-    if x.dim() == 1:
-        return [plots.bars(arrays["attacked_map"][i], names or [f"column {j}" for j in range(len(x))])]
-    return [
-        plots.picture(x),
-        plots.picture(attacked),
-        plots.perturbation(x, attacked),
-        plots.heat_map(arrays["map"][i]),
-        *(plots.heat_map(arrays[name][i]) for name in ("attacked_map", "goal_map") if name in arrays),
-    ]
-
-
-def _change(entry: dict[str, Any]) -> str:
-    settings = ", ".join(f"{key} {value:.4g}" for key, value in entry.items() if key != "name")
-    return f"{entry['name']} ({settings})" if settings else str(entry["name"])
-
-
-def _colour(estimate: dict[str, Any] | None, good: str) -> str:
-    if estimate is None:
-        return "#eee"
-    share = min(max(estimate["value"], 0.0), 1.0)
-    if good == "neither":
-        return f"hsl(210, 60%, {97 - 32 * share:.0f}%)"
-    hue = 120 * (share if good == "high" else 1 - share)
-    return f"hsl({hue:.0f}, 65%, 80%)"
-
-
-def _embed(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def _number(value: float | int | None) -> str:
-    return "" if value is None else f"{value:.9g}"

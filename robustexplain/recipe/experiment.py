@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import nn
@@ -22,6 +23,7 @@ from ..transforms import HarmlessChange
 from .auditing import Auditing
 from .plausible import Plausible, bare
 from .problems import Problems
+from .spelled import spelled
 
 Knowledge = Literal["oblivious", "transfer", "adaptive"]
 GoalMap = Literal["benign", "random-patch", "random-class"]
@@ -231,6 +233,10 @@ class AttackFacts:
         keeps_prediction: whether the prediction should stay what it is.
         adapts: whether an adversary who knows the defense changes anything about it, but for what it is aimed at.
         control: whether it is no attack, but what one must beat.
+        eps: its radius, if it has one.
+        steps: of its search, if it has them.
+        norm: of the radius, if it says so.
+        family: a hash of its other settings: attacks of one family differ in radius and steps alone.
     """
 
     name: str
@@ -238,12 +244,44 @@ class AttackFacts:
     keeps_prediction: bool
     adapts: bool
     control: bool = False
+    eps: float | None = None
+    steps: int | None = None
+    norm: str | None = None
+    family: str = ""
 
     @classmethod
     def of(cls, attack: Any) -> AttackFacts:
         """The facts of an attack."""
         name = type(attack).__name__
-        return cls(name, attack.needs_maps, attack.keeps_prediction, attack.adapts, attack.control)
+        found = cls(name, attack.needs_maps, attack.keeps_prediction, attack.adapts, attack.control)
+        eps, steps, norm = (getattr(attack, setting, None) for setting in ("eps", "steps", "norm"))
+        return replace(
+            found,
+            eps=float(eps) if isinstance(eps, (int, float)) else None,
+            steps=steps if isinstance(steps, int) else None,
+            norm=norm if isinstance(norm, str) else None,
+            family=files.digest([name, *_other_settings(attack)]),
+        )
+
+    @property
+    def clean(self) -> bool:
+        """Whether it changes nothing: no attack, and no evidence for a defense."""
+        return self.name == "Clean"
+
+    @property
+    def settings(self) -> str:
+        """Radius and steps in words, such as ``eps 8/255, 50 steps``."""
+        norm = " (L2)" if self.norm == "l2" else ""
+        words = [] if self.eps is None or self.clean else [f"eps {spelled(self.eps)}{norm}"]
+        words += [] if self.steps is None else [f"{self.steps} step{'' if self.steps == 1 else 's'}"]
+        return ", ".join(words)
+
+
+def _other_settings(attack: Any) -> list[str]:
+    kept = [f.name for f in fields(attack) if f.name not in ("eps", "steps")] if is_dataclass(attack) else []
+    plain = (int, float, str, tuple, type(None))
+    found = {name: getattr(attack, name) for name in kept}
+    return [f"{n}={v!r}" if isinstance(v, plain) else f"{n}: {type(v).__name__}" for n, v in found.items()]
 
 
 @dataclass(frozen=True)
@@ -265,7 +303,7 @@ class Column:
     goal_map: GoalMap = "benign"
     source: str | None = None
 
-    @property
+    @cached_property
     def facts(self) -> AttackFacts:
         """What the report says of the attack."""
         return self.attack if isinstance(self.attack, AttackFacts) else AttackFacts.of(self.attack)

@@ -249,7 +249,15 @@ def test_page_and_table_show_every_manipulation(done: tuple[Recipe, RunFolder]) 
     assert "http" not in page.replace("http://www.w3.org", "")
     lines = list(csv.DictReader((folder.root / TABLE).read_text().splitlines()))
     assert {line["manipulation"] for line in lines} == {"lying", "wired"}
-    assert PAGE in (folder.root / "report.html").read_text()
+    report = (folder.root / "report.html").read_text()
+    assert PAGE in report
+    assert report.index("What the owners hide") < report.index("The matrix:")
+    assert "“lying” was manipulated by its owner so that it hides what “cam” shows; Fooling success rate: " in report
+    # No attacker on inputs measures them: nothing of theirs is coloured as safe.
+    matrix = report.partition('<table class="sortable matrix">')[2].partition("</table>")[0]
+    lines = {line.split(">", 1)[1].split("<")[0]: line for line in matrix.split('<th scope="row"')[1:]}
+    assert "t-risk" in lines["cam"]
+    assert all("t-risk" not in lines[label] for label in ("lying", "wired", "smoothed lie"))
 
 
 def test_an_audit_that_is_missing_is_made_again_and_nothing_else_is(done: tuple[Recipe, RunFolder]) -> None:

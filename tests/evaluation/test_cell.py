@@ -88,7 +88,7 @@ def test_a_cell_with_a_goal_map_says_how_often_it_is_nearer_than_the_benign_one(
     torch.testing.assert_close(L1()(found["attacked_map"], wanted), found["l1_goal"][: len(wanted)])
     assert "goal_map" not in cell["measures"]
     assert "goal_map" not in folder.arrays("cam", "clean")
-    strips = [strip.split("</div>")[0].count("<img") for strip in report.split('<div class="strip')[1:]]
+    strips = [strip.split("</div>")[0].count("<use") for strip in report.split('<div class="strip"')[1:]]
     assert strips == [5] * len(folder.arrays("cam", "clean")["x"]) + [6] * len(found["x"])
 
 

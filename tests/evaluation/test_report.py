@@ -1,0 +1,279 @@
+"""The report: what it says in words, how it ranks, what it hatches and colours, what opens, and how large it is."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from robustexplain.evaluation import exports
+from robustexplain.evaluation.doubts import doubts
+from robustexplain.evaluation.drawings import roc_points
+from robustexplain.evaluation.report import html, matrix_figure
+from robustexplain.evaluation.strips import SIDE, encoded
+from robustexplain.evaluation.sweeps import sweeps
+from robustexplain.evaluation.tones import look, tone
+from robustexplain.evaluation.verdict import verdict
+from robustexplain.evaluation.worst import any_won, ranking
+from robustexplain.recipe.experiment import AttackFacts, Column
+
+from .made_up import column, page_of, results_of, row, wins
+
+ROWS = [row("plain"), row("shield", "plain"), row("veil", "plain")]
+COLUMNS = [column("clean", name="Clean"), column("mild"), column("strong", "adaptive")]
+EVERY = range(40)
+PICTURES = {
+    **{name: torch.rand(2, 1, 8, 8) for name in ("x", "attacked_x")},
+    **{name: torch.rand(2, 8, 8) for name in ("map", "attacked_map")},
+    "label": torch.tensor([0, 1]),
+    "prediction": torch.tensor([1, 7]),
+}
+
+
+def arrays_of(**cells: Any) -> dict[tuple[str, str], dict[str, Tensor]]:
+    """Cells of ``ROWS`` and ``COLUMNS``: ``shield_strong=[...]`` are the samples that fell there."""
+    known = {tuple(name.split("_")): wins(*won) for name, won in cells.items()}
+    return {(r.label, c.label): known.get((r.label, c.label), wins()) for r in ROWS for c in COLUMNS}
+
+
+def said(arrays: dict[tuple[str, str], dict[str, Tensor]], **flags: Any) -> str:
+    results = results_of(ROWS, COLUMNS, arrays)
+    found = doubts(results) | {tuple(name.split("_")): [why] for name, why in flags.items()}
+    return " ".join(verdict(results, ranking(results, arrays, found), found, []))
+
+
+def test_the_worst_case_is_taken_sample_by_sample_over_all_that_attack() -> None:
+    arrays = arrays_of(plain_mild=[0, 1], plain_strong=[1, 2], plain_clean=[7, 8, 9])
+    case = ranking(results_of(ROWS, COLUMNS, arrays), arrays, {}).cases["plain"]
+    assert case.values.nonzero()[:, 0].tolist() == [0, 1, 2]
+    assert case.share.count == 40
+    undefined = any_won([torch.tensor([torch.nan, torch.nan, 1.0]), torch.tensor([torch.nan, 0.0, torch.nan])])
+    torch.testing.assert_close(undefined, torch.tensor([torch.nan, 0.0, 1.0]).double(), equal_nan=True)
+
+
+def test_attackers_of_two_aims_have_a_worst_case_each_beside_the_common_one() -> None:
+    columns = [column("forger"), Column("mover", AttackFacts("Dombrowski", True, True, True))]
+    arrays = {("plain", "forger"): wins(0, 1), ("plain", "mover"): wins(1, 2, 3)}
+    results = results_of(ROWS[:1], columns, arrays)
+    ranked = ranking(results, arrays, {})
+    case = ranked.cases["plain"]
+    assert case.share.value == 4 / 40
+    assert {aim: share.value for aim, share in case.aims.items()} == {"forge": 2 / 40, "move": 3 / 40}
+    assert {"worst", "worst_forge", "worst_move"} < {line[4] for line in exports.lines(results, ranked, {})}
+
+
+def test_the_first_sentence_names_the_defense_that_held_best_and_whether_beyond_chance() -> None:
+    arrays = arrays_of(plain_strong=EVERY, shield_strong=[0, 1], veil_strong=range(38))
+    words = said(arrays)
+    assert words.startswith(
+        "Of 2 defended systems “shield” held best: in the worst case at least one of 2 attackers won 5%"
+    )
+    assert "-95 percentage points" in words
+    assert "which is beyond chance (p < 0.0001, by Holm's correction for 3 comparisons)" in words
+    assert "It lost fewer than “veil”, beyond chance." in words
+    assert "“veil”" not in words.partition("Beyond chance better")[2]
+
+
+def test_nothing_is_called_better_that_chance_may_explain() -> None:
+    words = said(arrays_of(plain_strong=range(38), shield_strong=range(36), veil_strong=range(38)))
+    assert "held best" not in words
+    assert words.startswith("No defense is shown to help. Least was lost by “shield”")
+    assert "which chance alone may explain" in words
+
+
+def test_attacks_that_leave_the_undefended_row_alone_are_said_to_show_nothing() -> None:
+    assert "need not be robust" in said(arrays_of(plain_strong=range(20)))
+    assert "need not be robust" not in said(arrays_of(plain_strong=EVERY))
+
+
+def test_a_row_in_doubt_is_not_the_best_and_its_reason_is_said() -> None:
+    arrays = arrays_of(plain_strong=EVERY, shield_strong=[], veil_strong=[0, 1, 2])
+    words = said(arrays, shield_strong="gradients are masked")
+    assert "“veil” held" in words
+    assert "“shield” shows 0% (95% interval 0% to 9%), which is not to be believed: gradients are masked." in words
+    assert "1 of 9 cells are not to be believed and are hatched: gradients are masked (“shield” / “strong”)." in words
+
+
+def test_a_row_with_a_missing_attacker_is_in_doubt() -> None:
+    arrays = arrays_of(plain_strong=EVERY, veil_strong=[0])
+    del arrays["shield", "mild"]
+    cases = ranking(results_of(ROWS, COLUMNS, arrays), arrays, {}).cases
+    assert cases["shield"].doubted == ("mild failed or is missing",)
+    assert cases["veil"].doubted == ()
+
+
+def test_doubts_come_from_the_audit_and_from_what_figures_say_of_each_other() -> None:
+    arrays = arrays_of(plain_mild=range(30), plain_strong=[0], shield_strong=[0])
+    arrays["shield", "mild"]["stalled"] = torch.ones(40)
+    results = results_of(ROWS, COLUMNS, arrays)
+    cell = results.cells["veil", "strong"]
+    assert cell is not None
+    cell["flags"] = [{"name": "planted", "reason": "attack not proven"}]
+    found = doubts(results)
+    assert set(found) == {("plain", "strong"), ("shield", "mild"), ("veil", "strong")}
+    assert found["veil", "strong"] == ["attack not proven"]
+    assert "an attacker who knows less does better" in found["plain", "strong"][0]
+
+
+def test_an_attack_that_wins_less_with_a_larger_eps_is_in_doubt_and_is_drawn_as_a_curve(tmp_path: Path) -> None:
+    columns = [column("a", eps=0.1, family="x"), column("b", eps=0.2, family="x"), column("c", eps=0.2, family="y")]
+    arrays = {("plain", "a"): wins(*range(30)), ("plain", "b"): wins(0), ("plain", "c"): wins(0)}
+    results = results_of(ROWS[:1], columns, arrays)
+    assert [[c.label for c in sweep.columns] for sweep in sweeps(columns)] == [["a", "b"]]
+    assert set(doubts(results)) == {("plain", "b")}
+    ((_, chart),) = page_of(results, arrays, tmp_path).charts
+    assert chart.count('class="hollow') == 1
+    assert chart.count('class="dot') == 1
+
+
+def test_alarms_are_good_on_attacks_and_faults_on_what_is_none_and_clean_inputs_are_no_evidence() -> None:
+    attack, clean, noise = (c.facts for c in (column("a"), column("b", name="Clean"), column("c", name="Noise")))
+    assert tone("alarm", "high", attack, 0.9)[1] == pytest.approx(0.1)
+    assert tone("alarm", "high", clean, 0.03)[1] == pytest.approx(0.03)
+    assert tone("alarm", "high", noise, 0.73)[1] == pytest.approx(0.73)
+    assert tone("joint", "low", clean, 0.0)[0] == tone("plausible", "low", clean, 1.0)[0] == "plain"
+    assert tone("joint", "low", noise, 0.0) == ("control", 0.0)
+    assert tone("joint", "low", attack, 1.0) == ("risk", 1.0)
+
+
+def test_a_cell_in_doubt_is_hatched_in_every_table_and_picture(tmp_path: Path) -> None:
+    arrays = arrays_of(plain_strong=EVERY)
+    arrays = {where: {**cell, **PICTURES} for where, cell in arrays.items()}
+    results = results_of(ROWS, COLUMNS, arrays)
+    found = {("shield", "strong"): ["<masked>"]}
+    page = page_of(results, arrays, tmp_path, found)
+    drawn = html(page)
+    # The matrix, its worst case, the comparison, the table of success, and the cell's own part.
+    assert len(re.findall(r'class="[^"]*\bdoubt\b[^"]*"[^>]*(?:title|style)', drawn)) == 5
+    assert "in doubt: &lt;masked&gt;" in drawn
+    assert "<masked>" not in drawn
+    assert "cat → dog" in drawn
+    assert "dog → class 7" in drawn
+    places = [list(page.ranked.cases).index("shield") - 0.5]
+    hatched = [p for p in matrix_figure(results, page.ranked, found).axes[0].patches if p.get_hatch()]
+    assert sorted((p.get_x(), p.get_y()) for p in hatched) == [(-0.5, places[0]), (2.5, places[0])]
+    assert look(results, found, "shield", "strong", "joint").why == ("<masked>",)
+    table = exports.as_markdown(results, page.ranked, found)
+    assert table.count("]?") == 2
+
+
+def test_tables_escape_what_their_formats_take_for_their_own() -> None:
+    rows = [row("a_b & 50%|c")]
+    arrays = {("a_b & 50%|c", "mild"): wins(1)}
+    results = results_of(rows, COLUMNS[1:2], arrays)
+    ranked = ranking(results, arrays, {})
+    assert r"a\_b \& 50\%|c & 0.03" in exports.as_latex(results, ranked, {})
+    assert r"| a_b & 50%\|c | 0.03" in exports.as_markdown(results, ranked, {})
+    lines = exports.as_csv(results, ranked, {}).splitlines()
+    assert lines[1].startswith("a_b & 50%|c,a_b & 50%|c,worst case,,worst,0.025,")
+
+
+def test_parquet_holds_every_line(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    arrays = arrays_of(plain_strong=EVERY)
+    del arrays["veil", "mild"]
+    results = results_of(ROWS, COLUMNS, arrays)
+    ranked = ranking(results, arrays, {})
+    assert exports.write_parquet(tmp_path / "m.parquet", results, ranked, {})
+    table = parquet.read_table(tmp_path / "m.parquet").to_pylist()
+    assert len(table) == len(list(exports.lines(results, ranked, {})))
+    assert [line["value"] for line in table if line["measure"] == "status"] == [None]
+
+
+def test_a_roc_curve_ends_in_its_corners_and_has_the_area_of_the_separation() -> None:
+    harmless, attacked = torch.arange(100.0), torch.arange(100.0) + 40
+    points = roc_points(harmless, attacked, most=500)
+    assert (points[0], points[-1]) == ((0.0, 0.0), (1.0, 1.0))
+    area = sum((x2 - x1) * (y1 + y2) / 2 for (x1, y1), (x2, y2) in itertools.pairwise(points))
+    assert area == pytest.approx(float((attacked[:, None] > harmless).float().mean()), abs=0.01)
+
+
+def test_pictures_are_small_and_a_picture_that_cells_share_is_stored_once(tmp_path: Path) -> None:
+    uri, width, height = encoded(torch.rand(300, 150, 3).numpy())
+    assert uri.startswith("data:image/jpeg")
+    assert (width, height) == (SIDE // 2, SIDE)
+    assert encoded(torch.rand(16, 16, 3).numpy())[0].startswith("data:image/png")
+    large = _large(tmp_path)
+    assert len(large) < 15e6
+    assert large.count('<details class="cell"') == 120
+    assert large.count('class="cell" id="c') == len(re.findall(r'class="cell" id="c\d+-\d+" open', large)) * 3
+    uses, images = large.count("<use "), large.count("<image ")
+    assert uses == 120 * 4 * 5
+    # The benign image once for the whole page, the benign map once a row.
+    assert images == 4 * (1 + 10 + 3 * 120)
+
+
+def _large(root: Path) -> str:
+    """The page of 10 rows and 12 columns, 40 of 120 cells unfolded, of photographs that are all noise."""
+    rows = [row(f"row {i}") for i in range(10)]
+    columns = [column(f"column {i}", "adaptive" if i % 3 == 0 else "oblivious") for i in range(12)]
+    rng = torch.Generator().manual_seed(0)
+    x, maps, arrays = torch.rand(4, 3, 96, 96, generator=rng), {}, {}
+    for r in rows:
+        maps[r.label] = torch.rand(4, 96, 96, generator=rng)
+        for c in columns:
+            own = {"x": x, "map": maps[r.label], "attacked_x": torch.rand(4, 3, 96, 96, generator=rng)}
+            own |= {
+                "attacked_map": torch.rand(4, 96, 96, generator=rng),
+                "label": torch.zeros(4),
+                "prediction": torch.ones(4),
+            }
+            arrays[r.label, c.label] = {**wins(0), **own}
+    return html(page_of(results_of(rows, columns, arrays, pictures=6), arrays, root))
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+PROBE = """
+const out = [];
+const heads = [...document.querySelectorAll("table.matrix thead th")];
+const first = () => document.querySelector("table.matrix tbody th").firstChild.textContent.trim();
+out.push(first());
+heads[1].querySelector("button").click(); heads[1].querySelector("button").click();
+out.push(first(), heads[1].getAttribute("aria-sort"));
+location.hash = document.querySelector("table.matrix td a").getAttribute("href");
+setTimeout(() => {
+  const cell = document.getElementById(location.hash.slice(1));
+  const wide = [innerWidth, document.documentElement.scrollWidth];
+  const paper = getComputedStyle(document.body).backgroundColor;
+  parent.postMessage(JSON.stringify([...out, cell.open, ...wide, paper]), "*");
+}, 50);
+"""
+
+
+# A window of Chromium's is never as narrow as a phone.
+PHONE = """<!doctype html><meta name="color-scheme" content="light dark"><body>
+<script>onmessage = (message) => { document.body.dataset.found = message.data }</script>
+<iframe src="page.html" style="width: 400px; height: 800px; border: 0"></iframe></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_in_a_browser_the_page_sorts_opens_fits_a_phone_and_is_dark_where_wanted(tmp_path: Path) -> None:
+    arrays = arrays_of(plain_strong=EVERY, shield_strong=[0])
+    arrays = {where: {**cell, **PICTURES} for where, cell in arrays.items()}
+    page = tmp_path / "page.html"
+    drawn = html(page_of(results_of(ROWS, COLUMNS, arrays), arrays, tmp_path))
+    page.write_text(drawn.replace("</body>", f"<script>{PROBE}</script></body>"), encoding="utf-8")
+    phone = tmp_path / "phone.html"
+    phone.write_text(PHONE, encoding="utf-8")
+    words = [
+        str(CHROMIUM),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--hide-scrollbars",
+    ]
+    words += [f"--user-data-dir={tmp_path / 'profile'}", "--blink-settings=preferredColorScheme=0"]
+    asked = [*words, "--virtual-time-budget=2000", "--dump-dom", phone.as_uri()]
+    seen = subprocess.run(asked, capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in seen.stderr
+    found = re.search(r'data-found="([^"]*)"', seen.stdout)
+    assert found is not None, seen.stdout[-500:]
+    assert found[1].replace("&quot;", '"') == '["veil","plain","descending",true,400,400,"rgb(20, 25, 31)"]'
