@@ -29,6 +29,7 @@ from robustexplain.registry import INTERPRETERS
 from robustexplain.system import System
 
 from .adaptive import Adaptation
+from .known import Known
 from .search.loop import Plan
 
 
@@ -45,6 +46,7 @@ class Attacked:
         stalled: bool, where the objective never fell below its value at the start.
         surrogate_misled: bool, where it stalled on the real system although it fell on the surrogate.
         queries: int64, number of inputs evaluated by the system.
+        member: int64, whose input it is, by place in an ensemble (:meth:`Auto.members`); ``None`` for a single attack.
     """
 
     x: Tensor
@@ -53,6 +55,7 @@ class Attacked:
     stalled: Tensor
     surrogate_misled: Tensor
     queries: Tensor
+    member: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,10 @@ class Attack(ABC):
 
         Computes universal perturbations and trains substitutes; attacks that need no fit return themselves.
         """
+        return self
+
+    def informed(self, known: Known) -> Attack:
+        """The attack of an adversary who knows how maps are judged; itself for those who use no such knowledge."""
         return self
 
     def looks_at(self, system: System) -> System:
