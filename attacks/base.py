@@ -46,7 +46,7 @@ class Attacked:
         stalled: bool, where the objective never fell below its value at the start.
         surrogate_misled: bool, where it stalled on the real system although it fell on the surrogate.
         queries: int64, number of inputs evaluated by the system.
-        member: int64, whose input it is, by place in an ensemble (:meth:`Auto.members`); ``None`` for a single attack.
+        member: int64, whose input it is, by place among an ensemble's ``names``; ``None`` for a single attack.
     """
 
     x: Tensor
@@ -81,6 +81,8 @@ class Attack(ABC):
     """Whether the attack must be fitted on the adversary's images before it can run: see :meth:`fitted`."""
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
     """The kinds of inputs that the attack takes; most change pixels in ``[0, 1]``."""
+    knows_defense: ClassVar[bool] = False
+    """Whether the adversary is one who knows the defense, unless a recipe says otherwise."""
     control: ClassVar[bool] = False
     """Whether this is a control without a search: attacks must do better, and a defense gets no credit against it."""
     adapts: ClassVar[bool] = False

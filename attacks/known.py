@@ -26,7 +26,7 @@ class Known:
     root: System | None = None
 
     def apart(self, maps: Tensor, wanted: Tensor) -> Tensor:
-        """``[B]``: the distance, or the negative of a metric that is higher for closer maps; infinite where undefined."""
+        """``[B]``: the distance, or minus a metric that is higher for closer maps; infinite where undefined."""
         found = self.distance(maps, wanted)
         return (-found if self.distance.higher_is_closer else found).nan_to_num(torch.inf)
 

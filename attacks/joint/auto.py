@@ -78,6 +78,7 @@ class Auto(Attack):
 
     needs_maps: ClassVar[bool] = True
     adapts: ClassVar[bool] = True
+    knows_defense: ClassVar[bool] = True
 
     @property
     def keeps_prediction(self) -> bool:  # type: ignore[override]
@@ -106,12 +107,19 @@ class Auto(Attack):
         """A random patch, where a map must be reached."""
         return random_patch_maps(x, self.seed) if self.aim == "match" else None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all members that this aim has, to which ``member`` of a result points."""
+        return tuple(dict.fromkeys(member.name for member in (*self._with_gradients(), *self._without_gradients())))
+
     def members(self, system: System) -> tuple[Member, ...]:
         """The ensemble against ``system``, in order."""
         if not system.interpreter.differentiable:
             return self._without_gradients()
-        found = {"forge": self._forging, "match": self._matching, "move": self._moving}[self.aim]()
-        return tuple(member for member in found if not member.transfer or self.known.root is not None)
+        return tuple(member for member in self._with_gradients() if not member.transfer or self.known.root is not None)
+
+    def _with_gradients(self) -> tuple[Member, ...]:
+        return {"forge": self._forging, "match": self._matching, "move": self._moving}[self.aim]()
 
     def plan(self, system: System) -> Plan:
         """The first member's."""
@@ -140,7 +148,7 @@ class Auto(Attack):
         goal_map = self.default_goal_map(x) if goal_map is None else goal_map
         judge = _Judge.of(self, system, x, y, goal_class, goal_map)
         total, refused = _Total.none(x), None
-        for index, member in enumerate(self.members(system)):
+        for member in self.members(system):
             live = (~total.fallen).nonzero()[:, 0]
             if not len(live):
                 break
@@ -151,7 +159,7 @@ class Auto(Attack):
             except (NotDifferentiableError, UnsupportedModelError) as error:
                 refused = error
                 continue
-            total.take(index, live, made, judge(live, made.x))
+            total.take(self.names.index(member.name), live, made, judge(live, made.x))
         if refused is not None and bool((total.member < 0).all()):
             raise refused
         return total.attacked(judge)
