@@ -180,6 +180,10 @@ class Attack(ABC):
         """The attack of an adversary who knows how maps are judged; itself for those who use no such knowledge."""
         return self
 
+    def reaching(self) -> Attack | None:
+        """The attack, as one that can be given a goal map; ``None`` if there is no such form of it."""
+        return self if self.needs_maps and not self.moves_map else None
+
     def looks_at(self, system: System) -> System:
         """The system that this attack uses: the same classifier, possibly with the maps of an aggregate's members."""
         return system

@@ -17,12 +17,13 @@ class Known:
 
     Args:
         distance: how far apart maps are.
-        limit: of the distance: nearer maps are plausible, farther ones moved; ``None``: unknown.
+        limit: of the distance: nearer maps are plausible, farther ones moved; for each sample ``[B]``, or for all;
+            ``None``: unknown.
         root: the undefended system, if the attacked one is another.
     """
 
     distance: MapMetric = field(default_factory=L1)
-    limit: float | None = None
+    limit: float | Tensor | None = None
     root: System | None = None
 
     def apart(self, maps: Tensor, wanted: Tensor) -> Tensor:

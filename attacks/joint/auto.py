@@ -31,6 +31,9 @@ from .map_pgd import Aim, MapPGD
 AUTO_VERSION: Literal["1"] = "1"
 """Of the ensemble: it changes with any member, setting or order, and is part of a result's identity."""
 
+STEPS = 100
+"""Of most members."""
+
 
 class Member(NamedTuple):
     """An attack of the ensemble.
@@ -103,6 +106,10 @@ class Auto(Attack):
         """The attack of an adversary who knows how maps are judged."""
         return replace(self, known=known)
 
+    def reaching(self) -> Auto:
+        """The same ensemble version, with the aim to match a map."""
+        return replace(self, aim="match")
+
     def default_goal_map(self, x: Tensor) -> Tensor | None:
         """A random patch, where a map must be reached."""
         return random_patch_maps(x, self.seed) if self.aim == "match" else None
@@ -171,33 +178,33 @@ class Auto(Attack):
     def _forging(self) -> tuple[Member, ...]:
         eps, seed = self.eps, self.seed
         return (
-            Member("adv2", ADV2(eps, steps=100, seed=seed)),
-            Member("adv2, h(z)", ADV2(eps, steps=100, surrogate="smooth_gradient", seed=seed)),
-            Member("adv2, ten times the weight", ADV2(eps, steps=100, weight=100.0, confidence=0.0, seed=seed)),
-            Member("map-pgd", MapPGD(eps, seed=seed)),
-            Member("map-pgd, twice the steps at random", MapPGD(eps, steps=200, random_start=True, seed=seed)),
-            Member("transfer", MapPGD(eps, seed=seed), transfer=True),
+            Member("adv2", ADV2(eps, steps=STEPS, seed=seed)),
+            Member("adv2, h(z)", ADV2(eps, steps=STEPS, surrogate="smooth_gradient", seed=seed)),
+            Member("adv2, ten times the weight", ADV2(eps, steps=STEPS, weight=100.0, confidence=0.0, seed=seed)),
+            Member("map-pgd", MapPGD(eps, steps=STEPS, seed=seed)),
+            Member("map-pgd, twice the steps at random", MapPGD(eps, steps=2 * STEPS, random_start=True, seed=seed)),
+            Member("transfer", MapPGD(eps, steps=STEPS, seed=seed), transfer=True),
             self._black_box(),
         )
 
     def _matching(self) -> tuple[Member, ...]:
         eps, seed = self.eps, self.seed
         return (
-            Member("map-pgd", MapPGD(eps, "match", seed=seed)),
-            Member("dombrowski", Dombrowski(eps, steps=100, tolerance=1.0, seed=seed)),
-            Member("map-pgd, twice the steps at random", MapPGD(eps, "match", 200, random_start=True, seed=seed)),
-            Member("transfer", MapPGD(eps, "match", seed=seed), transfer=True),
+            Member("map-pgd", MapPGD(eps, "match", STEPS, seed=seed)),
+            Member("dombrowski", Dombrowski(eps, steps=STEPS, tolerance=1.0, seed=seed)),
+            Member("map-pgd, twice the steps at random", MapPGD(eps, "match", 2 * STEPS, random_start=True, seed=seed)),
+            Member("transfer", MapPGD(eps, "match", STEPS, seed=seed), transfer=True),
             self._black_box(),
         )
 
     def _moving(self) -> tuple[Member, ...]:
         eps, seed = self.eps, self.seed
         return (
-            Member("ghorbani-topk", GhorbaniTopK(eps, steps=100, evaluate_every=5, seed=seed)),
-            Member("ghorbani-center", GhorbaniCenter(eps, steps=100, evaluate_every=5, seed=seed)),
-            Member("map-pgd", MapPGD(eps, "move", seed=seed)),
-            Member("map-pgd, twice the steps", MapPGD(eps, "move", 200, seed=seed + 1)),
-            Member("transfer", MapPGD(eps, "move", seed=seed), transfer=True),
+            Member("ghorbani-topk", GhorbaniTopK(eps, steps=STEPS, evaluate_every=5, seed=seed)),
+            Member("ghorbani-center", GhorbaniCenter(eps, steps=STEPS, evaluate_every=5, seed=seed)),
+            Member("map-pgd", MapPGD(eps, "move", STEPS, seed=seed)),
+            Member("map-pgd, twice the steps", MapPGD(eps, "move", 2 * STEPS, seed=seed + 1)),
+            Member("transfer", MapPGD(eps, "move", STEPS, seed=seed), transfer=True),
             self._black_box(),
         )
 
@@ -205,17 +212,21 @@ class Auto(Attack):
         """The control: it is stronger only where gradients are masked."""
         eps, seed = self.eps, self.seed
         if self.aim == "move":
-            return Member("random signs", GhorbaniRandom(eps, steps=200, step_size=max(eps / 20, 1e-6), seed=seed))
+            return Member(
+                "random signs", GhorbaniRandom(eps, steps=2 * STEPS, step_size=max(eps / 20, 1e-6), seed=seed)
+            )
         if self.aim == "match":
             step = max(eps / 20, 1e-6)
-            return Member("evolution", Evolution(eps, steps=16, population=12, step_size=step, seed=seed))
+            return Member("evolution", Evolution(eps, steps=1 + STEPS // 6, population=12, step_size=step, seed=seed))
         step = max(eps / 10, 1e-6)
-        spsa = SPSA(eps, step_size=step, samples=16, max_queries=200, joint=True, weight=100.0, seed=seed)
+        spsa = SPSA(eps, step_size=step, samples=16, max_queries=18 + 2 * STEPS, joint=True, weight=100.0, seed=seed)
         return Member("spsa", spsa)
 
     def _without_gradients(self) -> tuple[Member, ...]:
         control = self._black_box()
-        return (Member("pgd", PGD(self.eps, steps=100, seed=self.seed)), control) if self.aim == "forge" else (control,)
+        return (
+            (Member("pgd", PGD(self.eps, steps=STEPS, seed=self.seed)), control) if self.aim == "forge" else (control,)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +262,7 @@ class _Judge:
         unmet = 2 * (~(hit(seen.logits, self.label[rows], goal) & finite)).float()
         unmet += 0.0 if seen.alarm is None else seen.alarm.float()
         distance = self.known.apart(seen.maps, self.wanted[rows])
-        limit = self.known.limit
+        limit = self.known.limit[rows] if isinstance(self.known.limit, Tensor) else self.known.limit
         near = torch.zeros_like(finite) if limit is None else (distance <= limit) ^ self.away
         return unmet, -distance if self.away else distance, (unmet == 0) & near
 

@@ -104,6 +104,10 @@ class MapPGD(Attack):
         # As in ADV2: a detector's score may come of maps that are gradients.
         return known | {"surrogate": "smooth_gradient"}
 
+    def reaching(self) -> MapPGD:
+        """With the aim to match a map."""
+        return replace(self, aim="match")
+
     def looks_at(self, system: System) -> System:
         """The maps at the size of the input."""
         return replace(system, interpreter=Shown(system.model, system.interpreter))
