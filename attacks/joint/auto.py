@@ -212,9 +212,8 @@ class Auto(Attack):
         """The control: it is stronger only where gradients are masked."""
         eps, seed = self.eps, self.seed
         if self.aim == "move":
-            return Member(
-                "random signs", GhorbaniRandom(eps, steps=2 * STEPS, step_size=max(eps / 20, 1e-6), seed=seed)
-            )
+            step = max(eps / 20, 1e-6)
+            return Member("random signs", GhorbaniRandom(eps, steps=2 * STEPS, step_size=step, seed=seed))
         if self.aim == "match":
             step = max(eps / 20, 1e-6)
             return Member("evolution", Evolution(eps, steps=1 + STEPS // 6, population=12, step_size=step, seed=seed))
@@ -224,9 +223,9 @@ class Auto(Attack):
 
     def _without_gradients(self) -> tuple[Member, ...]:
         control = self._black_box()
-        return (
-            (Member("pgd", PGD(self.eps, steps=STEPS, seed=self.seed)), control) if self.aim == "forge" else (control,)
-        )
+        if self.aim != "forge":
+            return (control,)
+        return Member("pgd", PGD(self.eps, steps=STEPS, seed=self.seed)), control
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,7 +290,8 @@ class _Total:
         """What a member made of the samples at ``rows``."""
         unmet, distance, falls = verdict
         before, least = self.unmet[rows], self.distance[rows]
-        better = (unmet < before) | ((unmet == before) & (distance < least))
+        # Of inputs that deceive nobody, the nearest map is the unchanged one's: the first member's stays.
+        better = (unmet < before) | ((unmet == before) & (unmet < 2) & (distance < least))
         won = rows[better]
         self.x[won], self.member[won] = made.x[better], index
         self.unmet[won], self.distance[won] = unmet[better], distance[better].to(self.distance)

@@ -73,7 +73,7 @@ class MapPGD(Attack):
     eps: Eps = 8 / 255
     aim: Aim = "forge"
     steps: Count = 100
-    first_step: Positive = 0.2
+    first_step: Positive = 0.1
     last_step: Positive = 0.005
     momentum: Fraction = 0.75
     slack: NonNegative = 0.5

@@ -358,15 +358,17 @@ def _whole(context: StepContext, seen: Observation, loss: Tensor, variable: Tens
 def _balanced(context: StepContext, seen: Observation, loss: Tensor, variable: Tensor) -> Tensor | None:
     """The unit gradient of the constraints, and that of the other terms without what points against it."""
     terms = context.objective.terms()
-    bound, free = (
-        _grad_or_none(sum_losses(tuple(t for t in terms if t[1].constraint is kind), seen, context.goal), variable)
-        for kind in (True, False)
-    )
+    losses = [
+        sum_losses(tuple(t for t in terms if t[1].constraint is kind), seen, context.goal) for kind in (True, False)
+    ]
+    bound, free = (_grad_or_none(part, variable) for part in losses)
     if bound is None or free is None:
         return free if bound is None else bound
     bound, free = _unit(bound), _unit(free)
     against = (bound * free).flatten(1).sum(1).clamp(max=0)
-    return bound + free - ops.expand(against, bound) * bound
+    # In proportion to its loss: a constraint that is barely unmet would otherwise make the search go to and fro.
+    weight = losses[0].detach().clamp(0, 1)
+    return free + ops.expand(weight - against * (weight > 0), bound) * bound
 
 
 def _unit(gradient: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ SMALL: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def short_ensemble(monkeypatch: pytest.MonkeyPatch) -> None:
     """``auto`` has no settings for its steps."""
-    monkeypatch.setattr("robustexplain.attacks.joint.auto.STEPS", 2)
+    monkeypatch.setattr("robustexplain.attacks.joint.auto.STEPS", 6)
 
 
 def has(attack: Attack, name: str) -> bool:
