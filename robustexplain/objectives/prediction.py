@@ -173,6 +173,11 @@ class Lead(Objective):
         """The wanted class leads."""
         return self._margin(seen, goal) < 0
 
+    def unmet(self, seen: Observation, goal: Goal) -> Tensor:
+        """0 where met, else one more than the tenths of a logit that are missing."""
+        margin = self._margin(seen, goal)
+        return torch.where(margin < 0, 0, 1 + (10 * margin).floor()).float()
+
     def _margin(self, seen: Observation, goal: Goal) -> Tensor:
         return margin(seen.logits, replace(goal, goal_class=goal.label) if self.keep else goal)
 

@@ -62,7 +62,7 @@ def test_it_is_as_strong_as_each_of_its_members(
 
 def test_samples_that_fell_cost_nothing_more(trained: nn.Module, images: tuple[Tensor, Tensor, Tensor]) -> None:
     x, y, goal = images
-    system, first = rx.System(trained, GradCAM(trained)), MapPGD(EPS, steps=20)
+    system, first = rx.System(trained, GradCAM(trained)), MapPGD(EPS, steps=10)
     single = first(system, x, y, goal)
     won, distance = reached(system, first, x, single.x, goal)
     limit = float(distance[won].median())
