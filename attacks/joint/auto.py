@@ -12,7 +12,6 @@ from robustexplain import maps as ops
 from robustexplain.autograd.hidden import hidden
 from robustexplain.door import answer
 from robustexplain.errors import NotDifferentiableError, UnsupportedModelError
-from robustexplain.fields import Eps
 from robustexplain.metrics import hit
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
@@ -28,13 +27,15 @@ from ..prediction.gradient import PGD
 from ..prediction.score_based import SPSA
 from ..search.loop import Plan
 from .adv2 import ADV2
-from .map_pgd import Aim, MapPGD
+from .aimed import Aimed
+from .map_pgd import MapPGD
 
 AUTO_VERSION: Literal["1"] = "1"
 """Of the ensemble: it changes with any member, setting or order, and is part of a result's identity."""
 
 STEPS = 100
 """Of most members."""
+_PREDICTION = "pgd on the prediction alone"
 _LONG = "map-pgd, twice the steps from a random start, straight through rounding"
 
 
@@ -58,7 +59,7 @@ class Member(NamedTuple):
     needs=("gradients", "differentiable maps"),
 )
 @dataclass(frozen=True)
-class Auto(Attack):
+class Auto(Aimed):
     """A fixed ensemble without settings of its own: each member attacks the samples that still hold.
 
     It adapts every member to the system that it is given. A sample falls where the prediction is as wanted, no alarm
@@ -70,31 +71,15 @@ class Auto(Attack):
     need one are left out.
 
     Args:
-        eps: L-infinity radius.
-        aim: ``forge`` (another prediction and the benign map, or a goal map), ``match`` (the benign prediction and a
-            goal map) or ``move`` (the benign prediction and a map far from the benign one).
         version: of the ensemble; a recipe that names another one is refused.
         known: how maps are judged; the runner tells it.
     """
 
-    eps: Eps = 8 / 255
-    aim: Aim = "forge"
     version: Literal["1"] = AUTO_VERSION
     known: Known = field(default=NOTHING, kw_only=True, repr=False, compare=False, metadata={"recipe": False})
 
-    needs_maps: ClassVar[bool] = True
     adapts: ClassVar[bool] = True
     knows_defense: ClassVar[bool] = True
-
-    @property
-    def keeps_prediction(self) -> bool:  # type: ignore[override]
-        """Unless it forges."""
-        return self.aim != "forge"
-
-    @property
-    def moves_map(self) -> bool:  # type: ignore[override]
-        """Whether the map should differ from the benign one."""
-        return self.aim == "move"
 
     def _changes(self, system: System) -> dict[str, Any]:
         """Nothing: it adapts when it attacks."""
@@ -109,10 +94,6 @@ class Auto(Attack):
         """The attack of an adversary who knows how maps are judged."""
         return replace(self, known=known)
 
-    def reaching(self) -> Auto:
-        """The same ensemble version, with the aim to match a map."""
-        return replace(self, aim="match")
-
     def default_goal_map(self, x: Tensor) -> Tensor | None:
         """A random patch, where a map must be reached."""
         return random_patch_maps(x, self.seed) if self.aim == "match" else None
@@ -120,21 +101,26 @@ class Auto(Attack):
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all members that this aim has, to which ``member`` of a result points."""
-        return tuple(dict.fromkeys(member.name for member in (*self._with_gradients(), *self._without_gradients())))
+        return (*(member.name for member in self._ensemble()), _PREDICTION)
 
     def members(self, system: System) -> tuple[Member, ...]:
         """The ensemble against ``system``, in order."""
-        if not system.interpreter.differentiable:
-            return self._without_gradients()
         # Rounding that nobody declared is passed too, where the model's calls can be seen.
-        found = self._with_gradients(straight=hidden(system.model) is None)
-        return tuple(member for member in found if not member.transfer or self.known.root is not None)
+        found = self._ensemble(straight=hidden(system.model) is None)
+        found = tuple(member for member in found if not member.transfer or self.known.root is not None)
+        if system.interpreter.differentiable:
+            return found
+        alone = Member(_PREDICTION, PGD(self.eps, steps=STEPS, seed=self.seed))
+        able = tuple(member for member in found if not member.attack.differentiates(system))
+        return able if self.keeps_prediction else (alone, *able)
 
-    def _with_gradients(self, straight: bool = False) -> tuple[Member, ...]:
+    def _ensemble(self, straight: bool = False) -> tuple[Member, ...]:
         """All members of this aim; with ``straight`` one of them takes rounding for the identity."""
         found = {"forge": self._forging, "match": self._matching, "move": self._moving}[self.aim]()
-        long = found[1]._replace(attack=replace(found[1].attack, adapt=Adaptation(straight=straight)))
-        return found[0], long, *found[2:]
+        long = found[1].attack
+        assert isinstance(long, MapPGD)
+        changed = found[1]._replace(attack=replace(long, adapt=Adaptation(straight=straight)))
+        return found[0], changed, *found[2:]
 
     def plan(self, system: System) -> Plan:
         """The first member's."""
@@ -229,12 +215,6 @@ class Auto(Attack):
         step = max(eps / 10, 1e-6)
         spsa = SPSA(eps, step_size=step, samples=16, max_queries=18 + 2 * STEPS, joint=True, weight=100.0, seed=seed)
         return Member("spsa", spsa)
-
-    def _without_gradients(self) -> tuple[Member, ...]:
-        control = self._black_box()
-        if self.aim != "forge":
-            return (control,)
-        return Member("pgd", PGD(self.eps, steps=STEPS, seed=self.seed)), control
 
 
 @dataclass(frozen=True, eq=False)

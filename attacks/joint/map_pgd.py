@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any
 
-from torch import Tensor
-
-from robustexplain import maps as ops
-from robustexplain.fields import Count, Eps, Fraction, NonNegative, Positive
-from robustexplain.interpreters.base import Explanation
-from robustexplain.interpreters.composed.base import Wrapper
+from robustexplain.fields import Count, Fraction, NonNegative, Positive
 from robustexplain.objectives import Decay, Lead, LeaveMap, MatchMap, Objective
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
 from ..adaptive import Adaptation
-from ..base import Attack
 from ..search.directions import BetaSchedule
 from ..search.loop import Plan, Search, Stage
 from ..search.surrogates import Surrogate, surrogate_for
 from ..search.updates import MomentumStep
 from ..threat import Linf
-
-Aim = Literal["forge", "match", "move"]
-"""``forge``: another prediction, the benign map (or a goal map). ``match``: the benign prediction, a goal map.
-``move``: the benign prediction, a map far from the benign one."""
-
-
-@dataclass(frozen=True, eq=False)
-class Shown(Wrapper):
-    """An interpreter whose own grid is that of the input: attacks then compare maps as they are shown and judged."""
-
-    def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        found = self.base._explain(x, target, graph)
-        return found._replace(maps=ops.resize(found.maps, x.shape[-2:]))
+from .aimed import Aimed, Shown
 
 
 @ATTACKS.register(
@@ -43,7 +25,7 @@ class Shown(Wrapper):
     needs=("gradients", "differentiable maps"),
 )
 @dataclass(frozen=True)
-class MapPGD(Attack):
+class MapPGD(Aimed):
     """Minimise the distance of the map as it is shown, with the prediction as a constraint alone.
 
     Sign steps with momentum that shrink geometrically. The gradients of constraint and distance are each at unit
@@ -52,9 +34,6 @@ class MapPGD(Attack):
     compared at the input's size and rescaled to ``[0, 1]``, as they are judged.
 
     Args:
-        eps: L-infinity radius.
-        aim: ``forge`` (another prediction, the benign map or a goal map), ``match`` (the benign prediction and a goal
-            map) or ``move`` (the benign prediction, a map far from the benign one).
         steps: iterations.
         first_step: size of the first step, as a share of ``eps``.
         last_step: size of the last one.
@@ -70,8 +49,6 @@ class MapPGD(Attack):
         adapt: to a defense.
     """
 
-    eps: Eps = 8 / 255
-    aim: Aim = "forge"
     steps: Count = 100
     first_step: Positive = 0.1
     last_step: Positive = 0.005
@@ -85,28 +62,12 @@ class MapPGD(Attack):
     restarts: Count = 1
     adapt: Adaptation = field(default_factory=Adaptation)
 
-    needs_maps: ClassVar[bool] = True
-
-    @property
-    def keeps_prediction(self) -> bool:  # type: ignore[override]
-        """Unless it forges."""
-        return self.aim != "forge"
-
-    @property
-    def moves_map(self) -> bool:  # type: ignore[override]
-        """Whether the map should differ from the benign one."""
-        return self.aim == "move"
-
     def _changes(self, system: System) -> dict[str, Any]:
         known = {"adapt": self.adapt.to(system)}
         if system.detector is None or self.adapt.evade or self.surrogate != "auto" or system.interpreter.is_gradient:
             return known
         # As in ADV2: a detector's score may come of maps that are gradients.
         return known | {"surrogate": "smooth_gradient"}
-
-    def reaching(self) -> MapPGD:
-        """With the aim to match a map."""
-        return replace(self, aim="match")
 
     def looks_at(self, system: System) -> System:
         """The maps at the size of the input."""

@@ -83,7 +83,7 @@ class Summaries:
                 if cell is not None and cell["summary"] != self.origins.summary:
                     arrays = self._asked(self.folder.arrays(row.label, column.label), cell["made_of"]["metrics"])
                     # The arrays keep what was measured: a metric that comes back is not measured again.
-                    kept = {name: cell[name] for name in ("made_of", "machine", "members") if name in cell}
+                    kept: dict[str, Any] = {n: cell[n] for n in ("made_of", "machine", "members") if n in cell}
                     found = {**self.of(row, column, arrays), **kept}
                     self.folder.write_cell(row.label, column.label, found, None)
 

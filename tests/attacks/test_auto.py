@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import robustexplain as rx
 from robustexplain.attacks import ADV2, AUTO_VERSION, Attack, Auto, Dombrowski, Known, MapPGD, random_classes
-from robustexplain.attacks.joint.map_pgd import Aim
+from robustexplain.attacks.joint.aimed import Aim
 from robustexplain.errors import FieldError, NotDifferentiableError
 from robustexplain.evaluation.fingerprint import fingerprint
 from robustexplain.interpreters import CAM, GradCAM, Occlusion
@@ -91,7 +91,7 @@ def test_members_that_need_a_gradient_are_left_out_where_there_is_none(
     x, y, goal = (t[:2] for t in images)
     system = rx.System(trained, Occlusion(trained, window=8, stride=8))
     assert not system.interpreter.differentiable
-    assert [member.name for member in Auto(EPS).members(system)] == ["pgd", "spsa"]
+    assert [member.name for member in Auto(EPS).members(system)] == ["pgd on the prediction alone", "spsa"]
     assert bool(Auto(EPS)(system, x, y, goal).success.all())
     with pytest.raises(NotDifferentiableError):
         MapPGD(EPS)(system, x, y, goal)
