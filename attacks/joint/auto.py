@@ -36,7 +36,7 @@ AUTO_VERSION: Literal["1"] = "1"
 STEPS = 100
 """Of most members."""
 _PREDICTION = "pgd on the prediction alone"
-_LONG = "map-pgd, twice the steps from a random start, straight through rounding"
+_LONG = "map-pgd from a random start, twice the steps"
 
 
 class Member(NamedTuple):
