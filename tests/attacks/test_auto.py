@@ -11,11 +11,18 @@ from torch import Tensor, nn
 import robustexplain as rx
 from robustexplain.attacks import ADV2, AUTO_VERSION, Attack, Auto, Dombrowski, Known, MapPGD, random_classes
 from robustexplain.attacks.joint.aimed import Aim
-from robustexplain.errors import FieldError, NotDifferentiableError
+from robustexplain.errors import FieldError, InputError, NotDifferentiableError
+from robustexplain.evaluation import Evaluation
+from robustexplain.evaluation.adversaries import Adversaries
+from robustexplain.evaluation.cell import Rule
 from robustexplain.evaluation.fingerprint import fingerprint
+from robustexplain.evaluation.origins import Origins
+from robustexplain.evaluation.prepared import Prepared
 from robustexplain.interpreters import CAM, GradCAM, Occlusion
 from robustexplain.metrics import L1
 from robustexplain.objectives import Goal, Lead, LeaveMap, Observation
+from robustexplain.recipe.columns import columns_of
+from robustexplain.recipe.experiment import Column, Experiment, Row
 
 EPS = 0.125
 Images = tuple[Tensor, Tensor]
@@ -139,3 +146,33 @@ def test_leaving_a_map_is_minus_the_squared_distance_of_the_rescaled_maps() -> N
     seen = Observation(torch.zeros(1, 1, 2, 2), torch.zeros(1, 2), now)
     goal = Goal(torch.zeros(1, 1, 2, 2), torch.zeros(1).long(), benign_map=benign)
     torch.testing.assert_close(LeaveMap().loss(seen, goal), torch.tensor([-(1 + 1 + 0.25 + 0) / 4]))
+
+
+def test_only_an_adversary_who_knows_the_defense_is_told_the_limit_and_other_limits_are_other_jobs(
+    trained: nn.Module,
+) -> None:
+    root, below = Row("root", "root", "gradcam", None, "root", "interpreter"), Row("own", "root", "any", None, "root")
+    systems = {"root": rx.System(trained, GradCAM(trained)), "own": rx.System(trained, CAM(trained))}
+    experiment = Experiment(name="", rows=(root, below), columns=(), metrics={}, evaluation=Evaluation())
+    names, limits = [], []
+    for limit, knowledge in ((0.1, "adaptive"), (0.2, "adaptive"), (0.1, "oblivious"), (0.2, "oblivious")):
+        rule = Rule(L1(), limit)
+        adversaries = Adversaries(experiment, Prepared(systems, systems), Origins(experiment), lambda _, r=rule: r)
+        job = adversaries.job(below, Column("auto", Auto(EPS), knowledge))  # type: ignore[arg-type]
+        assert isinstance(job.attack, Auto)
+        names.append(job.name)
+        limits.append(job.attack.known.limit)
+        assert (job.attack.known.root is not None) == (knowledge == "adaptive")
+        single = adversaries.job(below, Column("adv2", ADV2(EPS), knowledge))  # type: ignore[arg-type]
+        assert single.attack == ADV2(EPS)
+    assert limits == [0.1, 0.2, None, None]
+    assert names[0] != names[1]
+    assert names[2] == names[3]
+
+
+def test_in_a_recipe_its_adversary_knows_the_defense_unless_the_recipe_says_otherwise() -> None:
+    for entry, knowledge in (({}, "adaptive"), ({"knowledge": "transfer"}, "transfer")):
+        (column,) = columns_of({"name": "auto", "eps": 0.1, **entry}, "attacks[0]", ["gradcam"])
+        assert column.knowledge == knowledge
+    with pytest.raises(InputError, match=r"attacks\[0\].version"):
+        columns_of({"name": "auto", "version": "0"}, "attacks[0]", [])
