@@ -11,8 +11,11 @@ from .explanation.ghorbani_influence import DropInfluence, GhorbaniInfluence
 from .goals import random_class_maps, random_classes, random_patch_maps
 from .joint.adaptive_squeezing import AdaptiveSqueezing, SqueezedBox
 from .joint.adv2 import ADV2
+from .joint.auto import AUTO_VERSION, Auto
 from .joint.flow import ADV2StAdv, Flow, StAdv
 from .joint.hiding_patch import HidingPatch, UniversalHidingPatch
+from .joint.map_pgd import MapPGD
+from .known import Known
 from .prediction.adapters import ART, Foolbox, Foreign, Torchattacks
 from .prediction.carlini_wagner import CW, Box, TanhBox
 from .prediction.deepfool import DeepFool
@@ -35,6 +38,7 @@ from .threat import L2, Linf, Threat
 __all__ = [
     "ADV2",
     "ART",
+    "AUTO_VERSION",
     "BIM",
     "CW",
     "DRAWS",
@@ -54,6 +58,7 @@ __all__ = [
     "AdversarialPatch",
     "Attack",
     "Attacked",
+    "Auto",
     "BetaSchedule",
     "Bilevel",
     "BilevelSearch",
@@ -81,7 +86,9 @@ __all__ = [
     "GradientDirection",
     "HidingPatch",
     "ImagePatch",
+    "Known",
     "Linf",
+    "MapPGD",
     "MomentumStep",
     "Noise",
     "NormalisedStep",

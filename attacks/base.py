@@ -29,6 +29,7 @@ from robustexplain.registry import INTERPRETERS
 from robustexplain.system import System
 
 from .adaptive import Adaptation
+from .known import Known
 from .search.loop import Plan
 
 
@@ -45,6 +46,7 @@ class Attacked:
         stalled: bool, where the objective never fell below its value at the start.
         surrogate_misled: bool, where it stalled on the real system although it fell on the surrogate.
         queries: int64, number of inputs evaluated by the system.
+        member: int64, whose input it is, by place among an ensemble's ``names``; ``None`` for a single attack.
     """
 
     x: Tensor
@@ -53,6 +55,7 @@ class Attacked:
     stalled: Tensor
     surrogate_misled: Tensor
     queries: Tensor
+    member: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class Attack(ABC):
     """Whether the attack must be fitted on the adversary's images before it can run: see :meth:`fitted`."""
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
     """The kinds of inputs that the attack takes; most change pixels in ``[0, 1]``."""
+    knows_defense: ClassVar[bool] = False
+    """Whether the adversary is one who knows the defense, unless a recipe says otherwise."""
     control: ClassVar[bool] = False
     """Whether this is a control without a search: attacks must do better, and a defense gets no credit against it."""
     adapts: ClassVar[bool] = False
@@ -170,6 +175,14 @@ class Attack(ABC):
         Computes universal perturbations and trains substitutes; attacks that need no fit return themselves.
         """
         return self
+
+    def informed(self, known: Known) -> Attack:
+        """The attack of an adversary who knows how maps are judged; itself for those who use no such knowledge."""
+        return self
+
+    def reaching(self) -> Attack | None:
+        """The attack, as one that can be given a goal map; ``None`` if there is no such form of it."""
+        return self if self.needs_maps and not self.moves_map else None
 
     def looks_at(self, system: System) -> System:
         """The system that this attack uses: the same classifier, possibly with the maps of an aggregate's members."""

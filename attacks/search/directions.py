@@ -169,11 +169,14 @@ class GradientDirection(Direction):
             uses the system itself.
         straight: straight-through gradients for rounding (see :mod:`robustexplain.autograd.straight_through`).
         draws: average the gradient over this many draws of the system's and the threat model's randomness.
+        balanced: the gradient of the constraints and that of the other terms each at unit length, the latter without
+            its part against the former (Yu et al. 2020, Algorithm 1): no weight between them is needed.
     """
 
     surrogate: Smooth | BetaSchedule | None = None
     straight: bool = False
     draws: Count = 1
+    balanced: bool = False
 
     zero_means: ClassVar[str] = (
         "the map's gradient is exactly zero. A network of rectifiers has no second derivative: give the attack a "
@@ -226,7 +229,7 @@ class GradientDirection(Direction):
             zero = _zero_map_gradient(context, seen, variable) if check else no
             loss = context.loss(seen)
             # The loss may have a gradient to the weights and none to the input.
-            gradient = _grad_or_none(loss, variable, again=False)
+            gradient = (_balanced if self.balanced else _whole)(context, seen, loss, variable)
             if gradient is None:
                 raise NotDifferentiableError(
                     "the loss carries no gradient to the input: the model's graph is detached (no_grad, NumPy or "
@@ -345,6 +348,36 @@ def _zero_map_gradient(context: StepContext, seen: Observation, variable: Tensor
             "come of it; does the model overflow on this input, or in this precision?"
         )
     return (gradient.flatten(1).abs().amax(1) == 0) & (loss.detach() > sum(part.least for _, part in map_terms))
+
+
+def _whole(context: StepContext, seen: Observation, loss: Tensor, variable: Tensor) -> Tensor | None:
+    """The gradient of the loss."""
+    return _grad_or_none(loss, variable, again=False)
+
+
+def _balanced(context: StepContext, seen: Observation, loss: Tensor, variable: Tensor) -> Tensor | None:
+    """The unit gradient of the constraints, and that of the other terms without what points against it."""
+    terms = context.objective.terms()
+    losses = [
+        sum_losses(tuple(t for t in terms if t[1].constraint is kind), seen, context.goal) for kind in (True, False)
+    ]
+    bound, free = (_grad_or_none(part, variable) for part in losses)
+    if bound is None or free is None:
+        return free if bound is None else bound
+    bound, free = _unit(bound), _unit(free)
+    against = (bound * free).flatten(1).sum(1).clamp(max=0)
+    # In proportion to its loss: a constraint that is barely unmet would otherwise make the search go to and fro.
+    weight = losses[0].detach().clamp(0, 1)
+    return free + ops.expand(weight - against * (weight > 0), bound) * bound
+
+
+def _unit(gradient: Tensor) -> Tensor:
+    """Each sample's gradient at unit length; a zero gradient stays zero."""
+    # By its largest entry first: the squares of tiny ones underflow.
+    gradient = wide(gradient)
+    largest = gradient.flatten(1).abs().amax(1)
+    scaled = gradient / ops.expand(torch.where(largest > 0, largest, 1), gradient)
+    return scaled / ops.expand(scaled.flatten(1).norm(dim=1).clamp(min=1e-12), scaled)
 
 
 def _map_terms(objective: Objective) -> tuple[tuple[Weight, Objective], ...]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
 
 from .. import files
-from ..attacks import Attack
+from ..attacks import Attack, Known
+from ..attacks.known import NOTHING
 from ..interpreters import Interpreter
 from ..recipe.experiment import Column, Experiment, Row
 from ..system import System, on_model
+from .cell import Rule
 from .fingerprint import fingerprint
 from .origins import Origins
 from .prepared import Prepared
@@ -41,10 +43,17 @@ class Adversaries:
         experiment: rows and columns.
         prepared: its systems.
         origins: of the experiment.
+        rule: what makes a map of a row plausible; ``None``: nobody knows.
     """
 
-    def __init__(self, experiment: Experiment, prepared: Prepared, origins: Origins) -> None:
-        self.experiment, self.prepared, self.origins = experiment, prepared, origins
+    def __init__(
+        self,
+        experiment: Experiment,
+        prepared: Prepared,
+        origins: Origins,
+        rule: Callable[[Row], Rule] | None = None,
+    ) -> None:
+        self.experiment, self.prepared, self.origins, self.rule = experiment, prepared, origins, rule
         self._views: dict[str, tuple[System, str]] = {}
         self._jobs: dict[tuple[str, str], Job] = {}
 
@@ -65,8 +74,21 @@ class Adversaries:
             where = f"on the classifier {owner}"
         # Which inputs are judged depends on all systems of the experiment: with one more, others may be.
         judged = self.experiment.source.get("judged")
-        settings = files.digest([fingerprint(attack), column.goal_map, judged, *self.origins.pool(column)])
-        return Job(f"{type(attack).__name__} {settings} {where}", attack, target)
+        told = self._told(row, column)
+        informed = attack.informed(told)
+        # Rows with other limits get other inputs, from an attack that stops at its limit.
+        limit = [] if informed is attack else [told.limit, fingerprint(told.distance), told.root is not None]
+        settings = files.digest([fingerprint(attack), column.goal_map, judged, *self.origins.pool(column), *limit])
+        return Job(f"{type(attack).__name__} {settings} {where}", informed, target)
+
+    def _told(self, row: Row, column: Column) -> Known:
+        """What the adversary may know besides the system: only one who knows the defense knows how it is judged."""
+        if column.knowledge != "adaptive" or column.source is not None or self.rule is None:
+            return NOTHING
+        rule = self.rule(row)
+        root = None if row.label == row.root else self.prepared.by_row.get(row.root)
+        distance = NOTHING.distance if rule.distance is None else rule.distance
+        return Known(distance, rule.limit, root if root is None else root.without_detector())
 
     def failure(self, row: Row, column: Column) -> str | None:
         """Why a system could not be built, the evaluated or the attacked one, or the attack not adapted to it.

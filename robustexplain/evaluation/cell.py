@@ -99,6 +99,8 @@ def craft(attack: Attack, system: System, chunk: Chunk, wanted: Tensor | None) -
     goal_class = None if attack.keeps_prediction else chunk.goal_class
     made = attack(system, chunk.x, chunk.y, goal_class, wanted)
     arrays = {"x": made.x} | {name: getattr(made, name).float() for name in SEARCH}
+    if made.member is not None:
+        arrays["member"] = made.member
     return arrays if wanted is None else {**arrays, "goal_map": wanted}
 
 
@@ -176,7 +178,7 @@ def _verdict(trial: Trial, cell: Cell, iou: Any, rule: Rule) -> dict[str, Tensor
         "confidence": confidence(seen.logits, chunk.y, goal_class),
         "plausible": plausible.float(),
         "joint": joint_success(success, plausible, seen.alarm).float(),
-        **{name: trial.made[name] for name in SEARCH},
+        **{name: trial.made[name] for name in (*SEARCH, "member") if name in trial.made},
         "perturbation": (cell.attacked - cell.clean).flatten(1).abs().amax(1),
         "x": cell.clean,
         "attacked_x": cell.attacked,

@@ -239,7 +239,7 @@ class Matrix:
 
     @cached_property
     def _adversaries(self) -> Adversaries:
-        return Adversaries(self.experiment, self.prepared, self._origins)
+        return Adversaries(self.experiment, self.prepared, self._origins, self._calibrations.rule)
 
     @cached_property
     def _origins(self) -> Origins:

@@ -167,9 +167,11 @@ def _columns(attacks: Attacks) -> tuple[Column, ...]:
         raise InputError("evaluate needs at least one attack")
     columns = []
     for label, value in attacks.items():
-        attack, knowledge = value if isinstance(value, tuple) else (value, "oblivious")
+        attack, knowledge = value if isinstance(value, tuple) else (value, None)
         if not isinstance(attack, Attack):
             raise InputError(f"attacks[{label!r}] must be an Attack, or an Attack and a word, got {value!r}")
+        if knowledge is None:
+            knowledge = "adaptive" if attack.knows_defense else "oblivious"
         if knowledge not in get_args(Knowledge):
             hint = renamed(knowledge, KNOWLEDGE)
             raise InputError(f"attacks[{label!r}]: {knowledge!r} is none of {', '.join(get_args(Knowledge))}{hint}")

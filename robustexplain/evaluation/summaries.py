@@ -17,7 +17,7 @@ from .statistics import estimate, separation
 from .store import RunFolder
 
 PICTURES = ("x", "attacked_x", "map", "attacked_map", "goal_map")
-LABELS = ("sample", "label", "prediction", "goal_class")
+LABELS = ("sample", "label", "prediction", "goal_class", "member")
 SHARES = (
     *("success", "joint", "plausible", "joint_iou", "plausible_iou", "success_correct", "joint_correct", "correct"),
     *("alarm", "zero_direction", "stalled", "surrogate_misled"),
@@ -63,7 +63,16 @@ class Summaries:
             },
             "against_undefended": self._against(row, column, arrays),
             "summary": self.origins.summary,
+            **self._members(column, arrays),
         }
+
+    def _members(self, column: Column, arrays: dict[str, Tensor]) -> dict[str, Any]:
+        """For an ensemble, how many of the samples that fell each of its members won."""
+        names: tuple[str, ...] = getattr(column.attack, "names", ())
+        if "member" not in arrays or not names:
+            return {}
+        won = arrays["member"][arrays["joint"] > 0]
+        return {"members": {name: int((won == place).sum()) for place, name in enumerate(names)}}
 
     def where(self, row: Row, column: Column) -> dict[str, Any]:
         """Which cell it is, and what it was made of."""
@@ -79,7 +88,8 @@ class Summaries:
                 if cell is not None and cell["summary"] != self.origins.summary:
                     arrays = self._asked(self.folder.arrays(row.label, column.label), cell["made_of"]["metrics"])
                     # The arrays keep what was measured: a metric that comes back is not measured again.
-                    found = {**self.of(row, column, arrays), "made_of": cell["made_of"], "machine": cell["machine"]}
+                    kept: dict[str, Any] = {n: cell[n] for n in ("made_of", "machine", "members") if n in cell}
+                    found = {**self.of(row, column, arrays), **kept}
                     self.folder.write_cell(row.label, column.label, found, None)
 
     def _asked(self, arrays: dict[str, Tensor], measured: dict[str, str]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ can be carried to another map size. (Papers that sum over a ``7 x 7`` map have w
 """
 
 from .base import (
+    Decay,
     Goal,
     Objective,
     Observation,
@@ -21,16 +22,17 @@ from .base import (
     sum_losses,
 )
 from .evasion import AgreeSqueezed, EvadeDetector, EvadeSqueezing, MatchProbabilities
-from .explanation import AgreeEncoder, DropTopK, FillRegion, MatchMap, ShiftCenter, TopKLeft
+from .explanation import AgreeEncoder, DropTopK, FillRegion, LeaveMap, MatchMap, ShiftCenter, TopKLeft
 from .manipulation import FadeTopK, HideFeature, MatchStructure, MoveCenter, SpreadUniformly
 from .patch import Capped, LeaveRegion, UntilMet
-from .prediction import Distance, Distill, KeepPrediction, Margin, Misclassify, Traded, margin
+from .prediction import Distance, Distill, KeepPrediction, Lead, Margin, Misclassify, Traded, margin
 from .spatial import FlowLoss
 
 __all__ = [
     "AgreeEncoder",
     "AgreeSqueezed",
     "Capped",
+    "Decay",
     "Distance",
     "Distill",
     "DropTopK",
@@ -42,6 +44,8 @@ __all__ = [
     "Goal",
     "HideFeature",
     "KeepPrediction",
+    "Lead",
+    "LeaveMap",
     "LeaveRegion",
     "Margin",
     "MatchMap",

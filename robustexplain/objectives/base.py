@@ -36,6 +36,18 @@ class Ramp:
         return self.start + (self.end - self.start) * progress
 
 
+@dataclass(frozen=True)
+class Decay:
+    """Geometric from ``start`` to ``end``, both above zero."""
+
+    start: float
+    end: float
+
+    def __call__(self, progress: float) -> float:
+        """The value at ``progress`` in ``[0, 1]``."""
+        return self.start * (self.end / self.start) ** progress if self.start else 0.0
+
+
 Weight = float | Schedule
 
 

@@ -50,6 +50,34 @@ class MatchMap(Objective):
         return (factor * (now - wanted)).square().flatten(1).mean(1)
 
 
+@OBJECTIVES.register("leave-map", paper="Zhang et al. 2020, eq. 3, with its sign changed", needs=("gradients",))
+@dataclass(frozen=True)
+class LeaveMap(Objective):
+    """Minus the mean squared difference between the rescaled map and the rescaled benign map.
+
+    At the benign map it has no gradient: a search must start elsewhere.
+
+    Args:
+        rescale: applied to both maps.
+    """
+
+    rescale: ops.Rescale = "minmax"
+
+    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
+    constraint: ClassVar[bool] = False
+    least: ClassVar[float] = -math.inf
+
+    @property
+    def settled(self) -> bool:
+        """Always."""
+        return True
+
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
+        """Minus the mean over pixels of the squared difference."""
+        now, benign = (ops.rescale(m, self.rescale) for m in both_maps(self, seen, goal))
+        return -(now - benign).square().flatten(1).mean(1)
+
+
 @OBJECTIVES.register("agree-encoder", paper="Zhang et al. 2020, section 3.4 (l_enc)")
 @dataclass(frozen=True)
 class AgreeEncoder(Objective):

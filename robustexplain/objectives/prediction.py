@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -147,6 +147,39 @@ class Margin(Objective):
         """The wanted class leads, by ``kappa`` or more."""
         lead = -margin(seen.logits, goal)
         return (lead > 0) & (lead >= self.kappa)
+
+
+@OBJECTIVES.register("lead", paper="Carlini and Wagner 2017, section V (f6), as a constraint with slack")
+@dataclass(frozen=True)
+class Lead(Objective):
+    """``max(rival - wanted + slack, 0)``: :class:`Margin`, but met as soon as the wanted class leads at all.
+
+    Unlike :class:`KeepPrediction` it leaves the probabilities free as long as the prediction stays.
+
+    Args:
+        slack: in logits, the lead from which on the loss is zero.
+        keep: the wanted class is ``goal.label``, instead of the adversary's.
+    """
+
+    slack: NonNegative = 0.5
+    keep: bool = False
+
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
+        """The hinge, in logits (times the goal's scale, if it has one)."""
+        loss = positive(self._margin(seen, goal) + self.slack)
+        return loss if goal.scale is None else goal.scale * loss
+
+    def met(self, seen: Observation, goal: Goal) -> Tensor:
+        """The wanted class leads."""
+        return self._margin(seen, goal) < 0
+
+    def unmet(self, seen: Observation, goal: Goal) -> Tensor:
+        """0 where met, else one more than the tenths of a logit that are missing."""
+        margin = self._margin(seen, goal)
+        return torch.where(margin < 0, 0, 1 + (10 * margin).floor()).float()
+
+    def _margin(self, seen: Observation, goal: Goal) -> Tensor:
+        return margin(seen.logits, replace(goal, goal_class=goal.label) if self.keep else goal)
 
 
 def margin(logits: Tensor, goal: Goal) -> Tensor:

@@ -23,7 +23,7 @@ SWEPT = ("eps", "steps")
 class ColumnSettings:
     """The keys of an attack's entry that are not the attack's own settings."""
 
-    knowledge: Knowledge | list[Knowledge] = "oblivious"
+    knowledge: Knowledge | list[Knowledge] = "oblivious"  # of an attack that knows the defense: adaptive
     goal_map: GoalMap = "benign"
     source: str | list[str] | None = None
     label: str | None = None
@@ -49,6 +49,7 @@ def columns_of(entry: Any, path: str, rows: Sequence[str]) -> list[Column]:
             raise InputError(f"{path}.knowledge: unknown word {word!r}{hint}")
     settings = validate(model_of(ColumnSettings), extra, path)
     levels = settings.knowledge if isinstance(settings.knowledge, list) else [settings.knowledge]
+    levels = ["adaptive"] if "knowledge" not in extra and attack.knows_defense else levels
     sources = settings.source if isinstance(settings.source, list) else [settings.source]
     for source in sources:
         if source is not None and source not in rows:

@@ -51,6 +51,12 @@ SMALL: dict[str, dict[str, Any]] = {
 """Further settings, by registered name, that keep an attack's tests short."""
 
 
+@pytest.fixture(autouse=True)
+def short_ensemble(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``auto`` has no settings for its steps."""
+    monkeypatch.setattr("robustexplain.attacks.joint.auto.STEPS", 6)
+
+
 def has(attack: Attack, name: str) -> bool:
     return name in {f.name for f in fields(attack)}
 
