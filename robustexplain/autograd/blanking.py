@@ -174,12 +174,14 @@ class Blanked:
         too coarse to tell.
         """
         share: float | None = None
+        cells = 0
         for seed in _SEEDS:
             found = read(self.seen(seed))
             if found is None:
                 return False
+            cells = found[0].numel()
             before, share = share, share_that_follows(found)
             if share == 1 and (before is None or before >= _NEARLY):
                 return True
             share = before if share is None else share
-        return None if share is None or found[0].numel() <= _COARSE else False
+        return None if share is None or cells <= _COARSE else False
