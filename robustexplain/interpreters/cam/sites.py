@@ -35,7 +35,7 @@ class Site:
         return output.permute(0, 3, 1, 2) if self.layout == "channels last" else output
 
     def changes(self, found: dict[str, Change]) -> Tensor | None:
-        """The changes of the feature map ``[6, h, w]``, from those of all modules."""
+        """The changes of the feature map ``[16, h, w]``, from those of all modules."""
         change = found.get(self.name)
         if change is None:
             return None
@@ -113,7 +113,8 @@ def _named(model: nn.Module, x: Tensor, name: str) -> Site:
     verdicts = [blanked.agrees(site.changes) for site in sites]
     for wanted in (True, None):
         for site, verdict in zip(sites, verdicts, strict=True):
-            if verdict is wanted:
+            # Coarse maps are believed where no order of tokens is in question.
+            if verdict is wanted and (verdict or site.layout == "channels first"):
                 return site
     shape = [len(x), *output.shape[1:]] if isinstance(output, Tensor) else type(output).__name__
     moved = ", which does not change where a patch of the image is blanked" if sites else ""
