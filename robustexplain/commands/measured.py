@@ -90,7 +90,10 @@ def _small(name: str, size: int) -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = models.load(name, num_classes=5, **({"input_size": size} if name.startswith("timm:") else {}))
+        if name.startswith("timm:"):
+            model = models.load(name, num_classes=5, input_size=size)
+        else:
+            model = models.load(name, num_classes=5)
         # Some heads and scales are initialised to zero: then there is nothing to explain.
         for parameter in model.parameters():
             if not parameter.any() or parameter.abs().max() <= 1e-4:
