@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from robustexplain import System, interpreters
 from robustexplain.attacks import Attack, Attacked
-from robustexplain.errors import InputError
+from robustexplain.errors import InputError, SaturatedWarning
 from robustexplain.interpreters import Interpreter
 from robustexplain.registry import ATTACKS, INTERPRETERS
 
@@ -229,24 +229,9 @@ def test_a_system_names_the_fault(fault: str, grad: bool) -> None:
         assert torch.equal(x, X)
 
 
-# Not mended yet: probabilities that saturate, hooks on modules that models hide, numbers in half precision.
-FAILING: dict[str, str] = {
-    "confident": "gradient kernel-shap lime occlusion rise smoothgrad",
-    "zero": "",
-    "compiled": "adaptive-squeezing adv2 adv2-stadv aggregate dombrowski ghorbani-center ghorbani-region ghorbani-topk "
-    "gradcam gradcam++ hiding-patch layercam of-transformed universal-hiding-patch",
-    "scripted": "adaptive-squeezing adv2 adv2-stadv aggregate cam constant-shift dombrowski evolution feature-deletion "
-    "foolbox ghorbani-center ghorbani-random ghorbani-region ghorbani-topk gradcam gradcam++ guided-gradcam "
-    "hiding-patch layercam mask of-transformed universal-hiding-patch",
-    "half precision": "adv2-stadv cw dombrowski evolution stadv",
-}
-
-
 def pairs(names: list[str]) -> list[Any]:
     """Every name with every fair model."""
-    fails = pytest.mark.xfail(strict=False, reason="not mended yet")
-    marks = {(n, kind): [fails] if n in FAILING[kind].split() else [] for n in names for kind in FAIR}
-    return [pytest.param(n, kind, marks=marks[n, kind], id=f"{n}-{kind}") for n in names for kind in FAIR]
+    return [pytest.param(n, kind, id=f"{n}-{kind}") for n in names for kind in FAIR]
 
 
 HIDDEN = "plain model|torch.compile|[Ss]cript"
@@ -272,12 +257,35 @@ def test_an_interpreter_explains_a_fair_model_as_its_twin(name: str, kind: str) 
         assert re.search(HIDDEN, str(found))
         return
     assert found.isfinite().all()
+    likeness = torch.stack([alike(a, b) for a, b in zip(found, expected, strict=True)])
     if kind == "confident":
-        # Other scores than the logit saturate, so that maps differ; but none that says something falls silent.
-        assert torch.equal(found.flatten(1).any(1), expected.flatten(1).any(1))
+        assert bool((likeness > 0.99).all()) or name in OTHER_WHEN_CONFIDENT or warned(name, hostile(kind)), likeness
     elif kind != "zero":
-        likeness = F.cosine_similarity(found.flatten(1), expected.flatten(1))
-        assert bool((likeness > (0.75 if kind == "half precision" else 0.9999)).all()), likeness
+        least = HALF.get(name, 0.97) if kind == "half precision" else 0.9999
+        assert bool((likeness > least).all()), likeness
+
+
+# Their weights depend on the size of the logits: Grad-CAM++ by ``2 + g sum a``, the others by the mean with it, by the
+# logarithm of a probability.
+OTHER_WHEN_CONFIDENT = ("gradcam++", "aggregate", "vargrad")
+# Where x nearly cancels, small differences of scores are ranked or squared, and bfloat16 has two digits.
+HALF = {"input-x-gradient": 0.85, "kernel-shap": 0.85, "lime": 0.85, "mask": 0.9}
+
+
+def alike(one: Tensor, other: Tensor) -> Tensor:
+    """The cosine of two maps of any size, also far below that of usual numbers; 1 where both are zero."""
+    one, other = (m.double().flatten() for m in (one, other))
+    if not (one.any() or other.any()):
+        return torch.ones((), dtype=torch.float64)
+    return (F.normalize(one, dim=0, eps=1e-300) * F.normalize(other, dim=0, eps=1e-300)).sum()
+
+
+def warned(name: str, model: nn.Module) -> bool:
+    """Whether it says that probabilities of this model are saturated."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        interpreter(name, model, X)(X, torch.tensor([0, 1, 2]))
+    return any(issubclass(w.category, SaturatedWarning) for w in caught)
 
 
 @pytest.mark.parametrize(("name", "kind"), pairs([e.name for e in ATTACKS]))
