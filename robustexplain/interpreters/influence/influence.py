@@ -109,10 +109,11 @@ class Influence:
             target: ``[B]`` classes whose loss is used.
         """
         checks.inputs(x)
-        admit(self.model, x)
+        checks.evaluating(self.model)
         attached = torch.is_grad_enabled()
         with torch.enable_grad(), named_derivatives(), twice_differentiable():
             part = self._trained_part(x)
+            admit(self.model, x)
             gradients = self._gradients(part, x, target)
             solved = Solve.apply(gradients, lambda b: self._solve(part, b))
             scores = self._products(part, solved)
