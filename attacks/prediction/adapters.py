@@ -58,7 +58,7 @@ class GuardedModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, K]``."""
         self.count += len(x)
-        logits: Tensor = self._model[0](x.to(self.like))
+        logits = answer(self._model[0], x.to(self.like), finite=False)
         return bounded(logits.to(x.dtype))
 
 

@@ -216,15 +216,17 @@ class _RecordedTensor:
 class _TapeRecorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         super().__init__()
-        self.model, self.given, self.version = model, x, x._version
-        self.steps = [Call("input", torch.clone, (), {}, [], [x], 0)]
+        self.model, self.x, self.given = model, x, x.clone()
+        self.version = self.given._version
+        self.steps = [Call("input", torch.clone, (), {}, [], [self.given], 0)]
         # By id, which stays unique because every tensor is kept alive.
-        self.recorded: dict[int, _RecordedTensor] = {id(x): _RecordedTensor(self.steps[0], 0, x, x._version)}
+        entry = _RecordedTensor(self.steps[0], 0, self.given, self.version)
+        self.recorded: dict[int, _RecordedTensor] = {id(self.given): entry}
 
     @property
     def touched(self) -> bool:
-        """Whether the input was changed in place."""
-        return self.given._version != self.version
+        """Whether the input was changed in place, also through ``.data``, which no version tells."""
+        return self.given._version != self.version or not torch.equal(self.given, self.x)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -335,7 +337,7 @@ def record(model: nn.Module, x: Tensor, layers: Sequence[str] = ()) -> Tape:
     recorder = _TapeRecorder(model, x)
     found: dict[str, tuple[Call, int]] = {}
     with _marking(model, layers, recorder, found), recorder:
-        answer = model(x)
+        answer = model(recorder.given)
     if recorder.touched:
         raise in_place(model)
     logits = checked(model, answer, x)

@@ -38,12 +38,12 @@ def measure_costs(
         system = prepared.by_row.get(row.label)
         if system is None or folder.row(row.label).is_file():
             continue
-        accuracy = clean_accuracy(system.model, data, experiment.evaluation.batch_size, 10_000, x.device)
         try:
+            accuracy = clean_accuracy(system.model, data, experiment.evaluation.batch_size, 10_000, x.device)
             spent = milliseconds(system, x)
         except Exception as error:
             # Its cells are holes already, with the traceback; the other rows go on.
-            session.progress.say(f"no time for {row.label}: {error}")
+            session.progress.say(f"no costs for {row.label}: {error}")
             continue
         words = {"row": row.label, "base": row.base, "accuracy": accuracy, "ms": spent}
         words["made_of"] = origins.row(row.label)
