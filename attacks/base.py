@@ -23,7 +23,7 @@ from robustexplain.interpreters import GradCAM
 from robustexplain.metrics import hit
 from robustexplain.models import build
 from robustexplain.objectives import Goal
-from robustexplain.objectives.confident import extreme, scale_of
+from robustexplain.objectives.confident import scale_of
 from robustexplain.random_streams import Streams
 from robustexplain.registry import INTERPRETERS
 from robustexplain.system import System
@@ -117,9 +117,9 @@ class Attack(ABC):
         """
         system = self.looks_at(system)
         with checks.one_dtype(x, system):
-            first = self._check(system, x, y, goal_class, goal_map)
+            self._check(system, x, y, goal_class, goal_map)
         goal_map = self.default_goal_map(x) if goal_map is None else goal_map
-        goal = rescaled(system, self._goal(system, x.detach(), y, goal_class, goal_map), first)
+        goal = rescaled(system, self._goal(system, x.detach(), y, goal_class, goal_map))
         streams = Streams.of(goal.x, self.seed, type(self).__name__)
         with torch.enable_grad(), named_derivatives():
             plan = self.plan(system)
@@ -200,10 +200,7 @@ class Attack(ABC):
         wanted_map = None if goal_map is None else system.interpreter.lay_out(goal_map.to(x), x)
         return replace(goal, goal_map=_native(wanted_map, benign))
 
-    def _check(
-        self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None
-    ) -> Tensor:
-        """Refuse bad arguments; the logits of the first input."""
+    def _check(self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None) -> None:
         checks.inputs(x)
         if checks.kind_of(x) not in self.takes:
             raise InputError(
@@ -212,8 +209,7 @@ class Attack(ABC):
             )
         admit(system.model, x)
         with torch.no_grad():
-            first = answer(system.model, x[:1])
-        num_classes = first.shape[1]
+            num_classes = answer(system.model, x[:1]).shape[1]
         checks.classes(y, len(x), num_classes, "y")
         if goal_class is not None:
             if self.keeps_prediction:
@@ -229,18 +225,18 @@ class Attack(ABC):
                 f"{type(self).__name__} needs the gradient of the maps, and {type(system.interpreter).__name__} has "
                 f"none; interpreters that do: {able}"
             )
-        return first
 
 
-def rescaled(system: System, goal: Goal, first: Tensor) -> Goal:
-    """The goal with a scale for each sample, where the logits are tiny or huge, as ``first`` ``[1, K]`` tells.
+def rescaled(system: System, goal: Goal, size: int = 256) -> Goal:
+    """The goal with a scale for each sample whose logits are tiny or huge, which takes ``size`` of them at once.
 
     Otherwise a cross-entropy is lost to rounding, or outweighs every other term by the size of its logits.
     """
-    if not extreme(first):
-        return goal
-    with torch.no_grad():
-        logits = system.model(goal.x) if goal.benign_logits is None else goal.benign_logits
+    logits = goal.benign_logits
+    if logits is None:
+        with torch.no_grad():
+            # Of each sample: others in the batch tell nothing about its own.
+            logits = torch.cat([answer(system.model, part) for part in goal.x.split(size)])
     return replace(goal, scale=scale_of(logits))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import robustexplain as rx
 from robustexplain import attacks as A
 from robustexplain.attacks import Attack
-from robustexplain.interpreters import GradCAM
+from robustexplain.interpreters import GradCAM, Gradient
 from robustexplain.models import Classifier
 from robustexplain.objectives import Goal, KeepPrediction, MatchProbabilities, Observation
 from robustexplain.objectives.confident import away, bounded, lost, nats, scale_of, toward
@@ -112,3 +112,34 @@ def test_losses_on_probabilities_lead_back_from_a_certain_other_class() -> None:
         assert float(gradient[0, 0]) < 0 < float(gradient[0, 1])
     assert torch.equal(lost(torch.tensor([[0.0, 9.0]]), torch.tensor([0])), torch.zeros(1))
     assert float(nats(torch.tensor(50.0))) == 50
+
+
+@pytest.mark.parametrize("masked", [1, 3])
+def test_impossible_classes_do_not_set_the_scale(masked: int) -> None:
+    logits = torch.tensor([[3.0, 1.0, 0.5], [0.2, -1.0, 4.0]])
+    for fill in (-1e4, -1e9):
+        assert scale_of(torch.cat([logits, torch.full((2, masked), fill)], 1)) is None
+    huge = scale_of(torch.cat([1e4 * logits, torch.full((2, masked), -1e9)], 1))
+    assert huge is not None
+    usual = scale_of(1e4 * logits)
+    assert usual is not None
+    assert torch.equal(huge, usual)
+
+
+def test_a_sample_has_its_own_scale_whatever_is_first_in_its_batch(tiny_model: Classifier, grey: Tensor) -> None:
+    class Varied(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            # Confident on images whose corner is bright.
+            logits: Tensor = tiny_model(x) * (1e4 * (x[:, 0, 0, :1] > 0.75) + 1)
+            return logits
+
+    x = grey.clone()
+    x[:, :, 0, 0] = 0.999
+    dark = x[:1].clone()
+    dark[:, :, 0, 0] = 0.0
+    model = Varied().eval()
+    attack = A.SPSA(0.15, 0.03, 0.01, 20, 200)
+    system, y = rx.System(model, Gradient(model)), tiny_model(x).argmax(1)
+    alone = attack(system, x, y)
+    behind = attack(system, torch.cat([dark, x]), torch.cat([tiny_model(dark).argmax(1), y]))
+    assert torch.equal(behind.x[1:], alone.x)
