@@ -23,7 +23,7 @@ from robustexplain.interpreters import GradCAM
 from robustexplain.metrics import hit
 from robustexplain.models import build
 from robustexplain.objectives import Goal
-from robustexplain.objectives.confident import scale_of
+from robustexplain.objectives.confident import extreme, scale_of
 from robustexplain.random_streams import Streams
 from robustexplain.registry import INTERPRETERS
 from robustexplain.system import System
@@ -117,9 +117,9 @@ class Attack(ABC):
         """
         system = self.looks_at(system)
         with checks.one_dtype(x, system):
-            self._check(system, x, y, goal_class, goal_map)
+            first = self._check(system, x, y, goal_class, goal_map)
         goal_map = self.default_goal_map(x) if goal_map is None else goal_map
-        goal = rescaled(system, self._goal(system, x.detach(), y, goal_class, goal_map))
+        goal = rescaled(system, self._goal(system, x.detach(), y, goal_class, goal_map), first)
         streams = Streams.of(goal.x, self.seed, type(self).__name__)
         with torch.enable_grad(), named_derivatives():
             plan = self.plan(system)
@@ -200,7 +200,10 @@ class Attack(ABC):
         wanted_map = None if goal_map is None else system.interpreter.lay_out(goal_map.to(x), x)
         return replace(goal, goal_map=_native(wanted_map, benign))
 
-    def _check(self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None) -> None:
+    def _check(
+        self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None
+    ) -> Tensor:
+        """Refuse bad arguments; the logits of the first input."""
         checks.inputs(x)
         if checks.kind_of(x) not in self.takes:
             raise InputError(
@@ -209,7 +212,8 @@ class Attack(ABC):
             )
         admit(system.model, x)
         with torch.no_grad():
-            num_classes = answer(system.model, x[:1]).shape[1]
+            first = answer(system.model, x[:1])
+        num_classes = first.shape[1]
         checks.classes(y, len(x), num_classes, "y")
         if goal_class is not None:
             if self.keeps_prediction:
@@ -225,19 +229,20 @@ class Attack(ABC):
                 f"{type(self).__name__} needs the gradient of the maps, and {type(system.interpreter).__name__} has "
                 f"none; interpreters that do: {able}"
             )
+        return first
 
 
-def rescaled(system: System, goal: Goal, size: int = 256) -> Goal:
-    """The goal with a scale for each sample whose logits are tiny or huge, which takes ``size`` of them at once.
+def rescaled(system: System, goal: Goal, first: Tensor) -> Goal:
+    """The goal with a scale for each sample whose logits are tiny or huge.
 
-    Otherwise a cross-entropy is lost to rounding, or outweighs every other term by the size of its logits.
+    Otherwise a cross-entropy is lost to rounding, or outweighs every other term by the size of its logits. Where the
+    goal has no benign logits, ``first`` ``[1, K]`` tells whether they are worth a forward pass.
     """
     logits = goal.benign_logits
-    if logits is None:
+    if logits is None and extreme(first):
         with torch.no_grad():
-            # Of each sample: others in the batch tell nothing about its own.
-            logits = torch.cat([answer(system.model, part) for part in goal.x.split(size)])
-    return replace(goal, scale=scale_of(logits))
+            logits = torch.cat([answer(system.model, part) for part in goal.x.split(256)])
+    return goal if logits is None else replace(goal, scale=scale_of(logits))
 
 
 @cache

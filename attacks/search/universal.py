@@ -214,17 +214,17 @@ def fit_universal(attack: Attack, system: System, x: Tensor, y: Tensor, goal_cla
 
 def fitting_goal(attack: Attack, system: System, x: Tensor, y: Tensor, goal_class: int | None) -> Goal:
     """The goal of a fit, checked; images that have the goal class already are left out."""
-    attack._check(system, x, y, None, None)
+    first = attack._check(system, x, y, None, None)
     label = y.to(x.device, torch.int64)
     if goal_class is None:
-        return _one_scale(rescaled(system, Goal(x.detach(), label)))
+        return _one_scale(rescaled(system, Goal(x.detach(), label), first))
     wanted = torch.full_like(label, goal_class)
     with torch.no_grad():
         checks.classes(wanted, len(x), answer(system.model, x[:1]).shape[1], "goal_class")
     others = label != wanted
     if not bool(others.any()):
         raise InputError(f"every image is of goal_class {goal_class} already: there is nothing to fit")
-    return _one_scale(rescaled(system, Goal(x.detach()[others], label[others], wanted[others])))
+    return _one_scale(rescaled(system, Goal(x.detach()[others], label[others], wanted[others]), first))
 
 
 def _one_scale(goal: Goal) -> Goal:

@@ -78,6 +78,12 @@ FAINT, HUGE, SPREAD = 5e-3, 100.0, 16.0
 third in losses."""
 
 
+def extreme(logits: Tensor) -> bool:
+    """Whether logits are near or beyond the bounds, so that each sample's own should be looked at."""
+    spread = _spread(logits)
+    return bool(((spread < 10 * FAINT) | (spread > HUGE / 10)).any())
+
+
 def scale_of(logits: Tensor) -> Tensor | None:
     """``[B]``: factors that bring extreme logits of benign inputs to the usual size; ``None`` where all are usual.
 
@@ -105,7 +111,7 @@ def _spread(logits: Tensor) -> Tensor:
     """``[B]``: the largest minus the smallest logit, without those beyond a gap a hundred times that before it."""
     ordered = _wide(logits.detach()).sort(1, descending=True).values
     behind = ordered[:, :1] - ordered[:, 1:]
-    jump = (behind[:, :-1] > 20 * FAINT) & (behind[:, 1:] > HUGE) & (behind[:, 1:] > 100 * behind[:, :-1])
+    jump = (behind[:, :-1] > FAINT) & (behind[:, 1:] > HUGE) & (behind[:, 1:] > 100 * behind[:, :-1])
     # The last class before the first jump.
     possible = jump.cumsum(1) == 0
     kept = behind.masked_fill(F.pad(~possible, (1, 0)), -torch.inf)
