@@ -43,6 +43,8 @@ def _system(error: OSError) -> str:
         return f"cannot write {what}; choose another --out"
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"no access to {what}; change its permissions, or choose another --out"
+    if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
+        return f"cannot write {what}; rename what is there, and {_AGAIN}"
     return what
 
 
