@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 
-from ..errors import DamagedFileError, InputError, RunBusyError, memory_advice
+from ..errors import DamagedFileError, InputError, RobustExplainWarning, RunBusyError, memory_advice
 
 DEBUG = "ROBUSTEXPLAIN_DEBUG"
 """An environment variable that asks for the traceback, as ``--debug`` does."""
@@ -16,6 +16,12 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def wants_traceback() -> bool:
     """Whether the traceback is asked for."""
     return os.environ.get(DEBUG, "") not in ("", "0")
+
+
+def warned(message: Warning | str, category: type[Warning], *place: object) -> str:
+    """A warning as one line, without the place in the code; for ``warnings.formatwarning``."""
+    kind = "" if issubclass(category, RobustExplainWarning) else f"{category.__name__}: "
+    return f"warning: {kind}{' '.join(str(message).split())}\n"
 
 
 def explained(error: BaseException) -> tuple[str, int]:
