@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import data as data_sets
-from .. import seals
 from ..door import answer
 from ..system import System
 from ..training import Session
@@ -47,7 +46,7 @@ def measure_costs(
             continue
         words = {"row": row.label, "base": row.base, "accuracy": accuracy, "ms": spent}
         words["made_of"] = origins.row(row.label)
-        seals.write(folder.row(row.label), words)
+        folder.write_part(folder.row(row.label), words)
 
 
 @torch.no_grad()

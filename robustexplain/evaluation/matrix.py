@@ -236,7 +236,9 @@ class Matrix:
         path, error = self.folder.chunk(kind, name, chunk.index), self.folder.error(kind, name, chunk.index)
         if path.is_file():
             return {k: v.to(chunk.x.device) for k, v in files.read_tensors(path)[0].items()}
-        raise _ChunkFailedError(error.read_text(encoding="utf-8") if error.is_file() else f"{path} is missing")
+        raise _ChunkFailedError(
+            error.read_text(encoding="utf-8", errors="replace") if error.is_file() else f"{path} is missing"
+        )
 
     def _crafter(self, job: Job, column: Column, pool: Pool) -> Callable[[Chunk], dict[str, Tensor]]:
         seed = self.experiment.seed

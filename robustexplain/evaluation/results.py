@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .. import seals
 from ..errors import InputError
 from ..recipe import check
 from ..recipe.experiment import AttackFacts, Column, Evaluation, Experiment, Recipe, Row
@@ -51,8 +50,8 @@ class Results:
         why = {(r.label, c.label): damaged_cell(folder, r.label, c.label) for r in rows for c in columns}
         cells = {where: None if why[where] else folder.read_cell(*where) for where in why}
         costs = {r.label: folder.row(r.label) for r in rows if folder.row(r.label).is_file()}
-        bad = {label: damaged(path) for label, path in costs.items()}
-        read = {label: seals.read(path) for label, path in costs.items() if not bad[label]}
+        bad = {label: damaged(folder, path) for label, path in costs.items()}
+        read = {label: folder.read_part(path) for label, path in costs.items() if not bad[label]}
         return cls(experiment, run, cells, read, words, tuple(w for w in (*why.values(), *bad.values()) if w))
 
     def __repr__(self) -> str:

@@ -74,7 +74,7 @@ class RunFolder(RunIdentity):
 
     def judged(self, made_of: str, choose: Callable[[], list[int]]) -> list[int]:
         """Positions of the judged inputs, as they were first chosen for what ``made_of`` is a hash of."""
-        known = seals.read_or_none(self.root / JUDGED)
+        known = seals.read_or_none(self.root / JUDGED, "made_of", "positions")
         if known is not None and known["made_of"] == made_of:
             return [int(position) for position in known["positions"]]
         return choose()
@@ -82,7 +82,7 @@ class RunFolder(RunIdentity):
     def note_judged(self, made_of: str, positions: Sequence[int]) -> None:
         """Remember the positions of the judged inputs."""
         known = {"made_of": made_of, "positions": list(positions)}
-        found = seals.read_or_none(self.root / JUDGED)
+        found = seals.read_or_none(self.root / JUDGED, *known)
         if found is None or {k: found[k] for k in known} != known:
             seals.write(self.root / JUDGED, known)
 
@@ -101,7 +101,7 @@ class RunFolder(RunIdentity):
     def unsaved(self, row: str) -> str | None:
         """Why a row's system could not be saved; ``None`` where it was, or was not tried yet."""
         path = self.system(row) / UNSAVED
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
     def note_unsaved(self, row: str, why: str) -> None:
         """Note why a row's system could not be saved."""
@@ -121,10 +121,26 @@ class RunFolder(RunIdentity):
         path = self.cell(row, column)
         if not path.is_file():
             return None
-        found = seals.read(path)
+        found = seals.read(path, "row", "column", "run", "status", "made_of")
         if (found["row"], found["column"]) != (row, column) or found["run"] != self.identity:
             raise DamagedFileError(f"{path} is a cell of another place or of another run")
         return found
+
+    def read_part(self, path: Path) -> dict[str, Any]:
+        """The JSON of a row's cost, its audit or a sanity check, without its arrays.
+
+        Raises:
+            DamagedFileError: it is damaged, was changed, or is one of another place or run.
+        """
+        found = seals.read(path, "row", "run", "made_of")
+        place = slug(found["row"]) + (f"--{found['check']}" if "check" in found else "")
+        if path.stem != place or found["run"] != self.identity:
+            raise DamagedFileError(f"{path} is a file of another place or of another run")
+        return found
+
+    def write_part(self, path: Path, content: dict[str, Any], arrays: Path | None = None) -> None:
+        """Write a row's cost, its audit or a sanity check; the arrays that belong to it are there already."""
+        seals.write(path, {**content, "run": self.identity}, arrays)
 
     def arrays(self, row: str, column: str) -> dict[str, Tensor]:
         """The cell's per-sample arrays.
