@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustexplain.interpreters import DeepLIFT, Gradient, GradCAM, GuidedBackprop
+from robustexplain.interpreters import DeepLIFT, GradCAM, Gradient, GuidedBackprop
 
 
 class TokensBehindNorm(nn.Module):
