@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
+from .autograd.single import ordered_norms
 from .errors import InputError
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -36,7 +37,8 @@ def answer(model: nn.Module, x: Tensor, *, finite: bool = True) -> Tensor:
             the model changed its input in place, or its graph is cut although ``x`` is differentiated.
     """
     given = x.clone()
-    logits: object = model(given)
+    with ordered_norms(model, given):
+        logits: object = model(given)
     if _changed(given, x):
         raise in_place(model)
     found = checked(model, logits, x, finite=finite)

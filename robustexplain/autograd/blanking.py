@@ -3,9 +3,9 @@
 The shape alone does not tell: heads and tokens ``[B, heads, N, d]``, windows, or channels in the last place look like a
 feature map ``[B, C, h, w]``. The images are two fixed random ones, never the user's, on which a layer may be dead.
 
-On random networks of known layout (patches, convolutions, attention, global averages; grids of 3 x 3 to 14 x 14) none of
-2476 wrong readings of 100 (turned, flipped, shuffled, windows, shifted by one cell, heads, channels elsewhere) is taken
-for a map, and 86 of the 100 right ones are; the rest are deep ones that have all but forgotten places.
+On random networks of known layout (patches, convolutions, attention, global averages; grids of 3 x 3 to 14 x 14) wrong
+readings (turned, flipped, shuffled, windows, shifted by one cell, heads, channels elsewhere) are taken for a map in
+4 of 12,516 cases, and right ones refused in 52 of 500: deep ones that have all but forgotten places.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _TILES = 4
 _SEEDS = (0, 1)
 # Of the pairs of tiles, and of the cells, that must be as the grid says. Deep convolutional networks blur the cells.
 _PAIRS, _CELLS = 0.9, 0.25
-# Each cell of a map of so few may see the whole image: that it does not follow the tiles then says nothing, ...
-_COARSE = 16
-# ... unless another order fits by so much more.
-_CLEARLY = 0.25
+# Strides that round move a map by a part of a cell: another order must fit in more cells than by that.
+_BETTER = 0.05
+# Each cell of a map of so few may see the whole image: only another order that fits clearly speaks against it.
+_COARSE, _CLEARLY = 16, 0.9
 _PIXELS_AT_ONCE = 16 * 256**2
 
 
@@ -105,8 +105,8 @@ def follows(maps: Sequence[Tensor]) -> bool | None:
     cells = torch.arange(height * width).reshape(height, width)
     here = right(cells)
     if here >= _CELLS and all((_pairs(m) or 0.0) >= _PAIRS for m in seen):
-        return all(right(order) <= here for order in _other_orders(cells))
-    if height * width > _COARSE or any(right(order) > here + _CLEARLY for order in _other_orders(cells)):
+        return all(right(order) <= here + _BETTER for order in _other_orders(cells))
+    if height * width > _COARSE or any(right(order) >= _CLEARLY for order in _other_orders(cells)):
         return False
     return None
 
@@ -138,8 +138,7 @@ def _pairs(changes: Tensor) -> float | None:
 def _other_orders(cells: Tensor) -> Iterator[Tensor]:
     """Other orders in which a grid of cells ``[h, w]`` could be written."""
     height, width = cells.shape
-    for turned in (cells.mT.reshape(height, width), cells.reshape(width, height).mT, cells.rot90(2)):
-        yield turned
+    yield from (cells.mT.reshape(height, width), cells.reshape(width, height).mT, cells.rot90(2))
     for flipped in ((0,), (1,)):
         yield cells.flip(flipped)
     if height == width:
@@ -246,7 +245,7 @@ class Blanked:
         return self._seen[seed]
 
     def agrees(self, read: Callable[[dict[str, Change]], Tensor | None]) -> bool | None:
-        """Whether the map whose changes ``read`` picks follows the image, see :func:`follows`; ``False`` for ``None``."""
+        """:func:`follows` for the map whose changes ``read`` picks; ``False`` where it gives ``None``."""
         maps = [read(self.seen(seed)) for seed in _SEEDS]
         known = [m for m in maps if m is not None]
         return follows(known) if len(known) == len(maps) else False
