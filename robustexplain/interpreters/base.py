@@ -131,7 +131,8 @@ class Interpreter(ABC):
         if target is not None:
             checks.class_indices(target, x.shape[0], "target")
         try:
-            admit(self.model, x)
+            with checks.one_dtype(x, self):
+                admit(self.model, x)
         except AssertionError as error:
             raise _refused(self.model, x, error) from error
         attached = torch.is_grad_enabled()
