@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from robustexplain import models
 from robustexplain.autograd.rectifiers import SmoothGradient, Softplus, swapped
-from robustexplain.errors import FieldError, UnknownNameError, UnsupportedModelError
+from robustexplain.errors import FieldError, InputError, UnknownNameError, UnsupportedModelError
 from robustexplain.interpreters import LRP
 
 tv = torchvision.models
@@ -509,7 +509,7 @@ def test_statistics_of_the_batch_are_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(F.batch_norm(self.a(x), None, None, training=True).mean((2, 3)))
 
-    with pytest.raises(UnsupportedModelError, match="statistics of the batch"):
+    with pytest.raises(InputError, match="take the batch's statistics"):
         LRP(ready(lambda: Shared("")))(image())
 
 

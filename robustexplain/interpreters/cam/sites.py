@@ -77,6 +77,9 @@ def find_site(model: nn.Module, x: Tensor, layer: str | None) -> Site:
     # A network of two branches has no layer that everything passes.
     if preferred is not None and blanked.agrees(preferred.changes) is not False:
         return preferred
+    if next(_candidates(blanked, x), None) is None:
+        # No output even has the shape of a map, which is said in its own words.
+        layers.shaped_last_feature_layer(model, x)
     raise UnsupportedModelError(
         f"{type(model).__name__} has no layer whose output can be shown to be a feature map: where a patch of the "
         "image is blanked, no output between image and logits changes most at that place (attention over the whole "
