@@ -126,6 +126,7 @@ class Interpreter(ABC):
             InputError: a part of the model in train mode; an answer that is no finite logits ``[B, K]``.
         """
         check_input_kind(self, x)
+        self._check(x)
         if target is not None and not isinstance(target, Tensor):
             return self._explain_scalar(x, target, native)
         if target is not None:
@@ -153,6 +154,9 @@ class Interpreter(ABC):
         if getattr(self, "of", None) == "probability" and not self.exact_where_confident:
             warn_of_faint_maps(type(self).__name__, explanation.maps, explanation.logits)
         return explanation if attached else explanation.detach()
+
+    def _check(self, x: Tensor) -> None:  # noqa: B027
+        """Refuse inputs that do not fit the interpreter's own settings, before the model sees them."""
 
     def _explain_scalar(self, x: Tensor, scalar: Scalar, native: bool) -> Explanation:
         if not callable(scalar):
