@@ -304,7 +304,8 @@ family with random weights and one image of noise, in float64 ({versions}).
 Batch norms have the statistics of eight images of noise. Models of `hf:` are small configurations.
 
 - `gradient`: *exact* where central differences of the logit in four random directions (step 1e-8) agree to 1e-4; of
-  `hf:` models with attention *exact to 1%* (step 1e-3), because the transformers library computes attention's softmax in float32.
+  `hf:` models with attention *exact to 1%* (step 1e-3), because the transformers library computes attention's softmax
+  in float32.
 - `integrated-gradients` (20 points) and `deeplift`: whether the map sums to the difference of the logit to that of a
   black image, to 1% (*complete to 1%*) and to 1e-6 (*exact*), otherwise how far it is off, as a share of the map's
   total. More points are closer.
