@@ -246,15 +246,16 @@ class Attack(ABC):
 
 
 def rescaled(system: System, goal: Goal, first: Tensor) -> Goal:
-    """The goal with a scale for each sample, where the logits are tiny or huge, as ``first`` ``[1, K]`` tells.
+    """The goal with a scale for each sample whose logits are tiny or huge.
 
-    Otherwise a cross-entropy is lost to rounding, or outweighs every other term by the size of its logits.
+    Otherwise a cross-entropy is lost to rounding, or outweighs every other term by the size of its logits. Where the
+    goal has no benign logits, ``first`` ``[1, K]`` tells whether they are worth a forward pass.
     """
-    if not extreme(first):
-        return goal
-    with torch.no_grad():
-        logits = system.model(goal.x) if goal.benign_logits is None else goal.benign_logits
-    return replace(goal, scale=scale_of(logits))
+    logits = goal.benign_logits
+    if logits is None and extreme(first):
+        with torch.no_grad():
+            logits = torch.cat([answer(system.model, part) for part in goal.x.split(256)])
+    return goal if logits is None else replace(goal, scale=scale_of(logits))
 
 
 @cache

@@ -99,6 +99,12 @@ def one_dtype(x: Tensor, part: object) -> Iterator[None]:
         if isinstance(error, InputError) or not _DTYPES.search(str(error)):
             raise
         found = [f"{type(m).__name__} {_names(m)}" for m in dict.fromkeys(modules_of(part)) if _names(m)]
+        if all(words.endswith(f" {_name(x.dtype)}") for words in found):
+            raise InputError(
+                f"x and the weights are {_name(x.dtype)}, but the model computes in another dtype inside "
+                f"(torch.autocast, a cast in its forward?), which {type(part).__name__} cannot follow; torch mixes no "
+                f"dtypes ({str(error).splitlines()[0]}). Take the cast out of the model"
+            ) from error
         raise InputError(
             f"x is {_name(x.dtype)}, and the weights are: {', '.join(found) or 'none'}; torch mixes no dtypes "
             f"({str(error).splitlines()[0]}). Give x in the dtype of the model, and move a system as a whole, as by "
@@ -108,7 +114,7 @@ def one_dtype(x: Tensor, part: object) -> Iterator[None]:
 
 _DTYPES = re.compile(
     r"scalar type|same dtype|dtypes? to match|[Mm]ixed dtype|mixed \(CPU\)|type \(.*should be the same|"
-    r"must have the same dtype|expected .* dtype"
+    r"must have the same dtype|expected .* dtype|\w+ did not match \w+"
 )
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -19,7 +20,7 @@ from .commands.attack import attack
 from .commands.copy import copy
 from .commands.diff import diff
 from .commands.explain import explain
-from .commands.failure import DEBUG, explained, wants_traceback
+from .commands.failure import DEBUG, explained, wants_traceback, warned
 from .commands.gallery import gallery
 from .commands.leaderboard import leaderboard
 from .commands.list import list_kind
@@ -78,7 +79,7 @@ def main() -> None:
 
     The traceback is shown before it on request alone: ``robustexplain --debug VERB ...``.
     """
-    with _second_interrupt_leaves():
+    with _second_interrupt_leaves(), _warnings_in_one_line():
         try:
             app()
         except KeyboardInterrupt:
@@ -89,6 +90,17 @@ def main() -> None:
             message, status = explained(error)
             typer.secho(f"error: {message}", fg="red", err=True)
             sys.exit(status)
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    usual = warnings.formatwarning
+    # Whoever asks for tracebacks is shown the places of warnings too.
+    warnings.formatwarning = lambda *words: usual(*words) if wants_traceback() else warned(*words)
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
+from .autograd.single import ordered_norms
 from .errors import InputError
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -33,13 +34,16 @@ def answer(model: nn.Module, x: Tensor, *, finite: bool = True) -> Tensor:
 
     Raises:
         InputError: the model's answer is no tensor, not floating point, not ``[B, K]`` with ``K >= 2``, or not finite;
-            the model changed its input in place.
+            the model changed its input in place, or its graph is cut although ``x`` is differentiated.
     """
     given = x.clone()
-    logits: object = model(given)
+    with ordered_norms(model, given):
+        logits: object = model(given)
     if _changed(given, x):
         raise in_place(model)
-    return checked(model, logits, x, finite=finite)
+    found = checked(model, logits, x, finite=finite)
+    # A model may answer with a buffer of its own, which its next pass overwrites.
+    return found if found.requires_grad else found.clone()
 
 
 def checked(model: nn.Module, logits: object, x: Tensor, *, finite: bool = True) -> Tensor:
@@ -53,11 +57,20 @@ def checked(model: nn.Module, logits: object, x: Tensor, *, finite: bool = True)
     fault = _fault_of_form(logits, len(x))
     if fault:
         raise InputError(f"{_EXPECTED}; this {type(model).__name__} {fault}")
+    if torch.is_grad_enabled() and x.requires_grad and not logits.requires_grad:
+        raise InputError(
+            f"the logits of this {type(model).__name__} carry no gradient to the input: its graph is cut (no_grad, "
+            "inference_mode, detach, NumPy or integers inside). Take a method that only evaluates the model, with an x "
+            "that needs no gradient: Occlusion, RISE, LIME or KernelSHAP, and attacks such as Square or NES"
+        )
     # One number tells, except where a sum of finite numbers overflows: then all are looked at.
     if finite and not math.isfinite(logits.detach().sum().item()):
         bad = int((~logits.detach().isfinite()).any(1).sum())
         if bad and not bool(x.isfinite().all()):
-            raise InputError("x holds NaN or infinity, and so do the logits")
+            raise InputError(
+                f"this {type(model).__name__} was given NaN or infinity, and answers with it: look for it in x, or, "
+                "where inputs are made by gradient steps, in the gradient of the model"
+            )
         if bad:
             raise InputError(
                 f"this {type(model).__name__} answers with NaN or infinite logits on {bad} of {len(x)} samples: a "
@@ -204,7 +217,13 @@ def _twice_beside(model: nn.Module, x: Tensor, other: Tensor) -> Tensor:
 
     Twice, because two draws of dropout on few units are often equal; six hardly ever are.
     """
-    logits = answer(model, torch.cat([x[:1], x[:1], other, other]), finite=False)
+    together = torch.cat([x[:1], x[:1], other, other])
+    given = together.clone()
+    logits: object = model(given)
+    # Values that are written through ``.data`` leave the version counter as it was.
+    if not torch.equal(given, together):
+        raise in_place(model)
+    logits = checked(model, logits, together, finite=False).clone()
     checked(model, logits[:1], x[:1])
     return logits
 

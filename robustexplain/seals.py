@@ -41,22 +41,35 @@ def write(path: Path, content: dict[str, Any], arrays: Path | None = None) -> Pa
     return files.write_json(path, sealed(bound if arrays is None else {**bound, ARRAYS: sha256_of(arrays)}))
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, *keys: str) -> dict[str, Any]:
     """The content of a file of :func:`write`; its arrays are not looked at: see :func:`check_arrays`.
 
+    Args:
+        path: the JSON file.
+        keys: what a file of this kind holds; one that was written for another place may lack them.
+
     Raises:
-        DamagedFileError: it is no JSON, or was changed since it was written.
+        DamagedFileError: it is no JSON, was changed since it was written, or is a file of another kind.
     """
     content = files.read_json(path)
-    if not isinstance(content, dict) or content.get(CHECKSUM) != sealed(content)[CHECKSUM]:
+    if not isinstance(content, dict) or not _fits(content):
         raise DamagedFileError(f"{path} was changed after it was written, or is damaged: its checksum does not fit")
+    if missing := [key for key in keys if key not in content]:
+        raise DamagedFileError(f"{path} is a file of another kind: it has no {missing[0]!r}")
     return content
 
 
-def read_or_none(path: Path) -> dict[str, Any] | None:
+def _fits(content: dict[str, Any]) -> bool:
+    try:
+        return bool(content.get(CHECKSUM) == sealed(content)[CHECKSUM])
+    except (ValueError, RecursionError):  # NaN and infinity, which are never written
+        return False
+
+
+def read_or_none(path: Path, *keys: str) -> dict[str, Any] | None:
     """The content of a sealed file that can be made again; ``None`` where it is missing, damaged or changed."""
     try:
-        return read(path)
+        return read(path, *keys)
     except DamagedFileError:
         return None
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from . import checks
 from .data.inputs import InputSpec
 from .errors import InputError
-from .interpreters.base import Interpreter
+from .interpreters.base import Interpreter, finite
 from .interpreters.scalar import Target
 from .parts import modules_of, moved
 from .registry import PARTS
@@ -160,7 +160,7 @@ class System:
             self.inputs.check(x)
         for what, module in self._modules:
             checks.evaluating(module, what)
-        found = self.interpreter.explain(x, target)
+        found = finite(self.interpreter, self.interpreter.explain(x, target))
         seen = Explained(found.logits, found.maps, interpreter=self.interpreter)
         if self.detector is None:
             return seen

@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustexplain import System, interpreters
+from robustexplain import System, attacks, evaluate, interpreters
 from robustexplain.attacks import Attack, Attacked
-from robustexplain.errors import InputError
+from robustexplain.errors import InputError, SaturatedWarning
+from robustexplain.evaluation.objects import Defended, Evaluation
 from robustexplain.interpreters import Interpreter
 from robustexplain.registry import ATTACKS, INTERPRETERS
 
@@ -229,24 +230,9 @@ def test_a_system_names_the_fault(fault: str, grad: bool) -> None:
         assert torch.equal(x, X)
 
 
-# Not mended yet: probabilities that saturate, hooks on modules that models hide, numbers in half precision.
-FAILING: dict[str, str] = {
-    "confident": "gradient kernel-shap lime occlusion rise smoothgrad",
-    "zero": "",
-    "compiled": "adaptive-squeezing adv2 adv2-stadv aggregate dombrowski ghorbani-center ghorbani-region ghorbani-topk "
-    "gradcam gradcam++ hiding-patch layercam of-transformed universal-hiding-patch",
-    "scripted": "adaptive-squeezing adv2 adv2-stadv aggregate cam constant-shift dombrowski evolution feature-deletion "
-    "foolbox ghorbani-center ghorbani-random ghorbani-region ghorbani-topk gradcam gradcam++ guided-gradcam "
-    "hiding-patch layercam mask of-transformed universal-hiding-patch",
-    "half precision": "adv2-stadv cw dombrowski evolution stadv",
-}
-
-
 def pairs(names: list[str]) -> list[Any]:
     """Every name with every fair model."""
-    fails = pytest.mark.xfail(strict=False, reason="not mended yet")
-    marks = {(n, kind): [fails] if n in FAILING[kind].split() else [] for n in names for kind in FAIR}
-    return [pytest.param(n, kind, marks=marks[n, kind], id=f"{n}-{kind}") for n in names for kind in FAIR]
+    return [pytest.param(n, kind, id=f"{n}-{kind}") for n in names for kind in FAIR]
 
 
 HIDDEN = "plain model|torch.compile|[Ss]cript"
@@ -272,12 +258,36 @@ def test_an_interpreter_explains_a_fair_model_as_its_twin(name: str, kind: str) 
         assert re.search(HIDDEN, str(found))
         return
     assert found.isfinite().all()
+    likeness = torch.stack([alike(a, b) for a, b in zip(found, expected, strict=True)])
     if kind == "confident":
-        # Other scores than the logit saturate, so that maps differ; but none that says something falls silent.
-        assert torch.equal(found.flatten(1).any(1), expected.flatten(1).any(1))
+        least = CONFIDENT.get(name, 0.99)
+        assert bool((likeness > least).all()) or warned(name, hostile(kind)), likeness
     elif kind != "zero":
-        likeness = F.cosine_similarity(found.flatten(1), expected.flatten(1))
-        assert bool((likeness > (0.75 if kind == "half precision" else 0.9999)).all()), likeness
+        least = HALF.get(name, 0.97) if kind == "half precision" else 0.9999
+        assert bool((likeness > least).all()), likeness
+
+
+# Their directions depend on the size of the logits: Grad-CAM++ by ``2 + g sum a``, aggregates by the mean with it, a
+# probability by the weights of the other classes, of which only the nearest is left.
+CONFIDENT = {"gradcam++": 0.8, "aggregate": 0.95, "vargrad": 0.9, "gradient": 0.85}
+# Where x nearly cancels, small differences of scores are ranked or squared, and bfloat16 has two digits.
+HALF = {"input-x-gradient": 0.85, "kernel-shap": 0.85, "lime": 0.85, "mask": 0.9}
+
+
+def alike(one: Tensor, other: Tensor) -> Tensor:
+    """The cosine of two maps of any size, also far below that of usual numbers; 1 where both are zero."""
+    one, other = (m.double().flatten() for m in (one, other))
+    if not (one.any() or other.any()):
+        return torch.ones((), dtype=torch.float64)
+    return (F.normalize(one, dim=0, eps=1e-300) * F.normalize(other, dim=0, eps=1e-300)).sum()
+
+
+def warned(name: str, model: nn.Module) -> bool:
+    """Whether it says that probabilities of this model are saturated."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        interpreter(name, model, X)(X, torch.tensor([0, 1, 2]))
+    return any(issubclass(w.category, SaturatedWarning) for w in caught)
 
 
 @pytest.mark.parametrize(("name", "kind"), pairs([e.name for e in ATTACKS]))
@@ -303,3 +313,21 @@ def test_a_system_of_a_fair_model_answers_as_its_twin(kind: str) -> None:
     expected = twin()(X) * FAIR[kind].scale
     rtol = 2e-2 if kind == "half precision" else 1e-5
     torch.testing.assert_close(seen.logits.float(), expected, rtol=rtol, atol=0.05)
+
+
+def test_rows_of_a_model_that_is_nan_on_part_fail_with_that_reason_and_others_stay(tmp_path: Path) -> None:
+    x = X.repeat(4, 1, 1, 1)
+    good, bad = twin(), weighted(NaNOnPart())
+    systems = {"good": System(good, interpreters.GradCAM(good))}
+    kinds = (interpreters.Gradient, interpreters.GradCAM, interpreters.CAM, interpreters.Occlusion)
+    rows = {kind.__name__: Defended(System(bad, kind(bad)), "good") for kind in kinds}
+    columns: dict[str, Attack] = {"clean": attacks.Clean(), "fgsm": attacks.FGSM()}
+    evaluation = Evaluation(images=12)
+    found = evaluate({**systems, **rows}, columns, (x, good(x).argmax(1)), out=tmp_path / "run", evaluation=evaluation)
+    assert found.measure("good", "clean", "joint") is not None
+    for row in rows:
+        for column in columns:
+            cell = found.cells[row, column]
+            assert cell is not None
+            assert cell["status"] == "failed"
+            assert "InputError: this NaNOnPart answers with NaN or infinite logits" in cell["traceback"]

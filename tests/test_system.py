@@ -344,7 +344,7 @@ def test_the_snippets_of_the_production_page_run_one_after_the_other(
     snippets = re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)
     for code in snippets:
         exec(compile(code, "docs/production.md", "exec"), found)
-    assert len(snippets) == 7
+    assert len(snippets) == 8
     assert len(found["answers"]) == 3
     assert found["seen"].logits.dtype == torch.bfloat16
     assert found["system"].inputs == found["inputs"]

@@ -244,3 +244,34 @@ def test_the_forest_votes_as_scikit_learns(grey: Tensor) -> None:
     forest = Forest.fit(rows, (rows[:, 0] > 0).long(), 15, 0)
     assert np.array_equal(forest(rows).numpy(), forest.forest.predict_proba(rows.numpy())[:, 1].astype(np.float32))
     assert forest(torch.tensor([[0.0, torch.nan, 0.0]])).isnan().all()
+
+
+def test_a_copy_made_while_a_module_is_hooked_runs_its_own_hook_once() -> None:
+    module, seen = nn.Linear(2, 2), []
+
+    def note(*_: object) -> None:
+        seen.append(1)
+
+    with hooks([module], note, note):
+        copied = copy.deepcopy(module)
+    with hooks([copied], note, note):
+        copied(torch.zeros(1, 2))
+    assert len(seen) == 2
+    assert not copied._forward_hooks
+    assert not copied._forward_pre_hooks
+
+
+def test_blocks_of_two_generators_end_in_any_order() -> None:
+    module, seen = nn.Linear(2, 2), []
+
+    def watching(name: str) -> Iterator[None]:
+        with hooks([module], lambda *_: seen.append(name)):
+            yield
+
+    first, second = watching("first"), watching("second")
+    next(first), next(second)
+    first.close()
+    module(torch.zeros(1, 2))
+    second.close()
+    assert seen == ["second"]
+    assert not module._forward_hooks

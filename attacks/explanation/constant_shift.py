@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robustexplain import checks
 from robustexplain.autograd import input_shift
+from robustexplain.door import admit
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Eps, Fraction, Positive
 from robustexplain.objectives import DropTopK, Goal, KeepPrediction, Objective, TopKLeft
@@ -148,7 +149,7 @@ def compensated(system: System, x: Tensor, shift: Tensor | float) -> Compensated
         UnsupportedModelError: no such first layer, or the copy's outputs differ from the model's.
     """
     checks.images(x, "a constant shift")
-    checks.evaluating(system.model)
+    admit(system.model, x)
     moved = x + input_shift.per_channel(shift, x)
     if float(moved.min()) < 0 or float(moved.max()) > 1:
         low, high = -float(x.min()), 1 - float(x.max())

@@ -36,6 +36,7 @@ from ..threat import Threat
 Call = Callable[[nn.Module, Tensor, Tensor, "Tensor | None"], Tensor]
 """``(model, x, y, goal_class) -> attacked x``; ``goal_class`` is ``None`` for an untargeted attack."""
 Settings = dict[str, bool | int | float | str | None]
+_LEAD = 14.0
 """Keyword arguments of an attack of another library, as data."""
 
 
@@ -45,10 +46,13 @@ class GuardedModel(nn.Module):
     Args:
         model: the attacked classifier.
         like: an input, for device and dtype.
+        most: by how much the first class may lead in logits; beyond, they are divided, as a cross-entropy would give no
+            gradient.
     """
 
-    def __init__(self, model: nn.Module, like: Tensor) -> None:
+    def __init__(self, model: nn.Module, like: Tensor, most: float = _LEAD) -> None:
         super().__init__()
+        self.most = most
         # In a list, so that it is no submodule: libraries change modes, move modules and clear gradients.
         self._model, self.like, self.count = [model], like, 0
         # Some libraries take the device from the first parameter.
@@ -58,8 +62,8 @@ class GuardedModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, K]``."""
         self.count += len(x)
-        logits: Tensor = self._model[0](x.to(self.like))
-        return bounded(logits.to(x.dtype))
+        logits = answer(self._model[0], x.to(self.like), finite=False)
+        return bounded(logits.to(x.dtype), self.most)
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,13 @@ class FunctionPlan(Plan):
         call: the function.
         name: for tables.
         batched: call it on the whole batch.
+        most: by how much the first class leads in the logits that it gets (:class:`GuardedModel`).
     """
 
     call: Call
     name: str
     batched: bool = False
+    most: float = _LEAD
     threat: Threat = field(default_factory=LibraryThreat)
 
     @property
@@ -121,7 +127,7 @@ class FunctionPlan(Plan):
         return SearchResult.of(x, queries, _stalled(system, goal, x))
 
     def _once(self, model: nn.Module, goal: Goal) -> tuple[Tensor, int]:
-        guarded = GuardedModel(model, goal.x)
+        guarded = GuardedModel(model, goal.x, self.most)
         wanted = None if goal.goal_class is None else goal.goal_class.clone()
         # The library works in float32 at least; its result is rounded towards the input, so that no ball is left.
         x = self.call(guarded, wide(goal.x).clone(), goal.label.clone(), wanted)
@@ -156,7 +162,8 @@ class Foreign(Attack):
     ``Foreign(lambda model, x, y, goal: torchattacks.PGD(model)(x, y))``.
 
     Args:
-        call: takes a model that gives logits ``[B, K]``, images, labels and goal classes (``None``: untargeted).
+        call: takes a model that gives logits ``[B, K]``, images, labels and goal classes (``None``: untargeted). Logits
+            whose first class leads by more than 14 are divided, so that it leads by 14.
         batched: call it on the whole batch at once; faster, but a sample's result may then depend on its batch.
     """
 
@@ -197,7 +204,7 @@ class Torchattacks(Attack):
     def plan(self, system: System) -> Plan:
         """Run it, towards the goal class if there is one."""
         call = partial(_torchattacks, self.attack, dict(self.settings))
-        return FunctionPlan(call, f"torchattacks.{self.attack}", self.batched)
+        return FunctionPlan(call, f"torchattacks.{self.attack}", self.batched, _lead(self.settings))
 
 
 @ATTACKS.register("foolbox", paper="Rauber et al. 2020 (foolbox)", needs=("gradients",))
@@ -237,7 +244,7 @@ class Foolbox(Attack):
     def plan(self, system: System) -> Plan:
         """Run it, towards the goal class if there is one."""
         call = partial(_foolbox, self.attack, dict(self.settings), self.eps)
-        return FunctionPlan(call, f"foolbox.{self.attack}", self.batched)
+        return FunctionPlan(call, f"foolbox.{self.attack}", self.batched, _lead(self.settings))
 
 
 @ATTACKS.register("art", paper="Nicolae et al. 2018 (Adversarial Robustness Toolbox)", needs=("gradients",))
@@ -267,7 +274,15 @@ class ART(Attack):
 
     def plan(self, system: System) -> Plan:
         """Run it, towards the goal class if there is one."""
-        return FunctionPlan(partial(_art, self.attack, dict(self.settings)), f"art.{self.attack}", self.batched)
+        return FunctionPlan(
+            partial(_art, self.attack, dict(self.settings)), f"art.{self.attack}", self.batched, _lead(self.settings)
+        )
+
+
+def _lead(settings: Settings) -> float:
+    """The lead that logits keep: beyond a wanted one, which Carlini and Wagner's attack has as a setting."""
+    wanted = [settings.get(name) for name in ("confidence", "kappa")]
+    return _LEAD + max(float(value) if isinstance(value, int | float) else 0.0 for value in wanted)
 
 
 def _torchattacks(

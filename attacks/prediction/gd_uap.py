@@ -62,7 +62,7 @@ def activation_loss(model: nn.Module, x: Tensor) -> Tensor:
         UnsupportedModelError: the model runs no convolution.
     """
     with _convolutions() as outputs:
-        model(x)
+        answer(model, x, finite=False)
     if not outputs:
         raise UnsupportedModelError(
             f"GD-UAP maximises the activations of convolutions, and {type(model).__name__} runs none in a forward pass"

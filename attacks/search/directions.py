@@ -235,6 +235,8 @@ class GradientDirection(Direction):
                     "the loss carries no gradient to the input: the model's graph is detached (no_grad, NumPy or "
                     "integers inside?); wrap such a step in StraightThrough, or use a search without gradients"
                 )
+        if check:
+            _refuse_broken(gradient, "the loss")
         if check and not _map_terms(context.objective):
             with torch.no_grad():
                 zero = (gradient.flatten(1) == 0).all(1) & ~context.objective.met(seen, context.goal)
@@ -340,14 +342,20 @@ def _zero_map_gradient(context: StepContext, seen: Observation, variable: Tensor
     gradient = _grad_or_none(loss, variable)
     if gradient is None:
         raise NotDifferentiableError("the maps carry no gradient to the input: their graph is detached")
+    _refuse_broken(gradient, "the map")
+    return (gradient.flatten(1).abs().amax(1) == 0) & (loss.detach() > sum(part.least for _, part in map_terms))
+
+
+def _refuse_broken(gradient: Tensor, of: str) -> None:
+    # Only at the start: a step that leads to such an input is no better than the one before, and is not kept.
     broken = ~torch.isfinite(gradient).flatten(1).all(1)
     if bool(broken.any()):
         first = int(broken.nonzero()[0])
         raise InputError(
-            f"the map of sample {first} of {len(gradient)}, or its gradient, is NaN or infinite: no direction can "
-            "come of it; does the model overflow on this input, or in this precision?"
+            f"the gradient of {of} is NaN or infinite for sample {first} of {len(gradient)}, so that no direction can "
+            "come of it: does the model, or its gradient, overflow on this input or in this precision, or divide by "
+            "zero (the root or the norm of zero)?"
         )
-    return (gradient.flatten(1).abs().amax(1) == 0) & (loss.detach() > sum(part.least for _, part in map_terms))
 
 
 def _whole(context: StepContext, seen: Observation, loss: Tensor, variable: Tensor) -> Tensor | None:

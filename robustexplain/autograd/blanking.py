@@ -1,7 +1,11 @@
-"""Whether a layer's output is a map of the image: where one patch of the image is blanked, the map must change there.
+"""Whether a layer's output is a map of the image: where a tile of the image is blanked, the map must change there.
 
 The shape alone does not tell: heads and tokens ``[B, heads, N, d]``, windows, or channels in the last place look like a
-feature map ``[B, C, h, w]``. The images are fixed random ones, never the user's, on which a layer may be dead.
+feature map ``[B, C, h, w]``. The images are two fixed random ones, never the user's, on which a layer may be dead.
+
+On random networks of known layout (patches, convolutions, attention, global averages; grids of 3 x 3 to 14 x 14) wrong
+readings (turned, flipped, shuffled, windows, shifted by one cell, heads, channels elsewhere) are taken for a map in
+4 of 12,516 cases, and right ones refused in 52 of 500: deep ones that have all but forgotten places.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,16 +23,16 @@ from torch import Tensor, nn
 from ..door import answer
 from .hooks import hooks
 
-# Centres of the patches, as shares of the sides, and half a patch's side: no symmetry of a square keeps them.
-_ROWS, _COLUMNS, _HALF = (0.2, 0.75), (0.2, 0.5, 0.8), 1 / 16
-_PLACES = [(row, column) for row in _ROWS for column in _COLUMNS]
+# The image is blanked in each of 4 x 4 tiles. Fewer places take windows for rows where these happen to agree on them.
+_TILES = 4
 _SEEDS = (0, 1)
-# Above the differences by chance in a layer that has forgotten all places; maps of deep networks exceed it by far.
-_MARGIN = 1.02
-# One pair of fifteen may disagree on the first image, if none does on the second.
-_NEARLY = 0.9
-# Each cell of a map of so few may see the whole image: that it does not follow the patches then says nothing.
-_COARSE = 16
+# Of the pairs of tiles, and of the cells, that must be as the grid says. Deep convolutional networks blur the cells.
+_PAIRS, _CELLS = 0.9, 0.25
+# Strides that round move a map by a part of a cell: another order must fit in more cells than by that.
+_BETTER = 0.05
+# Each cell of a map of so few may see the whole image: only another order that fits clearly speaks against it.
+_COARSE, _CLEARLY = 16, 0.9
+_PIXELS_AT_ONCE = 16 * 256**2
 
 
 def probe(x: Tensor, seed: int = 0) -> Tensor:
@@ -47,59 +52,119 @@ def probe(x: Tensor, seed: int = 0) -> Tensor:
 
 
 def blanked(image: Tensor) -> Tensor:
-    """The image, and after it the image with one patch blanked at each of six places, ``[7, C, H, W]``."""
-    images = image.repeat(1 + len(_PLACES), 1, 1, 1)
-    for i, (rows, columns) in enumerate(_patches(*image.shape[2:]), 1):
-        images[i, :, rows, columns] = 0.5
+    """The image, and after it the image with each of 16 tiles blanked, by rows, ``[17, C, H, W]``."""
+    images = image.repeat(1 + _TILES**2, 1, 1, 1)
+    rows, columns = (_spans(side) for side in image.shape[2:])
+    for i in range(_TILES**2):
+        images[1 + i, :, rows[i // _TILES], columns[i % _TILES]] = 0.5
     return images
 
 
-def _patches(height: int, width: int) -> list[tuple[slice, slice]]:
-    return [(_span(height, row), _span(width, column)) for row, column in _PLACES]
+def _spans(side: int) -> list[slice]:
+    edges = [round(i * side / _TILES) for i in range(_TILES + 1)]
+    return [slice(min(start, side - 1), max(end, start + 1)) for start, end in pairwise(edges)]
 
 
-def _span(side: int, centre: float) -> slice:
-    start = min(math.floor((centre - _HALF) * side + 1e-6), side - 1)
-    return slice(start, max(math.ceil((centre + _HALF) * side - 1e-6), start + 1))
+def _overlap(height: int, width: int) -> Tensor:
+    """The share of each cell of a grid that lies in each tile, ``[16, h, w]``."""
 
+    def along(side: int) -> Tensor:
+        tile, cell = torch.arange(_TILES)[:, None] / _TILES, torch.arange(side) / side
+        shared = torch.minimum(tile + 1 / _TILES, cell + 1 / side) - torch.maximum(tile, cell)
+        return (shared * side).clamp(min=0).double()
 
-def share_that_follows(changes: Tensor) -> float | None:
-    """The share of pairs of patches for which a map's changes ``[6, h, w]`` are largest where each was blanked.
-
-    For two patches in different cells, the changes at their own places must exceed those at each other's:
-    ``c_ii c_jj > c_ij c_ji``, whatever a patch changes everywhere and a cell with every patch. A patch that changes
-    nothing says nothing; ``None`` where none changes anything.
-    """
-    patches = _patches(*changes.shape[1:])
-    found = torch.stack([changes[:, rows, columns].mean((1, 2)) for rows, columns in patches], 1).double()
-    if not torch.isfinite(found).all():
-        return None
-    alive = [i for i in range(len(patches)) if changes[i].any()]
-    pairs = [(i, j) for i in alive for j in alive if i < j and not _share_a_cell(patches[i], patches[j])]
-    kept = [bool(found[i, i] * found[j, j] > _MARGIN * found[i, j] * found[j, i]) for i, j in pairs]
-    return sum(kept) / len(kept) if kept else None
-
-
-def _share_a_cell(one: tuple[slice, slice], other: tuple[slice, slice]) -> bool:
-    return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
+    shares = along(height)[:, None, :, None] * along(width)[None, :, None, :]
+    # Rounding leaves a trace where a cell ends at a tile's edge.
+    return torch.where(shares > 1e-4, shares, 0).flatten(0, 1)
 
 
 def covers(height: int, width: int) -> Tensor:
-    """The cells of a grid that each of the six patches touches, bool ``[6, h, w]``."""
-    cells = torch.zeros(len(_PLACES), height, width, dtype=torch.bool)
-    for i, (rows, columns) in enumerate(_patches(height, width)):
-        cells[i, rows, columns] = True
-    return cells
+    """The cells of a grid that each of the tiles touches, bool ``[16, h, w]``."""
+    return _overlap(height, width) > 0
+
+
+def follows(maps: Sequence[Tensor]) -> bool | None:
+    """Whether a map follows the image, from its changes ``[16, h, w]`` with each blanked tile of each image.
+
+    First, for two tiles the changes at their own places must exceed those at each other's, ``c_ii c_jj > c_ij c_ji``,
+    whatever a tile changes everywhere and a cell with every tile: in 90% of pairs. Second, the tile that changes a cell
+    most, as a share of what it changes, must be the cell's own: in a quarter of cells at least, and no other order of
+    the cells (flipped, transposed, windows, shifted by one) may have more.
+
+    ``None`` where nothing changes, or where the map is too coarse to tell: at most 16 cells and no clear answer.
+    """
+    seen = [m.cpu().double() for m in maps if torch.isfinite(m).all() and m.any()]
+    if not seen:
+        return None
+    height, width = seen[0].shape[1:]
+    most, own = torch.stack([_strongest(m) for m in seen]), _own(height, width)
+
+    def right(order: Tensor) -> float:
+        return float(own.gather(0, most[:, order.flatten()]).double().mean())
+
+    cells = torch.arange(height * width).reshape(height, width)
+    here = right(cells)
+    if here >= _CELLS and all((_pairs(m) or 0.0) >= _PAIRS for m in seen):
+        return all(right(order) <= here + _BETTER for order in _other_orders(cells))
+    if height * width > _COARSE or any(right(order) >= _CLEARLY for order in _other_orders(cells)):
+        return False
+    return None
+
+
+def _own(height: int, width: int) -> Tensor:
+    """Whether each cell lies in each tile, or as far in it as in any other: bool ``[17, h w]``, none in the last."""
+    shares = _overlap(height, width).flatten(1)
+    return torch.cat([shares >= shares.amax(0) - 1e-4, torch.zeros(1, height * width, dtype=torch.bool)])
+
+
+def _strongest(changes: Tensor) -> Tensor:
+    """The tile that changes each cell most, as a share of all that it changes ``[h w]``; 16 where none does."""
+    shares = (changes / changes.sum((1, 2), keepdim=True).clamp(min=1e-300)).flatten(1)
+    return torch.where(shares.amax(0) > 0, shares.argmax(0), _TILES**2)
+
+
+def _pairs(changes: Tensor) -> float | None:
+    """The share of pairs of tiles, in different cells, of which each changes its own place more than the other's."""
+    places = _overlap(*changes.shape[1:]).flatten(1)
+    places = places / places.sum(1, keepdim=True)
+    found = changes.flatten(1) @ places.mT
+    alive = changes.flatten(1).any(1)
+    apart = torch.cdist(places, places) > 1e-6
+    asked = torch.triu(alive[:, None] & alive & apart, 1)
+    kept = found.diag()[:, None] * found.diag() > found * found.mT
+    return float(kept[asked].double().mean()) if asked.any() else None
+
+
+def _other_orders(cells: Tensor) -> Iterator[Tensor]:
+    """Other orders in which a grid of cells ``[h, w]`` could be written."""
+    height, width = cells.shape
+    yield from (cells.mT.reshape(height, width), cells.reshape(width, height).mT, cells.rot90(2))
+    for flipped in ((0,), (1,)):
+        yield cells.flip(flipped)
+    if height == width:
+        yield cells.rot90(1)
+        yield cells.rot90(3)
+    for down in (-1, 0, 1):
+        for right in (-1, 0, 1):
+            if down or right:
+                yield cells.roll((down * max(1, height // 16), right * max(1, width // 16)), (0, 1))
+    for rows in range(1, height + 1):
+        for columns in range(1, width):
+            if height % rows == 0 and width % columns == 0 and rows * columns > 1:
+                windows = cells.reshape(height // rows, rows, width // columns, columns)
+                for order in (windows.permute(0, 2, 1, 3).flatten(), windows.permute(1, 3, 0, 2).flatten()):
+                    yield order.reshape(height, width)
+                    yield order.argsort().reshape(height, width)
 
 
 @dataclass(frozen=True)
 class Change:
-    """How far a module's output changed with each blanked patch.
+    """How far a module's output changed with each blanked tile.
 
     Args:
         name: the module's.
         shape: of one image's output.
-        sums: the changes ``[6, *shape]`` summed over channels, by the axis of ``shape`` that holds these.
+        sums: the changes ``[16, *shape]`` summed over channels, by the axis of ``shape`` that holds these.
     """
 
     name: str
@@ -109,11 +174,23 @@ class Change:
 
 @torch.no_grad()
 def changes(model: nn.Module, x: Tensor, seed: int = 0, names: Sequence[str] | None = None) -> dict[str, Change]:
-    """How far the output of every module (or of those named) changes with each blanked patch, in the order of running.
+    """How far the output of every module (or of those named) changes with each blanked tile, in the order of running.
 
     Outputs ``[B, C, h, w]``, ``[B, h, w, C]`` and ``[B, N, D]`` are looked at, others left out.
     """
     images = blanked(probe(x, seed))
+    at_once = max(1, min(len(images) - 1, _PIXELS_AT_ONCE // math.prod(images.shape[2:])))
+    parts = [_changes(model, torch.cat([images[:1], part]), names) for part in images[1:].split(at_once)]
+    first, *others = parts
+    return {
+        name: Change(name, change.shape, {a: torch.cat([part[name].sums[a] for part in parts]) for a in change.sums})
+        for name, change in first.items()
+        if all(name in part and part[name].shape == change.shape for part in others)
+    }
+
+
+def _changes(model: nn.Module, images: Tensor, names: Sequence[str] | None) -> dict[str, Change]:
+    """How far outputs for the images behind the first differ from those for the first."""
     found: dict[str, Change] = {}
 
     def keep(name: str, output: Tensor) -> None:
@@ -151,7 +228,7 @@ def transforms_left_out(model: nn.Module) -> Iterator[None]:
 
 
 class Blanked:
-    """How the outputs of modules change with each blanked patch of random images of the size of ``x``.
+    """How the outputs of modules change with each blanked tile of random images of the size of ``x``.
 
     Args:
         names: the modules to look at; default all.
@@ -168,18 +245,7 @@ class Blanked:
         return self._seen[seed]
 
     def agrees(self, read: Callable[[dict[str, Change]], Tensor | None]) -> bool | None:
-        """Whether the map whose changes ``read`` picks follows the image; ``False`` where it gives ``None``.
-
-        The second image is looked at only where the first does not settle it. ``None``: the map is dead on both, or
-        too coarse to tell.
-        """
-        share: float | None = None
-        for seed in _SEEDS:
-            found = read(self.seen(seed))
-            if found is None:
-                return False
-            before, share = share, share_that_follows(found)
-            if share == 1 and (before is None or before >= _NEARLY):
-                return True
-            share = before if share is None else share
-        return None if share is None or found[0].numel() <= _COARSE else False
+        """:func:`follows` for the map whose changes ``read`` picks; ``False`` where it gives ``None``."""
+        maps = [read(self.seen(seed)) for seed in _SEEDS]
+        known = [m for m in maps if m is not None]
+        return follows(known) if len(known) == len(maps) else False

@@ -52,17 +52,18 @@ def hooks(modules: Sequence[nn.Module], after: After | None = None, before: Befo
         after: runs behind them; what it gives, unless ``None``, replaces the output.
         before: runs in front of them.
     """
-    added: list[tuple[_Table, nn.Module]] = []
+    added: list[tuple[_Table, nn.Module, Callable[..., Any]]] = []
     try:
         for table, hook in ((_before, before), (_after, after)):
             for module in modules if hook is not None else ():
                 _install(table, module)
-                added.append((table, module))
-                table.hooks.setdefault(module, []).append(hook)  # type: ignore[arg-type]  # no hook, no module
+                assert hook is not None  # no hook, no module; for the type checker
+                added.append((table, module, hook))
+                table.hooks.setdefault(module, []).append(hook)
         yield
     finally:
-        for table, module in reversed(added):
-            _forget(table.hooks, module)
+        for table, module, hook in reversed(added):
+            _forget(table.hooks, module, hook)
             _uninstall(table, module)
 
 
@@ -73,10 +74,11 @@ def copy_with_shared_weights(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, shared)
 
 
-def _forget(table: dict[nn.Module, list[Callable[..., Any]]], module: nn.Module) -> None:
-    # Blocks end in the reverse order of their begin, so the last hook is this block's.
-    table[module].pop()
-    if not table[module]:
+def _forget(table: dict[nn.Module, list[Callable[..., Any]]], module: nn.Module, hook: Callable[..., Any]) -> None:
+    # Blocks mostly end in the reverse order of their begin, but not those in two generators.
+    found = table[module]
+    del found[max(i for i, own in enumerate(found) if own is hook)]
+    if not found:
         del table[module]
 
 
@@ -84,12 +86,24 @@ def _install(table: _Table, module: nn.Module) -> None:
     with _lock:
         shared = _installed.get((table, module))
         if shared is None:
+            _drop_copied(module)
             shared = _installed[table, module] = _Shared(
                 module.register_forward_hook(_run_after)
                 if table is _after
                 else module.register_forward_pre_hook(_run_before, with_kwargs=True)
             )
         shared.users += 1
+
+
+def _drop_copied(module: nn.Module) -> None:
+    """Take out hooks of ours that came with a copy of a hooked module: with another one they would run twice."""
+    for own, known, ours in (
+        (_before, module._forward_pre_hooks, _run_before),
+        (_after, module._forward_hooks, _run_after),
+    ):
+        if (own, module) not in _installed:
+            for key in [key for key, hook in known.items() if hook is ours]:
+                del known[key]
 
 
 def _uninstall(table: _Table, module: nn.Module) -> None:

@@ -242,7 +242,7 @@ def pooled_head(model: nn.Module, x: Tensor) -> PooledHead:
         heads = _logit_layers(model, x, halved=True)
     average = outputs[layer.name].mean((2, 3))
     for name, given in heads:
-        if given.shape == average.shape and torch.allclose(given, average, rtol=1e-3, atol=1e-5):
+        if given.shape == average.shape and torch.allclose(given.to(average.dtype), average, rtol=1e-3, atol=1e-5):
             return PooledHead(layer, name)
     raise UnsupportedModelError(
         f"CAM needs logits that are one linear layer on the global average of the last feature map; in "
@@ -287,7 +287,7 @@ def _logit_layers(model: nn.Module, x: Tensor, *, halved: bool = False) -> list[
     return [
         (name, given)
         for name, given, output in as_logits
-        if output.shape == logits.shape and torch.allclose(output, logits, rtol=1e-3, atol=1e-5)
+        if output.shape == logits.shape and torch.allclose(output.to(logits.dtype), logits, rtol=1e-3, atol=1e-5)
     ]
 
 

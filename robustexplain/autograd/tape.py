@@ -27,6 +27,7 @@ from .hooks import hooks
 from .layers import submodule
 from .rectifiers import is_in_place, is_rectifier
 from .second_derivatives import attention
+from .single import ordered
 
 OpKind = Literal[
     "linear", "batch_norm", "activation", "identity", "affine", "shape", "max_pool", "average", "sum", "unknown"
@@ -128,7 +129,12 @@ class Call:
         """The ordinary vector-Jacobian product: one tensor a source, from one tensor an output."""
         values = [source.value for source in self.sources]
         gradients = torch.autograd.grad(
-            self.outputs, values, list(at_outputs), create_graph=graph, retain_graph=True, allow_unused=True
+            self.outputs,
+            values,
+            [ordered(value) for value in at_outputs],
+            create_graph=graph,
+            retain_graph=True,
+            allow_unused=True,
         )
         return [torch.zeros_like(v) if g is None else g for v, g in zip(values, gradients, strict=True)]
 
@@ -190,7 +196,8 @@ class Tape:
             if source.value._version != version:
                 raise UnsupportedModelError(f"a tensor that {step.name} used is changed in place later in the model")
         recorded = {id(source.value) for source in step.sources}
-        for value in tree_leaves((step.args, step.kwargs)):
+        read = step.args[:1] if step.name in _READS_METADATA_OF_OTHERS else (step.args, step.kwargs)
+        for value in tree_leaves(read):
             unrecorded = isinstance(value, Tensor) and id(value) not in recorded and value.grad_fn is not None
             if unrecorded and _depends(value, self.steps[0].outputs[0]):
                 raise UnsupportedModelError(
@@ -216,15 +223,17 @@ class _RecordedTensor:
 class _TapeRecorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         super().__init__()
-        self.model, self.given, self.version = model, x, x._version
-        self.steps = [Call("input", torch.clone, (), {}, [], [x], 0)]
+        self.model, self.x, self.given = model, x, x.clone()
+        self.version = self.given._version
+        self.steps = [Call("input", torch.clone, (), {}, [], [self.given], 0)]
         # By id, which stays unique because every tensor is kept alive.
-        self.recorded: dict[int, _RecordedTensor] = {id(x): _RecordedTensor(self.steps[0], 0, x, x._version)}
+        entry = _RecordedTensor(self.steps[0], 0, self.given, self.version)
+        self.recorded: dict[int, _RecordedTensor] = {id(self.given): entry}
 
     @property
     def touched(self) -> bool:
-        """Whether the input was changed in place."""
-        return self.given._version != self.version
+        """Whether the input was changed in place, also through ``.data``, which no version tells."""
+        return self.given._version != self.version or not torch.equal(self.given, self.x)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -335,7 +344,7 @@ def record(model: nn.Module, x: Tensor, layers: Sequence[str] = ()) -> Tape:
     recorder = _TapeRecorder(model, x)
     found: dict[str, tuple[Call, int]] = {}
     with _marking(model, layers, recorder, found), recorder:
-        answer = model(x)
+        answer = model(recorder.given)
     if recorder.touched:
         raise in_place(model)
     logits = checked(model, answer, x)

@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 
-from ..errors import DamagedFileError, InputError, RunBusyError, memory_advice
+from ..errors import DamagedFileError, InputError, RobustExplainWarning, RunBusyError, memory_advice
 
 DEBUG = "ROBUSTEXPLAIN_DEBUG"
 """An environment variable that asks for the traceback, as ``--debug`` does."""
@@ -16,6 +16,12 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def wants_traceback() -> bool:
     """Whether the traceback is asked for."""
     return os.environ.get(DEBUG, "") not in ("", "0")
+
+
+def warned(message: Warning | str, category: type[Warning], *place: object) -> str:
+    """A warning as one line, without the place in the code; for ``warnings.formatwarning``."""
+    kind = "" if issubclass(category, RobustExplainWarning) else f"{category.__name__}: "
+    return f"warning: {kind}{' '.join(str(message).split())}\n"
 
 
 def explained(error: BaseException) -> tuple[str, int]:
@@ -43,6 +49,8 @@ def _system(error: OSError) -> str:
         return f"cannot write {what}; choose another --out"
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"no access to {what}; change its permissions, or choose another --out"
+    if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
+        return f"cannot write {what}; rename what is there, and {_AGAIN}"
     return what
 
 

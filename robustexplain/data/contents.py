@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,10 +48,13 @@ def contents(folder: Path, names: Sequence[str]) -> list[Content]:
         InputError: a file that is not there or may not be read.
     """
     path = default_root() / "contents" / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]}.json"
+    thorough = len(names) <= FEW_FILES
     known = _read(path)
-    thorough, begun, root = len(names) <= FEW_FILES, time.time(), os.fspath(folder)
+    if thorough:  # what was only looked at may be found damaged now
+        known = {name: entry for name, entry in known.items() if entry[6]}
+    begun, root = time.time(), os.fspath(folder)
     stamps = {name: _stamp(os.path.join(root, name)) for name in names}
-    found = {n: Content(*known[n][4:]) for n, stamp in stamps.items() if n in known and known[n][:4] == stamp}
+    found = {n: Content(*known[n][4:6]) for n, stamp in stamps.items() if n in known and known[n][:4] == stamp}
     new = [name for name in stamps if name not in found]
     threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
@@ -63,7 +67,7 @@ def contents(folder: Path, names: Sequence[str]) -> list[Content]:
         # A fault is looked at again: it may be the machine's.
         sure = [name for name in new if not found[name].fault]
         settled = [name for name in sure if begun - max(stamps[name][1:3]) / 1e9 > SETTLED_S]
-        _write(path, {**known, **{name: [*stamps[name], *found[name]] for name in settled}})
+        _write(path, {**known, **{name: [*stamps[name], *found[name], thorough] for name in settled}})
     return [found[name] for name in names]
 
 
@@ -72,6 +76,9 @@ def _stamp(path: str) -> list[int]:
         status = os.stat(path)
     except OSError as error:
         raise _unreadable(path, error) from error
+    if not stat.S_ISREG(status.st_mode):
+        # Opening a pipe would wait for somebody who writes into it.
+        raise InputError(f"{path!r} is no file")
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
@@ -93,7 +100,7 @@ def _unreadable(path: str, error: OSError) -> InputError:
 
 def _reader() -> list[Any]:
     """What decides whether an image can be read, besides its content."""
-    return [1, PIL.__version__, PIL.Image.MAX_IMAGE_PIXELS]
+    return [2, PIL.__version__, PIL.Image.MAX_IMAGE_PIXELS]
 
 
 def _read(path: Path) -> dict[str, list[Any]]:
@@ -107,7 +114,7 @@ def _read(path: Path) -> dict[str, list[Any]]:
 
 
 def _is_entry(entry: Any) -> bool:
-    kinds = (int, int, int, int, str, str)
+    kinds = (int, int, int, int, str, str, bool)
     return isinstance(entry, list) and len(entry) == len(kinds) and all(map(isinstance, entry, kinds))
 
 

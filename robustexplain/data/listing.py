@@ -89,11 +89,13 @@ def listed(folder: Path) -> Listing:
 
 def _images(folder: str, found: Listing) -> list[str]:
     rows: list[tuple[str, list[str]]] = []
-    above: set[str] = set()
+    here = Path(os.path.realpath(found.folder))
+    above = {str(here), *map(str, here.parents)}
     for root, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
         place = os.path.realpath(root)
         if place in above:  # a link to a folder above it, or to another one that is seen already
             folders.clear()
+            found.hidden[f"{os.path.basename(root)}, a link to a folder that is seen already"] += 1
             continue
         above.add(place)
         for name in [name for name in [*folders, *names] if _is_hidden(name)]:

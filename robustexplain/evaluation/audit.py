@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import data as data_sets
-from .. import files, seals
+from .. import files
 from ..attacks.manipulation import Manipulation, View
 from ..attacks.manipulation.finetuned import HISTORY
 from ..door import answer
@@ -56,7 +56,7 @@ def audit(recipe: Recipe, prepared: Prepared, data: data_sets.Data, folder: RunF
 def audited(folder: RunFolder, row: Row) -> bool:
     """Whether a row's audit is stored without errors; the next run repeats one that failed."""
     path = folder.audit(row.label)
-    return path.is_file() and not any("error" in entry for entry in seals.read(path)["looks"])
+    return path.is_file() and not any("error" in entry for entry in folder.read_part(path)["looks"])
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Audit:
             "features": list(self.data.features),
             "hidden": self.attack.hidden,
         }
-        seals.write(path, content, path.with_suffix(".safetensors"))
+        self.folder.write_part(path, content, path.with_suffix(".safetensors"))
 
     def _inputs(self) -> tuple[Tensor, Tensor]:
         """Test inputs, correctly classified or not: a manipulation affects all of them."""

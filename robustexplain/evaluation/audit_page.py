@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .. import files, plots, seals
+from .. import files, plots
 from ..metrics import Fooling
 from ..metrics.manipulation import CODE_THRESHOLD
 from ..recipe.experiment import Experiment, Row
@@ -83,13 +83,13 @@ def read(recipe: Experiment, folder: RunFolder) -> list[Audited]:
     found = []
     for row in recipe.rows:
         path = folder.audit(row.label)
-        if row.kind == "manipulation" and path.is_file() and not damaged(path):
+        if row.kind == "manipulation" and path.is_file() and not damaged(folder, path):
             costs = [folder.row(label) for label in (row.root, row.label)]
             accuracy = None
-            if all(cost.is_file() and not damaged(cost) for cost in costs):
-                before, now = (seals.read(cost)["accuracy"] for cost in costs)
+            if all(cost.is_file() and not damaged(folder, cost) for cost in costs):
+                before, now = (folder.read_part(cost)["accuracy"] for cost in costs)
                 accuracy = (before, now)
-            known = seals.read(path)
+            known = folder.read_part(path)
             arrays = files.read_tensors(path.with_suffix(".safetensors"))[0]
             found.append(Audited(row, known, arrays, accuracy))
     return found

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import data as data_sets
-from .. import seals
 from ..door import answer
 from ..system import System
 from ..training import Session
@@ -39,17 +38,17 @@ def measure_costs(
         system = prepared.by_row.get(row.label)
         if system is None or folder.row(row.label).is_file():
             continue
-        accuracy = clean_accuracy(system.model, data, experiment.evaluation.batch_size, 10_000, x.device)
         try:
+            accuracy = clean_accuracy(system.model, data, experiment.evaluation.batch_size, 10_000, x.device)
             spent, single = milliseconds(system, x), milliseconds(system, x[:1])
         except Exception as error:
             # Its cells are holes already, with the traceback; the other rows go on.
-            session.progress.say(f"no time for {row.label}: {error}")
+            session.progress.say(f"no costs for {row.label}: {error}")
             continue
         words = {"row": row.label, "base": row.base, "accuracy": accuracy, "ms": spent}
         words |= {"batch": len(x), "ms_single": single}
         words["made_of"] = origins.row(row.label)
-        seals.write(folder.row(row.label), words)
+        folder.write_part(folder.row(row.label), words)
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from .. import seals
 from ..data import Data
 from ..recipe.experiment import Experiment
 from ..training import Session
@@ -69,7 +68,7 @@ def _drop(experiment: Experiment, folder: RunFolder, origins: Origins) -> Counte
         for path, now in ((folder.row(row.label), made_of), (folder.audit(row.label), audit),
                           (folder.calibration(row.label), origins.calibration(row.label)),
                           *((path, made_of) for path in sanity)):  # fmt: skip
-            if path.is_file() and seals.read(path)["made_of"] != now:
+            if path.is_file() and folder.read_part(path)["made_of"] != now:
                 path.unlink()
         _system(folder.system(row.label), origins.system(row.label))
         for column in experiment.columns:
@@ -94,6 +93,6 @@ def _why(known: dict[str, Any], now: dict[str, Any]) -> str:
 def _system(path: Path, made_of: str) -> None:
     """Let a system be saved anew, unless it is of this very row."""
     mark = path / MADE_OF
-    if path.is_dir() and not (mark.is_file() and mark.read_text(encoding="utf-8") == made_of):
+    if path.is_dir() and not (mark.is_file() and mark.read_bytes() == made_of.encode()):
         for name in ("system.json", UNSAVED):
             (path / name).unlink(missing_ok=True)

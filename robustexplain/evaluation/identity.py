@@ -69,7 +69,7 @@ class RunIdentity:
         weights = weights_file(experiment)
         if known is not None:
             before = {"version": known["version"], "data": known["data"]}
-            before |= {known["kind"]: known["foundation"]} if "foundation" in known else {}
+            before |= {known["kind"]: known["foundation"]}
             same_file = weights is None or known.get("weights_file") in (None, weights)
             if before == now and same_file:
                 self._same_precision(known.get("precision", "no"), precision)
@@ -124,7 +124,7 @@ class RunIdentity:
             DamagedFileError: it is damaged, or was changed; nothing can tell then what the directory holds.
         """
         try:
-            return seals.read(self.root / RUN)
+            return seals.read(self.root / RUN, "version", "data", "kind", "foundation")
         except DamagedFileError as error:
             raise DamagedFileError(
                 f"{error}; it says what the run is: restore it from a copy, or choose another --out"
@@ -173,8 +173,8 @@ class RunIdentity:
         if not path.is_file():
             return
         text = path.read_text(encoding="utf-8")
-        kept = [p.read_text(encoding="utf-8") for p in self.root.glob(f"{path.stem}.[0-9]*{path.suffix}")]
-        if text not in kept:
+        kept = [p.read_bytes() for p in self.root.glob(f"{path.stem}.[0-9]*{path.suffix}") if p.is_file()]
+        if text.encode() not in kept:
             files.write_text(_numbered(path), text)
 
     def _empty(self) -> None:
@@ -207,7 +207,7 @@ class RunIdentity:
             RunMismatchError: other weights, for example another version of a pretrained model.
         """
         path = self.root / WEIGHTS
-        known = seals.read_or_none(path)
+        known = seals.read_or_none(path, "classifier")
         if known is None:
             seals.write(path, {"classifier": digest})
         elif known["classifier"] != digest:

@@ -54,12 +54,13 @@ def held(root: Path) -> Iterator[None]:
         _take_without_locks(path)
     try:
         if handle is not None:
-            os.ftruncate(handle, 0)
-            os.write(handle, _words())
+            _note(handle, path)
         yield
     finally:
+        # Somebody may have deleted the file by hand, and another run have made its own.
         with contextlib.suppress(OSError):
-            path.unlink()
+            if handle is None or os.path.samestat(os.fstat(handle), path.stat()):
+                path.unlink()
         if handle is not None:
             _HELD.discard(handle)
             os.close(handle)
@@ -68,7 +69,7 @@ def held(root: Path) -> Iterator[None]:
 def _locked(path: Path) -> int | None:
     """An open file with the lock; ``None`` where the file system has none."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -89,6 +90,14 @@ def _locked(path: Path) -> int | None:
                 _HELD.add(handle)
                 return handle
         os.close(handle)
+
+
+def _note(handle: int, path: Path) -> None:
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, _words())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _take_without_locks(path: Path) -> None:

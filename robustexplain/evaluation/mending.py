@@ -23,7 +23,7 @@ def mend(experiment: Experiment, folder: RunFolder) -> list[str]:
                 folder.cell(row.label, column.label).unlink()
                 lines.append(f"{why}; {row.label} / {column.label} is made anew")
         for path in _others(folder, row.label):
-            if why := damaged(path):
+            if why := damaged(folder, path):
                 path.unlink()
                 lines.append(f"{why}; it is made anew")
     return lines
@@ -47,12 +47,12 @@ def _others(folder: RunFolder, row: str) -> Iterator[Path]:
     yield from sorted(folder.sanity(row, "").parent.glob(f"{slug(row)}--*.json"))
 
 
-def damaged(path: Path) -> str | None:
-    """Why a sealed file, or the arrays beside it, cannot be used; ``None`` where it is in order or not there."""
+def damaged(folder: RunFolder, path: Path) -> str | None:
+    """Why a row's cost, audit or sanity check, or its arrays, cannot be used; ``None``: it is in order or not there."""
     if not path.is_file():
         return None
     try:
-        found = seals.read(path)
+        found = folder.read_part(path)
         if seals.ARRAYS in found:
             seals.check_arrays(found, path.with_suffix(".safetensors"))
     except DamagedFileError as error:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from .. import checks, files
 from ..attacks import Attack
 from ..data import Data, Item, take
-from ..door import answer
+from ..door import admit, answer
 from ..errors import InputError, RobustExplainWarning
 from ..metrics import Metric
 from ..recipe.auditing import Auditing
@@ -206,6 +206,8 @@ def _device(by_row: Mapping[str, System]) -> torch.device:
 @torch.no_grad()
 def _classes(by_row: Mapping[str, System], x: Tensor) -> int:
     """How many classes the classifiers tell apart."""
+    for system in by_row.values():
+        admit(system.model, x)
     counts = {label: answer(system.model, x).shape[1] for label, system in by_row.items()}
     if len(set(counts.values())) > 1:
         raise InputError(f"classifiers must have the same classes, got {counts}")

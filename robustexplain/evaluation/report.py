@@ -126,7 +126,7 @@ def _learning_curves(results: Results, folder: RunFolder) -> str | None:
 def _owners(folder: RunFolder, name: str) -> set[str]:
     """The labels of the rows that a training belongs to."""
     places = [folder.training / part for part in Path(name).parents]
-    return {(p / LABEL).read_text(encoding="utf-8") for p in places if (p / LABEL).is_file()}
+    return {(p / LABEL).read_text(encoding="utf-8", errors="replace") for p in places if (p / LABEL).is_file()}
 
 
 def _training_name(folder: RunFolder, name: str) -> str:

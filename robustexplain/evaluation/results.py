@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import seals
 from ..errors import InputError
 from ..recipe import check
 from ..recipe.experiment import AttackFacts, Column, Evaluation, Experiment, Recipe, Row
@@ -63,9 +62,9 @@ class Results:
         cells = {where: None if why[where] else folder.read_cell(*where) for where in why}
         costs = {r.label: folder.row(r.label) for r in rows if folder.row(r.label).is_file()}
         limits = {r.label: folder.calibration(r.label) for r in rows if folder.calibration(r.label).is_file()}
-        bad = {path: damaged(path) for path in (*costs.values(), *limits.values())}
-        read = {label: seals.read(path) for label, path in costs.items() if not bad[path]}
-        known = {label: seals.read(path) for label, path in limits.items() if not bad[path]}
+        bad = {path: damaged(folder, path) for path in (*costs.values(), *limits.values())}
+        read = {label: folder.read_part(path) for label, path in costs.items() if not bad[path]}
+        known = {label: folder.read_part(path) for label, path in limits.items() if not bad[path]}
         left_out = tuple(w for w in (*why.values(), *bad.values()) if w)
         usable = {r.label: found for r in rows if (found := _worst(experiment, folder, r, why)) is not None}
         lies = {r.label: folder.audit(r.label) for r in rows if folder.audit(r.label).is_file()}

@@ -87,15 +87,15 @@ class RunFolder(RunIdentity):
 
     def judged(self, made_of: str, choose: Callable[[], Chosen]) -> Chosen:
         """Positions of the judged inputs and others, as they were first chosen for what ``made_of`` is a hash of."""
-        known = seals.read_or_none(self.root / JUDGED)
-        if known is not None and known["made_of"] == made_of and "beyond" in known:
+        known = seals.read_or_none(self.root / JUDGED, "made_of", "positions", "beyond")
+        if known is not None and known["made_of"] == made_of:
             return Chosen([int(p) for p in known["positions"]], [int(p) for p in known["beyond"]])
         return choose()
 
     def note_judged(self, made_of: str, chosen: Chosen) -> None:
         """Remember these positions."""
         known = {"made_of": made_of, "positions": list(chosen.judged), "beyond": list(chosen.beyond)}
-        found = seals.read_or_none(self.root / JUDGED)
+        found = seals.read_or_none(self.root / JUDGED, *known)
         if found is None or {k: found[k] for k in known} != known:
             seals.write(self.root / JUDGED, known)
 
@@ -114,7 +114,7 @@ class RunFolder(RunIdentity):
     def unsaved(self, row: str) -> str | None:
         """Why a row's system could not be saved; ``None`` where it was, or was not tried yet."""
         path = self.system(row) / UNSAVED
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
     def note_unsaved(self, row: str, why: str) -> None:
         """Note why a row's system could not be saved."""
@@ -134,10 +134,26 @@ class RunFolder(RunIdentity):
         path = self.cell(row, column)
         if not path.is_file():
             return None
-        found = seals.read(path)
+        found = seals.read(path, "row", "column", "run", "status", "made_of")
         if (found["row"], found["column"]) != (row, column) or found["run"] != self.identity:
             raise DamagedFileError(f"{path} is a cell of another place or of another run")
         return found
+
+    def read_part(self, path: Path) -> dict[str, Any]:
+        """The JSON of a row's cost, its audit or a sanity check, without its arrays.
+
+        Raises:
+            DamagedFileError: it is damaged, was changed, or is one of another place or run.
+        """
+        found = seals.read(path, "row", "run", "made_of")
+        place = slug(found["row"]) + (f"--{found['check']}" if "check" in found else "")
+        if path.stem != place or found["run"] != self.identity:
+            raise DamagedFileError(f"{path} is a file of another place or of another run")
+        return found
+
+    def write_part(self, path: Path, content: dict[str, Any], arrays: Path | None = None) -> None:
+        """Write a row's cost, its audit or a sanity check; the arrays that belong to it are there already."""
+        seals.write(path, {**content, "run": self.identity}, arrays)
 
     def arrays(self, row: str, column: str) -> dict[str, Tensor]:
         """The cell's per-sample arrays.

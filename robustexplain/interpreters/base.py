@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -102,12 +103,12 @@ class Interpreter(ABC):
 
         Raises:
             InputError: ``x`` not finite, empty or of a wrong shape, images outside ``[0, 1]``; ``target`` out of range,
-                or a function that does not give one finite number an input.
+                or a function that does not give one finite number an input; a map that is not finite.
             UnsupportedModelError: table rows for a method that works on a grid of pixels; a scalar for a method that
                 explains classes only.
         """
         checks.inputs(x)
-        return self.explain(x, target).maps
+        return finite(self, self.explain(x, target)).maps
 
     def explain(self, x: Tensor, target: Target | None = None, *, native: bool = False) -> Explanation:
         """Logits and maps from one forward pass.
@@ -125,23 +126,25 @@ class Interpreter(ABC):
             InputError: a part of the model in train mode; an answer that is no finite logits ``[B, K]``.
         """
         check_input_kind(self, x)
+        self._check(x)
         if target is not None and not isinstance(target, Tensor):
             return self._explain_scalar(x, target, native)
         if target is not None:
             checks.class_indices(target, x.shape[0], "target")
         try:
-            admit(self.model, x)
+            with checks.one_dtype(x, self):
+                admit(self.model, x)
         except AssertionError as error:
             raise _refused(self.model, x, error) from error
         attached = torch.is_grad_enabled()
         twice = twice_differentiable() if attached else nullcontext()
         with torch.inference_mode(False), torch.enable_grad(), named_derivatives(), twice, straight_maps():
-            x, start_check = _usable_by_autograd(x), None
+            x, start_check = usable_by_autograd(x), None
             if attached:
                 x, start_check = self._with_zero_gradient_check(x)
             try:
                 with checks.one_dtype(x, self):
-                    explanation = self._explain(x, None if target is None else _usable_by_autograd(target), attached)
+                    explanation = self._explain(x, None if target is None else usable_by_autograd(target), attached)
             except AssertionError as error:
                 raise _refused(self.model, x, error) from error
         if not native and x.dim() == 4:
@@ -151,6 +154,9 @@ class Interpreter(ABC):
         if getattr(self, "of", None) == "probability" and not self.exact_where_confident:
             warn_of_faint_maps(type(self).__name__, explanation.maps, explanation.logits)
         return explanation if attached else explanation.detach()
+
+    def _check(self, x: Tensor) -> None:  # noqa: B027
+        """Refuse inputs that do not fit the interpreter's own settings, before the model sees them."""
 
     def _explain_scalar(self, x: Tensor, scalar: Scalar, native: bool) -> Explanation:
         if not callable(scalar):
@@ -254,6 +260,25 @@ class Interpreter(ABC):
         """
 
 
+def finite(interpreter: Interpreter, found: Explanation) -> Explanation:
+    """An explanation whose maps are finite; looked at where a map is handed out, not in the steps of a search.
+
+    Raises:
+        InputError: a map holds NaN or infinity.
+    """
+    values = found.maps.detach()
+    # One number tells, except where a sum of finite numbers overflows: then all are looked at.
+    bad = 0 if math.isfinite(values.sum().item()) else int((~values.isfinite()).flatten(1).any(1).sum())
+    if bad:
+        name = type(interpreter).__name__
+        raise InputError(
+            f"{bad} of {len(values)} maps of {name} hold NaN or infinity, although the logits of this "
+            f"{type(interpreter.model).__name__} are finite: does its gradient divide by zero (the root or the norm of "
+            "zero), or overflow in half precision?"
+        )
+    return found
+
+
 def _refused(model: nn.Module, x: Tensor, error: AssertionError) -> InputError:
     # timm's and torchvision's transformers refuse an image of another size by an assertion.
     return InputError(f"{type(model).__name__} refuses x of shape {list(x.shape)}: {error}")
@@ -284,8 +309,8 @@ def accepted_kinds(build: object) -> tuple[Kind, ...]:
     return kinds if isinstance(kinds, tuple) else ("images", "tables")
 
 
-def _usable_by_autograd(value: Tensor) -> Tensor:
-    # Autograd cannot record a tensor that was created under inference_mode, but it can record a clone of it.
+def usable_by_autograd(value: Tensor) -> Tensor:
+    """The tensor, or a copy of one made under inference_mode, which autograd cannot record."""
     return value.clone() if value.is_inference() else value
 
 

@@ -49,7 +49,9 @@ class ScalarOutput(Around):
         batch, name = len(x), type(self.model).__name__
         try:
             value: object = self.function(answer)
-        except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # the user's function may raise anything
             raise InputError(
                 f"target, a function of what {name} answers, failed on its answer to {batch} inputs (it must take any "
                 f"number of them): {type(error).__name__}: {error}"

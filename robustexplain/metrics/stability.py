@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import checks
 from ..autograd.layers import captured
-from ..door import answer
+from ..door import admit, answer
 from ..fields import Count, Natural, Positive
 from ..random_streams import Streams
 from ..registry import METRICS
@@ -158,7 +158,7 @@ def _along(
     target: Tensor | None,
 ) -> list[Tensor]:
     """Several metrics over the same neighbours, ``batch_size`` inputs at a time as the first of them has it."""
-    checks.evaluating(interpreter.model)
+    admit(interpreter.model, x)
     if target is not None:
         checks.class_indices(target, len(x), "target")
     batch_size, layers = metrics[0].batch_size, [metric._layer(interpreter, x) for metric in metrics]

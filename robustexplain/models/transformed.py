@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from ..door import admit_as
 from ..errors import InputError
 from ..registry import PARTS
 from .classifier import Classifier, ModelSpec
@@ -49,9 +50,13 @@ class Transformed(InFront):
 
     def redrawn(self, seed: int) -> Transformed:
         """The model with other random draws of its transforms; itself where nothing is random."""
+        if not self.random:
+            return self
         inner: Any = self.model
         inner = inner.redrawn(seed) if getattr(inner, "random", False) is True else inner
-        return Transformed(inner, super().redrawn(seed).transform_names) if self.random else self
+        made = Transformed(inner, super().redrawn(seed).transform_names)
+        admit_as(made, self)
+        return made
 
     def with_transforms(self, names: Sequence[str]) -> Transformed:
         """The same module, its weights shared, with these transforms in front of it and no others."""

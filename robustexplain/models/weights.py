@@ -114,7 +114,7 @@ def load_file_into(classifier: Classifier | TableClassifier, path: str | PathLik
 
     Raises:
         MissingDataError: if there is no such file.
-        InputError: listing missing and unexpected keys, or tensors of another shape.
+        InputError: listing missing and unexpected keys, tensors of another shape, or those that are not finite.
     """
     state = read(path, key)
     if all(name.startswith("model.") for name in state) and not any(
@@ -135,6 +135,7 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
         InputError: naming ``source``.
     """
     own = module.state_dict()
+    _refuse_not_finite(module, state, source)
     shapes = [
         f"{k} is {list(v.shape)}, expected {list(own[k].shape)}"
         for k, v in state.items()
@@ -150,6 +151,21 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
         raise InputError(
             f"weights of {source!r} do not fit: missing keys: {_listed(result.missing_keys)}; "
             f"unexpected keys: {_listed(result.unexpected_keys)}"
+        )
+
+
+def _refuse_not_finite(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    # Buffers may hold infinity, as the masks of causal attention do.
+    masks = {name for name, _ in module.named_buffers()}
+    bad = [
+        f"{name} ({int((~value.isfinite()).sum())} of {value.numel()} numbers)"
+        for name, value in state.items()
+        if value.is_floating_point() and bool((value.isnan() if name in masks else ~value.isfinite()).any())
+    ]
+    if bad:
+        raise InputError(
+            f"weights of {source!r} hold NaN or infinity: {_listed(bad)}. Has the training diverged, or is the file "
+            "damaged? Take an earlier checkpoint"
         )
 
 

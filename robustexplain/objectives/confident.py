@@ -87,7 +87,8 @@ def extreme(logits: Tensor) -> bool:
 def scale_of(logits: Tensor) -> Tensor | None:
     """``[B]``: factors that bring extreme logits of benign inputs to the usual size; ``None`` where all are usual.
 
-    1 for a sample whose logits differ by 0.005 to 100, and for one whose logits are all equal.
+    1 for a sample whose logits differ by 0.005 to 100, and for one whose logits are all equal. Logits of impossible
+    classes (as a mask of -1e9 leaves them), far below all others, do not count.
     """
     spread = _spread(logits)
     usual = ((spread >= FAINT) & (spread <= HUGE)) | (spread == 0)
@@ -107,5 +108,11 @@ def bounded(logits: Tensor, most: float = 14.0) -> Tensor:
 
 
 def _spread(logits: Tensor) -> Tensor:
-    wide = _wide(logits.detach())
-    return wide.amax(1) - wide.amin(1)
+    """``[B]``: the largest minus the smallest logit, without those beyond a gap a hundred times that before it."""
+    ordered = _wide(logits.detach()).sort(1, descending=True).values
+    behind = ordered[:, :1] - ordered[:, 1:]
+    jump = (behind[:, :-1] > FAINT) & (behind[:, 1:] > HUGE) & (behind[:, 1:] > 100 * behind[:, :-1])
+    # The last class before the first jump.
+    possible = jump.cumsum(1) == 0
+    kept = behind.masked_fill(F.pad(~possible, (1, 0)), -torch.inf)
+    return kept.amax(1)

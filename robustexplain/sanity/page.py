@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .. import files, plots, seals
+from .. import files, plots
 from ..evaluation.report import SANITY, write_report
 from ..evaluation.statistics import Estimate, bootstrap
 from ..evaluation.store import REPORT, RunFolder
@@ -58,12 +58,12 @@ def read_results(recipe: Recipe, folder: RunFolder) -> list[CheckResult]:
         for row in recipe.rows:
             path = folder.sanity(row.label, check)
             if path.is_file():
-                found.append(_read(path, recipe.evaluation.bootstrap))
+                found.append(_read(folder, path, recipe.evaluation.bootstrap))
     return found
 
 
-def _read(path: Path, resamples: int) -> CheckResult:
-    known = seals.read(path)
+def _read(folder: RunFolder, path: Path, resamples: int) -> CheckResult:
+    known = folder.read_part(path)
     arrays = files.read_tensors(path.with_suffix(".safetensors"))[0] if known["stages"] else {}
     numbers = [stage["stage"] for stage in known["stages"]]
     measures = [name.split("/", 1)[1] for name in arrays if name.startswith(f"{numbers[0]}/")] if numbers else []

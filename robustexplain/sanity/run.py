@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import data as data_sets
-from .. import files, seals
+from .. import files
 from ..data.base import labels_of
 from ..door import answer
 from ..errors import InputError, UnknownNameError, UnsupportedModelError
@@ -122,7 +122,7 @@ class _Runner:
     def run(self, row: Row, check: Check) -> bool:
         """Run one check of one row unless it is stored; whether it failed."""
         path = self.folder.sanity(row.label, check)
-        known = seals.read(path) if path.is_file() else {"status": "failed"}
+        known = self.folder.read_part(path) if path.is_file() else {"status": "failed"}
         if known["status"] != "failed" and known["settings"] == asdict(self.recipe.sanity):
             return False
         summary: dict[str, Any] = {"status": "done", "row": row.label, "check": check, "note": ""}
@@ -199,7 +199,7 @@ class _Runner:
         stages_run = [{"stage": outcome.stage, "layer": outcome.layer} for outcome in outcomes]
         words = {"stages": stages_run, "settings": asdict(self.recipe.sanity)}
         content = {**summary, **words, "made_of": self.origins.row(summary["row"])}
-        seals.write(path, content, path.with_suffix(".safetensors") if arrays else None)
+        self.folder.write_part(path, content, path.with_suffix(".safetensors") if arrays else None)
 
 
 @torch.no_grad()

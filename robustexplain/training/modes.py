@@ -25,7 +25,9 @@ def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter of ``model`` requires grad for the length of a block; each flag is restored afterwards."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
     try:
-        model.requires_grad_(False)
+        # Not model.requires_grad_, which a scripted model does not have.
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
         yield
     finally:
         for parameter, flag in flags:

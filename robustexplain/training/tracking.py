@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict, cast
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from .. import files
-from ..errors import InputError, UnknownNameError
+from ..errors import DamagedFileError, InputError, RobustExplainWarning, UnknownNameError
 
 SUFFIX = ".history.json"
 _EXTRAS = {"tensorboard": "robustexplain[tracking]"}
@@ -49,13 +51,33 @@ def history_of(checkpoint: Path) -> Path:
 def histories(folder: str | Path) -> dict[str, list[EpochRecord]]:
     """The histories of all trainings below ``folder``, by name and the folders that it stands in: ``a1b2/rts``.
 
-    Raises:
-        InputError: a file that is no history.
+    One that is damaged is read from its checkpoint; where that is damaged as well, it is left out with a warning.
     """
     found = {}
     for path in sorted(Path(folder).rglob(f"*{SUFFIX}")):
-        found[path.relative_to(folder).as_posix().removesuffix(SUFFIX)] = files.read_json(path)
+        try:
+            found[path.relative_to(folder).as_posix().removesuffix(SUFFIX)] = _history(path)
+        except DamagedFileError as error:
+            warnings.warn(f"left out: {error}", RobustExplainWarning, stacklevel=2)
     return found
+
+
+def _history(path: Path) -> list[EpochRecord]:
+    try:
+        return _epochs(files.read_json(path), path)
+    except DamagedFileError as error:
+        checkpoint = path.with_name(f"{path.name.removesuffix(SUFFIX)}.safetensors")
+        try:
+            return _epochs(json.loads(files.read_metadata(checkpoint).get("history", "null")), path)
+        except (DamagedFileError, ValueError):
+            raise error from None
+
+
+def _epochs(content: Any, path: Path) -> list[EpochRecord]:
+    entries = content if isinstance(content, list) else [None]
+    if not all(isinstance(entry, dict) and entry.keys() >= EpochRecord.__annotations__.keys() for entry in entries):
+        raise DamagedFileError(f"{path} is damaged: it is no history of a training")
+    return cast("list[EpochRecord]", entries)
 
 
 def check_trackers(names: Sequence[str]) -> None:

@@ -15,8 +15,8 @@ import robustexplain as rx
 from robustexplain.attacks import ART, Attack, Foolbox, Foreign, Torchattacks, random_classes
 from robustexplain.attacks.prediction.adapters import GuardedModel, seeded
 from robustexplain.errors import FieldError, InputError, UnknownNameError
-from robustexplain.interpreters import CAM
-from robustexplain.models import Classifier
+from robustexplain.interpreters import CAM, Gradient
+from robustexplain.models import Classifier, admit
 from robustexplain.recipe import read
 
 EPS = 0.1
@@ -49,6 +49,8 @@ def test_pgd_of_each_library_succeeds_in_its_ball_and_costs_what_it_shows(
     attack: Attack, targeted: bool, bench: tuple[rx.System, Tensor, Tensor, Tensor]
 ) -> None:
     system, x, y, goal = bench
+    # The door tries a model that it has not seen.
+    admit(system.model, x)
     shown: list[int] = []
     handle = system.model.register_forward_hook(lambda module, args, output: shown.append(len(output)))
     found = ready(attack)(system, x, y, goal if targeted else None)
@@ -212,3 +214,19 @@ def test_a_recipe_names_them_with_their_settings(tmp_path: Path) -> None:
     assert attacks[1] == Foolbox("L2CarliniWagnerAttack", eps=None)
     assert attacks[2] == ART("SquareAttack", {"eps": 0.1})
     assert attacks[3].squeezers == ("median-3",)
+
+
+def test_a_wanted_lead_beyond_that_of_bounded_logits_is_reached_nearby() -> None:
+    pytest.importorskip("foolbox")
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval()
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([[10.0], [-10.0]]).expand(2, 16))
+        net[1].bias.copy_(torch.tensor([-80.0, 80.0]))
+    x = torch.full((1, 1, 4, 4), 0.53)
+    settings = {"steps": 40, "binary_search_steps": 5, "stepsize": 0.05, "confidence": 20.0, "initial_const": 1.0}
+    attack = Foolbox("L2CarliniWagnerAttack", settings, eps=None)
+    found = attack(rx.System(net, Gradient(net)), x, torch.tensor([0]))
+    logits = net(found.x)[0].detach()
+    assert float(logits[1] - logits[0]) >= 20
+    # The nearest such image is 0.37 away, and a corner of the cube, where a search goes that never succeeds, 2.1.
+    assert float((found.x - x).norm()) < 0.5

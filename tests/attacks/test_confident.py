@@ -9,7 +9,8 @@ from torch import Tensor, nn
 import robustexplain as rx
 from robustexplain import attacks as A
 from robustexplain.attacks import Attack
-from robustexplain.interpreters import GradCAM
+from robustexplain.attacks.base import rescaled
+from robustexplain.interpreters import GradCAM, Gradient
 from robustexplain.models import Classifier
 from robustexplain.objectives import Goal, KeepPrediction, MatchProbabilities, Observation
 from robustexplain.objectives.confident import away, bounded, lost, nats, scale_of, toward
@@ -112,3 +113,24 @@ def test_losses_on_probabilities_lead_back_from_a_certain_other_class() -> None:
         assert float(gradient[0, 0]) < 0 < float(gradient[0, 1])
     assert torch.equal(lost(torch.tensor([[0.0, 9.0]]), torch.tensor([0])), torch.zeros(1))
     assert float(nats(torch.tensor(50.0))) == 50
+
+
+@pytest.mark.parametrize("masked", [1, 3])
+def test_impossible_classes_do_not_set_the_scale(masked: int) -> None:
+    logits = torch.tensor([[3.0, 1.0, 0.5], [0.2, -1.0, 4.0]])
+    for fill in (-1e4, -1e9):
+        assert scale_of(torch.cat([logits, torch.full((2, masked), fill)], 1)) is None
+    huge = scale_of(torch.cat([1e4 * logits, torch.full((2, masked), -1e9)], 1))
+    assert huge is not None
+    usual = scale_of(1e4 * logits)
+    assert usual is not None
+    assert torch.equal(huge, usual)
+
+
+def test_a_sample_has_its_own_scale_whatever_is_first_in_its_batch() -> None:
+    x, label = torch.zeros(2, 1, 4, 4), torch.tensor([0, 0])
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+    benign = torch.tensor([[1.0, 0.0, -1.0], [1e4, 0.0, -1e4]])
+    goal = rescaled(rx.System(net, Gradient(net)), Goal(x, label, benign_logits=benign), benign[:1])
+    assert goal.scale is not None
+    assert goal.scale.tolist() == pytest.approx([1.0, 16 / 2e4])

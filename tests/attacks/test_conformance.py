@@ -17,7 +17,7 @@ import robustexplain as rx
 from robustexplain.attacks import PGD, Adaptation, Attack, Attacked, Noise
 from robustexplain.errors import InputError, NotDifferentiableError
 from robustexplain.interpreters import CAM, GradCAM, Gradient, Interpreter
-from robustexplain.models import Classifier
+from robustexplain.models import Classifier, admit
 from robustexplain.registry import ATTACKS
 from robustexplain.training import Training
 
@@ -248,6 +248,7 @@ def test_an_error_inside_the_model_leaves_no_hook(case: Case) -> None:
             raise Bang
 
     model = case.system.model
+    admit(model, case.x)
     next(m for m in model.modules() if isinstance(m, nn.Linear)).register_forward_pre_hook(count)
     before = state_of(model)
     case.run()

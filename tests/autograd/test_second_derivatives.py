@@ -168,6 +168,7 @@ def test_other_errors_pass_unchanged() -> None:
     assert not isinstance(caught.value, UnsupportedModelError)
 
 
+@pytest.mark.filterwarnings("ignore::robustexplain.errors.PartlySmoothedWarning")
 def test_rectifiers_alone_are_smoothed(grey: Tensor) -> None:
     # A hard swish is no rectifier, although it is computed by a clamp.
     net = nn.Sequential(hard_net(nn.Hardswish())[0], nn.Hardswish(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())

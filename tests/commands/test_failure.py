@@ -17,7 +17,7 @@ from PIL import Image
 
 from robustexplain import cli, evaluation, seals
 from robustexplain.commands.failure import DEBUG, explained
-from robustexplain.errors import DamagedFileError, InputError, RunBusyError, doing
+from robustexplain.errors import DamagedFileError, DataWarning, InputError, RunBusyError, doing
 from robustexplain.evaluation.lock import held
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
@@ -164,3 +164,27 @@ def test_report_says_which_files_were_left_out(call: Call, root: Path) -> None:
     code, said = call("report", root)
     assert code == 1
     assert said == f"left out: {path} is a cell of another place or of another run; `robustexplain run` makes it anew\n"
+
+
+def test_a_warning_is_one_line_without_a_place_in_the_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def app() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = shown
+            warnings.warn("two\nlines", DataWarning, stacklevel=1)
+            warnings.warn("a library's", UserWarning, stacklevel=1)
+
+    def shown(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
+        sys.stderr.write(warnings.formatwarning(message, category, "x.py", 1))
+
+    usual = warnings.formatwarning
+    monkeypatch.delenv(DEBUG, raising=False)
+    monkeypatch.setattr(cli, "app", app)
+    cli.main()
+    assert capsys.readouterr().err == "warning: two lines\nwarning: UserWarning: a library's\n"
+    assert warnings.formatwarning is usual
+    monkeypatch.setenv(DEBUG, "1")
+    cli.main()
+    assert "x.py:1: DataWarning" in capsys.readouterr().err

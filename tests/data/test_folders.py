@@ -14,6 +14,7 @@ from PIL import Image
 
 from robustexplain import data
 from robustexplain.data import Data, contents, findings
+from robustexplain.data.listing import listed
 from robustexplain.errors import DataWarning, InputError, MissingDataError
 
 
@@ -270,3 +271,39 @@ def test_samples_that_are_not_what_the_data_set_says_are_known_before_training()
         pairs = list(zip(images, labels, strict=True))
         assert any(re.search(words, line) for line in findings(replace(digits, test=pairs)))  # type: ignore[arg-type]
     assert findings(digits) == []
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "0.png")
+    os.mkfifo(tmp_path / "a/1.png")
+    with pytest.raises(InputError, match=r"1.png' is no file"):
+        load(tmp_path)
+
+
+def test_a_link_to_the_folder_above_the_classes_gives_no_class_the_images_of_others(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "0.png")
+    (tmp_path / "a/up").symlink_to("..")
+    found = listed(tmp_path)
+    assert (found.names, found.labels) == (["a/0.png", "b/0.png"], [0, 1])
+    assert found.hidden.total() == 1
+
+
+def test_what_was_only_looked_at_is_read_again_where_it_can_be_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A larger data set, of which files were kept without being decoded, shares the folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(contents, "FEW_BYTES", 0)
+    monkeypatch.setattr(contents, "FEW_FILES", 1)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("0.png", "1.png"):
+        Image.effect_noise((64, 64), 90).save(folder / name)
+    monkeypatch.setattr(contents, "SETTLED_S", -1.0)
+    monkeypatch.setattr(contents, "fault_of", lambda path, thorough: "truncated" if thorough else "")
+    assert [one.fault for one in contents.contents(folder, ["0.png", "1.png"])] == ["", ""]
+    assert contents.contents(folder, ["0.png"])[0].fault == "truncated"

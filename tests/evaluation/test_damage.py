@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from robustexplain import files, seals
-from robustexplain.errors import DamagedFileError
+from robustexplain.errors import DamagedFileError, RobustExplainWarning
 from robustexplain.evaluation import Results, RunFolder, run, write_report
 from robustexplain.evaluation.matrix import Matrix
 from robustexplain.evaluation.shards import Shards
 from robustexplain.recipe import read
 from robustexplain.recipe.experiment import Recipe
-from robustexplain.training import Session
+from robustexplain.training import Session, histories
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 SMALL = [
@@ -226,3 +226,53 @@ def test_a_word_that_would_be_a_formula_is_text(root: Path) -> None:
         "'-1",
         "pgd",
     ]
+
+
+def numbers_no_json_has(path: Path) -> None:
+    path.write_text('{"row": NaN, "sha256": "0"}')
+
+
+def of_another_kind(path: Path) -> None:
+    seals.write(path, {"hello": 1})
+
+
+def of_another_run(path: Path) -> None:
+    seals.write(path, {**seals.read(path), "run": "another"})
+
+
+@pytest.mark.parametrize("harm", [numbers_no_json_has, of_another_kind, of_another_run])
+def test_a_sealed_file_of_another_place_is_damage(harm: Callable[[Path], None], root: Path) -> None:
+    """Another run's file has a checksum that fits."""
+    folder = RunFolder(root)
+    paths = [folder.row("cam"), folder.cell("cam", "pgd")]
+    for path in paths:
+        harm(path)
+    found = Results.read(folder)
+    assert [str(path) in why for path, why in zip(reversed(paths), found.damaged, strict=True)] == [True, True]
+    assert "cam" not in found.rows
+    if harm is of_another_kind:
+        for name in ("weights.json", "judged.json"):
+            harm(root / name)
+        (folder.system("cam") / "made-of.txt").write_bytes(b"\xff\xfe")
+        failed, said = run_again(root)
+        assert (failed, said.count("damaged: ")) == (0, 2)
+        assert Results.read(folder).damaged == ()
+
+
+@pytest.mark.parametrize("harm", [numbers_no_json_has, of_another_kind])
+def test_a_foreign_identity_is_named(harm: Callable[[Path], None], root: Path) -> None:
+    harm(root / "run.json")
+    for use in (run_again, lambda root: Results.read(RunFolder(root))):
+        with pytest.raises(DamagedFileError, match=r"run.json .*restore it from a copy"):
+            use(root)
+
+
+def test_a_damaged_history_of_a_training_costs_no_report(root: Path) -> None:
+    path = root / "training/classifier.history.json"
+    before = histories(root / "training")
+    for text in ("[" * 9, '{"epoch": 1}', '["x"]'):
+        path.write_text(text)
+        assert histories(root / "training") == before
+    cut(root / "training/classifier.safetensors")
+    with pytest.warns(RobustExplainWarning, match="left out: .*classifier.history.json is damaged"):
+        write_report(RunFolder(root))

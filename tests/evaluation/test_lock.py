@@ -92,3 +92,24 @@ def test_a_file_system_without_locks_says_so_and_goes_by_the_file(
     outcome = contextlib.nullcontext() if free else pytest.raises(RunBusyError, match="is no more, delete")
     with pytest.warns(RobustExplainWarning, match="has no locks"), outcome, held(tmp_path):
         pass
+
+
+def test_the_lock_of_a_run_that_came_after_is_left_there(tmp_path: Path) -> None:
+    """Somebody deleted the file of a run that goes on, and another one began."""
+    path = tmp_path / LOCK
+    first = held(tmp_path)
+    first.__enter__()
+    path.unlink()
+    with held(tmp_path):
+        first.__exit__(None, None, None)
+        assert path.is_file()
+        with pytest.raises(RunBusyError), held(tmp_path):
+            pass
+
+
+def test_a_link_in_place_of_the_lock_empties_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("x")
+    (tmp_path / LOCK).symlink_to("precious")
+    with pytest.raises(OSError, match=LOCK), held(tmp_path):
+        pass
+    assert (tmp_path / "precious").read_text() == "x"

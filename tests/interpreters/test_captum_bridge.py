@@ -55,7 +55,7 @@ class WithRelu(nn.Module):
 
 
 class Second(nn.Module):
-    """Fails on the second image batch that it sees."""
+    """Fails on the second image batch that it sees after it was admitted."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Second(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.inner(x)
         self.seen.append(1)
-        if len(self.seen) == 2:
+        if len(self.seen) == 4:
             raise ArithmeticError("out of luck")
         return logits
 

@@ -311,6 +311,7 @@ def all_of_them(model: nn.Module, x: Tensor, number: int, batch_size: int) -> li
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 12])
 def test_the_chunk_changes_passes_and_nothing_else(tiny_model: nn.Module, grey: Tensor, batch_size: int) -> None:
     model, x = copy.deepcopy(tiny_model).double(), grey.double()
+    models.admit(model, x)
     whole = all_of_them(model, x, 7, 1000)
     for interpreter, other in zip(all_of_them(model, x, 7, batch_size), whole, strict=True):
         sizes: list[int] = []

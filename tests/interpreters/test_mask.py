@@ -17,6 +17,7 @@ from robustexplain.defenses import Aggregate
 from robustexplain.errors import FieldError, NotDifferentiableError
 from robustexplain.interpreters import CAM, Fill, Mask, MaskState
 from robustexplain.interpreters.masks.mask import adam
+from robustexplain.models import admit
 from robustexplain.random_streams import Streams
 from robustexplain.system import System
 
@@ -174,6 +175,7 @@ def test_each_sample_stops_on_its_own_and_costs_nothing_more(trained: nn.Module,
 
 def test_without_a_tolerance_every_step_runs(model: nn.Module, x: Tensor) -> None:
     calls: list[int] = []
+    admit(model, x)
     with model.register_forward_hook(lambda *_: calls.append(1)):
         Mask(model, steps=40, tolerance=0.0)(x)
     assert len(calls) == 41

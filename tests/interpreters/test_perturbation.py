@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from robustexplain.errors import FieldError, InputError
 from robustexplain.interpreters import LIME, RISE, Fill, Interpreter, KernelSHAP, Occlusion, Segments
 from robustexplain.interpreters.perturbation.lime_shap import kernel, ridge, shapley
+from robustexplain.models import admit
 from robustexplain.random_streams import Streams
 from robustexplain.system import System
 
@@ -82,6 +83,7 @@ def test_the_size_of_a_pass_changes_nothing(
 ) -> None:
     few = {Occlusion: {"window": 6}, RISE: {"samples": 9}}.get(cls, {"samples": 20, "segments": Segments(number=9)})
     sizes: list[int] = []
+    admit(model, x)
     with model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0]))):
         found = cls(model, batch_size=batch_size, **few)(x)  # type: ignore[call-arg]
     torch.testing.assert_close(found, cls(model, **few)(x))  # type: ignore[arg-type]

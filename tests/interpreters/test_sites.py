@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from robustexplain.autograd.blanking import Blanked, share_that_follows
+from robustexplain.autograd.blanking import Blanked, follows
 from robustexplain.errors import UnsupportedModelError
 from robustexplain.interpreters import CAM, AttentionRollout, GradCAM, GradCAMPlusPlus, LayerCAM
 from robustexplain.interpreters.cam.sites import Site
@@ -89,18 +89,74 @@ def test_heads_are_no_channels_and_tokens_no_rows() -> None:
 
 
 def test_a_map_that_is_turned_does_not_follow_and_one_that_changes_everywhere_too_does() -> None:
-    changes = torch.stack([_blob(row, column) for row in (0.2, 0.75) for column in (0.2, 0.5, 0.8)])
-    assert share_that_follows(changes) == 1
-    # What a patch does everywhere, and cells that change with every patch, are not counted.
-    assert share_that_follows(changes * torch.arange(1, 7)[:, None, None] + torch.rand(16, 16)) == 1
-    for wrong in (changes.mT, changes.flip(1), changes.flip(2), changes.mean(2, keepdim=True).expand_as(changes)):
-        assert share_that_follows(wrong) != 1
-    assert share_that_follows(torch.zeros(6, 16, 16)) is None
+    changes = torch.stack([_blob(row, column) for row in range(4) for column in range(4)])
+    assert follows([changes, changes]) is True
+    # What a tile does everywhere, and cells that change with every tile, are not counted.
+    assert follows([changes * torch.arange(1, 17)[:, None, None] + torch.rand(16, 16)]) is True
+    windows = changes.reshape(16, 4, 4, 4, 4).transpose(2, 3).reshape(16, 16, 16)
+    shifted = changes.flatten(1).roll(1, 1).reshape(16, 16, 16)
+    for wrong in (
+        changes.mT,
+        changes.flip(1),
+        changes.flip(2),
+        windows,
+        shifted,
+        changes.mean(2, True).expand(16, 16, 16),
+    ):
+        assert follows([wrong, wrong]) is False
+    assert follows([changes, changes.mT]) is False
+    assert follows([torch.zeros(16, 16, 16)]) is None
 
 
-def _blob(row: float, column: float) -> Tensor:
+def _blob(row: int, column: int) -> Tensor:
     at = (torch.arange(16) + 0.5) / 16
-    return torch.exp(-((at[:, None] - row) ** 2 + (at - column) ** 2) * 20)
+    return torch.exp(-((at[:, None] - (row + 0.5) / 4) ** 2 + (at - (column + 0.5) / 4) ** 2) * 20)
+
+
+@pytest.mark.parametrize("mixing", ["none", "convolution", "attention"])
+def test_no_wrong_order_of_a_random_network_is_taken_for_a_map(mixing: str) -> None:
+    taken = []
+    for seed in range(6):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, order = Mixed(mixing).eval(), torch.randperm(8 * 12)
+        for site in (Site("right"), Site("tokens", "tokens", Grid(0, 8, 12))):
+            blanked = Blanked(model, torch.rand(1, 3, 32, 48))
+            assert blanked.agrees(site.changes)
+            cells = torch.arange(8 * 12)
+            windows = cells.reshape(2, 4, 3, 4).transpose(1, 2).flatten()
+            for wrong in (
+                order,
+                windows,
+                windows.argsort(),
+                cells.flip(0),
+                cells.roll(1),
+                cells.reshape(12, 8).mT.flatten(),
+            ):
+                read = lambda found, s=site, w=wrong: s.changes(found).flatten(1)[:, w].reshape(16, 8, 12)  # type: ignore[union-attr, misc] # noqa: E731
+                taken.append(blanked.agrees(read))
+    assert len(taken) == 72
+    assert not any(taken)
+
+
+class Mixed(nn.Module):
+    """Patches that learn of each other by nothing, by a convolution, or by attention, as a map and as tokens."""
+
+    def __init__(self, mixing: str) -> None:
+        super().__init__()
+        self.mixing, self.patch = mixing, nn.Conv2d(3, WIDTH, PATCH, stride=PATCH)
+        self.near, self.pair = nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.Linear(WIDTH, 2 * WIDTH)
+        self.right, self.tokens, self.head = nn.Identity(), nn.Identity(), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = self.patch(x)
+        if self.mixing == "convolution":
+            t = torch.relu(t + self.near(t))
+        if self.mixing == "attention":
+            tokens = t.flatten(2).mT
+            query, key = self.pair(tokens).chunk(2, 2)
+            t = t + (torch.softmax(query @ key.mT, 2) @ tokens).mT.unflatten(2, t.shape[2:])
+        return self.head(self.tokens(self.right(t).flatten(2).mT).mean(1))
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

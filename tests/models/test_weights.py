@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robustexplain import models
 from robustexplain.errors import InputError, RobustExplainWarning
+from robustexplain.models.weights import load_state
 
 SOURCE = models.load("small-cnn", seed=3)
 STATE = SOURCE.net.state_dict()
@@ -74,3 +76,24 @@ def test_a_pickled_module_is_refused_with_what_to_do(tmp_path: Path) -> None:
     assert "it holds Python objects beside tensors (torch.nn.modules.linear.Linear)" in said
     assert "torch.save(model.state_dict(), PATH)" in said
     assert "weights_only" not in said
+
+
+@pytest.mark.parametrize(("value", "said"), [(torch.nan, "1 of"), (torch.inf, "1 of")])
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_weights_that_are_not_finite_are_refused_by_name(value: float, said: str, ending: str, tmp_path: Path) -> None:
+    model = models.build("small-cnn", num_classes=3, in_channels=1)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state["net.head.weight"][1, 2] = value
+    path = tmp_path / f"own.{ending}"
+    save_file(state, path) if ending == "safetensors" else torch.save(state, path)
+    with pytest.raises(InputError, match=rf"NaN or infinity: net.head.weight \({said}"):
+        models.load("small-cnn", num_classes=3, in_channels=1, weights=path)
+
+
+def test_a_mask_of_infinities_among_the_buffers_is_no_fault() -> None:
+    class Masked(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 2)
+            self.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+
+    load_state(Masked(), Masked().state_dict(), "here")

@@ -41,7 +41,7 @@ class AttentionRollout(Interpreter):
 
     Attention is recorded where it is computed, whatever the layer's name; logits equal the model's up to the rounding
     of its fused attention. Only a model is taken whose tokens exchange information by nothing but the attention that is
-    recorded, which is tested once for each size of the images: with the identity in its place, a blanked patch must
+    recorded, which is tested once for each size of the images: with the identity in its place, a blanked tile must
     change its own token alone. Models with attention in windows, between different sets of tokens, by class tokens or
     pooling queries alone, and hybrids whose convolutions or poolings mix patches, are refused.
 

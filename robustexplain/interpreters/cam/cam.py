@@ -17,7 +17,7 @@ from ...door import answer
 from ...errors import UnsupportedModelError
 from ...maps import positive
 from ...registry import INTERPRETERS
-from ..base import Explanation, Interpreter, explained_class, pick, requiring_grad
+from ..base import Explanation, Interpreter, explained_class, pick, requiring_grad, usable_by_autograd
 from .sites import Site, find_site
 
 
@@ -47,7 +47,10 @@ class CAM(Interpreter):
             logits = answer(self.model, x)
         weight = layers.head_weight(self.model, pooled)
         classes = explained_class(logits, target)
-        maps = torch.einsum("bk,bkhw->bhw", weight[classes], outputs[pooled.features.name])
+        features = usable_by_autograd(outputs[pooled.features.name])
+        # A model may compute in half precision inside.
+        weight = weight.to(torch.promote_types(weight.dtype, features.dtype))
+        maps = torch.einsum("bk,bkhw->bhw", weight[classes], features.to(weight.dtype))
         return Explanation(logits, maps)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,7 +35,7 @@ class Site:
         return output.permute(0, 3, 1, 2) if self.layout == "channels last" else output
 
     def changes(self, found: dict[str, Change]) -> Tensor | None:
-        """The changes of the feature map ``[6, h, w]``, from those of all modules."""
+        """The changes of the feature map ``[16, h, w]``, from those of all modules."""
         change = found.get(self.name)
         if change is None:
             return None
@@ -77,6 +77,9 @@ def find_site(model: nn.Module, x: Tensor, layer: str | None) -> Site:
     # A network of two branches has no layer that everything passes.
     if preferred is not None and blanked.agrees(preferred.changes) is not False:
         return preferred
+    if next(_candidates(blanked, x), None) is None:
+        # No output even has the shape of a map, which is said in its own words.
+        layers.shaped_last_feature_layer(model, x)
     raise UnsupportedModelError(
         f"{type(model).__name__} has no layer whose output can be shown to be a feature map: where a patch of the "
         "image is blanked, no output between image and logits changes most at that place (attention over the whole "
@@ -106,14 +109,15 @@ def _named(model: nn.Module, x: Tensor, name: str) -> Site:
         if output.shape[2:] == (1, 1):
             return Site(name)
         sites = [Site(name)]
-        if layers.proportional(*output.shape[1:3], x):
+        if _proportional(output.shape[1:3], x):
             sites.append(Site(name, "channels last"))
     elif isinstance(output, Tensor) and output.dim() == 3:
         sites = [Site(name, "tokens", grid) for grid in _grids(output.shape[1], blanked.seen(), x)]
     verdicts = [blanked.agrees(site.changes) for site in sites]
     for wanted in (True, None):
         for site, verdict in zip(sites, verdicts, strict=True):
-            if verdict is wanted:
+            # Coarse maps are believed where no order of tokens is in question.
+            if verdict is wanted and (verdict or site.layout == "channels first"):
                 return site
     shape = [len(x), *output.shape[1:]] if isinstance(output, Tensor) else type(output).__name__
     moved = ", which does not change where a patch of the image is blanked" if sites else ""
@@ -145,16 +149,21 @@ def _candidates(blanked: Blanked, x: Tensor) -> Iterator[Site]:
             for grid in _grids(change.shape[0], found, x):
                 yield Site(name, "tokens", grid)
         elif math.prod(change.shape[1:]) > 1:
-            if layers.proportional(*change.shape[1:], x):
+            if _proportional(change.shape[1:], x):
                 yield Site(name)
-            if layers.proportional(*change.shape[:2], x):
+            if _proportional(change.shape[:2], x):
                 yield Site(name, "channels last")
 
 
 def _grids(tokens: int, found: dict[str, Change], x: Tensor) -> list[Grid]:
-    maps = [c.shape[1:] for c in found.values() if len(c.shape) == 3 and layers.proportional(*c.shape[1:], x)]
+    maps = [c.shape[1:] for c in found.values() if len(c.shape) == 3 and _proportional(c.shape[1:], x)]
     grid = fitting_grid(tokens, maps, x)
     return [] if grid is None else [grid]
+
+
+def _proportional(grid: Sequence[int], x: Tensor) -> bool:
+    height, width = grid
+    return layers.proportional(height, width, x)
 
 
 def _mixed(logits: Tensor) -> Tensor:
@@ -178,6 +187,7 @@ def _on_the_way(model: nn.Module, x: Tensor, site: Site) -> bool:
         logits = answer(model, image)
     if not cut or not logits.requires_grad:
         return False
-    past, reached = torch.autograd.grad(_mixed(logits), [image, cut[-1]], allow_unused=True)
+    found: Sequence[Tensor | None] = torch.autograd.grad(_mixed(logits), [image, cut[-1]], allow_unused=True)
+    past, reached = found
     # Where the head's weights are zero, as some are initialised, nothing reaches it yet.
     return past is None and reached is not None and (not reached.any() or bool(site.read(reached).any()))

@@ -128,9 +128,9 @@ def class_gradient(logits: Tensor, classes: Tensor, x: Tensor, of: Of, graph: bo
     # p = sigmoid(margin), so grad p = p (1 - p) grad margin and grad log p = (1 - p) grad margin. With 1 - p as
     # sigmoid(-margin), the map stays exact where p rounds to one.
     scale = (-score).sigmoid() * (score.sigmoid() if of == "probability" else 1)
-    # A probability that cannot be told from 0 or 1 would give a map of zeros. The least scale keeps its direction.
-    least = torch.finfo(gradient.dtype).tiny ** 0.75
-    return gradient * expand(torch.where(scale < least, least, scale), gradient)
+    # A probability that cannot be told from 0 or 1 would give a map of zeros. A small scale keeps its direction.
+    tiny = torch.finfo(gradient.dtype).tiny
+    return gradient * expand(torch.where(scale < 64 * tiny, tiny**0.75, scale), gradient)
 
 
 def margin(logits: Tensor, target: Tensor) -> Tensor:

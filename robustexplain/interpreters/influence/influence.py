@@ -15,6 +15,7 @@ from ... import checks
 from ...autograd import layers
 from ...autograd.hidden import refuse_hidden
 from ...autograd.second_derivatives import named_derivatives, twice_differentiable
+from ...door import admit
 from ...errors import InputError
 from ...fields import Count, NonNegative, Positive, check_fields
 from ..base import explained_class
@@ -112,6 +113,7 @@ class Influence:
         attached = torch.is_grad_enabled()
         with torch.enable_grad(), named_derivatives(), twice_differentiable():
             part = self._trained_part(x)
+            admit(self.model, x)
             gradients = self._gradients(part, x, target)
             solved = Solve.apply(gradients, lambda b: self._solve(part, b))
             scores = self._products(part, solved)

@@ -60,6 +60,7 @@ class RISE(Interpreter):
         for part in chunks(self.samples, len(images), self.batch_size):
             masks = self._enlarged(cells[part], offsets[part], images).to(total.dtype)
             scores = perturbed_scores(self.model, images, fill, masks, classes, self.of)
+            scores = scores.to(total.dtype)  # a model may answer in another dtype than that of its input
             total += torch.einsum("bn,nhw->bhw", scores, masks)
             seen.append(scores)
         if self.of == "probability":

@@ -72,6 +72,9 @@ class LIMETabular(Interpreter):
         width = self.background.x.shape[1]
         object.__setattr__(self, "categorical", tuple(index_of(c, width=width) for c in self.categorical))
 
+    def _check(self, x: Tensor) -> None:
+        rows_of(self.background, x, type(self).__name__)
+
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         rows = rows_of(self.background, x, type(self).__name__)
         logits = answer(self.model, x)

@@ -62,6 +62,9 @@ class SHAPTabular(Interpreter):
         checked_background(self.background, type(self).__name__)
         check_shap(self)
 
+    def _check(self, x: Tensor) -> None:
+        rows_of(self.background, x, type(self).__name__)
+
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         rows = rows_of(self.background, x, type(self).__name__)
         logits = answer(self.model, x)
