@@ -68,7 +68,7 @@ class Results:
         left_out = tuple(w for w in (*why.values(), *bad.values()) if w)
         usable = {r.label: found for r in rows if (found := _worst(experiment, folder, r, why)) is not None}
         lies = {r.label: folder.audit(r.label) for r in rows if folder.audit(r.label).is_file()}
-        audits = {label: found for label, path in lies.items() if (found := seals.read_or_none(path)) is not None}
+        audits = {label: folder.read_part(path) for label, path in lies.items() if damaged(folder, path) is None}
         return cls(experiment, run, cells, read, words, known, left_out, usable, audits)
 
     def __repr__(self) -> str:

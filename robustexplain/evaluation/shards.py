@@ -93,7 +93,8 @@ class Shards:
         path, error = self.folder.chunk(kind, name, part.index), self.folder.error(kind, name, part.index)
         if path.is_file():
             return {k: v.to(part.x.device) for k, v in files.read_tensors(path)[0].items()}
-        raise ChunkFailedError(error.read_text(encoding="utf-8", errors="replace") if error.is_file() else f"{path} is missing")
+        missing = f"{path} is missing"
+        raise ChunkFailedError(error.read_text(encoding="utf-8", errors="replace") if error.is_file() else missing)
 
     def read_all(self, kind: str, name: str, parts: Sequence[Part]) -> dict[str, Tensor]:
         """The arrays of all chunks, one after the other.

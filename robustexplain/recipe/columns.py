@@ -49,7 +49,7 @@ def columns_of(entry: Any, path: str, rows: Sequence[str]) -> list[Column]:
             raise InputError(f"{path}.knowledge: unknown word {word!r}{hint}")
     settings = validate(model_of(ColumnSettings), extra, path)
     levels = settings.knowledge if isinstance(settings.knowledge, list) else [settings.knowledge]
-    levels = ["adaptive"] if "knowledge" not in extra and attack.knows_defense else levels
+    levels = ["adaptive"] if "knowledge" not in extra and attacks[0][1].knows_defense else levels
     sources = settings.source if isinstance(settings.source, list) else [settings.source]
     for source in sources:
         if source is not None and source not in rows:
