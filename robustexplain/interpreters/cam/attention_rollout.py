@@ -191,7 +191,7 @@ def _covered(model: nn.Module, x: Tensor, grid: Grid, patches_are_read: bool) ->
             last[:] = [output]
 
     with Attentions(identity), outputs_seen(model, keep), transforms_left_out(model):
-        logits = answer(model, blanked(probe(x)))
+        logits = answer(model, blanked(probe(x)), finite=False)
     if not last:
         return False
     tokens = (last[0][1:] - last[0][:1]).abs().amax(2)
