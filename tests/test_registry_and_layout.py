@@ -161,6 +161,8 @@ ROOMS: tuple[str, ...] = (
         "fields",
         "parts",
         "checks",
+        "hidden",
+        "single_image",
         "door",
         "files",
         "seals",
@@ -179,9 +181,8 @@ ROOMS: tuple[str, ...] = (
     *("commands", "cli", "__main__"),
 )
 LEVEL = {room: level for level, room in enumerate(ROOMS)}
-OPEN = {("system", "storage"), ("door", "autograd")}
-"""A system saves itself by a call into the room above it, imported when it is needed. The door makes the gradient of a
-single image right by ``autograd.single``, which needs nothing of the door."""
+OPEN = {("system", "storage")}
+"""A system saves itself by a call into the room above it, imported when it is needed."""
 
 
 def sources() -> dict[str, Path]:

@@ -90,9 +90,7 @@ def evaluate(
         RunMismatchError: ``out`` stands on another foundation: other data, seed, or ways to judge.
         RunBusyError: another process writes ``out``.
     """
-    for what, given in (("systems", systems), ("attacks", attacks)):
-        if not isinstance(given, Mapping):
-            raise InputError(f"{what} must be a mapping of labels, such as {{'mine': ...}}, got {type(given).__name__}")
+    _check_mappings(systems, attacks)
     session, folder = session or Session(), RunFolder(Path(out))
     by_row, rows = _rows(systems)
     columns, measured = _columns(attacks), _metrics(metrics)
@@ -106,10 +104,8 @@ def evaluate(
     positions = judged(models, loaded, settings, seed, device)
     if loaded.digest:  # without one, nothing tells whether they were chosen from the same data
         positions = folder.judged(made_of, lambda: positions)
-    inputs = files.digest([positions, content_digest(loaded, positions)])
-    asking = not loaded.digest and any(column.attack.needs_data for column in columns)
-    pool = pool_digest(loaded, settings.pool, seed) if asking else None
-    experiment = _experiment(folder, about, seed, by_row, rows, columns, measured, settings, inputs, pool)
+    identity = _digests(loaded, positions, columns, settings, seed)
+    experiment = _experiment(folder, about, seed, by_row, rows, columns, measured, settings, *identity)
     # Whatever the classifiers get right, the same data have the same digest.
     some = list(take(loaded.test, min(settings.images, len(loaded.test)), seed).indices)
     failed = 0
@@ -118,8 +114,7 @@ def evaluate(
         if session.accelerator.is_main_process:
             folder.note_judged(made_of, positions)
         if not finished(experiment, folder):
-            replicas = {label: by_row[label].without_detector() for label in roots}
-            prepared = Prepared(by_row, replicas)
+            prepared = Prepared(by_row, {label: by_row[label].without_detector() for label in roots})
             if session.accelerator.is_main_process:
                 save(experiment, prepared, folder, session)
             failed = Matrix(experiment, folder, session, prepared, loaded, positions, device).fill()
@@ -127,6 +122,21 @@ def evaluate(
     if failed:
         warnings.warn(f"{failed} cells failed; {folder.root} says which and why", RobustExplainWarning, stacklevel=2)
     return Results.read(folder)
+
+
+def _check_mappings(systems: object, attacks: object) -> None:
+    for what, given in (("systems", systems), ("attacks", attacks)):
+        if not isinstance(given, Mapping):
+            raise InputError(f"{what} must be a mapping of labels, such as {{'mine': ...}}, got {type(given).__name__}")
+
+
+def _digests(
+    data: Data, positions: list[int], columns: Sequence[Column], settings: Evaluation, seed: int
+) -> tuple[str, str | None]:
+    """What identifies the judged inputs, and the adversary's own where attacks are fitted on data without a digest."""
+    asking = not data.digest and any(column.attack.needs_data for column in columns)
+    inputs = files.digest([positions, content_digest(data, positions)])
+    return inputs, pool_digest(data, settings.pool, seed) if asking else None
 
 
 def _rows(systems: Systems) -> tuple[dict[str, System], tuple[Row, ...]]:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ...autograd import layers
 from ...autograd.blanking import Blanked, Change, outputs_seen, probe, transforms_left_out
-from ...autograd.hidden import refuse_hidden
 from ...door import answer
 from ...errors import UnsupportedModelError
+from ...hidden import refuse_hidden
 from .token_grid import Grid, fitting_grid, token_grid, token_layer
 
 Layout = Literal["channels first", "channels last", "tokens"]
