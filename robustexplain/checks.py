@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -80,6 +81,14 @@ def images(x: Tensor, what: str = "this") -> None:
     inputs(x)
     if x.dim() != 4:
         raise InputError(f"{what} takes images [B, C, H, W] in [0, 1], got table rows of shape {list(x.shape)}")
+
+
+def not_finite(values: Tensor) -> int:
+    """The number of samples of ``[B, ...]`` that hold NaN or infinity."""
+    # One number tells, except where a sum of finite numbers overflows: then all are looked at.
+    if math.isfinite(values.detach().sum().item()):
+        return 0
+    return int((~values.detach().isfinite()).flatten(1).any(1).sum())
 
 
 @contextmanager

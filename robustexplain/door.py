@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import weakref
 
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
-from .autograd.single import ordered_norms
 from .errors import InputError
+from .single_image import ordered_norms
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """By how much two passes of equal shape may differ, as a share of the largest logit."""
@@ -63,20 +62,18 @@ def checked(model: nn.Module, logits: object, x: Tensor, *, finite: bool = True)
             "inference_mode, detach, NumPy or integers inside). Take a method that only evaluates the model, with an x "
             "that needs no gradient: Occlusion, RISE, LIME or KernelSHAP, and attacks such as Square or NES"
         )
-    # One number tells, except where a sum of finite numbers overflows: then all are looked at.
-    if finite and not math.isfinite(logits.detach().sum().item()):
-        bad = int((~logits.detach().isfinite()).any(1).sum())
-        if bad and not bool(x.isfinite().all()):
-            raise InputError(
-                f"this {type(model).__name__} was given NaN or infinity, and answers with it: look for it in x, or, "
-                "where inputs are made by gradient steps, in the gradient of the model"
-            )
-        if bad:
-            raise InputError(
-                f"this {type(model).__name__} answers with NaN or infinite logits on {bad} of {len(x)} samples: a "
-                "prediction or a map of them would mean nothing. Look for weights that are not finite, a division by "
-                "zero on flat inputs, or overflow in half precision"
-            )
+    bad = checks.not_finite(logits) if finite else 0
+    if bad and not bool(x.isfinite().all()):
+        raise InputError(
+            f"this {type(model).__name__} was given NaN or infinity, and answers with it: look for it in x, or, "
+            "where inputs are made by gradient steps, in the gradient of the model"
+        )
+    if bad:
+        raise InputError(
+            f"this {type(model).__name__} answers with NaN or infinite logits on {bad} of {len(x)} samples: a "
+            "prediction or a map of them would mean nothing. Look for weights that are not finite, a division by "
+            "zero on flat inputs, or overflow in half precision"
+        )
     return logits
 
 

@@ -161,6 +161,8 @@ ROOMS: tuple[str, ...] = (
         "fields",
         "parts",
         "checks",
+        "hidden",
+        "single_image",
         "door",
         "files",
         "seals",

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from robustexplain import maps as ops
-from robustexplain.autograd.hidden import hidden
 from robustexplain.door import answer
 from robustexplain.errors import NotDifferentiableError, UnsupportedModelError
+from robustexplain.hidden import hidden
 from robustexplain.metrics import hit
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from robustexplain import maps as ops
-from robustexplain.autograd.hidden import refuse_hidden
 from robustexplain.autograd.straight_through import straight_through
 from robustexplain.door import answer
 from robustexplain.errors import FieldError, InputError
 from robustexplain.fields import Count, NonNegative
+from robustexplain.hidden import refuse_hidden
 from robustexplain.objectives import Goal, Margin, Objective, margin
 from robustexplain.random_streams import Streams, derive
 from robustexplain.registry import ATTACKS

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from robustexplain import maps as ops
-from robustexplain.autograd.hidden import refuse_hidden
 from robustexplain.autograd.rectifiers import Smooth
 from robustexplain.door import answer
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Natural, NonNegative, Positive, check_fields
+from robustexplain.hidden import refuse_hidden
 from robustexplain.interpreters import IterativeInterpreter, MaskState
 from robustexplain.objectives import Goal, Objective, Observation, Sum, needs_of
 from robustexplain.random_streams import Streams

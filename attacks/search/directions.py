@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from robustexplain import maps as ops
-from robustexplain.autograd.hidden import refuse_hidden
 from robustexplain.autograd.rectifiers import Smooth, Softplus, swapped
 from robustexplain.autograd.second_derivatives import refuse_missing_derivatives
 from robustexplain.autograd.straight_through import straight_through
 from robustexplain.door import answer
 from robustexplain.errors import InputError, NotDifferentiableError, ZeroDirectionWarning, ZeroMapGradientWarning
 from robustexplain.fields import Count, Positive, check_fields
+from robustexplain.hidden import refuse_hidden
 from robustexplain.objectives import Goal, Objective, Observation, Weight, needs_of, sum_losses
 from robustexplain.random_streams import Streams, derive
 from robustexplain.rounding import wide

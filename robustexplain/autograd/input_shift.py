@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..door import answer
 from ..errors import InputError, UnsupportedModelError
-from .hidden import refuse_hidden
+from ..hidden import refuse_hidden
 from .layers import hooks, submodule
 
 

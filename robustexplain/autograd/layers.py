@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..door import answer
 from ..errors import UnknownNameError, UnsupportedModelError
+from ..hidden import refuse_hidden
 from .blanking import Blanked, probe
-from .hidden import refuse_hidden
 from .hooks import hooks as hooks
 
 

@@ -22,8 +22,8 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import PartlySmoothedWarning, UnsupportedModelError
 from ..fields import Positive, check_fields
+from ..hidden import refuse_hidden
 from ..registry import PARTS
-from .hidden import refuse_hidden
 
 
 class Smooth(Protocol):

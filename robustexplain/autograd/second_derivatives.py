@@ -29,13 +29,15 @@ def attention(
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The weights ``softmax(q k^T * scale + mask)`` ``[..., L, S]``, and their product with ``value``.
 
-    Arguments are those of ``F.scaled_dot_product_attention``. A query that may attend to nothing gets weights of zero.
+    Arguments are those of ``F.scaled_dot_product_attention``; nothing is dropped, whatever ``dropout_p``. A query that
+    may attend to nothing gets weights of zero.
     """
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
@@ -65,7 +67,7 @@ def _attention(
     attached = any(t is not None and t.requires_grad for t in (query, key, value, attn_mask))
     if not attached or dropout_p or query.is_nested or (is_causal and attn_mask is not None):
         return None
-    return attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)[1]
+    return attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)[1]
 
 
 def _multi_head(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None] | None:

@@ -22,12 +22,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..door import checked, in_place
 from ..errors import UnsupportedModelError
-from .hidden import refuse_hidden
+from ..hidden import refuse_hidden
+from ..single_image import ordered
 from .hooks import hooks
 from .layers import submodule
 from .rectifiers import is_in_place, is_rectifier
 from .second_derivatives import attention
-from .single import ordered
 
 OpKind = Literal[
     "linear", "batch_norm", "activation", "identity", "affine", "shape", "max_pool", "average", "sum", "unknown"
@@ -242,7 +242,7 @@ class _TapeRecorder(TorchFunctionMode):
         if func is F.scaled_dot_product_attention and torch.is_grad_enabled() and not _drops(args, kwargs):
             # Step by step, so that each of its products and its softmax gets a rule.
             with self:
-                return attention(*args[:4], *args[5:], **{k: v for k, v in kwargs.items() if k != "dropout_p"})[1]
+                return attention(*args, **kwargs)[1]
         if not torch.is_grad_enabled():
             # Inside a custom autograd function: what it computes has no graph to differentiate, see Tape._check.
             return func(*args, **kwargs)

@@ -26,7 +26,7 @@ from ..system import System
 from ..training import Session
 from .fingerprint import fingerprint
 from .growing import claim
-from .judged import choose
+from .judged import Chosen, choose
 from .matrix import Matrix, conclude, finished
 from .own_data import content_digest, data_of, pool_digest
 from .prepared import Prepared, save
@@ -93,9 +93,7 @@ def evaluate(
         RunMismatchError: ``out`` stands on another foundation: other data, seed, or ways to judge.
         RunBusyError: another process writes ``out``.
     """
-    for what, given in (("systems", systems), ("attacks", attacks)):
-        if not isinstance(given, Mapping):
-            raise InputError(f"{what} must be a mapping of labels, such as {{'mine': ...}}, got {type(given).__name__}")
+    _check_mappings(systems, attacks)
     session, folder = session or Session(), RunFolder(Path(out))
     by_row, rows = _rows(systems)
     columns, measured = _columns(attacks), _metrics(metrics)
@@ -111,10 +109,8 @@ def evaluate(
     chosen = choose(models, loaded, settings, seed, device)
     if loaded.digest:  # without one, nothing tells whether they were chosen from the same data
         chosen = folder.judged(made_of, lambda: chosen)
-    inputs = files.digest([chosen, content_digest(loaded, [*chosen.judged, *chosen.beyond])])
-    asking = not loaded.digest and any(column.attack.needs_data for column in columns)
-    pool = pool_digest(loaded, settings.pool, seed) if asking else None
-    experiment = _experiment(folder, about, seed, by_row, rows, columns, measured, settings, inputs, pool)
+    identity = _digests(loaded, chosen, columns, settings, seed)
+    experiment = _experiment(folder, about, seed, by_row, rows, columns, measured, settings, *identity)
     experiment = replace(experiment, audit=audit or Auditing())
     # Whatever the classifiers get right, the same data have the same digest.
     some = list(take(loaded.test, min(settings.images, len(loaded.test)), seed).indices)
@@ -124,8 +120,7 @@ def evaluate(
         if session.accelerator.is_main_process:
             folder.note_judged(made_of, chosen)
         if not finished(experiment, folder):
-            replicas = {label: by_row[label].without_detector() for label in roots}
-            prepared = Prepared(by_row, replicas)
+            prepared = Prepared(by_row, {label: by_row[label].without_detector() for label in roots})
             if session.accelerator.is_main_process:
                 save(experiment, prepared, folder, session)
             failed = Matrix(experiment, folder, session, prepared, loaded, chosen, device).fill()
@@ -133,6 +128,21 @@ def evaluate(
     if failed:
         warnings.warn(f"{failed} cells failed; {folder.root} says which and why", RobustExplainWarning, stacklevel=2)
     return Results.read(folder)
+
+
+def _check_mappings(systems: object, attacks: object) -> None:
+    for what, given in (("systems", systems), ("attacks", attacks)):
+        if not isinstance(given, Mapping):
+            raise InputError(f"{what} must be a mapping of labels, such as {{'mine': ...}}, got {type(given).__name__}")
+
+
+def _digests(
+    data: Data, chosen: Chosen, columns: Sequence[Column], settings: Evaluation, seed: int
+) -> tuple[str, str | None]:
+    """What identifies the judged inputs, and the adversary's own where attacks are fitted on data without a digest."""
+    asking = not data.digest and any(column.attack.needs_data for column in columns)
+    inputs = files.digest([chosen, content_digest(data, [*chosen.judged, *chosen.beyond])])
+    return inputs, pool_digest(data, settings.pool, seed) if asking else None
 
 
 def _rows(systems: Systems) -> tuple[dict[str, System], tuple[Row, ...]]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -131,22 +130,16 @@ class Interpreter(ABC):
             return self._explain_scalar(x, target, native)
         if target is not None:
             checks.class_indices(target, x.shape[0], "target")
-        try:
-            with checks.one_dtype(x, self):
-                admit(self.model, x)
-        except AssertionError as error:
-            raise _refused(self.model, x, error) from error
+        with _translated(self, x):
+            admit(self.model, x)
         attached = torch.is_grad_enabled()
         twice = twice_differentiable() if attached else nullcontext()
         with torch.inference_mode(False), torch.enable_grad(), named_derivatives(), twice, straight_maps():
             x, start_check = usable_by_autograd(x), None
             if attached:
                 x, start_check = self._with_zero_gradient_check(x)
-            try:
-                with checks.one_dtype(x, self):
-                    explanation = self._explain(x, None if target is None else usable_by_autograd(target), attached)
-            except AssertionError as error:
-                raise _refused(self.model, x, error) from error
+            with _translated(self, x):
+                explanation = self._explain(x, None if target is None else usable_by_autograd(target), attached)
         if not native and x.dim() == 4:
             explanation = explanation._replace(maps=maps.resize(explanation.maps, x.shape[-2:]))
         if start_check is not None:
@@ -266,22 +259,27 @@ def finite(interpreter: Interpreter, found: Explanation) -> Explanation:
     Raises:
         InputError: a map holds NaN or infinity.
     """
-    values = found.maps.detach()
-    # One number tells, except where a sum of finite numbers overflows: then all are looked at.
-    bad = 0 if math.isfinite(values.sum().item()) else int((~values.isfinite()).flatten(1).any(1).sum())
+    bad = checks.not_finite(found.maps)
     if bad:
         name = type(interpreter).__name__
         raise InputError(
-            f"{bad} of {len(values)} maps of {name} hold NaN or infinity, although the logits of this "
+            f"{bad} of {len(found.maps)} maps of {name} hold NaN or infinity, although the logits of this "
             f"{type(interpreter.model).__name__} are finite: does its gradient divide by zero (the root or the norm of "
             "zero), or overflow in half precision?"
         )
     return found
 
 
-def _refused(model: nn.Module, x: Tensor, error: AssertionError) -> InputError:
-    # timm's and torchvision's transformers refuse an image of another size by an assertion.
-    return InputError(f"{type(model).__name__} refuses x of shape {list(x.shape)}: {error}")
+@contextmanager
+def _translated(interpreter: Interpreter, x: Tensor) -> Iterator[None]:
+    """Within this block the model's errors about a dtype or a shape of ``x`` are those of the input."""
+    try:
+        with checks.one_dtype(x, interpreter):
+            yield
+    except AssertionError as error:
+        # timm's and torchvision's transformers refuse an image of another size by an assertion.
+        name = type(interpreter.model).__name__
+        raise InputError(f"{name} refuses x of shape {list(x.shape)}: {error}") from error
 
 
 def check_input_kind(interpreter: Interpreter, x: Tensor) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..autograd.hidden import refuse_hidden
 from ..autograd.rectifiers import Smooth, Softplus, swapped
+from ..hidden import refuse_hidden
 from ..random_streams import generator
 from .base import Interpreter
 from .zero_gradient import unchecked

@@ -6,9 +6,9 @@ from contextlib import nullcontext
 
 from torch import Tensor, nn
 
-from ..autograd.hidden import refuse_hidden
 from ..autograd.rectifiers import Softplus, swapped
 from ..door import answer
+from ..hidden import refuse_hidden
 from .base import Interpreter
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ..data.pictures import Resize
 from ..errors import InputError, MissingDataError, UnknownNameError
 from ..registry import MODELS
 from .around import Around
-from .classifier import Classifier, ModelSpec, per_channel
+from .classifier import Classifier, ModelSpec
 from .image_processor import Preparation, measured
 
 
@@ -96,22 +95,26 @@ def hugging_face(
     # What is rebuilt from its description needs no folder.
     name = architecture if whole and not pretrained else _place(architecture)
     found = _config(library, name, what, config)
-    channels = int(getattr(found, "num_channels", None) or 3)
-    if pretrained and in_channels not in (None, channels):
-        raise InputError(f"the weights of {what} take {channels} channel(s), got in_channels={in_channels}")
+    trained = int(getattr(found, "num_channels", None) or 3)
+    channels = trained if in_channels is None else in_channels
+    if pretrained and channels != trained:
+        raise InputError(f"the weights of {what} take {trained} channel(s), got in_channels={in_channels}")
     if mean is not None and std is not None:
         given = None if size is None else (int(size[0]), int(size[1]))
         prepared = Preparation(tuple(mean), tuple(std), flip, given, resize)
     else:
-        prepared = _prepared(library, name, what, channels)
-    if in_channels not in (None, channels):
-        channels = found.num_channels = int(in_channels or channels)
-        mean, std = (per_channel(values, channels) for values in (prepared.mean, prepared.std))
-        prepared = replace(prepared, mean=tuple(mean), std=tuple(std))
+        prepared = _prepared(library, name, what, trained)
+    if channels != trained:
+        found.num_channels, prepared = channels, prepared.of_channels(channels)
     if num_classes not in (None, found.num_labels):
         found.num_labels = num_classes
     found.return_dict = True
     net = _net(library, name, what, found, pretrained, new_head=num_classes is not None)
+    return _classifier(net, what, found, prepared, channels)
+
+
+def _classifier(net: nn.Module, what: str, found: Any, prepared: Preparation, channels: int) -> Classifier:
+    """The network with its preparation around it, and what it says of its inputs."""
     side = prepared.size
     made = Classifier(
         HuggingFace(net, prepared.flip),

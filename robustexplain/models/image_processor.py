@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data.pictures import Resize
 from ..errors import InputError
+from .classifier import per_channel
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Preparation:
     flip: bool = False
     size: tuple[int, int] | None = None
     resize: Resize = "crop"
+
+    def of_channels(self, channels: int) -> Preparation:
+        """The same for images of another number of channels: the average for each."""
+        mean, std = (per_channel(values, channels) for values in (self.mean, self.std))
+        return replace(self, mean=mean, std=std)
 
     def options(self) -> dict[str, Any]:
         """The fields, as JSON writes them."""

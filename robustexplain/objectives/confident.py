@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..rounding import wide
+
 LARGEST = -math.log(2.0**-149)
 """Nats at which a probability is zero in float32."""
 USUAL = 16.0
@@ -27,7 +29,7 @@ def toward(logits: Tensor, classes: Tensor) -> Tensor:
         logits: ``[B, K]``; in half precision the loss is computed in float32.
         classes: ``[B]``.
     """
-    return nats(F.cross_entropy(_wide(logits), classes, reduction="none"))
+    return nats(F.cross_entropy(wide(logits), classes, reduction="none"))
 
 
 def away(logits: Tensor, classes: Tensor) -> Tensor:
@@ -36,10 +38,10 @@ def away(logits: Tensor, classes: Tensor) -> Tensor:
     The cross-entropy's gradient is ``1 - p`` times that of the log odds; where ``1 - p`` is lost to rounding, a
     multiple of the latter is followed instead.
     """
-    wide = _wide(logits)
-    plain = -F.cross_entropy(wide, classes, reduction="none")
-    others = wide.scatter(1, classes[:, None], -torch.inf).logsumexp(1)
-    odds, limit = wide.gather(1, classes[:, None])[:, 0] - others, _rounds_to_one(logits)
+    full = wide(logits)
+    plain = -F.cross_entropy(full, classes, reduction="none")
+    others = full.scatter(1, classes[:, None], -torch.inf).logsumexp(1)
+    odds, limit = full.gather(1, classes[:, None])[:, 0] - others, _rounds_to_one(logits)
     return torch.where(odds > limit, beyond(odds, limit), -nats(-plain))
 
 
@@ -54,17 +56,13 @@ def lost(logits: Tensor, classes: Tensor) -> Tensor:
     For losses on probabilities, whose gradient is zero there.
     """
     limit = _rounds_to_one(logits)
-    away_from = F.cross_entropy(_wide(logits), classes, reduction="none")
+    away_from = F.cross_entropy(wide(logits), classes, reduction="none")
     return torch.where(away_from > limit, beyond(away_from, limit), 0)
 
 
 def beyond(values: Tensor, limit: float) -> Tensor:
     """``16 log(v / limit)`` for ``v > limit``, of slope ``16 / v``; elsewhere 0, without a gradient."""
     return USUAL * (torch.where(values > limit, values, limit) / limit).log()
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _rounds_to_one(logits: Tensor) -> float:
@@ -109,7 +107,7 @@ def bounded(logits: Tensor, most: float = 14.0) -> Tensor:
 
 def _spread(logits: Tensor) -> Tensor:
     """``[B]``: the largest minus the smallest logit, without those beyond a gap a hundred times that before it."""
-    ordered = _wide(logits.detach()).sort(1, descending=True).values
+    ordered = wide(logits.detach()).sort(1, descending=True).values
     behind = ordered[:, :1] - ordered[:, 1:]
     jump = (behind[:, :-1] > FAINT) & (behind[:, 1:] > HUGE) & (behind[:, 1:] > 100 * behind[:, :-1])
     # The last class before the first jump.

@@ -9,10 +9,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ..autograd.hidden import refuse_hidden
 from ..autograd.layers import hooks, submodule
 from ..door import answer
 from ..errors import UnsupportedModelError
+from ..hidden import refuse_hidden
 from ..random_streams import derive
 
 

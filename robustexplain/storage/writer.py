@@ -9,8 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from ..autograd.hidden import refuse_hidden
 from ..errors import InputError
+from ..hidden import refuse_hidden
 from ..models.rebuilding import describe
 from ..registry import DETECTORS, INTERPRETERS, PARTS, Registry
 

@@ -32,7 +32,7 @@ Call = Callable[..., tuple[int, str]]
 def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
     """The command; its exit status and what it wrote to standard error."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(DEBUG, raising=False)
+    monkeypatch.setenv(DEBUG, "")  # noted as unset, whatever a test leaves behind
 
     def called(*words: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["robustexplain", *map(str, words)])

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ...autograd.blanking import blanked, covers, outputs_seen, probe, transforms_left_out
-from ...autograd.hidden import refuse_hidden
 from ...autograd.kept import Kept
 from ...checks import Kind
 from ...door import answer
 from ...errors import UnsupportedModelError
 from ...fields import Fraction
+from ...hidden import refuse_hidden
 from ...maps import positive
 from ...registry import INTERPRETERS
 from ..base import Explanation, Interpreter, explained_class, pick, requiring_grad
@@ -191,7 +191,7 @@ def _covered(model: nn.Module, x: Tensor, grid: Grid, patches_are_read: bool) ->
             last[:] = [output]
 
     with Attentions(identity), outputs_seen(model, keep), transforms_left_out(model):
-        logits = answer(model, blanked(probe(x)))
+        logits = answer(model, blanked(probe(x)), finite=False)
     if not last:
         return False
     tokens = (last[0][1:] - last[0][:1]).abs().amax(2)

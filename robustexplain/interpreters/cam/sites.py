@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ...autograd import layers
 from ...autograd.blanking import Blanked, Change, outputs_seen, probe, transforms_left_out
-from ...autograd.hidden import refuse_hidden
 from ...door import answer
 from ...errors import UnsupportedModelError
+from ...hidden import refuse_hidden
 from .token_grid import Grid, fitting_grid, token_grid, token_layer
 
 Layout = Literal["channels first", "channels last", "tokens"]
@@ -130,7 +130,7 @@ def _named(model: nn.Module, x: Tensor, name: str) -> Site:
 @torch.no_grad()
 def _output(model: nn.Module, x: Tensor, name: str) -> Tensor:
     with layers.captured(model, [name]) as outputs:
-        answer(model, probe(x))
+        answer(model, probe(x), finite=False)
     if name not in outputs:
         raise UnsupportedModelError(f"layer {name!r} does not run in a forward pass: Grad-CAM needs one that does")
     return outputs[name]
@@ -184,7 +184,7 @@ def _on_the_way(model: nn.Module, x: Tensor, site: Site) -> bool:
         return cut[-1].clone()
 
     with outputs_seen(model, keep), transforms_left_out(model):
-        logits = answer(model, image)
+        logits = answer(model, image, finite=False)
     if not cut or not logits.requires_grad:
         return False
     found: Sequence[Tensor | None] = torch.autograd.grad(_mixed(logits), [image, cut[-1]], allow_unused=True)

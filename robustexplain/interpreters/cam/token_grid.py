@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...autograd import layers
-from ...autograd.hidden import refuse_hidden
 from ...autograd.second_derivatives import attention
 from ...door import answer
 from ...errors import UnsupportedModelError
+from ...hidden import refuse_hidden
 
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 # Class token, distillation token, registers: models in use have up to five before their patches; prompts add more.
@@ -63,23 +63,13 @@ class Attentions(TorchFunctionMode):
             self.others(weights.shape)
         return weights
 
-    def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Tensor:
         """``softmax(q k^T * scale + mask) v``, from its definition."""
-        weights, mixed = attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+        weights, mixed = attention(query, key, value, *args, **options)
         used = self._pass_on(weights)
         if used is weights:
             return mixed
-        groups = query.shape[-3] // value.shape[-3] if enable_gqa else 1
+        groups = query.shape[-3] // value.shape[-3] if options.get("enable_gqa") else 1
         return used @ value.repeat_interleave(groups, -3)
 
     def _multi_head(

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ...autograd import layers
-from ...autograd.hidden import refuse_hidden
 from ...autograd.hooks import copy_with_shared_weights
 from ...checks import Kind
 from ...door import answer
 from ...errors import FieldError, InputError, UnknownNameError, UnsupportedModelError
 from ...fields import Fraction
+from ...hidden import refuse_hidden
 from ...random_streams import Streams, global_state
 from ...registry import INTERPRETERS
 from ..base import Channels, Explanation, Interpreter, explained_class, pick, reduce_channels

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from ... import checks
 from ...autograd import layers
-from ...autograd.hidden import refuse_hidden
 from ...autograd.second_derivatives import named_derivatives, twice_differentiable
 from ...door import admit
 from ...errors import InputError
 from ...fields import Count, NonNegative, Positive, check_fields
+from ...hidden import refuse_hidden
 from ..base import explained_class
 from ..reference import Reference
 from .hessian import (

@@ -63,10 +63,10 @@ class SHAPTabular(Interpreter):
         check_shap(self)
 
     def _check(self, x: Tensor) -> None:
-        rows_of(self.background, x, type(self).__name__)
+        self.background.like(x)
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        rows = rows_of(self.background, x, type(self).__name__)
+        rows = rows_of(self.background)
         logits = answer(self.model, x)
         classes, x = explained_class(logits, target).tolist(), x.detach()
         seeds = Streams.of(x, self.seed, "shap-tabular").integers(2**31).tolist()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..errors import UnsupportedModelError
+from .errors import UnsupportedModelError
 
 _COMPILED = "was compiled by torch.compile"
 _WRAPPERS = {

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from robustexplain import interpreters, sanity
 from robustexplain.attacks import ADV2, PGD
-from robustexplain.autograd.hidden import hidden, refuse_hidden
 from robustexplain.autograd.input_shift import compensated
 from robustexplain.defenses import BetaSmoothing
 from robustexplain.errors import InputError, UnsupportedModelError
+from robustexplain.hidden import hidden, refuse_hidden
 from robustexplain.interpreters import (
     CAM,
     LRP,
