@@ -62,9 +62,13 @@ def over_seeds_difference(values: Tensor, resamples: int = 2000, seed: int = 0) 
     if not np.nan_to_num(array).any():
         return Difference(found.value, found.low, found.high, found.count, 1.0)
     drawn = drawn_means(array, resamples, seed)
+    return Difference(found.value, found.low, found.high, found.count, inverted(drawn))
+
+
+def inverted(drawn: np.ndarray) -> float:
+    """The two-sided p-value that inverts a bootstrap's drawn differences (Efron and Tibshirani 1993, section 15.4)."""
     other = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    p = min(1.0, 2 * (1 + other) / (1 + len(drawn)))
-    return Difference(found.value, found.low, found.high, found.count, p)
+    return min(1.0, 2 * (1 + other) / (1 + len(drawn)))
 
 
 def paired_shares(values: Tensor, reference: Tensor) -> Difference:

@@ -16,6 +16,7 @@ from .fingerprint import fingerprint
 from .origins import Origins
 from .probing import ITERATES, Probes
 from .store import RunFolder
+from .sweeps import sweeps
 
 Flag = dict[str, str]
 """``name`` and ``reason``."""
@@ -67,6 +68,7 @@ class Audit:
         if not column.facts.control:
             found += [*self._search(column, arrays), *self._undefended(row, column), *self._random(row, column, arrays)]
             found += [*self._transfer(row, column, arrays), *self._stronger(row, column, arrays)]
+            found += self._smaller(row, column, arrays)
         return found
 
     def _system(self, row: Row) -> Iterator[Flag]:
@@ -188,6 +190,23 @@ class Audit:
             alike = other.label != column.label and (other.goal_map, other.source) == (column.goal_map, column.source)
             if alike and fingerprint(other.attack) == fingerprint(column.attack):
                 yield other
+
+    def _smaller(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> Iterator[Flag]:
+        """The same attack in another column that does better with a smaller eps, or with fewer steps."""
+        for sweep in sweeps(self.experiment.columns):
+            labels = [other.label for other in sweep.columns]
+            for other in labels[: labels.index(column.label)] if column.label in labels else ():
+                if self.folder.done(row.label, other) is None:
+                    continue
+                theirs, mine = self.folder.arrays(row.label, other)["joint"], arrays["joint"]
+                more, fewer = int((theirs > mine).sum()), int((theirs < mine).sum())
+                lost, less = (more - fewer) / len(mine), {"eps": "a smaller eps", "steps": "fewer steps"}[sweep.setting]
+                if lost > self.settings.eps_loss and mcnemar(more, fewer) < self.settings.significance:
+                    yield flag(
+                        "not-monotone",
+                        f"{other!r}, the same attack with {less}, wins {float(theirs.mean()):.2f} and this one "
+                        f"{float(mine.mean()):.2f}: the search fails where more is allowed",
+                    )
 
     def _watched(self, row: Row) -> bool:
         known = self.folder.calibrated(row.label)

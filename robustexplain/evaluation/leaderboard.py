@@ -13,9 +13,9 @@ from .. import files
 from ..errors import InputError
 from ..recipe.experiment import Recipe
 from .comparing import Side
+from .ranking import WorstCase, ranking
 from .results import Results
 from .store import REPORT, RunFolder
-from .worst import WorstCase, ranking, seeds_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class Entry:
     @property
     def seeds(self) -> str:
         """Which seeds it was run with."""
-        count, seed = seeds_of(self.results), self.results.run["seed"]
+        count, seed = self.results.seeds, self.results.run["seed"]
         return str(seed) if count == 1 else f"{count}, from {seed}"
 
     def report(self, page: Path) -> str | None:
@@ -112,10 +112,10 @@ def entries(folder: RunFolder) -> list[Entry]:
     side = Side.read(folder)
     results, way = side.results, protocol(side.results)
     made = []
-    for label, case in ranking(results, side.arrays, side.doubts).cases.items():
+    for label, case in ranking(results, side.seeds[0], side.doubts).cases.items():
         own = {where: why for where, why in side.doubts.items() if where[0] == label}
         reasons = tuple(dict.fromkeys([*case.doubted, *(r for why in own.values() for r in why)]))
-        total = sum(where[0] == label for where in side.arrays)
+        total = sum(where[0] == label for where in side.seeds[0])
         made.append(Entry(case, results, folder, label, (len(own), total), reasons, way))
     return made
 

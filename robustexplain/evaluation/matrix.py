@@ -28,7 +28,6 @@ from .growing import claim
 from .judged import Chosen, Chunk, Pool, choose, chunks
 from .machine import machine
 from .origins import Origins
-from .over_columns import write_worst
 from .own_data import adversarys_own
 from .prepared import Builder, Prepared, prepare
 from .probing import ITERATES, KIND, Probes, iterates, over, probe, some, stronger
@@ -36,6 +35,7 @@ from .seeds import OverSeeds, again
 from .shards import ChunkFailedError, Shards
 from .store import RunFolder
 from .summaries import PICTURES, Summaries
+from .worst import write_worst
 
 
 def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
@@ -108,7 +108,7 @@ def sum_up(experiment: Experiment, folder: RunFolder) -> None:
     """What stands on several cells: the seeds of each, and the worst case of each row."""
     OverSeeds(experiment, folder, Summaries(experiment, folder, Origins(experiment))).write()
     write_flags(experiment, folder)
-    write_worst(experiment, folder, "joint_correct" if experiment.evaluation.only_correct else "joint")
+    write_worst(experiment, folder)
 
 
 def finished(experiment: Experiment, folder: RunFolder) -> bool:

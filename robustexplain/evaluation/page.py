@@ -18,6 +18,7 @@ from . import drawings
 from .audit_page import Audited
 from .doubts import Doubts
 from .glossary import DOCS, Term, glossary
+from .ranking import Arrays, Ranking
 from .results import Results
 from .store import RunFolder
 from .strips import Pictures, Strip, class_name, shown, strips
@@ -25,7 +26,6 @@ from .sweeps import Sweep, sweeps
 from .tones import Look, look
 from .verdict import verdict
 from .words import Words
-from .worst import Arrays, Ranking, headline
 
 CALIBRATED_ON = {
     "test": "the test part beyond the judged ones",
@@ -82,11 +82,6 @@ class Page:
     ranked: Ranking
     audits: list[Audited]
 
-    @cached_property
-    def headline(self) -> str:
-        """The measure of the matrix."""
-        return headline(self.results)
-
     @property
     def sentences(self) -> list[str]:
         """The first paragraph."""
@@ -132,7 +127,7 @@ class Page:
         found = self.results
         hidden = {f"{name}_correct" for name in ("joint", "success") if not found.differs(f"{name}_correct", name)}
         kept = {n: words for n, words in found.words.items() if found.has(n) and n not in hidden}
-        return {n: w for n, w in kept.items() if n != headline(found) or len(kept) == 1}
+        return {n: w for n, w in kept.items() if n != found.main or len(kept) == 1}
 
     @property
     def charts(self) -> list[tuple[str, Markup]]:
@@ -144,7 +139,7 @@ class Page:
         for row in self.rows:
             points, hollow = [], []
             for place, column in zip(sweep.values, sweep.columns, strict=True):
-                e = self.results.measure(row.label, column.label, self.headline)
+                e = self.results.measure(row.label, column.label, self.results.main)
                 if e is not None:
                     points.append((place, e["value"], e["low"], e["high"]))
                     hollow.append((row.label, column.label) in self.doubts)
@@ -185,7 +180,7 @@ class Page:
             key=self.key(row, column),
             row=row.label,
             column=column.label,
-            look=self.look(row.label, column.label, self.headline),
+            look=self.look(row.label, column.label, self.results.main),
             facts=tuple((title, one) for title, one in facts if one.estimate is not None),
             drawn=() if column.facts.clean else self._drawn(row, arrays),
             strips=tuple(strips(arrays, count, self.pictures, run.get("features", []), run.get("classes", []))),

@@ -13,12 +13,13 @@ from . import audit_page, exports
 from .audit_page import write_audits
 from .doubts import Doubts, doubts
 from .drawings import interval
-from .notes import general, of_cells
+from .notes import notes
 from .page import Page, embedded
+from .ranking import Ranking, arrays_of, ranking
 from .results import Results
 from .store import LABEL, MATRIX, REPORT, RunFolder
 from .verdict import written
-from .worst import Ranking, arrays_of, headline, ranking
+from .worst import WORST
 
 PICTURE = "matrix.png"
 FIGURE = "matrix"
@@ -70,17 +71,17 @@ def matrix_figure(results: Results, ranked: Ranking, found: Doubts) -> Any:
             values[i, 0], texts[i][0] = case.share.value, f"{e.value:.2f}\n[{e.low:.2f}, {e.high:.2f}]"
             doubted[i, 0] = bool(case.doubted)
         for j, column in enumerate(columns, 1):
-            known = results.measure(row, column.label, headline(results))
+            known = results.measure(row, column.label, results.main)
             cell = results.cells[row, column.label]
             texts[i][j] = "failed" if cell and cell["status"] != "done" else "-"
             doubted[i, j] = (row, column.label) in found
             if known:
                 values[i, j] = known["value"]
                 texts[i][j] = f"{known['value']:.2f}\n[{known['low']:.2f}, {known['high']:.2f}]"
-    heads = ["worst case", *(f"{c.label}\n{c.facts.settings}".strip() for c in columns)]
+    heads = [WORST, *(f"{c.label}\n{c.facts.settings}".strip() for c in columns)]
     lying = np.array([results.experiment.manipulated(results.experiment.row(row)) for row in rows], dtype=bool)
     plain = lying[:, None] | np.array([False, *(c.facts.control for c in columns)])
-    return plots.matrix_figure(rows, heads, values, texts, results.words[headline(results)].good, doubted, plain)
+    return plots.matrix_figure(rows, heads, values, texts, results.words[results.main].good, doubted, plain)
 
 
 def html(page: Page) -> str:
@@ -96,14 +97,13 @@ def html(page: Page) -> str:
         recipe=results.experiment,
         run=results.run,
         results=results,
-        main=results.words[headline(results)],
+        main=results.words[results.main],
         opened=page.opened,  # before its pictures are written
         sanity=embedded(drawn.read_bytes()) if drawn.is_file() else None,
         sanity_page=SANITY_PAGE if (folder.root / SANITY_PAGE).is_file() else None,
         curves=_learning_curves(results, folder),
         audits_page=audit_page.PAGE if page.audits else None,
-        notes=general(results),
-        warnings=of_cells(results),
+        notes=notes(results),
         plausible=results.experiment.evaluation.plausible,
         explaining=any(column.facts.keeps_prediction for column in results.experiment.columns),
         words=audit_page.FIGURES,
@@ -146,7 +146,7 @@ def print_matrix(results: Results, ranked: Ranking, doubted: Doubts) -> None:
 
     shown = Table(title=f"{results.experiment.name}: joint success, {results.judged} {results.things}")
     shown.add_column("")
-    shown.add_column("worst case", justify="right")
+    shown.add_column(WORST, justify="right")
     for column in results.experiment.columns:
         shown.add_column(column.label, justify="right")
     for row in [*ranked.cases, *(r.label for r in results.experiment.rows if r.label not in ranked.cases)]:
@@ -154,7 +154,7 @@ def print_matrix(results: Results, ranked: Ranking, doubted: Doubts) -> None:
         worst = "-" if case is None or case.share.value is None else f"{case.share.value:.2f}{'?' * bool(case.doubted)}"
         cells = []
         for column in results.experiment.columns:
-            e = results.measure(row, column.label, headline(results))
+            e = results.measure(row, column.label, results.main)
             cells.append("-" if e is None else f"{e['value']:.2f}{'?' * ((row, column.label) in doubted)}")
         shown.add_row(row, worst, *cells)
     # Labels are the user's text, not rich's markup.

@@ -7,9 +7,10 @@ from typing import Any
 
 from .audit_page import FIGURES, Audited
 from .doubts import Doubts, names
+from .ranking import CHANCE, Ranking, WorstCase
 from .results import Results
 from .statistics import Estimate
-from .worst import CHANCE, Ranking, WorstCase, attackers, seeds_of
+from .worst import attackers
 
 MOST = 3
 """How many reasons, or labels, a sentence holds."""
@@ -20,14 +21,14 @@ OPEN = 0.9
 def verdict(results: Results, ranked: Ranking, doubts: Doubts, audits: list[Audited]) -> list[str]:
     """The sentences: what owners hide, which defense held best, whether beyond chance, its price, what is in doubt."""
     found = [hidden(audited) for audited in audits]
-    if not attackers(results):
+    if not attackers(results.experiment):
         return [*found, "No attacker on inputs stands in this run."]
     if not ranked.cases:
         none = "No cell of a row with an honest owner is done: nothing can be said of defenses."
         return found or [none]
     found += _held(results, ranked)
     if ranked.best is not None:
-        found += [_compared(ranked, ranked.best), *_helped(_defended(results, ranked), ranked.best)]
+        found += [_compared(ranked), *_helped(_defended(results, ranked), ranked.best)]
         found += _price(results, ranked.best)
     return [line for line in (*found, *_tempting(ranked), _seeds(results), *_in_doubt(results, doubts)) if line]
 
@@ -46,7 +47,7 @@ def hidden(audited: Audited) -> str:
 
 
 def _held(results: Results, ranked: Ranking) -> list[str]:
-    things, count = results.things, len(attackers(results))
+    things, count = results.things, len(attackers(results.experiment))
     tried = "the one attacker" if count == 1 else f"at least one of {count} attackers"
     defended = _defended(results, ranked)
     if not defended:
@@ -75,7 +76,7 @@ def _held(results: Results, ranked: Ranking) -> list[str]:
     )
     if case.better:
         chance = "which is beyond chance"
-    elif case.p < CHANCE:
+    elif case.worse:
         chance = "which is beyond chance: the defense makes it worse"
     else:
         chance = "which chance alone may explain"
@@ -92,7 +93,7 @@ def _helped(defended: list[WorstCase], best: str) -> list[str]:
     """The other defenses that are better, or worse, than what they stand on."""
     others = [case for case in defended if case.row != best and not case.doubted]
     better = [case.row for case in others if case.better]
-    worse = [c.row for c in others if c.p is not None and c.p < CHANCE and not c.better]
+    worse = [case.row for case in others if case.worse]
     lines = []
     if better:
         lines.append(f"Beyond chance better than the undefended row that they stand on: {named(better)}.")
@@ -110,11 +111,10 @@ def _weak(root: WorstCase | None) -> list[str]:
     ]
 
 
-def _compared(ranked: Ranking, best: str) -> str:
+def _compared(ranked: Ranking) -> str:
     """The best defended row against the others."""
-    value = ranked.cases[best].share.value or 0.0
-    worse = [o for o, p in ranked.against.items() if p < CHANCE and (ranked.cases[o].share.value or 0.0) > value]
-    same = [o for o, p in ranked.against.items() if p >= CHANCE and o not in worse]
+    worse = [other for other, (gap, p) in ranked.against.items() if p < CHANCE and (gap.value or 0.0) < 0]
+    same = [other for other, (_, p) in ranked.against.items() if p >= CHANCE]
     lines = []
     if worse:
         lines.append(f"It lost fewer than {named(worse)}, beyond chance.")
@@ -154,8 +154,8 @@ def _tempting(ranked: Ranking) -> list[str]:
 
 
 def _seeds(results: Results) -> str:
-    if seeds_of(results) > 1:
-        return f"Everything was trained {seeds_of(results)} times: intervals cover seeds and {results.things}."
+    if results.seeds > 1:
+        return f"Everything was trained {results.seeds} times: intervals cover seeds and {results.things}."
     trained = any(results.experiment.row(row.label).derived for row in results.experiment.rows)
     one = "One seed was run: intervals are over {things} and do not cover another training."
     return one.format(things=results.things) if trained else ""

@@ -88,7 +88,7 @@ def test_every_cell_of_a_manipulated_row_is_held_against_the_honest_system(
     assert lying["measures"]["l1"]["value"] == 0
     assert "l1_honest" in defended["measures"]
     results = Results.read(folder)
-    assert results.main == "l1_honest"  # not joint success: on clean inputs that is the classifier's error
+    assert "What the owners hide" in (folder.root / "report.html").read_text()
     assert results.audits["lying"]["looks"]
     maps = folder.arrays("lying", "clean")["map"], folder.arrays("cam", "clean")["map"]
     assert not torch.equal(*maps)

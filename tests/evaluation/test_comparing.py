@@ -17,8 +17,8 @@ from robustexplain.cli import app
 from robustexplain.errors import InputError
 from robustexplain.evaluation import RunFolder, evaluate
 from robustexplain.evaluation.comparing import Side, compare, unpaired
-from robustexplain.evaluation.exports import WORST
 from robustexplain.evaluation.leaderboard import boards
+from robustexplain.evaluation.worst import WORST
 from robustexplain.interpreters import CAM, Gradient
 from robustexplain.models import Classifier
 from robustexplain.recipe.experiment import Column, Evaluation
@@ -34,7 +34,7 @@ def side(columns: list[Column] = COLUMNS, data: str = "same", **won: range) -> S
     arrays: dict[tuple[str, str], dict[str, Tensor]] = {
         (r.label, c.label): wins(*(won.get(r.label, range(0)) if c.label == "a" else ())) for r in ROWS for c in columns
     }
-    return Side(results_of(ROWS, columns, arrays, {"data": data}), arrays, {})
+    return Side(results_of(ROWS, columns, arrays, {"data": data}), {0: arrays}, {})
 
 
 def test_a_change_is_one_that_the_corrected_paired_test_says() -> None:

@@ -20,6 +20,7 @@ from robustexplain.errors import InputError, RobustExplainWarning
 from robustexplain.evaluation import Evaluation, Results, RunFolder, evaluate, run
 from robustexplain.recipe import read
 from robustexplain.recipe.auditing import Auditing
+from robustexplain.recipe.plausible import Plausible
 from robustexplain.transforms import UniformNoise
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
@@ -176,6 +177,30 @@ def test_an_attack_that_wins_and_does_not_return_it(tmp_path: Path) -> None:
     found = flags_of(gradient(net), tmp_path / "fake", Forgets(**settings), full)
     assert "for 16 of 16 an iterate won and was not returned" in found["silent-success"]
     assert flags_of(gradient(net), tmp_path / "honest", attacks.PGD(**settings), full) == {}
+
+
+@dataclass(frozen=True)
+class Shy(attacks.PGD):
+    """Gives up where it may go far."""
+
+    def __call__(self, system: rx.System, x: Tensor, *others: Any, **named: Any) -> attacks.Attacked:
+        made = super().__call__(system, x, *others, **named)
+        return made if self.eps <= 0.5 else replace(made, x=x, success=torch.zeros_like(made.success))
+
+
+def test_an_attack_that_wins_less_with_a_larger_eps(tmp_path: Path) -> None:
+    columns = {f"eps {eps}": Shy(eps=eps, steps=25, step_size=0.1) for eps in (0.4, 0.5, 0.6)}
+    settings = Evaluation(batch_size=12, targeted=False, calibration=24, harmless=(UniformNoise(0.02),), bootstrap=50)
+    model = net().requires_grad_(False)
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RobustExplainWarning)
+        systems, data = {"mine": rx.System(model, interpreters.Gradient(model))}, (X, model(X).argmax(1))
+        results = evaluate(
+            systems, columns, data, out=tmp_path, evaluation=replace(settings, plausible=Plausible(iou=0.0))
+        )
+    names = [[flag["name"] for flag in results.flags("mine", label)] for label in columns]
+    assert ["not-monotone" in some for some in names] == [False, False, True]
 
 
 def test_a_full_audit_finds_that_twice_the_steps_and_eps_win_more(tmp_path: Path) -> None:

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from robustexplain.evaluation import exports
-from robustexplain.evaluation.doubts import doubts
+from robustexplain.evaluation.doubts import NOT_AUDITED, doubts
 from robustexplain.evaluation.drawings import roc_points
+from robustexplain.evaluation.ranking import ranking
 from robustexplain.evaluation.report import html, matrix_figure
 from robustexplain.evaluation.strips import SIDE, encoded
 from robustexplain.evaluation.sweeps import sweeps
 from robustexplain.evaluation.tones import look, tone
 from robustexplain.evaluation.verdict import verdict
-from robustexplain.evaluation.worst import any_won, ranking
+from robustexplain.evaluation.worst import any_won
 from robustexplain.recipe.experiment import AttackFacts, Column
 
 from .made_up import column, page_of, results_of, row, wins
@@ -52,7 +53,7 @@ def said(arrays: dict[tuple[str, str], dict[str, Tensor]], **flags: Any) -> str:
 def test_the_worst_case_is_taken_sample_by_sample_over_all_that_attack() -> None:
     arrays = arrays_of(plain_mild=[0, 1], plain_strong=[1, 2], plain_clean=[7, 8, 9])
     case = ranking(results_of(ROWS, COLUMNS, arrays), arrays, {}).cases["plain"]
-    assert case.values.nonzero()[:, 0].tolist() == [0, 1, 2]
+    assert case.worst.several[0]["worst"].nonzero()[:, 0].tolist() == [0, 1, 2]
     assert case.share.count == 40
     undefined = any_won([torch.tensor([torch.nan, torch.nan, 1.0]), torch.tensor([torch.nan, 0.0, torch.nan])])
     torch.testing.assert_close(undefined, torch.tensor([torch.nan, 0.0, 1.0]).double(), equal_nan=True)
@@ -109,26 +110,22 @@ def test_a_row_with_a_missing_attacker_is_in_doubt() -> None:
     assert cases["veil"].doubted == ()
 
 
-def test_doubts_come_from_the_audit_and_from_what_figures_say_of_each_other() -> None:
-    arrays = arrays_of(plain_mild=range(30), plain_strong=[0], shield_strong=[0])
-    arrays["shield", "mild"]["stalled"] = torch.ones(40)
-    results = results_of(ROWS, COLUMNS, arrays)
-    cell = results.cells["veil", "strong"]
-    assert cell is not None
-    cell["flags"] = [{"name": "planted", "reason": "attack not proven"}]
-    found = doubts(results)
-    assert set(found) == {("plain", "strong"), ("shield", "mild"), ("veil", "strong")}
-    assert found["veil", "strong"] == ["attack not proven"]
-    assert "an attacker who knows less does better" in found["plain", "strong"][0]
+def test_doubts_are_the_audit_s_and_a_cell_that_it_has_not_seen_is_in_doubt() -> None:
+    results = results_of(ROWS, COLUMNS, arrays_of())
+    flagged, unseen = results.cells["veil", "strong"], results.cells["veil", "mild"]
+    assert flagged is not None
+    assert unseen is not None
+    flagged["flags"] = [{"name": "planted", "reason": "attack not proven"}] * 2
+    del unseen["flags"]
+    assert doubts(results) == {("veil", "strong"): ["attack not proven"], ("veil", "mild"): [NOT_AUDITED]}
 
 
-def test_an_attack_that_wins_less_with_a_larger_eps_is_in_doubt_and_is_drawn_as_a_curve(tmp_path: Path) -> None:
+def test_columns_that_differ_in_eps_alone_are_drawn_as_a_curve_hollow_where_in_doubt(tmp_path: Path) -> None:
     columns = [column("a", eps=0.1, family="x"), column("b", eps=0.2, family="x"), column("c", eps=0.2, family="y")]
     arrays = {("plain", "a"): wins(*range(30)), ("plain", "b"): wins(0), ("plain", "c"): wins(0)}
     results = results_of(ROWS[:1], columns, arrays)
     assert [[c.label for c in sweep.columns] for sweep in sweeps(columns)] == [["a", "b"]]
-    assert set(doubts(results)) == {("plain", "b")}
-    ((_, chart),) = page_of(results, arrays, tmp_path).charts
+    ((_, chart),) = page_of(results, arrays, tmp_path, {("plain", "b"): ["not monotone"]}).charts
     assert chart.count('class="hollow') == 1
     assert chart.count('class="dot') == 1
 

@@ -11,9 +11,9 @@ import torch
 
 from robustexplain.errors import InputError, RobustExplainWarning
 from robustexplain.evaluation import Results, RunFolder, run
-from robustexplain.evaluation.over_columns import WORST
 from robustexplain.evaluation.seeds import again, stacked
 from robustexplain.evaluation.statistics import over_seeds, share, shares_over_seeds
+from robustexplain.evaluation.worst import WORST
 from robustexplain.random_streams import derive
 from robustexplain.recipe import check, read
 from robustexplain.recipe.experiment import Recipe
@@ -118,9 +118,9 @@ def test_the_worst_case_counts_a_sample_that_any_attacker_won(
         for f in map(folder.repeat, range(3)):
             pgd, moved = (f.arrays(row, column)["joint_correct"] for column in ("pgd", "ghorbani-topk"))
             each.append(float(torch.maximum(pgd, moved).mean()))
-        assert known["measures"]["worst"]["each"] == pytest.approx(each)
-        assert known["missing"] == []
-    against = results.worst["beta-smoothing (gradient)"]["against_undefended"]["worst"]
+        assert known.each == pytest.approx(each)
+        assert known.missing == ()
+    against = results.worst["beta-smoothing (gradient)"].against["worst"]
     assert {"value", "low", "high", "p"} <= against.keys()
     with (folder.root / "matrix.csv").open() as file:
         lines = [line for line in csv.DictReader(file) if line["column"] == WORST]
