@@ -20,7 +20,7 @@ from .doubts import Doubts, doubts
 from .ranking import CHANCE, Arrays, WorstCase, worst_case
 from .results import Results
 from .seeds import repeats, stacked
-from .statistics import defined, drawn_means, measured, resampled_means
+from .statistics import UNBOUNDED, UNIT, defined, drawn_means, measured, resampled_means
 from .store import RunFolder
 from .summaries import SHARES
 from .worst import WORST, attackers, cells_of
@@ -177,23 +177,26 @@ def _change(
     paired = same_data and all(torch.equal(a["sample"], b["sample"]) for a, b in zip(before, after, strict=True))
     means = [float(torch.stack([v["value"].nanmean() for v in side]).nanmean()) for side in (before, after)]
     if len(common) > 1:
-        found = _of_seeds(after, before, paired)
+        found = _of_seeds(after, before, paired, UNIT if binary else UNBOUNDED)
     else:
         a, b = (side[0]["value"] for side in (after, before))
         found = difference(a, b, binary) if paired else unpaired(a, b, binary)
     return Change(*where, means[0], means[1], found, paired, remade, doubted, len(common))
 
 
-def _of_seeds(after: Sequence[dict[str, Tensor]], before: Sequence[dict[str, Tensor]], paired: bool) -> Difference:
+def _of_seeds(
+    after: Sequence[dict[str, Tensor]], before: Sequence[dict[str, Tensor]], paired: bool, bounds: tuple[float, float]
+) -> Difference:
     """Over seeds and samples: of the same samples seed by seed, else by a bootstrap of each side."""
     if paired:
         gaps = [{**a, "value": a["value"] - b["value"]} for a, b in zip(after, before, strict=True)]
-        return over_seeds_difference(stacked(gaps, "value"))
+        return over_seeds_difference(stacked(gaps, "value"), bounds=bounds)
     arrays = [measured(stacked(side, "value")) for side in (after, before)]
     if not all(array.size for array in arrays):
         return Difference(None, None, None, 0, None)
     drawn = drawn_means(arrays[0], 2000, derive(0, "a")) - drawn_means(arrays[1], 2000, derive(0, "b"))
-    low, high = (float(end) for end in np.quantile(drawn, [0.025, 0.975]))
+    width = bounds[1] - bounds[0]
+    low, high = (float(end) for end in np.quantile(drawn, [0.025, 0.975]).clip(-width, width))
     gap = float(np.nanmean(arrays[0], 1).mean() - np.nanmean(arrays[1], 1).mean())
     return Difference(gap, low, high, arrays[0].shape[1], inverted(drawn))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..random_streams import derive
-from .statistics import Estimate, Z, bootstrap, defined, drawn_means, ends, measured, over_seeds, share
+from .statistics import UNBOUNDED, Estimate, Z, bootstrap, defined, drawn_means, ends, measured, over_seeds, share
 
 EXACT = 16
 """Up to so many samples that differ, a sign-flip test goes through all flips."""
@@ -50,13 +50,17 @@ def difference(values: Tensor, reference: Tensor, binary: bool, resamples: int =
     return paired_shares(values, reference) if exact else paired(values, reference, resamples, seed)
 
 
-def over_seeds_difference(values: Tensor, resamples: int = 2000, seed: int = 0) -> Difference:
+def over_seeds_difference(
+    values: Tensor, resamples: int = 2000, seed: int = 0, bounds: tuple[float, float] = UNBOUNDED
+) -> Difference:
     """The mean of paired differences ``[S, N]`` over seeds and samples, its two-stage interval and p-value.
 
     The p-value inverts that bootstrap: twice the share of drawn means on the other side of zero (Efron and Tibshirani
-    1993, section 15.4), the seen mean counted among them.
+    1993, section 15.4), the seen mean counted among them. ``bounds`` are those of the measure itself, of which two
+    values differ by the width between them at most.
     """
-    found, array = over_seeds(values, resamples, seed), measured(values)
+    width = bounds[1] - bounds[0]
+    found, array = over_seeds(values, resamples, seed, (-width, width)), measured(values)
     if found.value is None:
         return Difference(None, None, None, 0, None)
     if not np.nan_to_num(array).any():

@@ -13,7 +13,7 @@ from .calibration import Calibration
 from .differences import difference
 from .fingerprint import fingerprint
 from .origins import Origins
-from .statistics import estimate, separation
+from .statistics import UNBOUNDED, UNIT, estimate, separation
 from .store import RunFolder
 
 PICTURES = ("x", "attacked_x", "map", "attacked_map", "goal_map")
@@ -23,6 +23,9 @@ SHARES = (
     *("alarm", "zero_direction", "stalled", "surrogate_misled"),
 )
 """Measures of 0 and 1, whose intervals are exact, besides the metrics that say that they are."""
+
+FRACTIONS = ("confidence",)
+"""Measures between 0 and 1 that are not shares."""
 
 
 class Summaries:
@@ -128,6 +131,17 @@ class Summaries:
     def binary(self, name: str) -> bool:
         """Whether a measure is 0 or 1, where no draws are averaged."""
         return name in SHARES or name.endswith("_nearer") or getattr(self.experiment.metrics.get(name), "binary", False)
+
+    def bounds(self, name: str) -> tuple[float, float]:
+        """The smallest and the largest value that a sample's measure can have."""
+        if name == "distance":
+            return self.experiment.evaluation.plausible.metric.bounds
+        if self.binary(name) or name in FRACTIONS or self.binary(name.removesuffix("_mean")):
+            return UNIT
+        if name == "queries":
+            return (0.0, float("inf"))
+        owners = [metric for metric in self.experiment.metrics if name == metric or name.startswith(f"{metric}_")]
+        return self.experiment.metrics[max(owners, key=len)].bounds if owners else UNBOUNDED
 
     def _separations(self, row: Row, arrays: dict[str, Tensor]) -> list[dict[str, Any] | None]:
         """How well the distances of attacked maps are told from those that each kind of harmless change makes."""

@@ -17,7 +17,7 @@ from ..recipe.experiment import Column, Experiment, Row
 from .differences import Difference, difference, over_seeds_difference
 from .mending import damaged_cell
 from .seeds import over_all, repeats, stacked
-from .statistics import Estimate, share
+from .statistics import UNIT, Estimate, share
 from .store import RunFolder
 
 WORST = "worst case"
@@ -114,7 +114,7 @@ def compared(experiment: Experiment, mine: Worst, other: Worst) -> dict[str, Dif
     found = {}
     for name in names:
         gaps = [{"sample": a["sample"], name: a[name] - b[name]} for a, b in pairs]
-        found[name] = over_seeds_difference(stacked(gaps, name), resamples, seed)
+        found[name] = over_seeds_difference(stacked(gaps, name), resamples, seed, UNIT)
     return found
 
 
