@@ -177,7 +177,7 @@ def _change(
     paired = same_data and all(torch.equal(a["sample"], b["sample"]) for a, b in zip(before, after, strict=True))
     means = [float(torch.stack([v["value"].nanmean() for v in side]).nanmean()) for side in (before, after)]
     if len(common) > 1:
-        found = _of_seeds(after, before, paired, UNIT if binary else UNBOUNDED)
+        found = _of_seeds(after, before, paired, binary)
     else:
         a, b = (side[0]["value"] for side in (after, before))
         found = difference(a, b, binary) if paired else unpaired(a, b, binary)
@@ -185,12 +185,13 @@ def _change(
 
 
 def _of_seeds(
-    after: Sequence[dict[str, Tensor]], before: Sequence[dict[str, Tensor]], paired: bool, bounds: tuple[float, float]
+    after: Sequence[dict[str, Tensor]], before: Sequence[dict[str, Tensor]], paired: bool, binary: bool
 ) -> Difference:
     """Over seeds and samples: of the same samples seed by seed, else by a bootstrap of each side."""
+    bounds = UNIT if binary else UNBOUNDED
     if paired:
         gaps = [{**a, "value": a["value"] - b["value"]} for a, b in zip(after, before, strict=True)]
-        return over_seeds_difference(stacked(gaps, "value"), bounds=bounds)
+        return over_seeds_difference(stacked(gaps, "value"), bounds=bounds, binary=binary)
     arrays = [measured(stacked(side, "value")) for side in (after, before)]
     if not all(array.size for array in arrays):
         return Difference(None, None, None, 0, None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import files
+from .. import files, pages
 from ..errors import InputError
 from ..recipe.experiment import Recipe
 from .comparing import Side
@@ -139,13 +139,15 @@ def _place(entry: Entry) -> tuple[bool, float]:
 
 def write_leaderboard(folders: Sequence[RunFolder], out: Path) -> Path:
     """Write the page; see :func:`boards`."""
-    from jinja2 import Environment, PackageLoader
-
-    from .drawings import interval
+    from .drawings import bar
 
     found = boards(folders)
-    environment = Environment(loader=PackageLoader("robustexplain.evaluation", "."), autoescape=True)
-    page = environment.get_template("leaderboard.html.j2").render(
-        boards=found, out=out, interval=interval, runs=len({entry.folder.root for b in found for entry in b.entries})
+    page = pages.render(
+        "robustexplain.evaluation",
+        "leaderboard.html.j2",
+        boards=found,
+        out=out,
+        bar=bar,
+        runs=len({entry.folder.root for b in found for entry in b.entries}),
     )
     return files.write_text(out, page)

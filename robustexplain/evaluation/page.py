@@ -130,6 +130,14 @@ class Page:
         return {n: w for n, w in kept.items() if n != found.main or len(kept) == 1}
 
     @property
+    def doubted(self) -> list[tuple[str, list[str], list[str]]]:
+        """The cells in doubt: a row, those of its columns that are in doubt for the same reasons, and the reasons."""
+        found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for (row, column), why in self.doubts.items():
+            found.setdefault((row, tuple(why)), []).append(column)
+        return [(row, columns, list(why)) for (row, why), columns in found.items()]
+
+    @property
     def charts(self) -> list[tuple[str, Markup]]:
         """A curve for each group of columns that differ in eps or steps alone."""
         return [(sweep.title, self._chart(sweep)) for sweep in sweeps(self.columns)]
@@ -137,14 +145,15 @@ class Page:
     def _chart(self, sweep: Sweep) -> Markup:
         lines = []
         for row in self.rows:
-            points, hollow = [], []
+            points, hollow, each = [], [], []
             for place, column in zip(sweep.values, sweep.columns, strict=True):
                 e = self.results.measure(row.label, column.label, self.results.main)
                 if e is not None:
                     points.append((place, e["value"], e["low"], e["high"]))
                     hollow.append((row.label, column.label) in self.doubts)
+                    each.append([value for value in e.get("each", ()) if value is not None])
             if points:
-                lines.append(drawings.Line(row.label, points, hollow))
+                lines.append(drawings.Line(row.label, points, hollow, each))
         ticks = [(value, spelled(value)) for value in sweep.values]
         return drawings.chart(lines, ticks, sweep.setting, "joint success") if lines else Markup("")
 

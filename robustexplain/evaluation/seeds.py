@@ -144,7 +144,11 @@ class OverSeeds:
             both = [(a, b) for a, b in pairs if name in a and name in b]
             differences = [{"sample": a["sample"], name: a[name] - b[name]} for a, b in both]
             estimate = over_seeds_difference(
-                stacked(differences, name), self.resamples, seed, self.summaries.bounds(name)
+                stacked(differences, name),
+                self.resamples,
+                seed,
+                self.summaries.bounds(name),
+                self.summaries.binary(name),
             )
             found[name] = estimate.as_dict()
         return found

@@ -55,8 +55,7 @@ def _held(results: Results, ranked: Ranking) -> list[str]:
         line = f"“{first.row}” lost least: {tried} won {percent(first.share)} of its {first.share.count} {things}."
         return [f"No defense of an honest system stands in this run. {line}", *_weak(first)]
     if ranked.best is None:
-        why = list(dict.fromkeys(reason for case in defended for reason in case.doubted))
-        return [f"No defense can be said to have held: every defended row is in doubt ({'; '.join(why[:MOST])})."]
+        return ["No defense can be said to have held: of every defended row, the cells that decide are in doubt."]
     case = ranked.cases[ranked.best]
     root = ranked.cases.get(results.experiment.reference(results.experiment.row(case.row)).label)
     line = f"{tried} won {percent(case.share)} of its {case.share.count} {things}"

@@ -114,7 +114,7 @@ def compared(experiment: Experiment, mine: Worst, other: Worst) -> dict[str, Dif
     found = {}
     for name in names:
         gaps = [{"sample": a["sample"], name: a[name] - b[name]} for a, b in pairs]
-        found[name] = over_seeds_difference(stacked(gaps, name), resamples, seed, UNIT)
+        found[name] = over_seeds_difference(stacked(gaps, name), resamples, seed, UNIT, binary=True)
     return found
 
 
