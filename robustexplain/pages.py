@@ -6,7 +6,7 @@ from typing import Any
 
 
 def render(package: str, template: str, **context: Any) -> str:
-    """A page from a template of a package; it may include ``style.css.j2``, and ``page.js.j2``, which sorts and unfolds."""
+    """A page from a template of a package; it may include ``style.css.j2`` and, to sort and unfold, ``page.js.j2``."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader
 
     loaders = ChoiceLoader([PackageLoader(package, "."), PackageLoader("robustexplain", ".")])

@@ -17,8 +17,8 @@ from .errors import InputError
 if TYPE_CHECKING:
     from .training import EpochRecord
 
-SAFE, OPEN = "#8ed1bf", "#ee8f62"
-"""The colours of what speaks for the defender and of what speaks against it: told apart without red and green."""
+SAFE, MIDDLE, OPEN = "#93d3c1", "#f6eedb", "#f0946a"
+"""The colours from what speaks for the defender to what speaks against it: told apart without red and green."""
 
 
 def picture(image: Tensor, side: int = 96) -> bytes:
@@ -89,7 +89,7 @@ def matrix_figure(
     figure = Figure(figsize=(3.2 + 1.25 * len(columns), 1.4 + height * len(rows)), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     shown = np.ma.masked_invalid(values)
-    ends = {"low": (SAFE, OPEN), "high": (OPEN, SAFE), "neither": ("#f3f6fb", "#86aede")}[good]
+    ends = {"low": (SAFE, MIDDLE, OPEN), "high": (OPEN, MIDDLE, SAFE), "neither": ("#f3f6fb", "#86aede")}[good]
     colours = LinearSegmentedColormap.from_list("matrix", ends)
     top = 1.0 if good != "neither" else max(0.3, float(shown.max()) if shown.count() else 0.3)
     axes.imshow(shown, cmap=colours, vmin=0, vmax=top, aspect="auto")

@@ -23,7 +23,7 @@ from .seeds import repeats, stacked
 from .statistics import UNBOUNDED, UNIT, defined, drawn_means, measured, resampled_means
 from .store import RunFolder
 from .summaries import SHARES
-from .worst import WORST, attackers, cells_of
+from .worst import DRAWS, WORST, attackers, cells_of
 
 Seeds = Mapping[int, tuple[Tensor, Tensor]]
 """Samples ``[N]`` and their values ``[N]``, by the number of the seed."""
@@ -191,11 +191,11 @@ def _of_seeds(
     bounds = UNIT if binary else UNBOUNDED
     if paired:
         gaps = [{**a, "value": a["value"] - b["value"]} for a, b in zip(after, before, strict=True)]
-        return over_seeds_difference(stacked(gaps, "value"), bounds=bounds, binary=binary)
+        return over_seeds_difference(stacked(gaps, "value"), DRAWS, bounds=bounds, binary=binary)
     arrays = [measured(stacked(side, "value")) for side in (after, before)]
     if not all(array.size for array in arrays):
         return Difference(None, None, None, 0, None)
-    drawn = drawn_means(arrays[0], 2000, derive(0, "a")) - drawn_means(arrays[1], 2000, derive(0, "b"))
+    drawn = drawn_means(arrays[0], DRAWS, derive(0, "a")) - drawn_means(arrays[1], DRAWS, derive(0, "b"))
     width = bounds[1] - bounds[0]
     low, high = (float(end) for end in np.quantile(drawn, [0.025, 0.975]).clip(-width, width))
     gap = float(np.nanmean(arrays[0], 1).mean() - np.nanmean(arrays[1], 1).mean())

@@ -143,13 +143,8 @@ class OverSeeds:
             pairs = zip(several, plain, strict=True)
             both = [(a, b) for a, b in pairs if name in a and name in b]
             differences = [{"sample": a["sample"], name: a[name] - b[name]} for a, b in both]
-            estimate = over_seeds_difference(
-                stacked(differences, name),
-                self.resamples,
-                seed,
-                self.summaries.bounds(name),
-                self.summaries.binary(name),
-            )
+            bounds, binary = self.summaries.bounds(name), self.summaries.binary(name)
+            estimate = over_seeds_difference(stacked(differences, name), self.resamples, seed, bounds, binary)
             found[name] = estimate.as_dict()
         return found
 

@@ -81,6 +81,8 @@ def _held(results: Results, ranked: Ranking) -> list[str]:
         chance = "which chance alone may explain"
     several = f"{ranked.tests} comparisons" if ranked.tests > 1 else "one comparison"
     tests = f"p {written(case.p)}, by Holm's correction for {several}"
+    if case.p >= CHANCE and found.low * found.high > 0:
+        tests += "; the interval is that of this comparison alone"
     return [*lines, f"The difference on the same {things} is {points}, {chance} ({tests})."]
 
 
@@ -106,7 +108,8 @@ def _weak(root: WorstCase | None) -> list[str]:
     if root is None or root.share.value is None or root.share.value >= OPEN:
         return []
     return [
-        "As the attacks of this run leave much of the undefended row alone, a row that lost little need not be robust."
+        f"The attacks of this run did not win {OPEN:.0%} of what has no defense, so a row that lost little need not be "
+        "robust."
     ]
 
 

@@ -22,7 +22,7 @@ from robustexplain.evaluation.strips import SIDE, encoded
 from robustexplain.evaluation.sweeps import sweeps
 from robustexplain.evaluation.tones import look, tone
 from robustexplain.evaluation.verdict import verdict
-from robustexplain.evaluation.worst import any_won
+from robustexplain.evaluation.worst import any_won, attackers, over_columns
 from robustexplain.recipe.experiment import AttackFacts, Column
 
 from .made_up import column, page_of, results_of, row, wins
@@ -100,6 +100,36 @@ def test_a_row_in_doubt_is_not_the_best_and_its_reason_is_said() -> None:
     assert "“veil” held" in words
     assert "“shield” shows 0% (95% interval 0% to 9%), which is not to be believed: gradients are masked." in words
     assert "1 of 9 cells are not to be believed and are hatched: gradients are masked (“shield” / “strong”)." in words
+
+
+def over_seeds(*each: dict[tuple[str, str], dict[str, Tensor]]) -> str:
+    """What is said of a run of several seeds, each with cells of its own."""
+    results = results_of(ROWS, COLUMNS, each[0])
+    for cell in results.cells.values():
+        assert cell is not None
+        cell["seeds"] = {"count": len(each), "measures": cell["measures"], "against_undefended": {}}
+    for r in ROWS:
+        seeds = {i: {c.label: arrays[r.label, c.label] for c in COLUMNS} for i, arrays in enumerate(each)}
+        found = over_columns(results.experiment, attackers(results.experiment), seeds)
+        assert found is not None
+        results.worst[r.label] = found
+    return " ".join(verdict(results, ranking(results, each[0], {}), {}, []))
+
+
+def test_of_several_seeds_better_is_said_only_where_it_holds_over_all_of_them() -> None:
+    steady = [arrays_of(plain_strong=EVERY, shield_strong=range(n), veil_strong=EVERY) for n in (2, 3, 4)]
+    words = over_seeds(*steady)
+    assert words.startswith("Of 2 defended systems “shield” held best")
+    assert "which is beyond chance" in words
+    assert "It lost fewer than “veil”, beyond chance." in words
+    assert "Everything was trained 3 times" in words
+    # One training alone would call it better; another shows that it may be none.
+    lucky = [arrays_of(plain_strong=EVERY, shield_strong=range(n), veil_strong=EVERY) for n in (2, 38, 40)]
+    assert "which is beyond chance" in said(lucky[0])
+    words = over_seeds(*lucky)
+    assert "held best" not in words
+    assert words.startswith("No defense is shown to help.")
+    assert "chance alone may explain" in words
 
 
 def test_a_row_with_a_missing_attacker_is_in_doubt() -> None:

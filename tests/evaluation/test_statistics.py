@@ -235,6 +235,8 @@ def test_intervals_over_few_seeds_stay_within_what_the_measure_can_be() -> None:
     assert distances.low == 0
     apart = over_seeds_difference(torch.tensor([[1.0] * 9, [-0.5] * 9]), bounds=(0, 1))
     assert (apart.low, apart.high) == (-1, 1)
+    same = over_seeds_difference(torch.zeros(3, 20), bounds=(0, 1), binary=True)
+    assert (same.low, same.high, same.p) == (*tango(0, 0, 20), 1)
     inside = torch.rand(3, 200, generator=rng)
     assert over_seeds(inside, bounds=(0, 1)) == over_seeds(inside)  # what lies inside is left alone
 
