@@ -69,12 +69,14 @@ class Comparison:
 
     Args:
         measure: what is compared.
+        title: the same in words.
         changes: every figure that both have.
         alone: labels of rows and columns that one of them has: ``rows of the first``, ...
         settings: what differs in recipes, versions and data: its name, before, after.
     """
 
     measure: str
+    title: str
     changes: tuple[Change, ...]
     alone: dict[str, list[str]]
     settings: tuple[tuple[str, Any, Any], ...]
@@ -143,9 +145,9 @@ def compare(first: Side, second: Side, measure: str | None = None) -> Comparison
         raise InputError(f"the runs have no figure in common: no cell of the same labels measures {name!r} in both")
     order = [WORST, *columns]
     changes.sort(key=lambda change: (rows.index(change.row), order.index(change.column)))
-    return Comparison(
-        name, _corrected(changes), _alone(first.results, second.results), _settings(first.results, second.results)
-    )
+    words = first.results.words.get(name)
+    known = _alone(first.results, second.results), _settings(first.results, second.results)
+    return Comparison(name, words.title if words else name, _corrected(changes), *known)
 
 
 def _worst(first: Side, second: Side, same_data: bool) -> list[Change]:

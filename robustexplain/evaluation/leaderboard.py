@@ -60,7 +60,7 @@ class Entry:
     def seeds(self) -> str:
         """Which seeds it was run with."""
         count, seed = self.results.seeds, self.results.run["seed"]
-        return str(seed) if count == 1 else f"{count}, from {seed}"
+        return f"{count}, seed {seed}" if count == 1 else f"{count}, from seed {seed}"
 
     def report(self, page: Path) -> str | None:
         """The way from the page to the run's report; ``None`` where there is none."""

@@ -25,7 +25,7 @@ WORST = "worst case"
 AIMS = {"forge": False, "move": True}
 """What attackers want, and whether they keep the prediction: another prediction, or another map."""
 DRAWS = 10_000
-"""Of a bootstrap whose p-value is corrected: of 2,000 none is below 0.001, and so of fifty comparisons none below 0.05."""
+"""Of a bootstrap whose p-value is corrected: of 2,000 none is below 0.001, and of fifty comparisons none below 0.05."""
 Cells = Mapping[str, Mapping[str, Tensor]]
 """The arrays of a row's finished cells, by column."""
 
