@@ -150,7 +150,9 @@ def print_matrix(results: Results, ranked: Ranking, doubted: Doubts) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(title=f"{results.experiment.name}: joint success, {results.judged} {results.things}")
+    shown = Table(
+        title=f"{results.experiment.name}: {results.words[results.main].title.lower()}, {results.judged} {results.things}"
+    )
     shown.add_column("")
     shown.add_column(WORST, justify="right")
     for column in results.experiment.columns:
@@ -160,7 +162,7 @@ def print_matrix(results: Results, ranked: Ranking, doubted: Doubts) -> None:
         worst = "-" if case is None or case.share.value is None else f"{case.share.value:.2f}{'?' * bool(case.doubted)}"
         cells = []
         for column in results.experiment.columns:
-            e = results.measure(row, column.label, results.main)
+            e = results.of_attackers(row, column)
             cells.append("-" if e is None else f"{e['value']:.2f}{'?' * ((row, column.label) in doubted)}")
         shown.add_row(row, worst, *cells)
     # Labels are the user's text, not rich's markup.

@@ -117,6 +117,11 @@ class Results:
         found = cell.get("seeds", cell)["measures"].get(name)
         return found if found and found["value"] is not None else None
 
+    def of_attackers(self, row: str, column: Column) -> dict[str, Any] | None:
+        """The main measure of a cell; ``None`` where it is an attacker's success and nobody attacks."""
+        nobody = column.facts.clean and self.main != "correct"
+        return None if nobody else self.measure(row, column.label, self.main)
+
     def each_seed(self, row: str, column: str, name: str) -> list[float | None]:
         """The value of each seed; one value where everything was trained once."""
         found = self.measure(row, column, name)

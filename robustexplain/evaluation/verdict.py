@@ -40,7 +40,9 @@ def hidden(audited: Audited) -> str:
     words = [f"“{row.label}” was manipulated by its owner so that it hides what “{row.root}” shows"]
     if now is not None:
         honest = "" if before is None else f" (honest: {before:.2f})"
-        words.append(f"{FIGURES.get(name, name)}: {now:.2f}{honest}")
+        figure = FIGURES.get(name, name)
+        figure = figure if figure[:2].isupper() else figure[:1].lower() + figure[1:]
+        words.append(f"{figure}: {now:.2f}{honest}")
     if audited.accuracy is not None:
         words.append(f"accuracy: {audited.accuracy[1]:.1%} (honest: {audited.accuracy[0]:.1%})")
     return "; ".join(words) + "."
