@@ -116,7 +116,7 @@ def _grid(results: Results, ranked: Ranking, doubts: Doubts) -> tuple[list[str],
     for label in [*ranked.cases, *(r.label for r in results.experiment.rows if r.label not in ranked.cases)]:
         case = ranked.cases.get(label)
         worst = "-" if case is None else _written(case.share.as_dict(), bool(case.doubted))
-        cells = [_written(results.measure(label, c.label, results.main), (label, c.label) in doubts) for c in columns]
+        cells = [_written(results.of_attackers(label, c), (label, c.label) in doubts) for c in columns]
         body.append([label, worst, *cells])
     return ["", WORST, *heads], body
 

@@ -150,9 +150,8 @@ def print_matrix(results: Results, ranked: Ranking, doubted: Doubts) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(
-        title=f"{results.experiment.name}: {results.words[results.main].title.lower()}, {results.judged} {results.things}"
-    )
+    title = results.words[results.main].title.lower()
+    shown = Table(title=f"{results.experiment.name}: {title}, {results.judged} {results.things}")
     shown.add_column("")
     shown.add_column(WORST, justify="right")
     for column in results.experiment.columns:
