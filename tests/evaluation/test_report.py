@@ -6,6 +6,7 @@ import itertools
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from robustexplain.evaluation import exports
 from robustexplain.evaluation.doubts import NOT_AUDITED, doubts
 from robustexplain.evaluation.drawings import roc_points
+from robustexplain.evaluation.glossary import glossary
 from robustexplain.evaluation.ranking import ranking
 from robustexplain.evaluation.report import html, matrix_figure
 from robustexplain.evaluation.strips import SIDE, encoded
@@ -24,6 +26,7 @@ from robustexplain.evaluation.tones import look, tone
 from robustexplain.evaluation.verdict import verdict
 from robustexplain.evaluation.worst import any_won, attackers, over_columns
 from robustexplain.recipe.experiment import AttackFacts, Column
+from robustexplain.registry import ATTACKS
 
 from .made_up import column, page_of, results_of, row, wins
 
@@ -167,6 +170,16 @@ def test_alarms_are_good_on_attacks_and_faults_on_what_is_none_and_clean_inputs_
     assert tone("alarm", "high", noise, 0.73)[1] == pytest.approx(0.73)
     assert tone("joint", "low", noise, 0.0) == ("control", 0.0)
     assert tone("joint", "low", attack, 1.0) == ("risk", 1.0)
+
+
+def test_the_glossary_explains_every_row_and_attacker_of_a_run_once() -> None:
+    results = results_of([row("lrp"), row("gradient")], [column("mine", name="ShiftedCenter"), column("pgd")], {})
+    attack = next(entry for entry in ATTACKS if entry.name == "square")
+    columns = [*results.experiment.columns, column("q", name=attack.build.__name__)]
+    results = replace(results, experiment=replace(results.experiment, columns=tuple(columns)))
+    words = [term.word for term in glossary(results)]
+    assert {"lrp", "gradient", "pgd", "square", "worst case"} <= set(words)
+    assert len(words) == len(set(words))
 
 
 def test_a_cell_in_doubt_is_hatched_in_every_table_and_picture(tmp_path: Path) -> None:
