@@ -230,7 +230,7 @@ def glossary(results: Results) -> list[Term]:
 
 def _registered(names: set[str], classes: set[str], known: set[str]) -> list[Term]:
     """What registered classes say of themselves in the first line of their docstring, and their paper."""
-    found = {}
+    found: dict[str, Term] = {}
     for registry, page in ((INTERPRETERS, "interpreters.md"), (DEFENSES, "zoo.md"), (ATTACKS, "attacks.md")):
         for entry in registry:
             wanted = entry.name in names if registry is not ATTACKS else entry.build.__name__ in classes

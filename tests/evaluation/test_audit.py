@@ -358,8 +358,8 @@ def test_the_page_speaks_of_rows_where_the_data_are_a_table(
     rows, images = ((folder.root / PAGE).read_text() for folder in (on_a_table[1], done[1]))
     assert "12 judged rows at most" in rows
     assert "12 judged images at most" in images
-    assert "bootstrap over rows" in rows
-    assert "bootstrap over images" in images
+    assert "95% intervals over rows" in rows
+    assert "95% intervals over images" in images
 
 
 def test_systems_of_a_table_explain_no_image(on_a_table: tuple[dict[str, Any], RunFolder]) -> None:
