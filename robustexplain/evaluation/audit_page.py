@@ -186,7 +186,7 @@ def distribution(metric: Fooling, before: Tensor, now: Tensor) -> bytes:
 
 
 def html(recipe: Experiment, found: list[Audited], drawn: bytes) -> str:
-    """The page as one file: pictures inside, no scripts, nothing loaded from elsewhere."""
+    """The page as one file: pictures and script inside, nothing loaded from elsewhere."""
     return pages.render(
         "robustexplain.evaluation",
         "audit.html.j2",

@@ -245,14 +245,15 @@ def test_page_and_table_show_every_manipulation(done: tuple[Recipe, RunFolder]) 
     page = (folder.root / PAGE).read_text()
     for words in ("lying", "wired", "What transfers", "with the trigger", "Sign correlation with the honest map"):
         assert words in page
-    assert "<script" not in page
+    assert 'src="http' not in page
+    assert "<script src" not in page
     assert "http" not in page.replace("http://www.w3.org", "")
     lines = list(csv.DictReader((folder.root / TABLE).read_text().splitlines()))
     assert {line["manipulation"] for line in lines} == {"lying", "wired"}
     report = (folder.root / "report.html").read_text()
     assert PAGE in report
     assert report.index("What the owners hide") < report.index("The matrix:")
-    assert "“lying” was manipulated by its owner so that it hides what “cam” shows; Fooling success rate: " in report
+    assert "“lying” was manipulated by its owner so that it hides what “cam” shows; fooling success rate: " in report
     # No attacker on inputs measures them: nothing of theirs is coloured as safe.
     matrix = report.partition('<table class="sortable matrix">')[2].partition("</table>")[0]
     lines = {line.split(">", 1)[1].split("<")[0]: line for line in matrix.split('<th scope="row"')[1:]}
