@@ -18,9 +18,9 @@ class Auditing:
     source. In a recipe ``raises`` is written ``raise``.
 
     Args:
-        level: ``cheap``: what follows from the figures, and some passes of each row; ``full``: also each attack
-            again on ``images`` with twice the steps, twice the eps, eps 1 and five restarts, where it has such settings,
-            beside random draws, and on systems that draw with their draws frozen (Carlini et al. 2019, section 5).
+        level: ``cheap``: what follows from the figures, and some passes of each row; ``full``: also each attack again
+            on ``images`` with twice the steps, twice the eps, eps 1 and five restarts, where it has such settings,
+            beside random draws, and with the draws of a random classifier frozen (Carlini et al. 2019, section 5).
         planted: whether each attack must find maps and predictions that are known to be reachable; default: in a
             ``full`` audit.
         raises: whether an attack that wins more with twice the steps takes them on all inputs, up to eight times the
