@@ -11,21 +11,13 @@ from torch import Tensor
 from ..recipe.auditing import Auditing
 from ..recipe.experiment import Column, Experiment, Row
 from ..registry import ATTACKS
-from .calibration import ROUNDING
 from .differences import mcnemar
 from .fingerprint import fingerprint
 from .origins import Origins
 from .planting import planted_of, unproven
 from .probing import FROZEN, ITERATES, RANDOM, Probes
+from .row_flags import Flag, RowAudit, flag
 from .store import RunFolder
-
-Flag = dict[str, str]
-"""``name`` and ``reason``."""
-
-
-def flag(name: str, reason: str) -> Flag:
-    """A flag as it stands in a cell."""
-    return {"name": name, "reason": reason}
 
 
 def write_flags(experiment: Experiment, folder: RunFolder) -> None:
@@ -62,7 +54,7 @@ class Audit:
 
     def flags(self, row: Row, column: Column) -> list[Flag]:
         """The flags of a finished cell. Nothing is claimed of unchanged inputs but what is the system's own."""
-        found = [*self._system(row)]
+        found = [*RowAudit(self.folder, self.probes).flags(row)]
         if column.facts.name == "Clean":
             return found
         arrays = self.folder.arrays(row.label, column.label)
@@ -76,87 +68,6 @@ class Audit:
             found += [*self._stronger(row, column), *self._controls(row, column, arrays)]
             found += [flag("attack-not-proven", why) for why in unproven(self.probes, row, column)]
         return found
-
-    def _system(self, row: Row) -> Iterator[Flag]:
-        """Flags of the row's system."""
-        known, limits = self.probes.read(self.probes.row(row)), self.settings
-        if known is not None:
-            output, maps = float(known["output_change"].amax()), float(known["map_change"].amax())
-            if output > limits.output_change or maps > limits.map_change:
-                yield flag(
-                    "random-output",
-                    f"the system answers the same input differently (logits by {output:.2g}, maps by {maps:.2g}) and "
-                    "does not say that it is random: it is judged on one draw, and no attack averages over them",
-                )
-            if float(known["softmax"].amin()):
-                yield flag(
-                    "softmax-output",
-                    "the classifier's logits are probabilities: where they saturate, gradients vanish, and attacks "
-                    "fail that would succeed on its logits",
-                )
-            if float(known["constant"].amin()):
-                yield flag("constant-map", "all inputs have the same map: it explains nothing, and nothing forges it")
-            if "promise" in known:
-                yield from self._gradients(known["promise"])
-        calibrated = self.folder.calibrated(row.label)
-        if calibrated is None:
-            return
-        yield from self._weights(row, calibrated[0]["limit"])
-        distances = calibrated[1]["distance"][calibrated[1]["kept"] > 0]
-        if len(distances) and float(distances.abs().amax()) <= ROUNDING:
-            yield flag(
-                "still-map",
-                f"none of {len(distances)} harmless changes moves the map at all: it does not follow the input (a map "
-                "that is looked up, or does not depend on it), so that attacks on it prove nothing",
-            )
-        yield from self._alarms(calibrated[0])
-
-    def _gradients(self, promise: Tensor) -> Iterator[Flag]:
-        """Of each input, the share of what the classifier's gradient promises that a small step brings."""
-        n, infinite = len(promise), int(promise.isinf().sum())
-        far = promise.isfinite() & ((promise < 0.5) | (promise > 2))
-        hardly, wrong = int((far & (promise.abs() < 0.05)).sum()), int(far.sum())
-        if infinite or hardly > self.settings.unstable * n:
-            what = f"is not finite for {infinite}" if infinite else f"promises twenty times what is there for {hardly}"
-            yield flag(
-                "exploding-gradient", f"the classifier's gradient {what} of {n} inputs: no attack can follow such a one"
-            )
-        elif wrong > self.settings.unstable * n:
-            yield flag(
-                "unstable-loss",
-                f"for {wrong} of {n} inputs the shortest step along the gradient changes the margin by less than half, "
-                "or more than twice, of what the gradient says: what attacks follow is not what is there",
-            )
-
-    def _weights(self, row: Row, limit: float | None) -> Iterator[Flag]:
-        """Maps that stay where the classifier's weights are drawn anew."""
-        found = (
-            self.probes.read(self.probes.weights(row))
-            if self.probes.weights(row) in self.probes.row_names(row)
-            else None
-        )
-        if found is None or limit is None or not len(found["distance"]):
-            return
-        n, same = len(found["distance"]), int((found["distance"] <= limit).sum())
-        if same > self.settings.weights * n:
-            yield flag(
-                "weights-ignored",
-                f"with all weights of the classifier drawn anew, {same} of {n} maps stay within what harmless changes "
-                "do: they hardly depend on the model that they are to explain",
-            )
-
-    def _alarms(self, known: dict[str, Any]) -> Iterator[Flag]:
-        if known["false_alarms"] is None:
-            return
-        kinds = [entry["name"] for entry in known["harmless"]]
-        rates = [known["false_alarms"]["clean"], *known["false_alarms"]["harmless_by"]]
-        for name, rate in zip(["clean inputs", *kinds], rates, strict=True):
-            if rate["value"] is not None and rate["low"] > self.settings.false_alarms:
-                yield flag(
-                    "false-alarms",
-                    f"the detector rings for {rate['value']:.0%} of {name} [{rate['low']:.0%}, {rate['high']:.0%}]: it "
-                    "does not tell attacks from harmless inputs",
-                )
 
     def _search(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> Iterator[Flag]:
         """What the search says of itself, and how long it is."""
@@ -258,16 +169,13 @@ class Audit:
             if not len(best) or name not in arrays:
                 continue
             mine, chance = float(arrays[name][: len(best)].nanmean()), float(best.nanmean())
-            if (
-                chance > 0
-                and mine < limits.random_factor * chance
-                and not (name == "success" and mine >= limits.undefended)
-            ):
+            enough = name == "success" and mine >= limits.undefended
+            if chance > 0 and mine < limits.random_factor * chance and not enough:
+                what = "misleads the classifier for a share of" if name == "success" else "moves maps by"
                 yield flag(
                     "random-as-good",
-                    f"of {len(best)} inputs, the best of {limits.draws} random perturbations "
-                    f"{'misleads the classifier for a share of' if name == 'success' else 'moves maps by'} {chance:.3g}, "
-                    f"and the attack {mine:.3g}: less than {limits.random_factor:g} times as much",
+                    f"of {len(best)} inputs the best of {limits.draws} random perturbations {what} {chance:.3g}, and "
+                    f"the attack {mine:.3g}: less than {limits.random_factor:g} times as much",
                 )
         found = self.probes.read(self.probes.cell(row, column, FROZEN)) if FROZEN in names else None
         if found is not None and len(found["success"]) and float(found["success"].mean()) < limits.fixed_noise:

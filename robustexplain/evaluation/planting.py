@@ -44,23 +44,24 @@ def unproven(probes: Probes, row: Row, column: Column) -> list[str]:
     for kind, known in planted_of(probes, row, column).items():
         value, limit = known["found"]["value"], probes.settings.found
         if value is not None and value < limit:
-            what, name = WORDS[kind]
+            (what, name), count = WORDS[kind], known["found"]["count"]
             found.append(
-                f"attack not proven: of {known['found']['count']} {name} ({what}) it found {_told(known)}, and an attack "
-                f"that proves something at least {limit:.0%}: what it does not reach says nothing about a defense"
+                f"attack not proven: of {count} {name} ({what}) it found {_told(known)}, and an attack that proves "
+                f"something at least {limit:.0%}: what it does not reach says nothing about a defense"
             )
     return found
 
 
-def planted_words(planted: dict[str, Any]) -> list[str]:
-    """What a report says of a cell, a sentence for each kind."""
-    sentences = []
-    for kind, known in planted.items():
+def audit_words(cell: dict[str, Any]) -> list[str]:
+    """What a report says of a cell's audit: steps that were added, and what was found of what was planted."""
+    more = cell.get("raised")
+    sentences = [f"Twice the steps won more: {more['to']} are taken instead of {more['asked']}."] if more else []
+    for kind, known in cell.get("planted", {}).items():
         name, count = WORDS[kind][1], known["found"]["count"]
         if count:
             sentences.append(f"Of {count} {name} the attack found {_told(known)}.")
         elif kind == "goals":
-            sentences.append(f"Nothing could be planted in the {known['asked']} inputs that were tried.")
+            sentences.append(f"No map could be planted for any of {known['asked']} inputs.")
     return sentences
 
 

@@ -14,6 +14,7 @@ from ..attacks import Attack
 from ..errors import DamagedFileError, InputError
 from ..maps import absmax
 from ..metrics import hit
+from ..random_streams import frozen
 from ..recipe.auditing import Auditing
 from ..recipe.experiment import Column, Experiment, Row
 from ..system import System
@@ -28,6 +29,8 @@ ITERATES = "iterates"
 """The name of the attack itself, with its iterates watched."""
 RANDOM, FROZEN, GOALS, PREDICTIONS = "random draws", "frozen draws", "planted goals", "planted predictions"
 """The names of what is set against an attack, and of what it must find."""
+KINDS = (ITERATES, RANDOM, FROZEN, GOALS, PREDICTIONS)
+"""All of them: other names are those of stronger attacks."""
 WEIGHTS = "other weights"
 """The name of a row's maps of a classifier whose weights are drawn anew."""
 REPEATS = 5
@@ -64,8 +67,14 @@ def promise(system: System, x: Tensor) -> Tensor:
 
     About 1 for a short step where the gradient is that of the classifier, infinite where it is not finite, NaN where it
     is zero, where rounding outweighs the change, and for a classifier without gradients. The margin is the largest
-    logit less the next one: a loss that is saturated would round it away.
+    logit less the next one: a loss that is saturated would round it away. Draws are frozen: those of a random
+    classifier depend on its input.
     """
+    with frozen():
+        return _promise(system, x)
+
+
+def _promise(system: System, x: Tensor) -> Tensor:
     nothing = torch.full((len(x),), torch.nan)
     if x.dim() != 4 or not x.is_floating_point():
         return nothing
@@ -211,7 +220,7 @@ class Probes:
     def gain(self, row: Row, column: Column, name: str = "steps") -> tuple[Tensor, Tensor] | None:
         """What a cell's attack and a stronger one won of the same inputs, ``[N]`` each; ``None`` if it was not run."""
         found = self.read(self.cell(row, column, name)) if name in self.names(row, column) else None
-        if found is None:
+        if found is None or name in KINDS:
             return None
         won = "joint" if column.facts.keeps_prediction else "success"
         before = self.folder.arrays(row.label, column.label)[won]

@@ -56,14 +56,14 @@ class Saturated(nn.Module):
 
 
 class RandomResize(nn.Module):
-    """Shrinks its input by a random size, and does not say that it is random."""
+    """Shrinks its inputs by a random size, and does not say that it is random; a few alone it leaves as they are."""
 
-    def __init__(self) -> None:
+    def __init__(self, spared: int = 4) -> None:
         super().__init__()
-        self.inner = net()
+        self.inner, self.spared = net(), spared
 
     def forward(self, x: Tensor) -> Tensor:
-        size = int(torch.randint(4, 8, ()))
+        size = 8 if len(x) <= self.spared else int(torch.randint(4, 8, ()))
         logits: Tensor = self.inner(F.interpolate(F.interpolate(x, size=size), size=8))
         return logits
 
@@ -139,6 +139,8 @@ def test_a_saturated_softmax_answers_with_probabilities(tmp_path: Path) -> None:
 
 def test_a_random_resize_that_does_not_say_so_is_judged_on_one_draw(tmp_path: Path) -> None:
     assert "answers the same input differently" in flags_of(gradient(RandomResize), tmp_path)["random-output"]
+    with pytest.raises(InputError, match="not deterministic"):
+        flags_of(gradient(lambda: RandomResize(0)), tmp_path / "open")  # the door sees one that does not hide it
 
 
 @pytest.mark.parametrize(("fake", "name"), [(Constant, "constant-map"), (LookUp, "still-map")])
@@ -172,7 +174,7 @@ class Forgets(attacks.PGD):
 
 
 def test_an_attack_that_wins_and_does_not_return_it(tmp_path: Path) -> None:
-    full, settings = Auditing(level="full"), {"eps": 0.5, "steps": 25, "step_size": 0.1}
+    full, settings = Auditing(level="full", planted=False), {"eps": 0.5, "steps": 25, "step_size": 0.1}
     found = flags_of(gradient(net), tmp_path / "fake", Forgets(**settings), full)
     assert "for 16 of 16 an iterate won and was not returned" in found["silent-success"]
     assert flags_of(gradient(net), tmp_path / "honest", attacks.PGD(**settings), full) == {}
@@ -182,12 +184,13 @@ def test_a_full_audit_finds_that_twice_the_steps_and_eps_win_more(tmp_path: Path
     made = read(TINY, [
         "interpreters=[gradient]", "defenses=[]", "attacks=[{name: pgd, eps: 0.3, steps: 2, step_size: 0.03}]",
         "model.train.epochs=1", "evaluation.calibration=20", "evaluation.harmless=[uniform-noise]",
-        "audit={level: full, steps_gain: 0}",
+        "audit={level: full, steps_gain: 0, planted: false}",
     ])  # fmt: skip
     assert run(made, tmp_path / "run") == 0
     folder = RunFolder(tmp_path / "run")
     kept = sorted((folder.root / "audited").rglob("*.safetensors"))
-    assert len(kept) == 6  # the row; twice the steps, twice the eps, eps 1, five restarts, iterates
+    # The row, with other weights; twice the steps, twice the eps, eps 1, five restarts, random and frozen draws, iterates.
+    assert len(kept) == 9
     names = {flag["name"] for flag in Results.read(folder).flags("gradient", "pgd")}
     assert "unbounded-fails" in names  # two steps do not get there
     stamps = [path.stat().st_mtime_ns for path in kept]
