@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import maps as ops
-from ..attacks import L2, Adaptation, Attack, Linf, Noise
+from ..attacks import L2, Adaptation, Attack, Linf
 from ..metrics import MapMetric, hit
-from ..random_streams import derive, frozen
+from ..random_streams import Streams, frozen
 from ..sanity.randomise import randomise, stages
 from ..system import System, draws
 from .calibration import distance_of
@@ -33,11 +32,9 @@ def best_random(
     if type(threat) not in (Linf, L2) or (attack.keeps_prediction and not measured):
         return {"success": found[:0]}
     assert isinstance(threat, (Linf, L2))
-    kept = system(chunk.x) if measured else None
+    kept, streams = system(chunk.x) if measured else None, Streams.of(chunk.x, attack.seed, "best of many")
     for i in range(draws):
-        kind: Any = ("sign", "uniform")[i % 2]
-        noise = Noise(threat.eps, kind, "l2" if isinstance(threat, L2) else "linf", seed=derive(attack.seed, i))
-        x = noise(system.without_detector(), chunk.x, chunk.y).x
+        x = _changed(threat, chunk.x, streams, corner=i % 2 == 0)
         if kept is None:
             won = hit(system.model(x), chunk.y, chunk.goal_class).float()
         else:
@@ -46,6 +43,13 @@ def best_random(
             won = distance_of(distance, seen.maps, kept.maps) * (seen.prediction == kept.prediction)
         found = torch.maximum(found, won.to(found))
     return {"distance" if measured else "success": found.cpu()}
+
+
+def _changed(threat: Linf | L2, x: Tensor, streams: Streams, *, corner: bool) -> Tensor:
+    """A random change of the size of the ball, or within the box."""
+    if isinstance(threat, L2) or not corner:
+        return threat.project(x, threat.sample(x, streams))
+    return threat.project(x, x + threat.eps * streams.normal(x).sign())
 
 
 def with_frozen_draws(attack: Attack, system: System, chunk: Chunk) -> dict[str, Tensor]:

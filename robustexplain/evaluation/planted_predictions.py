@@ -27,6 +27,8 @@ INNER = 200
 """Random points inside the ball that a readout tells from the planted one (the paper's code: 999 and the sample)."""
 EDGE = 0.95
 """Their largest distance, as a share of the radius (as in the paper)."""
+BATCH = 128
+"""How many of them the classifier sees at once."""
 DRAWS = 5
 """How many points are drawn for a sample until a readout tells one from the inner points."""
 RANDOM = 50
@@ -157,7 +159,7 @@ def plant_predictions(system: System, x: Tensor, threat: Threat, seed: int = 0) 
     head, streams = head_of(system.model, x), Streams.of(x, seed, "planted predictions")
     inner = torch.stack([_inner(x, streams, threat, smooth=i % 2 > 0) for i in range(INNER)], 1)
     inner = torch.cat([x[:, None], inner], 1)
-    inside = torch.stack([features(system.model, head, inner[:, i]) for i in range(inner.shape[1])], 1).double()
+    inside = _all_features(system.model, head, inner).double()
     star, known = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     weight, bias = inside.new_zeros(len(x), inside.shape[2]), inside.new_zeros(len(x))
     for _ in range(DRAWS):
@@ -168,11 +170,10 @@ def plant_predictions(system: System, x: Tensor, threat: Threat, seed: int = 0) 
     rows = known.nonzero()[:, 0]
     own = features(system.model, head, x[:1]).dtype
     model = Binary(system.model, head, x[rows], weight[rows].to(own), bias[rows].to(own))
-    found = torch.zeros(len(rows), dtype=torch.bool, device=x.device)
     streams = Streams.of(x[rows], seed, "random search")
-    for _ in range(RANDOM if len(rows) else 0):
-        found |= model(_edge(x[rows], streams, threat)).argmax(1) == 1
-    return PlantedPredictions(rows, x[rows], System(model, Gradient(model)), star[rows], found)
+    tried = torch.stack([_edge(x[rows], streams, threat) for _ in range(RANDOM)], 1)
+    score = (_all_features(system.model, head, tried) * model.weight[:, None]).sum(2) + model.bias[:, None]
+    return PlantedPredictions(rows, x[rows], System(model, Gradient(model)), star[rows], (score > 0).any(1))
 
 
 def prove_prediction(attack: Attack, planted: PlantedPredictions, threat: Threat, targeted: bool) -> Tensor:
@@ -195,6 +196,12 @@ def prove_prediction(attack: Attack, planted: PlantedPredictions, threat: Threat
         moved, allowed = ((other - planted.x).flatten(1).norm(dim=1) for other in (made.x, planted.star))
         found = found & (moved <= allowed)
     return found
+
+
+def _all_features(model: nn.Module, head: str | None, x: Tensor) -> Tensor:
+    """``[B, N, F]`` of inputs ``[B, N, C, H, W]``."""
+    found = [features(model, head, part) for part in x.flatten(0, 1).split(BATCH)]
+    return torch.cat(found).view(*x.shape[:2], -1) if found else x.new_zeros(0, x.shape[1], 1)
 
 
 def _readout(inside: Tensor, star: Tensor) -> tuple[Tensor, Tensor, Tensor]:

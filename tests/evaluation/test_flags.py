@@ -174,7 +174,7 @@ class Forgets(attacks.PGD):
 
 
 def test_an_attack_that_wins_and_does_not_return_it(tmp_path: Path) -> None:
-    full, settings = Auditing(level="full", planted=False), {"eps": 0.5, "steps": 25, "step_size": 0.1}
+    full, settings = Auditing(level="full", planted=False, draws=2), {"eps": 0.5, "steps": 25, "step_size": 0.1}
     found = flags_of(gradient(net), tmp_path / "fake", Forgets(**settings), full)
     assert "for 16 of 16 an iterate won and was not returned" in found["silent-success"]
     assert flags_of(gradient(net), tmp_path / "honest", attacks.PGD(**settings), full) == {}
@@ -184,12 +184,12 @@ def test_a_full_audit_finds_that_twice_the_steps_and_eps_win_more(tmp_path: Path
     made = read(TINY, [
         "interpreters=[gradient]", "defenses=[]", "attacks=[{name: pgd, eps: 0.3, steps: 2, step_size: 0.03}]",
         "model.train.epochs=1", "evaluation.calibration=20", "evaluation.harmless=[uniform-noise]",
-        "audit={level: full, steps_gain: 0, planted: false}",
+        "audit={level: full, steps_gain: 0, planted: false, draws: 2}",
     ])  # fmt: skip
     assert run(made, tmp_path / "run") == 0
     folder = RunFolder(tmp_path / "run")
     kept = sorted((folder.root / "audited").rglob("*.safetensors"))
-    # The row, with other weights; twice the steps, twice the eps, eps 1, five restarts, random and frozen draws, iterates.
+    # The row, with other weights; twice the steps and eps, eps 1, five restarts, random and frozen draws, iterates.
     assert len(kept) == 9
     names = {flag["name"] for flag in Results.read(folder).flags("gradient", "pgd")}
     assert "unbounded-fails" in names  # two steps do not get there
