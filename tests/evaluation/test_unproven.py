@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +14,7 @@ import robustexplain as rx
 from robustexplain import attacks, interpreters
 from robustexplain.attacks import ADV2, CW, PGD, Auto, DeepFool, MapPGD
 from robustexplain.errors import RobustExplainWarning
-from robustexplain.evaluation import Evaluation, Results, RunFolder, evaluate
+from robustexplain.evaluation import Evaluation, Results, evaluate
 from robustexplain.evaluation.planted_predictions import (
     RANDOM,
     head_of,
@@ -61,7 +60,7 @@ def test_in_a_run_adv2_without_a_surrogate_on_a_rectified_gradient_proves_nothin
     trained: nn.Module, judged: Images, tmp_path: Path
 ) -> None:
     blind = ADV2(EPS, steps=10, surrogate="none")
-    good = MapPGD(EPS, steps=40)
+    good = MapPGD(EPS, "move", steps=30)
     columns = {"blind": (blind, "adaptive"), "clean": attacks.Clean(), "good": (good, "adaptive")}
     system = rx.System(trained, interpreters.Gradient(trained))
     results = judged_by(system, columns, judged, tmp_path, PLANTED)
@@ -73,7 +72,7 @@ def test_in_a_run_adv2_without_a_surrogate_on_a_rectified_gradient_proves_nothin
     assert cell["planted"]["goals"]["found"]["high"] < 0.95
     good_cell = results.cells["row", "good"]
     assert good_cell is not None
-    assert good_cell["planted"]["goals"]["found"]["value"] > 0.8
+    assert good_cell["planted"]["goals"]["found"]["value"] >= 0.75
     assert (results.cells["row", "clean"] or {})["planted"] == {}
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "attack not proven" in page
@@ -106,7 +105,7 @@ def test_honest_attacks_find_planted_predictions_and_random_points_do_not(
     trained: nn.Module, judged: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, system = judged[0][:4], rx.System(trained, interpreters.Gradient(trained))
-    monkeypatch.setattr("robustexplain.attacks.joint.auto.STEPS", 15)
+    monkeypatch.setattr("robustexplain.attacks.joint.auto.STEPS", 8)
     step = {"steps": 15, "step_size": EPS / 5}
     tried: list[attacks.Attack] = [
         PGD(EPS, **step),
@@ -140,28 +139,3 @@ def test_what_keeps_the_prediction_or_has_no_ball_has_no_planted_predictions(tin
     system = rx.System(tiny_model, interpreters.GradCAM(tiny_model))
     for attack in (attacks.GhorbaniTopK(EPS), Auto(EPS, "move"), attacks.StAdv(), ADV2(EPS)):
         assert threat_of(attack, system) is None
-
-
-def test_steps_that_win_more_are_taken_and_the_cell_says_so(trained: nn.Module, judged: Images, tmp_path: Path) -> None:
-    system = rx.System(trained, interpreters.Gradient(trained))
-    columns = {"slow": PGD(EPS, steps=4, step_size=EPS / 24), "enough": PGD(EPS, steps=30, step_size=EPS / 4)}
-    plain = judged_by(system, columns, judged, tmp_path / "plain", Auditing(level="cheap"))
-    results = judged_by(system, columns, judged, tmp_path / "raised", Auditing(raises=True, images=4))
-    cell = results.cells["row", "slow"]
-    assert cell is not None
-    assert cell["raised"]["asked"] == 4
-    assert cell["raised"]["to"] in (8, 16, 32)
-    assert "raised" not in (results.cells["row", "enough"] or {})
-    before, after = (r.measure("row", "slow", "success") for r in (plain, results))
-    assert before is not None
-    assert after is not None
-    assert after["value"] > before["value"]
-    assert (
-        f"Twice the steps won more: {cell['raised']['to']} are taken" in (tmp_path / "raised/report.html").read_text()
-    )
-    folder = RunFolder(tmp_path / "raised")
-    stamp = folder.cell("row", "slow").stat().st_mtime_ns
-    assert (
-        judged_by(system, columns, judged, tmp_path / "raised", Auditing(raises=True, images=4)).cells == results.cells
-    )
-    assert folder.cell("row", "slow").stat().st_mtime_ns == stamp
