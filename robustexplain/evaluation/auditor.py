@@ -83,8 +83,8 @@ class Auditor:
     def _runs(self) -> list[Run]:
         """What the audit runs, by name."""
         runs: list[Run] = []
-        for row in dict.fromkeys(row.label for row, _ in self._done):
-            of_row = self.experiment.row(row)
+        for label in dict.fromkeys(row.label for row, _ in self._done):
+            of_row = self.experiment.row(label)
             kinds = [partial(self._answers, of_row), partial(self._weights, of_row)]
             runs += zip(self.probes.row_names(of_row), kinds, strict=False)
         for row, column in self._done:

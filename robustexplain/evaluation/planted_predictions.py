@@ -112,7 +112,7 @@ def head_of(model: nn.Module, x: Tensor) -> str | None:
     """The name of the linear layer that gives the model's answer; ``None`` where there is no such layer."""
     if hidden(model) is not None:
         return None
-    names = {module: name for name, module in model.named_modules() if type(module) is nn.Linear}
+    names: dict[nn.Module, str] = {m: name for name, m in model.named_modules() if type(m) is nn.Linear}
     outputs: dict[str, Tensor] = {}
 
     def keep(module: nn.Module, args: object, output: Tensor) -> None:

@@ -80,8 +80,8 @@ def _promise(system: System, x: Tensor) -> Tensor:
         return nothing
     with torch.enable_grad():
         variable = x.detach().clone().requires_grad_()
-        logits = system.model(variable)
-        if not isinstance(logits, Tensor) or not logits.requires_grad:
+        logits: Tensor = system.model(variable)
+        if not logits.requires_grad:
             return nothing
         first, second = logits.topk(2, 1).indices.T[:, :, None]
         gap = (logits.gather(1, first) - logits.gather(1, second))[:, 0]
