@@ -16,7 +16,6 @@ from robustexplain.attacks import ADV2, CW, PGD, Auto, DeepFool, MapPGD
 from robustexplain.errors import RobustExplainWarning
 from robustexplain.evaluation import Evaluation, Results, evaluate
 from robustexplain.evaluation.planted_predictions import (
-    RANDOM,
     head_of,
     plant_predictions,
     prove_prediction,
@@ -132,7 +131,6 @@ def test_predictions_are_planted_on_what_a_model_without_a_linear_head_answers(j
     planted = plant_predictions(rx.System(model, interpreters.Gradient(model)), x, attacks.Linf(EPS))
     with torch.no_grad():
         assert bool(hit(planted.system.model(planted.star), torch.zeros_like(planted.rows)).all())
-    assert RANDOM > 0
 
 
 def test_what_keeps_the_prediction_or_has_no_ball_has_no_planted_predictions(tiny_model: nn.Module) -> None:
