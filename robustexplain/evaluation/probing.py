@@ -85,9 +85,7 @@ def _promise(system: System, x: Tensor) -> Tensor:
             return nothing
         first, second = logits.topk(2, 1).indices.T[:, :, None]
         gap = (logits.gather(1, first) - logits.gather(1, second))[:, 0]
-        (slope,) = torch.autograd.grad(gap.sum(), variable, allow_unused=True)
-    if slope is None:
-        return nothing
+        (slope,) = torch.autograd.grad(gap.sum(), variable, allow_unused=True, materialize_grads=True)
     with torch.no_grad():
         broken = ~slope.flatten(1).isfinite().all(1)
         moved = (x - SMALL * slope.nan_to_num().sign()).clamp(0, 1)
