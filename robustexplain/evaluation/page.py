@@ -18,6 +18,7 @@ from . import drawings
 from .audit_page import Audited
 from .doubts import Doubts
 from .glossary import DOCS, Term, glossary
+from .planting import audit_words
 from .ranking import Arrays, Ranking
 from .results import Results
 from .store import RunFolder
@@ -50,6 +51,7 @@ class Opened:
         drawn: distributions and ROC curves.
         strips: pictures of inputs.
         open: whether it is unfolded at first.
+        audited: what the audit did and found, in sentences.
     """
 
     key: str
@@ -60,6 +62,7 @@ class Opened:
     drawn: tuple[tuple[str, Markup], ...]
     strips: tuple[Strip, ...]
     open: bool
+    audited: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +197,7 @@ class Page:
             drawn=() if column.facts.clean else self._drawn(row, arrays),
             strips=tuple(strips(arrays, count, self.pictures, run.get("features", []), run.get("classes", []))),
             open=column.label in self._at_first,
+            audited=tuple(audit_words(self.results.cells[row.label, column.label] or {})),
         )
 
     @cached_property

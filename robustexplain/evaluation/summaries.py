@@ -18,6 +18,8 @@ from .store import RunFolder
 
 PICTURES = ("x", "attacked_x", "map", "attacked_map", "goal_map")
 LABELS = ("sample", "label", "prediction", "goal_class", "member")
+KEPT = ("made_of", "machine", "members", "raised")
+"""What a cell says that does not follow from its arrays and today's settings."""
 SHARES = (
     *("success", "joint", "plausible", "joint_iou", "plausible_iou", "success_correct", "joint_correct", "correct"),
     *("alarm", "zero_direction", "stalled", "surrogate_misled"),
@@ -91,7 +93,7 @@ class Summaries:
                 if cell is not None and cell["summary"] != self.origins.summary:
                     arrays = self._asked(self.folder.arrays(row.label, column.label), cell["made_of"]["metrics"])
                     # The arrays keep what was measured: a metric that comes back is not measured again.
-                    kept: dict[str, Any] = {n: cell[n] for n in ("made_of", "machine", "members") if n in cell}
+                    kept: dict[str, Any] = {name: cell[name] for name in KEPT if name in cell}
                     found = {**self.of(row, column, arrays), **kept}
                     self.folder.write_cell(row.label, column.label, found, None)
 
