@@ -11,8 +11,8 @@ from torch import Tensor
 from .. import maps as ops
 from ..attacks import L2, Adaptation, Attack, Linf
 from ..metrics import MapMetric, hit
+from ..models.randomise import randomise, stages
 from ..random_streams import Streams, frozen
-from ..sanity.randomise import randomise, stages
 from ..system import System, draws
 from .calibration import distance_of
 from .judged import Chunk
