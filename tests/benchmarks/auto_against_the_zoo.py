@@ -7,9 +7,9 @@ the benign one than the row's calibrated limit. ``move``: the prediction stays, 
 limit. ``match``: the goals are planted ones (maps known to be reachable); the prediction stays, no alarm that did not
 ring there, and the map ends at half the benign map's distance to the goal or nearer.
 
-Single attacks are adapted to the row as ``auto`` is, and run where ``auto`` did not win: what they win there is the last
-column, and their own joint success is at most the sum. With ``--everywhere`` they run on all samples. Lines that stand
-in ``--out`` already are not measured again.
+Single attacks are adapted to the row as ``auto`` is, and run where ``auto`` did not win: what they win there is the
+last column, and their own joint success is at most the sum. With ``--everywhere`` they run on all samples. Lines that
+stand in ``--out`` already are not measured again.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def zoo(aim: Aim, eps: float, long: int, restarts: int) -> dict[str, Attack]:
             "mi-fgsm": attacks.MIFGSM(eps, steps=100),
             "pgd": attacks.PGD(eps, steps=100),
             "square": attacks.Square(eps, max_queries=1000),
-            "nes, joint": attacks.NES(eps, max_queries=5000, joint=True, weight=100.0),
-            "spsa, joint": attacks.SPSA(eps, samples=50, max_queries=5000, joint=True, weight=100.0),
+            "nes, joint": attacks.NES(eps, max_queries=2000, joint=True, weight=100.0),
+            "spsa, joint": attacks.SPSA(eps, samples=50, max_queries=2000, joint=True, weight=100.0),
             "adv2, 100 steps": attacks.ADV2(eps, steps=100),
             "adv2, 10x weight, 100 steps": attacks.ADV2(eps, steps=100, weight=100.0, confidence=0.0, step_size=step),
             "adv2, h(z), 100 steps": attacks.ADV2(eps, steps=100, surrogate="smooth_gradient"),
@@ -158,7 +158,8 @@ def measure(samples: Case, key: str, attack: Attack, known: dict[str, list[int]]
     if known is not None:
         tried = [i for i in tried if i not in known["won"]]
     won, made = samples.some(torch.tensor(tried, dtype=torch.int64)).run(attack) if tried else (torch.zeros(0), None)
-    line = {"key": key, "samples": len(samples.x), "tried": tried, "won": [i for i, w in zip(tried, won) if w]}
+    wins = [tried[i] for i in won.nonzero()[:, 0].tolist()]
+    line = {"key": key, "samples": len(samples.x), "tried": tried, "won": wins}
     if made is not None and made.member is not None and isinstance(attack, attacks.Auto):
         line |= {"member": [attack.names[m] if m >= 0 else "none" for m in made.member.tolist()]}
         line |= {"queries": made.queries.tolist()}

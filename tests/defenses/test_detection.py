@@ -416,10 +416,12 @@ def test_several_detectors_are_evaded_one_by_one(watched: Watched, judged: tuple
     kinds = [type(getattr(part, "part", part)) for _, part in objective.terms()]
     assert kinds == [EvadeDetector, EvadeSqueezing, AgreeSqueezed]
     goal, seen = Goal(x, y), Observation(x, watched.both.model(x), system=watched.both)
+    rings = x_ensemble.score(x) > x_ensemble.threshold
     hinge = (x_ensemble.soft_score(x) - x_ensemble.soft_threshold + 0.1).clamp_min(0)
+    hinge = torch.where(rings, hinge.clamp_min(1), hinge)
     agree = AgreeSqueezed(squeezing.squeezers).loss(seen, goal)  # type: ignore[attr-defined]
     torch.testing.assert_close(objective.loss(seen, goal), 0.5 * hinge + 0.5 * agree)
-    quiet = x_ensemble.soft_score(x) < x_ensemble.soft_threshold
+    quiet = ~rings
     quiet &= squeezing.score(x) <= squeezing.threshold
     assert torch.equal(objective.met(seen, goal), quiet)
 
@@ -475,7 +477,9 @@ def test_several_detectors_are_as_random_as_any_of_them(
     assert not torch.equal(again.soft_score(x), squeezing.soft_score(x))
     # The adversary's loss, planned for the system, is that of the system drawn again.
     _, on_squeezing = both.evasion(1.0).terms()
-    hinge = (again.soft_score(x) - both.at_joint_alarm()[1].soft_threshold + 0.1).clamp_min(0)
+    joint = both.at_joint_alarm()[1]
+    hinge = (again.soft_score(x) - joint.soft_threshold + 0.1).clamp_min(0)
+    hinge = torch.where(again.score(x) > joint.threshold, hinge.clamp_min(1), hinge)
     assert torch.equal(on_squeezing[1].loss(Observation(x, model(x), system=other), goal), hinge)
     adapted = PGD(0.125, 2, 0.06).adapted(system)
     assert adapted.adapt.draws > 1
