@@ -18,8 +18,10 @@ import argparse
 import json
 import time
 import warnings
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -152,7 +154,7 @@ def case(folder: RunFolder, recipe: Recipe, label: str, aim: Aim, eps: float, im
     return Case(system, aim, x, y, goal, None, nobody, Known(metric, limit, root))
 
 
-def measure(samples: Case, key: str, attack: Attack, known: dict[str, list[int]] | None) -> dict[str, object]:
+def measure(samples: Case, key: str, attack: Attack, known: dict[str, Any] | None) -> dict[str, Any]:
     """One line: which samples the attack wins, of those that it was tried on."""
     start, tried = time.time(), list(range(len(samples.x)))
     if known is not None:
@@ -164,6 +166,12 @@ def measure(samples: Case, key: str, attack: Attack, known: dict[str, list[int]]
         line |= {"member": [attack.names[m] if m >= 0 else "none" for m in made.member.tolist()]}
         line |= {"queries": made.queries.tolist()}
     return line | {"seconds": round(time.time() - start, 1)}
+
+
+def added(line: dict[str, Any]) -> str:
+    """What each member won that those before it had not."""
+    counts = Counter(line["member"][line["tried"].index(i)] for i in line["won"])
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) + f"; queries at most {max(line['queries'])}"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -197,7 +205,7 @@ def main() -> None:
             tried: dict[str, Attack] = {"auto": attacks.Auto(asked.eps, aim)}
             single = zoo(aim, asked.eps, asked.steps, asked.restarts)
             tried |= {n: a for n, a in single.items() if asked.attacks is None or n in asked.attacks}
-            auto: dict[str, list[int]] = {}
+            auto: dict[str, Any] = {}
             for name, attack in tried.items():
                 everywhere = asked.everywhere or name == "auto"
                 setting = f"{asked.eps} {asked.images} {asked.part} {asked.steps} {asked.restarts} {everywhere}"
@@ -209,7 +217,8 @@ def main() -> None:
                 auto = line if name == "auto" else auto
                 lost = sorted(set(line["won"]) - set(auto["won"]))
                 figures = f"{len(line['tried']):5d} {len(line['won']):5d} {len(auto['won']):5d} {len(lost):9d}"
-                print(f"{label:26s} {aim:6s} {name:30s} {figures} {line['seconds']:6.0f}  {lost or ''}", flush=True)
+                last = added(line) if "member" in line else lost or ""
+                print(f"{label:26s} {aim:6s} {name:30s} {figures} {line['seconds']:6.0f}  {last}", flush=True)
 
 
 if __name__ == "__main__":
