@@ -23,7 +23,7 @@ from robustexplain.attacks.search.directions import StepContext
 from robustexplain.attacks.threat import Linf
 from robustexplain.data import Data, stack, take
 from robustexplain.defenses import AnyOf, BetaSmoothing, Detector, DetectorDefense, FeatureSqueezing, XEnsemble
-from robustexplain.defenses.detection import FeatureSqueezingDetector
+from robustexplain.defenses.detection import FeatureSqueezingDetector, Forest
 from robustexplain.defenses.detection.detector import conformal_p_values, fingerprints
 from robustexplain.errors import FewScoresWarning, InputError
 from robustexplain.interpreters import CAM, GradCAM, Gradient
@@ -424,6 +424,46 @@ def test_several_detectors_are_evaded_one_by_one(watched: Watched, judged: tuple
     quiet = ~rings
     quiet &= squeezing.score(x) <= squeezing.threshold
     assert torch.equal(objective.met(seen, goal), quiet)
+
+
+@dataclass(frozen=True, eq=False)
+class Misleading(Statistic):
+    """Its soft score says nothing of its alarm."""
+
+    def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:
+        """``[B]``."""
+        return super().soft_score(x)
+
+    def soft_score(self, x: Tensor) -> Tensor:
+        """``[B]``."""
+        return super().soft_score(x) - 10
+
+
+def test_where_the_alarm_rings_the_soft_score_is_pushed_down_however_low_it_is(
+    trained: Classifier, judged: tuple[Tensor, Tensor]
+) -> None:
+    x, y = judged[0][:1], judged[1][:1]
+    level = float(Statistic("light").score(x)) - 0.02
+    detector = Misleading("light", threshold=level, soft_threshold=0.0)  # type: ignore[misc]
+    system = rx.System(trained, CAM(trained), detector)
+    attack = PGD(0.125, 12, 0.02).adapted(system)
+    with torch.no_grad():
+        assert bool(detector.score(x).gt(level).all())
+        assert bool(detector.soft_score(x).lt(0).all())
+        assert not bool((detector.score(attack(system, x, y, (y + 1) % 10).x) > level).any())
+
+
+def test_a_smoothed_forest_is_its_expectation_under_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = torch.Generator().manual_seed(0)
+    features = torch.randn(200, 2, generator=draws)
+    forest = Forest.fit(features, (features.sum(1) > 0).long(), 5, 0)
+    at = torch.tensor([[0.3, -0.2], [1.0, 0.5], [-0.4, -0.3]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(forest.smoothed(at * 8).sum(), at)
+    assert bool((gradient > 0).all())
+    monkeypatch.setattr("robustexplain.defenses.detection.forest.WIDTHS", (0.5,))
+    noise = 0.5 * forest._leaves.spread * torch.randn(4_000, 2, generator=draws)
+    drawn = torch.stack([forest(row + noise).mean() for row in at.detach()])
+    torch.testing.assert_close(forest.smoothed(at.detach()).sigmoid(), drawn, atol=0.03, rtol=0)
 
 
 def test_an_adaptive_attack_evades_several_detectors(watched: Watched, judged: tuple[Tensor, Tensor]) -> None:
