@@ -60,7 +60,7 @@ class EvadeDetector(Objective):
         if key not in seen.noted:
             # Of a system whose randomness was drawn again, that draw's.
             own = None if seen.system is None else seen.system.detector
-            detector = own if type(own) is type(self.watch) else self.watch
+            detector: Any = own if type(own) is type(self.watch) else self.watch
             with torch.no_grad():
                 seen.noted[key] = detector.score(seen.x.detach()) > self.watch.threshold
         found: Tensor = seen.noted[key]
