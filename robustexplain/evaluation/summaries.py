@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import files
@@ -57,6 +58,7 @@ class Summaries:
             **self.where(row, column),
             "measures": measures,
             "separation_by": separations,
+            "joint_by_limit": self._by_limit(row, arrays),
             "on_successes": {
                 name: estimate(arrays[name][hits], self.binary(name), resamples, seed).as_dict()
                 for name in self.experiment.metrics
@@ -128,6 +130,23 @@ class Summaries:
     def binary(self, name: str) -> bool:
         """Whether a measure is 0 or 1, where no draws are averaged."""
         return name in SHARES or name.endswith("_nearer") or getattr(self.experiment.metrics.get(name), "binary", False)
+
+    def _by_limit(self, row: Row, arrays: dict[str, Tensor]) -> list[float | None] | None:
+        """Joint success if the row's limit were at either end of its range; ``None`` where no limit decides it.
+
+        Of a system that is random: of its first draw.
+        """
+        known = self.folder.calibrated(row.label)
+        limit, ends = (None, []) if known is None else (known[0]["limit"], known[0].get("limit_range", []))
+        if limit is None or "distance" not in arrays or "joint_iou" not in arrays:
+            return None
+        near = arrays["distance"] <= limit
+        quiet = arrays["alarm"] == 0 if "alarm" in arrays else torch.ones_like(near)
+        # An attack that moves the map wins where it is not near.
+        moves = bool(((arrays["plausible"] > 0) != near).float().mean() > 0.5)
+        won = (arrays["success"] > 0) & quiet
+        at = (None if end is None else (arrays["distance"] <= end) ^ moves for end in ends)
+        return [None if plausible is None else float((won & plausible).float().mean()) for plausible in at]
 
     def _separations(self, row: Row, arrays: dict[str, Tensor]) -> list[dict[str, Any] | None]:
         """How well the distances of attacked maps are told from those that each kind of harmless change makes."""

@@ -30,7 +30,7 @@ from robustexplain import seals
 from robustexplain.data import Data, Samples
 from robustexplain.door import answer
 from robustexplain.evaluation import RunFolder
-from robustexplain.evaluation.calibration import Calibrator, Draws
+from robustexplain.evaluation.calibration import Calibrator, Draws, conformal_quantile
 from robustexplain.evaluation.identity import JUDGED
 from robustexplain.evaluation.results import Results
 from robustexplain.evaluation.statistics import share
@@ -195,8 +195,57 @@ def measured(calibrator: Calibrator, system: System, numbers: Tensor, x: Tensor,
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def of_run(root: Path, draws: int, most: int) -> list[Line]:
-    """What is found of every row of a run."""
+def joint_at(arrays: dict[str, Tensor], limit: float, moves: bool) -> float:
+    """A cell's joint success if its row's limit were another one."""
+    won = (arrays["success"] > 0) & ((arrays["distance"] <= limit) ^ moves)
+    if "alarm" in arrays:
+        won &= arrays["alarm"] == 0
+    return float(won.float().mean())
+
+
+def limits_of_others(distances: Tensor, known: int, quantile: float, times: int = 400) -> list[float]:
+    """The limits of a row that other calibrations would have given, each of ``known`` inputs drawn anew.
+
+    Args:
+        distances: ``[K, N]``, of every kind and input; NaN where the prediction changed.
+        known: how many inputs a calibration has.
+        quantile: which.
+        times: how many calibrations.
+    """
+    random, limits = torch.Generator().manual_seed(0), []
+    for _ in range(times):
+        some = distances[:, torch.randint(distances.shape[1], (known,), generator=random)]
+        limits.append(max(conformal_quantile(kind[~kind.isnan()], quantile) for kind in some))
+    return limits
+
+
+def first_draws(arrays: dict[str, Tensor]) -> Tensor:
+    """``[K, N]``: the distance of every kind's first draw of every input; NaN where the prediction changed."""
+    kinds = []
+    for kind in arrays["change"].unique().tolist():
+        first = (arrays["change"] == kind) & (arrays["draw"] == 0)
+        kept = torch.where(arrays["kept"][first] > 0, arrays["distance"][first], torch.nan)
+        kinds.append(kept[arrays["sample"][first].argsort()])
+    return torch.stack(kinds)
+
+
+def luck(run: Results, folder: RunFolder, row: Row, distances: Tensor) -> Iterator[str]:
+    """How much of a cell's joint success is the luck of its row's calibration, by how many inputs that has."""
+    for column in run.experiment.columns:
+        if column.facts.control or not column.facts.needs_maps or folder.done(row.label, column.label) is None:
+            continue
+        arrays, cells = folder.arrays(row.label, column.label), []
+        for known in KNOWN[:3]:
+            limits = limits_of_others(distances, known, run.experiment.evaluation.plausible.quantile)
+            values = torch.tensor([joint_at(arrays, limit, column.facts.keeps_prediction) for limit in limits])
+            low, middle, high = values.quantile(torch.tensor([0.025, 0.5, 0.975])).tolist()
+            cells.append(f"{middle:.2f} [{low:.2f}, {high:.2f}]")
+        here = float(arrays["joint"].mean())
+        yield f"| {row.label} / {column.label} | {here:.2f} | {distances.shape[1]} | {' | '.join(cells)} |"
+
+
+def of_run(root: Path, draws: int, most: int) -> tuple[list[Line], list[str]]:
+    """What is found of every row of a run: its lines, and how its cells depend on the luck of calibration."""
     folder = RunFolder(root)
     run = Results.read(folder)
     recipe = run.experiment
@@ -204,7 +253,9 @@ def of_run(root: Path, draws: int, most: int) -> list[Line]:
     data = check_data(recipe)
     judged = seals.read_or_none(root / JUDGED, "positions", "beyond")
     assert judged is not None
-    used, found = {int(p) for p in (*judged["positions"], *judged["beyond"])}, []
+    used = {int(p) for p in (*judged["positions"], *judged["beyond"])}
+    found: list[Line] = []
+    chances: list[str] = []
     for row in recipe.rows:
         known, arrays = folder.calibrated(row.label) or (None, None)
         if known is None or arrays is None or known["part"] != "test":
@@ -218,7 +269,9 @@ def of_run(root: Path, draws: int, most: int) -> list[Line]:
         fresh = measured(calibrator, system, numbers, x, draws)
         found += [*lines(row.label, known, arrays, fresh)]
         found += alarms(row.label, system, [entry["name"] for entry in known["harmless"]], fresh)
-    return found
+        both = torch.cat([first_draws(arrays), first_draws(fresh)], 1)
+        chances += luck(run, folder, row, both)
+    return found, chances
 
 
 def as_markdown(found: Sequence[Line]) -> str:
@@ -279,9 +332,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     found = [of_run(root, given.draws, given.inputs) for root in given.runs]
-    for root, of_one in zip(given.runs, found, strict=True):
-        print(f"\n{root}\n\n{as_markdown(of_one)}")
-    print(f"\n{over_runs(found)}\n\n{promises()}")
+    head = "| cell | joint | pool | " + " | ".join(f"{n} inputs" for n in KNOWN[:3]) + " |\n|" + " --- |" * 6
+    for root, (of_one, chances) in zip(given.runs, found, strict=True):
+        print("\n".join(["", str(root), "", as_markdown(of_one), "", head, *chances]))
+    print(f"\n{over_runs([of_one for of_one, _ in found])}\n\n{promises()}")
 
 
 if __name__ == "__main__":
