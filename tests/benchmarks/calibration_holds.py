@@ -1,8 +1,9 @@
 """Whether calibration holds on inputs that no run has used: limits of plausible maps, and false alarms.
 
-Run it as ``python tests/benchmarks/calibration_holds.py RUN [RUN ...] [--draws 8] [--inputs 2000]`` on finished runs of
-recipes. Fresh inputs are those of the test part that are neither judged nor calibrated on, chosen alike; of rows that
-nothing was trained for on the defense part, that part's too.
+Run it as ``python tests/benchmarks/calibration_holds.py RUN [RUN ...] [--draws 1000] [--inputs 2000]`` on finished
+runs of recipes. Fresh inputs are those of the test part that are neither judged nor calibrated on, chosen alike; of
+rows that nothing was trained for on the defense part, that part's too. Each is changed again until there are
+``--draws`` of each kind. A second table shows how much of a cell's joint success is the luck of the calibration.
 
 What must hold: the share of fresh harmless draws beyond a kind's own quantile lies in its 95% prediction interval, and
 beyond the row's limit (the largest of the quantiles) not above it; so do alarms. The interval knows that the quantile
@@ -244,7 +245,7 @@ def luck(run: Results, folder: RunFolder, row: Row, distances: Tensor) -> Iterat
         yield f"| {row.label} / {column.label} | {here:.2f} | {distances.shape[1]} | {' | '.join(cells)} |"
 
 
-def of_run(root: Path, draws: int, most: int) -> tuple[list[Line], list[str]]:
+def of_run(root: Path, least: int, most: int) -> tuple[list[Line], list[str]]:
     """What is found of every row of a run: its lines, and how its cells depend on the luck of calibration."""
     folder = RunFolder(root)
     run = Results.read(folder)
@@ -266,7 +267,7 @@ def of_run(root: Path, draws: int, most: int) -> tuple[list[Line], list[str]]:
         changes = harmless_for(recipe.evaluation.harmless, data.shape, x)
         metric = recipe.evaluation.plausible.metric
         calibrator = Calibrator("test", (), changes, metric, derive(recipe.seed, "fresh", row.label))
-        fresh = measured(calibrator, system, numbers, x, draws)
+        fresh = measured(calibrator, system, numbers, x, math.ceil(least / len(x)))
         found += [*lines(row.label, known, arrays, fresh)]
         found += alarms(row.label, system, [entry["name"] for entry in known["harmless"]], fresh)
         both = torch.cat([first_draws(arrays), first_draws(fresh)], 1)
@@ -327,7 +328,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--draws", type=int, default=8)
+    parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--inputs", type=int, default=2000)
     given = parser.parse_args()
     torch.set_num_threads(1)
