@@ -77,7 +77,7 @@ def recipe(data: str, seed: int, *, full: bool, auto: bool, root: str | None, im
         "clean",
         {"name": "noise", "eps": eps, "kind": "sign"},
         {"name": "pgd", "eps": eps, "steps": 50},
-        {"name": "adv2", "eps": eps, "steps": 150, "knowledge": "adaptive"},
+        {"name": "adv2", "eps": eps, "steps": 100, "knowledge": "adaptive"},
         {"name": "map-pgd", "eps": eps, "aim": "move", "knowledge": "adaptive"},
     ]
     return check({
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=7)
     parser.add_argument("--full", type=int, default=1)
     parser.add_argument("--auto", type=int, default=1)
-    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--images", type=int, default=30)
     parser.add_argument("--fashion")
     parser.add_argument("--data", nargs="*", default=list(EPS))
     given = parser.parse_args()
