@@ -204,7 +204,7 @@ def test_the_report_says_on_what_rows_are_calibrated(finished: RunFolder) -> Non
     assert "than 95% of harmless changes move" in " ".join(report.split())
     assert "uniform-noise (eps 0.007843); brightness (by 0.02)" in " ".join(report.split())
     assert "the test part beyond the judged ones" in report
-    assert "IoU above" not in report.split("<h2>Joint success</h2>")[1].split("<img")[0]
+    assert "IoU above" not in report.split("<h2>The matrix")[1].split("<img")[0]
     results = Results.read(finished)
     assert set(results.calibrations) == {"gradient", "beta-smoothing (gradient)"}
     assert {"separation", "distance", "joint_iou", "plausible_iou"} <= set(words_of({}))
