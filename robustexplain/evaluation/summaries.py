@@ -91,7 +91,7 @@ class Summaries:
         moves = bool(((arrays["plausible"] > 0) != near).float().mean() > 0.5)
         won = (arrays["success"] > 0) & quiet
         at = (None if end is None else (arrays["distance"] <= end) ^ moves for end in ends)
-        return [None if plausible is None else float((won & plausible).float().mean()) for plausible in at]
+        return [None if plausible is None else float((won & plausible).double().mean()) for plausible in at]
 
     def where(self, row: Row, column: Column) -> dict[str, Any]:
         """Which cell it is, and what it was made of."""
