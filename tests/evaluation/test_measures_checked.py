@@ -50,11 +50,11 @@ def test_fresh_inputs_are_neither_used_nor_trained_on() -> None:
     model = models.build("small-cnn", num_classes=10, in_channels=1)
     root = System(model, interpreters.CAM(model))
     plain, trained = recipe.row("cam"), recipe.row("x-ensemble (cam)")
-    # Digits in these parts: 1347 to test, 180 to defenses.
+    # Digits in these parts: 1348 to test, 179 to defenses.
     numbers, x = fresh_inputs(recipe, plain, root, data, used, most=2000)
-    assert len(x) == len(numbers.unique()) == 47 + 180
+    assert len(x) == len(numbers.unique()) == 48 + 179
     assert not used & set(numbers.tolist())
-    assert len(fresh_inputs(recipe, trained, root, data, used, most=2000)[0]) == 47
+    assert len(fresh_inputs(recipe, trained, root, data, used, most=2000)[0]) == 48
     assert len(fresh_inputs(recipe, plain, root, data, used, most=20)[0]) == 20
 
 
