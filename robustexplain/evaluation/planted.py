@@ -88,7 +88,8 @@ def plant(system: System, x: Tensor, eps: float, seed: int = 0, distance: MapMet
     """Plant a goal for each sample: the system's own map of an input in the ball that no gradient had a hand in.
 
     The input is ``x + eps sign(n)``, clipped to ``[0, 1]``, of noise ``n`` that is smooth. Another is drawn, up to
-    :data:`DRAWS` times, where the prediction changes or the map stays the same; samples without one are left out.
+    :data:`DRAWS` times, where the prediction changes, the map stays the same or the alarm rings; samples without one
+    are left out, but for those whose only fault is the alarm.
 
     Args:
         system: as deployed.
@@ -104,16 +105,19 @@ def plant(system: System, x: Tensor, eps: float, seed: int = 0, distance: MapMet
         raise InputError(f"goals are planted for images [B, C, H, W], got x of shape {list(x.shape)}")
     known = NOTHING if distance is None else Known(distance)
     benign, streams = system(x), Streams.of(x, seed, "planted")
-    star, done = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    star, quiet = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    found = quiet.clone()
     for _ in range(DRAWS):
         drawn = (x + eps * smooth_noise(x, streams).sign()).clamp(0, 1)
         seen = system(drawn)
-        good = (seen.prediction == benign.prediction) & (known.apart(seen.maps, benign.maps) > ROUNDING) & ~done
-        star[good], done = drawn[good], done | good
-    rows = done.nonzero()[:, 0]
+        good = (seen.prediction == benign.prediction) & (known.apart(seen.maps, benign.maps) > ROUNDING)
+        silent = good if seen.alarm is None else good & ~seen.alarm
+        taken = ~quiet & (silent | (good & ~found))
+        star[taken], quiet, found = drawn[taken], quiet | silent, found | good
+    rows = found.nonzero()[:, 0]
     if not len(rows):
         nothing = benign.maps[rows]
-        return Planted(rows, x[rows], benign.prediction[rows], nothing, nothing.flatten(1).sum(1), done[rows])
+        return Planted(rows, x[rows], benign.prediction[rows], nothing, nothing.flatten(1).sum(1), found[rows])
     goal = system(star[rows])
     alarm = torch.zeros_like(rows, dtype=torch.bool) if goal.alarm is None else goal.alarm
     start = known.apart(goal.maps, benign.maps[rows])

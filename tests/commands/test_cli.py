@@ -266,7 +266,7 @@ def test_run_defaults_to_a_folder_of_the_recipes_name_and_shows_the_matrix(cli: 
     code, out, _ = cli("run", TINY, *SMALLER, *change, "--set", "attacks=[clean]", "--limit", 2)
     assert code == 0
     assert "[b]cam[/b] :x:" in out
-    assert "tiny: joint success, 2 images" in " ".join(out.split())
+    assert "tiny: clean inputs that are right, 2 images" in " ".join(out.split())
     assert "report: runs/tiny/report.html" in out
     assert Path("runs/tiny/report.html").is_file()
 
@@ -360,8 +360,8 @@ def test_report_is_written_again_from_the_cells(cli: Call, finished: Path, tmp_p
     next((root / "cells").glob("cam-*clean*.json")).rename(root / "cells" / "gone")
     code, out, _ = cli("report", root)
     assert code == 0
-    assert "joint success, 4 images" in " ".join(out.split())
-    assert "1 are missing" in (root / "report.html").read_text()
+    assert "joint success where clean inputs are right, 4 images" in " ".join(out.split())
+    assert "1 of 6 cells failed or are missing" in (root / "report.html").read_text()
     (root / "cells" / "gone").rename(next((root / "cells").glob("cam-*clean*.safetensors")).with_suffix(".json"))
     assert cli("report", root)[0] == 0
     assert {name: (root / name).read_bytes() for name in before} == before

@@ -107,3 +107,18 @@ def test_nothing_planted_is_nothing_proven(trained: nn.Module, judged: Images) -
     assert proof is not None
     assert not proof.proven
     assert proof.share.value is None
+
+
+def test_inputs_without_an_alarm_are_planted_where_there_are_any() -> None:
+    x = torch.full((24, 1, 8, 8), 0.5)
+    x[:4] = 0.9
+
+    def system(given: Tensor) -> rx.Explained:
+        brightness = given.flatten(1).mean(1)
+        logits = torch.stack([torch.ones(len(given)), torch.zeros(len(given))], 1)
+        return rx.Explained(logits, given[:, 0], brightness, brightness > 0.5)
+
+    planted = plant(system, x, 0.25)  # type: ignore[arg-type]
+    assert planted.rows.tolist() == list(range(24))
+    assert bool(planted.alarm[:4].all())  # nothing in their ball is quiet
+    assert float(planted.alarm[4:].float().mean()) <= 0.15  # of one draw about half would ring
