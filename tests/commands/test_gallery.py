@@ -54,7 +54,7 @@ def test_the_page_shows_every_interpreter_or_says_why_not(tmp_path: Path, quick:
     assert done.exit_code == 0, done.output
     names = [entry.name for entry in INTERPRETERS if "images" in accepted_kinds(entry.build)]
     page = out.read_text()
-    assert all(f"<b>{name}</b>" in page for name in names)
+    assert all(f'<th scope="row" class="name">{name}' in page for name in names)
     assert f"small-cnn, trained on scikit-learn's digits: {len(names) - 1} of {len(names)}" in done.output
     for reason in ("computes no self-attention", "take a convolutional network as the encoder", "needs training data"):
         assert reason in page
