@@ -16,7 +16,7 @@ from .origins import Origins
 from .statistics import estimate, separation
 from .store import RunFolder
 
-PICTURES = ("x", "attacked_x", "map", "attacked_map", "goal_map")
+PICTURES = ("x", "attacked_x", "map", "attacked_map", "goal_map", "certificate", "attacked_certificate")
 LABELS = ("sample", "label", "prediction", "goal_class", "member")
 SHARES = (
     *("success", "joint", "plausible", "joint_iou", "plausible_iou", "success_correct", "joint_correct", "correct"),

@@ -47,12 +47,17 @@ def draws_needed(share: float, alpha: float) -> int:
     return max(1, math.ceil(math.log(alpha) / math.log(share) - 1e-9))
 
 
+def slack(draws: int, alpha: float, kind: Bound) -> float:
+    """How far the bound of a probability is from 1 after nothing but hits, and from 0 after none."""
+    return math.sqrt(math.log(1 / alpha) / (2 * draws)) if kind == "hoeffding" else 1 - alpha ** (1 / draws)
+
+
 @lru_cache(maxsize=64)
 def bounds(draws: int, alpha: float, kind: Bound) -> tuple[Tensor, Tensor]:
     """Lower and upper bounds of a probability for ``k = 0..draws`` hits, each wrong with chance ``alpha`` at most."""
     k = torch.arange(draws + 1, dtype=torch.float64)
     if kind == "hoeffding":
-        width = math.sqrt(math.log(1 / alpha) / (2 * draws))
+        width = slack(draws, alpha, kind)
         return (k / draws - width).clamp(min=0), (k / draws + width).clamp(max=1)
     from scipy.special import betaincinv
 

@@ -145,7 +145,7 @@ class MeTFA(MeTFASettings, Wrapper):
 def two_classes(rows: Tensor) -> Tensor:
     """The largest value of the lower of two classes of each row ``[m, n]``, ``[m, 1]``: natural breaks (Jenks).
 
-    The classes differ most in their means: the squares between them, ``k (n - k) (difference of means)^2``, are largest.
+    The squares between the classes, ``k (n - k) (difference of their means)^2``, are largest.
     """
     ordered = ops.ascending(rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows)
     n = ordered.shape[1]

@@ -27,13 +27,25 @@ class OverCopies(Protocol):
     """An interpreter that explains noisy copies by another one."""
 
     @property
-    def base(self) -> Interpreter: ...
+    def base(self) -> Interpreter:
+        """Explains the copies."""
+        ...
+
     @property
-    def samples(self) -> int: ...
+    def samples(self) -> int:
+        """How many copies."""
+        ...
+
     @property
-    def seed(self) -> int: ...
+    def seed(self) -> int:
+        """Of their noise."""
+        ...
+
     @property
-    def batch_size(self) -> int: ...
+    def batch_size(self) -> int:
+        """The largest number of copies in one pass."""
+        ...
+
     @property
     def _drawn(self) -> dict[Any, Tensor]: ...
 

@@ -18,7 +18,7 @@ from ..base import Explanation
 from ..certificate import Certificate
 from ..gradients.integrated import predicted
 from .base import Wrapper
-from .binomial import Bound, bounds
+from .binomial import Bound, bounds, slack
 from .certified import Inner, in_rows
 from .noisy_copies import (
     PredictionOf,
@@ -65,10 +65,6 @@ class SparsifiedSettings:
     prediction_of: PredictionOf = "copy"
     batch_size: Count = 64
 
-    def shares(self, number: int, samples: int | None = None) -> tuple[Tensor, Tensor]:
-        """Bounds of each of ``number`` cells' share over all copies, all right with chance ``1 - alpha``."""
-        return bounds(samples or self.samples, self.alpha / (2 * number), self.bound)
-
     def check_draws(self, size: tuple[int, ...] | None = None) -> None:
         """Refuse settings that could not certify anything about images of ``size``; on the grid for ``None``."""
         number = self.grid * self.grid or 2
@@ -77,16 +73,20 @@ class SparsifiedSettings:
         if self._proves(self.samples, number):
             return
         enough = next((n for n in (self.samples << i for i in range(1, 30)) if self._proves(n, number)), None)
+        advice = (
+            f"{enough} would do; a smaller grid needs fewer"
+            if enough
+            else "a larger sigma or a smaller radius is needed"
+        )
         raise InputError(
             f"{type(self).__name__}: {self.samples} draws certify nothing at alpha {self.alpha} over {number} cells at "
-            f"radius {self.radius} with sigma {self.sigma}: "
-            + (f"{enough} would do; a smaller grid needs fewer" if enough else "sigma must be larger, or radius smaller")
+            f"radius {self.radius} with sigma {self.sigma}: {advice}"
         )
 
     def _proves(self, samples: int, number: int) -> bool:
         """Whether a cell that every copy marks can be told from one that none does."""
-        low, high = self.shares(number, samples)
-        return bool(apart(low[-1], high[0], self.radius, self.sigma))
+        ends = torch.tensor(slack(samples, self.alpha / (2 * number), self.bound), dtype=torch.float64)
+        return bool(apart((1 - ends).clamp(min=0), ends, self.radius, self.sigma))
 
 
 @INTERPRETERS.register("sparsified", paper="Levine et al. 2019")
@@ -149,7 +149,8 @@ class Sparsified(SparsifiedSettings, Wrapper):
     def _certificate(self, sums: Tensor) -> Certificate:
         hits = sums.flatten(1).round().long().sort(1, descending=True).values
         number = hits.shape[1]
-        low, high = (bound.to(hits.device) for bound in self.shares(number))
+        # Two bounds a cell, all of them right with a chance of 1 - alpha.
+        low, high = (b.to(hits.device) for b in bounds(self.samples, self.alpha / (2 * number), self.bound))
         k = kept(self.top, number)
         up, down = low[hits[:, :k]], high[hits[:, k : 2 * k]]
         # Where fewer cells are left than the top has, the first of it have no counterpart.
