@@ -35,7 +35,7 @@ def rejected(p: Tensor, alpha: float, correction: Correction) -> Tensor:
     n = p.shape[1]
     if correction == "bonferroni":
         return p <= alpha / n
-    ordered, places = p.sort(1, stable=True)
+    ordered, places = p.sort(dim=1, stable=True)
     steps = alpha / torch.arange(n, 0, -1, dtype=p.dtype, device=p.device)
     # All before the first that is not rejected.
     kept = (ordered <= steps).long().cumprod(1).bool()
