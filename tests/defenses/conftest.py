@@ -32,11 +32,11 @@ SMALL = MaskObjective(average=10.0)
 INNER = ADV2(EPS, steps=8, step_size=0.03, warm_start=0.5)
 CHEAP: dict[str, Defense] = {
     "aid": AID(attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20)),
-    "certified": CertifiedInterpreter(samples=24, choose=4, tau=0.7, alpha=0.05, grid=4),
+    "certified": CertifiedInterpreter(samples=12, choose=2, tau=0.6, alpha=0.5, grid=4),
     "feature-squeezing": FeatureSqueezing(("median-2", "bit-depth-3")),
-    "metfa": MeTFADefense(samples=8),
+    "metfa": MeTFADefense(samples=6),
     "pgd-at": AdversarialTraining(attack=PGD(EPS, 2, 0.05), training=Training(epochs=1, batch_size=20, lr=1e-3)),
-    "sparsified-smoothgrad": SparsifiedSmoothGrad(samples=24, sigma=0.25, radius=0.01, grid=4),
+    "sparsified-smoothgrad": SparsifiedSmoothGrad(samples=12, alpha=0.5, grid=4, bound="clopper-pearson"),
     "x-ensemble": XEnsemble(attack=PGD(EPS, 4, 0.05), training=Training(epochs=1, batch_size=20), trees=10),
 }
 
