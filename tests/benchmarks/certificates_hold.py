@@ -33,7 +33,13 @@ def main() -> int:
     asked = parser.parse_args()
     data = data_sets.load(asked.data)
     model = models.build("small-cnn", num_classes=data.num_classes, in_channels=data.shape[0])
-    fit(model, cross_entropy, data_sets.take(data.train, 1000), Training(epochs=6, batch_size=32, lr=1e-2), name="it")
+    fit(
+        model,
+        cross_entropy,
+        data_sets.take(data.train, min(1000, len(data.train))),
+        Training(epochs=6, batch_size=32, lr=1e-2),
+        name="it",
+    )
     model.eval().requires_grad_(False)
     x, _ = data_sets.stack(data_sets.take(data.test, asked.images))
     broken = 0

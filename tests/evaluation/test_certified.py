@@ -58,7 +58,8 @@ def test_a_cell_says_what_is_certified_and_what_contradicts_it_within_the_radius
     assert certified_in_words(tops[0].certificate) == "50.0% of its top stays at least, within L2 1"  # type: ignore[arg-type]
     said = certified_in_words(seen([1, 0, 0, -1], [1, 1, 1, 1], radius=0).certificate)  # type: ignore[arg-type]
     assert (
-        said == "25.0% of the map is certified as important, 50.0% as unimportant, under the noise, at this very input"
+        said
+        == "25.0% of the map is certified as important, 50.0% as unimportant at least, under the noise, at this very input"
     )
 
 
