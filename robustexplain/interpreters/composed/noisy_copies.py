@@ -136,7 +136,8 @@ def cells(found: Tensor, size: torch.Size, grid: int) -> Tensor:
         flat = ops.resize(flat, size)
     if grid and tuple(flat.shape[-2:]) != (grid, grid):
         flat = F.adaptive_avg_pool2d(flat[:, None], grid)[:, 0]
-    return flat.unflatten(0, found.shape[:2])
+    values: Tensor = flat.unflatten(0, found.shape[:2])
+    return values
 
 
 def kept(keep: float, number: int) -> int:

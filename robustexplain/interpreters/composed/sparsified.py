@@ -162,4 +162,5 @@ class Sparsified(SparsifiedSettings, Wrapper):
 
 def apart(up: Tensor, down: Tensor, radius: float, sigma: float) -> Tensor:
     """Where ``Phi(Phi^-1(up) - 2 radius / sigma) > down``: no change within ``radius`` brings ``down`` above ``up``."""
-    return torch.special.ndtr(torch.special.ndtri(up) - 2 * radius / sigma) > down.clamp(min=0)
+    held: Tensor = torch.special.ndtr(torch.special.ndtri(up) - 2 * radius / sigma) > down.clamp(min=0)
+    return held
