@@ -244,7 +244,7 @@ def test_with_the_copies_own_predictions_the_certificate_asks_for_no_class(
         (lambda: CertifiedInterpreter(samples=10), "choose: must be below samples"),
         (lambda: CertifiedInterpreter(samples=20), "samples must be at least 35"),
         (lambda: SparsifiedSmoothGrad(samples=8), r"8 draws certify nothing.*\b32 would do"),
-        (lambda: SparsifiedSmoothGrad(radius=3), "sigma must be larger"),
+        (lambda: SparsifiedSmoothGrad(radius=3), "a larger sigma, or a smaller radius"),
         (lambda: MeTFADefense(samples=5), "5 draws give no interval at alpha 0.05: at least 6"),
         (lambda: MeTFADefense(noise=0), "noise: must be above 0"),
     ],

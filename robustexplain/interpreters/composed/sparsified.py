@@ -73,11 +73,7 @@ class SparsifiedSettings:
         if self._proves(self.samples, number):
             return
         enough = next((n for n in (self.samples << i for i in range(1, 30)) if self._proves(n, number)), None)
-        advice = (
-            f"{enough} would do; a smaller grid needs fewer"
-            if enough
-            else "a larger sigma or a smaller radius is needed"
-        )
+        advice = f"{enough} would do, or a smaller grid" if enough else "a larger sigma, or a smaller radius"
         raise InputError(
             f"{type(self).__name__}: {self.samples} draws certify nothing at alpha {self.alpha} over {number} cells at "
             f"radius {self.radius} with sigma {self.sigma}: {advice}"
@@ -96,8 +92,7 @@ class Sparsified(SparsifiedSettings, Wrapper):
 
     With a gradient of the logit as ``base`` it is Sparsified SmoothGrad. Of the sorted shares, the ``i``-th largest and
     the ``i``-th after the top from the other end are compared: the pairs that no change within ``radius`` can exchange
-    are as many cells of the top as stay at least. The certificate is of this average, not of
-    ordinary SmoothGrad.
+    are as many cells of the top as stay at least. The certificate is of this average, not of ordinary SmoothGrad.
 
     Departure: channels become one map first; the paper ranks every channel of every pixel.
 
