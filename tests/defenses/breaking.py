@@ -17,7 +17,7 @@ SURE = 1e-7
 """The chance at which fresh draws are taken for a violation, for each cell."""
 
 
-def pushed(loss: Callable[[Tensor, int], Tensor], x: Tensor, radius: float, steps: int = 4) -> Tensor:
+def pushed(loss: Callable[[Tensor, int], Tensor], x: Tensor, radius: float, steps: int = 3) -> Tensor:
     """Inputs within ``radius`` (L2) that lower ``loss``, in steps of normalised gradients."""
     moved = torch.zeros_like(x)
     for step in range(steps):
@@ -32,7 +32,6 @@ def pushed(loss: Callable[[Tensor, int], Tensor], x: Tensor, radius: float, step
 def attacked(interpreter: Certified | SparsifiedMap, x: Tensor, wanted: Tensor, classes: Tensor) -> list[Tensor]:
     """Three attacks that raise ``wanted`` ``[B, g, g]``: on the map inside, on the smoothed map, over fresh draws."""
     grid = interpreter.grid
-    few = replace(interpreter, samples=20)
 
     def inside(at: Tensor, step: int) -> Tensor:
         maps = interpreter.base.explain(at, classes, native=True).maps
@@ -40,10 +39,10 @@ def attacked(interpreter: Certified | SparsifiedMap, x: Tensor, wanted: Tensor, 
         return -(wanted * torch.nn.functional.adaptive_avg_pool2d(scaled, grid)).flatten(1).mean(1)
 
     def smoothed(at: Tensor, step: int) -> Tensor:
-        return -(wanted * few.explain(at, classes, native=True).maps).flatten(1).mean(1)
+        return -(wanted * interpreter.explain(at, classes, native=True).maps).flatten(1).mean(1)
 
     def fresh(at: Tensor, step: int) -> Tensor:
-        return -(wanted * few.redrawn(100 + step).explain(at, classes, native=True).maps).flatten(1).mean(1)
+        return -(wanted * interpreter.redrawn(100 + step).explain(at, classes, native=True).maps).flatten(1).mean(1)
 
     return [pushed(loss, x, interpreter.radius) for loss in (inside, smoothed, fresh)]
 

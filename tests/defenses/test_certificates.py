@@ -117,6 +117,8 @@ def test_no_certified_cell_is_flipped_within_the_radius_and_a_wrong_certificate_
 def test_no_top_loses_more_than_is_certified_and_a_wrong_certificate_is_caught(
     trained: Classifier, some: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Those whose certificates say something.
+    some = some[0][[1, 2, 5]], some[1][[1, 2, 5]]
     right = SparsifiedMap(
         trained, CAM(trained), samples=200, sigma=0.2, keep=0.3, radius=0.05, grid=8, bound="clopper-pearson"
     )
