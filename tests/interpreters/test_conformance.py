@@ -60,12 +60,12 @@ MAKE: dict[str, Make] = {
     "of-transformed": lambda model, x: of_median(model, GradCAM),
     "aggregate": lambda model, x: Aggregate(model, (Gradient(model), GradCAM(model))),
     "certified": lambda model, x: interpreters.Certified(
-        model, CAM(model), samples=12, choose=2, tau=0.6, alpha=0.5, grid=4
+        model, GradCAM(model, relu=False), samples=12, choose=2, tau=0.6, alpha=0.5, grid=4
     ),
     "sparsified": lambda model, x: interpreters.Sparsified(
-        model, CAM(model), samples=12, alpha=0.5, grid=4, bound="clopper-pearson"
+        model, GradCAM(model, relu=False), samples=12, alpha=0.5, grid=4, bound="clopper-pearson"
     ),
-    "metfa": lambda model, x: interpreters.MeTFA(model, CAM(model), samples=9, noise=0.05),
+    "metfa": lambda model, x: interpreters.MeTFA(model, GradCAM(model, relu=False), samples=9, noise=0.05),
     "mask": lambda model, x: interpreters.Mask(model, steps=6, l1=0.01, tv=0.1, of="logit"),
     "occlusion": lambda model, x: interpreters.Occlusion(model, window=5, stride=3),
     "rise": lambda model, x: interpreters.RISE(model, samples=20, grid=4),
