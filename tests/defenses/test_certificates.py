@@ -241,9 +241,9 @@ def test_with_the_copies_own_predictions_the_certificate_asks_for_no_class(
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CertifiedInterpreter(sigma=0), "sigma: must be above 0"),
-        (lambda: CertifiedInterpreter(tau=0.5), "tau: must be above 0.5"),
-        (lambda: CertifiedInterpreter(samples=10), "choose: must be below samples"),
+        (lambda: CertifiedInterpreter(sigma=0), "sigma must be above 0"),
+        (lambda: CertifiedInterpreter(tau=0.5), "tau must be above 0.5"),
+        (lambda: CertifiedInterpreter(samples=10), "choose must be below samples"),
         (lambda: CertifiedInterpreter(samples=20), "samples must be at least 35"),
         (lambda: SparsifiedSmoothGrad(samples=8), r"8 draws certify nothing.*\b32 would do"),
         (lambda: SparsifiedSmoothGrad(radius=3), "a larger sigma, or a smaller radius"),
