@@ -94,8 +94,8 @@ def test_a_run_measures_certificates_and_an_adaptive_attacker_goes_through_them(
         TINY,
         [
             "interpreters=[cam]",
-            "defenses=[{name: certified, of: cam, samples: 40, grid: 4, keep: 0.3, alpha: 0.01, tau: 0.7}]",
-            "attacks=[clean, {name: adv2, eps: 0.1, steps: 2, knowledge: adaptive, adapt: {draws: 2}}]",
+            "defenses=[{name: certified, of: cam, samples: 20, choose: 4, grid: 4, keep: 0.3, alpha: 0.2, tau: 0.6}]",
+            "attacks=[clean, {name: adv2, eps: 0.1, steps: 2, knowledge: adaptive}]",
             "evaluation.images=4",
             "evaluation.plausible={iou: 0.5}",
         ],
