@@ -17,6 +17,9 @@ from .errors import InputError
 if TYPE_CHECKING:
     from .training import EpochRecord
 
+SAFE, MIDDLE, OPEN = "#93d3c1", "#f6eedb", "#f0946a"
+"""The colours from what speaks for the defender to what speaks against it: told apart without red and green."""
+
 
 def picture(image: Tensor, side: int = 96) -> bytes:
     """An image ``[C, H, W]`` in ``[0, 1]`` as PNG, at least ``side`` pixels high; one channel is shown grey."""
@@ -68,6 +71,8 @@ def matrix_figure(
     good: str,
     doubted: np.ndarray | None = None,
     plain: np.ndarray | None = None,
+    marked: int = 0,
+    each: Mapping[tuple[int, int], Sequence[float]] | None = None,
 ) -> Any:
     """A matrix of measures as a coloured figure.
 
@@ -77,22 +82,28 @@ def matrix_figure(
         values: ``[rows, columns]``; NaN is drawn as a hole.
         texts: what is written in each cell.
         good: ``high`` or ``low`` is green (shares in ``[0, 1]``); ``neither`` shades distances in blue.
-        doubted: bool ``[rows, columns]``: cells that are hatched.
+        doubted: bool ``[rows, columns]``: cells that are hatched, their colour washed out.
         plain: bool ``[rows, columns]``: cells that are drawn grey, whatever their values.
+        marked: so many of the first columns are set off by a line, with labels in bold.
+        each: the shares of each seed in a cell, drawn as dots between 0, its left side, and 1.
     """
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    figure = Figure(figsize=(3.2 + 1.25 * len(columns), 1.4 + 0.52 * len(rows)), dpi=110, layout="constrained")
+    height = 0.52 if not each else 0.6
+    figure = Figure(figsize=(3.2 + 1.25 * len(columns), 1.4 + height * len(rows)), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     shown = np.ma.masked_invalid(values)
-    colours = {"high": "RdYlGn", "low": "RdYlGn_r", "neither": "Blues"}[good]
+    ends = {"low": (SAFE, MIDDLE, OPEN), "high": (OPEN, MIDDLE, SAFE), "neither": ("#f3f6fb", "#86aede")}[good]
+    colours = LinearSegmentedColormap.from_list("matrix", ends)
     top = 1.0 if good != "neither" else max(0.3, float(shown.max()) if shown.count() else 0.3)
-    axes.imshow(shown, cmap=colours, vmin=0, vmax=top, aspect="auto", alpha=0.65)
+    axes.imshow(shown, cmap=colours, vmin=0, vmax=top, aspect="auto")
     for i, j in np.argwhere(plain) if plain is not None else ():
         axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor="#e9ecef", edgecolor="none"))
     for i, j in np.argwhere(doubted) if doubted is not None else ():
-        axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="////", edgecolor="#777777", linewidth=0))
+        axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor="white", alpha=0.65, edgecolor="none"))
+        axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="////", edgecolor="#8a939c", linewidth=0))
     axes.set_xticks(range(len(columns)), columns, rotation=25, ha="left", fontsize=9)
     axes.set_yticks(range(len(rows)), rows, fontsize=9)
     axes.xaxis.tick_top()
@@ -101,11 +112,19 @@ def matrix_figure(
     for i, line in enumerate(texts):
         for j, text in enumerate(line):
             box = paper if doubted is not None and doubted[i, j] else None
-            axes.text(j, i, text, ha="center", va="center", fontsize=8.5, linespacing=1.25, bbox=box)
+            up = 0.08 if each and (i, j) in each else 0.0
+            axes.text(j, i - up, text, ha="center", va="center", fontsize=8.5, linespacing=1.25, bbox=box)
+    for (i, j), shares in (each or {}).items():
+        axes.plot([j - 0.42, j + 0.42], [i + 0.38] * 2, color="#1c2733", linewidth=0.6, alpha=0.5)
+        axes.plot([j - 0.42 + 0.84 * share for share in shares], [i + 0.38] * len(shares), "o", color="#1c2733", ms=3.2)
     axes.set_xticks(np.arange(-0.5, len(columns)), minor=True)
     axes.set_yticks(np.arange(-0.5, len(rows)), minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
     axes.tick_params(which="minor", length=0)
+    if marked:
+        axes.axvline(marked - 0.5, color="#1c2733", linewidth=2)
+        for label in axes.get_xticklabels()[:marked]:
+            label.set_fontweight("bold")
     for spine in axes.spines.values():
         spine.set_visible(False)
     return figure

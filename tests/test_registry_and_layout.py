@@ -177,7 +177,7 @@ ROOMS: tuple[str, ...] = (
         "answers",
     ),
     *("autograd", "transforms", "data", "training", "models", "interpreters", "system", "metrics", "objectives"),
-    *("storage", "attacks", "defenses", "plots", "recipes", "recipe", "evaluation", "sanity"),
+    *("storage", "attacks", "defenses", "plots", "pages", "recipes", "recipe", "evaluation", "sanity"),
     *("commands", "cli", "__main__"),
 )
 LEVEL = {room: level for level, room in enumerate(ROOMS)}

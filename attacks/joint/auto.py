@@ -213,7 +213,7 @@ class Auto(Aimed):
             step = max(eps / 20, 1e-6)
             return Member("evolution", Evolution(eps, steps=1 + STEPS // 6, population=12, step_size=step, seed=seed))
         step = max(eps / 10, 1e-6)
-        spsa = SPSA(eps, step_size=step, samples=16, max_queries=18 + 2 * STEPS, joint=True, weight=100.0, seed=seed)
+        spsa = SPSA(eps, step_size=step, samples=16, max_queries=18 + STEPS, joint=True, weight=100.0, seed=seed)
         return Member("spsa", spsa)
 
 

@@ -369,6 +369,11 @@ def _balanced(context: StepContext, seen: Observation, loss: Tensor, variable: T
     losses = [
         sum_losses(tuple(t for t in terms if t[1].constraint is kind), seen, context.goal) for kind in (True, False)
     ]
+    if not bool(losses[0].detach().any()):
+        # Constraints that all samples meet have no part in the direction: a backward pass is saved.
+        alone = _grad_or_none(losses[1], variable, again=False)
+        if alone is not None:
+            return _unit(alone)
     bound, free = (_grad_or_none(part, variable) for part in losses)
     if bound is None or free is None:
         return free if bound is None else bound

@@ -208,7 +208,8 @@ class OfMember(Objective):
         known: Tensor | None = seen.noted.get(detector)
         if known is None or (torch.is_grad_enabled() and not known.requires_grad):
             known = seen.noted[detector] = detector.soft_score(seen.x)
-        return replace(seen, score=known)
+        alone = None if seen.system is None else replace(seen.system, detector=detector)
+        return replace(seen, score=known, system=alone)
 
     def _of(self, seen: Observation) -> systems.Detector:
         several = None if seen.system is None else seen.system.detector

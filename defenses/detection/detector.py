@@ -70,12 +70,12 @@ class Detector(ABC):
         return self
 
     def evasion(self, weight: float) -> Objective:
-        """What an adversary who knows the detector adds to its loss: a hinge on the soft score.
+        """What an adversary who knows the detector adds to its loss: a hinge on the soft score, until no alarm rings.
 
         Args:
             weight: of the loss; no alarm is a constraint at any weight.
         """
-        return weight * EvadeDetector(self.soft_threshold)
+        return weight * EvadeDetector(self.soft_threshold, watch=self)
 
     def reasons(self, x: Tensor) -> dict[str, Tensor]:
         """The figures behind an alarm by name, each ``[B]``."""

@@ -63,8 +63,8 @@ class XEnsembleDetector(Detector):
         return self.forest(self.logits(x, seen))
 
     def soft_score(self, x: Tensor) -> Tensor:
-        """``[B]``: the mean of the networks' logits; differentiable where the maps are (a forest is not)."""
-        return self.logits(x).mean(1)
+        """``[B]``: log-odds of the smoothed forest's votes; differentiable where the maps are (a forest is not)."""
+        return self.forest.smoothed(self.logits(x))
 
     @torch.no_grad()
     def reasons(self, x: Tensor) -> dict[str, Tensor]:

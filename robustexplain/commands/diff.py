@@ -60,7 +60,16 @@ def _print(found: Comparison, every: bool) -> None:
     said = [f"{len(changed)} of {len(found.changes)} figures changed beyond chance"]
     apart = sum(not c.paired for c in found.changes)
     said.append(f"{apart} are of different inputs" if apart else "all of them are compared on the same inputs")
-    typer.echo(f"{found.measure}: {'; '.join(said)} (95% intervals; p corrected by Holm's procedure)")
+    tests = f"95% intervals; p corrected for {len(found.changes)} comparisons by Holm's procedure"
+    typer.echo(f"{found.title}: {'; '.join(said)} ({tests})")
+    seeds = min(c.seeds for c in found.changes)
+    typer.echo(
+        f"over {seeds} trainings of each run"
+        if seeds > 1
+        else "one training of each run: another one might give other figures (`seeds` of a recipe trains again)"
+    )
+    if not every and len(changed) < len(found.changes):
+        typer.echo("`--all` lists what did not change beyond chance, too")
     shown = Table()
     for head in ("row", "column", "before", "after", "difference", "p", ""):
         shown.add_column(head, justify="left" if head in ("row", "column", "") else "right")
@@ -76,7 +85,7 @@ def _print(found: Comparison, every: bool) -> None:
 
 
 def _written(c: Change) -> tuple[str, str, str]:
-    words = [*(["in doubt"] if c.doubted else []), *(f"another {part}" for part in c.remade)]
+    words = [*(["in doubt"] if c.doubted else []), *(f"{part} made otherwise" for part in c.remade)]
     if not c.paired:
         words.append("other inputs")
     if c.found.value is None:

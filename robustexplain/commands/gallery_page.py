@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import data as data_sets
-from .. import files, models, plots
+from .. import files, models, pages, plots
 from ..autograd.rectifiers import Softplus
 from ..defenses import Aggregate
 from ..door import answer
@@ -232,13 +232,7 @@ def _explain(interpreter: Interpreter, x: Tensor, target: Tensor) -> tuple[Tenso
 
 
 def _html(sections: Sequence[Section]) -> str:
-    from jinja2 import Environment, PackageLoader, select_autoescape
-
-    environment = Environment(
-        loader=PackageLoader("robustexplain", "commands"), autoescape=select_autoescape(default=True), trim_blocks=True
-    )
-    context: dict[str, Any] = {"sections": sections}
-    return environment.get_template("gallery.html.j2").render(**context)
+    return pages.render("robustexplain.commands", "gallery.html.j2", sections=sections)
 
 
 def _uri(png: bytes) -> str:

@@ -28,8 +28,8 @@ def show(folder: Path, written: Path | None = None) -> bool:
     """Print a run's matrix, and where its report is; whether files of it are damaged, which are named."""
     from ..evaluation import Results, RunFolder
     from ..evaluation.doubts import doubts
+    from ..evaluation.ranking import arrays_of, ranking
     from ..evaluation.report import print_matrix
-    from ..evaluation.worst import arrays_of, ranking
 
     results = Results.read(RunFolder(folder))
     found = doubts(results)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .. import files, plots
+from .. import files, pages, plots
 from ..metrics import Fooling
 from ..metrics.manipulation import CODE_THRESHOLD
 from ..recipe.experiment import Experiment, Row
@@ -186,11 +186,10 @@ def distribution(metric: Fooling, before: Tensor, now: Tensor) -> bytes:
 
 
 def html(recipe: Experiment, found: list[Audited], drawn: bytes) -> str:
-    """The page as one file: pictures inside, no scripts, nothing loaded from elsewhere."""
-    from jinja2 import Environment, PackageLoader
-
-    environment = Environment(loader=PackageLoader("robustexplain.evaluation", "."), autoescape=True)
-    return environment.get_template("audit.html.j2").render(
+    """The page as one file: pictures and script inside, nothing loaded from elsewhere."""
+    return pages.render(
+        "robustexplain.evaluation",
+        "audit.html.j2",
         recipe=recipe,
         found=found,
         figures=FIGURES,

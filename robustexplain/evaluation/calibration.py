@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import scipy.stats  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
@@ -109,12 +110,19 @@ class Calibrator:
             "quantile": plausible.quantile,
             "limit": _finite(limits[highest]),
             "limit_by": [_finite(limit) for limit in limits],
+            "limit_range": self._range(arrays, plausible),
             "limit_from": kinds[highest],
             "harmless": kinds,
             "changed_prediction": share(changed).as_dict(),
             "changed_prediction_by": [share(changed[arrays["change"] == i]).as_dict() for i in range(len(kinds))],
             "false_alarms": self._false_alarms(arrays) if "alarm" in arrays else None,
         }
+
+    def _range(self, arrays: dict[str, Tensor], plausible: Plausible) -> list[float | None]:
+        """Where the row's limit would be if all inputs of the source were known, with 95% for the kind that decides."""
+        known = [(arrays["change"] == i) & (arrays["kept"] > 0) for i in range(len(self.changes))]
+        ends = [quantile_range(arrays["distance"][of_kind], plausible.quantile) for of_kind in known]
+        return [_finite(max(low for low, _ in ends)), _finite(max(high for _, high in ends))]
 
     def _limit(self, arrays: dict[str, Tensor], kind: int, plausible: Plausible) -> float:
         of_kind = arrays["change"] == kind
@@ -188,6 +196,18 @@ def conformal_quantile(values: Tensor, quantile: float) -> float:
     # Less a rounding error: 0.95 x 200 is not to be 191.
     rank = math.ceil((len(values) + 1) * quantile - 1e-9)
     return math.inf if rank > len(values) else float(values.sort().values[rank - 1])
+
+
+def quantile_range(values: Tensor, quantile: float) -> tuple[float, float]:
+    """The two of ``values`` ``[n]`` between which their source's quantile lies with a chance of 95%, whatever it is.
+
+    Infinite where they are too few. The ranks are quantiles of a binomial distribution (David and Nagaraja 2003,
+    Order Statistics, section 7.1).
+    """
+    low, high = (int(rank) for rank in scipy.stats.binom.ppf([0.025, 0.975], len(values), quantile))
+    ordered = values.sort().values.tolist()
+    # The value of rank r + 1 is the first with more than r values below or at the quantile.
+    return ordered[low - 1] if low >= 1 else -math.inf, ordered[high] if high < len(values) else math.inf
 
 
 def distance_of(metric: MapMetric, maps: Tensor, reference: Tensor) -> Tensor:

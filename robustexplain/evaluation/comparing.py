@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,19 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..random_streams import derive
-from .differences import Difference, difference, holm
+from ..recipe.experiment import Column, Row
+from .differences import Difference, difference, holm, inverted, over_seeds_difference
 from .doubts import Doubts, doubts
-from .exports import WORST
+from .ranking import CHANCE, Arrays, WorstCase, worst_case
 from .results import Results
-from .statistics import defined, resampled_means
+from .seeds import repeats, stacked
+from .statistics import UNBOUNDED, UNIT, defined, drawn_means, measured, resampled_means
 from .store import RunFolder
 from .summaries import SHARES
-from .worst import CHANCE, Arrays, arrays_of, headline, worst_case
+from .worst import DRAWS, WORST, attackers, cells_of
+
+Seeds = Mapping[int, tuple[Tensor, Tensor]]
+"""Samples ``[N]`` and their values ``[N]``, by the number of the seed."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Change:
         paired: whether both are of the same inputs.
         remade: what stands under the same label and was made otherwise: ``row``, ``column``.
         doubted: whether either is in doubt.
+        seeds: over how many trainings, those that both runs have; 1: of another training nothing is known.
         p: corrected for all figures that are compared.
     """
 
@@ -47,6 +54,7 @@ class Change:
     paired: bool
     remade: tuple[str, ...]
     doubted: bool
+    seeds: int = 1
     p: float | None = None
 
     @property
@@ -61,12 +69,14 @@ class Comparison:
 
     Args:
         measure: what is compared.
+        title: the same in words.
         changes: every figure that both have.
         alone: labels of rows and columns that one of them has: ``rows of the first``, ...
         settings: what differs in recipes, versions and data: its name, before, after.
     """
 
     measure: str
+    title: str
     changes: tuple[Change, ...]
     alone: dict[str, list[str]]
     settings: tuple[tuple[str, Any, Any], ...]
@@ -74,17 +84,38 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """One of the runs, read."""
+    """One of the runs.
+
+    Args:
+        results: read from it.
+        seeds: the arrays of its cells, by the number of each seed.
+        doubts: of its cells.
+    """
 
     results: Results
-    arrays: Arrays
+    seeds: Mapping[int, Arrays]
     doubts: Doubts
 
     @classmethod
     def read(cls, folder: RunFolder) -> Side:
         """From its directory."""
         results = Results.read(folder)
-        return cls(results, arrays_of(results, folder), doubts(results))
+        rows, columns = results.experiment.rows, results.experiment.columns
+        seeds = {
+            i: {(row.label, label): arrays for row in rows for label, arrays in cells_of(part, row, columns).items()}
+            for i, part in enumerate(repeats(results.experiment, folder))
+        }
+        return cls(results, seeds, doubts(results))
+
+    def cells(self, where: tuple[str, str], name: str) -> Seeds:
+        """A cell's measure under every seed that has it."""
+        known = {i: arrays[where] for i, arrays in self.seeds.items() if where in arrays}
+        return {i: (a["sample"], a[name].double()) for i, a in known.items() if name in a and a[name].dim() == 1}
+
+    def worst(self, row: str, labels: Collection[str]) -> WorstCase | None:
+        """A row's worst case over some of its columns."""
+        columns = [c for c in attackers(self.results.experiment) if c.label in labels]
+        return worst_case(self.results, self.seeds, self.doubts, self.results.experiment.row(row), columns)
 
 
 def compare(first: Side, second: Side, measure: str | None = None) -> Comparison:
@@ -99,62 +130,83 @@ def compare(first: Side, second: Side, measure: str | None = None) -> Comparison
         InputError: nothing that both measured.
     """
     same_data = first.results.run["data"] == second.results.run["data"]
-    mains = {headline(side.results) for side in (first, second)}
+    mains = {side.results.main for side in (first, second)}
     name = measure or (mains.pop() if len(mains) == 1 else "joint")
+    rows, columns = ([part.label for part in of] for of in _parts(first.results))
     changes = []
-    for where in first.arrays.keys() & second.arrays.keys():
-        a, b = first.arrays[where], second.arrays[where]
-        if name in a and name in b and a[name].dim() == 1:
-            remade, why = _remade(first, second, where), where in first.doubts or where in second.doubts
-            changes.append(_change(where, a, b, name, same_data, remade, why))
+    for where in product(rows, columns):
+        a, b = first.cells(where, name), second.cells(where, name)
+        if a.keys() & b.keys():
+            remade, doubted = _remade(first, second, where), where in first.doubts or where in second.doubts
+            changes.append(_change(where, (a, b), name in SHARES, same_data, remade, doubted))
     if measure is None:
         changes += _worst(first, second, same_data)
     if not changes:
         raise InputError(f"the runs have no figure in common: no cell of the same labels measures {name!r} in both")
-    places = [
-        [r.label for r in first.results.experiment.rows],
-        [WORST, *(c.label for c in first.results.experiment.columns)],
-    ]
-    changes.sort(key=lambda change: (places[0].index(change.row), places[1].index(change.column)))
-    return Comparison(
-        name, _corrected(changes), _alone(first.results, second.results), _settings(first.results, second.results)
-    )
+    order = [WORST, *columns]
+    changes.sort(key=lambda change: (rows.index(change.row), order.index(change.column)))
+    words = first.results.words.get(name)
+    known = _alone(first.results, second.results), _settings(first.results, second.results)
+    return Comparison(name, words.title if words else name, _corrected(changes), *known)
 
 
 def _worst(first: Side, second: Side, same_data: bool) -> list[Change]:
     """The worst case of rows over the attackers that both runs have."""
-    shared = {c.label for c in second.results.experiment.columns}
+    (rows, columns), (others, theirs) = (_parts(side.results) for side in (first, second))
     made = []
-    for row in first.results.experiment.rows:
-        cases = []
-        for side in (first, second):
-            if row.label in {r.label for r in side.results.experiment.rows}:
-                own = side.results.experiment
-                common = {c.label for c in first.results.experiment.columns} & shared
-                both = [w for w in common if all((row.label, w) in s.arrays for s in (first, second))]
-                columns = [c for c in own.columns if c.label in both and not c.facts.clean]
-                cases.append(worst_case(side.results, side.arrays, side.doubts, own.row(row.label), columns))
-        if len(cases) == 2 and cases[0] is not None and cases[1] is not None:
-            a, b = ({"sample": case.samples, WORST: case.values} for case in cases if case is not None)
-            doubted = bool(cases[0].doubted or cases[1].doubted)
-            made.append(_change((row.label, WORST), a, b, WORST, same_data, (), doubted))
+    for row in (row.label for row in rows if row.label in {other.label for other in others}):
+        shared = {c.label for c in columns} & {c.label for c in theirs}
+        common = [c for c in shared if all((row, c) in side.seeds[0] for side in (first, second))]
+        cases = [side.worst(row, common) for side in (first, second)]
+        if cases[0] is not None and cases[1] is not None:
+            a, b = ({i: (v["sample"], v["worst"]) for i, v in c.worst.several.items()} for c in cases if c is not None)
+            if a.keys() & b.keys():
+                doubted = bool(cases[0].doubted or cases[1].doubted)
+                made.append(_change((row, WORST), (a, b), True, same_data, (), doubted))
     return made
 
 
+def _parts(results: Results) -> tuple[tuple[Row, ...], tuple[Column, ...]]:
+    return results.experiment.rows, results.experiment.columns
+
+
 def _change(
-    where: tuple[str, str], a: Mapping[str, Tensor], b: Mapping[str, Tensor], name: str, same_data: bool,
-    remade: tuple[str, ...], doubted: bool,
+    where: tuple[str, str], sides: tuple[Seeds, Seeds], binary: bool, same_data: bool, remade: tuple[str, ...],
+    doubted: bool,
 ) -> Change:  # fmt: skip
-    binary = name in SHARES or name == WORST
-    (ids, before), (others, after) = (_ordered(side, name) for side in (a, b))
-    paired = same_data and torch.equal(ids, others)
-    found = difference(after, before, binary) if paired else unpaired(after, before, binary)
-    return Change(*where, float(before.nanmean()), float(after.nanmean()), found, paired, remade, doubted)
+    common = sorted(sides[0].keys() & sides[1].keys())
+    before, after = ([_ordered(*side[i]) for i in common] for side in sides)
+    paired = same_data and all(torch.equal(a["sample"], b["sample"]) for a, b in zip(before, after, strict=True))
+    means = [float(torch.stack([v["value"].nanmean() for v in side]).nanmean()) for side in (before, after)]
+    if len(common) > 1:
+        found = _of_seeds(after, before, paired, binary)
+    else:
+        a, b = (side[0]["value"] for side in (after, before))
+        found = difference(a, b, binary) if paired else unpaired(a, b, binary)
+    return Change(*where, means[0], means[1], found, paired, remade, doubted, len(common))
 
 
-def _ordered(arrays: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    order = arrays["sample"].argsort()
-    return arrays["sample"][order], arrays[name].double()[order]
+def _of_seeds(
+    after: Sequence[dict[str, Tensor]], before: Sequence[dict[str, Tensor]], paired: bool, binary: bool
+) -> Difference:
+    """Over seeds and samples: of the same samples seed by seed, else by a bootstrap of each side."""
+    bounds = UNIT if binary else UNBOUNDED
+    if paired:
+        gaps = [{**a, "value": a["value"] - b["value"]} for a, b in zip(after, before, strict=True)]
+        return over_seeds_difference(stacked(gaps, "value"), DRAWS, bounds=bounds, binary=binary)
+    arrays = [measured(stacked(side, "value")) for side in (after, before)]
+    if not all(array.size for array in arrays):
+        return Difference(None, None, None, 0, None)
+    drawn = drawn_means(arrays[0], DRAWS, derive(0, "a")) - drawn_means(arrays[1], DRAWS, derive(0, "b"))
+    width = bounds[1] - bounds[0]
+    low, high = (float(end) for end in np.quantile(drawn, [0.025, 0.975]).clip(-width, width))
+    gap = float(np.nanmean(arrays[0], 1).mean() - np.nanmean(arrays[1], 1).mean())
+    return Difference(gap, low, high, arrays[0].shape[1], inverted(drawn))
+
+
+def _ordered(sample: Tensor, values: Tensor) -> dict[str, Tensor]:
+    order = sample.argsort()
+    return {"sample": sample[order], "value": values.double()[order]}
 
 
 def unpaired(values: Tensor, reference: Tensor, binary: bool, resamples: int = 2000, seed: int = 0) -> Difference:

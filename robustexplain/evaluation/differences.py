@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..random_streams import derive
-from .statistics import Estimate, Z, bootstrap, defined, drawn_means, ends, measured, over_seeds, share
+from .statistics import UNBOUNDED, Estimate, Z, bootstrap, defined, drawn_means, ends, measured, over_seeds, share
 
 EXACT = 16
 """Up to so many samples that differ, a sign-flip test goes through all flips."""
@@ -50,21 +50,43 @@ def difference(values: Tensor, reference: Tensor, binary: bool, resamples: int =
     return paired_shares(values, reference) if exact else paired(values, reference, resamples, seed)
 
 
-def over_seeds_difference(values: Tensor, resamples: int = 2000, seed: int = 0) -> Difference:
+def over_seeds_difference(
+    values: Tensor,
+    resamples: int = 2000,
+    seed: int = 0,
+    bounds: tuple[float, float] = UNBOUNDED,
+    binary: bool = False,
+) -> Difference:
     """The mean of paired differences ``[S, N]`` over seeds and samples, its two-stage interval and p-value.
 
     The p-value inverts that bootstrap: twice the share of drawn means on the other side of zero (Efron and Tibshirani
-    1993, section 15.4), the seen mean counted among them.
+    1993, section 15.4), the seen mean counted among them. ``bounds`` are those of the measure itself, of which two
+    values differ by the width between them at most. Of ``binary`` measures the interval is never narrower than Tango's
+    of one seed with the mean counts: where no sample differs under any seed, it is no point.
     """
-    found, array = over_seeds(values, resamples, seed), measured(values)
+    width = bounds[1] - bounds[0]
+    found, array = over_seeds(values, resamples, seed, (-width, width)), measured(values)
     if found.value is None:
         return Difference(None, None, None, 0, None)
+    if binary:
+        found = _at_least_tangos(found, array)
     if not np.nan_to_num(array).any():
         return Difference(found.value, found.low, found.high, found.count, 1.0)
     drawn = drawn_means(array, resamples, seed)
+    return Difference(found.value, found.low, found.high, found.count, inverted(drawn))
+
+
+def _at_least_tangos(found: Estimate, array: np.ndarray) -> Estimate:
+    n = int((~np.isnan(array)).sum(1).max())
+    more, fewer = (float((side > 0).sum(1).mean()) for side in (array, -array))
+    low, high = tango(more, fewer, n)
+    return Estimate(found.value, min(low, found.low or 0.0), max(high, found.high or 0.0), found.count)
+
+
+def inverted(drawn: np.ndarray) -> float:
+    """The two-sided p-value that inverts a bootstrap's drawn differences (Efron and Tibshirani 1993, section 15.4)."""
     other = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    p = min(1.0, 2 * (1 + other) / (1 + len(drawn)))
-    return Difference(found.value, found.low, found.high, found.count, p)
+    return min(1.0, 2 * (1 + other) / (1 + len(drawn)))
 
 
 def paired_shares(values: Tensor, reference: Tensor) -> Difference:
@@ -93,11 +115,11 @@ def paired_shares(values: Tensor, reference: Tensor) -> Difference:
     return Difference((more - fewer) / n, low, high, n, mcnemar(more, fewer))
 
 
-def tango(more: int, fewer: int, n: int) -> tuple[float, float]:
+def tango(more: float, fewer: float, n: int) -> tuple[float, float]:
     """The 95% score interval of a difference of paired shares (Tango 1998).
 
     Args:
-        more: samples that are 1 in the first measure alone.
+        more: samples that are 1 in the first measure alone; a mean over seeds need not be whole.
         fewer: samples that are 1 in the second alone.
         n: all samples.
     """

@@ -10,8 +10,6 @@ import numpy as np
 from markupsafe import Markup, escape
 from torch import Tensor
 
-from .statistics import Estimate
-
 BINS = 24
 SERIES = 8
 """How many colours lines take turns in."""
@@ -25,26 +23,37 @@ class Line:
         label: of the legend.
         points: ``(x, value, low, high)``.
         doubted: for each point, whether it is in doubt: it is drawn hollow.
+        each: for each point, the value of each seed, drawn as small dots.
     """
 
     label: str
     points: Sequence[tuple[float, float, float, float]]
     doubted: Sequence[bool] = ()
+    each: Sequence[Sequence[float]] = ()
 
 
-def interval(share: Estimate, each: Sequence[float] = ()) -> Markup:
-    """A share in ``[0, 1]`` as a bar with its 95% interval as a whisker, and a dot for the share of each seed."""
-    if share.value is None or share.low is None or share.high is None:
-        return Markup("")
-    low, high = 100 * share.low, 100 * share.high
-    return Markup(
-        '<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
-        '<rect class="rail" width="100" height="10"/>'
-        f'<rect class="fill" width="{100 * share.value:.1f}" height="10"/><rect class="whisker" '
-        f'x="{low:.1f}" y="4" width="{max(high - low, 0.6):.1f}" height="2"/>'
-        + "".join(f'<circle class="seed" cx="{100 * value:.1f}" cy="5" r="2.2"/>' for value in each)
-        + "</svg>"
-    )
+def bar(value: float, low: float, high: float, each: Sequence[float | None] = ()) -> Markup:
+    """A share as a bar with its 95% interval as a line, and a dot for the share of each seed."""
+    return _rail(f'<i class="fill" style="width:{100 * value:.1f}%"></i>', low, high, each, (0.0, 1.0))
+
+
+def dots(value: float, low: float, high: float, each: Sequence[float | None]) -> Markup:
+    """A measure's 95% interval as a line, and a dot for the value of each seed; shares on a scale from 0 to 1."""
+    known = [value, low, high, *(one for one in each if one is not None)]
+    unit = min(known) >= 0 and max(known) <= 1
+    return _rail("", low, high, each, (0.0, 1.0) if unit else (min(known), max(known)))
+
+
+def _rail(inside: str, low: float, high: float, each: Sequence[float | None], ends: tuple[float, float]) -> Markup:
+    # No SVG: its dots would be as stretched as the cell is wide.
+    def at(place: float) -> float:
+        return 100 * (place - ends[0]) / ((ends[1] - ends[0]) or 1.0)
+
+    known = [one for one in each if one is not None]
+    words = f' title="each training: {", ".join(f"{one:.3g}" for one in known)}"' if known else ""
+    line = f'<i class="whisker" style="left:{at(low):.1f}%;width:{at(high) - at(low):.1f}%"></i>'
+    marks = "".join(f'<i class="seed" style="left:{at(one):.1f}%"></i>' for one in known)
+    return Markup(f'<span class="bar"{words}>{inside}{line}{marks}</span>')
 
 
 def distributions(harmless: Tensor, attacked: Tensor, limit: float | None, what: str) -> Markup:
@@ -148,6 +157,9 @@ def _line(line: Line, colour: int, place: Callable[[float, float], tuple[float, 
         f'<polygon class="band s{colour}f" points="{joined[0]}"/>',
         f'<polyline class="line s{colour}" points="{joined[1]}"/>',
     ]
+    for (x, *_), values in zip(line.points, line.each, strict=False):
+        spots = (place(x, value) for value in values)
+        parts += [f'<circle class="each s{colour}f" cx="{x:.1f}" cy="{y:.1f}" r="1.6"/>' for x, y in spots]
     doubted = line.doubted or [False] * len(points)
     for (x, y), hollow in zip(points, doubted, strict=True):
         kind = f"hollow s{colour}" if hollow else f"dot s{colour}f"

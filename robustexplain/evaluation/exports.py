@@ -11,10 +11,10 @@ from typing import Any
 
 from .. import files
 from .doubts import Doubts
+from .ranking import Ranking
 from .results import Results
-from .worst import Ranking, headline
+from .worst import WORST
 
-WORST = "worst case"
 HEAD = ("row", "base", "column", "knowledge", "measure", "value", "low", "high", "count", "eps", "steps", "in doubt")
 LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
          "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}  # fmt: skip
@@ -116,9 +116,7 @@ def _grid(results: Results, ranked: Ranking, doubts: Doubts) -> tuple[list[str],
     for label in [*ranked.cases, *(r.label for r in results.experiment.rows if r.label not in ranked.cases)]:
         case = ranked.cases.get(label)
         worst = "-" if case is None else _written(case.share.as_dict(), bool(case.doubted))
-        cells = [
-            _written(results.measure(label, c.label, headline(results)), (label, c.label) in doubts) for c in columns
-        ]
+        cells = [_written(results.of_attackers(label, c), (label, c.label) in doubts) for c in columns]
         body.append([label, worst, *cells])
     return ["", WORST, *heads], body
 

@@ -10,33 +10,28 @@ from torch import Tensor
 
 from ..recipe.auditing import Auditing
 from ..recipe.experiment import Column, Experiment, Row
-from .calibration import ROUNDING
+from ..registry import ATTACKS
 from .differences import mcnemar
 from .fingerprint import fingerprint
 from .origins import Origins
-from .probing import ITERATES, Probes
+from .planting import planted_of, unproven
+from .probing import FROZEN, ITERATES, RANDOM, Probes
+from .row_flags import Flag, RowAudit, flag
 from .store import RunFolder
-
-Flag = dict[str, str]
-"""``name`` and ``reason``."""
-
-
-def flag(name: str, reason: str) -> Flag:
-    """A flag as it stands in a cell."""
-    return {"name": name, "reason": reason}
+from .sweeps import sweeps
 
 
 def write_flags(experiment: Experiment, folder: RunFolder) -> None:
-    """Audit every finished cell, and store its flags in it (``flags``)."""
+    """Audit every finished cell; store its flags in it, and what was found of what was planted."""
     audit = Audit(experiment, folder, Probes(experiment, folder, Origins(experiment)))
     for row in experiment.rows:
         for column in experiment.columns:
             cell = folder.done(row.label, column.label)
             if cell is None:
                 continue
-            found = audit.flags(row, column)
-            if found != cell.get("flags"):
-                folder.write_cell(row.label, column.label, {**cell, "flags": found}, None)
+            now = {**cell, "flags": audit.flags(row, column), "planted": planted_of(audit.probes, row, column)}
+            if now != cell:
+                folder.write_cell(row.label, column.label, now, None)
 
 
 @dataclass(frozen=True)
@@ -60,60 +55,23 @@ class Audit:
 
     def flags(self, row: Row, column: Column) -> list[Flag]:
         """The flags of a finished cell. Nothing is claimed of unchanged inputs but what is the system's own."""
-        found = [*self._system(row)]
+        found = [*RowAudit(self.folder, self.probes).flags(row)]
         if column.facts.name == "Clean":
             return found
         arrays = self.folder.arrays(row.label, column.label)
         if not column.facts.control:
-            found += [*self._search(column, arrays), *self._undefended(row, column), *self._random(row, column, arrays)]
-            found += [*self._transfer(row, column, arrays), *self._stronger(row, column, arrays)]
+            found += [
+                *self._search(row, column, arrays),
+                *self._undefended(row, column),
+                *self._random(row, column, arrays),
+            ]
+            found += [*self._transfer(row, column, arrays), *self._black_box(row, column, arrays)]
+            found += [*self._stronger(row, column), *self._controls(row, column, arrays)]
+            found += [flag("attack-not-proven", why) for why in unproven(self.probes, row, column)]
+            found += self._smaller(row, column, arrays)
         return found
 
-    def _system(self, row: Row) -> Iterator[Flag]:
-        """Flags of the row's system."""
-        known, limits = self.probes.read(self.probes.row(row)), self.settings
-        if known is not None:
-            output, maps = float(known["output_change"].amax()), float(known["map_change"].amax())
-            if output > limits.output_change or maps > limits.map_change:
-                yield flag(
-                    "random-output",
-                    f"the system answers the same input differently (logits by {output:.2g}, maps by {maps:.2g}) and "
-                    "does not say that it is random: it is judged on one draw, and no attack averages over them",
-                )
-            if float(known["softmax"].amin()):
-                yield flag(
-                    "softmax-output",
-                    "the classifier's logits are probabilities: where they saturate, gradients vanish, and attacks "
-                    "fail that would succeed on its logits",
-                )
-            if float(known["constant"].amin()):
-                yield flag("constant-map", "all inputs have the same map: it explains nothing, and nothing forges it")
-        calibrated = self.folder.calibrated(row.label)
-        if calibrated is None:
-            return
-        distances = calibrated[1]["distance"][calibrated[1]["kept"] > 0]
-        if len(distances) and float(distances.abs().amax()) <= ROUNDING:
-            yield flag(
-                "still-map",
-                f"none of {len(distances)} harmless changes moves the map at all: it does not follow the input (a map "
-                "that is looked up, or does not depend on it), so that attacks on it prove nothing",
-            )
-        yield from self._alarms(calibrated[0])
-
-    def _alarms(self, known: dict[str, Any]) -> Iterator[Flag]:
-        if known["false_alarms"] is None:
-            return
-        kinds = [entry["name"] for entry in known["harmless"]]
-        rates = [known["false_alarms"]["clean"], *known["false_alarms"]["harmless_by"]]
-        for name, rate in zip(["clean inputs", *kinds], rates, strict=True):
-            if rate["value"] is not None and rate["low"] > self.settings.false_alarms:
-                yield flag(
-                    "false-alarms",
-                    f"the detector rings for {rate['value']:.0%} of {name} [{rate['low']:.0%}, {rate['high']:.0%}]: it "
-                    "does not tell attacks from harmless inputs",
-                )
-
-    def _search(self, column: Column, arrays: dict[str, Tensor]) -> Iterator[Flag]:
+    def _search(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> Iterator[Flag]:
         """What the search says of itself, and how long it is."""
         n, zero = len(arrays["success"]), int((arrays["zero_direction"] > 0).sum())
         if zero:
@@ -126,7 +84,7 @@ class Audit:
             count = int((arrays[name] > 0).sum())
             if count > self.settings.stalled * n:
                 yield flag(name.replace("_", "-"), f"{what}, for {count} of {n}")
-        steps = getattr(column.attack, "steps", None)
+        steps = getattr(self.probes.attack(row, column), "steps", None)
         if isinstance(steps, int) and 0 < steps < self.settings.few_steps:
             yield flag(
                 "few-steps", f"the attack takes {steps} steps, and fewer than {self.settings.few_steps} seldom converge"
@@ -183,43 +141,108 @@ class Audit:
                     "strongest one",
                 )
 
+    def _black_box(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> Iterator[Flag]:
+        """An attack that uses gradients, and one of the same aim and ball without them that does better."""
+        if not _uses_gradients(column.attack):
+            return
+        for other in self.experiment.columns:
+            aims = [(c.facts.keeps_prediction, c.facts.needs_maps, c.goal_map, c.facts.norm) for c in (column, other)]
+            larger = (other.facts.eps or 0) > (column.facts.eps or 0)
+            if other.facts.control or _uses_gradients(other.attack) or aims[0] != aims[1] or larger:
+                continue
+            if other.source is not None or self.folder.done(row.label, other.label) is None:
+                continue
+            won = "joint" if column.facts.needs_maps else "success"
+            theirs, mine = self.folder.arrays(row.label, other.label)[won], arrays[won]
+            more, fewer = int((theirs > mine).sum()), int((theirs < mine).sum())
+            gap = (more - fewer) / len(theirs)
+            if gap > self.settings.transfer_gap and mcnemar(more, fewer) < self.settings.significance:
+                yield flag(
+                    "black-box-stronger",
+                    f"{other.label!r}, which sees no gradient, wins {float(theirs.mean()):.2f} and this one "
+                    f"{float(mine.mean()):.2f}: the gradients are masked",
+                )
+
+    def _controls(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> Iterator[Flag]:
+        """An attack beside many random draws, and against a classifier whose draws are frozen."""
+        names, limits = self.probes.names(row, column), self.settings
+        found = self.probes.read(self.probes.cell(row, column, RANDOM)) if RANDOM in names else None
+        for name, best in (found or {}).items():
+            if not len(best) or name not in arrays:
+                continue
+            mine, chance = float(arrays[name][: len(best)].nanmean()), float(best.nanmean())
+            enough = name == "success" and mine >= limits.undefended
+            if chance > 0 and mine < limits.random_factor * chance and not enough:
+                what = "misleads the classifier for a share of" if name == "success" else "moves maps by"
+                yield flag(
+                    "random-as-good",
+                    f"of {len(best)} inputs the best of {limits.draws} random perturbations {what} {chance:.3g}, and "
+                    f"the attack {mine:.3g}: less than {limits.random_factor:g} times as much",
+                )
+        found = self.probes.read(self.probes.cell(row, column, FROZEN)) if FROZEN in names else None
+        if found is not None and len(found["success"]) and float(found["success"].mean()) < limits.fixed_noise:
+            yield flag(
+                "fixed-noise",
+                f"with its draws frozen the classifier is misled for {float(found['success'].mean()):.0%} of "
+                f"{len(found['success'])} inputs only: what resists is not its randomness, but a weak attack",
+            )
+
     def _same_attack(self, column: Column) -> Iterator[Column]:
         for other in self.experiment.columns:
             alike = other.label != column.label and (other.goal_map, other.source) == (column.goal_map, column.source)
             if alike and fingerprint(other.attack) == fingerprint(column.attack):
                 yield other
 
+    def _smaller(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> Iterator[Flag]:
+        """The same attack in another column that does better with a smaller eps, or with fewer steps."""
+        for sweep in sweeps(self.experiment.columns):
+            labels = [other.label for other in sweep.columns]
+            for other in labels[: labels.index(column.label)] if column.label in labels else ():
+                if self.folder.done(row.label, other) is None:
+                    continue
+                theirs, mine = self.folder.arrays(row.label, other)["joint"], arrays["joint"]
+                more, fewer = int((theirs > mine).sum()), int((theirs < mine).sum())
+                lost, less = (more - fewer) / len(mine), {"eps": "a smaller eps", "steps": "fewer steps"}[sweep.setting]
+                if lost > self.settings.eps_loss and mcnemar(more, fewer) < self.settings.significance:
+                    yield flag(
+                        "not-monotone",
+                        f"{other!r}, the same attack with {less}, wins {float(theirs.mean()):.2f} and this one "
+                        f"{float(mine.mean()):.2f}: the search fails where more is allowed",
+                    )
+
     def _watched(self, row: Row) -> bool:
         known = self.folder.calibrated(row.label)
         return known is not None and known[0]["false_alarms"] is not None
 
-    def _stronger(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> Iterator[Flag]:
-        """Flags of a full audit."""
-        if not self.probes.attacked(column):
-            return
-        won, limits = "joint" if column.facts.keeps_prediction else "success", self.settings
-        for name in self.probes.names(column):
-            found = self.probes.read(self.probes.cell(row, column, name))
-            if found is None:
-                continue
+    def _stronger(self, row: Row, column: Column) -> Iterator[Flag]:
+        """An attack that wins more with more steps, eps or restarts, or that does not return what it found."""
+        for name in self.probes.names(row, column):
             if name == ITERATES:
-                lost = int((found["won"] > found["success"]).sum())
-                # With a detector in its way, an attack may rather return what raises no alarm.
-                if lost and not self._watched(row):
-                    yield flag(
-                        "silent-success", f"for {lost} of {len(found['won'])} an iterate won and was not returned"
-                    )
-                continue
-            after, before = found[won], arrays[won][: len(found[won])]
-            gain, value = float((after - before).mean()), float(after.mean())
-            told = f"{float(before.mean()):.2f} to {value:.2f} of {len(after)}"
-            if name == "steps" and gain > limits.steps_gain:
-                yield flag("needs-more-steps", f"twice the steps take it from {told}: it has not converged")
-            if name == "restarts" and gain > limits.restarts_gain:
-                yield flag("needs-restarts", f"five restarts take it from {told}: one run is not enough")
-            if name == "eps" and -gain > limits.eps_loss:
-                yield flag(
-                    "not-monotone", f"twice the eps takes it from {told}: the search fails where more is allowed"
-                )
-            if name == "unbounded" and value < limits.unbounded:
-                yield flag("unbounded-fails", f"with eps 1 it reaches only {value:.2f} of {len(after)}")
+                yield from self._lost(row, column)
+            elif (known := self.probes.gain(row, column, name)) is not None:
+                yield from self._gains(name, *known)
+
+    def _lost(self, row: Row, column: Column) -> Iterator[Flag]:
+        found = self.probes.read(self.probes.cell(row, column, ITERATES))
+        lost = 0 if found is None else int((found["won"] > found["success"]).sum())
+        # With a detector in its way, an attack may rather return what raises no alarm.
+        if found is not None and lost and not self._watched(row):
+            yield flag("silent-success", f"for {lost} of {len(found['won'])} an iterate won and was not returned")
+
+    def _gains(self, name: str, before: Tensor, after: Tensor) -> Iterator[Flag]:
+        limits, gain, value = self.settings, float((after - before).mean()), float(after.mean())
+        told = f"{float(before.mean()):.2f} to {value:.2f} of {len(after)}"
+        if name == "steps" and gain > limits.steps_gain:
+            yield flag("needs-more-steps", f"twice the steps take it from {told}: it has not converged")
+        if name == "restarts" and gain > limits.restarts_gain:
+            yield flag("needs-restarts", f"five restarts take it from {told}: one run is not enough")
+        if name == "eps" and -gain > limits.eps_loss:
+            yield flag("not-monotone", f"twice the eps takes it from {told}: the search fails where more is allowed")
+        if name == "unbounded" and value < limits.unbounded:
+            yield flag("unbounded-fails", f"with eps 1 it reaches only {value:.2f} of {len(after)}")
+
+
+def _uses_gradients(attack: Any) -> bool:
+    """Whether a registered attack follows gradients; those of somebody's own are taken to."""
+    known = [entry.needs for entry in ATTACKS if entry.build is type(attack)]
+    return not known or "gradients" in known[0]

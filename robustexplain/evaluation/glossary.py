@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ..registry import ATTACKS, DEFENSES, INTERPRETERS
 from .results import Results
 
 DOCS = "https://github.com/robustexplain/robustexplain/tree/main/docs"
@@ -104,6 +105,11 @@ GENERAL = (
         "https://arxiv.org/abs/1902.06705",
         "concepts.md",
     ),
+    Term(
+        "dot",
+        "where everything was trained several times, the figure of one training (each under another seed).",
+        page="concepts.md",
+    ),
     Term("false alarm", "an alarm on a clean or a harmlessly changed input.", page="production.md"),
     Term(
         "latency",
@@ -201,16 +207,37 @@ COMPONENTS = (
         "https://arxiv.org/abs/2007.06381",
         "zoo.md",
     ),
-    Term("x-ensemble", "a detector that compares several methods' maps.", "Wang et al. 2020 (KDD)", "", "zoo.md"),
+    Term(
+        "x-ensemble",
+        "a detector that compares several methods' maps.",
+        "Wang et al. 2020",
+        "https://arxiv.org/abs/2304.06919",
+        "zoo.md",
+    ),
 )
 
 
 def glossary(results: Results) -> list[Term]:
-    """The general words, and those of the run's rows and columns."""
+    """The general words, and those of the run's rows and columns; of one without an entry, what its class says."""
     used = {row.name for row in results.experiment.rows}
     used |= {member for row in results.experiment.rows for member in _members(row.settings)}
     labels = " ".join(column.label for column in results.experiment.columns)
-    return [*GENERAL, *(term for term in COMPONENTS if term.word in used or term.word in labels)]
+    known = [term for term in COMPONENTS if term.word in used or term.word in labels]
+    classes = {column.facts.name for column in results.experiment.columns}
+    others = used - {term.word for term in COMPONENTS}
+    return [*GENERAL, *known, *_registered(others, classes - {"Clean", "Noise"}, {term.word for term in known})]
+
+
+def _registered(names: set[str], classes: set[str], known: set[str]) -> list[Term]:
+    """What registered classes say of themselves in the first line of their docstring, and their paper."""
+    found: dict[str, Term] = {}
+    for registry, page in ((INTERPRETERS, "interpreters.md"), (DEFENSES, "zoo.md"), (ATTACKS, "attacks.md")):
+        for entry in registry:
+            wanted = entry.name in names if registry is not ATTACKS else entry.build.__name__ in classes
+            if wanted and entry.name not in known and entry.summary:
+                means = entry.summary.replace("``", "")
+                found.setdefault(entry.name, Term(entry.name, means, entry.paper, "", page))
+    return list(found.values())
 
 
 def _members(settings: object) -> list[str]:

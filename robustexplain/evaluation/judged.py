@@ -62,7 +62,9 @@ def choose(
 ) -> Chosen:
     """The inputs to evaluate, and as many others as rows are calibrated on, or as there are.
 
-    They are the first in random order that every model gets right.
+    They are the first that every model gets right, in a random order that takes turns by class. Where a class runs out
+    of them, both have the same share of each class: a row calibrated on other classes than those that it is judged on
+    would promise nothing.
 
     Args:
         models: the undefended classifiers.
@@ -76,7 +78,8 @@ def choose(
     """
     order = data_sets.take(data.test, len(data.test), seed)
     found: list[int] = []
-    wanted = settings.images + settings.calibration
+    labels: list[int] = []
+    wanted, walked = settings.images + settings.calibration, len(order)
     for start in range(0, len(order), 64):
         if len(found) >= wanted:
             break
@@ -85,14 +88,38 @@ def choose(
         right = torch.ones(len(y), dtype=torch.bool)
         for model in models if settings.only_correct else ():
             right &= answer(model, x.to(device)).argmax(1).cpu() == y
-        found += [order.indices[p] for p, ok in zip(positions, right.tolist(), strict=True) if ok]
+        for place, label, ok in zip(positions, y.tolist(), right.tolist(), strict=True):
+            if ok and len(found) < wanted:
+                found.append(order.indices[place])
+                labels.append(label)
+                walked = place + 1 if len(found) == wanted else walked
     if not found:
         raise InputError(
             f"there is nothing to judge: none of the {len(order)} inputs of the test part of {data.name} is classified "
             "right; are labels and classes in the same order, and is the classifier trained? "
             "evaluation.only_correct: false judges wrong ones too"
         )
-    return Chosen(found[: settings.images], found[settings.images : wanted])
+    left = set(data_sets.labels_of(order)[walked:])
+    if set(labels) <= left or len(found) <= settings.images:
+        return Chosen(found[: settings.images], found[settings.images :])
+    return _dealt(found, labels, settings.images)
+
+
+def _dealt(found: Sequence[int], labels: Sequence[int], images: int) -> Chosen:
+    """So many to judge, and the others, each class in proportion and in its order."""
+    share = images / len(found)
+    places: dict[int, list[int]] = {label: [] for label in labels}
+    for place, label in enumerate(labels):
+        places[label].append(place)
+    # Whole inputs of each class, then one more of those with the largest remainder.
+    parts = {label: share * len(own) for label, own in places.items()}
+    given = {label: int(part) for label, part in parts.items()}
+    for label in sorted(parts, key=lambda label: int(parts[label]) - parts[label])[: images - sum(given.values())]:
+        given[label] += 1
+    judged = {place for label, own in places.items() for place in own[: given[label]]}
+    return Chosen(
+        [found[place] for place in sorted(judged)], [p for place, p in enumerate(found) if place not in judged]
+    )
 
 
 def chunks(

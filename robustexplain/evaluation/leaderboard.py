@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import files
+from .. import files, pages
 from ..errors import InputError
 from ..recipe.experiment import Recipe
 from .comparing import Side
+from .ranking import WorstCase, ranking
 from .results import Results
 from .store import REPORT, RunFolder
-from .worst import WorstCase, ranking, seeds_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +59,8 @@ class Entry:
     @property
     def seeds(self) -> str:
         """Which seeds it was run with."""
-        count, seed = seeds_of(self.results), self.results.run["seed"]
-        return str(seed) if count == 1 else f"{count}, from {seed}"
+        count, seed = self.results.seeds, self.results.run["seed"]
+        return f"{count}, seed {seed}" if count == 1 else f"{count}, from seed {seed}"
 
     def report(self, page: Path) -> str | None:
         """The way from the page to the run's report; ``None`` where there is none."""
@@ -112,10 +112,10 @@ def entries(folder: RunFolder) -> list[Entry]:
     side = Side.read(folder)
     results, way = side.results, protocol(side.results)
     made = []
-    for label, case in ranking(results, side.arrays, side.doubts).cases.items():
+    for label, case in ranking(results, side.seeds[0], side.doubts).cases.items():
         own = {where: why for where, why in side.doubts.items() if where[0] == label}
         reasons = tuple(dict.fromkeys([*case.doubted, *(r for why in own.values() for r in why)]))
-        total = sum(where[0] == label for where in side.arrays)
+        total = sum(where[0] == label for where in side.seeds[0])
         made.append(Entry(case, results, folder, label, (len(own), total), reasons, way))
     return made
 
@@ -139,13 +139,15 @@ def _place(entry: Entry) -> tuple[bool, float]:
 
 def write_leaderboard(folders: Sequence[RunFolder], out: Path) -> Path:
     """Write the page; see :func:`boards`."""
-    from jinja2 import Environment, PackageLoader
-
-    from .drawings import interval
+    from .drawings import bar
 
     found = boards(folders)
-    environment = Environment(loader=PackageLoader("robustexplain.evaluation", "."), autoescape=True)
-    page = environment.get_template("leaderboard.html.j2").render(
-        boards=found, out=out, interval=interval, runs=len({entry.folder.root for b in found for entry in b.entries})
+    page = pages.render(
+        "robustexplain.evaluation",
+        "leaderboard.html.j2",
+        boards=found,
+        out=out,
+        bar=bar,
+        runs=len({entry.folder.root for b in found for entry in b.entries}),
     )
     return files.write_text(out, page)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -12,30 +12,30 @@ from torch import Tensor
 
 from .. import data as data_sets
 from .. import files
-from ..attacks import Attack
 from ..errors import doing, memory_advice
 from ..recipe import check_data
 from ..recipe.experiment import Column, Experiment, Recipe, Row
 from ..training import Session
 from .adversaries import Adversaries, Job
 from .audit import audit, audited
+from .auditor import Auditor
 from .calibrating import Calibrations
 from .calibration import calibrator
-from .cell import Trial, craft, goal_map, measure
+from .cell import Rule, Trial, craft, goal_map, measure
 from .costs import measure_costs
 from .flags import write_flags
 from .growing import claim
 from .judged import Chosen, Chunk, Pool, choose, chunks
 from .machine import machine
 from .origins import Origins
-from .over_columns import write_worst
 from .own_data import adversarys_own
 from .prepared import Builder, Prepared, prepare
-from .probing import ITERATES, KIND, Probes, iterates, over, probe, some, stronger
+from .probing import Probes
 from .seeds import OverSeeds, again
 from .shards import ChunkFailedError, Shards
 from .store import RunFolder
 from .summaries import PICTURES, Summaries
+from .worst import write_worst
 
 
 def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
@@ -108,7 +108,7 @@ def sum_up(experiment: Experiment, folder: RunFolder) -> None:
     """What stands on several cells: the seeds of each, and the worst case of each row."""
     OverSeeds(experiment, folder, Summaries(experiment, folder, Origins(experiment))).write()
     write_flags(experiment, folder)
-    write_worst(experiment, folder, "joint_correct" if experiment.evaluation.only_correct else "joint")
+    write_worst(experiment, folder)
 
 
 def finished(experiment: Experiment, folder: RunFolder) -> bool:
@@ -147,7 +147,7 @@ class Matrix:
     def fill(self) -> int:
         """Make every cell that is not there yet; the number of those that failed."""
         cells = [(row, column) for row in self.experiment.rows for column in self.experiment.columns]
-        todo = [cell for cell in cells if not self._done(*cell)]
+        todo = [cell for cell in cells if not self.done(*cell)]
         self._calibrate()
         if todo:
             self._fill(todo)
@@ -156,63 +156,50 @@ class Matrix:
             measure_costs(self._origins, self.prepared, self.data, self.folder, self.session, self._timed)
         self.session.accelerator.wait_for_everyone()
         self._probe()
-        return sum(not self._done(*cell) for cell in cells)
+        return sum(not self.done(*cell) for cell in cells)
 
     def _probe(self) -> None:
-        """Run what the audit of the cells needs; processes share it."""
+        """Run what the audit of the cells needs."""
         probes = Probes(self.experiment, self.folder, self._origins)
         if not probes.complete:
-            runs, chunks = self._audited(probes), some(self._chunks, self.experiment.audit.images)
-            with self.session.progress.task("audit of cells", len(runs)) as advance:
-                for i, (name, make) in enumerate(runs):
-                    # Each is one file, the first of its name: processes take turns by the name instead.
-                    self._shards.make_one(KIND, name, chunks[0], partial(over, make, chunks), i)
-                    advance(1)
+            Auditor(self, probes).run()
         self.session.accelerator.wait_for_everyone()
 
-    def _audited(self, probes: Probes) -> list[tuple[str, Callable[[Chunk], dict[str, Tensor]]]]:
-        """What the audit runs, by name: for each row with a finished cell, and each attack that is run again."""
-        runs: list[tuple[str, Callable[[Chunk], dict[str, Tensor]]]] = []
-        for row in self.experiment.rows:
-            done = [column for column in self.experiment.columns if self._done(row, column)]
-            if done:
-                runs.append((probes.row(row), partial(self._answers, row)))
-            for column in done:
-                again = {n: partial(self._again, row, column, made) for n, made in stronger(column.attack).items()}
-                named = {**again, ITERATES: partial(self._iterates, row, column)}
-                runs += [(probes.cell(row, column, name), named[name]) for name in probes.names(column)]
-        return runs
+    def give_steps(self, row: Row, column: Column, steps: int) -> None:
+        """Make a finished cell again with more steps of its attack; it says so (``raised``)."""
+        asked = column.attack.steps
+        more = replace(column, label=f"{column.label}, {steps} steps", attack=replace(column.attack, steps=steps))
+        job = self.adversaries.job(row, more)
+        self.shards.make("attacked", job.name, self.inputs, self.crafter(job, more, self.pool()))
+        self._cell(row, column, job, {"asked": asked, "to": steps})
+        if self.session.accelerator.is_main_process:
+            self._compare_again(row, column)
+            self.session.progress.say(f"{row.label} / {column.label}: {steps} steps win more; {asked} were asked for")
+        self.session.accelerator.wait_for_everyone()
 
-    def _answers(self, row: Row, chunk: Chunk) -> dict[str, Tensor]:
-        return probe(self.prepared.by_row[row.label], chunk.x)
+    def _compare_again(self, row: Row, column: Column) -> None:
+        """Compare the cells of defended rows with the one that was made again."""
+        for other in self.experiment.rows:
+            cell = self.folder.done(other.label, column.label)
+            if cell is not None and other.derived and self.experiment.reference(other).label == row.label:
+                self.folder.write_cell(other.label, column.label, {**cell, "against_undefended": {}}, None)
+        self._summaries.compare_late()
 
-    def _iterates(self, row: Row, column: Column, chunk: Chunk) -> dict[str, Tensor]:
-        """Whether the attack returns what it found."""
-        job, seed = self._adversaries.job(row, column), self.experiment.seed
-        attack = job.attack.fitted(job.system, *self._fitting) if column.attack.needs_data else job.attack
-        return iterates(attack, job.system, chunk, goal_map(column, job.system, chunk, self._pool(), seed))
-
-    def _again(self, row: Row, column: Column, attack: Attack, chunk: Chunk) -> dict[str, Tensor]:
-        """What a stronger attack wins."""
-        job = self._adversaries.job(row, replace(column, label=f"{column.label} {attack!r}", attack=attack))
-        made = self._crafter(job, column, self._pool())(chunk)
-        found = self._judging(row, column)(chunk, made)
-        return {name: found[name] for name in ("sample", "success", "joint")}
-
-    def _done(self, row: Row, column: Column) -> bool:
+    def done(self, row: Row, column: Column) -> bool:
+        """Whether a cell is there."""
         return self.folder.done(row.label, column.label) is not None
 
     def _fill(self, todo: list[tuple[Row, Column]]) -> None:
-        made, pool = self._chunks, self._pool()
+        made, pool = self.inputs, self.pool()
         jobs: dict[str, tuple[Job, Column]] = {}
         for row, column in todo:
             if self._failure(row, column) is None:
-                job = self._adversaries.job(row, column)
+                job = self.adversaries.job(row, column)
                 jobs.setdefault(job.name, (job, column))
         if jobs:
             with self.session.progress.task("attacks", len(jobs) * len(made)) as advance:
                 for name, (job, column) in jobs.items():
-                    self._shards.make("attacked", name, made, self._crafter(job, column, pool), advance)
+                    self.shards.make("attacked", name, made, self.crafter(job, column, pool), advance)
         with self.session.progress.task("cells", len(todo)) as advance:
             for row, column in todo:
                 self._cell(row, column)
@@ -226,7 +213,7 @@ class Matrix:
 
     def _failure(self, row: Row, column: Column) -> str | None:
         """Why a cell cannot be made: its attack, its system, or the calibration of its row."""
-        failure = self._adversaries.failure(row, column)
+        failure = self.adversaries.failure(row, column)
         return self._calibrations.failure(row) if failure is None else failure
 
     @cached_property
@@ -234,11 +221,13 @@ class Matrix:
         return Calibrations(self._origins, self.prepared, self.folder, self.session)
 
     @cached_property
-    def _shards(self) -> Shards:
+    def shards(self) -> Shards:
+        """The chunks of inputs that processes share."""
         return Shards(self.folder, self.session)
 
     @cached_property
-    def _adversaries(self) -> Adversaries:
+    def adversaries(self) -> Adversaries:
+        """Whom each adversary attacks, and by what."""
         return Adversaries(self.experiment, self.prepared, self._origins, self._calibrations.rule)
 
     @cached_property
@@ -250,7 +239,8 @@ class Matrix:
         return Summaries(self.experiment, self.folder, self._origins, machine(self.device.type))
 
     @cached_property
-    def _chunks(self) -> list[Chunk]:
+    def inputs(self) -> list[Chunk]:
+        """What is judged."""
         return chunks(self.chosen.judged, self.data, self.experiment.evaluation, self.experiment.seed, self.device)
 
     @property
@@ -259,30 +249,36 @@ class Matrix:
         size = min(self.experiment.evaluation.batch_size, len(self.data.test))
         return data_sets.stack(data_sets.take(self.data.test, size, self.experiment.seed))[0].to(self.device)
 
-    def _cell(self, row: Row, column: Column) -> None:
+    def rule(self, row: Row) -> Rule:
+        """What makes a map of a row plausible."""
+        return self._calibrations.rule(row)
+
+    def _cell(self, row: Row, column: Column, job: Job | None = None, raised: dict[str, int] | None = None) -> None:
         failure = self._failure(row, column)
         if failure is not None:
             self._write_failure(row, column, failure)
             return
         made_of = files.digest(self._origins.cell(row, column))
-        name, judge = f"{row.label} / {column.label} {made_of[:8]}", self._judge(row, column)
-        self._shards.make("judged", name, self._chunks, judge)
+        name = " ".join([f"{row.label} / {column.label} {made_of[:8]}", *map(str, (raised or {}).values())])
+        judge = self._judge(row, column, job or self.adversaries.job(row, column))
+        self.shards.make("judged", name, self.inputs, judge)
         if self.session.accelerator.is_main_process:
             try:
-                arrays = self._shards.read_all("judged", name, self._chunks)
+                arrays = self.shards.read_all("judged", name, self.inputs)
                 shown = self.experiment.evaluation.pictures
                 kept = {k: (v[:shown] if k in PICTURES else v) for k, v in arrays.items()}
-                self.folder.write_cell(row.label, column.label, self._summaries.of(row, column, arrays), kept)
+                found = self._summaries.of(row, column, arrays) | ({} if raised is None else {"raised": raised})
+                self.folder.write_cell(row.label, column.label, found, kept)
             except ChunkFailedError as error:
                 self._write_failure(row, column, str(error))
         self.session.accelerator.wait_for_everyone()
 
-    def _judge(self, row: Row, column: Column) -> Callable[[Chunk], dict[str, Tensor]]:
+    def _judge(self, row: Row, column: Column, job: Job) -> Callable[[Chunk], dict[str, Tensor]]:
         """What measures a chunk of a cell."""
-        job, judging = self._adversaries.job(row, column), self._judging(row, column)
-        return lambda chunk: judging(chunk, self._shards.read("attacked", job.name, chunk))
+        judging = self.judging(row, column)
+        return lambda chunk: judging(chunk, self.shards.read("attacked", job.name, chunk))
 
-    def _judging(self, row: Row, column: Column) -> Callable[[Chunk, dict[str, Tensor]], dict[str, Tensor]]:
+    def judging(self, row: Row, column: Column) -> Callable[[Chunk, dict[str, Tensor]], dict[str, Tensor]]:
         """What measures attacked inputs of a chunk on a row."""
         by_row, experiment = self.prepared.by_row, self.experiment
         system = by_row[row.label]
@@ -296,30 +292,31 @@ class Matrix:
 
         return judge
 
-    def _crafter(self, job: Job, column: Column, pool: Pool) -> Callable[[Chunk], dict[str, Tensor]]:
+    def crafter(self, job: Job, column: Column, pool: Pool) -> Callable[[Chunk], dict[str, Tensor]]:
+        """What attacks a chunk."""
         seed = self.experiment.seed
-        ready = cache(lambda: job.attack.fitted(job.system, *self._fitting) if job.attack.needs_data else job.attack)
+        ready = cache(lambda: job.attack.fitted(job.system, *self.fitting) if job.attack.needs_data else job.attack)
 
         def make(chunk: Chunk) -> dict[str, Tensor]:
             return craft(ready(), job.system, chunk, goal_map(column, job.system, chunk, pool, seed))
 
         return make
 
-    def _pool(self) -> Pool:
+    def pool(self) -> Pool:
         """Images for goal maps of other classes and for attacks to be fitted on; none where no column asks."""
         if any(column.goal_map == "random-class" for column in self.experiment.columns):
-            return Pool(*self._fitting)
+            return Pool(*self.fitting)
         return Pool(torch.empty(0), torch.empty(0, dtype=torch.int64))
 
     @cached_property
-    def _fitting(self) -> tuple[Tensor, Tensor]:
+    def fitting(self) -> tuple[Tensor, Tensor]:
         """The adversary's own images and labels: of the defense part, else of the train part."""
         x, y = adversarys_own(self.data, self.experiment.evaluation.pool, self.experiment.seed)
         return x.to(self.device), y.to(self.device)
 
     def _write_failure(self, row: Row, column: Column, why: str) -> None:
         # Where the file system has no locks, another run may have made it meanwhile.
-        if self.session.accelerator.is_main_process and not self._done(row, column):
+        if self.session.accelerator.is_main_process and not self.done(row, column):
             last = why.strip().splitlines()[-1]
             advice = f" ({found})" if (found := memory_advice(last)) else ""
             self.session.progress.say(f"failed: {row.label} / {column.label}: {last}{advice}")

@@ -19,6 +19,8 @@ from .audit_page import Audited
 from .certified import SHARES
 from .doubts import Doubts
 from .glossary import DOCS, Term, glossary
+from .planting import audit_words
+from .ranking import Arrays, Ranking
 from .results import Results
 from .store import RunFolder
 from .strips import Pictures, Strip, class_name, shown, strips
@@ -26,7 +28,6 @@ from .sweeps import Sweep, sweeps
 from .tones import Look, look
 from .verdict import verdict
 from .words import Words
-from .worst import Arrays, Ranking, headline
 
 CALIBRATED_ON = {
     "test": "the test part beyond the judged ones",
@@ -51,6 +52,7 @@ class Opened:
         drawn: distributions and ROC curves.
         strips: pictures of inputs.
         open: whether it is unfolded at first.
+        audited: what the audit did and found, in sentences.
     """
 
     key: str
@@ -61,6 +63,7 @@ class Opened:
     drawn: tuple[tuple[str, Markup], ...]
     strips: tuple[Strip, ...]
     open: bool
+    audited: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +85,6 @@ class Page:
     doubts: Doubts
     ranked: Ranking
     audits: list[Audited]
-
-    @cached_property
-    def headline(self) -> str:
-        """The measure of the matrix."""
-        return headline(self.results)
 
     @property
     def sentences(self) -> list[str]:
@@ -133,7 +131,15 @@ class Page:
         found = self.results
         hidden = {f"{name}_correct" for name in ("joint", "success") if not found.differs(f"{name}_correct", name)}
         kept = {n: words for n, words in found.words.items() if found.has(n) and n not in hidden}
-        return {n: w for n, w in kept.items() if n != headline(found) or len(kept) == 1}
+        return {n: w for n, w in kept.items() if n != found.main or len(kept) == 1}
+
+    @property
+    def doubted(self) -> list[tuple[str, list[str], list[str]]]:
+        """The cells in doubt: a row, those of its columns that are in doubt for the same reasons, and the reasons."""
+        found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for (row, column), why in self.doubts.items():
+            found.setdefault((row, tuple(why)), []).append(column)
+        return [(row, columns, list(why)) for (row, why), columns in found.items()]
 
     @property
     def charts(self) -> list[tuple[str, Markup]]:
@@ -143,14 +149,15 @@ class Page:
     def _chart(self, sweep: Sweep) -> Markup:
         lines = []
         for row in self.rows:
-            points, hollow = [], []
+            points, hollow, each = [], [], []
             for place, column in zip(sweep.values, sweep.columns, strict=True):
-                e = self.results.measure(row.label, column.label, self.headline)
+                e = self.results.measure(row.label, column.label, self.results.main)
                 if e is not None:
                     points.append((place, e["value"], e["low"], e["high"]))
                     hollow.append((row.label, column.label) in self.doubts)
+                    each.append([value for value in e.get("each", ()) if value is not None])
             if points:
-                lines.append(drawings.Line(row.label, points, hollow))
+                lines.append(drawings.Line(row.label, points, hollow, each))
         ticks = [(value, spelled(value)) for value in sweep.values]
         return drawings.chart(lines, ticks, sweep.setting, "joint success") if lines else Markup("")
 
@@ -196,11 +203,12 @@ class Page:
             key=self.key(row, column),
             row=row.label,
             column=column.label,
-            look=self.look(row.label, column.label, self.headline),
+            look=self.look(row.label, column.label, self.results.main),
             facts=tuple((title, one) for title, one in facts if one.estimate is not None),
             drawn=() if column.facts.clean else self._drawn(row, arrays),
             strips=tuple(strips(arrays, count, self.pictures, run.get("features", []), run.get("classes", []))),
             open=column.label in self._at_first,
+            audited=tuple(audit_words(self.results.cells[row.label, column.label] or {})),
         )
 
     @cached_property

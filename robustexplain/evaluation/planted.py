@@ -106,7 +106,7 @@ def plant(system: System, x: Tensor, eps: float, seed: int = 0, distance: MapMet
     benign, streams = system(x), Streams.of(x, seed, "planted")
     star, done = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for _ in range(DRAWS):
-        drawn = (x + eps * _smooth(x, streams).sign()).clamp(0, 1)
+        drawn = (x + eps * smooth_noise(x, streams).sign()).clamp(0, 1)
         seen = system(drawn)
         good = (seen.prediction == benign.prediction) & (known.apart(seen.maps, benign.maps) > ROUNDING) & ~done
         star[good], done = drawn[good], done | good
@@ -120,7 +120,13 @@ def plant(system: System, x: Tensor, eps: float, seed: int = 0, distance: MapMet
     return Planted(rows, x[rows], benign.prediction[rows], goal.maps, start, alarm)
 
 
-def prove(attack: Attack, system: System, planted: Planted, distance: MapMetric | None = None) -> Proof | None:
+def prove(
+    attack: Attack,
+    system: System,
+    planted: Planted,
+    distance: MapMetric | None = None,
+    root: System | None = None,
+) -> Proof | None:
     """Ask an attack, told to keep the prediction, to reach the planted goals.
 
     A goal is found where the attack ends at half the benign map's distance or nearer, the prediction stays, and no
@@ -131,6 +137,7 @@ def prove(attack: Attack, system: System, planted: Planted, distance: MapMetric 
         system: as deployed.
         planted: the goals for it.
         distance: of maps, as they were planted by.
+        root: the undefended system, if the adversary knows it and the attacked one is another.
 
     Returns:
         ``None`` for an attack that cannot be given a goal map.
@@ -138,7 +145,7 @@ def prove(attack: Attack, system: System, planted: Planted, distance: MapMetric 
     reaching = attack.reaching()
     if reaching is None:
         return None
-    known = replace(NOTHING if distance is None else Known(distance), limit=planted.start / 2)
+    known = replace(NOTHING if distance is None else Known(distance), limit=planted.start / 2, root=root)
     kept = planted.prediction
     if not len(kept):
         return Proof(kept > 0, planted.start, planted)
@@ -156,6 +163,7 @@ def prove(attack: Attack, system: System, planted: Planted, distance: MapMetric 
     return Proof(found, ends / planted.start, planted)
 
 
-def _smooth(x: Tensor, streams: Streams) -> Tensor:
+def smooth_noise(x: Tensor, streams: Streams) -> Tensor:
+    """Normal noise of the shape of ``x`` on a coarse grid, interpolated."""
     coarse = streams.normal(x.new_empty(*x.shape[:2], GRID, GRID))
     return F.interpolate(coarse, size=x.shape[-2:], mode="bilinear", align_corners=False)

@@ -14,19 +14,29 @@ from ..attacks import Attack
 from ..errors import DamagedFileError, InputError
 from ..maps import absmax
 from ..metrics import hit
+from ..random_streams import frozen
 from ..recipe.auditing import Auditing
 from ..recipe.experiment import Column, Experiment, Row
 from ..system import System
 from .judged import Chunk
 from .origins import Origins
+from .raising import raised, to_raise
 from .store import RunFolder
 
 KIND = "audited"
 """The folder of what the audit ran; it is kept."""
 ITERATES = "iterates"
 """The name of the attack itself, with its iterates watched."""
+RANDOM, FROZEN, GOALS, PREDICTIONS = "random draws", "frozen draws", "planted goals", "planted predictions"
+"""The names of what is set against an attack, and of what it must find."""
+KINDS = (ITERATES, RANDOM, FROZEN, GOALS, PREDICTIONS)
+"""All of them: other names are those of stronger attacks."""
+WEIGHTS = "other weights"
+"""The name of a row's maps of a classifier whose weights are drawn anew."""
 REPEATS = 5
 RESTARTS = 5
+SMALL = 1e-4
+"""The L-infinity length of the step by which a gradient is tried."""
 
 
 @torch.no_grad()
@@ -34,7 +44,8 @@ def probe(system: System, x: Tensor) -> dict[str, Tensor]:
     """How a system answers one batch again and again, ``[1]`` each.
 
     ``output_change`` and ``map_change``: by how much repeated logits (L2) and maps (a pixel, over the map's largest)
-    differ; ``softmax``: whether logits are probabilities; ``constant``: whether all inputs have the same map.
+    differ; ``softmax``: whether logits are probabilities; ``constant``: whether all inputs have the same map. And
+    ``promise`` ``[B]``, see :func:`promise`.
     """
     first = system(x)
     output, map_change = torch.zeros(()), torch.zeros(())
@@ -48,7 +59,42 @@ def probe(system: System, x: Tensor) -> dict[str, Tensor]:
     same = len(x) > 1 and bool((x != x[:1]).any()) and float((reference - reference[:1]).abs().amax()) <= 1e-6
     found = {"output_change": output, "map_change": map_change}
     found |= {"softmax": torch.tensor(float(sums)), "constant": torch.tensor(float(same))}
-    return {name: value.float().cpu()[None] for name, value in found.items()}
+    return {name: value.float().cpu()[None] for name, value in found.items()} | {"promise": promise(system, x)}
+
+
+def promise(system: System, x: Tensor) -> Tensor:
+    """``[B]``: by how much the margin falls along its own gradient, as a share of what the gradient promises.
+
+    About 1 for a short step where the gradient is that of the classifier, infinite where it is not finite, NaN where it
+    is zero, where rounding outweighs the change, and for a classifier without gradients. The margin is the largest
+    logit less the next one: a loss that is saturated would round it away. Draws are frozen: those of a random
+    classifier depend on its input.
+    """
+    with frozen():
+        return _promise(system, x)
+
+
+def _promise(system: System, x: Tensor) -> Tensor:
+    nothing = torch.full((len(x),), torch.nan)
+    if x.dim() != 4 or not x.is_floating_point():
+        return nothing
+    with torch.enable_grad():
+        variable = x.detach().clone().requires_grad_()
+        logits: Tensor = system.model(variable)
+        if not logits.requires_grad:
+            return nothing
+        first, second = logits.topk(2, 1).indices.T[:, :, None]
+        gap = (logits.gather(1, first) - logits.gather(1, second))[:, 0]
+        (slope,) = torch.autograd.grad(gap.sum(), variable, allow_unused=True, materialize_grads=True)
+    with torch.no_grad():
+        broken = ~slope.flatten(1).isfinite().all(1)
+        moved = (x - SMALL * slope.nan_to_num().sign()).clamp(0, 1)
+        after = system.model(moved)
+        real = gap - (after.gather(1, first) - after.gather(1, second))[:, 0]
+        told = (slope.nan_to_num(0, 0, 0) * (x - moved)).flatten(1).sum(1)
+        unheard = told <= 1e-5 * (1 + logits.abs().amax(1))
+        share = torch.where(unheard, torch.nan, real / told.clamp(min=1e-30))
+    return torch.where(broken, torch.inf, share).float().cpu()
 
 
 def stronger(attack: Attack) -> dict[str, Attack]:
@@ -128,32 +174,66 @@ class Probes:
         """The name of a row's probe."""
         return f"{row.label} {self._digest(self.origins.row(row.label))}"
 
+    def weights(self, row: Row) -> str:
+        """The name of a row's maps under other weights."""
+        return f"{row.label} / {WEIGHTS} {self._digest(self.origins.row(row.label))}"
+
     def cell(self, row: Row, column: Column, name: str) -> str:
-        """The name of a stronger attack of a cell."""
-        return f"{row.label} / {column.label} / {name} {self._digest(self.origins.cell(row, column))}"
+        """The name of what is run for a cell; a cell whose steps were raised is another."""
+        made_of: list[Any] = [self.origins.cell(row, column)]
+        steps = raised(self.folder, row, column)
+        made_of += [] if steps is None else [steps]
+        made_of += [self.settings.draws] if name == RANDOM else []
+        return f"{row.label} / {column.label} / {name} {self._digest(made_of if len(made_of) > 1 else made_of[0])}"
 
     def _digest(self, made_of: Any) -> str:
         return files.digest([made_of, self.settings.images, self.folder.identity])[:8]
 
-    def attacked(self, column: Column) -> bool:
-        """Whether a column's attack is run again with other settings."""
-        return self.settings.level == "full" and isinstance(column.attack, Attack) and not column.facts.control
+    def row_names(self, row: Row) -> list[str]:
+        """The names of what is run for a row."""
+        # A defense is judged by what its row stands on: it may hold maps still on purpose.
+        dear = self.settings.level == "full" and not row.derived
+        return [self.row(row), *([self.weights(row)] if dear else [])]
 
-    def names(self, column: Column) -> list[str]:
-        """What is run again of a column's attack: stronger ones, and itself with its iterates watched."""
-        if not self.attacked(column):
+    def names(self, row: Row, column: Column) -> list[str]:
+        """What is run for a cell: stronger attacks, the attack itself with its iterates watched, what it must find."""
+        attack, settings = self.attack(row, column), self.settings
+        if attack is None or column.facts.control:
             return []
-        return [*stronger(column.attack), *([] if column.facts.keeps_prediction else [ITERATES])]
+        found = [n for n in stronger(attack) if settings.level == "full" or (settings.raises and n == "steps")]
+        if settings.level == "full":
+            found += [RANDOM, *([] if column.facts.keeps_prediction else [FROZEN, ITERATES])]
+        if settings.plants:
+            found += [] if attack.reaching() is None else [GOALS]
+            found += [] if column.facts.keeps_prediction or attack.needs_data else [PREDICTIONS]
+        return found
+
+    def attack(self, row: Row, column: Column) -> Attack | None:
+        """The attack of a cell, with its steps raised where they were; ``None`` if nobody can make it again."""
+        if not isinstance(column.attack, Attack):
+            return None
+        steps = raised(self.folder, row, column)
+        return column.attack if steps is None else replace(column.attack, steps=steps)  # type: ignore[call-arg]
+
+    def gain(self, row: Row, column: Column, name: str = "steps") -> tuple[Tensor, Tensor] | None:
+        """What a cell's attack and a stronger one won of the same inputs, ``[N]`` each; ``None`` if it was not run."""
+        found = self.read(self.cell(row, column, name)) if name in self.names(row, column) else None
+        if found is None or name in KINDS:
+            return None
+        won = "joint" if column.facts.keeps_prediction else "success"
+        before = self.folder.arrays(row.label, column.label)[won]
+        return before[: len(found[won])], found[won]
 
     @property
     def complete(self) -> bool:
-        """Whether every row with a finished cell was probed, and every attack run again, or tried."""
+        """Whether every row with a finished cell was probed, every attack run again, or tried, and all raised."""
         for row in self.experiment.rows:
             done = [c for c in self.experiment.columns if self.folder.done(row.label, c.label) is not None]
-            if done and self.read(self.row(row)) is None:
-                return False
-            names = [self.cell(row, column, name) for column in done for name in self.names(column)]
+            names = [self.cell(row, column, name) for column in done for name in self.names(row, column)]
+            names += self.row_names(row) if done else []
             if any(self.read(n) is None and not self.folder.error(KIND, n, 0).is_file() for n in names):
+                return False
+            if any(to_raise(self, row, column) for column in done):
                 return False
         return True
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import files, plots, training
+from .. import files, pages, plots, training
 from . import audit_page, exports
 from .audit_page import write_audits
 from .doubts import Doubts, doubts
-from .drawings import interval
-from .notes import general, of_cells
+from .drawings import bar, dots
+from .notes import notes
 from .page import Page, embedded
+from .ranking import Ranking, arrays_of, ranking
 from .results import Results
 from .store import LABEL, MATRIX, REPORT, RunFolder
 from .verdict import written
-from .worst import Ranking, arrays_of, headline, ranking
+from .worst import WORST
 
 PICTURE = "matrix.png"
 FIGURE = "matrix"
@@ -57,57 +59,61 @@ def _write_tables(out: Path, results: Results, ranked: Ranking, found: Doubts) -
 
 
 def matrix_figure(results: Results, ranked: Ranking, found: Doubts) -> Any:
-    """The main measure over all cells as a figure with 95% intervals, worst case first, doubted cells hatched."""
+    """The main measure over all cells as a figure with 95% intervals, worst case first, doubted cells hatched.
+
+    The column of unchanged inputs is left out where the measure is an attacker's success: nobody attacks there.
+    """
     rows = [*ranked.cases, *(r.label for r in results.experiment.rows if r.label not in ranked.cases)]
-    columns = results.experiment.columns
-    values = np.full((len(rows), 1 + len(columns)), np.nan)
-    texts = [["" for _ in range(1 + len(columns))] for _ in rows]
-    doubted = np.zeros(values.shape, bool)
+    columns = [c for c in results.experiment.columns if results.main == "correct" or not c.facts.clean]
+    first = int(bool(ranked.cases))
+    values = np.full((len(rows), first + len(columns)), np.nan)
+    texts = [["" for _ in range(values.shape[1])] for _ in rows]
+    doubted, each = np.zeros(values.shape, bool), {}
     for i, row in enumerate(rows):
-        case = ranked.cases.get(row)
-        if case is not None and case.share.value is not None:
-            e = case.share
-            values[i, 0], texts[i][0] = case.share.value, f"{e.value:.2f}\n[{e.low:.2f}, {e.high:.2f}]"
-            doubted[i, 0] = bool(case.doubted)
-        for j, column in enumerate(columns, 1):
-            known = results.measure(row, column.label, headline(results))
-            cell = results.cells[row, column.label]
+        if (case := ranked.cases.get(row)) is not None and case.share.value is not None:
+            values[i, 0], texts[i][0] = case.share.value, _in_figure(case.share.as_dict())
+            doubted[i, 0], each[i, 0] = bool(case.doubted), case.each
+        for j, column in enumerate(columns, first):
+            known, cell = results.measure(row, column.label, results.main), results.cells[row, column.label]
             texts[i][j] = "failed" if cell and cell["status"] != "done" else "-"
             doubted[i, j] = (row, column.label) in found
             if known:
-                values[i, j] = known["value"]
-                texts[i][j] = f"{known['value']:.2f}\n[{known['low']:.2f}, {known['high']:.2f}]"
-    heads = ["worst case", *(f"{c.label}\n{c.facts.settings}".strip() for c in columns)]
+                values[i, j], texts[i][j] = known["value"], _in_figure(known)
+                each[i, j] = tuple(share for share in known.get("each", ()) if share is not None)
+    heads = [WORST] * first + [f"{c.label}\n{c.facts.settings}".strip() for c in columns]
     lying = np.array([results.experiment.manipulated(results.experiment.row(row)) for row in rows], dtype=bool)
-    plain = lying[:, None] | np.array([False, *(c.facts.control for c in columns)])
-    return plots.matrix_figure(rows, heads, values, texts, results.words[headline(results)].good, doubted, plain)
+    plain = lying[:, None] | np.array([*[False] * first, *(c.facts.control for c in columns)], dtype=bool)
+    good, several = results.words[results.main].good, {place: shares for place, shares in each.items() if shares}
+    return plots.matrix_figure(rows, heads, values, texts, good, doubted, plain, first, several)
+
+
+def _in_figure(e: Mapping[str, Any]) -> str:
+    return f"{e['value']:.2f}\n[{e['low']:.2f}, {e['high']:.2f}]"
 
 
 def html(page: Page) -> str:
     """The whole report as one HTML file: pictures, styles and script inside, nothing loaded from elsewhere."""
-    from jinja2 import Environment, PackageLoader
-
-    loader = PackageLoader("robustexplain.evaluation", ".")
-    environment = Environment(loader=loader, autoescape=True)
     results, folder = page.results, page.folder
     drawn = folder.root / SANITY
-    return environment.get_template("report.html.j2").render(
+    return pages.render(
+        "robustexplain.evaluation",
+        "report.html.j2",
         page=page,
         recipe=results.experiment,
         run=results.run,
         results=results,
-        main=results.words[headline(results)],
+        main=results.words[results.main],
         opened=page.opened,  # before its pictures are written
         sanity=embedded(drawn.read_bytes()) if drawn.is_file() else None,
         sanity_page=SANITY_PAGE if (folder.root / SANITY_PAGE).is_file() else None,
         curves=_learning_curves(results, folder),
         audits_page=audit_page.PAGE if page.audits else None,
-        notes=general(results),
-        warnings=of_cells(results),
+        notes=notes(results),
         plausible=results.experiment.evaluation.plausible,
         explaining=any(column.facts.keeps_prediction for column in results.experiment.columns),
         words=audit_page.FIGURES,
-        interval=interval,
+        bar=bar,
+        dots=dots,
         written=written,
         parquet=importlib.util.find_spec("pyarrow") is not None,
     )
@@ -144,9 +150,10 @@ def print_matrix(results: Results, ranked: Ranking, doubted: Doubts) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(title=f"{results.experiment.name}: joint success, {results.judged} {results.things}")
+    title = results.words[results.main].title.lower()
+    shown = Table(title=f"{results.experiment.name}: {title}, {results.judged} {results.things}")
     shown.add_column("")
-    shown.add_column("worst case", justify="right")
+    shown.add_column(WORST, justify="right")
     for column in results.experiment.columns:
         shown.add_column(column.label, justify="right")
     for row in [*ranked.cases, *(r.label for r in results.experiment.rows if r.label not in ranked.cases)]:
@@ -154,7 +161,7 @@ def print_matrix(results: Results, ranked: Ranking, doubted: Doubts) -> None:
         worst = "-" if case is None or case.share.value is None else f"{case.share.value:.2f}{'?' * bool(case.doubted)}"
         cells = []
         for column in results.experiment.columns:
-            e = results.measure(row, column.label, headline(results))
+            e = results.of_attackers(row, column)
             cells.append("-" if e is None else f"{e['value']:.2f}{'?' * ((row, column.label) in doubted)}")
         shown.add_row(row, worst, *cells)
     # Labels are the user's text, not rich's markup.

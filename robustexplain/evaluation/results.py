@@ -10,9 +10,9 @@ from ..recipe import check
 from ..recipe.experiment import AttackFacts, Column, Evaluation, Experiment, Recipe, Row
 from ..schema import make
 from .mending import damaged, damaged_cell
-from .over_columns import read_worst
 from .store import RunFolder
 from .words import Words, words_of
+from .worst import Worst, attackers, main_measure, read_worst
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,7 @@ class Results:
             the share of changed predictions, false alarms.
         words: what each measure is called.
         damaged: files that were left out, and why: damaged, or changed since they were written.
-        worst: each row's worst case by label, as ``over_columns.write_worst`` writes it: ``measures`` (``worst``: any
-            adversary won; ``worst_forge`` and ``worst_move``: of one aim, where columns have both),
-            ``against_undefended`` and the columns that are ``missing``.
+        worst: each row's worst case by label.
         audits: what is known of each manipulated row, by label.
     """
 
@@ -41,7 +39,7 @@ class Results:
     words: dict[str, Words]
     calibrations: dict[str, dict[str, Any]] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
-    worst: dict[str, dict[str, Any]] = field(default_factory=dict)
+    worst: dict[str, Worst] = field(default_factory=dict)
     audits: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -66,10 +64,9 @@ class Results:
         read = {label: folder.read_part(path) for label, path in costs.items() if not bad[path]}
         known = {label: folder.read_part(path) for label, path in limits.items() if not bad[path]}
         left_out = tuple(w for w in (*why.values(), *bad.values()) if w)
-        usable = {r.label: found for r in rows if (found := _worst(experiment, folder, r, why)) is not None}
         lies = {r.label: folder.audit(r.label) for r in rows if folder.audit(r.label).is_file()}
         audits = {label: folder.read_part(path) for label, path in lies.items() if damaged(folder, path) is None}
-        return cls(experiment, run, cells, read, words, known, left_out, usable, audits)
+        return cls(experiment, run, cells, read, words, known, left_out, read_worst(experiment, folder), audits)
 
     def __repr__(self) -> str:
         size = f"{len(self.experiment.rows)} rows x {len(self.experiment.columns)} columns"
@@ -99,24 +96,13 @@ class Results:
 
     @property
     def main(self) -> str:
-        """The measure that the report begins with.
+        """The measure of the matrix: that an attacker won, among inputs that are right where only those are judged.
 
-        Where an owner lies, it is how far the shown maps are from the honest system's: on inputs that nobody changed,
-        joint success would be the classifier's error. Tables without such rows have no adversary: there it is what the
-        classifier gets right. Where only inputs are judged that the undefended classifier gets right, those that a
-        hardened one gets wrong by itself are no success of the attacker.
+        Without any attacker it is what the classifier gets right: joint success would be its errors.
         """
-        if self.lies and (honest := [n for m in self.experiment.metrics if self.has(n := f"{m}_honest")]):
-            return honest[0]
-        if len(self.run.get("shape", [])) == 1 and self.has("correct"):
+        if not attackers(self.experiment) and self.has("correct"):
             return "correct"
-        right = self.experiment.evaluation.only_correct and self.has("joint_correct")
-        return "joint_correct" if right else "joint"
-
-    @property
-    def lies(self) -> bool:
-        """Whether a row is manipulated by its owner."""
-        return any(self.experiment.manipulated(row) for row in self.experiment.rows)
+        return name if self.has(name := main_measure(self.experiment)) else "joint"
 
     @property
     def seeds(self) -> int:
@@ -130,6 +116,11 @@ class Results:
             return None
         found = cell.get("seeds", cell)["measures"].get(name)
         return found if found and found["value"] is not None else None
+
+    def of_attackers(self, row: str, column: Column) -> dict[str, Any] | None:
+        """The main measure of a cell; ``None`` where it is an attacker's success and nobody attacks."""
+        nobody = column.facts.clean and self.main != "correct"
+        return None if nobody else self.measure(row, column.label, self.main)
 
     def each_seed(self, row: str, column: str, name: str) -> list[float | None]:
         """The value of each seed; one value where everything was trained once."""
@@ -158,14 +149,6 @@ class Results:
     @property
     def _done(self) -> list[dict[str, Any]]:
         return [cell for cell in self.cells.values() if cell and cell["status"] == "done"]
-
-
-def _worst(
-    experiment: Experiment, folder: RunFolder, row: Row, why: dict[tuple[str, str], str | None]
-) -> dict[str, Any] | None:
-    """A row's worst case, unless a cell that it stands on is damaged."""
-    broken = any(why[row.label, column.label] for column in experiment.columns)
-    return None if broken else read_worst(experiment, folder, row)
 
 
 def read_back(known: dict[str, Any], name: str) -> tuple[Experiment, dict[str, Words]]:

@@ -14,7 +14,7 @@ from ..random_streams import derive
 from ..recipe import check
 from ..recipe.experiment import Column, Experiment, Recipe, Row
 from .differences import over_seeds_difference
-from .statistics import Estimate, of_estimates, over_seeds, shares_over_seeds
+from .statistics import UNBOUNDED, Estimate, of_estimates, over_seeds, shares_over_seeds
 from .store import RunFolder
 from .summaries import Summaries
 
@@ -53,9 +53,14 @@ def stacked(several: Sequence[dict[str, Tensor]], name: str) -> Tensor:
     return found
 
 
-def over_all(values: Tensor, binary: bool, resamples: int, seed: int) -> dict[str, Any]:
+def over_all(
+    values: Tensor, binary: bool, resamples: int, seed: int, bounds: tuple[float, float] = UNBOUNDED
+) -> dict[str, Any]:
     """An estimate over seeds and samples ``[S, N]`` as plain data, with each seed's value."""
-    estimate = (shares_over_seeds if binary else over_seeds)(values, resamples, seed)
+    if binary:
+        estimate = shares_over_seeds(values, resamples, seed)
+    else:
+        estimate = over_seeds(values, resamples, seed, bounds)
     means = [None if torch.isnan(v).all() else float(torch.nanmean(v)) for v in values]
     return {**estimate.as_dict(), "each": means}
 
@@ -110,7 +115,8 @@ class OverSeeds:
                 measures[name] = _areas([c["measures"][name] for c in cells if name in c["measures"]])
             else:
                 binary = self.summaries.binary(name)
-                measures[name] = over_all(stacked(several, name), binary, self.resamples, seed)
+                bounds = self.summaries.bounds(name)
+                measures[name] = over_all(stacked(several, name), binary, self.resamples, seed, bounds)
         return {
             "count": len(cells),
             "missing": [i for i in range(len(self.folders)) if i not in known],
@@ -137,7 +143,8 @@ class OverSeeds:
             pairs = zip(several, plain, strict=True)
             both = [(a, b) for a, b in pairs if name in a and name in b]
             differences = [{"sample": a["sample"], name: a[name] - b[name]} for a, b in both]
-            estimate = over_seeds_difference(stacked(differences, name), self.resamples, seed)
+            bounds, binary = self.summaries.bounds(name), self.summaries.binary(name)
+            estimate = over_seeds_difference(stacked(differences, name), self.resamples, seed, bounds, binary)
             found[name] = estimate.as_dict()
         return found
 

@@ -34,6 +34,10 @@ class Estimate:
         return {"value": self.value, "low": self.low, "high": self.high, "count": self.count}
 
 
+UNBOUNDED = (-float("inf"), float("inf"))
+"""The bounds of a measure that has none."""
+UNIT = (0.0, 1.0)
+"""The bounds of a share."""
 NOTHING = Estimate(None, None, None, 0)
 """The estimate of no samples."""
 
@@ -75,7 +79,9 @@ def estimate(values: Tensor, binary: bool, resamples: int = 2000, seed: int = 0)
     return share(values) if exact else bootstrap(values, resamples, seed)
 
 
-def over_seeds(values: Tensor, resamples: int = 2000, seed: int = 0) -> Estimate:
+def over_seeds(
+    values: Tensor, resamples: int = 2000, seed: int = 0, bounds: tuple[float, float] = UNBOUNDED
+) -> Estimate:
     """The mean of ``values`` ``[S, N]`` over seeds and samples, with a two-stage interval that covers both.
 
     Seeds and samples are drawn with replacement, each on its own, the same samples for all drawn seeds (Owen 2007, the
@@ -84,16 +90,23 @@ def over_seeds(values: Tensor, resamples: int = 2000, seed: int = 0) -> Estimate
     quantile over the normal one). Departure: each drawn seed's distance to the mean is stretched by both, 2.7 times for
     three seeds. With one seed it is the interval over samples alone.
 
+    The stretch moves drawn means beyond what a measure can be: a share of two seeds would begin below 0. The ends are
+    cut at the measure's bounds. That loses no coverage, as the mean lies between them whatever was drawn, and it leaves
+    the ends alone that lie inside, which a transformed scale would move, and where all samples sit at a bound it is
+    not undefined, as a logarithm is.
+
     Args:
         values: a row a seed, a column a sample; NaN where a seed does not measure a sample.
         resamples: how many.
         seed: of the draws.
+        bounds: the smallest and the largest value that a sample can have.
     """
     array = measured(values)
     if not array.size:
         return NOTHING
     low, high = np.quantile(drawn_means(array, resamples, seed), [0.025, 0.975])
-    return Estimate(float(np.nanmean(array, 1).mean()), float(low), float(high), array.shape[1])
+    mean = float(np.nanmean(array, 1).mean())
+    return Estimate(mean, max(bounds[0], float(low)), min(bounds[1], float(high)), array.shape[1])
 
 
 def shares_over_seeds(values: Tensor, resamples: int = 2000, seed: int = 0) -> Estimate:
@@ -102,7 +115,7 @@ def shares_over_seeds(values: Tensor, resamples: int = 2000, seed: int = 0) -> E
     So none of 8 under any of three seeds has the interval ``[0, 0.369]``, and not a point. (Clopper and Pearson's ends
     as quantiles of beta distributions, which fractions of hits have too.)
     """
-    found = over_seeds(values, resamples, seed)
+    found = over_seeds(values, resamples, seed, UNIT)
     if found.value is None or found.low is None or found.high is None:
         return found
     n = int((~values.isnan()).sum(1).max())

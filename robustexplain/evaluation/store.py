@@ -188,7 +188,7 @@ class RunFolder(RunIdentity):
         path = self.calibration(row)
         beside = path.with_suffix(".safetensors")
         files.write_tensors(beside, arrays)
-        seals.write(path, summary, beside)
+        seals.write(path, {**summary, "run": self.identity}, beside)
 
     def write_cell(self, row: str, column: str, summary: dict[str, Any], arrays: dict[str, Tensor] | None) -> None:
         """Write a cell: arrays first, so that a cell whose JSON is there is whole."""

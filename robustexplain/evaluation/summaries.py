@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import files
@@ -13,16 +14,21 @@ from .calibration import Calibration
 from .differences import difference
 from .fingerprint import fingerprint
 from .origins import Origins
-from .statistics import estimate, separation
+from .statistics import UNBOUNDED, UNIT, estimate, separation
 from .store import RunFolder
 
 PICTURES = ("x", "attacked_x", "map", "attacked_map", "goal_map", "certificate", "attacked_certificate")
 LABELS = ("sample", "label", "prediction", "goal_class", "member")
+KEPT = ("made_of", "machine", "members", "raised")
+"""What a cell says that does not follow from its arrays and today's settings."""
 SHARES = (
     *("success", "joint", "plausible", "joint_iou", "plausible_iou", "success_correct", "joint_correct", "correct"),
     *("alarm", "zero_direction", "stalled", "surrogate_misled"),
 )
 """Measures of 0 and 1, whose intervals are exact, besides the metrics that say that they are."""
+
+FRACTIONS = ("confidence",)
+"""Measures between 0 and 1 that are not shares."""
 
 
 class Summaries:
@@ -57,6 +63,7 @@ class Summaries:
             **self.where(row, column),
             "measures": measures,
             "separation_by": separations,
+            "joint_by_limit": self._by_limit(row, arrays),
             "on_successes": {
                 name: estimate(arrays[name][hits], self.binary(name), resamples, seed).as_dict()
                 for name in self.experiment.metrics
@@ -74,6 +81,23 @@ class Summaries:
         won = arrays["member"][arrays["joint"] > 0]
         return {"members": {name: int((won == place).sum()) for place, name in enumerate(names)}}
 
+    def _by_limit(self, row: Row, arrays: dict[str, Tensor]) -> list[float | None] | None:
+        """Joint success if the row's limit were at either end of its range; ``None`` where no limit decides it.
+
+        Of a system that is random: of its first draw.
+        """
+        known = self.folder.calibrated(row.label)
+        limit, ends = (None, []) if known is None else (known[0]["limit"], known[0].get("limit_range", []))
+        if limit is None or "distance" not in arrays or "joint_iou" not in arrays:
+            return None
+        near = arrays["distance"] <= limit
+        quiet = arrays["alarm"] == 0 if "alarm" in arrays else torch.ones_like(near)
+        # An attack that moves the map wins where it is not near.
+        moves = bool(((arrays["plausible"] > 0) != near).float().mean() > 0.5)
+        won = (arrays["success"] > 0) & quiet
+        at = (None if end is None else (arrays["distance"] <= end) ^ moves for end in ends)
+        return [None if plausible is None else float((won & plausible).double().mean()) for plausible in at]
+
     def where(self, row: Row, column: Column) -> dict[str, Any]:
         """Which cell it is, and what it was made of."""
         words = {"row": row.label, "base": row.base, "column": column.label, "knowledge": column.knowledge}
@@ -88,7 +112,7 @@ class Summaries:
                 if cell is not None and cell["summary"] != self.origins.summary:
                     arrays = self._asked(self.folder.arrays(row.label, column.label), cell["made_of"]["metrics"])
                     # The arrays keep what was measured: a metric that comes back is not measured again.
-                    kept: dict[str, Any] = {n: cell[n] for n in ("made_of", "machine", "members") if n in cell}
+                    kept: dict[str, Any] = {name: cell[name] for name in KEPT if name in cell}
                     found = {**self.of(row, column, arrays), **kept}
                     self.folder.write_cell(row.label, column.label, found, None)
 
@@ -128,6 +152,17 @@ class Summaries:
     def binary(self, name: str) -> bool:
         """Whether a measure is 0 or 1, where no draws are averaged."""
         return name in SHARES or name.endswith("_nearer") or getattr(self.experiment.metrics.get(name), "binary", False)
+
+    def bounds(self, name: str) -> tuple[float, float]:
+        """The smallest and the largest value that a sample's measure can have."""
+        if name == "distance":
+            return self.experiment.evaluation.plausible.metric.bounds
+        if self.binary(name) or name in FRACTIONS or self.binary(name.removesuffix("_mean")):
+            return UNIT
+        if name == "queries":
+            return (0.0, float("inf"))
+        owners = [metric for metric in self.experiment.metrics if name == metric or name.startswith(f"{metric}_")]
+        return self.experiment.metrics[max(owners, key=len)].bounds if owners else UNBOUNDED
 
     def _separations(self, row: Row, arrays: dict[str, Tensor]) -> list[dict[str, Any] | None]:
         """How well the distances of attacked maps are told from those that each kind of harmless change makes."""

@@ -9,7 +9,7 @@ from ..recipe.experiment import AttackFacts
 from .doubts import Doubts
 from .results import Results
 
-Kind = Literal["risk", "control", "shade", "plain", "hole", "empty"]
+Kind = Literal["risk", "control", "shade", "plain", "hole", "empty", "none"]
 ATTACKERS_ALONE = ("joint", "success", "confidence", "plausible", "separation", "auc")
 """Beginnings of measures that say something of an attacker, and nothing where the input is the clean one."""
 
@@ -21,7 +21,7 @@ class Look:
     Args:
         kind: ``risk``: from safe to open; ``control``: from nothing to open, as to withstand a control is no merit;
             ``shade``: more or less of something that is neither; ``plain``: uncoloured; ``hole``: failed or missing;
-            ``empty``: not measured.
+            ``empty``: not measured; ``none``: nobody attacks there, so that nothing is shown of an attacker's success.
         level: 0 to 1, what is open, or how much there is.
         estimate: what is written there.
         why: why it is not to be believed.
@@ -45,6 +45,8 @@ def look(results: Results, doubts: Doubts, row: str, column: str, name: str) -> 
     if found is None:
         return Look("empty", 0.0, None, why)
     facts = next(c for c in results.experiment.columns if c.label == column).facts
+    if facts.clean and name.startswith(ATTACKERS_ALONE):
+        return Look("none", 0.0, None, why)
     if results.experiment.manipulated(results.experiment.row(row)) and name.startswith(ATTACKERS_ALONE):
         # Its owner lies: that no attacker on inputs wins speaks for nobody.
         return Look("plain", 0.0, found, why)
@@ -57,8 +59,6 @@ def tone(name: str, good: str, facts: AttackFacts, value: float) -> tuple[Kind, 
     share = min(max(value, 0.0), 1.0)
     if name == "alarm":
         return "risk", share if facts.control else 1 - share
-    if facts.clean and name.startswith(ATTACKERS_ALONE):
-        return "plain", 0.0
     if facts.control and name.startswith(("plausible", "auc", "separation")):
         return "plain", 0.0
     if good == "neither":

@@ -7,9 +7,10 @@ from typing import Any
 
 from .audit_page import FIGURES, Audited
 from .doubts import Doubts, names
+from .ranking import CHANCE, Ranking, WorstCase
 from .results import Results
 from .statistics import Estimate
-from .worst import CHANCE, Ranking, WorstCase, attackers, seeds_of
+from .worst import attackers
 
 MOST = 3
 """How many reasons, or labels, a sentence holds."""
@@ -20,14 +21,14 @@ OPEN = 0.9
 def verdict(results: Results, ranked: Ranking, doubts: Doubts, audits: list[Audited]) -> list[str]:
     """The sentences: what owners hide, which defense held best, whether beyond chance, its price, what is in doubt."""
     found = [hidden(audited) for audited in audits]
-    if not attackers(results):
+    if not attackers(results.experiment):
         return [*found, "No attacker on inputs stands in this run."]
     if not ranked.cases:
         none = "No cell of a row with an honest owner is done: nothing can be said of defenses."
         return found or [none]
     found += _held(results, ranked)
     if ranked.best is not None:
-        found += [_compared(ranked, ranked.best), *_helped(_defended(results, ranked), ranked.best)]
+        found += [_compared(ranked), *_helped(_defended(results, ranked), ranked.best)]
         found += _price(results, ranked.best)
     return [line for line in (*found, *_tempting(ranked), _seeds(results), *_in_doubt(results, doubts)) if line]
 
@@ -39,14 +40,16 @@ def hidden(audited: Audited) -> str:
     words = [f"“{row.label}” was manipulated by its owner so that it hides what “{row.root}” shows"]
     if now is not None:
         honest = "" if before is None else f" (honest: {before:.2f})"
-        words.append(f"{FIGURES.get(name, name)}: {now:.2f}{honest}")
+        figure = FIGURES.get(name, name)
+        figure = figure if figure[:2].isupper() else figure[:1].lower() + figure[1:]
+        words.append(f"{figure}: {now:.2f}{honest}")
     if audited.accuracy is not None:
         words.append(f"accuracy: {audited.accuracy[1]:.1%} (honest: {audited.accuracy[0]:.1%})")
     return "; ".join(words) + "."
 
 
 def _held(results: Results, ranked: Ranking) -> list[str]:
-    things, count = results.things, len(attackers(results))
+    things, count = results.things, len(attackers(results.experiment))
     tried = "the one attacker" if count == 1 else f"at least one of {count} attackers"
     defended = _defended(results, ranked)
     if not defended:
@@ -54,8 +57,7 @@ def _held(results: Results, ranked: Ranking) -> list[str]:
         line = f"“{first.row}” lost least: {tried} won {percent(first.share)} of its {first.share.count} {things}."
         return [f"No defense of an honest system stands in this run. {line}", *_weak(first)]
     if ranked.best is None:
-        why = list(dict.fromkeys(reason for case in defended for reason in case.doubted))
-        return [f"No defense can be said to have held: every defended row is in doubt ({'; '.join(why[:MOST])})."]
+        return ["No defense can be said to have held: of every defended row, the cells that decide are in doubt."]
     case = ranked.cases[ranked.best]
     root = ranked.cases.get(results.experiment.reference(results.experiment.row(case.row)).label)
     line = f"{tried} won {percent(case.share)} of its {case.share.count} {things}"
@@ -75,12 +77,14 @@ def _held(results: Results, ranked: Ranking) -> list[str]:
     )
     if case.better:
         chance = "which is beyond chance"
-    elif case.p < CHANCE:
+    elif case.worse:
         chance = "which is beyond chance: the defense makes it worse"
     else:
         chance = "which chance alone may explain"
     several = f"{ranked.tests} comparisons" if ranked.tests > 1 else "one comparison"
     tests = f"p {written(case.p)}, by Holm's correction for {several}"
+    if case.p >= CHANCE and found.low * found.high > 0:
+        tests += "; the interval is that of this comparison alone"
     return [*lines, f"The difference on the same {things} is {points}, {chance} ({tests})."]
 
 
@@ -92,7 +96,7 @@ def _helped(defended: list[WorstCase], best: str) -> list[str]:
     """The other defenses that are better, or worse, than what they stand on."""
     others = [case for case in defended if case.row != best and not case.doubted]
     better = [case.row for case in others if case.better]
-    worse = [c.row for c in others if c.p is not None and c.p < CHANCE and not c.better]
+    worse = [case.row for case in others if case.worse]
     lines = []
     if better:
         lines.append(f"Beyond chance better than the undefended row that they stand on: {named(better)}.")
@@ -106,15 +110,15 @@ def _weak(root: WorstCase | None) -> list[str]:
     if root is None or root.share.value is None or root.share.value >= OPEN:
         return []
     return [
-        "As the attacks of this run leave much of the undefended row alone, a row that lost little need not be robust."
+        f"The attacks of this run did not win {OPEN:.0%} of what has no defense, so a row that lost little need not be "
+        "robust."
     ]
 
 
-def _compared(ranked: Ranking, best: str) -> str:
+def _compared(ranked: Ranking) -> str:
     """The best defended row against the others."""
-    value = ranked.cases[best].share.value or 0.0
-    worse = [o for o, p in ranked.against.items() if p < CHANCE and (ranked.cases[o].share.value or 0.0) > value]
-    same = [o for o, p in ranked.against.items() if p >= CHANCE and o not in worse]
+    worse = [other for other, (gap, p) in ranked.against.items() if p < CHANCE and (gap.value or 0.0) < 0]
+    same = [other for other, (_, p) in ranked.against.items() if p >= CHANCE]
     lines = []
     if worse:
         lines.append(f"It lost fewer than {named(worse)}, beyond chance.")
@@ -154,8 +158,8 @@ def _tempting(ranked: Ranking) -> list[str]:
 
 
 def _seeds(results: Results) -> str:
-    if seeds_of(results) > 1:
-        return f"Everything was trained {seeds_of(results)} times: intervals cover seeds and {results.things}."
+    if results.seeds > 1:
+        return f"Everything was trained {results.seeds} times: intervals cover seeds and {results.things}."
     trained = any(results.experiment.row(row.label).derived for row in results.experiment.rows)
     one = "One seed was run: intervals are over {things} and do not cover another training."
     return one.format(things=results.things) if trained else ""

@@ -1,200 +1,76 @@
-"""The worst case of each row, sample by sample: whether any attacker of the matrix won it. It ranks the rows."""
+"""The worst case of each row: per sample, whether any attacker won. The run writes it, the report reads it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import files, seals
+from ..errors import DamagedFileError
 from ..random_streams import derive
-from ..recipe.experiment import Column, Row
-from .differences import Difference, difference, holm
-from .doubts import Doubts
-from .results import Results
-from .statistics import Estimate, estimate
+from ..recipe.experiment import Column, Experiment, Row
+from .differences import Difference, difference, over_seeds_difference
+from .mending import damaged_cell
+from .seeds import over_all, repeats, stacked
+from .statistics import UNIT, Estimate, share
 from .store import RunFolder
 
-Arrays = Mapping[tuple[str, str], Mapping[str, Tensor]]
-"""The arrays of the cells that are done, by row and column."""
-CHANCE = 0.05
-"""The corrected p-value below which a difference is called one."""
+WORST = "worst case"
+"""In tables, the column of a row's worst case."""
+AIMS = {"forge": False, "move": True}
+"""What attackers want, and whether they keep the prediction: another prediction, or another map."""
+DRAWS = 10_000
+"""Of a bootstrap whose p-value is corrected: of 2,000 none is below 0.001, and of fifty comparisons none below 0.05."""
+Cells = Mapping[str, Mapping[str, Tensor]]
+"""The arrays of a row's finished cells, by column."""
 
 
 @dataclass(frozen=True, eq=False)
-class WorstCase:
-    """What a row is worth.
+class Worst:
+    """The worst case of a row over some columns.
 
     Args:
-        row: its label.
-        share: of the samples that at least one attacker won.
-        values: ``[N]``, 1 where one did, NaN where the sample does not count.
-        samples: ``[N]``, which they are.
-        wins: the share that each attacker won, by column.
-        left_out: columns that failed or are missing: what they would have won is not in it.
-        doubted: why it may be worse than this; empty where it is to be believed.
-        difference: to the row that its defenses stand on, paired on the same samples; ``None`` for such a row itself.
-        p: of that difference, corrected for all that the report makes.
-        each: the share of each seed, where everything was trained several times.
-        aims: ``forge`` and ``move``: the share by the attackers of one aim alone, another prediction or another map,
-            where the matrix has both.
+        several: for each seed by its number, ``[N]`` each: ``sample``, and ``worst``, 1 where any attacker won and NaN
+            where the sample does not count; ``worst_forge`` and ``worst_move`` by those of one aim alone, where the
+            columns have both.
+        measures: the share of each by its name, as plain data, over all seeds if there are several.
+        against: paired difference of each to the row that its defenses stand on, as plain data.
+        missing: columns that are in none of it, or not under every seed.
     """
 
-    row: str
-    share: Estimate
-    values: Tensor
-    samples: Tensor
-    wins: dict[str, float]
-    left_out: tuple[str, ...]
-    doubted: tuple[str, ...]
-    difference: Difference | None = None
-    p: float | None = None
-    each: tuple[float, ...] = ()
-    aims: dict[str, Estimate] = field(default_factory=dict)
+    several: dict[int, dict[str, Tensor]]
+    measures: dict[str, dict[str, Any]]
+    against: dict[str, dict[str, Any]] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
     @property
-    def strongest(self) -> str:
-        """The attacker that won most."""
-        return max(self.wins, key=lambda column: self.wins[column])
+    def count(self) -> int:
+        """How many seeds it is over."""
+        return len(self.several)
+
+    def estimate(self, name: str = "worst") -> Estimate:
+        """One share."""
+        return Estimate(*(self.measures[name][key] for key in ("value", "low", "high", "count")))
 
     @property
-    def better(self) -> bool:
-        """Whether fewer samples fell than in the undefended row, beyond chance."""
-        found = self.difference
-        return self.p is not None and self.p < CHANCE and found is not None and (found.value or 0.0) < 0
+    def each(self) -> tuple[float, ...]:
+        """The share of each seed; empty where everything was trained once."""
+        return tuple(value for value in self.measures["worst"].get("each", ()) if value is not None)
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """The rows by their worst case.
-
-    Args:
-        cases: by row, the row that lost least first.
-        against: corrected p-values of the best defended row against each other row, on the same samples.
-        best: the defended row that lost least and is to be believed; ``None`` if there is none.
-        tests: how many comparisons the correction is for.
-    """
-
-    cases: dict[str, WorstCase]
-    against: dict[str, float]
-    best: str | None
-    tests: int
+def attackers(experiment: Experiment) -> list[Column]:
+    """The columns that count: all that change an input. Random noise is an attacker too, if a blind one."""
+    return [column for column in experiment.columns if not column.facts.clean]
 
 
-def seeds_of(results: Results) -> int:
-    """How often everything was trained."""
-    found = [cell["seeds"]["count"] for cell in results.cells.values() if cell and "seeds" in cell]
-    return max(found, default=1)
-
-
-def headline(results: Results) -> str:
-    """The measure of the matrix: that an attacker won, among inputs that are right where only those are judged.
-
-    Without any attacker it is what the classifier gets right: joint success would be its errors.
-    """
-    if not attackers(results) and results.has("correct"):
-        return "correct"
-    return "joint_correct" if results.experiment.evaluation.only_correct and results.has("joint_correct") else "joint"
-
-
-def arrays_of(results: Results, folder: RunFolder) -> Arrays:
-    """The arrays of every cell that is done."""
-    done = [where for where, cell in results.cells.items() if cell and cell["status"] == "done"]
-    return {where: folder.arrays(*where) for where in done}
-
-
-def attackers(results: Results) -> list[Column]:
-    """The columns that count: all that change an input. Noise is an attacker too, if a blind one."""
-    return [column for column in results.experiment.columns if not column.facts.clean]
-
-
-def ranking(results: Results, arrays: Arrays, doubts: Doubts) -> Ranking:
-    """The worst case of every row that its owner did not manipulate, compared and corrected (Holm 1979)."""
-    rows = [row for row in results.experiment.rows if not results.experiment.manipulated(row)]
-    found = {row.label: case for row in rows if (case := worst_case(results, arrays, doubts, row)) is not None}
-    settings = results.experiment.evaluation
-    seed = derive(results.experiment.seed, "worst")
-
-    def compared(mine: WorstCase, other: WorstCase) -> Difference | None:
-        same = torch.equal(mine.samples, other.samples)
-        return difference(mine.values, other.values, True, settings.bootstrap, seed) if same else None
-
-    several, differences = seeds_of(results) > 1, {}
-    for row in rows:
-        root = results.experiment.reference(row).label
-        if row.label in found and row.derived and root in found:
-            mine, other = found[row.label], found[root]
-            differences[row.label] = _over_seeds(results, row) if several else compared(mine, other)
-    defended = [row.label for row in rows if row.derived and row.label in found]
-    believed = [label for label in defended if not found[label].doubted]
-    best = min(believed, key=lambda label: (_value(found[label]), -_gain(differences.get(label))), default=None)
-    others = {} if best is None else {o: compared(found[best], found[o]) for o in found if o != best}
-    # Of several seeds only what covers all of them is called a difference.
-    others = {o: d for o, d in others.items() if best is not None and o != _root(results, best) and not several}
-    family = [*differences.values(), *others.values()]
-    tested = [d.p for d in family if d is not None and d.p is not None]
-    corrected = iter(holm(tested))
-    p = [None if d is None or d.p is None else next(corrected) for d in family]
-    own, against = p[: len(differences)], p[len(differences) :]
-    for (label, d), value in zip(differences.items(), own, strict=True):
-        found[label] = replace(found[label], difference=d, p=value)
-    order = sorted(found, key=lambda label: _value(found[label]))
-    known = {o: v for o, v in zip(others, against, strict=True) if v is not None}
-    return Ranking({label: found[label] for label in order}, known, best, len(tested))
-
-
-def worst_case(
-    results: Results, arrays: Arrays, doubts: Doubts, row: Row, columns: Sequence[Column] | None = None
-) -> WorstCase | None:
-    """The worst case of one row over some columns (default all attackers); ``None`` where no cell of them is done."""
-    columns = attackers(results) if columns is None else columns
-    done = [c for c in columns if (row.label, c.label) in arrays]
-    if not done:
-        return None
-    name = headline(results)
-    won = {c.label: arrays[row.label, c.label].get(name, arrays[row.label, c.label]["joint"]).double() for c in done}
-    samples = arrays[row.label, done[0].label]["sample"]
-    values = any_won(list(won.values()))
-    settings = results.experiment.evaluation
-    share = estimate(values, True, settings.bootstrap, derive(results.experiment.seed, "worst"))
-    wins = {label: float(value.nanmean()) for label, value in won.items()}
-    left_out = tuple(c.label for c in columns if c not in done)
-    why = [f"{', '.join(left_out)} failed or {'is' if len(left_out) == 1 else 'are'} missing"] if left_out else []
-    case = WorstCase(row.label, share, values, samples, wins, left_out, (*why, *_doubted(doubts, row, done)))
-    case = replace(case, aims=_aims(done, won))
-    known = _known(results, row).get("measures", {})
-    if len(known.get("worst", {}).get("each", ())) < 2 or len(columns) < len(attackers(results)):
-        return case
-    each = tuple(value for value in known["worst"]["each"] if value is not None)
-    aims = {aim: _estimate(known[f"worst_{aim}"]) for aim in case.aims if f"worst_{aim}" in known}
-    return replace(case, share=_estimate(known["worst"]), each=each, aims=aims)
-
-
-def _estimate(known: dict[str, Any]) -> Estimate:
-    return Estimate(known["value"], known["low"], known["high"], known["count"])
-
-
-def _aims(columns: Sequence[Column], won: Mapping[str, Tensor]) -> dict[str, Estimate]:
-    labels = {
-        "forge": [c.label for c in columns if not c.facts.keeps_prediction],
-        "move": [c.label for c in columns if c.facts.keeps_prediction],
-    }
-    if not all(labels.values()):
-        return {}
-    return {aim: estimate(any_won([won[label] for label in own]), True) for aim, own in labels.items()}
-
-
-def _known(results: Results, row: Row) -> dict[str, Any]:
-    """What the run itself says of a row's worst case, over all its seeds."""
-    found: dict[str, dict[str, Any]] = getattr(results, "worst", {})
-    return found.get(row.label, {})
-
-
-def _over_seeds(results: Results, row: Row) -> Difference | None:
-    known = _known(results, row).get("against_undefended", {}).get("worst")
-    return None if known is None else Difference(*(known[key] for key in ("value", "low", "high", "count", "p")))
+def main_measure(experiment: Experiment) -> str:
+    """What says that an attacker won, among inputs that are right where only those are judged."""
+    return "joint_correct" if experiment.evaluation.only_correct else "joint"
 
 
 def any_won(won: Sequence[Tensor]) -> Tensor:
@@ -204,24 +80,140 @@ def any_won(won: Sequence[Tensor]) -> Tensor:
     return torch.where(known.any(0), ((every > 0) & known).any(0).double(), torch.nan)
 
 
-def _doubted(doubts: Doubts, row: Row, columns: Sequence[Column]) -> tuple[str, ...]:
-    """Why nothing is known of the strongest attackers: all cells of those who know most are in doubt."""
-    real = [c for c in columns if not c.facts.control]
-    adaptive = [c for c in real if c.knowledge == "adaptive" and c.facts.needs_maps]
-    decisive = adaptive or [c for c in real if c.facts.needs_maps] or real
-    reasons = [doubts.get((row.label, c.label), []) for c in decisive]
-    if not decisive:
-        return ("no attack was tried, only controls",)
-    return tuple(dict.fromkeys(why for some in reasons for why in some)) if all(reasons) else ()
+def over_columns(experiment: Experiment, columns: Sequence[Column], seeds: Mapping[int, Cells]) -> Worst | None:
+    """A row's worst case over some columns; ``None`` where no cell of them is done under any seed.
+
+    Args:
+        experiment: what was run.
+        columns: the attackers.
+        seeds: the row's cells of each seed, by its number.
+    """
+    main = main_measure(experiment)
+    several = {i: found for i, cells in seeds.items() if (found := _wins(columns, cells, main))}
+    if not several:
+        return None
+    missing = tuple(c.label for c in columns if any(c.label not in seeds[i] for i in several))
+    names = [name for name in next(iter(several.values())) if name != "sample"]
+    arrays = list(several.values())
+    if len(several) == 1:
+        measures = {name: share(arrays[0][name]).as_dict() for name in names}
+    else:
+        resamples, seed = experiment.evaluation.bootstrap, derive(experiment.seed, "worst")
+        measures = {name: over_all(stacked(arrays, name), True, resamples, seed) for name in names}
+    return Worst(several, measures, {}, missing)
 
 
-def _root(results: Results, label: str) -> str:
-    return results.experiment.reference(results.experiment.row(label)).label
+def compared(experiment: Experiment, mine: Worst, other: Worst) -> dict[str, Difference]:
+    """Paired differences of two worst cases by name, over the seeds that both have; empty if no sample is the same."""
+    pairs = [(mine.several[i], other.several[i]) for i in mine.several if i in other.several]
+    if not pairs or not all(torch.equal(a["sample"], b["sample"]) for a, b in pairs):
+        return {}
+    names = [n for n in pairs[0][0] if n != "sample" and all(n in side for pair in pairs for side in pair)]
+    resamples, seed = max(experiment.evaluation.bootstrap, DRAWS), derive(experiment.seed, "worst")
+    if len(pairs) == 1:
+        ((a, b),) = pairs
+        return {name: difference(a[name], b[name], True, resamples, seed) for name in names}
+    found = {}
+    for name in names:
+        gaps = [{"sample": a["sample"], name: a[name] - b[name]} for a, b in pairs]
+        found[name] = over_seeds_difference(stacked(gaps, name), resamples, seed, UNIT, binary=True)
+    return found
 
 
-def _value(case: WorstCase) -> float:
-    return float("inf") if case.share.value is None else case.share.value
+def write_worst(experiment: Experiment, folder: RunFolder) -> None:
+    """Write every row's worst case; a row without a finished cell of an attacker has none."""
+    found = dict(_computed(experiment, folder, experiment.rows))
+    for row in experiment.rows:
+        path, beside = folder.worst(row.label), folder.worst(row.label).with_suffix(".safetensors")
+        if row.label not in found:
+            path.unlink(missing_ok=True)
+            continue
+        mine, plain = found[row.label], found.get(row.root)
+        against = compared(experiment, mine, plain) if row.root != row.label and plain is not None else {}
+        arrays = {f"{i}/{name}": t.contiguous() for i, some in mine.several.items() for name, t in some.items()}
+        files.write_tensors(beside, arrays)
+        summary = {
+            "row": row.label,
+            "main": main_measure(experiment),
+            "made_of": _made_of(experiment, folder, row),
+            "missing": list(mine.missing),
+            "measures": mine.measures,
+            "against_undefended": {name: d.as_dict() for name, d in against.items()},
+        }
+        seals.write(path, summary, beside)
 
 
-def _gain(found: Difference | None) -> float:
-    return 0.0 if found is None or found.value is None else -found.value
+def read_worst(experiment: Experiment, folder: RunFolder) -> dict[str, Worst]:
+    """Every row's worst case by its label; computed where none is written, or one that is damaged or of other cells."""
+    read = {row.label: _read(experiment, folder, row) for row in experiment.rows}
+    lacking = [row for row in experiment.rows if read[row.label] is None]
+    known = {label: worst for label, worst in read.items() if worst is not None}
+    known |= dict(_computed(experiment, folder, lacking))
+    for row in lacking:
+        if row.root != row.label and row.label in known and row.root in known:
+            mine = known[row.label]
+            against = compared(experiment, mine, known[row.root])
+            known[row.label] = Worst(
+                mine.several, mine.measures, {name: d.as_dict() for name, d in against.items()}, mine.missing
+            )
+    return known
+
+
+def _computed(experiment: Experiment, folder: RunFolder, rows: Sequence[Row]) -> Iterator[tuple[str, Worst]]:
+    columns = attackers(experiment)
+    for row in rows:
+        cells = {i: cells_of(f, row, columns) for i, f in enumerate(repeats(experiment, folder))}
+        worst = over_columns(experiment, columns, {i: some for i, some in cells.items() if some})
+        if worst is not None:
+            yield row.label, worst
+
+
+def _read(experiment: Experiment, folder: RunFolder, row: Row) -> Worst | None:
+    """What is written, if it is of the cells that are there."""
+    path = folder.worst(row.label)
+    known = seals.read_or_none(path, "made_of", "measures", "against_undefended", "missing") if path.is_file() else None
+    if known is None or known["made_of"] != _made_of(experiment, folder, row):
+        return None
+    with suppress(DamagedFileError):
+        beside = path.with_suffix(".safetensors")
+        seals.check_arrays(known, beside)
+        several: dict[int, dict[str, Tensor]] = {}
+        for name, values in files.read_tensors(beside)[0].items():
+            number, _, own = name.partition("/")
+            several.setdefault(int(number), {})[own] = values
+        several = {i: several[i] for i in sorted(several)}
+        return Worst(several, known["measures"], known["against_undefended"], tuple(known["missing"]))
+    return None
+
+
+def _made_of(experiment: Experiment, folder: RunFolder, row: Row) -> dict[str, str]:
+    """The content hashes of the arrays of the row's cells, and of those of the row that it is held against."""
+    found = {}
+    for i, part in enumerate(repeats(experiment, folder)):
+        for label in dict.fromkeys((row.label, row.root)):
+            for column in attackers(experiment):
+                if damaged_cell(part, label, column.label) is None and (cell := part.done(label, column.label)):
+                    found[f"{i}/{label}/{column.label}"] = str(cell[seals.ARRAYS])
+    return found
+
+
+def cells_of(folder: RunFolder, row: Row, columns: Sequence[Column]) -> dict[str, dict[str, Tensor]]:
+    """The arrays of a row's finished cells that are not damaged."""
+    found = {}
+    for column in columns:
+        with suppress(DamagedFileError):
+            if folder.done(row.label, column.label) is not None:
+                found[column.label] = folder.arrays(row.label, column.label)
+    return found
+
+
+def _wins(columns: Sequence[Column], cells: Cells, main: str) -> dict[str, Tensor]:
+    done = [column for column in columns if column.label in cells]
+    if not done:
+        return {}
+    won = {c.label: cells[c.label][main if main in cells[c.label] else "joint"] for c in done}
+    found = {"sample": cells[done[0].label]["sample"], "worst": any_won(list(won.values()))}
+    sides = {aim: [won[c.label] for c in done if c.facts.keeps_prediction is keeps] for aim, keeps in AIMS.items()}
+    if all(sides.values()):
+        found |= {f"worst_{aim}": any_won(side) for aim, side in sides.items()}
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,33 +27,56 @@ if TYPE_CHECKING:
 class EvadeDetector(Objective):
     """Hinge on the detector's differentiable score: zero once it is ``margin`` below ``threshold``.
 
+    With ``watch``, the alarm itself decides: where it rings, the score is pushed down however low it is, and only
+    where it does not, the constraint is met. A soft score that is no faithful surrogate then misleads nobody.
+
     Args:
         threshold: the soft score that clean inputs exceed as rarely as the detector's false-alarm rate allows.
         margin: how far below the threshold.
+        watch: the detector whose alarm decides; ``None``: the soft score does.
     """
 
     threshold: float = 0.0
     margin: NonNegative = 0.1
+    watch: Any = field(default=None, repr=False, compare=False)
 
     needs: ClassVar[frozenset[str]] = frozenset({"score"})
 
     def loss(self, seen: Observation, goal: Goal) -> Tensor:
-        """``max(score - threshold + margin, 0)``."""
-        if seen.score is None:
-            raise InputError("EvadeDetector needs a system with a detector")
-        return positive(seen.score - self.threshold + self.margin)
+        """``max(score - threshold + margin, 0)``; at least 1 where the watched alarm rings."""
+        hinge = positive(self._score(seen) - self.threshold + self.margin)
+        if self.watch is None:
+            return hinge
+        score = self._score(seen)
+        return torch.where(self._rings(seen), torch.maximum(hinge, score - score.detach() + 1), hinge)
 
     def met(self, seen: Observation, goal: Goal) -> Tensor:
-        """The score is below the threshold."""
+        """No alarm; without ``watch``, the score is below the threshold."""
+        return self._score(seen) < self.threshold if self.watch is None else ~self._rings(seen)
+
+    def _rings(self, seen: Observation) -> Tensor:
+        """``[B]`` bool, computed once an observation."""
+        key = "rings", self.watch
+        if key not in seen.noted:
+            # Of a system whose randomness was drawn again, that draw's.
+            own = None if seen.system is None else seen.system.detector
+            detector: Any = own if type(own) is type(self.watch) else self.watch
+            with torch.no_grad():
+                seen.noted[key] = detector.score(seen.x.detach()) > self.watch.threshold
+        found: Tensor = seen.noted[key]
+        return found
+
+    @staticmethod
+    def _score(seen: Observation) -> Tensor:
         if seen.score is None:
             raise InputError("EvadeDetector needs a system with a detector")
-        return seen.score < self.threshold
+        return seen.score
 
 
 def evade(detector: Detector, weight: float) -> Objective:
     """The objective of evading a detector: its own ``evasion``, or the hinge on its score."""
     evasion: Callable[[float], Objective] | None = getattr(detector, "evasion", None)
-    return weight * EvadeDetector(detector.soft_threshold) if evasion is None else evasion(weight)
+    return weight * EvadeDetector(detector.soft_threshold, watch=detector) if evasion is None else evasion(weight)
 
 
 @OBJECTIVES.register("agree-squeezed", paper="Zhang et al. 2020, section 4 Q3 (l_sqz)", needs=("gradients",))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..errors import InputError
 from ..fields import Count, Fraction, Natural, Positive, check_fields
 from ..schema import make
 
@@ -14,12 +15,16 @@ class Auditing:
     """The audit of a matrix's cells.
 
     ``audit: full`` alone stands for ``{level: full}``. The thresholds are proposals of ours, but for those with a
-    source.
+    source. In a recipe ``raises`` is written ``raise``.
 
     Args:
-        level: ``cheap``: what follows from the figures, and some forward passes of each row; ``full``: also each attack
-            again on ``images`` with twice the steps, twice the eps, eps 1 and five restarts, where it has such settings
-            (Carlini et al. 2019, section 5).
+        level: ``cheap``: what follows from the figures, and some passes of each row; ``full``: also each attack again
+            on ``images`` with twice the steps, twice the eps, eps 1 and five restarts, where it has such settings,
+            beside random draws, and with the draws of a random classifier frozen (Carlini et al. 2019, section 5).
+        planted: whether each attack must find maps and predictions that are known to be reachable; default: in a
+            ``full`` audit.
+        raises: whether an attack that wins more with twice the steps takes them on all inputs, up to eight times the
+            steps that were asked for.
         images: how many images each of these looks at.
         output_change: L2 by which repeated logits of one input may differ (as in AutoAttack's checks).
         map_change: the same of maps, largest difference of any pixel.
@@ -34,9 +39,16 @@ class Auditing:
         restarts_gain: what five restarts may add.
         eps_loss: what twice the eps may take away.
         unbounded: share that eps 1 must reach.
+        found: share of planted maps or predictions that an attack must find (Zimmermann et al. 2022).
+        fixed_noise: share that must be misled where a random classifier's draws are frozen.
+        draws: random perturbations of each input, of which the best is set against the attack.
+        unstable: share of inputs at which a small step along the gradient may not change the margin as it promises.
+        weights: share of inputs whose map may stay where the weights are drawn anew.
     """
 
     level: Literal["cheap", "full"] = "cheap"
+    planted: bool | None = None
+    raises: bool = False
     images: Count = 16
     output_change: Positive = 1e-4
     map_change: Positive = 1e-5
@@ -51,14 +63,19 @@ class Auditing:
     restarts_gain: Fraction = 0.03
     eps_loss: Fraction = 0.01
     unbounded: Fraction = 0.99
+    found: Fraction = 0.95
+    fixed_noise: Fraction = 0.95
+    draws: Count = 50
+    unstable: Fraction = 0.1
+    weights: Fraction = 0.5
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     @property
-    def entry(self) -> dict[str, Any]:
-        """As a recipe writes it, defaults included."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+    def plants(self) -> bool:
+        """Whether maps and predictions are planted."""
+        return self.level == "full" if self.planted is None else self.planted
 
     @classmethod
     def from_entry(cls, entry: Any, path: str) -> Auditing:
@@ -67,5 +84,9 @@ class Auditing:
         Raises:
             InputError: an unknown level or setting.
         """
+        if isinstance(entry, dict) and "raise" in entry:
+            if "raises" in entry:
+                raise InputError(f"{path}.raises: it is written raise, and stands there too")
+            entry = {("raises" if key == "raise" else key): value for key, value in entry.items()}
         made: Auditing = make(cls, {"level": entry} if isinstance(entry, str) else entry or {}, path)
         return made

@@ -1,7 +1,7 @@
 """Sanity checks of interpreters: does a map depend on the model and on its training, and on nothing else?"""
 
+from ..models.randomise import LayerGroup, randomise, stages
 from .checks import Check, Outcome, cascading, independent, measures, other_labels, shifted
-from .randomise import LayerGroup, randomise, stages
 
 __all__ = [
     "Check",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..autograd.input_shift import compensated
 from ..interpreters import Interpreter
 from ..metrics import HOG, SSIM, MapMetric, Spearman
-from .randomise import LayerGroup, randomise
+from ..models.randomise import LayerGroup, randomise
 
 Check = Literal["cascading", "independent", "labels", "shift"]
 CHECKS: tuple[Check, ...] = get_args(Check)

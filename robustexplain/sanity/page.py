@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .. import files, plots
+from .. import files, pages, plots
 from ..evaluation.report import SANITY, write_report
 from ..evaluation.statistics import Estimate, bootstrap
 from ..evaluation.store import REPORT, RunFolder
@@ -158,11 +158,6 @@ def maps_picture(found: list[CheckResult], image: int) -> bytes:
 
 def html(recipe: Recipe, found: list[CheckResult]) -> str:
     """The page."""
-    from jinja2 import Environment, PackageLoader, select_autoescape
-
-    environment = Environment(
-        loader=PackageLoader("robustexplain.sanity", "."), autoescape=select_autoescape(default=True), trim_blocks=True
-    )
     by_check: dict[str, list[CheckResult]] = {}
     for f in found:
         by_check.setdefault(f.check, []).append(f)
@@ -171,7 +166,7 @@ def html(recipe: Recipe, found: list[CheckResult]) -> str:
     images = [_uri(maps_picture(done["cascading"], i)) for i in range(count)]
     drawn = {check: _uri(curves_picture(done[check])) for check in ("cascading", "independent") if done.get(check)}
     context: dict[str, Any] = {"recipe": recipe, "checks": by_check, "done": done, "curves": drawn, "images": images}
-    return environment.get_template("sanity.html.j2").render(**context, half=_half)
+    return pages.render("robustexplain.sanity", "sanity.html.j2", **context, half=_half)
 
 
 def _half(found: CheckResult, measure: str) -> Estimate:

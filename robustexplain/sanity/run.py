@@ -21,13 +21,13 @@ from ..evaluation.origins import Origins
 from ..evaluation.prepared import Builder, classifier
 from ..evaluation.store import RunFolder
 from ..interpreters import Interpreter
+from ..models.randomise import LayerGroup, stages
 from ..random_streams import derive, generator
 from ..recipe import check_data
 from ..recipe.experiment import Recipe, Row
 from ..training import Session
 from .checks import CHECKS, Check, Outcome, cascading, independent, other_labels, shifted
 from .page import write_page
-from .randomise import LayerGroup, stages
 
 
 @dataclass(frozen=True)

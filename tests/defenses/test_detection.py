@@ -23,7 +23,7 @@ from robustexplain.attacks.search.directions import StepContext
 from robustexplain.attacks.threat import Linf
 from robustexplain.data import Data, stack, take
 from robustexplain.defenses import AnyOf, BetaSmoothing, Detector, DetectorDefense, FeatureSqueezing, XEnsemble
-from robustexplain.defenses.detection import FeatureSqueezingDetector
+from robustexplain.defenses.detection import FeatureSqueezingDetector, Forest
 from robustexplain.defenses.detection.detector import conformal_p_values, fingerprints
 from robustexplain.errors import FewScoresWarning, InputError
 from robustexplain.interpreters import CAM, GradCAM, Gradient
@@ -416,12 +416,54 @@ def test_several_detectors_are_evaded_one_by_one(watched: Watched, judged: tuple
     kinds = [type(getattr(part, "part", part)) for _, part in objective.terms()]
     assert kinds == [EvadeDetector, EvadeSqueezing, AgreeSqueezed]
     goal, seen = Goal(x, y), Observation(x, watched.both.model(x), system=watched.both)
+    rings = x_ensemble.score(x) > x_ensemble.threshold
     hinge = (x_ensemble.soft_score(x) - x_ensemble.soft_threshold + 0.1).clamp_min(0)
+    hinge = torch.where(rings, hinge.clamp_min(1), hinge)
     agree = AgreeSqueezed(squeezing.squeezers).loss(seen, goal)  # type: ignore[attr-defined]
     torch.testing.assert_close(objective.loss(seen, goal), 0.5 * hinge + 0.5 * agree)
-    quiet = x_ensemble.soft_score(x) < x_ensemble.soft_threshold
+    quiet = ~rings
     quiet &= squeezing.score(x) <= squeezing.threshold
     assert torch.equal(objective.met(seen, goal), quiet)
+
+
+@dataclass(frozen=True, eq=False)
+class Misleading(Statistic):
+    """Its soft score says nothing of its alarm."""
+
+    def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:
+        """``[B]``."""
+        return super().soft_score(x)
+
+    def soft_score(self, x: Tensor) -> Tensor:
+        """``[B]``."""
+        return super().soft_score(x) - 10
+
+
+def test_where_the_alarm_rings_the_soft_score_is_pushed_down_however_low_it_is(
+    trained: Classifier, judged: tuple[Tensor, Tensor]
+) -> None:
+    x, y = judged[0][:1], judged[1][:1]
+    level = float(Statistic("light").score(x)) - 0.02
+    detector = Misleading("light", threshold=level, soft_threshold=0.0)  # type: ignore[misc]
+    system = rx.System(trained, CAM(trained), detector)
+    attack = PGD(0.125, 12, 0.02).adapted(system)
+    with torch.no_grad():
+        assert bool(detector.score(x).gt(level).all())
+        assert bool(detector.soft_score(x).lt(0).all())
+        assert not bool((detector.score(attack(system, x, y, (y + 1) % 10).x) > level).any())
+
+
+def test_a_smoothed_forest_is_its_expectation_under_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = torch.Generator().manual_seed(0)
+    features = torch.randn(200, 2, generator=draws)
+    forest = Forest.fit(features, (features.sum(1) > 0).long(), 5, 0)
+    at = torch.tensor([[0.3, -0.2], [1.0, 0.5], [-0.4, -0.3]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(forest.smoothed(at * 8).sum(), at)
+    assert bool((gradient > 0).all())
+    monkeypatch.setattr("robustexplain.defenses.detection.forest.WIDTHS", (0.5,))
+    noise = 0.5 * forest._leaves.spread * torch.randn(4_000, 2, generator=draws)
+    drawn = torch.stack([forest(row + noise).mean() for row in at.detach()])
+    torch.testing.assert_close(forest.smoothed(at.detach()).sigmoid(), drawn, atol=0.03, rtol=0)
 
 
 def test_an_adaptive_attack_evades_several_detectors(watched: Watched, judged: tuple[Tensor, Tensor]) -> None:
@@ -475,7 +517,9 @@ def test_several_detectors_are_as_random_as_any_of_them(
     assert not torch.equal(again.soft_score(x), squeezing.soft_score(x))
     # The adversary's loss, planned for the system, is that of the system drawn again.
     _, on_squeezing = both.evasion(1.0).terms()
-    hinge = (again.soft_score(x) - both.at_joint_alarm()[1].soft_threshold + 0.1).clamp_min(0)
+    joint = both.at_joint_alarm()[1]
+    hinge = (again.soft_score(x) - joint.soft_threshold + 0.1).clamp_min(0)
+    hinge = torch.where(again.score(x) > joint.threshold, hinge.clamp_min(1), hinge)
     assert torch.equal(on_squeezing[1].loss(Observation(x, model(x), system=other), goal), hinge)
     adapted = PGD(0.125, 2, 0.06).adapted(system)
     assert adapted.adapt.draws > 1

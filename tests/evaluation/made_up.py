@@ -10,11 +10,11 @@ from torch import Tensor
 
 from robustexplain.evaluation.doubts import Doubts, doubts
 from robustexplain.evaluation.page import Page
+from robustexplain.evaluation.ranking import Arrays, ranking
 from robustexplain.evaluation.results import Results
 from robustexplain.evaluation.statistics import estimate
 from robustexplain.evaluation.store import RunFolder
 from robustexplain.evaluation.words import words_of
-from robustexplain.evaluation.worst import Arrays, ranking
 from robustexplain.recipe.experiment import AttackFacts, Column, Evaluation, Experiment, Row
 
 RUN = {
@@ -47,7 +47,7 @@ def results_of(
                 n: estimate(v, True).as_dict() for n, v in (found or {}).items() if v.dim() == 1 and n != "sample"
             }
             words = {"row": r.label, "column": c.label, "knowledge": c.knowledge, "on_successes": {}, "made_of": {}}
-            words |= {"against_undefended": {}}
+            words |= {"against_undefended": {}, "flags": []}
             cells[r.label, c.label] = None if found is None else {"status": "done", "measures": measured, **words}
     return Results(experiment, {**RUN, **(run or {})}, cells, {}, words_of({}))
 

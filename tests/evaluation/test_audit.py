@@ -88,7 +88,7 @@ def test_every_cell_of_a_manipulated_row_is_held_against_the_honest_system(
     assert lying["measures"]["l1"]["value"] == 0
     assert "l1_honest" in defended["measures"]
     results = Results.read(folder)
-    assert results.main == "l1_honest"  # not joint success: on clean inputs that is the classifier's error
+    assert "What the owners hide" in (folder.root / "report.html").read_text()
     assert results.audits["lying"]["looks"]
     maps = folder.arrays("lying", "clean")["map"], folder.arrays("cam", "clean")["map"]
     assert not torch.equal(*maps)
@@ -245,14 +245,15 @@ def test_page_and_table_show_every_manipulation(done: tuple[Recipe, RunFolder]) 
     page = (folder.root / PAGE).read_text()
     for words in ("lying", "wired", "What transfers", "with the trigger", "Sign correlation with the honest map"):
         assert words in page
-    assert "<script" not in page
+    assert 'src="http' not in page
+    assert "<script src" not in page
     assert "http" not in page.replace("http://www.w3.org", "")
     lines = list(csv.DictReader((folder.root / TABLE).read_text().splitlines()))
     assert {line["manipulation"] for line in lines} == {"lying", "wired"}
     report = (folder.root / "report.html").read_text()
     assert PAGE in report
     assert report.index("What the owners hide") < report.index("The matrix:")
-    assert "“lying” was manipulated by its owner so that it hides what “cam” shows; Fooling success rate: " in report
+    assert "“lying” was manipulated by its owner so that it hides what “cam” shows; fooling success rate: " in report
     # No attacker on inputs measures them: nothing of theirs is coloured as safe.
     matrix = report.partition('<table class="sortable matrix">')[2].partition("</table>")[0]
     lines = {line.split(">", 1)[1].split("<")[0]: line for line in matrix.split('<th scope="row"')[1:]}
@@ -358,8 +359,8 @@ def test_the_page_speaks_of_rows_where_the_data_are_a_table(
     rows, images = ((folder.root / PAGE).read_text() for folder in (on_a_table[1], done[1]))
     assert "12 judged rows at most" in rows
     assert "12 judged images at most" in images
-    assert "bootstrap over rows" in rows
-    assert "bootstrap over images" in images
+    assert "95% intervals over rows" in rows
+    assert "95% intervals over images" in images
 
 
 def test_systems_of_a_table_explain_no_image(on_a_table: tuple[dict[str, Any], RunFolder]) -> None:

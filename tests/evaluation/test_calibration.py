@@ -18,7 +18,14 @@ from robustexplain import attacks, interpreters
 from robustexplain.data import Data, stack
 from robustexplain.errors import InputError, RobustExplainWarning
 from robustexplain.evaluation import Evaluation, Results, RunFolder, evaluate, run, separation, share
-from robustexplain.evaluation.calibration import Calibrator, Draws, calibrator, conformal_quantile, distance_of
+from robustexplain.evaluation.calibration import (
+    Calibrator,
+    Draws,
+    calibrator,
+    conformal_quantile,
+    distance_of,
+    quantile_range,
+)
 from robustexplain.evaluation.own_data import Inputs
 from robustexplain.evaluation.words import words_of
 from robustexplain.metrics import L1, Cosine, IoU
@@ -75,6 +82,15 @@ def test_a_new_value_is_beyond_it_as_rarely_as_promised() -> None:
         beyond.append(float(values[40]) > conformal_quantile(values[:40], 0.9))
     # Rank 37 of 40: a chance of 4 in 41.
     assert scipy.stats.binomtest(sum(beyond), 2000, 4 / 41).pvalue > 1e-3
+
+
+def test_the_source_s_quantile_lies_in_the_range_as_often_as_promised() -> None:
+    values = torch.rand(2000, 100, generator=torch.Generator().manual_seed(1))
+    ends = torch.tensor([quantile_range(row, 0.95) for row in values])
+    inside = ((ends[:, 0] <= 0.95) & (ends[:, 1] > 0.95)).double().mean()
+    assert 0.945 < float(inside) < 0.995  # ranks are whole numbers: a little too often
+    assert quantile_range(torch.arange(1.0, 101), 0.95) == (90, 100)
+    assert quantile_range(torch.arange(1.0, 41), 0.95) == (35, float("inf"))  # the largest of 40 may be below it
 
 
 def test_metrics_that_are_higher_for_closer_maps_are_turned_and_undefined_distances_refused() -> None:
@@ -165,12 +181,30 @@ def test_cells_are_judged_by_their_rows_limit_and_say_how_well_attacked_maps_sta
     assert other["against_undefended"]["success"]["high"] > 0.1  # the same classifier: no sample differs, and yet
 
 
+def test_cells_say_what_another_calibration_could_make_of_them(finished: RunFolder) -> None:
+    for row in ("gradient", "beta-smoothing (gradient)"):
+        known, _ = finished.calibrated(row) or ({}, {})
+        low, high = known["limit_range"]
+        assert low < known["limit"]
+        assert high is None or known["limit"] <= high
+        for column, order in (("adv2", 1), ("ghorbani-topk", -1)):
+            cell = finished.read_cell(row, column)
+            assert cell is not None
+            arrays, joint = finished.arrays(row, column), cell["measures"]["joint"]["value"]
+            at_low, at_high = cell["joint_by_limit"]
+            # A smaller limit is harder for who keeps the map, and easier for who moves it.
+            assert (joint - at_low) * order >= 0
+            assert at_high is None or (at_high - joint) * order >= 0
+            plausible = (arrays["distance"] <= low) if order > 0 else (arrays["distance"] > low)
+            assert at_low == pytest.approx(float(((arrays["success"] > 0) & plausible).float().mean()))
+
+
 def test_the_report_says_on_what_rows_are_calibrated(finished: RunFolder) -> None:
     report = (finished.root / "report.html").read_text()
     assert "than 95% of harmless changes move" in " ".join(report.split())
     assert "uniform-noise (eps 0.007843); brightness (by 0.02)" in " ".join(report.split())
     assert "the test part beyond the judged ones" in report
-    assert "IoU above" not in report.split("<h2>Joint success</h2>")[1].split("<img")[0]
+    assert "IoU above" not in report.split("<h2>The matrix")[1].split("<img")[0]
     results = Results.read(finished)
     assert set(results.calibrations) == {"gradient", "beta-smoothing (gradient)"}
     assert {"separation", "distance", "joint_iou", "plausible_iou"} <= set(words_of({}))

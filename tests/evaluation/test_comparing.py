@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ from robustexplain.cli import app
 from robustexplain.errors import InputError
 from robustexplain.evaluation import RunFolder, evaluate
 from robustexplain.evaluation.comparing import Side, compare, unpaired
-from robustexplain.evaluation.exports import WORST
 from robustexplain.evaluation.leaderboard import boards
+from robustexplain.evaluation.worst import WORST
 from robustexplain.interpreters import CAM, Gradient
 from robustexplain.models import Classifier
 from robustexplain.recipe.experiment import Column, Evaluation
@@ -34,7 +35,7 @@ def side(columns: list[Column] = COLUMNS, data: str = "same", **won: range) -> S
     arrays: dict[tuple[str, str], dict[str, Tensor]] = {
         (r.label, c.label): wins(*(won.get(r.label, range(0)) if c.label == "a" else ())) for r in ROWS for c in columns
     }
-    return Side(results_of(ROWS, columns, arrays, {"data": data}), arrays, {})
+    return Side(results_of(ROWS, columns, arrays, {"data": data}), {0: arrays}, {})
 
 
 def test_a_change_is_one_that_the_corrected_paired_test_says() -> None:
@@ -51,6 +52,27 @@ def test_a_change_is_one_that_the_corrected_paired_test_says() -> None:
     assert sum(c.beyond_chance for c in found.changes) == 2
     few = compare(side(shield=range(20)), side(shield=range(15)))
     assert not any(c.beyond_chance for c in few.changes)
+
+
+def test_of_runs_of_several_seeds_a_change_is_one_over_all_of_them() -> None:
+    def several(*falls: int) -> Side:
+        sides = [side(plain=range(40), shield=range(n)) for n in falls]
+        return replace(sides[0], seeds={i: one.seeds[0] for i, one in enumerate(sides)})
+
+    found = compare(several(38, 40, 39), several(10, 12, 11))
+    moved = next(c for c in found.changes if (c.row, c.column) == ("shield", "a"))
+    assert (moved.seeds, moved.before, moved.after) == (3, pytest.approx(39 / 40), pytest.approx(11 / 40))
+    assert moved.beyond_chance
+    # One training alone would say so; the others do not.
+    assert compare(several(38), several(10)).changes[-1].seeds == 1
+    lucky = compare(several(38, 20, 20), several(10, 22, 20)).changes
+    assert not any(c.beyond_chance for c in lucky)
+    other = compare(several(38, 40, 39), replace(several(10, 12, 11), results=side(data="other").results)).changes
+    moved = next(c for c in other if (c.row, c.column) == ("shield", "a"))
+    assert not moved.paired
+    assert moved.found.low is not None
+    assert moved.found.low >= -1
+    assert moved.beyond_chance
 
 
 def test_other_inputs_are_compared_as_two_samples() -> None:
@@ -129,7 +151,7 @@ def test_the_commands(runs: dict[str, Path], tmp_path: Path) -> None:
     )
     assert done.exit_code == 0, done.output
     assert "figures changed beyond chance; all of them are compared on the same inputs" in done.output
-    assert "another column" in done.output
+    assert "column made otherwise" in done.output
     with (tmp_path / "d.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert {(line["column"], line["made otherwise"]) for line in lines} == {("clean", ""), ("pgd", "column")}

@@ -18,8 +18,16 @@ import robustexplain as rx
 from robustexplain import attacks, interpreters
 from robustexplain.errors import InputError, RobustExplainWarning
 from robustexplain.evaluation import Evaluation, Results, RunFolder, evaluate, run
+from robustexplain.evaluation.controls import with_frozen_draws
+from robustexplain.evaluation.judged import Chunk
+from robustexplain.evaluation.probing import probe, promise
+from robustexplain.models.transformed import Transformed
+from robustexplain.random_streams import frozen
 from robustexplain.recipe import read
 from robustexplain.recipe.auditing import Auditing
+from robustexplain.recipe.plausible import Plausible
+from robustexplain.registry import INTERPRETERS
+from robustexplain.system import Detector
 from robustexplain.transforms import UniformNoise
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
@@ -56,14 +64,14 @@ class Saturated(nn.Module):
 
 
 class RandomResize(nn.Module):
-    """Shrinks its input by a random size, and does not say that it is random."""
+    """Shrinks its inputs by a random size, and does not say that it is random; a few alone it leaves as they are."""
 
-    def __init__(self) -> None:
+    def __init__(self, spared: int = 4) -> None:
         super().__init__()
-        self.inner = net()
+        self.inner, self.spared = net(), spared
 
     def forward(self, x: Tensor) -> Tensor:
-        size = int(torch.randint(4, 8, ()))
+        size = 8 if len(x) <= self.spared else int(torch.randint(4, 8, ()))
         logits: Tensor = self.inner(F.interpolate(F.interpolate(x, size=size), size=8))
         return logits
 
@@ -100,22 +108,33 @@ class Rings:
         return x.flatten(1).mean(1)
 
 
-def flags_of(
-    system: rx.System, out: Path, attack: attacks.Attack | None = None, audit: Auditing | None = None
-) -> dict[str, str]:
+def results_of(
+    system: rx.System,
+    out: Path,
+    attack: attacks.Attack | None = None,
+    audit: Auditing | None = None,
+    others: dict[str, attacks.Attack] | None = None,
+) -> Results:
     attack = attack or attacks.PGD(eps=0.5, steps=25, step_size=0.1)
     settings = Evaluation(
         batch_size=12, targeted=False, calibration=24, harmless=(UniformNoise(0.02),), bootstrap=50, pictures=1
     )
     torch.manual_seed(0)
     given = (X, system.model(X).argmax(1))
-    columns = {"noise": attacks.Noise(eps=0.5), "attack": attack}
+    columns = {"noise": attacks.Noise(eps=0.5), "attack": attack, **(others or {})}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RobustExplainWarning)
         results = evaluate({"row": system}, columns, given, out=out, evaluation=settings, audit=audit)
     cell = results.cells["row", "attack"]
     assert cell is not None
     assert cell["status"] == "done", cell["traceback"]
+    return results
+
+
+def flags_of(
+    system: rx.System, out: Path, attack: attacks.Attack | None = None, audit: Auditing | None = None
+) -> dict[str, str]:
+    results = results_of(system, out, attack, audit)
     return {flag["name"]: flag["reason"] for flag in results.flags("row", "attack")}
 
 
@@ -124,8 +143,9 @@ def gradient(make: Callable[[], nn.Module]) -> rx.System:
     return rx.System(model, interpreters.Gradient(model))
 
 
-def test_an_honest_system_under_a_strong_attack_has_no_flags(tmp_path: Path) -> None:
-    assert flags_of(gradient(net), tmp_path) == {}
+def test_an_honest_system_under_a_strong_attack_has_no_flags(quiet: Detector, tmp_path: Path) -> None:
+    model = net().requires_grad_(False)
+    assert flags_of(rx.System(model, interpreters.Gradient(model), quiet), tmp_path) == {}
 
 
 def test_a_quantiser_masks_gradients(tmp_path: Path) -> None:
@@ -139,6 +159,8 @@ def test_a_saturated_softmax_answers_with_probabilities(tmp_path: Path) -> None:
 
 def test_a_random_resize_that_does_not_say_so_is_judged_on_one_draw(tmp_path: Path) -> None:
     assert "answers the same input differently" in flags_of(gradient(RandomResize), tmp_path)["random-output"]
+    with pytest.raises(InputError, match="not deterministic"):
+        flags_of(gradient(lambda: RandomResize(0)), tmp_path / "open")  # the door sees one that does not hide it
 
 
 @pytest.mark.parametrize(("fake", "name"), [(Constant, "constant-map"), (LookUp, "still-map")])
@@ -172,22 +194,47 @@ class Forgets(attacks.PGD):
 
 
 def test_an_attack_that_wins_and_does_not_return_it(tmp_path: Path) -> None:
-    full, settings = Auditing(level="full"), {"eps": 0.5, "steps": 25, "step_size": 0.1}
+    full, settings = Auditing(level="full", planted=False, draws=2), {"eps": 0.5, "steps": 25, "step_size": 0.1}
     found = flags_of(gradient(net), tmp_path / "fake", Forgets(**settings), full)
     assert "for 16 of 16 an iterate won and was not returned" in found["silent-success"]
     assert flags_of(gradient(net), tmp_path / "honest", attacks.PGD(**settings), full) == {}
+
+
+@dataclass(frozen=True)
+class Shy(attacks.PGD):
+    """Gives up where it may go far."""
+
+    def __call__(self, system: rx.System, x: Tensor, *others: Any, **named: Any) -> attacks.Attacked:
+        made = super().__call__(system, x, *others, **named)
+        return made if self.eps <= 0.5 else replace(made, x=x, success=torch.zeros_like(made.success))
+
+
+def test_an_attack_that_wins_less_with_a_larger_eps(tmp_path: Path) -> None:
+    columns = {f"eps {eps}": Shy(eps=eps, steps=25, step_size=0.1) for eps in (0.4, 0.5, 0.6)}
+    settings = Evaluation(batch_size=12, targeted=False, calibration=24, harmless=(UniformNoise(0.02),), bootstrap=50)
+    model = net().requires_grad_(False)
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RobustExplainWarning)
+        systems, data = {"mine": rx.System(model, interpreters.Gradient(model))}, (X, model(X).argmax(1))
+        results = evaluate(
+            systems, columns, data, out=tmp_path, evaluation=replace(settings, plausible=Plausible(iou=0.0))
+        )
+    names = [[flag["name"] for flag in results.flags("mine", label)] for label in columns]
+    assert ["not-monotone" in some for some in names] == [False, False, True]
 
 
 def test_a_full_audit_finds_that_twice_the_steps_and_eps_win_more(tmp_path: Path) -> None:
     made = read(TINY, [
         "interpreters=[gradient]", "defenses=[]", "attacks=[{name: pgd, eps: 0.3, steps: 2, step_size: 0.03}]",
         "model.train.epochs=1", "evaluation.calibration=20", "evaluation.harmless=[uniform-noise]",
-        "audit={level: full, steps_gain: 0}",
+        "audit={level: full, steps_gain: 0, planted: false, draws: 2}",
     ])  # fmt: skip
     assert run(made, tmp_path / "run") == 0
     folder = RunFolder(tmp_path / "run")
     kept = sorted((folder.root / "audited").rglob("*.safetensors"))
-    assert len(kept) == 6  # the row; twice the steps, twice the eps, eps 1, five restarts, iterates
+    # The row, with other weights; twice the steps and eps, eps 1, five restarts, random and frozen draws, iterates.
+    assert len(kept) == 9
     names = {flag["name"] for flag in Results.read(folder).flags("gradient", "pgd")}
     assert "unbounded-fails" in names  # two steps do not get there
     stamps = [path.stat().st_mtime_ns for path in kept]
@@ -197,6 +244,159 @@ def test_a_full_audit_finds_that_twice_the_steps_and_eps_win_more(tmp_path: Path
     assert run(made, tmp_path / "run") == 0
     after = [path.stat().st_mtime_ns for path in kept]
     assert (after[0] != stamps[0], after[1:]) == (True, stamps[1:])
+
+
+def test_steps_that_win_more_are_taken_and_the_cell_says_so(tmp_path: Path) -> None:
+    slow, raising = attacks.PGD(eps=0.5, steps=2, step_size=0.02), Auditing.from_entry({"raise": True}, "audit")
+    results = results_of(gradient(net), tmp_path, slow, raising)
+    cell = results.cells["row", "attack"]
+    assert cell is not None
+    assert cell["raised"]["asked"] == 2
+    assert cell["raised"]["to"] in (8, 16)
+    assert "needs-more-steps" not in {flag["name"] for flag in cell["flags"]}
+    found = results.measure("row", "attack", "success")
+    assert found is not None
+    assert found["value"] > 0.9  # 0.4 with two steps
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"Twice the steps won more: {cell['raised']['to']} are taken instead of 2" in page
+    stamp = RunFolder(tmp_path).cell("row", "attack").stat().st_mtime_ns
+    assert results_of(gradient(net), tmp_path, slow, raising).cells == results.cells
+    assert RunFolder(tmp_path).cell("row", "attack").stat().st_mtime_ns == stamp
+
+
+class Rippled(nn.Module):
+    """Adds ripples to its input that are too small to see, and whose slope is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x + 1e-4 * torch.sin(1e5 * x))
+        return logits
+
+
+class NoGradient(nn.Module):
+    """Its gradient is infinite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x + 0 * (x - x.detach()).abs().sqrt())
+        return logits
+
+
+def test_a_gradient_that_is_not_there_is_told_from_one_that_is(tmp_path: Path) -> None:
+    honest, masked, broken = (promise(gradient(make), X) for make in (net, Quantiser, NoGradient))
+    assert bool(((honest > 0.95) & (honest < 1.05)).all())
+    assert bool(masked.isnan().all())  # zero is another flag's
+    assert bool(broken.isinf().all())
+    assert "promises twenty times what is there" in flags_of(gradient(Rippled), tmp_path)["exploding-gradient"]
+
+
+class Edges(Constant):
+    """A map of the image's own contrast: it follows the input, and not the model."""
+
+    def _maps(self, x: Tensor) -> Tensor:
+        return (x - x.mean((2, 3), keepdim=True)).abs().sum(1)
+
+
+def test_a_map_that_does_not_depend_on_the_weights(tmp_path: Path) -> None:
+    model, full = net().requires_grad_(False), Auditing(level="full", planted=False, draws=2, images=8)
+    fake, honest = rx.System(model, Edges(model)), rx.System(model, interpreters.Gradient(model))
+    attack = attacks.PGD(eps=0.5, steps=20, step_size=0.1)
+    assert "hardly depend on the model" in flags_of(fake, tmp_path / "fake", attack, full)["weights-ignored"]
+    assert "weights-ignored" not in flags_of(honest, tmp_path / "honest", attack, full)
+
+
+def resized(step: float) -> tuple[rx.System, dict[str, Tensor]]:
+    """A system behind a random resize that says so, and what an attack does to it whose draws are frozen."""
+    model = Transformed(net().requires_grad_(False), ["resize-pad-4"]).eval()
+    system = rx.System(model, interpreters.Gradient(model))
+    chunk = Chunk(0, X, model(X).argmax(1), None, torch.arange(len(X)))
+    attack = attacks.PGD(eps=0.5, steps=20, step_size=step).adapted(system)
+    assert attack.adapt.draws > 1
+    return system, with_frozen_draws(attack, system, chunk)
+
+
+def test_frozen_draws_tell_a_weak_attack_from_randomness(tmp_path: Path) -> None:
+    system, strong = resized(0.1)
+    assert float(strong["success"].mean()) > 0.9
+    assert float(resized(1e-4)[1]["success"].mean()) < 0.5
+    with frozen():
+        assert torch.equal(system.model(X[:2]), system.model(X[:2]))
+    # It says that it is random: that is no fault, and its gradient is tried with its draws frozen.
+    row = probe(system, X)
+    assert float(row["output_change"]) == 0
+    assert float((row["promise"] - 1).abs().nanmedian()) < 0.1
+    audit = Auditing(level="full", planted=False, draws=2, images=8)
+    weak = attacks.PGD(eps=0.5, steps=20, step_size=1e-4)
+    found = flags_of(system, tmp_path, weak, audit)
+    assert "with its draws frozen" in found["fixed-noise"]
+    assert "random-output" not in found
+
+
+def test_an_attack_without_gradients_that_wins_more(tmp_path: Path) -> None:
+    square, pgd = attacks.Square(eps=0.5, max_queries=200), attacks.PGD(eps=0.5, steps=25, step_size=0.1)
+    for make, name in ((Quantiser, "fake"), (net, "honest")):
+        results = results_of(gradient(make), tmp_path / name, pgd, others={"square": square})
+        found = {flag["name"] for flag in results.flags("row", "attack")}
+        assert ("black-box-stronger" in found) is (name == "fake")
+
+
+class NaNs(interpreters.Gradient):
+    """Gives maps of NaN."""
+
+    def explain(self, x: Tensor, target: Tensor | None = None, *, native: bool = False) -> Any:
+        seen = super().explain(x, target, native=native)
+        return type(seen)(seen.logits, seen.maps * math.nan)
+
+
+class Sometimes(nn.Module):
+    """Answers NaN to bright images."""
+
+    def __init__(self, bright: float) -> None:
+        super().__init__()
+        self.inner, self.bright = net(), bright
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x)
+        return torch.where((x.mean((1, 2, 3)) > self.bright)[:, None], torch.nan, logits)
+
+
+@pytest.mark.parametrize("interpreter", ["gradient", "occlusion"])
+def test_a_classifier_that_answers_nan_fails_its_row_whatever_the_interpreter(interpreter: str, tmp_path: Path) -> None:
+    model = Sometimes(float(X.mean((1, 2, 3)).sort().values[-3]) - 1e-6).eval().requires_grad_(False)
+    good, bad = net().requires_grad_(False), rx.System(model, INTERPRETERS.get(interpreter).build(model))
+    systems = {"good": gradient(lambda: good), "bad": bad}
+    assert "logits" in failure(systems, tmp_path)
+
+
+def test_an_interpreter_that_answers_nan_fails_its_row(tmp_path: Path) -> None:
+    model = net().requires_grad_(False)
+    systems = {"good": gradient(lambda: model), "bad": rx.System(model, NaNs(model))}
+    assert "maps of NaNs hold NaN" in failure(systems, tmp_path)
+
+
+def failure(systems: dict[str, rx.System], out: Path) -> str:
+    """Why the cells of the row ``bad`` failed; those of ``good`` did not."""
+    settings = Evaluation(
+        batch_size=12, targeted=False, calibration=24, harmless=(UniformNoise(0.02),), bootstrap=50, only_correct=False
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RobustExplainWarning)
+        given = (X, systems["good"].model(X).argmax(1))
+        results = evaluate(systems, {"noise": attacks.Noise(eps=0.1)}, given, out=out, evaluation=settings)
+    good, bad = (results.cells[row, "noise"] for row in ("good", "bad"))
+    assert good is not None
+    assert good["status"] == "done"
+    assert bad is not None
+    assert bad["status"] == "failed"
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Cells that failed" in page
+    return str(bad["traceback"])
 
 
 def test_the_audit_s_settings() -> None:

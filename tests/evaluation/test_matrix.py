@@ -22,9 +22,8 @@ from robustexplain import files, plots, seals, training
 from robustexplain.attacks import PGD
 from robustexplain.defenses import BetaSmoothing
 from robustexplain.errors import InputError, RobustExplainWarning, RunMismatchError
-from robustexplain.evaluation import Results, RunFolder, bootstrap, matrix, paired, run, write_report
+from robustexplain.evaluation import RunFolder, bootstrap, matrix, paired, run, write_report
 from robustexplain.evaluation.cell import Trial
-from robustexplain.evaluation.notes import notes
 from robustexplain.evaluation.store import slug
 from robustexplain.recipe import check, read
 from robustexplain.recipe.experiment import Recipe
@@ -525,50 +524,6 @@ def test_defended_rows_are_compared_with_the_undefended_one_sample_by_sample(
     plain = folder.read_cell("rts", "pgd")
     assert plain is not None
     assert plain["against_undefended"] == {}
-
-
-# ---- what the report doubts ----
-
-
-def doubts(recipe: Recipe, folder: RunFolder, figures: dict[tuple[str, str, str], tuple[float, float, float]]) -> str:
-    """The notes on a run whose figures are these: (row, column, measure) to value and interval."""
-    results = Results.read(folder)
-    for cell in results.cells.values():
-        assert cell is not None
-        for name in ("joint", "success"):
-            cell["measures"][name] = {"value": 0.5, "low": 0.4, "high": 0.6, "count": 16}
-        for name in ("zero_direction", "stalled", "surrogate_misled"):
-            cell["measures"][name] = {"value": 0.0, "low": 0.0, "high": 0.0, "count": 16}
-        if cell["column"] in ("clean", "noise"):
-            cell["measures"]["success"] = {"value": 0.0, "low": 0.0, "high": 0.0, "count": 16}
-    for (row, column, name), (value, low, high) in figures.items():
-        known = results.cells[row, column]
-        assert known is not None
-        known["measures"][name] = {"value": value, "low": low, "high": high, "count": 16}
-    return "\n".join(notes(results))
-
-
-def test_figures_that_give_no_reason_for_doubt_get_no_note(finished: tuple[Recipe, RunFolder]) -> None:
-    assert doubts(*finished, {}) == ""
-
-
-def test_an_adaptive_attack_weaker_than_an_ignorant_one_is_noted(finished: tuple[Recipe, RunFolder]) -> None:
-    said = doubts(*finished, {("aid (rts)", "adv2, adaptive", "joint"): (0.2, 0.1, 0.3)})
-    assert said.startswith("aid (rts): ")
-    assert "does better than 'adv2, adaptive' (0.20)" in said
-    assert said.count("\n") == 0
-    assert doubts(*finished, {("aid (rts)", "adv2, adaptive", "joint"): (0.4, 0.3, 0.5)}) == ""  # intervals overlap
-
-
-def test_noise_that_does_as_well_as_an_attack_is_noted(finished: tuple[Recipe, RunFolder]) -> None:
-    said = doubts(*finished, {("cam", "noise", "success"): (0.9, 0.8, 1.0), ("cam", "pgd", "success"): (0.6, 0.5, 0.7)})
-    assert "cam: 'noise', a control, misleads the classifier as often as 'pgd'" in said
-    assert "rts" not in said
-
-
-def test_a_search_without_a_map_gradient_is_noted(finished: tuple[Recipe, RunFolder]) -> None:
-    said = doubts(*finished, {("cam", "adv2, oblivious", "zero_direction"): (0.25, 0.1, 0.4)})
-    assert said.startswith("cam / adv2, oblivious: the search found no direction for 25% of the images")
 
 
 def test_a_limited_run_judges_that_many_images(small: tuple[Recipe, Path]) -> None:

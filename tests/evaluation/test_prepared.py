@@ -29,7 +29,7 @@ from robustexplain.interpreters import RTS, GradCAM, Gradient
 from robustexplain.models import build
 from robustexplain.progress import Advance
 from robustexplain.recipe import check
-from robustexplain.recipe.experiment import Column, Recipe, Row
+from robustexplain.recipe.experiment import Column, Evaluation, Recipe, Row
 from robustexplain.registry import DEFENSES
 from robustexplain.sanity.run import run_sanity
 from robustexplain.system import System
@@ -251,6 +251,21 @@ def test_without_an_image_that_is_classified_right_nothing_is_trained_or_attacke
     with pytest.raises(InputError, match=r"nothing to judge: none of the \d+ inputs of the test part of digits"):
         choose([Wrong()], loaded, settings, 0, cpu)
     assert len(choose([Wrong()], loaded, recipe.evaluation, 0, cpu).judged) == 8
+
+
+def test_rows_are_calibrated_on_the_classes_that_they_are_judged_on(loaded: data_sets.Data) -> None:
+    """Also where there are few of one class, which the judged inputs alone would use up."""
+    labels = torch.tensor(data_sets.labels_of(loaded.test))
+    few, many = (labels == 0).nonzero()[:6, 0].tolist(), (labels == 1).nonzero()[:, 0].tolist()
+    rare = replace(loaded, test=data_sets.subset(loaded.test, [*few, *many]))
+    settings = Evaluation(images=30, calibration=20, only_correct=False)
+    judged, beyond = choose([], rare, settings, 0, torch.device("cpu"))
+    assert (len(judged), len(beyond), len({*judged, *beyond})) == (30, 20, 50)
+    assert (sum(p < 6 for p in judged), sum(p < 6 for p in beyond)) == (4, 2)
+    # Otherwise they are the first and the next ones, whatever the number of the next ones.
+    order = data_sets.take(loaded.test, len(loaded.test), 0).indices
+    assert choose([], loaded, settings, 0, torch.device("cpu")) == (order[:30], order[30:50])
+    assert len(choose([], rare, replace(settings, images=60), 0, torch.device("cpu")).judged) == 60
 
 
 @dataclass

@@ -6,6 +6,7 @@ import itertools
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,18 @@ import torch
 from torch import Tensor
 
 from robustexplain.evaluation import exports
-from robustexplain.evaluation.doubts import doubts
+from robustexplain.evaluation.doubts import NOT_AUDITED, doubts
 from robustexplain.evaluation.drawings import roc_points
+from robustexplain.evaluation.glossary import glossary
+from robustexplain.evaluation.ranking import ranking
 from robustexplain.evaluation.report import html, matrix_figure
 from robustexplain.evaluation.strips import SIDE, encoded
 from robustexplain.evaluation.sweeps import sweeps
 from robustexplain.evaluation.tones import look, tone
 from robustexplain.evaluation.verdict import verdict
-from robustexplain.evaluation.worst import any_won, ranking
+from robustexplain.evaluation.worst import any_won, attackers, over_columns
 from robustexplain.recipe.experiment import AttackFacts, Column
+from robustexplain.registry import ATTACKS
 
 from .made_up import column, page_of, results_of, row, wins
 
@@ -52,7 +56,7 @@ def said(arrays: dict[tuple[str, str], dict[str, Tensor]], **flags: Any) -> str:
 def test_the_worst_case_is_taken_sample_by_sample_over_all_that_attack() -> None:
     arrays = arrays_of(plain_mild=[0, 1], plain_strong=[1, 2], plain_clean=[7, 8, 9])
     case = ranking(results_of(ROWS, COLUMNS, arrays), arrays, {}).cases["plain"]
-    assert case.values.nonzero()[:, 0].tolist() == [0, 1, 2]
+    assert case.worst.several[0]["worst"].nonzero()[:, 0].tolist() == [0, 1, 2]
     assert case.share.count == 40
     undefined = any_won([torch.tensor([torch.nan, torch.nan, 1.0]), torch.tensor([torch.nan, 0.0, torch.nan])])
     torch.testing.assert_close(undefined, torch.tensor([torch.nan, 0.0, 1.0]).double(), equal_nan=True)
@@ -101,6 +105,36 @@ def test_a_row_in_doubt_is_not_the_best_and_its_reason_is_said() -> None:
     assert "1 of 9 cells are not to be believed and are hatched: gradients are masked (“shield” / “strong”)." in words
 
 
+def over_seeds(*each: dict[tuple[str, str], dict[str, Tensor]]) -> str:
+    """What is said of a run of several seeds, each with cells of its own."""
+    results = results_of(ROWS, COLUMNS, each[0])
+    for cell in results.cells.values():
+        assert cell is not None
+        cell["seeds"] = {"count": len(each), "measures": cell["measures"], "against_undefended": {}}
+    for r in ROWS:
+        seeds = {i: {c.label: arrays[r.label, c.label] for c in COLUMNS} for i, arrays in enumerate(each)}
+        found = over_columns(results.experiment, attackers(results.experiment), seeds)
+        assert found is not None
+        results.worst[r.label] = found
+    return " ".join(verdict(results, ranking(results, each[0], {}), {}, []))
+
+
+def test_of_several_seeds_better_is_said_only_where_it_holds_over_all_of_them() -> None:
+    steady = [arrays_of(plain_strong=EVERY, shield_strong=range(n), veil_strong=EVERY) for n in (2, 3, 4)]
+    words = over_seeds(*steady)
+    assert words.startswith("Of 2 defended systems “shield” held best")
+    assert "which is beyond chance" in words
+    assert "It lost fewer than “veil”, beyond chance." in words
+    assert "Everything was trained 3 times" in words
+    # One training alone would call it better; another shows that it may be none.
+    lucky = [arrays_of(plain_strong=EVERY, shield_strong=range(n), veil_strong=EVERY) for n in (2, 38, 40)]
+    assert "which is beyond chance" in said(lucky[0])
+    words = over_seeds(*lucky)
+    assert "held best" not in words
+    assert words.startswith("No defense is shown to help.")
+    assert "chance alone may explain" in words
+
+
 def test_a_row_with_a_missing_attacker_is_in_doubt() -> None:
     arrays = arrays_of(plain_strong=EVERY, veil_strong=[0])
     del arrays["shield", "mild"]
@@ -109,26 +143,22 @@ def test_a_row_with_a_missing_attacker_is_in_doubt() -> None:
     assert cases["veil"].doubted == ()
 
 
-def test_doubts_come_from_the_audit_and_from_what_figures_say_of_each_other() -> None:
-    arrays = arrays_of(plain_mild=range(30), plain_strong=[0], shield_strong=[0])
-    arrays["shield", "mild"]["stalled"] = torch.ones(40)
-    results = results_of(ROWS, COLUMNS, arrays)
-    cell = results.cells["veil", "strong"]
-    assert cell is not None
-    cell["flags"] = [{"name": "planted", "reason": "attack not proven"}]
-    found = doubts(results)
-    assert set(found) == {("plain", "strong"), ("shield", "mild"), ("veil", "strong")}
-    assert found["veil", "strong"] == ["attack not proven"]
-    assert "an attacker who knows less does better" in found["plain", "strong"][0]
+def test_doubts_are_the_audit_s_and_a_cell_that_it_has_not_seen_is_in_doubt() -> None:
+    results = results_of(ROWS, COLUMNS, arrays_of())
+    flagged, unseen = results.cells["veil", "strong"], results.cells["veil", "mild"]
+    assert flagged is not None
+    assert unseen is not None
+    flagged["flags"] = [{"name": "planted", "reason": "attack not proven"}] * 2
+    del unseen["flags"]
+    assert doubts(results) == {("veil", "strong"): ["attack not proven"], ("veil", "mild"): [NOT_AUDITED]}
 
 
-def test_an_attack_that_wins_less_with_a_larger_eps_is_in_doubt_and_is_drawn_as_a_curve(tmp_path: Path) -> None:
+def test_columns_that_differ_in_eps_alone_are_drawn_as_a_curve_hollow_where_in_doubt(tmp_path: Path) -> None:
     columns = [column("a", eps=0.1, family="x"), column("b", eps=0.2, family="x"), column("c", eps=0.2, family="y")]
     arrays = {("plain", "a"): wins(*range(30)), ("plain", "b"): wins(0), ("plain", "c"): wins(0)}
     results = results_of(ROWS[:1], columns, arrays)
     assert [[c.label for c in sweep.columns] for sweep in sweeps(columns)] == [["a", "b"]]
-    assert set(doubts(results)) == {("plain", "b")}
-    ((_, chart),) = page_of(results, arrays, tmp_path).charts
+    ((_, chart),) = page_of(results, arrays, tmp_path, {("plain", "b"): ["not monotone"]}).charts
     assert chart.count('class="hollow') == 1
     assert chart.count('class="dot') == 1
 
@@ -138,9 +168,18 @@ def test_alarms_are_good_on_attacks_and_faults_on_what_is_none_and_clean_inputs_
     assert tone("alarm", "high", attack, 0.9)[1] == pytest.approx(0.1)
     assert tone("alarm", "high", clean, 0.03)[1] == pytest.approx(0.03)
     assert tone("alarm", "high", noise, 0.73)[1] == pytest.approx(0.73)
-    assert tone("joint", "low", clean, 0.0)[0] == tone("plausible", "low", clean, 1.0)[0] == "plain"
     assert tone("joint", "low", noise, 0.0) == ("control", 0.0)
     assert tone("joint", "low", attack, 1.0) == ("risk", 1.0)
+
+
+def test_the_glossary_explains_every_row_and_attacker_of_a_run_once() -> None:
+    results = results_of([row("lrp"), row("gradient")], [column("mine", name="ShiftedCenter"), column("pgd")], {})
+    attack = next(entry for entry in ATTACKS if entry.name == "square")
+    columns = [*results.experiment.columns, column("q", name=attack.build.__name__)]
+    results = replace(results, experiment=replace(results.experiment, columns=tuple(columns)))
+    words = [term.word for term in glossary(results)]
+    assert {"lrp", "gradient", "pgd", "square", "worst case"} <= set(words)
+    assert len(words) == len(set(words))
 
 
 def test_a_cell_in_doubt_is_hatched_in_every_table_and_picture(tmp_path: Path) -> None:
@@ -158,8 +197,9 @@ def test_a_cell_in_doubt_is_hatched_in_every_table_and_picture(tmp_path: Path) -
     assert "dog → class 7" in drawn
     places = [list(page.ranked.cases).index("shield") - 0.5]
     hatched = [p for p in matrix_figure(results, page.ranked, found).axes[0].patches if p.get_hatch()]
-    assert sorted((p.get_x(), p.get_y()) for p in hatched) == [(-0.5, places[0]), (2.5, places[0])]
+    assert sorted((p.get_x(), p.get_y()) for p in hatched) == [(-0.5, places[0]), (1.5, places[0])]
     assert look(results, found, "shield", "strong", "joint").why == ("<masked>",)
+    assert look(results, found, "shield", "clean", "joint").kind == "none"  # nobody attacks there
     table = exports.as_markdown(results, page.ranked, found)
     assert table.count("]?") == 2
 

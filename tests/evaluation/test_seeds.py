@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import warnings
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import torch
 
 from robustexplain.errors import InputError, RobustExplainWarning
 from robustexplain.evaluation import Results, RunFolder, run
-from robustexplain.evaluation.over_columns import WORST
 from robustexplain.evaluation.seeds import again, stacked
 from robustexplain.evaluation.statistics import over_seeds, share, shares_over_seeds
+from robustexplain.evaluation.worst import WORST
 from robustexplain.random_streams import derive
 from robustexplain.recipe import check, read
 from robustexplain.recipe.experiment import Recipe
@@ -118,13 +119,33 @@ def test_the_worst_case_counts_a_sample_that_any_attacker_won(
         for f in map(folder.repeat, range(3)):
             pgd, moved = (f.arrays(row, column)["joint_correct"] for column in ("pgd", "ghorbani-topk"))
             each.append(float(torch.maximum(pgd, moved).mean()))
-        assert known["measures"]["worst"]["each"] == pytest.approx(each)
-        assert known["missing"] == []
-    against = results.worst["beta-smoothing (gradient)"]["against_undefended"]["worst"]
+        assert known.each == pytest.approx(each)
+        assert known.missing == ()
+    against = results.worst["beta-smoothing (gradient)"].against["worst"]
     assert {"value", "low", "high", "p"} <= against.keys()
     with (folder.root / "matrix.csv").open() as file:
         lines = [line for line in csv.DictReader(file) if line["column"] == WORST]
     assert {"worst", "worst_forge", "worst_move", "worst seed 3", "worst_minus_root"} <= {x["measure"] for x in lines}
+
+
+def test_a_worst_case_that_is_not_written_or_of_other_cells_is_computed_by_the_same_code(
+    grown: tuple[RunFolder, dict[str, tuple[bytes, int]]], tmp_path: Path
+) -> None:
+    folder = RunFolder(Path(shutil.copytree(grown[0].root, tmp_path / "run")))
+    written = Results.read(folder).worst
+    for path in folder.worst("gradient").parent.iterdir():
+        path.unlink()
+    computed = Results.read(folder).worst
+    assert computed.keys() == written.keys()
+    for row, known in written.items():
+        same = computed[row]
+        assert (same.measures, same.against, same.missing) == (known.measures, known.against, known.missing)
+        assert same.several.keys() == known.several.keys() == {0, 1, 2}
+        torch.testing.assert_close(same.several, known.several, equal_nan=True)
+    # A cell of another seed that is damaged is left out, and said to be.
+    arrays = folder.repeat(1).cell("gradient", "pgd").with_suffix(".safetensors")
+    arrays.write_bytes(arrays.read_bytes()[:-9])
+    assert Results.read(folder).worst["gradient"].missing == ("pgd",)
 
 
 def test_repeats_differ_in_the_seeds_of_what_is_trained_alone() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +15,14 @@ import torch
 from torch import Tensor
 
 from robustexplain.errors import InputError
-from robustexplain.evaluation import bootstrap, holm, over_seeds, paired, paired_shares, separation, share
-from robustexplain.evaluation.differences import difference, mcnemar, sign_flips, tango
-from robustexplain.evaluation.statistics import Z, estimate
+from robustexplain.evaluation import RunFolder, bootstrap, holm, over_seeds, paired, paired_shares, separation, share
+from robustexplain.evaluation.differences import difference, mcnemar, over_seeds_difference, sign_flips, tango
+from robustexplain.evaluation.origins import Origins
+from robustexplain.evaluation.statistics import Z, estimate, shares_over_seeds
+from robustexplain.evaluation.summaries import Summaries
+from robustexplain.metrics import L1, SSIM, Spearman
+
+from .made_up import results_of, row
 
 
 def ones(hits: int, n: int) -> Tensor:
@@ -211,3 +218,38 @@ def test_one_seed_has_the_interval_over_samples_alone_and_what_a_seed_does_not_j
     some = over_seeds(torch.tensor([[1.0, nan, 1.0], [nan, nan, 0.0], [nan, nan, nan]]))
     assert (some.value, some.count) == (0.5, 2)
     assert over_seeds(torch.full((2, 3), nan)).value is None
+
+
+def test_intervals_over_few_seeds_stay_within_what_the_measure_can_be() -> None:
+    rng = torch.Generator().manual_seed(0)
+    hits = (torch.rand(2, 40, generator=rng) < torch.tensor([[0.05], [0.3]])).double()
+    free, cut = over_seeds(hits), over_seeds(hits, bounds=(0, 1))
+    assert free.low is not None
+    assert free.low < 0
+    assert (cut.value, cut.low, cut.high) == (free.value, 0, min(free.high or 0, 1))
+    found = shares_over_seeds(hits)
+    assert found.low == 0
+    assert found.high is not None
+    assert found.high <= 1
+    distances = over_seeds(torch.rand(2, 40, generator=rng) * torch.tensor([[0.01], [0.2]]), bounds=(0, math.inf))
+    assert distances.low == 0
+    apart = over_seeds_difference(torch.tensor([[1.0] * 9, [-0.5] * 9]), bounds=(0, 1))
+    assert (apart.low, apart.high) == (-1, 1)
+    same = over_seeds_difference(torch.zeros(3, 20), bounds=(0, 1), binary=True)
+    assert (same.low, same.high, same.p) == (*tango(0, 0, 20), 1)
+    inside = torch.rand(3, 200, generator=rng)
+    assert over_seeds(inside, bounds=(0, 1)) == over_seeds(inside)  # what lies inside is left alone
+
+
+def test_bounds_of_a_cell_s_measures_are_its_metrics_own(tmp_path: Path) -> None:
+    experiment = results_of([row("plain")], [], {}).experiment
+    experiment = replace(experiment, metrics={"l1": L1(), "ssim": SSIM(), "spearman": Spearman()})
+    bounds = Summaries(experiment, RunFolder(tmp_path), Origins(experiment)).bounds
+    inf = math.inf
+    expected = {
+        **dict.fromkeys(("joint", "joint_mean", "confidence", "l1_nearer", "alarm"), (0, 1)),
+        **{"l1": L1.bounds, "l1_goal": L1.bounds, "distance": L1.bounds, "spearman_honest": (-1, 1)},
+        **{"queries": (0, inf), "score": (-inf, inf)},
+    }
+    assert {name: bounds(name) for name in expected} == expected
+    assert L1.bounds[0] == 0

@@ -1,0 +1,179 @@
+"""The rows of a run by their worst case, compared with the rows that they stand on and with one another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from ..recipe.experiment import Column, Row
+from .differences import Difference, holm
+from .doubts import Doubts
+from .results import Results
+from .statistics import Estimate
+from .store import RunFolder
+from .worst import AIMS, Worst, attackers, compared, over_columns
+
+Arrays = Mapping[tuple[str, str], Mapping[str, Tensor]]
+"""The arrays of the cells that are done, by row and column."""
+CHANCE = 0.05
+"""The corrected p-value below which a difference is called one."""
+
+
+@dataclass(frozen=True, eq=False)
+class WorstCase:
+    """What a row is worth.
+
+    Args:
+        row: its label.
+        worst: its worst case, of each seed.
+        wins: the share that each attacker won, by column.
+        doubted: why it may be worse than this; empty where it is to be believed.
+        difference: to the row that its defenses stand on, paired on the same samples; ``None`` for such a row itself.
+        p: of that difference, corrected for all that the report makes.
+    """
+
+    row: str
+    worst: Worst
+    wins: dict[str, float]
+    doubted: tuple[str, ...]
+    difference: Difference | None = None
+    p: float | None = None
+
+    @property
+    def share(self) -> Estimate:
+        """Of the samples that at least one attacker won."""
+        return self.worst.estimate()
+
+    @property
+    def each(self) -> tuple[float, ...]:
+        """The share of each seed, where everything was trained several times."""
+        return self.worst.each
+
+    @property
+    def aims(self) -> dict[str, Estimate]:
+        """``forge`` and ``move``: the share by the attackers of one aim alone, where the matrix has both."""
+        return {aim: self.worst.estimate(f"worst_{aim}") for aim in AIMS if f"worst_{aim}" in self.worst.measures}
+
+    @property
+    def strongest(self) -> str:
+        """The attacker that won most."""
+        return max(self.wins, key=lambda column: self.wins[column])
+
+    @property
+    def differs(self) -> bool:
+        """Whether the corrected test tells it from the undefended row."""
+        return self.p is not None and self.p < CHANCE and self.difference is not None
+
+    @property
+    def better(self) -> bool:
+        """Whether fewer samples fell than in the undefended row, beyond chance."""
+        return self.differs and _gain(self.difference) > 0
+
+    @property
+    def worse(self) -> bool:
+        """Whether more samples fell than in the undefended row, beyond chance."""
+        return self.differs and _gain(self.difference) < 0
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The rows by their worst case.
+
+    Args:
+        cases: by row, the row that lost least first.
+        against: the best defended row less each other row on the same samples, and the corrected p-value.
+        best: the defended row that lost least and is to be believed; ``None`` if there is none.
+        tests: how many comparisons the correction is for.
+    """
+
+    cases: dict[str, WorstCase]
+    against: dict[str, tuple[Difference, float]] = field(default_factory=dict)
+    best: str | None = None
+    tests: int = 0
+
+
+def arrays_of(results: Results, folder: RunFolder) -> Arrays:
+    """The arrays of every cell that is done."""
+    done = [where for where, cell in results.cells.items() if cell and cell["status"] == "done"]
+    return {where: folder.arrays(*where) for where in done}
+
+
+def ranking(results: Results, arrays: Arrays, doubts: Doubts) -> Ranking:
+    """The worst case of every row that its owner did not manipulate, compared and corrected (Holm 1979)."""
+    experiment = results.experiment
+    rows = [row for row in experiment.rows if not experiment.manipulated(row)]
+    found = {row.label: case for row in rows if (case := worst_case(results, {0: arrays}, doubts, row)) is not None}
+    roots = {row.label: experiment.reference(row).label for row in rows if row.derived and row.label in found}
+    gaps = {label: _gap(results, found[label], found.get(root)) for label, root in roots.items()}
+    believed = [label for label in roots if not found[label].doubted]
+    best = min(believed, key=lambda label: (_value(found[label]), -_gain(gaps[label])), default=None)
+    others = [o for o in found if best is not None and o not in (best, roots[best])]
+    rivals = {o: _gap(results, found[best], found[o]) for o in others if best is not None}
+    family = [*gaps.values(), *rivals.values()]
+    corrected = iter(holm([d.p for d in family if d is not None and d.p is not None]))
+    p = [None if d is None or d.p is None else next(corrected) for d in family]
+    for (label, gap), value in zip(gaps.items(), p, strict=False):
+        found[label] = replace(found[label], difference=gap, p=value)
+    told = zip(rivals.items(), p[len(gaps) :], strict=True)
+    against = {other: (gap, value) for (other, gap), value in told if gap is not None and value is not None}
+    order = sorted(found, key=lambda label: _value(found[label]))
+    return Ranking({label: found[label] for label in order}, against, best, sum(value is not None for value in p))
+
+
+def worst_case(
+    results: Results, seeds: Mapping[int, Arrays], doubts: Doubts, row: Row, columns: Sequence[Column] | None = None
+) -> WorstCase | None:
+    """The worst case of one row; ``None`` where no cell of an attacker is done.
+
+    Args:
+        results: of the run.
+        seeds: the arrays of each seed, by its number.
+        doubts: of its cells.
+        row: which one.
+        columns: over these attackers; default all, for which the run itself may know it.
+    """
+    known = results.worst.get(row.label) if columns is None else None
+    columns = attackers(results.experiment) if columns is None else columns
+    cells = {
+        i: {c.label: arrays[row.label, c.label] for c in columns if (row.label, c.label) in arrays}
+        for i, arrays in seeds.items()
+    }
+    worst = known or over_columns(results.experiment, columns, cells)
+    if worst is None:
+        return None
+    done = [c for c in columns if any(c.label in some for some in cells.values())]
+    measured = {c.label: results.measure(row.label, c.label, results.main) for c in done}
+    wins = {label: float(e["value"]) if e else 0.0 for label, e in measured.items()}
+    lost = worst.missing
+    why = [f"{', '.join(lost)} failed or {'is' if len(lost) == 1 else 'are'} missing"] if lost else []
+    if known is not None and known.count < results.seeds:
+        why.append(f"{known.count} of {results.seeds} trainings are done")
+    return WorstCase(row.label, worst, wins, (*why, *_doubted(doubts, row, done)))
+
+
+def _gap(results: Results, mine: WorstCase, other: WorstCase | None) -> Difference | None:
+    """The difference of two rows; of several seeds only one that covers them all."""
+    if other is None or mine.worst.several.keys() != other.worst.several.keys():
+        return None
+    return compared(results.experiment, mine.worst, other.worst).get("worst")
+
+
+def _doubted(doubts: Doubts, row: Row, columns: Sequence[Column]) -> tuple[str, ...]:
+    """Why nothing is known of the strongest attackers: all cells of those who know most are in doubt."""
+    real = [c for c in columns if not c.facts.control]
+    adaptive = [c for c in real if c.knowledge == "adaptive" and c.facts.needs_maps]
+    decisive = adaptive or [c for c in real if c.facts.needs_maps] or real
+    reasons = [doubts.get((row.label, c.label), []) for c in decisive]
+    if not decisive:
+        return ("no attack was tried, only controls",)
+    return tuple(dict.fromkeys(why for some in reasons for why in some)) if all(reasons) else ()
+
+
+def _value(case: WorstCase) -> float:
+    return float("inf") if case.share.value is None else case.share.value
+
+
+def _gain(found: Difference | None) -> float:
+    return 0.0 if found is None or found.value is None else -found.value
