@@ -16,6 +16,7 @@ from .inputs import InputTransform
 from .interpreters.aggregated import AggregatedInterpreter
 from .interpreters.aid import AID
 from .interpreters.beta_smoothing import BetaSmoothing
+from .interpreters.certificates import CertifiedInterpreter, MeTFADefense, SparsifiedSmoothGrad
 from .models import AdversarialTraining, ModelDefense
 
 __all__ = [
@@ -25,13 +26,16 @@ __all__ = [
     "AggregatedInterpreter",
     "AnyOf",
     "BetaSmoothing",
+    "CertifiedInterpreter",
     "Defense",
     "Detector",
     "DetectorDefense",
     "FeatureSqueezing",
     "FeatureSqueezingDetector",
     "InputTransform",
+    "MeTFADefense",
     "ModelDefense",
+    "SparsifiedSmoothGrad",
     "TrainedDefense",
     "XEnsemble",
     "XEnsembleDetector",

@@ -83,6 +83,13 @@ class Defense(ABC):
     def _defend(self, system: System, data: Samples | None, session: Session) -> System:
         """The defended system; the arguments have been checked."""
 
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        """Why it could not defend a system of inputs of ``shape`` (without the batch); ``None`` where it could.
+
+        A recipe asks before anything is trained.
+        """
+        return None
+
     def _in_order(self, system: System) -> None:
         """Refuse a system with a defense of a higher layer, which was made for the parts below it as they are."""
         for name, cls in applied(system).items():

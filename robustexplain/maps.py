@@ -137,13 +137,14 @@ def top_k(maps: Tensor, k: int) -> Tensor:
     Values tied at the last place share the places left, so membership does not depend on the order of pixels.
     """
     flat = per_sample(maps)
-    last = _kth_largest(flat.detach(), k)
+    last = kth_largest(flat.detach(), k)
     above, tied = flat > last, flat == last
     places = (k - above.sum(1, keepdim=True)).to(flat.dtype) / tied.sum(1, keepdim=True)
     return above.to(flat.dtype) + tied * places
 
 
-def _kth_largest(rows: Tensor, k: int) -> Tensor:
+def kth_largest(rows: Tensor, k: int) -> Tensor:
+    """The ``k``-th largest number of each row of ``[B, N]``, ``[B, 1]``; the rows carry no gradient."""
     if _numpy_sorts(rows):
         place = rows.shape[1] - k
         return torch.from_numpy(np.partition(rows.numpy(), place, axis=1)[:, place : place + 1])

@@ -50,6 +50,12 @@ def coloured(attribution: Tensor, image: Tensor | None = None) -> np.ndarray:
     return np.asarray(0.25 * grey + 0.75 * heat)
 
 
+def three_colours(decided: Tensor) -> np.ndarray:
+    """The colours ``[H, W, 3]`` of a certificate's decisions ``[h, w]``: orange for 1, dark blue for 0, grey for -1."""
+    colours = np.array([[0.15, 0.18, 0.33], [0.95, 0.55, 0.15], [0.78, 0.78, 0.78]])
+    return np.asarray(colours[decided.detach().long().cpu().numpy()])
+
+
 def matrix(
     rows: Sequence[str], columns: Sequence[str], values: np.ndarray, texts: Sequence[Sequence[str]], good: str
 ) -> bytes:

@@ -18,6 +18,7 @@ from . import checks
 from .data.inputs import InputSpec
 from .errors import InputError
 from .interpreters.base import Interpreter, finite
+from .interpreters.certificate import Certificate
 from .interpreters.scalar import Target
 from .parts import modules_of, moved
 from .registry import PARTS
@@ -39,6 +40,7 @@ class Explained:
         score: ``[B]``, the detector's score, higher is more suspicious; ``None`` without a detector.
         alarm: ``[B]`` bool, whether the score passes the detector's threshold; ``None`` without a detector.
         interpreter: the interpreter that computed the maps.
+        certificate: what is proved of the maps; ``None`` unless the interpreter proves something.
     """
 
     logits: Tensor
@@ -46,6 +48,7 @@ class Explained:
     score: Tensor | None = None
     alarm: Tensor | None = None
     interpreter: Interpreter | None = field(default=None, repr=False, compare=False)
+    certificate: Certificate | None = field(default=None, repr=False, compare=False)
 
     @property
     def prediction(self) -> Tensor:
@@ -161,7 +164,7 @@ class System:
         for what, module in self._modules:
             checks.evaluating(module, what)
         found = finite(self.interpreter, self.interpreter.explain(x, target))
-        seen = Explained(found.logits, found.maps, interpreter=self.interpreter)
+        seen = Explained(found.logits, found.maps, interpreter=self.interpreter, certificate=found.certificate)
         if self.detector is None:
             return seen
         with torch.no_grad(), checks.one_dtype(x, self):

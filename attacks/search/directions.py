@@ -39,7 +39,7 @@ def observe(system: System, x: Tensor, goal: Goal, needs: frozenset[str]) -> Obs
         logits = answer(system.model, x, finite=torch.is_grad_enabled())
         return Observation(x, logits, score=score, system=system)
     found = system.interpreter.explain(x, goal.target, native=True)
-    return Observation(x, *found, score=score, system=system)
+    return Observation(x, found.logits, found.maps, found.encoder_logits, score=score, system=system)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,11 @@ def straight_through() -> Iterator[None]:
         _straight.reset(token)
 
 
+def is_straight() -> bool:
+    """Whether the caller is inside :func:`straight_through`."""
+    return _straight.get()
+
+
 @contextmanager
 def straight_maps() -> Iterator[None]:
     """Within this block :func:`rounded` has a derivative of one; afterwards only inside :func:`straight_through`."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..evaluation.store import RunFolder
+    from ..interpreters import Certificate
     from ..system import System
 
 
@@ -57,7 +58,7 @@ def explain_image(
         trust_code: whether code of the user's own that the run's recipe names may run.
 
     Returns:
-        A line a system: prediction, confidence, alarm.
+        A line a system: prediction, confidence, alarm; another where something is certified of the map.
 
     Raises:
         InputError: neither or both of ``run`` and ``model``; an unknown name; an unreadable image.
@@ -83,8 +84,22 @@ def explain_image(
         alarm = "" if seen.alarm is None else f", score {float(seen.score):.2f}" + (" ALARM" if seen.alarm else "")  # type: ignore[arg-type]
         lines.append(f"{label}: class {int(c)}, {float(p):.1%}{alarm}")
         panels.append((f"{label}\nclass {int(c)}, {float(p):.0%}", plots.coloured(seen.maps[0], x[0])))
+        if seen.certificate is not None:
+            lines.append(f"{label}: {certified_in_words(seen.certificate)}")
+            if seen.certificate.decided is not None:
+                caption = f"certified important,\nunimportant, neither (L2 {seen.certificate.radius:.2g})"
+                panels.append((caption, plots.three_colours(seen.certificate.decided[0])))
     files.replace_file(out, lambda aside: aside.write_bytes(plots.strip([(c, np.asarray(a)) for c, a in panels])))
     return [*lines, f"picture: {out}"]
+
+
+def certified_in_words(certificate: Certificate) -> str:
+    """What is certified of the first map of a batch."""
+    shares = {name.removeprefix("certified_"): float(value[0]) for name, value in certificate.shares().items()}
+    radius = shares.pop("radius")
+    within = f"within L2 {radius:.3g}" if radius else "under the noise, at this very input"
+    words = {"one": "of the map is certified as important", "zero": "as unimportant", "overlap": "of its top stays"}
+    return f"{', '.join(f'{value:.1%} {words[n]}' for n, value in shares.items())} at least, {within}"
 
 
 def image_of(system: System, path: Path, size: int | None) -> Tensor:

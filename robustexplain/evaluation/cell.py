@@ -16,6 +16,7 @@ from ..recipe.experiment import Column
 from ..recipe.plausible import PAPERS
 from ..system import System
 from .calibration import distance_of
+from .certified import certified
 from .judged import Chunk, Pool
 
 SEARCH = ("zero_direction", "stalled", "surrogate_misled", "queries")
@@ -149,7 +150,7 @@ def _measured(trial: Trial, metrics: Mapping[str, Metric], rule: Rule) -> dict[s
     arrays = {"sample": trial.chunk.samples, "label": trial.chunk.y} | _verdict(trial, cell, metrics["iou"], rule)
     if "goal" in cell.references:
         arrays["goal_map"] = cell.references["goal"]
-    arrays |= figures(metrics, cell)
+    arrays |= figures(metrics, cell) | certified(cell)
     if cell.seen.score is not None and cell.seen.alarm is not None and cell.benign.score is not None:
         arrays |= {"score": cell.seen.score, "alarm": cell.seen.alarm.float(), "clean_score": cell.benign.score}
     own, undefended = trial.right(cell)

@@ -16,6 +16,7 @@ from ..recipe.experiment import Column, Row
 from ..recipe.spelled import spelled
 from . import drawings
 from .audit_page import Audited
+from .certified import SHARES
 from .doubts import Doubts
 from .glossary import DOCS, Term, glossary
 from .planting import audit_words
@@ -176,6 +177,16 @@ class Page:
         about_maps = [c for c in self.columns if c.facts.needs_maps]
         adaptive = [c for c in about_maps if c.knowledge == "adaptive"]
         return {c.label for c in adaptive or about_maps or self.columns}
+
+    @property
+    def certified(self) -> dict[str, str]:
+        """The measures of certificates that any row has, by name, with the heads of their columns."""
+        return {name: self.results.words[name].title for name in SHARES if self.results.has(name)}
+
+    def certificate(self, row: Row, name: str) -> dict[str, Any] | None:
+        """A measure of a row's certificates of the judged inputs as they are, from its first cell that has it."""
+        found = (self.results.measure(row.label, column.label, name) for column in self.columns)
+        return next((one for one in found if one is not None), None)
 
     def _open(self, row: Row, column: Column) -> Opened | None:
         arrays = self.arrays.get((row.label, column.label))

@@ -118,9 +118,11 @@ def _panels(arrays: Mapping[str, Tensor], i: int, pictures: Pictures, features: 
         return [Markup(f'<img alt="attributions" src="data:image/png;base64,{base64.b64encode(bars).decode()}">')]
     images = {"benign": x, "attacked": attacked, "difference times ten": 0.5 + 10 * (attacked - x)}
     maps = {"benign map": "map", "attacked map": "attacked_map", "wanted map": "goal_map"}
+    proved = {"what is certified of the benign map": "certificate", "of the attacked map": "attacked_certificate"}
     return [
         *(pictures.add(_rgb(image), words) for words, image in images.items()),
         *(pictures.add(plots.coloured(arrays[n][i]), words) for words, n in maps.items() if n in arrays),
+        *(pictures.add(plots.three_colours(arrays[n][i]), words) for words, n in proved.items() if n in arrays),
     ]
 
 

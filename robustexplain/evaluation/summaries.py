@@ -17,7 +17,7 @@ from .origins import Origins
 from .statistics import UNBOUNDED, UNIT, estimate, separation
 from .store import RunFolder
 
-PICTURES = ("x", "attacked_x", "map", "attacked_map", "goal_map")
+PICTURES = ("x", "attacked_x", "map", "attacked_map", "goal_map", "certificate", "attacked_certificate")
 LABELS = ("sample", "label", "prediction", "goal_class", "member")
 KEPT = ("made_of", "machine", "members", "raised")
 """What a cell says that does not follow from its arrays and today's settings."""

@@ -56,6 +56,38 @@ MEASURES = {
         "neither",
     ),
     "l2": ("L2 to the benign map", "root mean square difference of min-max rescaled maps", "neither"),
+    "certified_one": (
+        "Certified as important",
+        "share of a benign map's cells that stay important at every input within the certificate's radius; of the "
+        "average over the noise, with the certificate's chance of error",
+        "neither",
+    ),
+    "certified_zero": (
+        "Certified as unimportant",
+        "share of cells, likewise; large where few are kept",
+        "neither",
+    ),
+    "certified_overlap": (
+        "Certified overlap",
+        "of a benign map's top cells, at least this share stays within the certificate's radius",
+        "neither",
+    ),
+    "certified_radius": (
+        "Radius of the certificate",
+        "L2, in units of pixels in [0, 1]; 0: significance under the noise, and no statement about adversaries",
+        "neither",
+    ),
+    "attacked_overlap": (
+        "Attacked overlap",
+        "of the certified top, the share that stayed, where the attacked input is within the radius",
+        "neither",
+    ),
+    "contradicted": (
+        "Certificates that contradict each other",
+        "share of cells that the benign and the attacked map certify the other way round, where the attacked input is "
+        "within the radius; above 0, but for the chance of error, a certificate is wrong",
+        "low",
+    ),
     "iou": ("IoU with the benign map", "of the rescaled maps, binarised", "neither"),
 }
 

@@ -7,10 +7,14 @@ from .base import Explanation, Interpreter
 from .cam.attention_rollout import AttentionRollout
 from .cam.cam import CAM, GradCAM, GradCAMPlusPlus, LayerCAM
 from .captum.bridge import Captum
+from .certificate import Certificate
 from .composed.aggregate import Aggregate
 from .composed.base import Composed, Wrapper
 from .composed.beta_smoothed import Smoothed
+from .composed.certified import Certified
+from .composed.metfa import MeTFA
 from .composed.of_transformed import OfTransformed
+from .composed.sparsified import Sparsified
 from .gradients.gradient import Gradient, InputXGradient
 from .gradients.integrated import ExpectedGradients, ExpectedGradientsTraining, IntegratedGradients, draw_background
 from .gradients.smoothgrad import SmoothGrad, VarGrad
@@ -41,6 +45,8 @@ __all__ = [
     "Aggregate",
     "AttentionRollout",
     "Captum",
+    "Certificate",
+    "Certified",
     "Composed",
     "DeepLIFT",
     "ExpectedGradients",
@@ -67,6 +73,7 @@ __all__ = [
     "MaskObjective",
     "MaskState",
     "MaskingModel",
+    "MeTFA",
     "Occlusion",
     "OfTransformed",
     "RTSTraining",
@@ -77,6 +84,7 @@ __all__ = [
     "Segments",
     "SmoothGrad",
     "Smoothed",
+    "Sparsified",
     "Target",
     "VarGrad",
     "Wrapper",

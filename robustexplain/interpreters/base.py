@@ -23,6 +23,7 @@ from ..door import admit
 from ..errors import InputError, UnsupportedModelError
 from ..fields import check_fields
 from ..registry import INTERPRETERS
+from .certificate import Certificate
 from .saturation import warn_of_faint_maps
 from .scalar import Scalar, ScalarOutput, Target
 from .zero_gradient import ZeroGradientCheck
@@ -38,12 +39,14 @@ magnitude.
 class Explanation(NamedTuple):
     """The result of a forward pass: logits ``[B, K]``, maps ``[B, H, W]`` (or on the method's grid; tables ``[B, D]``).
 
-    ``encoder_logits`` ``[B, K]`` are those of a model-guided interpreter's own network, where it has one.
+    ``encoder_logits`` ``[B, K]`` are those of a model-guided interpreter's own network, where it has one;
+    ``certificate`` is what is proved of the maps, by an interpreter that proves something.
     """
 
     logits: Tensor
     maps: Tensor
     encoder_logits: Tensor | None = None
+    certificate: Certificate | None = None
 
     def detach(self) -> Explanation:
         """The same values, detached from the graph."""
@@ -78,6 +81,8 @@ class Interpreter(ABC):
     """Whether the map results from an optimisation whose steps are differentiable: :class:`IterativeInterpreter`."""
     takes: ClassVar[tuple[Kind, ...]] = ("images", "tables")
     """The kinds of input that can be explained: methods that work on a grid of pixels take only images."""
+    rounds: ClassVar[bool] = False
+    """Whether maps are made of cuts or votes, whose derivative is zero: attacks then go straight through them."""
     explains_scalars: ClassVar[bool] = True
     """Whether it explains a scalar of the model's answer too, not only classes (which CAM's weights belong to)."""
     exact_where_confident: ClassVar[bool] = False

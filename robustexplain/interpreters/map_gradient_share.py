@@ -30,7 +30,7 @@ def map_gradient_share(
     """
     refuse_hidden(interpreter.model, "a surrogate replaces rectifiers")
     with torch.no_grad():
-        logits, maps, _ = interpreter.explain(x, target)
+        logits, maps, *_ = interpreter.explain(x, target)
     target = logits.argmax(1) if target is None else target
     direction = torch.randn(maps.shape[1:], generator=generator(seed, "direction"), dtype=torch.float32).to(maps)
     real = _gradient(interpreter, x, target, direction)

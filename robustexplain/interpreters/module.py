@@ -45,5 +45,5 @@ class ExplainingModel(nn.Module):
             other: inputs that are only classified, in the same pass of the wrapped module.
         """
         with swapped(Softplus(self.beta)) if self.beta else nullcontext():
-            logits, maps, _ = self.interpreter.explain(x, target, native=True)
+            logits, maps, *_ = self.interpreter.explain(x, target, native=True)
             return logits, maps, None if other is None else answer(self.model, other)

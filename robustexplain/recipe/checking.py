@@ -314,6 +314,12 @@ def members_that_are_not_made(of: Situation) -> list[str]:
     ]
 
 
+def defenses_that_do_not_fit(of: Situation) -> list[str]:
+    """Defenses that no system of such inputs can have, as their settings stand."""
+    found = [(row.label, row.settings.misfit(of.data.shape)) for row in of.rows("defense")]
+    return [f"defenses: {label!r}: {why}" for label, why in found if why is not None]
+
+
 def harmless_changes_of_another_kind(of: Situation) -> list[str]:
     """Harmless changes that do not change such inputs, and a distance that does not compare such maps."""
     return of.recipe.evaluation.problems(of.kind, of.data.name)
@@ -334,6 +340,7 @@ FINDINGS: tuple[Callable[[Situation], list[str]], ...] = (
     no_attention,
     large_pools,
     members_that_are_not_made,
+    defenses_that_do_not_fit,
     harmless_changes_of_another_kind,
 )
 """The checks: each gives a line for each mistake of one kind."""

@@ -189,7 +189,7 @@ def test_the_gradient_of_several_draws_is_the_mean_of_each_draws(
         other = noisy.redrawn(derive(7, "redraw", draw))
         leaf = x.clone().requires_grad_()
         with swapped(Softplus()):
-            logits, maps, _ = other.interpreter.explain(leaf, goal.goal_class, native=True)
+            logits, maps, *_ = other.interpreter.explain(leaf, goal.goal_class, native=True)
         now, wanted = ((m - m.amin((1, 2), True)) / (m.amax((1, 2), True) - m.amin((1, 2), True))
                        for m in (maps, goal.goal_map))  # fmt: skip
         loss = -logits.log_softmax(1)[range(3), (y + 1) % 10] + 500 * (now - wanted).square().mean((1, 2))

@@ -106,7 +106,7 @@ def test_a_step_of_adv2_on_gradcam_costs_its_counted_passes(model: nn.Module, ba
         # One forward pass, one backward to the layer, one backward of logits and map to the input.
         for _ in range(STEPS):
             leaf = x.clone().requires_grad_()
-            logits, maps, _ = system.interpreter.explain(leaf, goal, native=True)
+            logits, maps, *_ = system.interpreter.explain(leaf, goal, native=True)
             loss = nn.functional.cross_entropy(logits, goal, reduction="sum") + maps.square().mean((1, 2)).sum()
             torch.autograd.grad(loss, leaf)
 

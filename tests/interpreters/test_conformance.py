@@ -59,6 +59,13 @@ MAKE: dict[str, Make] = {
     "smoothed": lambda model, x: Smoothed(model, GradCAM(model), Softplus(5.0)),
     "of-transformed": lambda model, x: of_median(model, GradCAM),
     "aggregate": lambda model, x: Aggregate(model, (Gradient(model), GradCAM(model))),
+    "certified": lambda model, x: interpreters.Certified(
+        model, GradCAM(model, relu=False), samples=12, choose=2, tau=0.6, alpha=0.5, grid=4
+    ),
+    "sparsified": lambda model, x: interpreters.Sparsified(
+        model, GradCAM(model, relu=False), samples=12, alpha=0.5, grid=4, bound="clopper-pearson"
+    ),
+    "metfa": lambda model, x: interpreters.MeTFA(model, GradCAM(model, relu=False), samples=9, noise=0.05),
     "mask": lambda model, x: interpreters.Mask(model, steps=6, l1=0.01, tv=0.1, of="logit"),
     "occlusion": lambda model, x: interpreters.Occlusion(model, window=5, stride=3),
     "rise": lambda model, x: interpreters.RISE(model, samples=20, grid=4),
@@ -92,6 +99,9 @@ PASSES = {
     "vargrad": 2,
     "smoothed": 2,
     "aggregate": 2,
+    "certified": 2,
+    "sparsified": 2,
+    "metfa": 2,
     "deeplift": 2,
     "mask": 7,
     "occlusion": 2,
@@ -104,7 +114,12 @@ PASSES = {
 # Those of tables have a file of tests of their own.
 IMAGES = [entry for entry in INTERPRETERS if "images" in accepted_kinds(entry.build)]
 NAMES = [entry.name for entry in IMAGES]
-DIFFERENTIABLE = [entry.name for entry in IMAGES if getattr(entry.build, "differentiable", True)]
+# The derivative of votes is zero; attacks go straight through them (tests/defenses/test_certificates.py).
+DIFFERENTIABLE = [
+    entry.name
+    for entry in IMAGES
+    if getattr(entry.build, "differentiable", True) and getattr(entry.build, "rounds", False) is not True
+]
 
 
 def plain(name: str) -> Make:
@@ -225,7 +240,7 @@ def test_maps_are_detached_with_autograd_off(
     with off():
         found = interpreter.explain(grey.clone(), others(grey, model))
         default = interpreter.explain(grey.clone())
-    assert not any(value.requires_grad for value in found if value is not None)
+    assert not any(value.requires_grad for value in found if isinstance(value, Tensor))
     torch.testing.assert_close(default.maps, attached.maps.detach())
 
 

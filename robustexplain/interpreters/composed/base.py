@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 
+from torch import Tensor
 from typing_extensions import Self
 
 from ...checks import Kind
@@ -49,6 +50,11 @@ class Composed(Interpreter):
         return all(part.unit_range for part in self.parts)
 
     @property
+    def rounds(self) -> bool:  # type: ignore[override]
+        """Whether the maps of any part are made of cuts or votes."""
+        return any(part.rounds for part in self.parts)
+
+    @property
     def class_specific(self) -> bool:  # type: ignore[override]
         """Whether the map of any part depends on the class."""
         return any(part.class_specific for part in self.parts)
@@ -58,6 +64,10 @@ class Composed(Interpreter):
         """The kinds of input that every part takes."""
         kinds: tuple[Kind, ...] = ("images", "tables")
         return tuple(kind for kind in kinds if all(kind in part.takes for part in self.parts))
+
+    def _check(self, x: Tensor) -> None:
+        for part in self.parts:
+            part._check(x)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,160 @@
+"""Certified maps: which cells no small change of the input can move in or out of the most important ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, ClassVar
+
+import annotated_types as at
+import torch
+from torch import Tensor
+
+from ...checks import Kind
+from ...errors import FieldError, InputError
+from ...fields import Count, Natural, Positive
+from ...registry import INTERPRETERS
+from ..base import Explanation
+from ..certificate import ABSTAIN, Certificate
+from ..gradients.integrated import predicted
+from .base import Wrapper
+from .binomial import Correction, draws_needed, rejected, tails
+from .noisy_copies import (
+    PredictionOf,
+    attached,
+    cells,
+    copy_maps,
+    followed,
+    marked,
+    number_of_cells,
+    refuse_tables,
+)
+
+Inner = Annotated[float, at.Gt(0), at.Lt(1)]
+"""A share that is neither none nor all."""
+Majority = Annotated[float, at.Gt(0.5), at.Lt(1)]
+"""A share of more than half."""
+
+
+@dataclass(frozen=True)
+class CertifiedSettings:
+    """How maps are certified (Anani et al. 2025), and when so few draws could not certify anything.
+
+    Args:
+        samples: noisy copies.
+        choose: how many of them, the first, choose each cell's class; the others test it.
+        sigma: standard deviation of the noise, in units of ``[0, 1]`` pixels (the paper: 0.15, 0.25, 0.33).
+        keep: share of the cells of each copy's map that count as important (the paper: 0.5, 0.25, 0.05).
+        tau: what share of copies must agree; the radius is ``sigma * Phi^-1(tau)``.
+        alpha: the largest chance of any wrong statement about an input, over all its cells.
+        correction: how the cells' tests share ``alpha``: ``bonferroni`` (the paper) or ``holm``, never worse.
+        grid: cells a side, each the mean magnitude of its pixels; 0: every pixel (the paper). Fewer cells need fewer
+            draws, and their means are steadier.
+        prediction_of: ``input`` explains the prediction for the input on every copy (the paper): what is proved holds
+            for inputs with the same prediction. With ``copy``, each copy's own, it holds whatever is predicted.
+        batch_size: largest number of copies in one pass of the model.
+
+    Raises:
+        InputError: too few draws for ``alpha``, a grid that does not fit the images.
+    """
+
+    samples: Count = 100
+    choose: Count = 10
+    sigma: Positive = 0.15
+    keep: Inner = 0.25
+    tau: Majority = 0.75
+    alpha: Inner = 0.001
+    correction: Correction = "bonferroni"
+    grid: Natural = 0
+    prediction_of: PredictionOf = "input"
+    batch_size: Count = 64
+
+    @property
+    def radius(self) -> float:
+        """L2, in units of ``[0, 1]`` pixels."""
+        return self.sigma * float(torch.special.ndtri(torch.tensor(self.tau, dtype=torch.float64)))
+
+    def check_draws(self, size: tuple[int, ...] | None = None) -> None:
+        """Refuse settings that could not certify a single cell of images of ``size``; of any size for ``None``."""
+        tests = self.samples - self.choose
+        if tests < 1:
+            wanted = f"must be below samples ({self.samples}), so that some are left to test, got {self.choose}"
+            raise FieldError(type(self).__name__, "choose", wanted)
+        number = 1 if size is None else number_of_cells(type(self).__name__, self.grid, size)
+        number = max(number, self.grid * self.grid)
+        needed = draws_needed(self.tau, self.alpha / number)
+        if tests < needed:
+            raise InputError(
+                f"{type(self).__name__}: {self.samples} draws, {tests} of which test, certify nothing at alpha "
+                f"{self.alpha} over {number} cells with tau {self.tau}: samples must be at least "
+                f"{needed + self.choose}, or grid smaller"
+            )
+
+
+@INTERPRETERS.register("certified", paper="Anani et al. 2025")
+@dataclass(frozen=True, eq=False)
+class Certified(CertifiedSettings, Wrapper):
+    """The share of noisy copies that have a cell among their most important ones, with what is proved of each cell.
+
+    Each copy's map by ``base`` is made absolute, averaged over cells, and cut to its ``keep`` largest ones. A cell is
+    certified as important (or not) if the test rejects, at ``alpha`` over all cells, that at most ``tau`` of all
+    copies find so; then more than half do at every input within ``sigma * Phi^-1(tau)`` (Cohen et al. 2019).
+
+    Departures: a copy's cells are counted, not cut at a percentile, and ties at the cut are all left out.
+
+    Args:
+        base: any interpreter of images; it must explain ``model``.
+        seed: of the noise, which is the same for every input.
+    """
+
+    seed: Natural = 0
+
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
+    unit_range: ClassVar[bool] = True
+    rounds: ClassVar[bool] = True
+    keeps_draws: ClassVar[tuple[str, ...]] = ("_drawn",)
+
+    def __post_init__(self) -> None:
+        Wrapper.__post_init__(self)
+        refuse_tables(self, self.base)
+        self.check_draws()
+
+    @cached_property
+    def _drawn(self) -> dict[Any, Tensor]:
+        return {}
+
+    def _check(self, x: Tensor) -> None:
+        self.check_draws(tuple(x.shape[-2:]))
+        Wrapper._check(self, x)
+
+    def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
+        x = x if graph else x.detach()
+        logits, classes = predicted(self.model, x, target, graph)
+        target = classes if self.prediction_of == "input" else target
+        follow = followed(graph)
+        votes = torch.cat([self._votes(*rows, follow) for rows in in_rows(x, target, self.batch_size)], 1)
+        maps = attached(votes.mean(0), logits)
+        return Explanation(logits, maps, certificate=self._certificate(votes.detach()))
+
+    def _votes(self, x: Tensor, target: Tensor | None, graph: bool) -> Tensor:
+        """``[samples, b, h, w]``: 1 where a copy's map is among its largest."""
+        found = copy_maps(self, x, target, graph, self.sigma)
+        return torch.cat([marked(cells(maps, x.shape[-2:], self.grid), self.keep, graph) for maps in found])
+
+    def _certificate(self, votes: Tensor) -> Certificate:
+        chosen, tests = votes[: self.choose], self.samples - self.choose
+        important = chosen.sum(0, dtype=torch.float64) > self.choose / 2
+        hits = votes[self.choose :].sum(0, dtype=torch.float64).round().long()
+        agree = torch.where(important, hits, tests - hits)
+        p = tails(tests, self.tau).to(votes.device)[agree]
+        proved = rejected(p.flatten(1), self.alpha, self.correction).reshape(important.shape)
+        decided = torch.where(proved, important.to(torch.int8), ABSTAIN).to(torch.int8)
+        return Certificate(self.radius, self.alpha, votes.mean(0, dtype=torch.float32), decided)
+
+
+def in_rows(x: Tensor, target: Tensor | None, most: int) -> list[tuple[Tensor, Tensor | None]]:
+    """At most so many inputs at a time, with their classes."""
+    parts = math.ceil(len(x) / most)
+    targets: tuple[Tensor | None, ...] = (None,) * parts if target is None else target.split(most)
+    return list(zip(x.split(most), targets, strict=True))
