@@ -15,11 +15,15 @@ from .detection import (
 from .inputs import InputTransform
 from .interpreters.aggregated import AggregatedInterpreter
 from .interpreters.aid import AID
+from .interpreters.ava import AVA
 from .interpreters.beta_smoothing import BetaSmoothing
+from .interpreters.kernel_smoothing import KernelSmoothing
+from .interpreters.uniform_gradient import UniformGradient
 from .models import AdversarialTraining, ModelDefense
 
 __all__ = [
     "AID",
+    "AVA",
     "AdversarialTraining",
     "Aggregate",
     "AggregatedInterpreter",
@@ -31,8 +35,10 @@ __all__ = [
     "FeatureSqueezing",
     "FeatureSqueezingDetector",
     "InputTransform",
+    "KernelSmoothing",
     "ModelDefense",
     "TrainedDefense",
+    "UniformGradient",
     "XEnsemble",
     "XEnsembleDetector",
 ]

@@ -72,6 +72,11 @@ def straight_through() -> Iterator[None]:
         _straight.reset(token)
 
 
+def inside_straight_through() -> bool:
+    """Whether this code runs inside :func:`straight_through`, for steps that are not made by the functions named there."""
+    return _straight.get()
+
+
 @contextmanager
 def straight_maps() -> Iterator[None]:
     """Within this block :func:`rounded` has a derivative of one; afterwards only inside :func:`straight_through`."""

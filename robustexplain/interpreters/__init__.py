@@ -10,6 +10,9 @@ from .captum.bridge import Captum
 from .composed.aggregate import Aggregate
 from .composed.base import Composed, Wrapper
 from .composed.beta_smoothed import Smoothed
+from .composed.kernel_smoothed import KernelSmoothed
+from .composed.map_bound import curvature, map_bound
+from .composed.neighbours import NeighbourMean
 from .composed.of_transformed import OfTransformed
 from .gradients.gradient import Gradient, InputXGradient
 from .gradients.integrated import ExpectedGradients, ExpectedGradientsTraining, IntegratedGradients, draw_background
@@ -60,6 +63,7 @@ __all__ = [
     "InterpreterSpec",
     "IterativeInterpreter",
     "KernelSHAP",
+    "KernelSmoothed",
     "LIMETabular",
     "LIMETabularTraining",
     "LayerCAM",
@@ -67,6 +71,7 @@ __all__ = [
     "MaskObjective",
     "MaskState",
     "MaskingModel",
+    "NeighbourMean",
     "Occlusion",
     "OfTransformed",
     "RTSTraining",
@@ -81,9 +86,11 @@ __all__ = [
     "VarGrad",
     "Wrapper",
     "clean_objective",
+    "curvature",
     "draw_background",
     "draw_lime_background",
     "draw_shap_background",
+    "map_bound",
     "map_gradient_share",
     "shap_background",
     "train_rts",

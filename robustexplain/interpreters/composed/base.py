@@ -54,6 +54,11 @@ class Composed(Interpreter):
         return any(part.class_specific for part in self.parts)
 
     @property
+    def rounds(self) -> bool:
+        """Whether any part rounds, so that its derivative is zero."""
+        return any(getattr(part, "rounds", False) is True for part in self.parts)
+
+    @property
     def takes(self) -> tuple[Kind, ...]:  # type: ignore[override]
         """The kinds of input that every part takes."""
         kinds: tuple[Kind, ...] = ("images", "tables")
