@@ -41,7 +41,7 @@ class UniformGradient(Defense):
         own = system.interpreter
         refuse(
             any(isinstance(part, SmoothGrad) for part in walk(own)),
-            "the interpreter averages over noisy copies already",
+            "it averages over noisy copies already",
         )
         refuse(
             any(isinstance(part, Aggregate) for part in walk(own)),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from .tape import Call, record
 
-_KEEP = "flatten unflatten reshape view squeeze unsqueeze permute transpose swapaxes movedim".split()
+_KEEP = {"flatten", "unflatten", "reshape", "view", "squeeze", "unsqueeze", "permute", "transpose", "movedim"}
 """Calls that only lay the same numbers out anew."""
 
 

@@ -73,7 +73,7 @@ def straight_through() -> Iterator[None]:
 
 
 def inside_straight_through() -> bool:
-    """Whether this code runs inside :func:`straight_through`, for steps that are not made by the functions named there."""
+    """Whether this code runs inside :func:`straight_through`, for steps that no such function makes."""
     return _straight.get()
 
 

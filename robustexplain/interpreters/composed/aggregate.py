@@ -1,4 +1,4 @@
-"""One map from several interpreters' maps: their mean, their mean over their disagreement, or the mean of their ranks."""
+"""One map of several interpreters': their mean, the mean over their disagreement, or the mean of ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a smoothed gradient map can move (Dombrowski et al. 2019, theorem 1): a bound from the weights, and curvature.
+"""How far a smoothed gradient map can move (Dombrowski et al. 2019, theorem 1): a bound, and the curvature.
 
 The bound holds for every input, and is far from tight. The curvature is that of one place, and is no bound.
 """

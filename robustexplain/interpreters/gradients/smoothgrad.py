@@ -37,9 +37,9 @@ class SmoothGrad(Interpreter):
     Args:
         samples: noisy copies.
         sigma: standard deviation of the noise (half-width of uniform noise) as a share of the value range, which is 1
-            for images in ``[0, 1]``. Departure: the authors' code takes the range of each image. Papers that add noise behind the normalisation
-            (Heo et al., 0.1) mean about 0.02 here; Noppel et al. use 0.2. A table's columns differ in range: choose
-            ``units``.
+            for images in ``[0, 1]``. Departure: the authors' code takes the range of each image. Papers that add noise
+            behind the normalisation (Heo et al., 0.1) mean about 0.02 here; Noppel et al. use 0.2. A table's columns
+            differ in range: choose ``units``.
         average: what is averaged: the ``signed`` gradient (the paper), its ``magnitude``, or its ``square``
             (SmoothGrad-squared).
         of: what is differentiated; ``logit`` is the paper's class activation.
