@@ -59,6 +59,8 @@ MAKE: dict[str, Make] = {
     "smoothed": lambda model, x: Smoothed(model, GradCAM(model), Softplus(5.0)),
     "of-transformed": lambda model, x: of_median(model, GradCAM),
     "aggregate": lambda model, x: Aggregate(model, (Gradient(model), GradCAM(model))),
+    "kernel-smoothed": lambda model, x: interpreters.KernelSmoothed(model, GradCAM(model), samples=4),
+    "neighbour-mean": lambda model, x: interpreters.NeighbourMean(model, GradCAM(model), background(x), 3),
     "mask": lambda model, x: interpreters.Mask(model, steps=6, l1=0.01, tv=0.1, of="logit"),
     "occlusion": lambda model, x: interpreters.Occlusion(model, window=5, stride=3),
     "rise": lambda model, x: interpreters.RISE(model, samples=20, grid=4),
@@ -79,6 +81,8 @@ SMOOTH: dict[str, Make] = {
     "smoothed": lambda model, x: Smoothed(model, Gradient(model, channels="sum"), Softplus(3.0)),
     "of-transformed": lambda model, x: of_median(model, lambda m: Gradient(m, channels="sum")),
     "aggregate": lambda model, x: Aggregate(model, (CAM(model), GradCAM(model, relu=False)), rescale="minmax"),
+    "kernel-smoothed": lambda model, x: interpreters.KernelSmoothed(model, Gradient(model, channels="sum"), samples=3),
+    "neighbour-mean": lambda model, x: interpreters.NeighbourMean(model, GradCAM(model, relu=False), background(x), 3),
 }
 
 # Finite differences where a rule has kinks at the zeros of weights: a step short enough to meet none.
@@ -92,6 +96,8 @@ PASSES = {
     "vargrad": 2,
     "smoothed": 2,
     "aggregate": 2,
+    "kernel-smoothed": 2,
+    "neighbour-mean": 2,
     "deeplift": 2,
     "mask": 7,
     "occlusion": 2,

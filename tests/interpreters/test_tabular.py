@@ -36,6 +36,8 @@ from robustexplain.interpreters import (
     Interpreter,
     LIMETabular,
     LIMETabularTraining,
+    KernelSmoothed,
+    NeighbourMean,
     Reference,
     SHAPTabular,
     SHAPTabularTraining,
@@ -111,6 +113,8 @@ MAKE: dict[str, Make] = {
     "deeplift": lambda m: DeepLIFT(m, MEAN),
     "smoothed": lambda m: Smoothed(m, Gradient(m, channels="sum"), Softplus(3.0)),
     "aggregate": lambda m: Aggregate(m, (InputXGradient(m), DeepLIFT(m))),
+    "kernel-smoothed": lambda m: KernelSmoothed(m, InputXGradient(m), 0.2, samples=4, units="model"),
+    "neighbour-mean": lambda m: NeighbourMean(m, InputXGradient(m), BACKGROUND, 3),
     "lime-tabular": lambda m: LIMETabular(m, BACKGROUND, samples=150, categorical=(2,)),
     "shap-tabular": lambda m: SHAPTabular(m, FEW, samples=16),
 }

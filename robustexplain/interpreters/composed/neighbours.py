@@ -52,9 +52,6 @@ class NeighbourMean(Wrapper):
                 f"{self.neighbours} neighbours need as many samples, and the bank holds {len(self.bank.x)}"
             )
 
-    def _check(self, x: Tensor) -> None:
-        self.bank.like(x)
-
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         x = requiring_grad(x) if graph else x.detach()
         logits, classes = predicted(self.model, x, target, graph)
