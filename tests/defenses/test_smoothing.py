@@ -20,8 +20,16 @@ from robustexplain.autograd.slopes import network_slopes
 from robustexplain.data import stack
 from robustexplain.defenses import BetaSmoothing, Defense, KernelSmoothing, UniformGradient
 from robustexplain.errors import FieldError, InputError, UnsupportedModelError
-from robustexplain.interpreters import CAM, GradCAM, Gradient, KernelSmoothed, SmoothGrad, Smoothed
-from robustexplain.interpreters import curvature, map_bound
+from robustexplain.interpreters import (
+    CAM,
+    GradCAM,
+    Gradient,
+    KernelSmoothed,
+    Smoothed,
+    SmoothGrad,
+    curvature,
+    map_bound,
+)
 from robustexplain.metrics import Infidelity, MaxSensitivity, Pearson, Spearman
 from robustexplain.models import Classifier
 from robustexplain.progress import Silent
