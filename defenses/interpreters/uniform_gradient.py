@@ -49,10 +49,10 @@ class UniformGradient(Defense):
         )
         base = innermost(own)
         kind = type(base).__name__
-        if not isinstance(base, Gradient):
-            refuse(
-                True, f"uniform-gradient averages gradients, and the system explains by {kind}; see kernel-smoothing"
-            )
+        refuse(
+            not isinstance(base, Gradient),
+            f"uniform-gradient averages gradients, and the system explains by {kind}; see kernel-smoothing",
+        )
         assert isinstance(base, Gradient)  # refused above; for the type checker
         refuse(
             base.layer is not None or base.pool != 1,

@@ -13,7 +13,6 @@ from ... import maps as ops
 from ...autograd.straight_through import inside_straight_through
 from ...errors import FieldError, InputError
 from ...fields import Positive
-from ...metrics.ranking import ranks, stable_order
 from ...registry import INTERPRETERS
 from ..base import Explanation, Interpreter, explain_together
 from .base import Composed
@@ -115,24 +114,37 @@ def ranked(maps: Tensor) -> Tensor:
     with the others fixed, measured between neighbours in the order of values.
     """
     flat = ops.per_sample(maps)
-    found = (ranks(flat.detach()) / flat.shape[1]).to(maps.dtype)
+    ordered, order = flat.detach().sort(1, stable=True)
+    found = torch.zeros_like(ordered).scatter(1, order, _places(ordered))
     # Attached: a map that carries no graph at all is taken for one that cannot be differentiated.
-    slope = _slopes(flat.detach()) if inside_straight_through() else torch.zeros_like(found)
+    slope = torch.zeros_like(found)
+    if inside_straight_through():
+        slope = slope.scatter(1, order, _slopes(ordered))
     through = slope * flat
     return (found + (through - through.detach())).reshape(maps.shape)
 
 
-def _slopes(rows: Tensor) -> Tensor:
-    """``[B, N]``: how much of the order a pixel passes for a unit of its value; 0 among equal values."""
-    size = rows.shape[1]
-    order = stable_order(rows)
-    ordered = rows.gather(1, order)
-    places = torch.arange(size, device=rows.device)
+def _places(ordered: Tensor) -> Tensor:
+    """The places in sorted rows ``[B, N]`` as shares of ``N``; equal values share the mean of theirs."""
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    group = first.cumsum(1) - 1
+    # In float64: whole numbers beyond 256 are none in bfloat16.
+    places = torch.arange(1, ordered.shape[1] + 1, device=ordered.device, dtype=torch.float64).expand(ordered.shape)
+    none = torch.zeros_like(places)
+    means = none.scatter_add(1, group, places) / none.scatter_add(1, group, torch.ones_like(places)).clamp(min=1)
+    return (means.gather(1, group) / ordered.shape[1]).to(ordered.dtype)
+
+
+def _slopes(ordered: Tensor) -> Tensor:
+    """How much of the order each value of sorted rows ``[B, N]`` passes for a unit of itself; 0 among equal ones."""
+    size = ordered.shape[1]
+    places = torch.arange(size, device=ordered.device)
     reach = max(1, size // NEAR)
     low, high = (places - reach).clamp(min=0), (places + reach).clamp(max=size - 1)
     gap = ordered[:, high] - ordered[:, low]
-    slope = torch.where(gap > 0, (high - low).to(rows.dtype) / size / torch.where(gap > 0, gap, 1), 0)
-    return torch.zeros_like(rows).scatter(1, order, slope)
+    share = (high - low).to(ordered.dtype) / size
+    return torch.where(gap > 0, share / torch.where(gap > 0, gap, 1), 0)
 
 
 def _root(squares: Tensor) -> Tensor:
