@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_interpreter_speed import least, without_gradient
 from torch import Tensor, nn
 
 from robustexplain import models
@@ -22,6 +21,7 @@ from robustexplain.interpreters import (
     Reference,
     Smoothed,
 )
+from tests.benchmarks.test_interpreter_speed import least, without_gradient
 
 SAMPLES = 8
 
