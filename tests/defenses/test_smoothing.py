@@ -30,7 +30,7 @@ from robustexplain.interpreters import (
     curvature,
     map_bound,
 )
-from robustexplain.metrics import Infidelity, MaxSensitivity, Pearson, Spearman
+from robustexplain.metrics import Curvature, Infidelity, MaxSensitivity, Pearson, Spearman
 from robustexplain.models import Classifier
 from robustexplain.progress import Silent
 from robustexplain.training import Session
@@ -300,3 +300,15 @@ def test_an_adaptive_attack_averages_over_draws(defense: Defense, plain: rx.Syst
     assert smooth.random
     assert ADV2().adapted(smooth).adapt.draws > 1
     assert not ADV2().adapted(smooth).adapt.straight
+
+
+def test_the_metric_is_the_curvature_where_there_is_a_smoothed_network(
+    plain: rx.System, judged: tuple[Tensor, Tensor]
+) -> None:
+    x, y = judged[0][:3], judged[1][:3]
+    smoothed = BetaSmoothing(2.0)(plain).interpreter
+    assert isinstance(smoothed, Smoothed)
+    assert torch.equal(Curvature()(smoothed, x, y), curvature(smoothed, x, y))
+    assert bool(Curvature()(plain.interpreter, x).isnan().all())
+    sharper = Smoothed(plain.model, plain.interpreter, Softplus(20.0))
+    assert float(Curvature()(sharper, x, y).mean()) > 2 * float(Curvature()(smoothed, x, y).mean())
