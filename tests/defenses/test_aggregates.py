@@ -20,7 +20,7 @@ from robustexplain.attacks import ADV2, Dombrowski, random_classes
 from robustexplain.autograd.straight_through import straight_through
 from robustexplain.data import stack
 from robustexplain.defenses import AVA, Aggregate, AggregatedInterpreter
-from robustexplain.errors import FieldError, InputError, UnsupportedModelError
+from robustexplain.errors import FieldError, InputError, UnsupportedModelError, ZeroMapGradientWarning
 from robustexplain.interpreters import CAM, GradCAM, Gradient, NeighbourMean, Reference
 from robustexplain.interpreters.composed.aggregate import ranked
 from robustexplain.metrics import L1, AvgSensitivity, Complexity
@@ -83,18 +83,18 @@ def test_the_slope_of_a_rank_is_what_a_pixel_passes(grey: Tensor) -> None:
 
 
 def test_an_attack_that_knows_ranks_follows_their_slope(trained: Classifier, judged: tuple[Tensor, Tensor]) -> None:
-    x, y = judged[0][:12], judged[1][:12]
+    x, y = judged[0][:8], judged[1][:8]
     system = AggregatedInterpreter(("gradcam", "cam"), how="rank")(rx.System(trained, CAM(trained)))
     assert system.rounds
     assert not AggregatedInterpreter(("gradcam", "cam"))(rx.System(trained, CAM(trained))).rounds
-    attack, goal = ADV2(0.125, steps=40, step_size=0.01), random_classes(x, y, 10)
+    attack, goal = ADV2(0.125, steps=25, step_size=0.015), random_classes(x, y, 10)
     assert attack.adapted(system).adapt.straight
-    moved = []
-    for used in (attack, attack.adapted(system)):
-        found = used(system, x, y, goal)
-        assert float(found.success.float().mean()) > 0.9
-        with torch.no_grad():
-            moved.append(float(L1()(system.interpreter(found.x, goal), system.interpreter(x, y)).mean()))
+    with pytest.warns(ZeroMapGradientWarning):
+        blind = attack(system, x, y, goal)
+    found = attack.adapted(system)(system, x, y, goal)
+    assert float(found.success.float().mean()) > 0.8
+    with torch.no_grad():
+        moved = [float(L1()(system.interpreter(f.x, goal), system.interpreter(x, y)).mean()) for f in (blind, found)]
     print(f"a map of ranks moves by {moved[0]:.3f} under an attack that sees no slope, by {moved[1]:.3f} else")
     assert moved[1] < 0.9 * moved[0]
 
