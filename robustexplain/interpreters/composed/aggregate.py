@@ -114,7 +114,7 @@ def ranked(maps: Tensor) -> Tensor:
     with the others fixed, measured between neighbours in the order of values.
     """
     flat = ops.per_sample(maps)
-    ordered, order = flat.detach().sort(1, stable=True)
+    ordered, order = flat.detach().sort(dim=1, stable=True)
     found = torch.zeros_like(ordered).scatter(1, order, _places(ordered))
     # Attached: a map that carries no graph at all is taken for one that cannot be differentiated.
     slope = torch.zeros_like(found)
