@@ -85,8 +85,8 @@ def _descend(value: Callable[[Tensor], Tensor], members: int, least: float) -> t
     for step in range(STEPS):
         weights = (least + free * shares).requires_grad_()
         loss = value(weights)
-        if float(loss) < best:
-            best, chosen = float(loss), weights.detach()
+        if float(loss.detach()) < best:
+            best, chosen = float(loss.detach()), weights.detach()
         (gradient,) = torch.autograd.grad(loss, weights)
         largest = gradient.abs().max()
         if not float(largest) > 0:
