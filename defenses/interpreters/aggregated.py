@@ -109,15 +109,16 @@ class AggregatedInterpreter(Defense):
             _refuse_hardened(system, own)
         given = self.weights if isinstance(self.weights, tuple) else ()
         aggregate = Aggregate(system.model, members, self.rescale, self.how, given, self.floor)
-        if self.weights == "sensitivity" or self.weights == "complexity":
+        goal = self.weights
+        if isinstance(goal, str) and goal != "equal":
             x = clean_inputs(system, data, self.images, self.seed)
             classes = predictions(system, x, self.batch_size)
             weights, before, after = learned_weights(
-                aggregate, x, classes, self.weights, self.least, self.batch_size, self.seed
+                aggregate, x, classes, goal, self.least, self.batch_size, self.seed
             )
             session.progress.say(
                 f"aggregated: weights {', '.join(f'{m} {w:.3f}' for m, w in zip(self.members, weights, strict=True))}; "
-                f"{self.weights} {before:.4g} -> {after:.4g} on {len(x)} inputs"
+                f"{goal} {before:.4g} -> {after:.4g} on {len(x)} inputs"
             )
             aggregate = replace(aggregate, weights=weights)
         return replace(system, interpreter=aggregate)
