@@ -18,7 +18,7 @@ from robustexplain.training import Samples, Session
 
 from ..base import Defense, applied, refuse
 from .calibration import clean_inputs, predictions
-from .learned_weights import learned_weights
+from .learned_weights import Goal, learned_weights
 
 Weights = Literal["equal", "sensitivity", "complexity"] | tuple[float, ...]
 """Of the members: all the same, chosen to lower the aggregate's sensitivity or complexity, or given."""
@@ -109,19 +109,19 @@ class AggregatedInterpreter(Defense):
             _refuse_hardened(system, own)
         given = self.weights if isinstance(self.weights, tuple) else ()
         aggregate = Aggregate(system.model, members, self.rescale, self.how, given, self.floor)
-        goal = self.weights
-        if isinstance(goal, str) and goal != "equal":
-            x = clean_inputs(system, data, self.images, self.seed)
-            classes = predictions(system, x, self.batch_size)
-            weights, before, after = learned_weights(
-                aggregate, x, classes, goal, self.least, self.batch_size, self.seed
-            )
-            session.progress.say(
-                f"aggregated: weights {', '.join(f'{m} {w:.3f}' for m, w in zip(self.members, weights, strict=True))}; "
-                f"{goal} {before:.4g} -> {after:.4g} on {len(x)} inputs"
-            )
-            aggregate = replace(aggregate, weights=weights)
+        if self.needs_data:
+            aggregate = self._weighted(aggregate, system, data, session)
         return replace(system, interpreter=aggregate)
+
+    def _weighted(self, aggregate: Aggregate, system: System, data: Samples | None, session: Session) -> Aggregate:
+        """The aggregate with weights that are chosen on the samples."""
+        goal: Goal = "complexity" if self.weights == "complexity" else "sensitivity"
+        x = clean_inputs(system, data, self.images, self.seed)
+        classes = predictions(system.model, x, self.batch_size)
+        weights, before, after = learned_weights(aggregate, x, classes, goal, self.least, self.batch_size, self.seed)
+        shares = ", ".join(f"{member} {weight:.3f}" for member, weight in zip(self.members, weights, strict=True))
+        session.progress.say(f"aggregated: weights {shares}; {goal} {before:.4g} -> {after:.4g} on {len(x)} inputs")
+        return replace(aggregate, weights=weights)
 
 
 def _refuse_hardened(system: System, own: Interpreter) -> None:

@@ -69,7 +69,7 @@ class BetaSmoothing(Defense):
 
     def _searched(self, system: System, data: Samples | None, session: Session) -> float:
         x = clean_inputs(system, data, self.images, self.seed)
-        classes = predictions(system, x, self.batch_size)
+        classes = predictions(system.model, x, self.batch_size)
         plain = maps_of(system.interpreter, x, classes, self.batch_size)
         correlation = Spearman(magnitude=True)
 

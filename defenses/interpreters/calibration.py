@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustexplain.data import stack
+from robustexplain.door import answer
 from robustexplain.errors import InputError
 from robustexplain.interpreters import Interpreter
 from robustexplain.random_streams import generator
@@ -29,9 +30,9 @@ def clean_inputs(system: System, data: Samples | None, images: int, seed: int) -
 
 
 @torch.no_grad()
-def predictions(system: System, x: Tensor, batch_size: int) -> Tensor:
-    """``[N]``: the class that the system explains of each input."""
-    return torch.cat([system.interpreter.explain(part).logits.argmax(1) for part in x.split(batch_size)])
+def predictions(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
+    """``[N]``: the class that is explained of each input."""
+    return torch.cat([answer(model, part).argmax(1) for part in x.split(batch_size)])
 
 
 @torch.no_grad()

@@ -72,7 +72,7 @@ class KernelSmoothing(Defense):
 
     def _searched(self, system: System, data: Samples | None, session: Session) -> float:
         x = clean_inputs(system, data, self.images, self.seed)
-        classes = predictions(system, x, self.batch_size)
+        classes = predictions(system.model, x, self.batch_size)
         infidelity, sensitivity = Infidelity(scaled=True, seed=self.seed), MaxSensitivity(seed=self.seed)
 
         @torch.no_grad()
