@@ -48,7 +48,7 @@ class KernelSmoothing(Defense):
     samples: Count = 20
     noise: Noise = "gaussian"
     loss: NonNegative = field(default=0.1, kw_only=True)
-    images: Count = field(default=32, kw_only=True)
+    images: Count = field(default=16, kw_only=True)
     batch_size: Count = field(default=64, kw_only=True)
 
     layer = "interpreter"
@@ -73,7 +73,7 @@ class KernelSmoothing(Defense):
     def _searched(self, system: System, data: Samples | None, session: Session) -> float:
         x = clean_inputs(system, data, self.images, self.seed)
         classes = predictions(system.model, x, self.batch_size)
-        infidelity, sensitivity = Infidelity(scaled=True, seed=self.seed), MaxSensitivity(seed=self.seed)
+        infidelity, sensitivity = Infidelity(scaled=True, seed=self.seed), MaxSensitivity(samples=5, seed=self.seed)
 
         @torch.no_grad()
         def judged(interpreter: Interpreter) -> tuple[float, float]:

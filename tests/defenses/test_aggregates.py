@@ -197,7 +197,7 @@ def test_ava_refuses_what_it_cannot_keep(trained: Classifier, few: Dataset[Any],
 @pytest.fixture(scope="module")
 def attacked_members(trained: Classifier, judged: tuple[Tensor, Tensor]) -> list[tuple[rx.System, Tensor]]:
     """Each member's system, and Dombrowski's attack on that member alone."""
-    x = judged[0][:12]
+    x = judged[0][:8]
     found = []
     for name in MEMBERS:
         system = rx.System(trained, rx.interpreters.InterpreterSpec(name).build(trained))
@@ -213,7 +213,7 @@ def attacked_members(trained: Classifier, judged: tuple[Tensor, Tensor]) -> list
 def test_an_aggregate_moves_less_than_the_member_that_was_attacked(
     how: Any, trained: Classifier, judged: tuple[Tensor, Tensor], attacked_members: list[tuple[rx.System, Tensor]]
 ) -> None:
-    x = judged[0][:12]
+    x = judged[0][:8]
     aggregate = AggregatedInterpreter(MEMBERS, how=how)(rx.System(trained, Gradient(trained)))
     moved = []
     for system, forged in attacked_members:
