@@ -15,12 +15,16 @@ from .detection import (
 from .inputs import InputTransform
 from .interpreters.aggregated import AggregatedInterpreter
 from .interpreters.aid import AID
+from .interpreters.ava import AVA
 from .interpreters.beta_smoothing import BetaSmoothing
 from .interpreters.certificates import CertifiedInterpreter, MeTFADefense, SparsifiedSmoothGrad
+from .interpreters.kernel_smoothing import KernelSmoothing
+from .interpreters.uniform_gradient import UniformGradient
 from .models import AdversarialTraining, ModelDefense
 
 __all__ = [
     "AID",
+    "AVA",
     "AdversarialTraining",
     "Aggregate",
     "AggregatedInterpreter",
@@ -33,10 +37,12 @@ __all__ = [
     "FeatureSqueezing",
     "FeatureSqueezingDetector",
     "InputTransform",
+    "KernelSmoothing",
     "MeTFADefense",
     "ModelDefense",
     "SparsifiedSmoothGrad",
     "TrainedDefense",
+    "UniformGradient",
     "XEnsemble",
     "XEnsembleDetector",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 import typing
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -45,8 +46,10 @@ def check_fields(component: Any) -> None:
     """
     cls: Any = type(component)
     for field in dataclasses.fields(component):
-        hint = _hints(cls).get(field.name)
+        hint, words = _number_or_word(_hints(cls).get(field.name))
         value = getattr(component, field.name)
+        if isinstance(value, str) and value in words:
+            continue
         if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
             words = ", ".join(map(repr, typing.get_args(hint)))
             raise FieldError(cls.__name__, field.name, f"must be one of {words}, got {value!r}")
@@ -54,6 +57,14 @@ def check_fields(component: Any) -> None:
             raise FieldError(cls.__name__, field.name, f"must be a whole number, got {value!r}")
         for bound in getattr(hint, "__metadata__", ()):
             _check(cls.__name__, field.name, value, bound)
+
+
+def _number_or_word(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """For ``Positive | Literal["auto"]`` the bounded number and the words; else the hint itself and no words."""
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
+    words = [word for part in parts if typing.get_origin(part) is Literal for word in typing.get_args(part)]
+    numbers = [part for part in parts if hasattr(part, "__metadata__")]
+    return (numbers[0], tuple(words)) if words and len(numbers) == 1 and len(parts) == 2 else (hint, ())
 
 
 def check_k(component: Any, k: float) -> None:

@@ -73,7 +73,9 @@ def interpreter(name: str, model: nn.Module, x: Tensor) -> Interpreter:
         return cls(front, GradCAM(front))  # type: ignore[no-any-return]
     if name == "aggregate":
         return cls(model, (Gradient(model), GradCAM(model)))  # type: ignore[no-any-return]
-    if name == "smoothed":
+    if name == "neighbour-mean":
+        return cls(model, GradCAM(model), Reference(x.clone()), 2)  # type: ignore[no-any-return]
+    if name in ("smoothed", "kernel-smoothed"):
         return cls(model, GradCAM(model))  # type: ignore[no-any-return]
     return cls(model, **SETTINGS.get(name, {}))  # type: ignore[no-any-return]
 

@@ -25,6 +25,7 @@ from ..interpreters import (
     IntegratedGradients,
     Interpreter,
     InterpreterSpec,
+    KernelSmoothed,
     OfTransformed,
     RTSTraining,
     Smoothed,
@@ -42,6 +43,7 @@ def _of_transformed(model: Transformed) -> Interpreter:
 
 PARTS: dict[str, Callable[[nn.Module], Interpreter]] = {
     "smoothed": lambda model: Smoothed(model, Gradient(model), Softplus(3.0)),
+    "kernel-smoothed": lambda model: KernelSmoothed(model, GradCAM(model)),
     "of-transformed": lambda model: _of_transformed(Transformed(model, ["median-2"])),
     "aggregate": lambda model: Aggregate(model, (Gradient(model), GradCAM(model), IntegratedGradients(model))),
 }

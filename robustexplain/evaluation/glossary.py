@@ -202,10 +202,31 @@ COMPONENTS = (
     ),
     Term(
         "aggregated",
-        "the mean of several methods' maps.",
+        "one map made of several methods'.",
         "Rieger and Hansen 2020",
         "https://arxiv.org/abs/2007.06381",
         "zoo.md",
+    ),
+    Term(
+        "kernel-smoothing",
+        "the mean of a method's maps over noisy copies of the input.",
+        "Yeh et al. 2019",
+        "https://arxiv.org/abs/1901.09392",
+        "defenses/smoothing.md",
+    ),
+    Term(
+        "uniform-gradient",
+        "the mean gradient over uniform noise around the input.",
+        "Wang et al. 2020 (NeurIPS)",
+        "https://arxiv.org/abs/2006.06643",
+        "defenses/smoothing.md",
+    ),
+    Term(
+        "ava",
+        "the mean of the maps of the kept samples nearest to the input.",
+        "Bhatt et al. 2020",
+        "https://arxiv.org/abs/2005.00631",
+        "defenses/aggregates.md",
     ),
     Term(
         "x-ensemble",

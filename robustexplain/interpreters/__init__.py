@@ -12,7 +12,10 @@ from .composed.aggregate import Aggregate
 from .composed.base import Composed, Wrapper
 from .composed.beta_smoothed import Smoothed
 from .composed.certified import Certified
+from .composed.kernel_smoothed import KernelSmoothed
+from .composed.map_bound import curvature, map_bound
 from .composed.metfa import MeTFA
+from .composed.neighbours import NeighbourMean
 from .composed.of_transformed import OfTransformed
 from .composed.sparsified import Sparsified
 from .gradients.gradient import Gradient, InputXGradient
@@ -66,6 +69,7 @@ __all__ = [
     "InterpreterSpec",
     "IterativeInterpreter",
     "KernelSHAP",
+    "KernelSmoothed",
     "LIMETabular",
     "LIMETabularTraining",
     "LayerCAM",
@@ -74,6 +78,7 @@ __all__ = [
     "MaskState",
     "MaskingModel",
     "MeTFA",
+    "NeighbourMean",
     "Occlusion",
     "OfTransformed",
     "RTSTraining",
@@ -89,9 +94,11 @@ __all__ = [
     "VarGrad",
     "Wrapper",
     "clean_objective",
+    "curvature",
     "draw_background",
     "draw_lime_background",
     "draw_shap_background",
+    "map_bound",
     "map_gradient_share",
     "shap_background",
     "train_rts",

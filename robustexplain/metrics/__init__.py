@@ -4,6 +4,7 @@ from .base import Faithfulness, Localisation, MapMetric, MapScore, Metric, Visib
 from .cell import Cell
 from .consistency import Consistency, incoherent_pairs
 from .correlation import Kendall, Pearson, Spearman
+from .curvature import Curvature
 from .detection import auc, detected_at, threshold_at
 from .distance import L1, L2, MSE, Cosine, IoU
 from .fairness import Unfairness, unfairness
@@ -51,6 +52,7 @@ __all__ = [
     "Complexity",
     "Consistency",
     "Cosine",
+    "Curvature",
     "Deletion",
     "EarthMover",
     "Entropy",

@@ -13,12 +13,15 @@ from robustexplain.attacks import ADV2, PGD
 from robustexplain.data import Data, take
 from robustexplain.defenses import (
     AID,
+    AVA,
     AdversarialTraining,
     CertifiedInterpreter,
     Defense,
     FeatureSqueezing,
+    KernelSmoothing,
     MeTFADefense,
     SparsifiedSmoothGrad,
+    UniformGradient,
     XEnsemble,
 )
 from robustexplain.interpreters import RTS, MaskObjective, RTSTraining, train_rts
@@ -31,6 +34,9 @@ EPS = 0.125
 SMALL = MaskObjective(average=10.0)
 INNER = ADV2(EPS, steps=8, step_size=0.03, warm_start=0.5)
 CHEAP: dict[str, Defense] = {
+    "ava": AVA(neighbours=3, images=20),
+    "kernel-smoothing": KernelSmoothing(samples=4),
+    "uniform-gradient": UniformGradient(samples=4),
     "aid": AID(attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20)),
     "certified": CertifiedInterpreter(samples=12, choose=2, tau=0.6, alpha=0.5, grid=4),
     "feature-squeezing": FeatureSqueezing(("median-2", "bit-depth-3")),

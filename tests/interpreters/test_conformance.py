@@ -66,6 +66,8 @@ MAKE: dict[str, Make] = {
         model, GradCAM(model, relu=False), samples=12, alpha=0.5, grid=4, bound="clopper-pearson"
     ),
     "metfa": lambda model, x: interpreters.MeTFA(model, GradCAM(model, relu=False), samples=9, noise=0.05),
+    "kernel-smoothed": lambda model, x: interpreters.KernelSmoothed(model, GradCAM(model), samples=4),
+    "neighbour-mean": lambda model, x: interpreters.NeighbourMean(model, GradCAM(model), background(x), 3),
     "mask": lambda model, x: interpreters.Mask(model, steps=6, l1=0.01, tv=0.1, of="logit"),
     "occlusion": lambda model, x: interpreters.Occlusion(model, window=5, stride=3),
     "rise": lambda model, x: interpreters.RISE(model, samples=20, grid=4),
@@ -86,6 +88,8 @@ SMOOTH: dict[str, Make] = {
     "smoothed": lambda model, x: Smoothed(model, Gradient(model, channels="sum"), Softplus(3.0)),
     "of-transformed": lambda model, x: of_median(model, lambda m: Gradient(m, channels="sum")),
     "aggregate": lambda model, x: Aggregate(model, (CAM(model), GradCAM(model, relu=False)), rescale="minmax"),
+    "kernel-smoothed": lambda model, x: interpreters.KernelSmoothed(model, Gradient(model, channels="sum"), samples=3),
+    "neighbour-mean": lambda model, x: interpreters.NeighbourMean(model, GradCAM(model, relu=False), background(x), 3),
 }
 
 # Finite differences where a rule has kinks at the zeros of weights: a step short enough to meet none.
@@ -102,6 +106,8 @@ PASSES = {
     "certified": 2,
     "sparsified": 2,
     "metfa": 2,
+    "kernel-smoothed": 2,
+    "neighbour-mean": 2,
     "deeplift": 2,
     "mask": 7,
     "occlusion": 2,

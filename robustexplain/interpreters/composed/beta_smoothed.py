@@ -9,9 +9,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from ...autograd.rectifiers import Softplus, require_rectifiers, swapped
-from ...door import answer
 from ...registry import INTERPRETERS
 from ..base import Explanation
+from ..gradients.integrated import predicted
 from .base import Wrapper
 
 
@@ -43,8 +43,8 @@ class Smoothed(Wrapper):
         if not self._checked:
             require_rectifiers(self.model, x.detach(), "smoothing")
             self._checked.add("rectifiers")
-        logits = answer(self.model, x)
-        target = logits.argmax(1) if target is None else target
+        # The real network's graph is kept only where the caller differentiates.
+        logits, target = predicted(self.model, x, target, graph)
         with swapped(self.smooth):
             found = self.base._explain(x, target, graph)
         return found._replace(logits=logits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import annotated_types as at
 import torch
@@ -21,6 +21,8 @@ from .integrated import by_rows, point_gradients, predicted, total
 
 Several = Annotated[int, at.Ge(2)]
 """A number of samples large enough for a variance."""
+Noise = Literal["gaussian", "uniform"]
+"""Normal noise of a standard deviation, or uniform noise of a half-width: the cube of that L-infinity radius."""
 
 
 @INTERPRETERS.register("smoothgrad", paper="Smilkov et al. 2017, section 3; SmoothGrad-squared: Hooker et al. 2019")
@@ -34,10 +36,10 @@ class SmoothGrad(Interpreter):
 
     Args:
         samples: noisy copies.
-        sigma: standard deviation of the noise as a share of the value range, which is 1 for images in ``[0, 1]``.
-            Departure: the authors' code takes the range of each image. Papers that add noise behind the normalisation
-            (Heo et al., 0.1) mean about 0.02 here; Noppel et al. use 0.2. A table's columns differ in range: choose
-            ``units``.
+        sigma: standard deviation of the noise (half-width of uniform noise) as a share of the value range, which is 1
+            for images in ``[0, 1]``. Departure: the authors' code takes the range of each image. Papers that add noise
+            behind the normalisation (Heo et al., 0.1) mean about 0.02 here; Noppel et al. use 0.2. A table's columns
+            differ in range: choose ``units``.
         average: what is averaged: the ``signed`` gradient (the paper), its ``magnitude``, or its ``square``
             (SmoothGrad-squared).
         of: what is differentiated; ``logit`` is the paper's class activation.
@@ -47,6 +49,7 @@ class SmoothGrad(Interpreter):
         units: the unit of ``sigma``: ``input``, the input's own (``[0, 1]`` pixels; the columns of a table rarely share
             one); or ``model``, the standard deviation by which the model's own normalisation divides each channel or
             column, which is noise behind the normalisation.
+        noise: ``gaussian``, the paper's, or ``uniform``: the uniform gradient of Wang et al. 2020.
     """
 
     samples: Count = 50
@@ -57,6 +60,7 @@ class SmoothGrad(Interpreter):
     seed: Natural = 0
     batch_size: Count = 64
     units: Units = "input"
+    noise: Noise = "gaussian"
 
     is_gradient: ClassVar[bool] = True
     keeps_draws: ClassVar[tuple[str, ...]] = ("_drawn",)
@@ -96,6 +100,7 @@ class VarGrad(Interpreter):
         seed: of the noise.
         batch_size: largest number of copies in one pass of the model.
         units: as in :class:`SmoothGrad`.
+        noise: as in :class:`SmoothGrad`.
     """
 
     samples: Several = 50
@@ -105,6 +110,7 @@ class VarGrad(Interpreter):
     seed: Natural = 0
     batch_size: Count = 64
     units: Units = "input"
+    noise: Noise = "gaussian"
 
     is_gradient: ClassVar[bool] = True
     keeps_draws: ClassVar[tuple[str, ...]] = ("_drawn",)
@@ -123,6 +129,28 @@ class VarGrad(Interpreter):
         return Explanation(logits, reduce_channels(by_rows(x, classes, self.batch_size, spread), self.channels))
 
 
+class Noisy(Protocol):
+    """An interpreter that averages over copies with fixed noise, kept in ``_drawn``."""
+
+    @property
+    def samples(self) -> int:
+        """How many copies."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of the noise."""
+        ...
+
+    @property
+    def noise(self) -> Noise:
+        """Which noise."""
+        ...
+
+    @property
+    def _drawn(self) -> dict[Any, Tensor]: ...
+
+
 def noisy_gradients(method: SmoothGrad | VarGrad, rows: Tensor, classes: Tensor, graph: bool) -> Iterator[Tensor]:
     """The class gradient at each noisy copy, ``[k, b, ...]`` at a time."""
     noise = fixed_noise(method, rows)
@@ -136,16 +164,18 @@ def noisy_gradients(method: SmoothGrad | VarGrad, rows: Tensor, classes: Tensor,
         yield gradient
 
 
-def fixed_noise(method: SmoothGrad | VarGrad, like: Tensor) -> Tensor:
-    """Standard normal ``[samples, ...]`` for inputs like these, drawn once and kept until the size changes."""
+def fixed_noise(method: Noisy, like: Tensor) -> Tensor:
+    """Noise of scale one ``[samples, ...]`` for inputs like these, drawn once and kept until the size changes."""
     key = (like.shape[1:], like.device, like.dtype)
     known = method._drawn
     noise = known.get(key)
     if noise is None:
         # Drawn on the CPU in float32, so that the noise is the same on every device and in every dtype.
-        draws = torch.randn(
-            method.samples, *like.shape[1:], generator=generator(method.seed, "noise"), dtype=torch.float32
-        )
+        size, rng = (method.samples, *like.shape[1:]), generator(method.seed, "noise")
+        if method.noise == "uniform":
+            draws = 2 * torch.rand(size, generator=rng, dtype=torch.float32) - 1
+        else:
+            draws = torch.randn(size, generator=rng, dtype=torch.float32)
         noise = draws.to(like.device, like.dtype)
         # Another thread may draw for another size: each returns its own.
         known.clear()

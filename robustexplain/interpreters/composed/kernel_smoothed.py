@@ -1,0 +1,70 @@
+"""The mean of an interpreter's maps over noisy copies of the input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ...fields import Count, Natural, Positive
+from ...registry import INTERPRETERS
+from ..base import Explanation, requiring_grad
+from ..gradients.baselines import Units, deviation
+from ..gradients.integrated import by_rows, predicted, total
+from ..gradients.smoothgrad import Noise, fixed_noise
+from .base import Wrapper
+
+
+@INTERPRETERS.register("kernel-smoothed", paper="Yeh et al. 2019, section 4 (smoothed explanations)")
+@dataclass(frozen=True, eq=False)
+class KernelSmoothed(Wrapper):
+    """``int phi(f, z) k(x, z) dz``: the mean of ``base``'s maps of noisy copies, each for the class explained of ``x``.
+
+    SmoothGrad is this of the gradient; here any interpreter is smoothed, and what is averaged is its map: of a gradient
+    whose channels are reduced by magnitude, the mean of magnitudes. The noise is fixed by ``seed`` and the same for
+    every sample, and copies may leave ``[0, 1]``, as with :class:`SmoothGrad`. Costs ``samples`` maps of ``base`` and
+    one forward pass for the logits.
+
+    Args:
+        base: the interpreter to smooth; it must explain ``model``.
+        width: of the kernel: the standard deviation of the noise, half its width if it is uniform; in ``units``.
+        samples: copies.
+        noise: the kernel.
+        seed: of the noise.
+        batch_size: largest number of copies in one pass.
+        units: of ``width``, as in :class:`SmoothGrad`.
+    """
+
+    width: Positive = 0.1
+    samples: Count = 20
+    noise: Noise = "gaussian"
+    seed: Natural = 0
+    batch_size: Count = 64
+    units: Units = "input"
+
+    keeps_draws: ClassVar[tuple[str, ...]] = ("_drawn",)
+
+    @cached_property
+    def _drawn(self) -> dict[Any, Tensor]:
+        return {}
+
+    def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
+        x = requiring_grad(x) if graph else x.detach()
+        logits, classes = predicted(self.model, x, target, graph)
+
+        def mean(rows: Tensor, classes: Tensor) -> Tensor:
+            noise = self.width * deviation(self.units, self.model, rows.detach()) * fixed_noise(self, rows)
+            at_once = max(1, self.batch_size // len(rows))
+            parts = (self._of_copies(rows, classes, part, graph) for part in noise.split(at_once))
+            return total(parts) / self.samples
+
+        return Explanation(logits, by_rows(x, classes, self.batch_size, mean))
+
+    def _of_copies(self, rows: Tensor, classes: Tensor, noise: Tensor, graph: bool) -> Tensor:
+        """The sum of the maps ``[b, ...]`` over copies with ``noise`` ``[k, ...]``."""
+        copies = (rows + noise[:, None]).flatten(0, 1)
+        maps = self.base._explain(copies, classes.repeat(len(noise)), graph).maps
+        maps = maps if graph else maps.detach()
+        return maps.unflatten(0, (len(noise), len(rows))).sum(0)
