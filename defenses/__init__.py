@@ -16,6 +16,7 @@ from .inputs import InputTransform
 from .interpreters.aggregated import AggregatedInterpreter
 from .interpreters.aid import AID
 from .interpreters.beta_smoothing import BetaSmoothing
+from .interpreters.tangent_space import TangentSpace
 from .models import AdversarialTraining, ModelDefense
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "FeatureSqueezingDetector",
     "InputTransform",
     "ModelDefense",
+    "TangentSpace",
     "TrainedDefense",
     "XEnsemble",
     "XEnsembleDetector",

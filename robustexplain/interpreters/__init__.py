@@ -11,6 +11,7 @@ from .composed.aggregate import Aggregate
 from .composed.base import Composed, Wrapper
 from .composed.beta_smoothed import Smoothed
 from .composed.of_transformed import OfTransformed
+from .composed.projected import Projected
 from .gradients.gradient import Gradient, InputXGradient
 from .gradients.integrated import ExpectedGradients, ExpectedGradientsTraining, IntegratedGradients, draw_background
 from .gradients.smoothgrad import SmoothGrad, VarGrad
@@ -69,6 +70,7 @@ __all__ = [
     "MaskingModel",
     "Occlusion",
     "OfTransformed",
+    "Projected",
     "RTSTraining",
     "Reference",
     "SHAPTabular",

@@ -43,6 +43,10 @@ def background(x: Tensor) -> interpreters.Reference:
     return interpreters.Reference(torch.rand(4, *x.shape[1:], generator=torch.Generator().manual_seed(8)))
 
 
+def projected(base: Interpreter, x: Tensor) -> Interpreter:
+    return interpreters.Projected(base.model, base, background(x), neighbours=3)
+
+
 def of_median(model: nn.Module, make: Callable[[nn.Module], Interpreter]) -> Interpreter:
     """Behind a transform that changes nothing."""
     front = Transformed(model, ["median-1"])
@@ -58,6 +62,7 @@ MAKE: dict[str, Make] = {
     "rts": lambda model, x: RTS(model, masker(model, x)),
     "smoothed": lambda model, x: Smoothed(model, GradCAM(model), Softplus(5.0)),
     "of-transformed": lambda model, x: of_median(model, GradCAM),
+    "projected": lambda model, x: projected(Gradient(model), x),
     "aggregate": lambda model, x: Aggregate(model, (Gradient(model), GradCAM(model))),
     "mask": lambda model, x: interpreters.Mask(model, steps=6, l1=0.01, tv=0.1, of="logit"),
     "occlusion": lambda model, x: interpreters.Occlusion(model, window=5, stride=3),
@@ -78,6 +83,7 @@ SMOOTH: dict[str, Make] = {
     "guided-gradcam": lambda model, x: interpreters.GuidedGradCAM(model, relu=False),
     "smoothed": lambda model, x: Smoothed(model, Gradient(model, channels="sum"), Softplus(3.0)),
     "of-transformed": lambda model, x: of_median(model, lambda m: Gradient(m, channels="sum")),
+    "projected": lambda model, x: projected(interpreters.SmoothGrad(model, samples=3, channels="sum"), x),
     "aggregate": lambda model, x: Aggregate(model, (CAM(model), GradCAM(model, relu=False)), rescale="minmax"),
 }
 
