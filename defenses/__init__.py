@@ -16,6 +16,7 @@ from .inputs import InputTransform
 from .interpreters.aggregated import AggregatedInterpreter
 from .interpreters.aid import AID
 from .interpreters.beta_smoothing import BetaSmoothing
+from .interpreters.replaced import Replaced
 from .interpreters.tangent_space import TangentSpace
 from .models import AdversarialTraining, ModelDefense
 
@@ -33,6 +34,7 @@ __all__ = [
     "FeatureSqueezingDetector",
     "InputTransform",
     "ModelDefense",
+    "Replaced",
     "TangentSpace",
     "TrainedDefense",
     "XEnsemble",

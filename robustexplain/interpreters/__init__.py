@@ -19,6 +19,7 @@ from .influence.influence import Influence, Influential
 from .iterative import IterativeInterpreter, MaskState
 from .map_gradient_share import map_gradient_share
 from .masks.mask import Mask
+from .masks.relex import RelEx
 from .masks.rts import RTS, MaskingModel, MaskObjective
 from .masks.rts_training import RTSTraining, clean_objective, train_rts
 from .perturbation.lime_shap import LIME, KernelSHAP
@@ -73,6 +74,7 @@ __all__ = [
     "Projected",
     "RTSTraining",
     "Reference",
+    "RelEx",
     "SHAPTabular",
     "SHAPTabularTraining",
     "Scalar",

@@ -79,7 +79,8 @@ class Projected(Wrapper):
                 raise UnsupportedModelError(_not_a_gradient(part))
 
     def _check(self, x: Tensor) -> None:
-        if x.shape[1:] != self.bank.x.shape[1:]:
+        # Other channels are the model's to refuse.
+        if x.shape[2:] != self.bank.x.shape[2:]:
             raise InputError(f"the bank holds images {list(self.bank.x.shape[1:])}, got {list(x.shape[1:])}")
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
