@@ -65,7 +65,7 @@ MAKE: dict[str, Make] = {
     "projected": lambda model, x: projected(Gradient(model), x),
     "aggregate": lambda model, x: Aggregate(model, (Gradient(model), GradCAM(model))),
     "mask": lambda model, x: interpreters.Mask(model, steps=6, l1=0.01, tv=0.1, of="logit"),
-    "relex": lambda model, x: interpreters.RelEx(model, samples=3, steps=4, lr=0.02, batch_size=20),
+    "relex": lambda model, x: interpreters.RelEx(model, samples=3, steps=4, lr=0.02, l1=0.01, batch_size=20),
     "occlusion": lambda model, x: interpreters.Occlusion(model, window=5, stride=3),
     "rise": lambda model, x: interpreters.RISE(model, samples=20, grid=4),
     "lime": lambda model, x: interpreters.LIME(model, samples=30, segments=interpreters.Segments(number=9)),

@@ -72,7 +72,9 @@ class Projected(Wrapper):
         held = len(self.bank.x)
         if not 2 <= self.neighbours <= held:
             raise FieldError(
-                type(self).__name__, "neighbours", f"must be from 2 to the {held} images in the bank, got {self.neighbours!r}"
+                type(self).__name__,
+                "neighbours",
+                f"must be from 2 to the {held} images in the bank, got {self.neighbours!r}",
             )
         for part in walk(self.base):
             if not part.parts and not _by_the_input(part):
@@ -179,4 +181,6 @@ def _by_the_input(part: object) -> bool:
 
 def _not_a_gradient(part: Interpreter) -> str:
     able = ", ".join(e.name for e in INTERPRETERS if _by_the_input(e.build))
-    return f"a tangent space holds gradients by the input, and {type(part).__name__} gives none; methods that do: {able}"
+    return (
+        f"a tangent space holds gradients by the input, and {type(part).__name__} gives none; methods that do: {able}"
+    )
