@@ -39,7 +39,9 @@ from robustexplain.interpreters import (
     Gradient,
     Interpreter,
     MaskingModel,
+    Projected,
     Reference,
+    RelEx,
     RTSTraining,
     Smoothed,
     train_rts,
@@ -63,6 +65,8 @@ INTERPRETERS: dict[str, Callable[[nn.Module, Tensor], Interpreter]] = {
     "cam": lambda model, x: CAM(model),
     "gradcam": lambda model, x: GradCAM(model, layer="net.features.8", relu=False),
     "smoothed": lambda model, x: Smoothed(model, Gradient(model), Softplus(0.7)),
+    "projected": lambda model, x: Projected(model, Gradient(model), Reference(x), 2),
+    "relex": lambda model, x: RelEx(model, samples=2, steps=3, lr=0.02, l1=0.01, baseline="mean", seed=5),
     "rts": rts,
     "aggregate": lambda model, x: Aggregate(model, (rts(model, x), CAM(model), Gradient(model)), "absmax"),
 }

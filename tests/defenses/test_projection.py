@@ -123,7 +123,7 @@ def test_what_it_refuses(trained: Classifier, digits: Data, bank: Reference, jud
         GuidedBackprop(trained),
         Aggregate(trained, (gradient, GradCAM(trained))),
     ):
-        with pytest.raises(UnsupportedModelError, match="gives none; methods that do: .*gradient, .*smoothgrad"):
+        with pytest.raises(UnsupportedModelError, match=r"gives none; methods that do: .*gradient, .*smoothgrad"):
             Projected(trained, base, bank)
     with pytest.raises(FieldError, match="images must be at least neighbours=30, got 10"):
         TangentSpace(images=10)
