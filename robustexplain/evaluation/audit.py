@@ -1,8 +1,8 @@
 """The audit of a manipulated system: its explanations compared with those of the honest system it was made from.
 
-Every interpreter of the recipe, hardened ones included, explains both models, on inputs that nothing was trained on: the
-audit shows the effect on the interpreter that was manipulated, whether it transfers to others, and what a hardened
-interpreter of the honest model's owner makes of the manipulated model.
+Every interpreter of the recipe, hardened ones included, explains both models, on inputs that nothing was trained on:
+the audit shows the effect on the interpreter that was manipulated, whether it transfers to others, and whether a
+hardened one withstands it.
 """
 
 from __future__ import annotations

@@ -123,7 +123,8 @@ class _Projection:
 
     def __init__(self, tangents: Tensor) -> None:
         self.tangents, self.used, self._explaining = tangents, False, True
-        self._gram: Tensor | None = None
+        # Here, where autograd is as the caller wants it: a backward pass without a graph would cut this one's.
+        self._gram = _with_ridge(tangents @ tangents.mT)
 
     def of(self, model: nn.Module) -> AbstractContextManager[None]:
         """Within this block gradients by the model's input are projected."""
@@ -143,20 +144,16 @@ class _Projection:
             return gradient
         self.used = True
         rows = gradient.reshape(-1, *self.tangents.shape[::2]).movedim(0, 2).to(self.tangents.dtype)
-        along = torch.linalg.solve(self.gram, self.tangents @ rows)
+        along = torch.linalg.solve(self._gram, self.tangents @ rows)
         projected = self.tangents.mT @ along
         return projected.movedim(2, 0).reshape(gradient.shape).to(gradient.dtype)
 
-    @property
-    def gram(self) -> Tensor:
-        """``D D^T`` with its ridge, ``[b, k, k]``."""
-        if self._gram is None:
-            gram = self.tangents @ self.tangents.mT
-            ridge = 100 * torch.finfo(gram.dtype).eps * gram.diagonal(dim1=1, dim2=2).mean(1)
-            # Where all neighbours are the input itself there is no direction, and nothing is left of the gradient.
-            ridge = torch.where(ridge > 0, ridge, 1)
-            self._gram = gram + torch.diag_embed(ridge[:, None].expand(-1, gram.shape[1]))
-        return self._gram
+
+def _with_ridge(gram: Tensor) -> Tensor:
+    ridge = 100 * torch.finfo(gram.dtype).eps * gram.diagonal(dim1=1, dim2=2).mean(1)
+    # Where all neighbours are the input itself there is no direction, and nothing is left of the gradient.
+    ridge = torch.where(ridge > 0, ridge, 1)
+    return gram + torch.diag_embed(ridge[:, None].expand(-1, gram.shape[1]))
 
 
 class _Projected(torch.autograd.Function):
