@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 After = Callable[[nn.Module, Any, Any], Any]
 """Called with a module, its positional arguments and its output; gives another output, or ``None``."""
-Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], "tuple[Any, ...] | None"]
+Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[Any, ...] | None]
 """Called with a module, its positional and its keyword arguments; gives other positional ones, or ``None``."""
 
 

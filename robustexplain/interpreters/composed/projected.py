@@ -22,8 +22,7 @@ from ..reference import Reference
 from .base import Wrapper, walk
 
 GUIDED = (GuidedBackprop, GuidedGradCAM)
-CHUNK = 64
-"""Inputs explained at once by a base that says no batch size."""
+"""Methods whose gradients are not the model's."""
 
 
 @INTERPRETERS.register("projected", paper="Anders et al. 2020, tangent-space projection", needs=("bank",))
@@ -87,7 +86,7 @@ class Projected(Wrapper):
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         # Methods split what is larger into parts that this wrapper would not see.
-        size = min((getattr(part, "batch_size", CHUNK) for part in walk(self.base)), default=CHUNK)
+        size = min((part.batch_size for part in walk(self.base) if hasattr(part, "batch_size")), default=len(x))
         targets = [None] * len(x.split(size)) if target is None else target.split(size)
         found = [self._of_rows(rows, of, graph) for rows, of in zip(x.split(size), targets, strict=True)]
         if len(found) == 1:
@@ -130,7 +129,7 @@ class _Projection:
         """Within this block gradients by the model's input are projected."""
 
         def project(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-            return (_Projected.apply(args[0], self), *args[1:])  # type: ignore[no-untyped-call]
+            return (_Projected.apply(args[0], self), *args[1:])
 
         return hooks([model], before=project)
 
@@ -166,8 +165,8 @@ class _Projected(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return ctx.projection(gradient), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.projection(grads[0]), None
 
 
 def _by_the_input(part: object) -> bool:
