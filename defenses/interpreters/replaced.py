@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from robustexplain.errors import FieldError
-from robustexplain.interpreters import Composed, Interpreter, InterpreterSpec
+from robustexplain.interpreters import Composed, InterpreterSpec
 from robustexplain.registry import DEFENSES
 from robustexplain.system import System
 from robustexplain.training import Samples, Session
@@ -21,11 +21,11 @@ class Replaced(Defense):
     An oblivious adversary crafts inputs for the method that was replaced, which is how such methods are usually tested.
 
     Args:
-        by: an interpreter by name, by class or with settings of its own (``{name: relex, samples: 10}``); it must need
-            only the model.
+        by: an interpreter by name, or with settings of its own (``{name: relex, samples: 10}``); it must need only the
+            model.
     """
 
-    by: InterpreterSpec | type[Interpreter] | str = "relex"
+    by: InterpreterSpec | str = "relex"
 
     layer = "interpreter"
 
