@@ -19,6 +19,8 @@ from .interpreters.ava import AVA
 from .interpreters.beta_smoothing import BetaSmoothing
 from .interpreters.certificates import CertifiedInterpreter, MeTFADefense, SparsifiedSmoothGrad
 from .interpreters.kernel_smoothing import KernelSmoothing
+from .interpreters.replaced import Replaced
+from .interpreters.tangent_space import TangentSpace
 from .interpreters.uniform_gradient import UniformGradient
 from .models import AdversarialTraining, ModelDefense
 
@@ -40,7 +42,9 @@ __all__ = [
     "KernelSmoothing",
     "MeTFADefense",
     "ModelDefense",
+    "Replaced",
     "SparsifiedSmoothGrad",
+    "TangentSpace",
     "TrainedDefense",
     "UniformGradient",
     "XEnsemble",

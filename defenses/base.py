@@ -42,7 +42,7 @@ class Defense(ABC):
     defends: ClassVar[tuple[str, ...]] = ()
     """Registered names of the interpreters that it can defend; empty means any."""
     needs_data: ClassVar[bool] = False
-    """Whether the defense trains, and so needs samples."""
+    """Whether the defense needs samples: it trains, or keeps some."""
     part: ClassVar[Literal["train", "defense"]] = "defense"
     """The part of the data that these samples are from: the training samples, or those reserved for defenses."""
 
@@ -66,12 +66,12 @@ class Defense(ABC):
             session: accelerator, checkpoints, progress.
 
         Raises:
-            InputError: no data for a defense that trains.
+            InputError: no data for a defense that needs some.
             UnsupportedModelError: a system that the defense does not support, or one with a defense that this one would
                 undo.
         """
         if self.needs_data and (data is None or len(data) == 0):
-            raise InputError(f"{type(self).__name__} trains, and needs data: samples that the evaluation does not use")
+            raise InputError(f"{type(self).__name__} needs data: samples that the evaluation does not use")
         self._in_order(system)
         with named_derivatives():
             defended = self._defend(system, data, session or Session())

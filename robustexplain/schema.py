@@ -284,7 +284,8 @@ def _holds_network(hint: Any) -> bool:
 
 @cache
 def _has_network(component: Any) -> bool:
-    if not dataclasses.is_dataclass(component):
+    # What reads its entries itself is made of data, whatever the names are that its annotations use.
+    if not dataclasses.is_dataclass(component) or issubclass(component, Written):  # type: ignore[arg-type]
         return False
     hints = typing.get_type_hints(component)
     parts = [part for field in dataclasses.fields(component) for part in _union(hints[field.name])]

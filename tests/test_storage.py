@@ -41,7 +41,9 @@ from robustexplain.interpreters import (
     KernelSmoothed,
     MaskingModel,
     NeighbourMean,
+    Projected,
     Reference,
+    RelEx,
     RTSTraining,
     Smoothed,
     train_rts,
@@ -69,6 +71,8 @@ INTERPRETERS: dict[str, Callable[[nn.Module, Tensor], Interpreter]] = {
     "neighbour-mean": lambda model, x: NeighbourMean(model, GradCAM(model), Reference(x), 2),
     "ranks": lambda model, x: Aggregate(model, (CAM(model), Gradient(model)), how="rank", weights=(0.25, 0.75)),
     "agg-var": lambda model, x: Aggregate(model, (CAM(model), Gradient(model)), how="var", floor=0.3),
+    "projected": lambda model, x: Projected(model, Gradient(model), Reference(x), 2),
+    "relex": lambda model, x: RelEx(model, samples=2, steps=3, lr=0.02, l1=0.01, baseline="mean", seed=5),
     "rts": rts,
     "aggregate": lambda model, x: Aggregate(model, (rts(model, x), CAM(model), Gradient(model)), "absmax"),
 }

@@ -45,6 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "smoothgrad": {"samples": 3, "of": "probability"},
     "vargrad": {"samples": 3, "of": "probability"},
     "mask": {"steps": 2},
+    "relex": {"steps": 2, "samples": 2},
     "occlusion": {"window": 8, "stride": 8},
     "rise": {"samples": 4, "grid": 4},
     "lime": {"samples": 5, "segments": FEW},
@@ -66,6 +67,8 @@ def interpreter(name: str, model: nn.Module, x: Tensor) -> Interpreter:
     cls: Any = INTERPRETERS.get(name).build
     if name == "expected-gradients":
         return cls(model, Reference(x[:2].clone()), **SETTINGS[name])  # type: ignore[no-any-return]
+    if name == "projected":
+        return cls(model, Gradient(model), Reference(x[:4].clone()), 3)  # type: ignore[no-any-return]
     if name == "rts":
         return RTS(model, seeded(lambda: MaskingModel.around(copy.deepcopy(model), x, width=4)).eval())
     if name == "of-transformed":

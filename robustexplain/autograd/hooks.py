@@ -19,8 +19,8 @@ from torch.utils.hooks import RemovableHandle
 
 After = Callable[[nn.Module, Any, Any], Any]
 """Called with a module, its positional arguments and its output; gives another output, or ``None``."""
-Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
-"""Called with a module, its positional and its keyword arguments."""
+Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[Any, ...] | None]
+"""Called with a module, its positional and its keyword arguments; gives other positional ones, or ``None``."""
 
 
 class _Table(threading.local):
@@ -50,7 +50,7 @@ def hooks(modules: Sequence[nn.Module], after: After | None = None, before: Befo
     Args:
         modules: whose forward passes.
         after: runs behind them; what it gives, unless ``None``, replaces the output.
-        before: runs in front of them.
+        before: runs in front of them; what it gives, unless ``None``, replaces the positional arguments.
     """
     added: list[tuple[_Table, nn.Module, Callable[..., Any]]] = []
     try:
@@ -115,9 +115,14 @@ def _uninstall(table: _Table, module: nn.Module) -> None:
             shared.handle.remove()
 
 
-def _run_before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _run_before(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    given = args
     for hook in tuple(_before.hooks.get(module, ())):
-        hook(module, args, kwargs)
+        changed = hook(module, args, kwargs)
+        args = args if changed is None else changed
+    return None if args is given else (args, kwargs)
 
 
 def _run_after(module: nn.Module, args: Any, output: Any) -> Any:

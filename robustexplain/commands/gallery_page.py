@@ -27,6 +27,7 @@ from ..interpreters import (
     InterpreterSpec,
     KernelSmoothed,
     OfTransformed,
+    RelEx,
     RTSTraining,
     Smoothed,
 )
@@ -45,9 +46,10 @@ PARTS: dict[str, Callable[[nn.Module], Interpreter]] = {
     "smoothed": lambda model: Smoothed(model, Gradient(model), Softplus(3.0)),
     "kernel-smoothed": lambda model: KernelSmoothed(model, GradCAM(model)),
     "of-transformed": lambda model: _of_transformed(Transformed(model, ["median-2"])),
+    "relex": lambda model: RelEx(model, samples=8),
     "aggregate": lambda model: Aggregate(model, (Gradient(model), GradCAM(model), IntegratedGradients(model))),
 }
-"""Interpreters that are made of others, as the gallery shows them."""
+"""Interpreters that are made of others, and one that costs thousands of passes, as the gallery shows them."""
 
 SETTINGS: dict[str, Any] = {
     "rts": RTSTraining(levels=2, training=Training(epochs=14, batch_size=64, micro_batch=32, lr=5e-3)),

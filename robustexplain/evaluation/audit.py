@@ -1,7 +1,8 @@
 """The audit of a manipulated system: its explanations compared with those of the honest system it was made from.
 
-Every interpreter of the recipe explains both models, on inputs that nothing was trained on: the audit shows the effect
-on the interpreter that was manipulated and whether it transfers to others.
+Every interpreter of the recipe, hardened ones included, explains both models, on inputs that nothing was trained on:
+the audit shows the effect on the interpreter that was manipulated, whether it transfers to others, and whether a
+hardened one withstands it.
 """
 
 from __future__ import annotations
@@ -122,9 +123,11 @@ class Audit:
         if manipulated.model is honest.model:
             return interpreters  # the interpreter itself was manipulated: nothing can transfer
         for row in self.recipe.rows:
-            if not row.derived and row.label != self.row.root and row.label in self.prepared.by_row:
-                before = self.prepared.by_row[row.label].interpreter
-                interpreters.append((row.label, before, on_model(before, manipulated.model)))
+            system = self.prepared.by_row.get(row.label)
+            known = row.kind == "manipulation" or row.label == self.row.root
+            # A defense may stand on another model, which no manipulated one was made from.
+            if system is not None and not known and system.model is honest.model:
+                interpreters.append((row.label, system.interpreter, on_model(system.interpreter, manipulated.model)))
         return interpreters
 
     @torch.no_grad()

@@ -229,6 +229,20 @@ COMPONENTS = (
         "defenses/aggregates.md",
     ),
     Term(
+        "tangent-space",
+        "projects gradients on the directions in which the training images near the input differ.",
+        "Anders et al. 2020",
+        "https://arxiv.org/abs/2007.09969",
+        "defenses/projection.md",
+    ),
+    Term(
+        "relex",
+        "finds a mask that keeps the class on noisy copies of the image, and whose complement loses it.",
+        "Lim et al. 2021",
+        "",
+        "defenses/masks.md",
+    ),
+    Term(
         "x-ensemble",
         "a detector that compares several methods' maps.",
         "Wang et al. 2020",

@@ -17,6 +17,7 @@ from .composed.map_bound import curvature, map_bound
 from .composed.metfa import MeTFA
 from .composed.neighbours import NeighbourMean
 from .composed.of_transformed import OfTransformed
+from .composed.projected import Projected
 from .composed.sparsified import Sparsified
 from .gradients.gradient import Gradient, InputXGradient
 from .gradients.integrated import ExpectedGradients, ExpectedGradientsTraining, IntegratedGradients, draw_background
@@ -25,6 +26,7 @@ from .influence.influence import Influence, Influential
 from .iterative import IterativeInterpreter, MaskState
 from .map_gradient_share import map_gradient_share
 from .masks.mask import Mask
+from .masks.relex import RelEx
 from .masks.rts import RTS, MaskingModel, MaskObjective
 from .masks.rts_training import RTSTraining, clean_objective, train_rts
 from .perturbation.lime_shap import LIME, KernelSHAP
@@ -81,8 +83,10 @@ __all__ = [
     "NeighbourMean",
     "Occlusion",
     "OfTransformed",
+    "Projected",
     "RTSTraining",
     "Reference",
+    "RelEx",
     "SHAPTabular",
     "SHAPTabularTraining",
     "Scalar",

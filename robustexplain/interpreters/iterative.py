@@ -10,7 +10,10 @@ from ..random_streams import Streams
 
 
 class MaskState(NamedTuple):
-    """A mask ``m`` ``[B, h, w]`` during its optimisation (1 keeps), Adam's two moments, and the steps so far."""
+    """A mask ``m`` ``[B, h, w]`` during its optimisation (1 keeps), Adam's two moments, and the steps so far.
+
+    RelEx's mask has channels, ``[B, C, H, W]``; its momentum is ``first``, and ``second`` is not used.
+    """
 
     mask: Tensor
     first: Tensor
@@ -58,7 +61,7 @@ class IterativeInterpreter(Protocol):
         ...
 
     def shifts(self, x: Tensor, streams: Streams) -> Tensor | None:
-        """The random shift of a step for each sample; ``None`` if it has none."""
+        """What is drawn at random for a step, for each sample (MASK: a shift; RelEx: noise); ``None`` for nothing."""
         ...
 
     def step(

@@ -20,7 +20,9 @@ from robustexplain.defenses import (
     FeatureSqueezing,
     KernelSmoothing,
     MeTFADefense,
+    Replaced,
     SparsifiedSmoothGrad,
+    TangentSpace,
     UniformGradient,
     XEnsemble,
 )
@@ -37,6 +39,8 @@ CHEAP: dict[str, Defense] = {
     "ava": AVA(neighbours=3, images=20),
     "kernel-smoothing": KernelSmoothing(samples=4),
     "uniform-gradient": UniformGradient(samples=4),
+    "replaced": Replaced({"name": "relex", "samples": 2, "steps": 3}),  # type: ignore[arg-type]
+    "tangent-space": TangentSpace(neighbours=4, images=20),
     "aid": AID(attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20)),
     "certified": CertifiedInterpreter(samples=12, choose=2, tau=0.6, alpha=0.5, grid=4),
     "feature-squeezing": FeatureSqueezing(("median-2", "bit-depth-3")),

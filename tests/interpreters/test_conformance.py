@@ -43,6 +43,10 @@ def background(x: Tensor) -> interpreters.Reference:
     return interpreters.Reference(torch.rand(4, *x.shape[1:], generator=torch.Generator().manual_seed(8)))
 
 
+def projected(base: Interpreter, x: Tensor) -> Interpreter:
+    return interpreters.Projected(base.model, base, background(x), neighbours=3)
+
+
 def of_median(model: nn.Module, make: Callable[[nn.Module], Interpreter]) -> Interpreter:
     """Behind a transform that changes nothing."""
     front = Transformed(model, ["median-1"])
@@ -58,6 +62,7 @@ MAKE: dict[str, Make] = {
     "rts": lambda model, x: RTS(model, masker(model, x)),
     "smoothed": lambda model, x: Smoothed(model, GradCAM(model), Softplus(5.0)),
     "of-transformed": lambda model, x: of_median(model, GradCAM),
+    "projected": lambda model, x: projected(Gradient(model), x),
     "aggregate": lambda model, x: Aggregate(model, (Gradient(model), GradCAM(model))),
     "certified": lambda model, x: interpreters.Certified(
         model, GradCAM(model, relu=False), samples=12, choose=2, tau=0.6, alpha=0.5, grid=4
@@ -69,6 +74,7 @@ MAKE: dict[str, Make] = {
     "kernel-smoothed": lambda model, x: interpreters.KernelSmoothed(model, GradCAM(model), samples=4),
     "neighbour-mean": lambda model, x: interpreters.NeighbourMean(model, GradCAM(model), background(x), 3),
     "mask": lambda model, x: interpreters.Mask(model, steps=6, l1=0.01, tv=0.1, of="logit"),
+    "relex": lambda model, x: interpreters.RelEx(model, samples=3, steps=4, lr=0.02, l1=0.01, batch_size=20),
     "occlusion": lambda model, x: interpreters.Occlusion(model, window=5, stride=3),
     "rise": lambda model, x: interpreters.RISE(model, samples=20, grid=4),
     "lime": lambda model, x: interpreters.LIME(model, samples=30, segments=interpreters.Segments(number=9)),
@@ -87,6 +93,7 @@ SMOOTH: dict[str, Make] = {
     "guided-gradcam": lambda model, x: interpreters.GuidedGradCAM(model, relu=False),
     "smoothed": lambda model, x: Smoothed(model, Gradient(model, channels="sum"), Softplus(3.0)),
     "of-transformed": lambda model, x: of_median(model, lambda m: Gradient(m, channels="sum")),
+    "projected": lambda model, x: projected(interpreters.SmoothGrad(model, samples=3, channels="sum"), x),
     "aggregate": lambda model, x: Aggregate(model, (CAM(model), GradCAM(model, relu=False)), rescale="minmax"),
     "kernel-smoothed": lambda model, x: interpreters.KernelSmoothed(model, Gradient(model, channels="sum"), samples=3),
     "neighbour-mean": lambda model, x: interpreters.NeighbourMean(model, GradCAM(model, relu=False), background(x), 3),
@@ -110,6 +117,7 @@ PASSES = {
     "neighbour-mean": 2,
     "deeplift": 2,
     "mask": 7,
+    "relex": 9,
     "occlusion": 2,
     "rise": 2,
     "lime": 2,

@@ -1,1 +1,1 @@
-"""Interpreters that find a mask: MASK by optimisation, RTS by a trained network."""
+"""Interpreters that find a mask: MASK and RelEx by optimisation, RTS by a trained network."""
