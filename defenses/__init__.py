@@ -14,9 +14,9 @@ from .detection import (
 )
 from .inputs import InputTransform
 from .interpreters.aggregated import AggregatedInterpreter
-from .interpreters.aid import AID
+from .interpreters.aid import AID, ConsistentAID
 from .interpreters.beta_smoothing import BetaSmoothing
-from .models import AdversarialTraining, ModelDefense
+from .models import AdversarialTraining, ModelDefense, Revealing
 
 __all__ = [
     "AID",
@@ -25,6 +25,7 @@ __all__ = [
     "AggregatedInterpreter",
     "AnyOf",
     "BetaSmoothing",
+    "ConsistentAID",
     "Defense",
     "Detector",
     "DetectorDefense",
@@ -32,6 +33,7 @@ __all__ = [
     "FeatureSqueezingDetector",
     "InputTransform",
     "ModelDefense",
+    "Revealing",
     "TrainedDefense",
     "XEnsemble",
     "XEnsembleDetector",

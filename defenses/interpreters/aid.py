@@ -97,7 +97,9 @@ class AID(TrainedDefense):
         return replace(system, model=model, interpreter=hardened)
 
 
-@DEFENSES.register("aid-consistent", paper="this project; AID of Zhang et al. 2020 with a third term", needs=("rts", "data"))
+@DEFENSES.register(
+    "aid-consistent", paper="this project; AID of Zhang et al. 2020 with a third term", needs=("rts", "data")
+)
 @dataclass(frozen=True)
 class ConsistentAID(AID):
     """AID whose maps also stand still under harmless changes, so that a moved map tells a forgery.
@@ -187,9 +189,7 @@ class AIDLoss:
             found.append((changed, y, settings.harmless_weight))
         return found
 
-    def _interpretation(
-        self, x: Tensor, y: Tensor, own: list[tuple[Tensor, Tensor]], step: TrainingStep
-    ) -> Tensor:
+    def _interpretation(self, x: Tensor, y: Tensor, own: list[tuple[Tensor, Tensor]], step: TrainingStep) -> Tensor:
         settings, model = self.settings, self.networks.interpreter.model
         losses = [
             mask_loss(
