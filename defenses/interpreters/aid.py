@@ -97,9 +97,7 @@ class AID(TrainedDefense):
         return replace(system, model=model, interpreter=hardened)
 
 
-@DEFENSES.register(
-    "aid-consistent", paper="this project; AID of Zhang et al. 2020 with a third term", needs=("rts", "data")
-)
+@DEFENSES.register("aid-consistent", paper="this project, after Zhang et al. 2020", needs=("rts", "data"))
 @dataclass(frozen=True)
 class ConsistentAID(AID):
     """AID whose maps also stand still under harmless changes, so that a moved map tells a forgery.

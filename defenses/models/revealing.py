@@ -6,8 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustexplain.attacks import ADV2, Attack, MapPGD
 from robustexplain.attacks.joint.aimed import Shown
@@ -19,7 +18,7 @@ from robustexplain.files import digest_tensors
 from robustexplain.interpreters import Interpreter, InterpreterSpec
 from robustexplain.interpreters.composed.base import walk
 from robustexplain.interpreters.module import ExplainingModel
-from robustexplain.registry import DEFENSES, INTERPRETERS
+from robustexplain.registry import DEFENSES, INTERPRETERS, Entry
 from robustexplain.system import System
 from robustexplain.training import Samples, Session, Training, fit
 from robustexplain.transforms import HarmlessChange, harmless_for
@@ -122,14 +121,15 @@ class Revealing(ModelDefense):
 def _refuse_untrainable(spec: InterpreterSpec) -> None:
     if spec.refusal is not None:
         raise InputError(f"revealing trains the classifier's own maps: {spec.refusal}")
-    build = spec.entry.build
-    if getattr(build, "differentiable", False) is not True or getattr(build, "iterative", False):
-        able = ", ".join(
-            e.name
-            for e in INTERPRETERS
-            if getattr(e.build, "differentiable", False) is True and not getattr(e.build, "iterative", False)
-        )
+    if not _trainable(spec.entry):
+        able = ", ".join(e.name for e in INTERPRETERS if _trainable(e) and InterpreterSpec(e.name).refusal is None)
         raise NotDifferentiableError(
             f"revealing differentiates maps in the classifier's weights, and those of {spec.name!r} have no such "
             f"gradient; interpreters that do: {able}"
         )
+
+
+def _trainable(entry: Entry) -> bool:
+    # Of an interpreter made of others it is a property, which the class does not know.
+    build = entry.build
+    return getattr(build, "differentiable", False) is True and not getattr(build, "iterative", False)

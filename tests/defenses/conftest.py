@@ -11,7 +11,15 @@ from torch.utils.data import Dataset
 
 from robustexplain.attacks import ADV2, PGD
 from robustexplain.data import Data, take
-from robustexplain.defenses import AID, AdversarialTraining, Defense, FeatureSqueezing, XEnsemble
+from robustexplain.defenses import (
+    AID,
+    AdversarialTraining,
+    ConsistentAID,
+    Defense,
+    FeatureSqueezing,
+    Revealing,
+    XEnsemble,
+)
 from robustexplain.interpreters import RTS, MaskObjective, RTSTraining, train_rts
 from robustexplain.models import Classifier
 from robustexplain.registry import Entry
@@ -23,8 +31,12 @@ SMALL = MaskObjective(average=10.0)
 INNER = ADV2(EPS, steps=8, step_size=0.03, warm_start=0.5)
 CHEAP: dict[str, Defense] = {
     "aid": AID(attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20)),
+    "aid-consistent": ConsistentAID(attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20)),
     "feature-squeezing": FeatureSqueezing(("median-2", "bit-depth-3")),
     "pgd-at": AdversarialTraining(attack=PGD(EPS, 2, 0.05), training=Training(epochs=1, batch_size=20, lr=1e-3)),
+    "revealing": Revealing(
+        ("gradient",), attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20, lr=1e-3)
+    ),
     "x-ensemble": XEnsemble(attack=PGD(EPS, 4, 0.05), training=Training(epochs=1, batch_size=20), trees=10),
 }
 
