@@ -84,8 +84,8 @@ class AID(TrainedDefense):
         # The copy of a masker around the very classifier has a classifier of its own.
         hardened = copy.deepcopy(system.interpreter).on_model(model)
         module = OwnNetworks(hardened).to(session.device).requires_grad_(True)
-        for masker in module.maskers:
-            masker.encoder.requires_grad_(self.encoder_weight > 0)  # type: ignore[union-attr]
+        for masker in maskers(hardened):
+            masker.encoder.requires_grad_(self.encoder_weight > 0)
         start = digest_tensors(module.maskers.state_dict())
         changes = harmless_for(self.harmless, stack(data, range(1))[0].shape[1:])
         loss = AIDLoss(self, module, changes)
