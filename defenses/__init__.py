@@ -14,7 +14,7 @@ from .detection import (
 )
 from .inputs import InputTransform
 from .interpreters.aggregated import AggregatedInterpreter
-from .interpreters.aid import AID
+from .interpreters.aid import AID, ConsistentAID
 from .interpreters.ava import AVA
 from .interpreters.beta_smoothing import BetaSmoothing
 from .interpreters.certificates import CertifiedInterpreter, MeTFADefense, SparsifiedSmoothGrad
@@ -22,7 +22,7 @@ from .interpreters.kernel_smoothing import KernelSmoothing
 from .interpreters.replaced import Replaced
 from .interpreters.tangent_space import TangentSpace
 from .interpreters.uniform_gradient import UniformGradient
-from .models import AdversarialTraining, ModelDefense
+from .models import AdversarialTraining, ModelDefense, Revealing
 
 __all__ = [
     "AID",
@@ -33,6 +33,7 @@ __all__ = [
     "AnyOf",
     "BetaSmoothing",
     "CertifiedInterpreter",
+    "ConsistentAID",
     "Defense",
     "Detector",
     "DetectorDefense",
@@ -43,6 +44,7 @@ __all__ = [
     "MeTFADefense",
     "ModelDefense",
     "Replaced",
+    "Revealing",
     "SparsifiedSmoothGrad",
     "TangentSpace",
     "TrainedDefense",

@@ -2,5 +2,6 @@
 
 from .adversarial import AdversarialTraining
 from .base import ModelDefense
+from .revealing import Revealing
 
-__all__ = ["AdversarialTraining", "ModelDefense"]
+__all__ = ["AdversarialTraining", "ModelDefense", "Revealing"]

@@ -155,7 +155,7 @@ class _Loop:
             noise = global_noise(device, derive(self.task.stream, "noise", epoch, step, micro))
             statistics = self.statistics.of_micro_batch(first=micro == 0)
             with noise, statistics, nullcontext() if last else _no_sync(accelerator, wrapped):
-                moment = TrainingStep(self.task.stream, epoch, progress)
+                moment = TrainingStep(self.task.stream, epoch, progress, epoch * batches.steps + step)
                 value = self.task.loss(wrapped, x.to(device), y.to(device), moment).mean()
                 # Accelerate divides by its own number of steps, which the micro batches have in them already.
                 accelerator.backward(value / (batches.share / accelerator.gradient_accumulation_steps))

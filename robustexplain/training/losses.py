@@ -15,11 +15,19 @@ from ..answers import with_auxiliary
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """When a loss is computed: what its random streams are derived from."""
+    """When a loss is computed: what its random streams are derived from.
+
+    Args:
+        seed: of the training.
+        epoch: which pass over the data.
+        progress: in ``[0, 1]``.
+        number: of the optimiser step, counted from 0 over all epochs.
+    """
 
     seed: int
     epoch: int
     progress: float
+    number: int = 0
 
 
 Loss = Callable[[nn.Module, Tensor, Tensor, TrainingStep], Tensor]

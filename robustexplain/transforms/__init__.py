@@ -14,6 +14,7 @@ from .harmless_changes import (
     UniformNoise,
     default_changes,
     harmless_for,
+    one_of,
 )
 from .jpeg import JPEG
 from .resize_pad import ResizePad
@@ -39,6 +40,7 @@ __all__ = [
     "UniformNoise",
     "default_changes",
     "harmless_for",
+    "one_of",
     "transform",
     "transforms",
 ]

@@ -231,6 +231,22 @@ def harmless_for(
     return chosen if samples is None else tuple(change.fitted(samples) for change in chosen)
 
 
+def one_of(changes: Sequence[HarmlessChange], x: Tensor, seed: int = 0) -> Tensor:
+    """Each input after one of the changes, all equally likely, drawn from its own stream; ``x`` of ``[B, ...]``.
+
+    Raises:
+        InputError: no change to choose from, or one of another kind of input.
+    """
+    if not changes:
+        raise InputError("one_of needs a harmless change at least, got none")
+    chosen, changed = Streams.of(x, seed, "one-of").integers(len(changes)).to(x.device), x.clone()
+    for place, change in enumerate(changes):
+        rows = (chosen == place).nonzero()[:, 0]
+        if len(rows):
+            changed[rows] = change(x[rows], seed)
+    return changed
+
+
 def _factor(x: Tensor, streams: Streams, by: float) -> Tensor:
     return streams.uniform(x.new_empty(len(x), 1, 1, 1), 1 - by, 1 + by)
 

@@ -16,11 +16,13 @@ from robustexplain.defenses import (
     AVA,
     AdversarialTraining,
     CertifiedInterpreter,
+    ConsistentAID,
     Defense,
     FeatureSqueezing,
     KernelSmoothing,
     MeTFADefense,
     Replaced,
+    Revealing,
     SparsifiedSmoothGrad,
     TangentSpace,
     UniformGradient,
@@ -43,10 +45,14 @@ CHEAP: dict[str, Defense] = {
     "tangent-space": TangentSpace(neighbours=4, images=20),
     "aid": AID(attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20)),
     "certified": CertifiedInterpreter(samples=12, choose=2, tau=0.6, alpha=0.5, grid=4),
+    "aid-consistent": ConsistentAID(attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20)),
     "feature-squeezing": FeatureSqueezing(("median-2", "bit-depth-3")),
     "metfa": MeTFADefense(samples=6),
     "pgd-at": AdversarialTraining(attack=PGD(EPS, 2, 0.05), training=Training(epochs=1, batch_size=20, lr=1e-3)),
     "sparsified-smoothgrad": SparsifiedSmoothGrad(samples=12, alpha=0.5, grid=4, bound="clopper-pearson"),
+    "revealing": Revealing(
+        ("gradient",), attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20, lr=1e-3)
+    ),
     "x-ensemble": XEnsemble(attack=PGD(EPS, 4, 0.05), training=Training(epochs=1, batch_size=20), trees=10),
 }
 

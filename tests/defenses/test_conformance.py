@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import robustexplain as rx
 from robustexplain.attacks import ADV2, PGD, random_classes
 from robustexplain.data import Data, stack, take
 from robustexplain.defenses import (
-    AID,
     Aggregate,
     AggregatedInterpreter,
     BetaSmoothing,
@@ -26,14 +25,13 @@ from robustexplain.defenses import (
     XEnsemble,
 )
 from robustexplain.defenses.interpreters.aggregated import member_of
-from robustexplain.defenses.interpreters.aid import AIDLoss
 from robustexplain.errors import InputError, UnknownNameError, UnsupportedModelError
 from robustexplain.interpreters import CAM, RTS, GradCAM, Gradient, MaskObjective
 from robustexplain.metrics import L1, auc
 from robustexplain.models import Classifier
 from robustexplain.registry import DEFENSES
 from robustexplain.system import Detector
-from robustexplain.training import Training, TrainingStep
+from robustexplain.training import Training
 
 EPS = 0.125
 # On so little training the masks stay all ones, unless their size weighs more.
@@ -220,71 +218,6 @@ def test_an_aggregate_refuses_what_is_none(trained: Classifier) -> None:
         AggregatedInterpreter(["gradcm", "gradient"])
     with pytest.raises(InputError, match="same model"):
         Aggregate(trained, (CAM(trained), CAM(copy.deepcopy(trained))))
-
-
-# --- adversarial interpretation distillation ---
-
-
-def test_aid_needs_an_rts(trained: Classifier, few: Dataset[Any]) -> None:
-    with pytest.raises(UnsupportedModelError, match="AID trains the interpreter's own network, and GradCAM has none"):
-        AID()(rx.System(trained, GradCAM(trained)), few)
-
-
-def transferred_shift(system: rx.System, deceived: rx.System, x: Tensor, y: Tensor) -> float:
-    """How far ADV2 inputs made for ``deceived`` move the map of ``system``."""
-    goal = random_classes(x, y, 10)
-    found = replace(INNER, steps=20)(deceived, x, y, goal)
-    assert float(found.success.float().mean()) > 0.9
-    with torch.no_grad():
-        maps = system.interpreter(found.x, goal), system.interpreter(x, y)
-    return float((maps[0] - maps[1]).abs().mean())
-
-
-def test_with_aid_an_attack_on_the_prediction_changes_the_map(
-    trained: Classifier, rts: RTS, digits: Data, judged: tuple[Tensor, Tensor]
-) -> None:
-    x, y = judged[0][:24], judged[1][:24]
-    system = rx.System(trained, rts)
-    aid = AID(attack=INNER, objective=SMALL, training=Training(epochs=3, batch_size=20, lr=4e-3))
-    hardened = aid(system, take(digits.defense, 200))
-    assert float(rts(x, y).std((1, 2)).mean()) > 0.1, "the masks say nothing"
-    plain, after = (transferred_shift(s, system, x, y) for s in (system, hardened))
-    print(f"transferred ADV2 moves the map by {plain:.3f}, after AID by {after:.3f}")
-    assert after > 1.5 * plain
-
-
-def aid_loss(weight: float, trained: Classifier, rts: RTS) -> AIDLoss:
-    masker = copy.deepcopy(rts.masker).requires_grad_(True)
-    return AIDLoss(AID(weight=weight, attack=INNER), trained, masker)
-
-
-def test_aid_subtracts_the_mean_distance_of_the_maps(
-    trained: Classifier, rts: RTS, judged: tuple[Tensor, Tensor]
-) -> None:
-    x, y = judged[0][:8], judged[1][:8]
-    moment = TrainingStep(0, 0, 0.0)
-    without, with_it = aid_loss(0.0, trained, rts), aid_loss(2.5, trained, rts)
-    forged, goal = with_it.attacked(x, y, moment)
-    masker = copy.deepcopy(with_it.masker).train()
-    both, _ = masker(torch.cat([x, forged]), torch.cat([y, goal]))
-    distance = torch.stack([(both[i] - both[8 + i]).abs().mean() for i in range(8)])
-    difference = with_it(with_it.masker, x, y, moment) - without(without.masker, x, y, moment)
-    torch.testing.assert_close(difference, -2.5 * distance, rtol=1e-3, atol=1e-4)
-
-
-def test_aids_attacked_inputs_do_not_depend_on_their_place_in_the_batch(
-    trained: Classifier, rts: RTS, judged: tuple[Tensor, Tensor]
-) -> None:
-    x, y = judged[0][:6].double(), judged[1][:6]
-    loss = AIDLoss(AID(attack=INNER), copy.deepcopy(trained).double(), copy.deepcopy(rts.masker).double())
-    moment = TrainingStep(3, 1, 0.5)
-    whole, goal = loss.attacked(x, y, moment)
-    order = torch.tensor([4, 0, 5])
-    some, some_goal = loss.attacked(x[order], y[order], moment)
-    assert torch.equal(goal[order], some_goal)
-    torch.testing.assert_close(some, whole[order], rtol=0, atol=1e-9)
-    later, _ = loss.attacked(x, y, replace(moment, epoch=2))
-    assert not torch.equal(later, whole)
 
 
 # --- X-Ensemble ---

@@ -20,7 +20,6 @@ from torch.utils.data import Dataset
 import robustexplain as rx
 from robustexplain.attacks.manipulation import LocationFooling
 from robustexplain.defenses import (
-    AID,
     Aggregate,
     AggregatedInterpreter,
     BetaSmoothing,
@@ -202,10 +201,6 @@ def test_a_hardened_interpreter_is_a_member_or_the_aggregate_is_refused(
         AggregatedInterpreter(["gradient", "gradcam"])(kept)
     more = AggregatedInterpreter(["aggregate", "cam"])(kept)
     assert more.interpreter.members[0] is kept.interpreter  # type: ignore[attr-defined]
-    smooth = BetaSmoothing()(hard)
-    for wrapped in (smooth, kept):
-        with pytest.raises(UnsupportedModelError, match=r"explains by .*: apply aid to the RTS first, then 'aid'"):
-            AID()(wrapped, few)
     with pytest.raises(InputError, match=r"'smoothed' is made of other parts besides the model"):
         AggregatedInterpreter(["smoothed", "cam"])(rx.System(trained, CAM(trained)))
 

@@ -74,6 +74,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor]
         ("told", 0),
         ("single", 0),
         ("hardened", 0),
+        ("revealing", 1e-6),
     ],
 )
 def test_two_processes_find_what_one_finds(

@@ -16,10 +16,11 @@ from torch.utils.data import TensorDataset
 from robustexplain import System
 from robustexplain.attacks import ADV2, PGD
 from robustexplain.attacks.manipulation import LocationFooling
-from robustexplain.defenses import AID, AdversarialTraining
-from robustexplain.defenses.interpreters.aid import AIDLoss
-from robustexplain.interpreters import Gradient, MaskingModel
+from robustexplain.defenses import AdversarialTraining, ConsistentAID, Revealing
+from robustexplain.defenses.interpreters.aid import AIDLoss, OwnNetworks
+from robustexplain.interpreters import RTS, Gradient, MaskingModel
 from robustexplain.training import Session, Training, TrainingStep, accelerator_for, cross_entropy, fit
+from robustexplain.transforms import Brightness, UniformNoise
 
 
 def net(seed: int, kink: type[nn.Module] = nn.ReLU) -> nn.Module:
@@ -54,9 +55,10 @@ def aid_gradients(accelerator: Accelerator) -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         masker = MaskingModel.around(net(2), x.float(), width=4, levels=2).double()
-    aid = AID(attack=ADV2(0.1, steps=6, step_size=0.02, warm_start=0.5))
-    loss = AIDLoss(aid, model, masker)
-    wrapped = accelerator.prepare(masker)
+    aid = ConsistentAID(attack=ADV2(0.1, steps=6, step_size=0.02, warm_start=0.5))
+    networks = OwnNetworks(RTS(model, masker.eval()))
+    loss = AIDLoss(aid, networks, (UniformNoise(), Brightness()))
+    wrapped = accelerator.prepare(networks)
     wrapped.train()
     mine = slice(accelerator.process_index, None, accelerator.num_processes)
     value = loss(wrapped, x[mine], y[mine], TrainingStep(5, 0, 0.0)).mean()
@@ -88,6 +90,15 @@ def hardened(accelerator: Accelerator) -> dict[str, Tensor]:
     defense = AdversarialTraining(PGD(0.1, steps=3, step_size=0.05), training, clean_weight=0.3)
     found = defense.hardened(model, samples(48, torch.float64), Session(accelerator))
     return {f"hardened.{name}": value for name, value in found.state_dict().items()}
+
+
+def revealing(accelerator: Accelerator) -> dict[str, Tensor]:
+    """Two epochs of a loss on maps and of attacks on them, in a network that is smooth."""
+    training = Training(epochs=2, batch_size=16, micro_batch=4, lr=1e-2, weight_decay=0.0)
+    attack = ADV2(0.1, steps=4, step_size=0.03, warm_start=0.5)
+    defense = Revealing(("gradient",), attack=attack, training=training, rise=0.5)
+    found = defense.hardened(net(10, nn.Softplus).double(), samples(48, torch.float64), Session(accelerator))
+    return weights("revealing", found)
 
 
 class Explained(nn.Module):
@@ -135,7 +146,7 @@ def main(out: Path) -> None:
     found |= told(accelerator, "told", lr=0.2, validation=0.25, patience=2, optimizer="sgd", label_smoothing=0.1)
     # A single sample held out: there are fewer than processes.
     found |= told(accelerator, "single", lr=0.02, validation=0.01)
-    found |= hardened(accelerator)
+    found |= hardened(accelerator) | revealing(accelerator)
     found["processes"] = torch.tensor(accelerator.num_processes)
     if accelerator.num_processes > 1:
         assert dist.group.WORLD is not None

@@ -52,6 +52,18 @@ def test_a_change_depends_on_the_sample_and_the_seed_and_on_nothing_else(name: s
             change(torch.rand(2, 5))
 
 
+def test_each_input_gets_one_of_several_changes_whatever_its_batch() -> None:
+    x, changes = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(1)), default_changes((1, 8, 8))
+    changed = transforms.one_of(changes, x, seed=3)
+    each = torch.stack([change(x, 3) for change in changes])
+    chosen = (each - changed).flatten(2).abs().amax(2) < 1e-6
+    assert bool(chosen.any(0).all())
+    assert int(chosen.sum(1).min()) >= 5, "each of three is drawn about as often"
+    torch.testing.assert_close(transforms.one_of(changes, x[7:9], seed=3), changed[7:9], atol=1e-6, rtol=0)
+    with pytest.raises(InputError, match="at least, got none"):
+        transforms.one_of((), x)
+
+
 def test_noise_is_as_large_as_it_says() -> None:
     x = torch.full((4, 1, 64, 64), 0.5)
     away = transforms.UniformNoise(eps=0.1)(x) - x
