@@ -51,8 +51,8 @@ def check_fields(component: Any) -> None:
         if isinstance(value, str) and value in words:
             continue
         if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
-            words = ", ".join(map(repr, typing.get_args(hint)))
-            raise FieldError(cls.__name__, field.name, f"must be one of {words}, got {value!r}")
+            allowed = ", ".join(map(repr, typing.get_args(hint)))
+            raise FieldError(cls.__name__, field.name, f"must be one of {allowed}, got {value!r}")
         if getattr(hint, "__origin__", None) is int and not isinstance(value, int):
             raise FieldError(cls.__name__, field.name, f"must be a whole number, got {value!r}")
         for bound in getattr(hint, "__metadata__", ()):

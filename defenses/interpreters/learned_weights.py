@@ -39,14 +39,16 @@ def learned_weights(
         seed: of the near inputs.
     """
     maps = _rescaled(aggregate, x, classes, batch_size)
-    if goal == "complexity":
-
-        def value(weights: Tensor) -> Tensor:
-            return ops.entropy((weights[:, None, None] * maps).sum(0)).mean()
-
-    else:
-        value = _sensitivity(aggregate, maps, x, classes, batch_size, seed)
+    sensitivity = goal == "sensitivity"
+    value = _sensitivity(aggregate, maps, x, classes, batch_size, seed) if sensitivity else _complexity(maps)
     return _descend(value, len(aggregate.members), least)
+
+
+def _complexity(maps: Tensor) -> Callable[[Tensor], Tensor]:
+    def value(weights: Tensor) -> Tensor:
+        return ops.entropy((weights[:, None, None] * maps).sum(0)).mean()
+
+    return value
 
 
 def _rescaled(aggregate: Aggregate, x: Tensor, classes: Tensor, batch_size: int) -> Tensor:

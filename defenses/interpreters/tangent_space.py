@@ -24,10 +24,10 @@ from ..base import Defense, refuse
 @DEFENSES.register("tangent-space", paper="Anders et al. 2020, section 4", needs=("data",))
 @dataclass(frozen=True)
 class TangentSpace(Defense):
-    """Project every gradient of the interpreter on the tangent space of the training data: :class:`Projected`.
+    """Project every gradient of the interpreter on the tangent space of the training data.
 
     No training: images of the training part are kept with the system, and each explained input's nearest ones span its
-    tangent space. Made against a manipulation of the *model* that leaves its answers on the data as they are. Who uses
+    tangent space (:class:`robustexplain.interpreters.Projected`). Made against a manipulation of the *model* that leaves its answers on the data as they are. Who uses
     the system can read these images: leave it where the data are private.
 
     Args:

@@ -66,7 +66,7 @@ def test_an_epoch_of_revealing_costs_its_counted_passes(model: nn.Module, sample
             trained.requires_grad_(True)
             with torch.no_grad():
                 honest(torch.cat([some, some]))
-            logits, maps, _ = CAM(trained).explain(torch.cat([some, forged, some]), torch.cat([labels, goal, labels]))
+            logits, maps, *_ = CAM(trained).explain(torch.cat([some, forged, some]), torch.cat([labels, goal, labels]))
             (maps.square().mean() + nn.functional.cross_entropy(logits[:BATCH], labels)).backward()
             optimizer.step()
             optimizer.zero_grad()

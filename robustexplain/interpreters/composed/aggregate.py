@@ -64,7 +64,7 @@ class Aggregate(Composed):
         super().__post_init__()
 
     @property
-    def rounds(self) -> bool:
+    def rounds(self) -> bool:  # type: ignore[override]
         """Whether its derivative is zero because it counts ranks, or that of a member is."""
         return self.how == "rank" or super().rounds
 

@@ -67,4 +67,5 @@ class KernelSmoothed(Wrapper):
         copies = (rows + noise[:, None]).flatten(0, 1)
         maps = self.base._explain(copies, classes.repeat(len(noise)), graph).maps
         maps = maps if graph else maps.detach()
-        return maps.unflatten(0, (len(noise), len(rows))).sum(0)
+        summed: Tensor = maps.unflatten(0, (len(noise), len(rows))).sum(0)
+        return summed

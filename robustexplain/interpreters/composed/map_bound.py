@@ -85,12 +85,13 @@ def curvature(interpreter: Smoothed, x: Tensor, target: Tensor | None = None, st
                 (turned,) = torch.autograd.grad(gradient, x, _unit(v), retain_graph=True)
                 v = _tangent(turned.detach(), normal)
                 size = v.flatten(1).norm(dim=1)
-    return size / length.clamp(min=torch.finfo(length.dtype).tiny)
+    found: Tensor = size / length.clamp(min=torch.finfo(length.dtype).tiny)
+    return found
 
 
 def _unit(values: Tensor) -> Tensor:
-    length = values.flatten(1).norm(dim=1)
-    return values / ops.expand(length.clamp(min=torch.finfo(length.dtype).tiny), values)
+    length: Tensor = values.flatten(1).norm(dim=1).clamp(min=torch.finfo(values.dtype).tiny)
+    return values / ops.expand(length, values)
 
 
 def _tangent(values: Tensor, normal: Tensor) -> Tensor:

@@ -144,7 +144,7 @@ class _Projection:
         self.used = True
         rows = gradient.reshape(-1, *self.tangents.shape[::2]).movedim(0, 2).to(self.tangents.dtype)
         along = torch.linalg.solve(self._gram, self.tangents @ rows)
-        projected = self.tangents.mT @ along
+        projected: Tensor = self.tangents.mT @ along
         return projected.movedim(2, 0).reshape(gradient.shape).to(gradient.dtype)
 
 

@@ -133,7 +133,8 @@ class RelEx(Interpreter):
         logits = answer(self.model, both.flatten(0, 2)).to(mask.dtype)
         odds = margin(logits, classes.repeat_interleave(size).repeat(2)).unflatten(0, (2, len(x), size))
         inside, outside = -torch.nn.functional.logsigmoid(odds[0]), -((-odds[1]).sigmoid() + TINY).log()
-        return (inside + self.outside * outside).mean(1)
+        total: Tensor = (inside + self.outside * outside).mean(1)
+        return total
 
     def step(
         self,
