@@ -18,6 +18,7 @@ from robustexplain.registry import ALL
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "defenses").glob("*.md")]
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -77,9 +78,7 @@ def test_the_first_two_shell_blocks_are_the_two_commands_a_line_each() -> None:
     assert tests == ".venv/bin/python -m pytest\n"
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
-)
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in PAGES)])
 def test_links_to_files_of_the_project_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
@@ -102,5 +101,5 @@ def test_pages_of_the_reference_name_what_there_is() -> None:
     assert all(pkgutil.resolve_name(name) is not None for name in named)
     assert {f"robustexplain.{room}" for room in robustexplain._MODULES - {"recipes"}} <= set(named)
     listed = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    for page in [*pages, *(ROOT / "docs").glob("*.md")]:
+    for page in [*pages, *PAGES]:
         assert f"- {page.relative_to(ROOT / 'docs').as_posix()}" in listed, f"{page} is not in mkdocs.yml"

@@ -26,7 +26,7 @@ Weights = Literal["equal", "sensitivity", "complexity"] | tuple[float, ...]
 
 @DEFENSES.register(
     "aggregated",
-    paper="Rieger and Hansen 2020 (AGG-Mean, AGG-Var); Bhatt et al. 2020, section 4 (weights); "
+    paper="Rieger and Hansen 2020 (AGG-Mean, AGG-Var); Bhatt et al. 2020 (weights); "
     "Zhang et al. 2020, section 5 Q3 (ensemble)",
 )
 @dataclass(frozen=True)

@@ -16,7 +16,16 @@ from robustexplain.data import stack
 from robustexplain.errors import FieldError
 from robustexplain.fields import NonNegative
 from robustexplain.files import digest_tensors
-from robustexplain.interpreters import RTS, Interpreter, MaskingModel, MaskObjective
+from robustexplain.interpreters import (
+    RTS,
+    Aggregate,
+    Composed,
+    Interpreter,
+    MaskingModel,
+    MaskObjective,
+    OfTransformed,
+    Smoothed,
+)
 from robustexplain.interpreters.composed.base import walk
 from robustexplain.interpreters.masks.rts_training import mask_loss
 from robustexplain.random_streams import Streams, derive
@@ -26,6 +35,9 @@ from robustexplain.training import Samples, Session, Training, TrainingStep, fit
 from robustexplain.transforms import HarmlessChange, harmless_for, one_of
 
 from ..base import TrainedDefense, refuse
+
+TRAINED_THROUGH = (Aggregate, Smoothed, OfTransformed)
+"""Interpreters that explain an input by one map of each of their parts; others explain noisy copies, or neighbours."""
 
 
 @DEFENSES.register("aid", paper="Zhang et al. 2020, section 5 Q3 and A5, eq. 22-23", needs=("rts", "data"))
@@ -80,6 +92,8 @@ class AID(TrainedDefense):
             not maskers(system.interpreter),
             f"AID trains the interpreter's own network, and {kind} has none; use RTS",
         )
+        around = [type(part).__name__ for part in walk(system.interpreter) if _hides(part)]
+        refuse(bool(around), f"AID does not train through {''.join(around[:1])}: apply {self.name} to the RTS first")
         model = system.model.to(session.device)
         # The copy of a masker around the very classifier has a classifier of its own.
         hardened = copy.deepcopy(system.interpreter).on_model(model)
@@ -115,6 +129,11 @@ def maskers(interpreter: Interpreter) -> list[MaskingModel]:
     """The networks of an interpreter's own, and of those that it is made of; each once."""
     found = {id(part.masker): part.masker for part in walk(interpreter) if isinstance(part, RTS)}
     return list(found.values())
+
+
+def _hides(part: Interpreter) -> bool:
+    """Whether an interpreter has networks inside that it does not run once on each input."""
+    return isinstance(part, Composed) and not isinstance(part, TRAINED_THROUGH) and bool(maskers(part))
 
 
 class OwnNetworks(nn.Module):

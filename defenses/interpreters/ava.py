@@ -17,7 +17,7 @@ from ..base import TrainedDefense, refuse
 from .calibration import clean_inputs
 
 
-@DEFENSES.register("ava", paper="Bhatt et al. 2020, section 5 (AVA)", needs=("data",))
+@DEFENSES.register("ava", paper="Bhatt et al. 2020 (AVA)", needs=("data",))
 @dataclass(frozen=True)
 class AVA(TrainedDefense):
     """Replace the map by the mean of the maps of the nearest kept samples, weighted by inverse distance.

@@ -22,7 +22,7 @@ from ..base import Defense, refuse
 from .calibration import clean_inputs, least_that_holds, maps_of, predictions
 
 LEAST, MOST = 0.01, 1000.0
-"""The range of ``beta`` that a search looks at: the paper shows 0.8 to 10."""
+"""The range of ``beta`` that a search looks at: the authors' code shows 1 to 10."""
 
 
 @DEFENSES.register("beta-smoothing", paper="Dombrowski et al. 2019, section 5", needs=("rectifiers",))
@@ -58,7 +58,7 @@ class BetaSmoothing(Defense):
     def _defend(self, system: System, data: Samples | None, session: Session) -> System:
         base = system.interpreter
         refuse(any(isinstance(part, Smoothed) for part in walk(base)), "the interpreter is smoothed already")
-        sample = None if data is None else clean_inputs(system, data, 1, self.seed)
+        sample = clean_inputs(system, data, 1, self.seed) if data is not None and len(data) else None
         if sample is not None:
             require_rectifiers(system.model, sample, "beta-smoothing")
         beta = self.beta if isinstance(self.beta, (int, float)) else self._searched(system, data, session)

@@ -23,7 +23,7 @@ DIGITS = 3
 def clean_inputs(system: System, data: Samples | None, images: int, seed: int) -> Tensor:
     """Up to ``images`` of the defense's samples, drawn by ``seed``, on the model's device and in its dtype."""
     if data is None or not len(data):
-        raise InputError("a setting that is searched for needs data: samples that the evaluation does not use")
+        raise InputError("this needs data: samples that the evaluation does not use")
     chosen = torch.randperm(len(data), generator=generator(seed, "calibration"))[:images].tolist()
     like = next((p for p in system.model.parameters() if p.is_floating_point()), torch.empty(0))
     return stack(data, chosen)[0].to(like.device, like.dtype)

@@ -25,7 +25,7 @@ WIDTHS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
 """The widths that a search compares, in the input's units."""
 
 
-@DEFENSES.register("kernel-smoothing", paper="Yeh et al. 2019, section 4 (smoothed explanations)")
+@DEFENSES.register("kernel-smoothing", paper="Yeh et al. 2019 (smoothed explanations)")
 @dataclass(frozen=True)
 class KernelSmoothing(Defense):
     """Replace the map by its mean over noisy copies of the input, which moves less and fits the model less closely.

@@ -23,7 +23,7 @@ PLACES = 6
 def learned_weights(
     aggregate: Aggregate, x: Tensor, classes: Tensor, goal: Goal, least: float, batch_size: int, seed: int
 ) -> tuple[tuple[float, ...], float, float]:
-    """The weights, and what they are chosen for at equal weights and at these (Bhatt et al. 2020, section 4).
+    """The weights, and what they are chosen for at equal weights and at these (Bhatt et al. 2020).
 
     By exponentiated gradient on the simplex from equal weights; the best iterate counts, so that the result is never
     worse than equal weights on ``x``.

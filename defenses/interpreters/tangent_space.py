@@ -6,29 +6,28 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import annotated_types as at
-import torch
 
-from robustexplain.data import stack
 from robustexplain.errors import FieldError
 from robustexplain.fields import Count
 from robustexplain.interpreters import Projected, Reference
 from robustexplain.interpreters.composed.base import walk
-from robustexplain.random_streams import generator
 from robustexplain.registry import DEFENSES
 from robustexplain.system import System
 from robustexplain.training import Samples, Session
 
 from ..base import Defense, refuse
+from .calibration import clean_inputs
 
 
-@DEFENSES.register("tangent-space", paper="Anders et al. 2020, section 4", needs=("data",))
+@DEFENSES.register("tangent-space", paper="Anders et al. 2020, tangent-space projection", needs=("data",))
 @dataclass(frozen=True)
 class TangentSpace(Defense):
     """Project every gradient of the interpreter on the tangent space of the training data.
 
     No training: images of the training part are kept with the system, and each explained input's nearest ones span its
-    tangent space (:class:`robustexplain.interpreters.Projected`). Made against a manipulation of the *model* that leaves its answers on the data as they are. Who uses
-    the system can read these images: leave it where the data are private.
+    tangent space (:class:`robustexplain.interpreters.Projected`). Made against a manipulation of the *model* that
+    leaves its answers on the data as they are. Who uses the system can read these images: leave it where the data are
+    private.
 
     Args:
         neighbours: points that span the tangent space, the input among them; the paper takes 30.
@@ -51,15 +50,16 @@ class TangentSpace(Defense):
                 type(self).__name__, "images", f"must be at least neighbours={self.neighbours}, got {self.images!r}"
             )
 
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        """As :meth:`Defense.misfit`: a table, whose rows are nearest only in some units."""
+        if len(shape) < 3:
+            return f"{self.name} looks for the nearest images, and inputs are table rows of {shape[0]} columns"
+        return None
+
     def _defend(self, system: System, data: Samples | None, session: Session) -> System:
-        assert data is not None  # checked before; for the type checker
         base = system.interpreter
         refuse(any(isinstance(part, Projected) for part in walk(base)), "the interpreter is projected already")
-        bank = self._bank(data)
+        bank = Reference(clean_inputs(system, data, self.images, self.seed))
         if system.inputs is not None and bank.x.dim() == 4:
             system.inputs.check(bank.x)
         return replace(system, interpreter=Projected(system.model, base, bank, self.neighbours))
-
-    def _bank(self, data: Samples) -> Reference:
-        order = torch.randperm(len(data), generator=generator(self.seed, "bank"))
-        return Reference(stack(data, order[: self.images].sort().values.tolist())[0])

@@ -87,6 +87,12 @@ class Revealing(ModelDefense):
         """The attacks in training."""
         return (self.attack,) if self.rival is None else (self.attack, replace(self.rival, aim="forge"))
 
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        """As :meth:`Defense.misfit`: inputs that are no images."""
+        if len(shape) == 3:
+            return None
+        return f"revealing forges images [C, H, W] in training; a sample has shape {list(shape)}"
+
     def _train(self, system: System, data: Samples, session: Session) -> System:
         explaining = {type(part) for part in walk(system.interpreter)}
         names = ", ".join(map(str, self.interpreters))
@@ -99,8 +105,9 @@ class Revealing(ModelDefense):
 
     def _harden(self, model: nn.Module, data: Samples, session: Session) -> nn.Module:
         x = stack(data, range(1))[0]
-        if x.dim() != 4:
-            raise InputError(f"revealing forges images [C, H, W] in training; a sample has shape {list(x.shape[1:])}")
+        why = self.misfit(tuple(x.shape[1:]))
+        if why is not None:
+            raise InputError(why)
         members = tuple(spec.build(model) for spec in self._specs)
         shown = MemberMaps(model, tuple(Shown(model, member) for member in members))
         attacked = members[0] if len(members) == 1 else MemberMaps(model, members)

@@ -2,8 +2,8 @@
 
 For a composition, ``L1(g o h) = L1(g) L1(h)`` bounds the values and ``L2(g o h) = L2(g) L1(h)^2 + L1(g) L2(h)`` the
 Jacobian, both in L2. Linear steps have ``L2 = 0``; ``softplus_beta`` has ``L1 = 1`` and ``L2 = beta / 4``, its largest
-second derivative. Without a softmax the result is ``beta C`` with ``C`` a function of the weights: the constant of
-Dombrowski et al. 2019, theorem 1.
+second derivative. Without a softmax the result is ``beta C`` with ``C`` a function of the weights: as in the bound
+of Dombrowski et al. 2019.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _norm(step: Call) -> float:
     """An upper bound on the spectral norm of a convolution or a linear layer.
 
     The smaller of two: the root of the largest row sum times the largest column sum of magnitudes (Schur), and the
-    norm of the kernel as a matrix times the root of how often a pixel is read (Tsuzuku et al. 2018, section 4).
+    norm of the kernel as a matrix times the root of how often a pixel is read (Tsuzuku et al. 2018).
     """
     weight = step.argument(1, "weight").detach().double()
     if step.name == "linear":

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..interpreters.base import Interpreter
 
 
-@METRICS.register("curvature", paper="Dombrowski et al. 2019, theorem 1", needs=("interpreter",))
+@METRICS.register("curvature", paper="Dombrowski et al. 2019 (curvature)", needs=("interpreter",))
 @dataclass(frozen=True)
 class Curvature(Metric):
     """Largest principal curvature of the class's level set at the input, of the smoothed network that is explained.

@@ -14,7 +14,15 @@ from torch.utils.data import Dataset
 import robustexplain as rx
 from robustexplain.attacks import ADV2, random_classes
 from robustexplain.data import Data, take
-from robustexplain.defenses import AID, AggregatedInterpreter, BetaSmoothing, ConsistentAID, Defense, InputTransform
+from robustexplain.defenses import (
+    AID,
+    AggregatedInterpreter,
+    BetaSmoothing,
+    ConsistentAID,
+    Defense,
+    InputTransform,
+    KernelSmoothing,
+)
 from robustexplain.defenses.interpreters.aid import AIDLoss, OwnNetworks, maskers
 from robustexplain.errors import InputError, UnsupportedModelError
 from robustexplain.interpreters import RTS, GradCAM, MaskingModel, MaskObjective
@@ -161,9 +169,12 @@ def test_a_masker_around_the_very_classifier_is_trained_as_a_copy(
     assert all(map(torch.equal, before, trained.parameters()))
 
 
-def test_it_refuses_what_it_cannot_train(trained: Classifier, few: Dataset[Any]) -> None:
+def test_it_refuses_what_it_cannot_train(trained: Classifier, rts: RTS, few: Dataset[Any]) -> None:
     with pytest.raises(UnsupportedModelError, match="AID trains the interpreter's own network, and GradCAM has none"):
         AID()(rx.System(trained, GradCAM(trained)), few)
+    around = KernelSmoothing(samples=2)(rx.System(trained, rts))
+    with pytest.raises(UnsupportedModelError, match="not train through KernelSmoothed: apply aid to the RTS first"):
+        AID()(around, few)
     with pytest.raises(InputError, match=r"attack\.eps must be above 0"):
         AID(attack=ADV2(0.0))
     with pytest.raises(InputError, match="harmless_weight must be at least 0"):

@@ -158,7 +158,8 @@ def test_a_certified_map_is_the_share_of_copies_that_mark_a_cell(
 
 
 def interpreter_noise(interpreter: Certified, x: Tensor) -> Tensor:
-    from robustexplain.interpreters.composed.noisy_copies import noise, normal
+    from robustexplain.interpreters.composed.noisy_copies import noise
+    from robustexplain.interpreters.gradients.smoothgrad import normal
 
     return noise(interpreter, x, range(interpreter.samples), normal)
 

@@ -69,7 +69,7 @@ def plain(trained: Classifier) -> rx.System:
 def test_a_kernel_smoothed_map_is_the_mean_over_copies(tiny_model: nn.Module, grey: Tensor, noise: Any) -> None:
     model, x = copy.deepcopy(tiny_model).double(), grey.double()
     base, width, target = GradCAM(model), 0.2, torch.tensor([1, 0, 2, 3, 1])
-    smooth = KernelSmoothed(model, base, width, samples=300, noise=noise, batch_size=7)
+    smooth = KernelSmoothed(model, base, width, samples=40, noise=noise, batch_size=7)
     found = smooth(x, target).detach()
     (draws,) = smooth._drawn.values()
     expected = torch.stack([base.explain(x + width * draw, target).maps for draw in draws]).mean(0)
@@ -168,7 +168,7 @@ def mlp(seed: int = 0) -> nn.Module:
 
 def test_the_slopes_of_two_layers_are_those_of_the_formula() -> None:
     net, x = mlp(), torch.rand(1, 1, 3, 3, dtype=torch.float64)
-    first, second = (float(torch.linalg.matrix_norm(net[i].weight, 2)) for i in (1, 3))  # type: ignore[index, union-attr, arg-type]
+    first, second = (float(torch.linalg.matrix_norm(net[i].weight.detach(), 2)) for i in (1, 3))  # type: ignore[index, union-attr, arg-type]
     found = network_slopes(net, x, beta=8.0)
     assert found.first == pytest.approx(first * second)
     # L2(W2 s(W1 x)) = |W2| beta/4 |W1|^2

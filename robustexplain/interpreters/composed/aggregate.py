@@ -23,9 +23,7 @@ NEAR = 64
 """The slope of a rank is measured over this share of the pixels, to either side."""
 
 
-@INTERPRETERS.register(
-    "aggregate", paper="Rieger and Hansen 2020 (AGG-Mean, AGG-Var); Bhatt et al. 2020, section 4 (weights)"
-)
+@INTERPRETERS.register("aggregate", paper="Rieger and Hansen 2020 (AGG-Mean, AGG-Var); Bhatt et al. 2020 (weights)")
 @dataclass(frozen=True, eq=False)
 class Aggregate(Composed):
     """The members' maps, each rescaled at the input's size, made one: ``mean``, ``var`` or ``rank``.

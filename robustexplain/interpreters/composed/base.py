@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 
@@ -120,3 +121,10 @@ def same(one: object, other: object) -> bool:
     if is_dataclass(one):
         return all(same(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
     return isinstance(one, (bool, int, float, str)) and one == other
+
+
+def in_rows(x: Tensor, target: Tensor | None, most: int) -> list[tuple[Tensor, Tensor | None]]:
+    """At most so many inputs at a time, with their classes."""
+    parts = math.ceil(len(x) / most)
+    targets: tuple[Tensor | None, ...] = (None,) * parts if target is None else target.split(most)
+    return list(zip(x.split(most), targets, strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
@@ -18,7 +17,7 @@ from ...registry import INTERPRETERS
 from ..base import Explanation
 from ..certificate import ABSTAIN, Certificate
 from ..gradients.integrated import predicted
-from .base import Wrapper
+from .base import Wrapper, in_rows
 from .binomial import Correction, draws_needed, rejected, tails
 from .noisy_copies import (
     PredictionOf,
@@ -151,10 +150,3 @@ class Certified(CertifiedSettings, Wrapper):
         proved = rejected(p.flatten(1), self.alpha, self.correction).reshape(important.shape)
         decided = torch.where(proved, important.to(torch.int8), ABSTAIN).to(torch.int8)
         return Certificate(self.radius, self.alpha, votes.mean(0, dtype=torch.float32), decided)
-
-
-def in_rows(x: Tensor, target: Tensor | None, most: int) -> list[tuple[Tensor, Tensor | None]]:
-    """At most so many inputs at a time, with their classes."""
-    parts = math.ceil(len(x) / most)
-    targets: tuple[Tensor | None, ...] = (None,) * parts if target is None else target.split(most)
-    return list(zip(x.split(most), targets, strict=True))

@@ -13,11 +13,12 @@ from ...registry import INTERPRETERS
 from ..base import Explanation, requiring_grad
 from ..gradients.baselines import Units, deviation
 from ..gradients.integrated import by_rows, predicted, total
-from ..gradients.smoothgrad import Noise, fixed_noise
+from ..gradients.smoothgrad import DRAWS, Noise
 from .base import Wrapper
+from .noisy_copies import copy_maps
 
 
-@INTERPRETERS.register("kernel-smoothed", paper="Yeh et al. 2019, section 4 (smoothed explanations)")
+@INTERPRETERS.register("kernel-smoothed", paper="Yeh et al. 2019 (smoothed explanations)")
 @dataclass(frozen=True, eq=False)
 class KernelSmoothed(Wrapper):
     """``int phi(f, z) k(x, z) dz``: the mean of ``base``'s maps of noisy copies, each for the class explained of ``x``.
@@ -55,17 +56,8 @@ class KernelSmoothed(Wrapper):
         logits, classes = predicted(self.model, x, target, graph)
 
         def mean(rows: Tensor, classes: Tensor) -> Tensor:
-            noise = self.width * deviation(self.units, self.model, rows.detach()) * fixed_noise(self, rows)
-            at_once = max(1, self.batch_size // len(rows))
-            parts = (self._of_copies(rows, classes, part, graph) for part in noise.split(at_once))
-            return total(parts) / self.samples
+            scale = self.width * deviation(self.units, self.model, rows.detach())
+            found = copy_maps(self, rows, classes, graph, scale, DRAWS[self.noise])
+            return total(maps.sum(0) for maps in found) / self.samples
 
         return Explanation(logits, by_rows(x, classes, self.batch_size, mean))
-
-    def _of_copies(self, rows: Tensor, classes: Tensor, noise: Tensor, graph: bool) -> Tensor:
-        """The sum of the maps ``[b, ...]`` over copies with ``noise`` ``[k, ...]``."""
-        copies = (rows + noise[:, None]).flatten(0, 1)
-        maps = self.base._explain(copies, classes.repeat(len(noise)), graph).maps
-        maps = maps if graph else maps.detach()
-        summed: Tensor = maps.unflatten(0, (len(noise), len(rows))).sum(0)
-        return summed

@@ -1,4 +1,4 @@
-"""How far a smoothed gradient map can move (Dombrowski et al. 2019, theorem 1): a bound, and the curvature.
+"""How far a smoothed gradient map can move (after Dombrowski et al. 2019): a bound, and the curvature.
 
 The bound holds for every input, and is far from tight. The curvature is that of one place, and is no bound.
 """
@@ -33,9 +33,9 @@ _OF = {
 def map_bound(interpreter: Interpreter, x: Tensor) -> float:
     """How far the map of a class moves at most, in L2, for each unit that the input moves in L2.
 
-    Theorem 1 of Dombrowski et al. 2019 bounds normalised gradients along a level set of the output; here it is the
-    gradient itself, and the path may be any: no more is known than that the class explained stays the same. The bound
-    is linear in beta for logits. It says nothing about a map that is rescaled before it is compared, or ranked.
+    Dombrowski et al. 2019 bound normalised gradients along a level set of the output; here it is the gradient itself,
+    and the path may be any: no more is known than that the class explained stays the same. The bound is linear in beta
+    for logits. It says nothing about a map that is rescaled before it is compared, or ranked.
 
     Args:
         interpreter: :class:`Smoothed` around :class:`Gradient`.
@@ -60,8 +60,8 @@ def curvature(interpreter: Smoothed, x: Tensor, target: Tensor | None = None, st
     """The largest principal curvature ``|lambda_max|`` of the level set of the class's logit at ``x``, ``[B]``.
 
     How far the normalised gradient of the smoothed network turns for a unit of the way along the level set, to first
-    order: the middle of theorem 1, at one place. By power iteration on ``P H P / |grad|``, ``P`` the projection on the
-    tangent space: an estimate from below.
+    order: what Dombrowski et al. 2019 bound, at one place. By power iteration on ``P H P / |grad|``, ``P`` the
+    projection on the tangent space: an estimate from below.
 
     Args:
         interpreter: smoothed; it is its network that is looked at.

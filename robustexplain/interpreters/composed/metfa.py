@@ -17,10 +17,11 @@ from ...registry import INTERPRETERS
 from ..base import Explanation
 from ..certificate import ABSTAIN, Certificate
 from ..gradients.integrated import predicted
-from .base import Wrapper
+from ..gradients.smoothgrad import uniform
+from .base import Wrapper, in_rows
 from .binomial import draws_needed, tails
-from .certified import Inner, in_rows
-from .noisy_copies import above, attached, copy_maps, followed, refuse_tables, uniform
+from .certified import Inner
+from .noisy_copies import above, attached, copy_maps, followed, refuse_tables
 
 Shown = Literal["smoothed", "significance", "interval"]
 """Which of MeTFA's maps is shown."""

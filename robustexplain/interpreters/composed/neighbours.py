@@ -17,7 +17,7 @@ from ..reference import Reference
 from .base import Wrapper
 
 
-@INTERPRETERS.register("neighbour-mean", paper="Bhatt et al. 2020, section 5 (AVA)", needs=("background",))
+@INTERPRETERS.register("neighbour-mean", paper="Bhatt et al. 2020 (AVA)", needs=("background",))
 @dataclass(frozen=True, eq=False)
 class NeighbourMean(Wrapper):
     """AVA: the mean of ``base``'s maps of the ``neighbours`` nearest samples of ``bank``, weighted by inverse distance.

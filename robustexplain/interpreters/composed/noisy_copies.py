@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from ...autograd.straight_through import is_straight
 from ...errors import InputError, UnsupportedModelError
 from ...random_streams import derive
 from ..base import Interpreter
+from ..gradients.smoothgrad import Draw, normal
 
 PredictionOf = Literal["input", "copy"]
 """Whose prediction is explained on a noisy copy: that of the input, or that of the copy itself."""
@@ -50,26 +51,12 @@ class OverCopies(Protocol):
     def _drawn(self) -> dict[Any, Tensor]: ...
 
 
-Draw = Callable[[torch.Size, torch.Generator], Tensor]
-"""The noise of one copy."""
-
-
-def normal(shape: torch.Size, rng: torch.Generator) -> Tensor:
-    """Standard normal."""
-    return torch.randn(shape, generator=rng, dtype=torch.float32)
-
-
-def uniform(shape: torch.Size, rng: torch.Generator) -> Tensor:
-    """Uniform in ``[-1, 1]``."""
-    return 2 * torch.rand(shape, generator=rng, dtype=torch.float32) - 1
-
-
 def copy_maps(
     method: OverCopies,
     x: Tensor,
     target: Tensor | None,
     graph: bool,
-    scale: float,
+    scale: float | Tensor,
     draw: Draw = normal,
     clip: bool = False,
 ) -> Iterator[Tensor]:
@@ -77,10 +64,10 @@ def copy_maps(
 
     Args:
         method: explains them by its ``base``, at most ``batch_size`` in a pass unless one copy of each is more.
-        x: ``[B, C, H, W]``.
+        x: ``[B, ...]``.
         target: ``[B]``; ``None``: each copy's own prediction.
         graph: whether the maps are differentiated; without it they are detached.
-        scale: of the noise.
+        scale: of the noise; a number, or ``[1, ...]`` like ``x``.
         draw: the noise of one copy, the same for all inputs.
         clip: whether copies are clipped to ``[0, 1]``.
     """
@@ -94,7 +81,7 @@ def copy_maps(
 
 
 def noise(method: OverCopies, like: Tensor, copies: range, draw: Draw) -> Tensor:
-    """The noise of some copies, ``[k, C, H, W]``: each copy has a generator of its own."""
+    """The noise of some copies, ``[k, ...]``: each copy has a generator of its own."""
     shape, known = like.shape[1:], method._drawn
     if method.samples * shape.numel() > KEPT:
         return _draws(method.seed, like, copies, draw)

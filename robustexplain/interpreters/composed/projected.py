@@ -19,7 +19,7 @@ from ..backward_rules.guided import GuidedBackprop, GuidedGradCAM
 from ..base import Explanation, Interpreter
 from ..perturbation.removal import wide_dtype
 from ..reference import Reference
-from .base import Wrapper, walk
+from .base import Wrapper, in_rows, walk
 
 GUIDED = (GuidedBackprop, GuidedGradCAM)
 """Methods whose gradients are not the model's."""
@@ -87,8 +87,7 @@ class Projected(Wrapper):
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         # Methods split what is larger into parts that this wrapper would not see.
         size = min((part.batch_size for part in walk(self.base) if hasattr(part, "batch_size")), default=len(x))
-        targets = [None] * len(x.split(size)) if target is None else target.split(size)
-        found = [self._of_rows(rows, of, graph) for rows, of in zip(x.split(size), targets, strict=True)]
+        found = [self._of_rows(rows, of, graph) for rows, of in in_rows(x, target, size)]
         if len(found) == 1:
             return found[0]
         return Explanation(torch.cat([f.logits for f in found]), torch.cat([f.maps for f in found]))

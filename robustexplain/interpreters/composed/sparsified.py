@@ -16,10 +16,10 @@ from ...fields import Count, Natural, Positive
 from ...registry import INTERPRETERS
 from ..base import Explanation
 from ..certificate import Certificate
-from ..gradients.integrated import predicted
-from .base import Wrapper
+from ..gradients.integrated import predicted, total
+from .base import Wrapper, in_rows
 from .binomial import Bound, bounds, slack
-from .certified import Inner, in_rows
+from .certified import Inner
 from .noisy_copies import (
     PredictionOf,
     attached,
@@ -136,10 +136,7 @@ class Sparsified(SparsifiedSettings, Wrapper):
         wide = torch.promote_types(x.dtype, torch.float32)
         found = copy_maps(self, x, target, graph, self.sigma)
         parts = (marked(cells(maps, x.shape[-2:], self.grid), self.keep, graph).sum(0, dtype=wide) for maps in found)
-        total = next(parts)
-        for part in parts:
-            total = total + part
-        return total
+        return total(parts)
 
     def _certificate(self, sums: Tensor) -> Certificate:
         hits = sums.flatten(1).round().long().sort(1, descending=True).values

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal
 
 import annotated_types as at
 import torch
@@ -23,6 +23,21 @@ Several = Annotated[int, at.Ge(2)]
 """A number of samples large enough for a variance."""
 Noise = Literal["gaussian", "uniform"]
 """Normal noise of a standard deviation, or uniform noise of a half-width: the cube of that L-infinity radius."""
+Draw = Callable[[Sequence[int], torch.Generator], Tensor]
+"""Noise of scale one, of a shape."""
+
+
+def normal(shape: Sequence[int], rng: torch.Generator) -> Tensor:
+    """Standard normal."""
+    return torch.randn(*shape, generator=rng, dtype=torch.float32)
+
+
+def uniform(shape: Sequence[int], rng: torch.Generator) -> Tensor:
+    """Uniform in ``[-1, 1]``."""
+    return 2 * torch.rand(*shape, generator=rng, dtype=torch.float32) - 1
+
+
+DRAWS: Mapping[Noise, Draw] = {"gaussian": normal, "uniform": uniform}
 
 
 @INTERPRETERS.register("smoothgrad", paper="Smilkov et al. 2017, section 3; SmoothGrad-squared: Hooker et al. 2019")
@@ -129,28 +144,6 @@ class VarGrad(Interpreter):
         return Explanation(logits, reduce_channels(by_rows(x, classes, self.batch_size, spread), self.channels))
 
 
-class Noisy(Protocol):
-    """An interpreter that averages over copies with fixed noise, kept in ``_drawn``."""
-
-    @property
-    def samples(self) -> int:
-        """How many copies."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """Of the noise."""
-        ...
-
-    @property
-    def noise(self) -> Noise:
-        """Which noise."""
-        ...
-
-    @property
-    def _drawn(self) -> dict[Any, Tensor]: ...
-
-
 def noisy_gradients(method: SmoothGrad | VarGrad, rows: Tensor, classes: Tensor, graph: bool) -> Iterator[Tensor]:
     """The class gradient at each noisy copy, ``[k, b, ...]`` at a time."""
     noise = fixed_noise(method, rows)
@@ -164,18 +157,14 @@ def noisy_gradients(method: SmoothGrad | VarGrad, rows: Tensor, classes: Tensor,
         yield gradient
 
 
-def fixed_noise(method: Noisy, like: Tensor) -> Tensor:
+def fixed_noise(method: SmoothGrad | VarGrad, like: Tensor) -> Tensor:
     """Noise of scale one ``[samples, ...]`` for inputs like these, drawn once and kept until the size changes."""
     key = (like.shape[1:], like.device, like.dtype)
     known = method._drawn
     noise = known.get(key)
     if noise is None:
         # Drawn on the CPU in float32, so that the noise is the same on every device and in every dtype.
-        size, rng = (method.samples, *like.shape[1:]), generator(method.seed, "noise")
-        if method.noise == "uniform":
-            draws = 2 * torch.rand(size, generator=rng, dtype=torch.float32) - 1
-        else:
-            draws = torch.randn(size, generator=rng, dtype=torch.float32)
+        draws = DRAWS[method.noise]((method.samples, *like.shape[1:]), generator(method.seed, "noise"))
         noise = draws.to(like.device, like.dtype)
         # Another thread may draw for another size: each returns its own.
         known.clear()
