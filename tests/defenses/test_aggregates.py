@@ -60,7 +60,8 @@ def test_a_rank_aggregate_is_the_mean_of_ranks(trained: Classifier, judged: tupl
     members = Gradient(trained), CAM(trained)
     found = Aggregate(trained, members, "absmax", "rank", (0.25, 0.75))(x, y).detach().numpy()
     for i in range(3):
-        one, other = (rankdata(m(x, y)[i].detach().numpy()).reshape(32, 32) for m in members)
+        # Rescaled as the aggregate does: rounding makes some values equal.
+        one, other = (rankdata(ops.absmax(m(x, y).detach())[i].numpy()).reshape(32, 32) for m in members)
         np.testing.assert_allclose(found[i], (0.25 * one + 0.75 * other) / 1024, rtol=1e-5)
 
 
@@ -83,7 +84,7 @@ def test_the_slope_of_a_rank_is_what_a_pixel_passes(grey: Tensor) -> None:
 
 
 def test_an_attack_that_knows_ranks_follows_their_slope(trained: Classifier, judged: tuple[Tensor, Tensor]) -> None:
-    x, y = judged[0][:8], judged[1][:8]
+    x, y = judged[0][:4], judged[1][:4]
     system = AggregatedInterpreter(("gradcam", "cam"), how="rank")(rx.System(trained, CAM(trained)))
     assert system.rounds
     assert not AggregatedInterpreter(("gradcam", "cam"))(rx.System(trained, CAM(trained))).rounds
@@ -129,6 +130,7 @@ def test_what_cannot_be_chosen_is_refused() -> None:
 @pytest.mark.parametrize("goal", ["sensitivity", "complexity"])
 def test_chosen_weights_lower_what_they_are_chosen_for(trained: Classifier, few: Dataset[Any], goal: Any) -> None:
     system, members = rx.System(trained, Gradient(trained)), ("gradient", "cam", "input-x-gradient")
+    few = torch.utils.data.Subset(few, range(12))
     with pytest.raises(InputError, match="needs data"):
         AggregatedInterpreter(members, weights=goal)(system)
     x = stack(few)[0]
@@ -147,7 +149,7 @@ def test_chosen_weights_lower_what_they_are_chosen_for(trained: Classifier, few:
     best = value(chosen)
     assert best < 0.98 * value(AggregatedInterpreter(members))
     # No other weights on a coarse grid are better.
-    shares = [s for s in itertools.product((0.05, 0.2, 0.4, 0.6, 0.75, 0.9), repeat=3) if abs(sum(s) - 1) < 1e-9]
+    shares = [s for s in itertools.product((0.05, 0.3, 0.65, 0.9), repeat=3) if abs(sum(s) - 1) < 1e-9]
     assert len(shares) > 5
     assert best <= min(value(AggregatedInterpreter(members, weights=s)) for s in shares) * 1.01
 
@@ -187,7 +189,7 @@ def test_ava_refuses_what_it_cannot_keep(trained: Classifier, few: Dataset[Any],
         AVA()(made, few)
     with pytest.raises(InputError, match=r"the reference holds images \[1, 32, 32\], got \[1, 16, 16\]"):
         made.interpreter(judged[0][:1, :, :16, :16])
-    with pytest.raises(InputError, match="a bank of 2 samples"):
+    with pytest.raises(InputError, match="the bank holds 2"):
         NeighbourMean(trained, GradCAM(trained), Reference(judged[0][:2]), 3)
 
 
