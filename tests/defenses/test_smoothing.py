@@ -20,16 +20,8 @@ from robustexplain.autograd.slopes import network_slopes
 from robustexplain.data import stack
 from robustexplain.defenses import BetaSmoothing, Defense, KernelSmoothing, UniformGradient
 from robustexplain.errors import FieldError, InputError, UnsupportedModelError
-from robustexplain.interpreters import (
-    CAM,
-    GradCAM,
-    Gradient,
-    KernelSmoothed,
-    Smoothed,
-    SmoothGrad,
-    curvature,
-    map_bound,
-)
+from robustexplain.interpreters import CAM, GradCAM, Gradient, KernelSmoothed, Smoothed, SmoothGrad
+from robustexplain.interpreters.composed.map_bound import curvature, map_bound
 from robustexplain.metrics import Curvature, Infidelity, MaxSensitivity, Pearson, Spearman
 from robustexplain.models import Classifier
 from robustexplain.progress import Silent
