@@ -98,6 +98,7 @@ def certified_in_words(certificate: Certificate) -> str:
     shares = {name.removeprefix("certified_"): float(value[0]) for name, value in certificate.shares().items()}
     radius = shares.pop("radius")
     within = f"within L2 {radius:.3g}" if radius else "under the noise, at this very input"
+    within += " and for this prediction" if radius and certificate.same_class else ""
     words = {"one": "of the map is certified as important", "zero": "as unimportant", "overlap": "of its top stays"}
     return f"{', '.join(f'{value:.1%} {words[n]}' for n, value in shares.items())} at least, {within}"
 

@@ -18,7 +18,8 @@ def certified(cell: Cell) -> dict[str, Tensor]:
 
     ``contradicted``: of the cells that the benign input's certificate decides, the share that the attacked input's
     decides the other way; ``attacked_overlap``: of its certified top, the share that stays; both are NaN for an
-    attacked input beyond the certificate's radius, of which nothing is said.
+    attacked input of which the certificate says nothing: beyond its radius, or with another prediction where it holds
+    for one class.
     """
     benign, seen = cell.benign.certificate, cell.seen.certificate
     if benign is None or seen is None:
@@ -26,6 +27,8 @@ def certified(cell: Cell) -> dict[str, Tensor]:
     distance = (cell.attacked - cell.clean).flatten(1).float().norm(dim=1)
     # A radius of 0 is of the input alone, which an attack that changes nothing leaves as it is.
     beyond = distance.cpu() > benign.radius * (1 + 1e-6)
+    if benign.same_class:
+        beyond |= (cell.seen.prediction != cell.benign.prediction).cpu()
     found = benign.shares()
     if benign.decided is not None:
         found["contradicted"] = benign.contradicted(seen).cpu().masked_fill(beyond, torch.nan)

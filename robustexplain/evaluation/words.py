@@ -79,13 +79,14 @@ MEASURES = {
     ),
     "attacked_overlap": (
         "Attacked overlap",
-        "of the certified top, the share that stayed, where the attacked input is within the radius",
+        "of the certified top, the share that stayed, where the certificate says something of the attacked input",
         "neither",
     ),
     "contradicted": (
         "Certificates that contradict each other",
         "share of cells that the benign and the attacked map certify the other way round, where the attacked input is "
-        "within the radius; above 0, but for the chance of error, a certificate is wrong",
+        "within the radius (and has the same prediction, if the certificate asks for it); above 0, but for the chance "
+        "of error, a certificate is wrong",
         "low",
     ),
     "iou": ("IoU with the benign map", "of the rescaled maps, binarised", "neither"),

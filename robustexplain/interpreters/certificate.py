@@ -29,6 +29,7 @@ class Certificate:
         overlap: ``[B]``: of the ``top`` cells of largest score, at least this share stays.
         top: how many cells ``overlap`` is about.
         each_pixel: whether ``alpha`` is for each cell on its own.
+        same_class: whether it holds only for those inputs within ``radius`` of which the same class is explained.
     """
 
     radius: float
@@ -38,6 +39,7 @@ class Certificate:
     overlap: Tensor | None = None
     top: int = 0
     each_pixel: bool = False
+    same_class: bool = False
 
     norm: ClassVar[str] = "l2"
 

@@ -218,7 +218,10 @@ def test_the_certificate_travels_with_the_map_where_it_holds(trained: Classifier
     defense = SparsifiedSmoothGrad(samples=60, sigma=0.25, radius=0.01, grid=4)
     system = BetaSmoothing()(defense(plain))
     with torch.no_grad():
-        assert system(some[0]).certificate is not None
+        for made, one_class in ((defense(plain), False), (system, True)):
+            found = made(some[0]).certificate
+            assert found is not None
+            assert found.same_class is one_class
     front = with_transforms(copy.deepcopy(trained), ["median-2"])
     inner = Certified(front, CAM(front), samples=60, grid=8)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,11 @@ def test_a_cell_says_what_is_certified_and_what_contradicts_it_within_the_radius
     assert found["certified_radius"].tolist() == [1.0, 1.0]
     torch.testing.assert_close(found["contradicted"], torch.tensor([0.25, torch.nan]), equal_nan=True)
     assert found["certificate"][0].tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, -1, -1], [0, 0, -1, -1]]
+    # One class's certificate says nothing of an input with another prediction.
+    ours, theirs = (replace(e, certificate=replace(e.certificate, same_class=True)) for e in (benign, attacked))  # type: ignore[type-var]
+    theirs = replace(theirs, logits=torch.tensor([[0.0, 1.0, 0.0]] * 2))
+    found = certified(cell_of(trained, ours, theirs, torch.tensor([0.2, 0.3])))
+    assert bool(found["contradicted"].isnan().all())
     plain = Explained(torch.zeros(2, 3), torch.zeros(2, 4, 4))
     assert certified(cell_of(trained, plain, plain, torch.zeros(2))) == {}
     tops = [seen([3, 2, 1, 0], [3, 2, 1, 0], overlap=0.5), seen([3, 0, 2, 1], [0, 1, 2, 3], overlap=0.5)]

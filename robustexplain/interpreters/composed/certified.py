@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
@@ -134,7 +134,9 @@ class Certified(CertifiedSettings, Wrapper):
         follow = followed(graph)
         votes = torch.cat([self._votes(*rows, follow) for rows in in_rows(x, target, self.batch_size)], 1)
         maps = attached(votes.mean(0), logits)
-        return Explanation(logits, maps, certificate=self._certificate(votes.detach()))
+        # A class that is given, by the caller or by an interpreter around this one, is explained on every copy.
+        certificate = replace(self._certificate(votes.detach()), same_class=target is not None)
+        return Explanation(logits, maps, certificate=certificate)
 
     def _votes(self, x: Tensor, target: Tensor | None, graph: bool) -> Tensor:
         """``[samples, b, h, w]``: 1 where a copy's map is among its largest."""

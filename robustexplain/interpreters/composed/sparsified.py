@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -128,7 +128,9 @@ class Sparsified(SparsifiedSettings, Wrapper):
         follow = followed(graph)
         sums = torch.cat([self._sum(*rows, follow) for rows in in_rows(x, target, self.batch_size)])
         maps = attached((sums / self.samples).to(x.dtype), logits)
-        return Explanation(logits, maps, certificate=self._certificate(sums.detach()))
+        # A class that is given, by the caller or by an interpreter around this one, is explained on every copy.
+        certificate = replace(self._certificate(sums.detach()), same_class=target is not None)
+        return Explanation(logits, maps, certificate=certificate)
 
     def _sum(self, x: Tensor, target: Tensor | None, graph: bool) -> Tensor:
         """``[b, h, w]``: how many copies mark each cell."""
