@@ -90,7 +90,7 @@ class AID(TrainedDefense):
         kind = type(system.interpreter).__name__
         refuse(
             not maskers(system.interpreter),
-            f"AID trains the interpreter's own network, and {kind} has none; use RTS",
+            f"AID trains the interpreter's own network, and {kind} has none: apply {self.name} to an RTS first",
         )
         around = [type(part).__name__ for part in walk(system.interpreter) if _hides(part)]
         refuse(bool(around), f"AID does not train through {''.join(around[:1])}: apply {self.name} to the RTS first")

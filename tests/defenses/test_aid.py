@@ -44,33 +44,24 @@ def loss_of(settings: AID, trained: Classifier, rts: RTS, changes: tuple[Harmles
     return AIDLoss(settings, networks, changes)
 
 
-def transferred_shift(system: rx.System, deceived: rx.System, x: Tensor, y: Tensor) -> float:
-    """How far ADV2 inputs made for ``deceived`` move the map of ``system``."""
-    goal = random_classes(x, y, 10)
-    found = replace(INNER, steps=20)(deceived, x, y, goal)
-    assert float(found.success.float().mean()) > 0.9
+def shift(system: rx.System, x: Tensor, y: Tensor, moved: Tensor, goal: Tensor) -> float:
     with torch.no_grad():
-        maps = system.interpreter(found.x, goal), system.interpreter(x, y)
-    return float((maps[0] - maps[1]).abs().mean())
-
-
-def noise_shift(system: rx.System, x: Tensor, y: Tensor) -> float:
-    with torch.no_grad():
-        maps = system.interpreter(UniformNoise(1 / 16)(x, seed=5), y), system.interpreter(x, y)
-    return float((maps[0] - maps[1]).abs().mean())
+        return float((system.interpreter(moved, goal) - system.interpreter(x, y)).abs().mean())
 
 
 def test_with_aid_an_attack_changes_the_map_and_with_its_third_term_noise_changes_it_less(
     trained: Classifier, rts: RTS, digits: Data, judged: tuple[Tensor, Tensor]
 ) -> None:
-    x, y = judged[0][:24], judged[1][:24]
-    system = rx.System(trained, rts)
+    x, y = judged[0][:16], judged[1][:16]
+    system, goal = rx.System(trained, rts), random_classes(x, y, 10)
+    made = replace(INNER, steps=20)(system, x, y, goal)
+    assert float(made.success.float().mean()) > 0.9
     aid = AID(attack=INNER, objective=SMALL, training=Training(epochs=3, batch_size=20, lr=4e-3))
     consistent = replace(aid, harmless_weight=12.0, harmless=NOISE)
-    plain, after = (defense(system, take(digits.defense, 200)) for defense in (aid, consistent))
+    plain, after = (defense(system, take(digits.defense, 120)) for defense in (aid, consistent))
     assert float(rts(x, y).std((1, 2)).mean()) > 0.1, "the masks say nothing"
-    forged = [transferred_shift(s, system, x, y) for s in (system, plain, after)]
-    noisy = [noise_shift(s, x, y) for s in (system, plain, after)]
+    forged = [shift(s, x, y, made.x, goal) for s in (system, plain, after)]
+    noisy = [shift(s, x, y, UniformNoise(1 / 16)(x, seed=5), y) for s in (system, plain, after)]
     print(f"forged inputs move the map by {forged}, noise by {noisy} (RTS, AID, with its third term)")
     assert forged[1] > 1.5 * forged[0]
     assert noisy[2] < 0.6 * noisy[1]
@@ -108,7 +99,7 @@ def test_in_the_papers_alternation_each_step_has_one_of_the_losses(
     even, odd = (turns(turns.networks, x, y, replace(NOW, number=n)) for n in (4, 5))
     torch.testing.assert_close(even, neither(neither.networks, x, y, NOW), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(even + odd, both(both.networks, x, y, NOW), rtol=1e-4, atol=1e-4)
-    assert float(odd.max()) < 0
+    assert float(odd.detach().max()) < 0
     odd.mean().backward()
     # Data-parallel training waits for a gradient of every weight.
     assert all(p.grad is not None for p in turns.networks.parameters())

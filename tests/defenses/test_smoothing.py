@@ -98,7 +98,7 @@ def test_a_searched_width_trades_infidelity_for_sensitivity(
 ) -> None:
     with pytest.raises(InputError, match="needs data"):
         KernelSmoothing("auto")(plain)
-    defense = KernelSmoothing("auto", samples=4, loss=0.2, images=8)
+    defense = KernelSmoothing("auto", samples=4, loss=0.2, images=4)
     found = defense(plain, few, heard).interpreter
     assert isinstance(found, KernelSmoothed)
     assert f"width {found.width:g}, infidelity" in said(heard)
