@@ -75,6 +75,7 @@ class RelEx(Interpreter):
     unit_range: ClassVar[bool] = True
     iterative: ClassVar[bool] = True
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
+    explains_scalars: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
