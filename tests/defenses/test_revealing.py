@@ -44,7 +44,7 @@ def loss_of(settings: Revealing, trained: nn.Module) -> RevealingLoss:
 
 def shifts(system: rx.System, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """How far ADV2 and noise move the maps."""
-    forged = ADV2(EPS, steps=40, weight=50.0)(system, x, y, random_classes(x, y, 10)).x
+    forged = ADV2(EPS, steps=60, weight=50.0)(system, x, y, random_classes(x, y, 10)).x
     with torch.no_grad():
         maps = [system(v).maps for v in (x, forged, UniformNoise(1 / 32)(x, seed=9))]
     return L1()(maps[1], maps[0]), L1()(maps[2], maps[0])
@@ -53,7 +53,7 @@ def shifts(system: rx.System, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def test_forged_inputs_move_the_maps_of_a_revealing_network_and_noise_does_not(
     trained: Classifier, digits: Data, judged: tuple[Tensor, Tensor]
 ) -> None:
-    x, y = judged[0][:24], judged[1][:24]
+    x, y = judged[0][:32], judged[1][:32]
     before = rx.System(trained, CAM(trained))
     training = Training(epochs=3, batch_size=32, lr=2e-3, weight_decay=0.0)
     after = replace(CHEAP, training=training, harmless=(UniformNoise(1 / 16),))(before, take(digits.train, 320))
