@@ -17,6 +17,7 @@ from .origins import Origins
 from .planting import planted_of, unproven
 from .probing import FROZEN, ITERATES, RANDOM, Probes
 from .row_flags import Flag, RowAudit, flag
+from .seeds import repeats
 from .store import RunFolder
 from .sweeps import sweeps
 
@@ -29,9 +30,20 @@ def write_flags(experiment: Experiment, folder: RunFolder) -> None:
             cell = folder.done(row.label, column.label)
             if cell is None:
                 continue
-            now = {**cell, "flags": audit.flags(row, column), "planted": planted_of(audit.probes, row, column)}
+            flags = audit.flags(row, column)
+            flags += _of_repeats(experiment, folder, row, column, {found["name"] for found in flags})
+            now = {**cell, "flags": flags, "planted": planted_of(audit.probes, row, column)}
             if now != cell:
                 folder.write_cell(row.label, column.label, now, None)
+
+
+def _of_repeats(experiment: Experiment, folder: RunFolder, row: Row, column: Column, known: set[str]) -> Iterator[Flag]:
+    """Flags that a cell has under other seeds alone: its figures are of all of them."""
+    for i, other in enumerate(repeats(experiment, folder)[1:], 2):
+        for found in (other.done(row.label, column.label) or {}).get("flags", []):
+            if found["name"] not in known:
+                known.add(found["name"])
+                yield flag(found["name"], f"in training {i}: {found['reason']}")
 
 
 @dataclass(frozen=True)

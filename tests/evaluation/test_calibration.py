@@ -6,6 +6,8 @@ import re
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +31,7 @@ from robustexplain.evaluation.calibration import (
 )
 from robustexplain.evaluation.own_data import Inputs
 from robustexplain.evaluation.statistics import share_of_draws
+from robustexplain.evaluation.summaries import Summaries
 from robustexplain.evaluation.words import words_of
 from robustexplain.metrics import L1, Cosine, IoU
 from robustexplain.random_streams import derive
@@ -115,6 +118,17 @@ def test_draws_of_one_input_are_no_inputs_of_their_own() -> None:
     found, alone = share_of_draws(hits, 30), share(hits[:30])
     assert (found.value, found.count) == (alone.value, 30)
     assert (found.low, found.high) == pytest.approx((alone.low, alone.high))
+
+
+def test_draws_that_win_do_not_turn_the_sign_of_a_random_system_s_cell() -> None:
+    known = {"limit": 0.1, "limit_range": [0.05, 0.2]}
+    folder: Any = SimpleNamespace(calibrated=lambda row: (known, {}))
+    nothing: Any = SimpleNamespace(label="row", attack=SimpleNamespace(moves_map=False))
+    # Every sample is plausible under its best draw, and none under the first, of which the distance is.
+    arrays = {name: torch.ones(4) for name in ("plausible", "success", "joint_iou")} | {
+        "distance": torch.full((4,), 0.15)
+    }
+    assert Summaries(nothing, folder, nothing)._by_limit(nothing, nothing, arrays) == [0.0, 1.0]
 
 
 # ---- a row ----
