@@ -17,6 +17,7 @@ from .origins import Origins
 from .planting import planted_of, unproven
 from .probing import FROZEN, ITERATES, RANDOM, Probes
 from .row_flags import Flag, RowAudit, flag
+from .seeds import repeats
 from .store import RunFolder
 from .sweeps import sweeps
 
@@ -29,9 +30,20 @@ def write_flags(experiment: Experiment, folder: RunFolder) -> None:
             cell = folder.done(row.label, column.label)
             if cell is None:
                 continue
-            now = {**cell, "flags": audit.flags(row, column), "planted": planted_of(audit.probes, row, column)}
+            flags = audit.flags(row, column)
+            flags += _of_repeats(experiment, folder, row, column, {found["name"] for found in flags})
+            now = {**cell, "flags": flags, "planted": planted_of(audit.probes, row, column)}
             if now != cell:
                 folder.write_cell(row.label, column.label, now, None)
+
+
+def _of_repeats(experiment: Experiment, folder: RunFolder, row: Row, column: Column, known: set[str]) -> Iterator[Flag]:
+    """Flags that a cell has under other seeds alone: its figures are of all of them."""
+    for i, other in enumerate(repeats(experiment, folder)[1:], 2):
+        for found in (other.done(row.label, column.label) or {}).get("flags", []):
+            if found["name"] not in known:
+                known.add(found["name"])
+                yield flag(found["name"], f"in training {i}: {found['reason']}")
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,7 @@ class Audit:
 
     def flags(self, row: Row, column: Column) -> list[Flag]:
         """The flags of a finished cell. Nothing is claimed of unchanged inputs but what is the system's own."""
-        found = [*RowAudit(self.folder, self.probes).flags(row)]
+        found = [*RowAudit(self.folder, self.probes).flags(row), *self._failed(self.probes.rows_of(row))]
         if column.facts.name == "Clean":
             return found
         arrays = self.folder.arrays(row.label, column.label)
@@ -66,10 +78,17 @@ class Audit:
                 *self._random(row, column, arrays),
             ]
             found += [*self._transfer(row, column, arrays), *self._black_box(row, column, arrays)]
-            found += [*self._stronger(row, column), *self._controls(row, column, arrays)]
+            found += [*self._stronger(row, column, "alarm" in arrays), *self._controls(row, column, arrays)]
+            found += self._failed(self.probes.cells_of(row, column))
             found += [flag("attack-not-proven", why) for why in unproven(self.probes, row, column)]
             found += self._smaller(row, column, arrays)
         return found
+
+    def _failed(self, names: dict[str, str]) -> Iterator[Flag]:
+        """Checks that broke: of them nothing is known."""
+        for what, name in names.items():
+            if (why := self.probes.error(name)) is not None:
+                yield flag("not-audited", f"the audit could not check {what}: {why}")
 
     def _search(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> Iterator[Flag]:
         """What the search says of itself, and how long it is."""
@@ -110,7 +129,7 @@ class Audit:
         for other in self.experiment.columns:
             if not other.facts.control or other.facts.name == "Clean" or name not in arrays:
                 continue
-            if self.folder.done(row.label, other.label) is None:
+            if self.folder.done(row.label, other.label) is None or _larger(other, column):
                 continue
             control = float(self.folder.arrays(row.label, other.label)[name].nanmean())
             mine, factor = float(arrays[name].nanmean()), self.settings.random_factor
@@ -152,6 +171,8 @@ class Audit:
                 continue
             if other.source is not None or self.folder.done(row.label, other.label) is None:
                 continue
+            if other.knowledge == "adaptive" != column.knowledge:
+                continue  # what it wins more, it may win by what it knows
             won = "joint" if column.facts.needs_maps else "success"
             theirs, mine = self.folder.arrays(row.label, other.label)[won], arrays[won]
             more, fewer = int((theirs > mine).sum()), int((theirs < mine).sum())
@@ -210,23 +231,19 @@ class Audit:
                         f"{float(mine.mean()):.2f}: the search fails where more is allowed",
                     )
 
-    def _watched(self, row: Row) -> bool:
-        known = self.folder.calibrated(row.label)
-        return known is not None and known[0]["false_alarms"] is not None
-
-    def _stronger(self, row: Row, column: Column) -> Iterator[Flag]:
+    def _stronger(self, row: Row, column: Column, watched: bool) -> Iterator[Flag]:
         """An attack that wins more with more steps, eps or restarts, or that does not return what it found."""
         for name in self.probes.names(row, column):
             if name == ITERATES:
-                yield from self._lost(row, column)
+                yield from self._lost(row, column, watched)
             elif (known := self.probes.gain(row, column, name)) is not None:
                 yield from self._gains(name, *known)
 
-    def _lost(self, row: Row, column: Column) -> Iterator[Flag]:
+    def _lost(self, row: Row, column: Column, watched: bool) -> Iterator[Flag]:
         found = self.probes.read(self.probes.cell(row, column, ITERATES))
         lost = 0 if found is None else int((found["won"] > found["success"]).sum())
         # With a detector in its way, an attack may rather return what raises no alarm.
-        if found is not None and lost and not self._watched(row):
+        if found is not None and lost and not watched:
             yield flag("silent-success", f"for {lost} of {len(found['won'])} an iterate won and was not returned")
 
     def _gains(self, name: str, before: Tensor, after: Tensor) -> Iterator[Flag]:
@@ -240,6 +257,14 @@ class Audit:
             yield flag("not-monotone", f"twice the eps takes it from {told}: the search fails where more is allowed")
         if name == "unbounded" and value < limits.unbounded:
             yield flag("unbounded-fails", f"with eps 1 it reaches only {value:.2f} of {len(after)}")
+
+
+def _larger(control: Column, column: Column) -> bool:
+    """Whether a control may change more than an attack, or nobody can tell."""
+    mine, theirs = column.facts.eps, control.facts.eps
+    if mine is None or theirs is None:
+        return False
+    return theirs > mine or (column.facts.norm or "linf") != (control.facts.norm or "linf")
 
 
 def _uses_gradients(attack: Any) -> bool:

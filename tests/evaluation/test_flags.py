@@ -20,7 +20,7 @@ from robustexplain.errors import InputError, RobustExplainWarning
 from robustexplain.evaluation import Evaluation, Results, RunFolder, evaluate, run
 from robustexplain.evaluation.controls import with_frozen_draws
 from robustexplain.evaluation.judged import Chunk
-from robustexplain.evaluation.probing import probe, promise
+from robustexplain.evaluation.probing import iterates, probe, promise
 from robustexplain.models.transformed import Transformed
 from robustexplain.random_streams import frozen
 from robustexplain.recipe import read
@@ -201,6 +201,41 @@ def test_an_attack_that_wins_and_does_not_return_it(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True)
+class Broken(attacks.PGD):
+    """Breaks where it is given twice its steps."""
+
+    def __call__(self, system: rx.System, x: Tensor, *others: Any, **named: Any) -> attacks.Attacked:
+        if self.steps > 25:
+            raise RuntimeError("no memory for so many steps")
+        return super().__call__(system, x, *others, **named)
+
+
+def test_a_check_that_broke_is_not_taken_for_one_that_was_passed(tmp_path: Path) -> None:
+    full, attack = Auditing(level="full", planted=False, draws=2), Broken(eps=0.5, steps=25, step_size=0.1)
+    found = flags_of(gradient(net), tmp_path, attack, full)
+    assert list(found) == ["not-audited"]
+    assert found["not-audited"] == "the audit could not check steps: RuntimeError: no memory for so many steps"
+
+
+class Blended(interpreters.Gradient):
+    """Shows the classifier a black input too, as integrated gradients do."""
+
+    def explain(self, x: Tensor, target: Tensor | None = None, *, native: bool = False) -> Any:
+        self.model(torch.zeros_like(x))
+        return super().explain(x, target, native=native)
+
+
+def test_what_an_interpreter_shows_to_the_classifier_is_no_iterate() -> None:
+    model, goal = net(), torch.zeros(12, dtype=torch.int64)
+    goal += model(torch.zeros(1, 1, 8, 8)).argmax(1)
+    attack = attacks.ADV2(eps=1e-6, steps=2, step_size=1e-6)
+    away = model(X).argmax(1) != goal[0]
+    chunk = Chunk(0, X[away][:4], model(X[away][:4]).argmax(1), goal[:4], torch.arange(4))
+    found = iterates(attack, rx.System(model, Blended(model)), chunk, None)
+    assert found["success"].sum() == found["won"].sum() == 0
+
+
+@dataclass(frozen=True)
 class Shy(attacks.PGD):
     """Gives up where it may go far."""
 
@@ -344,6 +379,22 @@ def test_an_attack_without_gradients_that_wins_more(tmp_path: Path) -> None:
         results = results_of(gradient(make), tmp_path / name, pgd, others={"square": square})
         found = {flag["name"] for flag in results.flags("row", "attack")}
         assert ("black-box-stronger" in found) is (name == "fake")
+
+
+def test_who_knows_more_or_may_change_more_says_nothing_about_gradients(tmp_path: Path) -> None:
+    system = gradient(Quantiser)
+    columns: dict[str, Any] = {
+        "attack": attacks.PGD(eps=0.1, steps=25, step_size=0.02),
+        "square": (attacks.Square(eps=0.1, max_queries=200), "adaptive"),
+        "noise": attacks.Noise(eps=0.9),
+    }
+    settings = Evaluation(batch_size=12, targeted=False, plausible=Plausible(iou=0.5), calibration=0, bootstrap=50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RobustExplainWarning)
+        given = (X, system.model(X).argmax(1))
+        results = evaluate({"row": system}, columns, given, out=tmp_path, evaluation=settings)
+    names = {flag["name"] for flag in results.flags("row", "attack")}
+    assert not {"black-box-stronger", "random-as-good"} & names
 
 
 class NaNs(interpreters.Gradient):

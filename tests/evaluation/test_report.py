@@ -85,6 +85,19 @@ def test_the_first_sentence_names_the_defense_that_held_best_and_whether_beyond_
     assert "“veil”" not in words.partition("Beyond chance better")[2]
 
 
+def test_that_the_best_was_chosen_by_its_figures_is_corrected_for() -> None:
+    rows = [row("plain"), *(row(f"d{i}", "plain") for i in range(6))]
+    arrays = {(r.label, "strong"): wins(*range(30 + 2 * i)) for i, r in enumerate(rows[1:])}
+    arrays |= {("plain", "strong"): wins(*EVERY)}
+    ranked = ranking(results_of(rows, COLUMNS[2:], arrays), arrays, {})
+    assert ranked.best == "d0"
+    # Six differences to the root, and all pairs of six: any of them might have been the best.
+    assert ranked.tests == 6 + 15
+    gap, p = ranked.against["d5"]
+    assert gap.p is not None
+    assert p == pytest.approx(21 * gap.p)
+
+
 def test_nothing_is_called_better_that_chance_may_explain() -> None:
     words = said(arrays_of(plain_strong=range(38), shield_strong=range(36), veil_strong=range(38)))
     assert "held best" not in words

@@ -6,12 +6,15 @@ import csv
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from robustexplain.errors import InputError, RobustExplainWarning
-from robustexplain.evaluation import Results, RunFolder, run
+from robustexplain.evaluation import Results, RunFolder, flags, run
+from robustexplain.evaluation.row_flags import flag
 from robustexplain.evaluation.seeds import again, stacked
 from robustexplain.evaluation.statistics import over_seeds, share, shares_over_seeds
 from robustexplain.evaluation.worst import WORST
@@ -52,6 +55,15 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str
     assert len(one.each_seed("gradient", "pgd", "success")) == 1
     quiet(recipe(3), root)
     return RunFolder(root), before
+
+
+def test_what_is_in_doubt_under_one_seed_is_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    masked, weak = flag("zero-gradient", "masked"), flag("few-steps", "3 steps")
+    folder: Any = SimpleNamespace(done=lambda row, column: {"flags": [masked, weak]})
+    monkeypatch.setattr(flags, "repeats", lambda experiment, first: [first, folder, folder])
+    nothing: Any = SimpleNamespace(label="")
+    found = list(flags._of_repeats(nothing, folder, nothing, nothing, {"few-steps"}))
+    assert found == [flag("zero-gradient", "in training 2: masked")]
 
 
 def test_more_seeds_keep_the_first_and_train_everything_again(
