@@ -91,18 +91,22 @@ class Audit:
                 yield flag("not-audited", f"the audit could not check {what}: {why}")
 
     def _search(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> Iterator[Flag]:
-        """What the search says of itself, and how long it is."""
-        n, zero = len(arrays["success"]), int((arrays["zero_direction"] > 0).sum())
+        """What the search says of itself where it did not win, and how long it is."""
+        won = arrays["joint" if column.facts.needs_maps else "success"] > 0
+        n, zero = len(won), int(((arrays["zero_direction"] > 0) & ~won).sum())
         if zero:
-            yield flag("zero-gradient", f"the search's first gradient was exactly zero for {zero} of {n}: it is masked")
+            yield flag(
+                "zero-gradient",
+                f"the search's first gradient was exactly zero for {zero} of {n} that it did not win: it is masked",
+            )
         words = {
             "stalled": "the search never got its objective below where it began",
             "surrogate_misled": "the surrogate that the search followed improved and the real system did not",
         }
         for name, what in words.items():
-            count = int((arrays[name] > 0).sum())
+            count = int(((arrays[name] > 0) & ~won).sum())
             if count > self.settings.stalled * n:
-                yield flag(name.replace("_", "-"), f"{what}, for {count} of {n}")
+                yield flag(name.replace("_", "-"), f"{what}, for {count} of {n} that it did not win")
         steps = getattr(self.probes.attack(row, column), "steps", None)
         if isinstance(steps, int) and 0 < steps < self.settings.few_steps:
             yield flag(
