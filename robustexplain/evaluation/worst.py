@@ -127,6 +127,7 @@ def write_worst(experiment: Experiment, folder: RunFolder) -> None:
         path, beside = folder.worst(row.label), folder.worst(row.label).with_suffix(".safetensors")
         if row.label not in found:
             path.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
             continue
         mine, plain = found[row.label], found.get(row.root)
         against = compared(experiment, mine, plain) if row.root != row.label and plain is not None else {}
