@@ -68,7 +68,7 @@ class Audit:
     def flags(self, row: Row, column: Column) -> list[Flag]:
         """The flags of a finished cell. Nothing is claimed of unchanged inputs but what is the system's own."""
         found = [*RowAudit(self.folder, self.probes).flags(row), *self._failed(self.probes.rows_of(row))]
-        if column.facts.name == "Clean":
+        if column.facts.clean:
             return found
         arrays = self.folder.arrays(row.label, column.label)
         if not column.facts.control:
@@ -131,20 +131,23 @@ class Audit:
         """Random perturbations that do as well as the attack."""
         name = "distance" if column.facts.keeps_prediction else "success"
         for other in self.experiment.columns:
-            if not other.facts.control or other.facts.name == "Clean" or name not in arrays:
+            if not other.facts.control or other.facts.clean or name not in arrays:
                 continue
             if self.folder.done(row.label, other.label) is None or _larger(other, column):
                 continue
-            control = float(self.folder.arrays(row.label, other.label)[name].nanmean())
-            mine, factor = float(arrays[name].nanmean()), self.settings.random_factor
-            enough = name == "success" and mine >= self.settings.undefended
-            if control > 0 and mine < factor * control and not enough:
-                what = "moves maps by" if name == "distance" else "misleads the classifier for a share of"
-                yield flag(
-                    "random-as-good",
-                    f"{other.label!r}, random perturbations, {what} {control:.3g}, and the attack {mine:.3g}: "
-                    f"less than {factor:g} times as much",
-                )
+            control = self.folder.arrays(row.label, other.label)[name]
+            yield from self._as_good(f"{other.label!r}, random perturbations,", name, arrays[name], control)
+
+    def _as_good(self, who: str, name: str, mine: Tensor, control: Tensor) -> Iterator[Flag]:
+        """A control that does nearly as much as the attack, where that has not won nearly everything."""
+        attack, chance, factor = float(mine.nanmean()), float(control.nanmean()), self.settings.random_factor
+        enough = name == "success" and attack >= self.settings.undefended
+        if chance > 0 and attack < factor * chance and not enough:
+            what = "moves maps by" if name == "distance" else "misleads the classifier for a share of"
+            yield flag(
+                "random-as-good",
+                f"{who} {what} {chance:.3g}, and the attack {attack:.3g}: less than {factor:g} times as much",
+            )
 
     def _transfer(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> Iterator[Flag]:
         """The same attack that does better without knowledge of the defense."""
@@ -153,14 +156,10 @@ class Audit:
         for other in self._same_attack(column):
             if other.knowledge == "adaptive" or self.folder.done(row.label, other.label) is None:
                 continue
-            theirs = self.folder.arrays(row.label, other.label)["joint"]
-            more, fewer = int((theirs > arrays["joint"]).sum()), int((theirs < arrays["joint"]).sum())
-            gap = (more - fewer) / len(theirs)
-            if gap > self.settings.transfer_gap and mcnemar(more, fewer) < self.settings.significance:
+            if told := self._outdone(row, other.label, arrays, "joint", self.settings.transfer_gap):
                 yield flag(
                     f"{other.knowledge}-stronger",
-                    f"{other.label!r}, the same attack without knowledge of the defense, wins "
-                    f"{float(theirs.mean()):.2f} and this one {float(arrays['joint'].mean()):.2f}: it is not the "
+                    f"{other.label!r}, the same attack without knowledge of the defense, {told}: it is not the "
                     "strongest one",
                 )
 
@@ -175,17 +174,13 @@ class Audit:
                 continue
             if other.source is not None or self.folder.done(row.label, other.label) is None:
                 continue
-            if other.knowledge == "adaptive" != column.knowledge:
+            if other.knowledge == "adaptive" and column.knowledge != "adaptive":
                 continue  # what it wins more, it may win by what it knows
             won = "joint" if column.facts.needs_maps else "success"
-            theirs, mine = self.folder.arrays(row.label, other.label)[won], arrays[won]
-            more, fewer = int((theirs > mine).sum()), int((theirs < mine).sum())
-            gap = (more - fewer) / len(theirs)
-            if gap > self.settings.transfer_gap and mcnemar(more, fewer) < self.settings.significance:
+            if told := self._outdone(row, other.label, arrays, won, self.settings.transfer_gap):
                 yield flag(
                     "black-box-stronger",
-                    f"{other.label!r}, which sees no gradient, wins {float(theirs.mean()):.2f} and this one "
-                    f"{float(mine.mean()):.2f}: the gradients are masked",
+                    f"{other.label!r}, which sees no gradient, {told}: the gradients are masked",
                 )
 
     def _controls(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> Iterator[Flag]:
@@ -193,17 +188,9 @@ class Audit:
         names, limits = self.probes.names(row, column), self.settings
         found = self.probes.read(self.probes.cell(row, column, RANDOM)) if RANDOM in names else None
         for name, best in (found or {}).items():
-            if not len(best) or name not in arrays:
-                continue
-            mine, chance = float(arrays[name][: len(best)].nanmean()), float(best.nanmean())
-            enough = name == "success" and mine >= limits.undefended
-            if chance > 0 and mine < limits.random_factor * chance and not enough:
-                what = "misleads the classifier for a share of" if name == "success" else "moves maps by"
-                yield flag(
-                    "random-as-good",
-                    f"of {len(best)} inputs the best of {limits.draws} random perturbations {what} {chance:.3g}, and "
-                    f"the attack {mine:.3g}: less than {limits.random_factor:g} times as much",
-                )
+            if len(best) and name in arrays:
+                who = f"of {len(best)} inputs the best of {limits.draws} random perturbations"
+                yield from self._as_good(who, name, arrays[name][: len(best)], best)
         found = self.probes.read(self.probes.cell(row, column, FROZEN)) if FROZEN in names else None
         if found is not None and len(found["success"]) and float(found["success"].mean()) < limits.fixed_noise:
             yield flag(
@@ -225,15 +212,20 @@ class Audit:
             for other in labels[: labels.index(column.label)] if column.label in labels else ():
                 if self.folder.done(row.label, other) is None:
                     continue
-                theirs, mine = self.folder.arrays(row.label, other)["joint"], arrays["joint"]
-                more, fewer = int((theirs > mine).sum()), int((theirs < mine).sum())
-                lost, less = (more - fewer) / len(mine), {"eps": "a smaller eps", "steps": "fewer steps"}[sweep.setting]
-                if lost > self.settings.eps_loss and mcnemar(more, fewer) < self.settings.significance:
+                less = {"eps": "a smaller eps", "steps": "fewer steps"}[sweep.setting]
+                if told := self._outdone(row, other, arrays, "joint", self.settings.eps_loss):
                     yield flag(
                         "not-monotone",
-                        f"{other!r}, the same attack with {less}, wins {float(theirs.mean()):.2f} and this one "
-                        f"{float(mine.mean()):.2f}: the search fails where more is allowed",
+                        f"{other!r}, the same attack with {less}, {told}: the search fails where more is allowed",
                     )
+
+    def _outdone(self, row: Row, other: str, arrays: dict[str, Tensor], won: str, most: float) -> str | None:
+        """In words, that another column of the row wins more, by over ``most`` and beyond chance; else ``None``."""
+        theirs, mine = self.folder.arrays(row.label, other)[won], arrays[won]
+        more, fewer = int((theirs > mine).sum()), int((theirs < mine).sum())
+        if (more - fewer) / len(mine) <= most or mcnemar(more, fewer) >= self.settings.significance:
+            return None
+        return f"wins {float(theirs.mean()):.2f} and this one {float(mine.mean()):.2f}"
 
     def _stronger(self, row: Row, column: Column, watched: bool) -> Iterator[Flag]:
         """An attack that wins more with more steps, eps or restarts, or that does not return what it found."""

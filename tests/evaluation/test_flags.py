@@ -30,6 +30,8 @@ from robustexplain.registry import INTERPRETERS
 from robustexplain.system import Detector
 from robustexplain.transforms import UniformNoise
 
+from .fakes import Rounding
+
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 X = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -40,16 +42,8 @@ def net(seed: int = 0) -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(1, 6, 3), nn.Softplus(), nn.Flatten(), nn.Linear(216, 3)).eval()
 
 
-class Quantiser(nn.Module):
-    """Rounds its input, without a way through for gradients."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = net()
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.inner((x * 8).round() / 8)
-        return logits
+def quantised() -> nn.Module:
+    return Rounding(net())
 
 
 class Saturated(nn.Module):
@@ -149,7 +143,7 @@ def test_an_honest_system_under_a_strong_attack_has_no_flags(quiet: Detector, tm
 
 
 def test_a_quantiser_masks_gradients(tmp_path: Path) -> None:
-    found = flags_of(gradient(Quantiser), tmp_path)
+    found = flags_of(gradient(quantised), tmp_path)
     assert "first gradient was exactly zero for 24 of 24 that it did not win" in found["zero-gradient"]
 
 
@@ -324,7 +318,7 @@ class NoGradient(nn.Module):
 
 
 def test_a_gradient_that_is_not_there_is_told_from_one_that_is(tmp_path: Path) -> None:
-    honest, masked, broken = (promise(gradient(make), X) for make in (net, Quantiser, NoGradient))
+    honest, masked, broken = (promise(gradient(make), X) for make in (net, quantised, NoGradient))
     assert bool(((honest > 0.95) & (honest < 1.05)).all())
     assert bool(masked.isnan().all())  # zero is another flag's
     assert bool(broken.isinf().all())
@@ -375,14 +369,14 @@ def test_frozen_draws_tell_a_weak_attack_from_randomness(tmp_path: Path) -> None
 
 def test_an_attack_without_gradients_that_wins_more(tmp_path: Path) -> None:
     square, pgd = attacks.Square(eps=0.5, max_queries=200), attacks.PGD(eps=0.5, steps=25, step_size=0.1)
-    for make, name in ((Quantiser, "fake"), (net, "honest")):
+    for make, name in ((quantised, "fake"), (net, "honest")):
         results = results_of(gradient(make), tmp_path / name, pgd, others={"square": square})
         found = {flag["name"] for flag in results.flags("row", "attack")}
         assert ("black-box-stronger" in found) is (name == "fake")
 
 
 def test_who_knows_more_or_may_change_more_says_nothing_about_gradients(tmp_path: Path) -> None:
-    system = gradient(Quantiser)
+    system = gradient(quantised)
     columns: dict[str, Any] = {
         "attack": attacks.PGD(eps=0.1, steps=25, step_size=0.02),
         "square": (attacks.Square(eps=0.1, max_queries=200), "adaptive"),

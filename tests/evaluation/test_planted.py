@@ -13,20 +13,10 @@ from robustexplain.evaluation.planted import PROVEN, plant, prove
 from robustexplain.interpreters import GradCAM, Gradient
 from robustexplain.metrics import L1
 
+from .fakes import Rounding
+
 EPS = 0.125
 Images = tuple[Tensor, Tensor]
-
-
-class Rounding(nn.Module):
-    """A classifier behind a quantiser that no attack is told of."""
-
-    def __init__(self, of: nn.Module) -> None:
-        super().__init__()
-        self.of = of
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.of((x * 8).round() / 8)
-        return logits
 
 
 def test_goals_are_maps_of_the_system_in_the_ball_that_keep_the_prediction(trained: nn.Module, judged: Images) -> None:

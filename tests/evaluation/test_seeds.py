@@ -52,7 +52,9 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in cells}
     one = Results.read(RunFolder(root))
     assert one.seeds == 1
-    assert len(one.each_seed("gradient", "pgd", "success")) == 1
+    alone = one.measure("gradient", "pgd", "success")
+    assert alone is not None
+    assert "each" not in alone
     quiet(recipe(3), root)
     return RunFolder(root), before
 
@@ -95,7 +97,7 @@ def test_cells_hold_an_interval_over_seeds_and_samples_and_each_seed_s_value(
         assert found is not None
         expected = estimate(stacked(several, name), resamples, seed).as_dict()
         assert {k: found[k] for k in expected} == expected
-        assert results.each_seed("gradient", "pgd", name) == pytest.approx([float(a[name].mean()) for a in several])
+        assert found["each"] == pytest.approx([float(a[name].mean()) for a in several])
     separation = results.measure("gradient", "pgd", "separation")
     singles = [f.read_cell("gradient", "pgd")["measures"]["separation"] for f in map(folder.repeat, range(3))]  # type: ignore[index]
     assert separation is not None
