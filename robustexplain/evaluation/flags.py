@@ -118,13 +118,19 @@ class Audit:
         if column.knowledge == "transfer" or column.source is not None:
             return
         plain = self.folder.done(self.experiment.reference(row).label, column.label)
-        name = "joint" if column.facts.keeps_prediction else "success"
-        value = None if plain is None else plain["measures"][name]["value"]
-        if value is not None and value < self.settings.undefended:
+        if plain is None:
+            return
+        found, least = (
+            plain["measures"]["joint" if column.facts.keeps_prediction else "success"],
+            self.settings.undefended,
+        )
+        # As of false alarms, only what is beyond chance is said: 24 of 30 may be an attack that wins nine tenths.
+        if found["value"] is not None and found["high"] < least:
             yield flag(
                 "undefended-weak",
-                f"the attack succeeds on {value:.0%} of the undefended system {plain['row']}, and a strong one on at "  # type: ignore[index]
-                f"least {self.settings.undefended:.0%}: what it does not reach says nothing about a defense",
+                f"the attack succeeds on {found['value']:.0%} [{found['low']:.0%}, {found['high']:.0%}] of the "
+                f"undefended system {plain['row']}, and a strong one on at least {least:.0%}: what it does not reach "
+                "says nothing about a defense",
             )
 
     def _random(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> Iterator[Flag]:

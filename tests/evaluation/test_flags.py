@@ -452,3 +452,23 @@ def test_the_audit_s_settings() -> None:
         Auditing.from_entry("thorough", "audit")
     with pytest.raises(InputError, match=r"audit\.random_factor"):
         Auditing.from_entry({"random_factor": math.nan}, "audit")
+
+
+@dataclass(frozen=True)
+class Partly(attacks.PGD):
+    """Leaves every so manieth input as it is."""
+
+    every: int = 2
+
+    def __call__(self, system: rx.System, x: Tensor, *others: Any, **named: Any) -> attacks.Attacked:
+        made = super().__call__(system, x, *others, **named)
+        left = torch.arange(len(x)) % self.every == 0
+        return replace(made, x=torch.where(left[:, None, None, None], x, made.x), success=made.success & ~left)
+
+
+@pytest.mark.parametrize(("every", "weak"), [(2, True), (6, False)])
+def test_an_attack_is_weak_on_the_undefended_system_where_that_is_beyond_chance(
+    every: int, weak: bool, tmp_path: Path
+) -> None:
+    found = flags_of(gradient(net), tmp_path, Partly(eps=0.5, steps=20, step_size=0.1, every=every))
+    assert ("undefended-weak" in found) is weak  # 50% of 24, and 83%, which nine tenths may give
