@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from robustexplain import attacks, interpreters
 from robustexplain.errors import InputError, RobustExplainWarning
 from robustexplain.evaluation import Evaluation, Results, RunFolder, evaluate, run
 from robustexplain.evaluation.controls import with_frozen_draws
+from robustexplain.evaluation.flags import Audit
 from robustexplain.evaluation.judged import Chunk
 from robustexplain.evaluation.probing import iterates, probe, promise
 from robustexplain.models.transformed import Transformed
@@ -472,3 +474,27 @@ def test_an_attack_is_weak_on_the_undefended_system_where_that_is_beyond_chance(
 ) -> None:
     found = flags_of(gradient(net), tmp_path, Partly(eps=0.5, steps=20, step_size=0.1, every=every))
     assert ("undefended-weak" in found) is weak  # 50% of 24, and 83%, which nine tenths may give
+
+
+@dataclass(frozen=True)
+class Blind(Partly):
+    """And says of every search that it had no gradient."""
+
+    def __call__(self, system: rx.System, x: Tensor, *others: Any, **named: Any) -> attacks.Attacked:
+        made = super().__call__(system, x, *others, **named)
+        return replace(made, zero_direction=torch.ones_like(made.zero_direction))
+
+
+def test_a_search_without_a_gradient_is_doubted_where_it_did_not_win(tmp_path: Path) -> None:
+    found = flags_of(gradient(net), tmp_path, Blind(eps=0.5, steps=20, step_size=0.1, every=6))
+    assert "exactly zero for 4 of 24 that it did not win" in found["zero-gradient"]
+
+
+@pytest.mark.parametrize(("more", "told"), [(3, None), (12, "wins 0.62 and this one 0.12")])
+def test_another_column_outdoes_an_attack_beyond_chance_alone(more: int, told: str | None) -> None:
+    mine, theirs = torch.zeros(24), torch.zeros(24)
+    mine[:3], theirs[: 3 + more] = 1, 1
+    folder = SimpleNamespace(arrays=lambda row, column: {"joint": theirs})
+    audit = Audit(SimpleNamespace(audit=Auditing()), folder, None)  # type: ignore[arg-type]
+    row = SimpleNamespace(label="row")
+    assert audit._outdone(row, "other", {"joint": mine}, "joint", 0.02) == told  # type: ignore[arg-type]
