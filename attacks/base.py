@@ -20,6 +20,7 @@ from robustexplain.door import admit, answer
 from robustexplain.errors import InputError, NotDifferentiableError
 from robustexplain.fields import Natural, check_fields
 from robustexplain.interpreters import GradCAM
+from robustexplain.interpreters.composed.base import innermost
 from robustexplain.metrics import hit
 from robustexplain.models import build
 from robustexplain.objectives import Goal
@@ -238,9 +239,10 @@ class Attack(ABC):
             checks.maps_like(goal_map, x, "goal_map")
         if self.differentiates(system) and not system.interpreter.differentiable:
             able = ", ".join(e.name for e in INTERPRETERS if getattr(e.build, "differentiable", False))
+            own = type(innermost(system.interpreter)).__name__
             raise NotDifferentiableError(
-                f"{type(self).__name__} needs the gradient of the maps, and {type(system.interpreter).__name__} has "
-                f"none; interpreters that do: {able}"
+                f"{type(self).__name__} needs the gradient of the maps, and {own} has none; "
+                f"interpreters that do: {able}"
             )
         return first
 

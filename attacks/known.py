@@ -27,9 +27,12 @@ class Known:
     root: System | None = None
 
     def apart(self, maps: Tensor, wanted: Tensor) -> Tensor:
-        """``[B]``: the distance, or minus a metric that is higher for closer maps; infinite where undefined."""
+        """``[B]``: the distance; of a metric that is higher for closer maps, what it lacks to its upper bound.
+
+        Infinite where undefined.
+        """
         found = self.distance(maps, wanted)
-        return (-found if self.distance.higher_is_closer else found).nan_to_num(torch.inf)
+        return (self.distance.bounds[1] - found if self.distance.higher_is_closer else found).nan_to_num(torch.inf)
 
 
 NOTHING = Known()

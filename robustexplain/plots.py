@@ -89,7 +89,6 @@ def matrix_figure(
     """
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
 
     height = 0.52 if not each else 0.6
     figure = Figure(figsize=(3.2 + 1.25 * len(columns), 1.4 + height * len(rows)), dpi=110, layout="constrained")
@@ -100,14 +99,11 @@ def matrix_figure(
     top = 1.0 if good != "neither" else max(0.3, float(shown.max()) if shown.count() else 0.3)
     axes.imshow(shown, cmap=colours, vmin=0, vmax=top, aspect="auto")
     for i, j in np.argwhere(plain) if plain is not None else ():
-        axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor="#e9ecef", edgecolor="none"))
+        _cover(axes, i, j, facecolor="#e9ecef", edgecolor="none")
     for i, j in np.argwhere(doubted) if doubted is not None else ():
-        axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor="white", alpha=0.65, edgecolor="none"))
-        axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="////", edgecolor="#8a939c", linewidth=0))
-    axes.set_xticks(range(len(columns)), columns, rotation=25, ha="left", fontsize=9)
-    axes.set_yticks(range(len(rows)), rows, fontsize=9)
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0)
+        _cover(axes, i, j, facecolor="white", alpha=0.65, edgecolor="none")
+        _cover(axes, i, j, fill=False, hatch="////", edgecolor="#8a939c", linewidth=0)
+    _frame(axes, rows, columns, marked)
     paper = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.75, "edgecolor": "none"}
     for i, line in enumerate(texts):
         for j, text in enumerate(line):
@@ -117,6 +113,22 @@ def matrix_figure(
     for (i, j), shares in (each or {}).items():
         axes.plot([j - 0.42, j + 0.42], [i + 0.38] * 2, color="#1c2733", linewidth=0.6, alpha=0.5)
         axes.plot([j - 0.42 + 0.84 * share for share in shares], [i + 0.38] * len(shares), "o", color="#1c2733", ms=3.2)
+    return figure
+
+
+def _cover(axes: Any, row: int, column: int, **style: Any) -> None:
+    """A patch over one cell of a matrix."""
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **style))
+
+
+def _frame(axes: Any, rows: Sequence[str], columns: Sequence[str], marked: int) -> None:
+    """Labels and lines around the cells of a matrix."""
+    axes.set_xticks(range(len(columns)), columns, rotation=25, ha="left", fontsize=9)
+    axes.set_yticks(range(len(rows)), rows, fontsize=9)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
     axes.set_xticks(np.arange(-0.5, len(columns)), minor=True)
     axes.set_yticks(np.arange(-0.5, len(rows)), minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
@@ -127,7 +139,6 @@ def matrix_figure(
             label.set_fontweight("bold")
     for spine in axes.spines.values():
         spine.set_visible(False)
-    return figure
 
 
 def strip(panels: Sequence[tuple[str, np.ndarray]], title: str = "") -> bytes:

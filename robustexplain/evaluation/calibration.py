@@ -19,7 +19,7 @@ from ..recipe.experiment import Evaluation
 from ..recipe.plausible import Plausible
 from ..system import Explained, System
 from ..transforms import HarmlessChange, harmless_for
-from .statistics import Estimate, separation, share
+from .statistics import Estimate, separation, share, share_of_draws
 
 ROUNDING = 1e-6
 """By how much equal maps may differ, by a distance in ``[0, 1]``."""
@@ -101,9 +101,10 @@ class Calibrator:
         highest = max(range(len(limits)), key=limits.__getitem__)
         kinds = [change.entry for change in self.changes]
         known, changed = arrays["kept"] > 0, 1 - arrays["kept"]
+        inputs = _inputs(arrays)
         return {
             "part": self.part,
-            "inputs": len(arrays["sample"].unique()),
+            "inputs": inputs,
             "draws_made": len(known),
             "draws": int(known.sum()),
             "distance": plausible.distance,
@@ -113,21 +114,24 @@ class Calibrator:
             "limit_range": self._range(arrays, plausible),
             "limit_from": kinds[highest],
             "harmless": kinds,
-            "changed_prediction": share(changed).as_dict(),
-            "changed_prediction_by": [share(changed[arrays["change"] == i]).as_dict() for i in range(len(kinds))],
+            "changed_prediction": share_of_draws(changed, inputs).as_dict(),
+            "changed_prediction_by": [
+                share_of_draws(changed[arrays["change"] == i], inputs).as_dict() for i in range(len(kinds))
+            ],
             "false_alarms": self._false_alarms(arrays) if "alarm" in arrays else None,
         }
 
     def _range(self, arrays: dict[str, Tensor], plausible: Plausible) -> list[float | None]:
         """Where the row's limit would be if all inputs of the source were known, with 95% for the kind that decides."""
         known = [(arrays["change"] == i) & (arrays["kept"] > 0) for i in range(len(self.changes))]
-        ends = [quantile_range(arrays["distance"][of_kind], plausible.quantile) for of_kind in known]
+        ends = [quantile_range(arrays["distance"][rows], plausible.quantile, _inputs(arrays, rows)) for rows in known]
         return [_finite(max(low for low, _ in ends)), _finite(max(high for _, high in ends))]
 
     def _limit(self, arrays: dict[str, Tensor], kind: int, plausible: Plausible) -> float:
         of_kind = arrays["change"] == kind
-        distances = arrays["distance"][of_kind & (arrays["kept"] > 0)]
-        limit = conformal_quantile(distances, plausible.quantile)
+        kept = of_kind & (arrays["kept"] > 0)
+        distances = arrays["distance"][kept]
+        limit = conformal_quantile(distances, plausible.quantile, _inputs(arrays, kept))
         if tuple(map(float, self.distance.bounds)) == (0.0, 1.0):
             # Maps that nothing moves differ by rounding, and no attack is held by that.
             limit = max(limit, ROUNDING)
@@ -142,7 +146,8 @@ class Calibrator:
 
     def _false_alarms(self, arrays: dict[str, Tensor]) -> dict[str, Any]:
         """Of clean inputs, of each kind of change, and of the kind that has most."""
-        kinds = [share(arrays["alarm"][arrays["change"] == i]) for i in range(len(self.changes))]
+        inputs = _inputs(arrays)
+        kinds = [share_of_draws(arrays["alarm"][arrays["change"] == i], inputs) for i in range(len(self.changes))]
         most = max(range(len(kinds)), key=lambda i: kinds[i].value or 0.0)
         # A clean input stands there once for each of its draws.
         first = (arrays["draw"] == 0) & (arrays["change"] == 0)
@@ -183,35 +188,51 @@ class Calibration:
         return [separation(kind, distances, self.inputs) if len(kind) else None for kind in self.distances]
 
 
+def _inputs(arrays: dict[str, Tensor], rows: Tensor | None = None) -> int:
+    """From how many inputs some draws are."""
+    samples = arrays["sample"]
+    return len((samples if rows is None else samples[rows]).unique())
+
+
 def _finite(value: float) -> float | None:
     return None if math.isinf(value) else value
 
 
-def conformal_quantile(values: Tensor, quantile: float) -> float:
+def conformal_quantile(values: Tensor, quantile: float, inputs: int | None = None) -> float:
     """The value of rank ``ceil((n + 1) quantile)`` of ``values`` ``[n]``; infinite where ``n`` is below that rank.
 
     Another value from the same source is above it with a chance of at most ``1 - quantile`` (Papadopoulos et al. 2002;
-    Vovk et al. 2005, the split-conformal quantile).
+    Vovk et al. 2005, the split-conformal quantile). Where they are several of each of so many ``inputs``, the rank is
+    ``ceil(n (inputs + 1) / inputs quantile)``, for a value of another input (Lee, Barber and Willett 2023, with equal
+    numbers), and the largest value's where inputs are too few for the promise.
     """
+    n = len(values)
     # Less a rounding error: 0.95 x 200 is not to be 191.
-    rank = math.ceil((len(values) + 1) * quantile - 1e-9)
-    return math.inf if rank > len(values) else float(values.sort().values[rank - 1])
+    rank = math.ceil((n + 1) * quantile - 1e-9)
+    if rank <= n and inputs is not None and 0 < inputs < n:
+        rank = min(math.ceil(n * (inputs + 1) / inputs * quantile - 1e-9), n)
+    return math.inf if rank > n else float(values.sort().values[rank - 1])
 
 
-def quantile_range(values: Tensor, quantile: float) -> tuple[float, float]:
+def quantile_range(values: Tensor, quantile: float, inputs: int | None = None) -> tuple[float, float]:
     """The two of ``values`` ``[n]`` between which their source's quantile lies with a chance of 95%, whatever it is.
 
     Infinite where they are too few. The ranks are quantiles of a binomial distribution (David and Nagaraja 2003,
-    Order Statistics, section 7.1).
+    Order Statistics, section 7.1), of so many ``inputs`` where several values are of one.
     """
-    low, high = (int(rank) for rank in scipy.stats.binom.ppf([0.025, 0.975], len(values), quantile))
+    count = min(inputs or len(values), len(values))
+    times = len(values) / max(count, 1)
+    first, last = scipy.stats.binom.ppf([0.025, 0.975], count, quantile)
+    low, high = math.floor(first * times), math.ceil(last * times)
     ordered = values.sort().values.tolist()
     # The value of rank r + 1 is the first with more than r values below or at the quantile.
     return ordered[low - 1] if low >= 1 else -math.inf, ordered[high] if high < len(values) else math.inf
 
 
 def distance_of(metric: MapMetric, maps: Tensor, reference: Tensor) -> Tensor:
-    """``[B]``: how far apart maps are; the negative of a metric that is higher for closer maps.
+    """``[B]``: how far apart maps are; of a metric that is higher for closer maps, what it lacks to its upper bound.
+
+    So it is 0 for equal maps, and half of it is half the way.
 
     Raises:
         InputError: the metric is undefined for some.
@@ -220,7 +241,7 @@ def distance_of(metric: MapMetric, maps: Tensor, reference: Tensor) -> Tensor:
     if bool(found.isnan().any()):
         name = type(metric).__name__
         raise InputError(f"{name} is undefined for {int(found.isnan().sum())} of {len(found)} maps: it is no distance")
-    return -found if metric.higher_is_closer else found
+    return metric.bounds[1] - found if metric.higher_is_closer else found
 
 
 def calibrator(

@@ -170,10 +170,11 @@ def sign_flips(differences: Tensor, resamples: int = 9999, seed: int = 0) -> flo
     return (1 + above) / (1 + resamples)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float], unseen: int = 0) -> list[float]:
     """P-values corrected for their number by Holm's step-down procedure (Holm 1979), in the given order.
 
-    To call those below 0.05 different makes a wrong call in at most 5% of the families of comparisons.
+    To call those below 0.05 different makes a wrong call in at most 5% of the families of comparisons. So it does if
+    ``unseen`` more comparisons belong to the family, whose p-values are not known: they are taken for the largest.
 
     Raises:
         InputError: a p-value that is not in ``[0, 1]``.
@@ -184,6 +185,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     corrected, highest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        highest = max(highest, min(1.0, (len(p_values) + unseen - rank) * p_values[i]))
         corrected[i] = highest
     return corrected

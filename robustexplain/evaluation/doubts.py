@@ -23,9 +23,3 @@ def doubts(results: Results) -> Doubts:
             if reasons:
                 found[row.label, column.label] = list(dict.fromkeys(reasons))
     return found
-
-
-def names(results: Results) -> dict[str, str]:
-    """The names of the audit's flags by their reasons, which hold figures of single cells."""
-    cells = [cell for cell in results.cells.values() if cell]
-    return {str(flag["reason"]): str(flag["name"]) for cell in cells for flag in cell.get("flags", [])}

@@ -161,7 +161,10 @@ class Matrix:
     def _probe(self) -> None:
         """Run what the audit of the cells needs."""
         probes = Probes(self.experiment, self.folder, self._origins)
-        if not probes.complete:
+        complete = probes.complete
+        # All processes look before any of them makes what is missing: one that looked later would not take part.
+        self.session.accelerator.wait_for_everyone()
+        if not complete:
             Auditor(self, probes).run()
         self.session.accelerator.wait_for_everyone()
 

@@ -112,22 +112,37 @@ def evaluate(
     identity = _digests(loaded, chosen, columns, settings, seed)
     experiment = _experiment(folder, about, seed, by_row, rows, columns, measured, settings, *identity)
     experiment = replace(experiment, audit=audit or Auditing())
-    # Whatever the classifiers get right, the same data have the same digest.
-    some = list(take(loaded.test, min(settings.images, len(loaded.test)), seed).indices)
-    failed = 0
-    with folder.held(session.accelerator.is_main_process):
-        claim(experiment, folder, loaded, content_digest(loaded, some), session)
-        if session.accelerator.is_main_process:
-            folder.note_judged(made_of, chosen)
-        if not finished(experiment, folder):
-            prepared = Prepared(by_row, {label: by_row[label].without_detector() for label in roots})
-            if session.accelerator.is_main_process:
-                save(experiment, prepared, folder, session)
-            failed = Matrix(experiment, folder, session, prepared, loaded, chosen, device).fill()
-        conclude(experiment, folder, session, failed)
+    prepared = Prepared(by_row, {label: by_row[label].without_detector() for label in roots})
+    failed = _fill(experiment, folder, session, prepared, loaded, chosen, made_of, device)
     if failed:
         warnings.warn(f"{failed} cells failed; {folder.root} says which and why", RobustExplainWarning, stacklevel=2)
     return Results.read(folder)
+
+
+def _fill(
+    experiment: Experiment,
+    folder: RunFolder,
+    session: Session,
+    prepared: Prepared,
+    data: Data,
+    chosen: Chosen,
+    made_of: str,
+    device: torch.device,
+) -> int:
+    """Fill the run directory; the number of cells that failed."""
+    # Whatever the classifiers get right, the same data have the same digest.
+    wanted = min(experiment.evaluation.images, len(data.test))
+    some, failed = list(take(data.test, wanted, experiment.seed).indices), 0
+    with folder.held(session.accelerator.is_main_process):
+        claim(experiment, folder, data, content_digest(data, some), session)
+        if session.accelerator.is_main_process:
+            folder.note_judged(made_of, chosen)
+        if not finished(experiment, folder):
+            if session.accelerator.is_main_process:
+                save(experiment, prepared, folder, session)
+            failed = Matrix(experiment, folder, session, prepared, data, chosen, device).fill()
+        conclude(experiment, folder, session, failed)
+    return failed
 
 
 def _check_mappings(systems: object, attacks: object) -> None:

@@ -208,7 +208,7 @@ class Page:
             drawn=() if column.facts.clean else self._drawn(row, arrays),
             strips=tuple(strips(arrays, count, self.pictures, run.get("features", []), run.get("classes", []))),
             open=column.label in self._at_first,
-            audited=tuple(audit_words(self.results.cells[row.label, column.label] or {})),
+            audited=tuple(_beside(self.results.cells[row.label, column.label] or {})),
         )
 
     @cached_property
@@ -289,3 +289,13 @@ def embedded(png: bytes) -> str:
 def _change(entry: dict[str, Any]) -> str:
     settings = ", ".join(f"{key} {value:.4g}" for key, value in entry.items() if key != "name")
     return f"{entry['name']} ({settings})" if settings else str(entry["name"])
+
+
+def _beside(cell: dict[str, Any]) -> list[str]:
+    """What a cell's interval does not cover, and what its audit found."""
+    ends = cell.get("joint_by_limit")
+    if not ends or None in ends or ends[0] == ends[1]:
+        return audit_words(cell)
+    low, high = sorted(ends)
+    luck = f"At the ends of the limit's own 95% range joint success is {low:.2f} and {high:.2f}."
+    return [luck, *audit_words(cell)]

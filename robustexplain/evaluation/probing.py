@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import files
-from ..attacks import Attack
+from ..attacks import L2, Attack, Linf
 from ..errors import DamagedFileError, InputError
 from ..maps import absmax
 from ..metrics import hit
@@ -119,8 +119,10 @@ def stronger(attack: Attack) -> dict[str, Attack]:
 def iterates(attack: Attack, system: System, chunk: Chunk, goal_map: Tensor | None) -> dict[str, Tensor]:
     """Of each input, ``[B]``: whether the attack ended with the wanted prediction, and whether any iterate had it.
 
-    What the search shows to the classifier is taken for an iterate of the input that it is nearest to.
+    What the search shows to the classifier is taken for an iterate of the input that it is nearest to, if the attack
+    may return it: interpreters and detectors show masked, noisy or blended inputs to the classifier too.
     """
+    threat = attack.plan(system).threat
     clean, won = chunk.x.flatten(1), torch.zeros(len(chunk.x), dtype=torch.bool, device=chunk.x.device)
 
     @torch.no_grad()
@@ -130,7 +132,11 @@ def iterates(attack: Attack, system: System, chunk: Chunk, goal_map: Tensor | No
             return
         owner = torch.cdist(x.flatten(1).to(clean), clean).argmin(1)
         goal = None if chunk.goal_class is None else chunk.goal_class[owner]
-        won[owner[hit(logits.detach(), chunk.y[owner], goal)]] = True
+        hits = hit(logits.detach(), chunk.y[owner], goal)
+        if type(threat) in (Linf, L2):
+            inside = threat.project(chunk.x[owner], x.to(chunk.x))
+            hits = hits & ((inside - x.to(inside)).flatten(1).abs().amax(1) <= 1e-3)
+        won[owner[hits]] = True
 
     hook = system.model.register_forward_hook(watch)
     try:
@@ -207,6 +213,22 @@ class Probes:
             found += [] if attack.reaching() is None else [GOALS]
             found += [] if column.facts.keeps_prediction or attack.needs_data else [PREDICTIONS]
         return found
+
+    def rows_of(self, row: Row) -> dict[str, str]:
+        """The names of what is run for a row, by what it is."""
+        kinds = ("how the system answers", f"its maps under {WEIGHTS}")
+        return dict(zip(kinds, self.row_names(row), strict=False))
+
+    def cells_of(self, row: Row, column: Column) -> dict[str, str]:
+        """The names of what is run for a cell, by what it is."""
+        return {name: self.cell(row, column, name) for name in self.names(row, column)}
+
+    def error(self, name: str) -> str | None:
+        """The last line of why nothing was found under a name; ``None`` where something was, or nothing was tried."""
+        path = self.folder.error(KIND, name, 0)
+        if self.read(name) is not None or not path.is_file():
+            return None
+        return path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
 
     def attack(self, row: Row, column: Column) -> Attack | None:
         """The attack of a cell, with its steps raised where they were; ``None`` if nobody can make it again."""

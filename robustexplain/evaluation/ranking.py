@@ -85,7 +85,8 @@ class Ranking:
         cases: by row, the row that lost least first.
         against: the best defended row less each other row on the same samples, and the corrected p-value.
         best: the defended row that lost least and is to be believed; ``None`` if there is none.
-        tests: how many comparisons the correction is for.
+        tests: how many comparisons the correction is for: each defended row's with its root, and each pair's of one
+            that might have been the best.
     """
 
     cases: dict[str, WorstCase]
@@ -112,14 +113,19 @@ def ranking(results: Results, arrays: Arrays, doubts: Doubts) -> Ranking:
     others = [o for o in found if best is not None and o not in (best, roots[best])]
     rivals = {o: _gap(results, found[best], found[o]) for o in others if best is not None}
     family = [*gaps.values(), *rivals.values()]
-    corrected = iter(holm([d.p for d in family if d is not None and d.p is not None]))
+    # Which row is the best was seen first: with it go the pairs that another best would have been compared in.
+    pairs = {frozenset((one, other)) for one in believed for other in found if other not in (one, roots[one])}
+    unseen = len(pairs) - len(rivals)
+    corrected = iter(holm([d.p for d in family if d is not None and d.p is not None], unseen))
     p = [None if d is None or d.p is None else next(corrected) for d in family]
     for (label, gap), value in zip(gaps.items(), p, strict=False):
         found[label] = replace(found[label], difference=gap, p=value)
     told = zip(rivals.items(), p[len(gaps) :], strict=True)
     against = {other: (gap, value) for (other, gap), value in told if gap is not None and value is not None}
     order = sorted(found, key=lambda label: _value(found[label]))
-    return Ranking({label: found[label] for label in order}, against, best, sum(value is not None for value in p))
+    return Ranking(
+        {label: found[label] for label in order}, against, best, sum(value is not None for value in p) + unseen
+    )
 
 
 def worst_case(

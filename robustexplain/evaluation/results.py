@@ -12,7 +12,7 @@ from ..schema import make
 from .mending import damaged, damaged_cell
 from .store import RunFolder
 from .words import Words, words_of
-from .worst import Worst, attackers, main_measure, read_worst
+from .worst import MAIN, Worst, attackers, read_worst
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,13 @@ class Results:
 
     @property
     def main(self) -> str:
-        """The measure of the matrix: that an attacker won, among inputs that are right where only those are judged.
+        """The measure of the matrix: that an attacker won, among inputs that the row and its root get right.
 
         Without any attacker it is what the classifier gets right: joint success would be its errors.
         """
         if not attackers(self.experiment) and self.has("correct"):
             return "correct"
-        return name if self.has(name := main_measure(self.experiment)) else "joint"
+        return MAIN if self.has(MAIN) else "joint"
 
     @property
     def seeds(self) -> int:
@@ -121,11 +121,6 @@ class Results:
         """The main measure of a cell; ``None`` where it is an attacker's success and nobody attacks."""
         nobody = column.facts.clean and self.main != "correct"
         return None if nobody else self.measure(row, column.label, self.main)
-
-    def each_seed(self, row: str, column: str, name: str) -> list[float | None]:
-        """The value of each seed; one value where everything was trained once."""
-        found = self.measure(row, column, name)
-        return [] if found is None else list(found.get("each", [found["value"]]))
 
     def against(self, row: str, column: str, name: str) -> dict[str, Any] | None:
         """A paired difference to the undefended row, with its p-value, over all seeds if there are several."""

@@ -60,6 +60,18 @@ def share(values: Tensor) -> Estimate:
     return Estimate(hits / len(array), float(interval.low), float(interval.high), len(array))
 
 
+def share_of_draws(values: Tensor, inputs: int) -> Estimate:
+    """:func:`share` of several draws for each of so many ``inputs``: the interval is that of the inputs alone.
+
+    Draws of one input are alike, in the worst case equal. (Clopper and Pearson's ends as quantiles of beta
+    distributions, which fractions of hits have too.)
+    """
+    found = share(values)
+    if found.value is None or found.count <= inputs:
+        return found
+    return Estimate(found.value, *_exact(found.value, inputs), inputs)
+
+
 def bootstrap(values: Tensor, resamples: int = 2000, seed: int = 0) -> Estimate:
     """The mean of ``values`` ``[N]`` and its 95% percentile interval over resampled samples.
 
@@ -118,10 +130,7 @@ def shares_over_seeds(values: Tensor, resamples: int = 2000, seed: int = 0) -> E
     found = over_seeds(values, resamples, seed, UNIT)
     if found.value is None or found.low is None or found.high is None:
         return found
-    n = int((~values.isnan()).sum(1).max())
-    hits = found.value * n
-    low = 0.0 if hits <= 0 else float(scipy.stats.beta.ppf(0.025, hits, n - hits + 1))
-    high = 1.0 if hits >= n else float(scipy.stats.beta.ppf(0.975, hits + 1, n - hits))
+    low, high = _exact(found.value, int((~values.isnan()).sum(1).max()))
     return Estimate(found.value, min(low, found.low), max(high, found.high), found.count)
 
 
@@ -211,6 +220,13 @@ def resampled_means(array: np.ndarray, resamples: int, seed: int) -> np.ndarray:
         rows = random.integers(len(array), size=(min(block, resamples - start), len(array)))
         parts.append(array[rows].mean(1))
     return np.concatenate(parts)
+
+
+def _exact(value: float, n: int) -> tuple[float, float]:
+    """Clopper and Pearson's ends for a share of ``n``, which need not be whole hits."""
+    hits = value * n
+    low = 0.0 if hits <= 0 else float(scipy.stats.beta.ppf(0.025, hits, n - hits + 1))
+    return low, 1.0 if hits >= n else float(scipy.stats.beta.ppf(0.975, hits + 1, n - hits))
 
 
 def _refuse_others(array: np.ndarray) -> None:

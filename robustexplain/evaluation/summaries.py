@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import files
@@ -63,7 +62,7 @@ class Summaries:
             **self.where(row, column),
             "measures": measures,
             "separation_by": separations,
-            "joint_by_limit": self._by_limit(row, arrays),
+            "joint_by_limit": self._by_limit(row, column, arrays),
             "on_successes": {
                 name: estimate(arrays[name][hits], self.binary(name), resamples, seed).as_dict()
                 for name in self.experiment.metrics
@@ -81,20 +80,19 @@ class Summaries:
         won = arrays["member"][arrays["joint"] > 0]
         return {"members": {name: int((won == place).sum()) for place, name in enumerate(names)}}
 
-    def _by_limit(self, row: Row, arrays: dict[str, Tensor]) -> list[float | None] | None:
+    def _by_limit(self, row: Row, column: Column, arrays: dict[str, Tensor]) -> list[float | None] | None:
         """Joint success if the row's limit were at either end of its range; ``None`` where no limit decides it.
 
-        Of a system that is random: of its first draw.
+        Of a system that is random: the distance of its first draw.
         """
         known = self.folder.calibrated(row.label)
         limit, ends = (None, []) if known is None else (known[0]["limit"], known[0].get("limit_range", []))
         if limit is None or "distance" not in arrays or "joint_iou" not in arrays:
             return None
-        near = arrays["distance"] <= limit
-        quiet = arrays["alarm"] == 0 if "alarm" in arrays else torch.ones_like(near)
+        won = arrays["success"] > 0
+        won = won & (arrays["alarm"] == 0) if "alarm" in arrays else won
         # An attack that moves the map wins where it is not near.
-        moves = bool(((arrays["plausible"] > 0) != near).float().mean() > 0.5)
-        won = (arrays["success"] > 0) & quiet
+        moves: bool = column.attack.moves_map
         at = (None if end is None else (arrays["distance"] <= end) ^ moves for end in ends)
         return [None if plausible is None else float((won & plausible).double().mean()) for plausible in at]
 
@@ -156,7 +154,8 @@ class Summaries:
     def bounds(self, name: str) -> tuple[float, float]:
         """The smallest and the largest value that a sample's measure can have."""
         if name == "distance":
-            return self.experiment.evaluation.plausible.metric.bounds
+            least, most = (metric := self.experiment.evaluation.plausible.metric).bounds
+            return (0.0, most - least) if metric.higher_is_closer else (least, most)
         if self.binary(name) or name in FRACTIONS or self.binary(name.removesuffix("_mean")):
             return UNIT
         if name == "queries":

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 from .audit_page import FIGURES, Audited
-from .doubts import Doubts, names
+from .doubts import Doubts
 from .ranking import CHANCE, Ranking, WorstCase
 from .results import Results
 from .statistics import Estimate
@@ -171,9 +171,11 @@ def _in_doubt(results: Results, doubts: Doubts) -> list[str]:
     lines = [f"{gone} of {len(results.cells)} cells failed or are missing."] if gone else []
     if not doubts:
         return [*lines, "No cell is in doubt by the checks that were made."] if whole else lines
-    kinds, first = names(results), dict[str, str]()
+    first: dict[str, str] = {}
     by_kind: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for where, reasons in doubts.items():
+        # Reasons hold figures of single cells; the names of their flags do not.
+        kinds = {flag["reason"]: flag["name"] for flag in results.flags(*where)}
         for why in reasons:
             kind = kinds.get(why, why)
             first.setdefault(kind, why)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,8 @@ AIMS = {"forge": False, "move": True}
 """What attackers want, and whether they keep the prediction: another prediction, or another map."""
 DRAWS = 10_000
 """Of a bootstrap whose p-value is corrected: of 2,000 none is below 0.001, and of fifty comparisons none below 0.05."""
+MAIN = "joint_correct"
+"""What says that an attacker won: among inputs that the row and its root get right, whose errors are no success."""
 Cells = Mapping[str, Mapping[str, Tensor]]
 """The arrays of a row's finished cells, by column."""
 
@@ -68,11 +70,6 @@ def attackers(experiment: Experiment) -> list[Column]:
     return [column for column in experiment.columns if not column.facts.clean]
 
 
-def main_measure(experiment: Experiment) -> str:
-    """What says that an attacker won, among inputs that are right where only those are judged."""
-    return "joint_correct" if experiment.evaluation.only_correct else "joint"
-
-
 def any_won(won: Sequence[Tensor]) -> Tensor:
     """``[N]``: 1 where any of several attackers won, 0 where none did, NaN where no attacker's win is defined."""
     every = torch.stack([value.double() for value in won])
@@ -88,8 +85,7 @@ def over_columns(experiment: Experiment, columns: Sequence[Column], seeds: Mappi
         columns: the attackers.
         seeds: the row's cells of each seed, by its number.
     """
-    main = main_measure(experiment)
-    several = {i: found for i, cells in seeds.items() if (found := _wins(columns, cells, main))}
+    several = {i: found for i, cells in seeds.items() if (found := _wins(columns, cells))}
     if not several:
         return None
     missing = tuple(c.label for c in columns if any(c.label not in seeds[i] for i in several))
@@ -122,23 +118,22 @@ def compared(experiment: Experiment, mine: Worst, other: Worst) -> dict[str, Dif
 
 def write_worst(experiment: Experiment, folder: RunFolder) -> None:
     """Write every row's worst case; a row without a finished cell of an attacker has none."""
-    found = dict(_computed(experiment, folder, experiment.rows))
+    found = _compared_with_roots(experiment, dict(_computed(experiment, folder, experiment.rows)), experiment.rows)
     for row in experiment.rows:
         path, beside = folder.worst(row.label), folder.worst(row.label).with_suffix(".safetensors")
         if row.label not in found:
             path.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
             continue
-        mine, plain = found[row.label], found.get(row.root)
-        against = compared(experiment, mine, plain) if row.root != row.label and plain is not None else {}
+        mine = found[row.label]
         arrays = {f"{i}/{name}": t.contiguous() for i, some in mine.several.items() for name, t in some.items()}
         files.write_tensors(beside, arrays)
         summary = {
             "row": row.label,
-            "main": main_measure(experiment),
             "made_of": _made_of(experiment, folder, row),
             "missing": list(mine.missing),
             "measures": mine.measures,
-            "against_undefended": {name: d.as_dict() for name, d in against.items()},
+            "against_undefended": mine.against,
         }
         seals.write(path, summary, beside)
 
@@ -149,14 +144,18 @@ def read_worst(experiment: Experiment, folder: RunFolder) -> dict[str, Worst]:
     lacking = [row for row in experiment.rows if read[row.label] is None]
     known = {label: worst for label, worst in read.items() if worst is not None}
     known |= dict(_computed(experiment, folder, lacking))
-    for row in lacking:
+    return _compared_with_roots(experiment, known, lacking)
+
+
+def _compared_with_roots(experiment: Experiment, known: Mapping[str, Worst], rows: Sequence[Row]) -> dict[str, Worst]:
+    """What is known, some rows with their differences to the rows that their defenses stand on."""
+    found = dict(known)
+    for row in rows:
         if row.root != row.label and row.label in known and row.root in known:
-            mine = known[row.label]
-            against = compared(experiment, mine, known[row.root])
-            known[row.label] = Worst(
-                mine.several, mine.measures, {name: d.as_dict() for name, d in against.items()}, mine.missing
-            )
-    return known
+            differences = compared(experiment, known[row.label], known[row.root])
+            against = {name: difference.as_dict() for name, difference in differences.items()}
+            found[row.label] = replace(known[row.label], against=against)
+    return found
 
 
 def _computed(experiment: Experiment, folder: RunFolder, rows: Sequence[Row]) -> Iterator[tuple[str, Worst]]:
@@ -207,11 +206,11 @@ def cells_of(folder: RunFolder, row: Row, columns: Sequence[Column]) -> dict[str
     return found
 
 
-def _wins(columns: Sequence[Column], cells: Cells, main: str) -> dict[str, Tensor]:
+def _wins(columns: Sequence[Column], cells: Cells) -> dict[str, Tensor]:
     done = [column for column in columns if column.label in cells]
     if not done:
         return {}
-    won = {c.label: cells[c.label][main if main in cells[c.label] else "joint"] for c in done}
+    won = {c.label: cells[c.label].get(MAIN, cells[c.label]["joint"]) for c in done}
     found = {"sample": cells[done[0].label]["sample"], "worst": any_won(list(won.values()))}
     sides = {aim: [won[c.label] for c in done if c.facts.keeps_prediction is keeps] for aim, keeps in AIMS.items()}
     if all(sides.values()):

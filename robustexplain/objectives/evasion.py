@@ -62,7 +62,8 @@ class EvadeDetector(Objective):
             own = None if seen.system is None else seen.system.detector
             detector: Any = own if type(own) is type(self.watch) else self.watch
             with torch.no_grad():
-                seen.noted[key] = detector.score(seen.x.detach()) > self.watch.threshold
+                # As in a system: a score that is NaN rings.
+                seen.noted[key] = ~(detector.score(seen.x.detach()) <= self.watch.threshold)
         found: Tensor = seen.noted[key]
         return found
 

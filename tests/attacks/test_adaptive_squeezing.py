@@ -285,7 +285,8 @@ def test_clean_inputs_raise_the_alarm_at_the_calibrated_rate(
     system = watch(trained, digits, ("bit-depth-1", "median-3"))
     own = stack(take(digits.defense, 300))[0]
     detector = detector_of(system)
-    assert float((detector.score(own) > detector.threshold).float().mean()) == pytest.approx(0.05, abs=0.004)
+    # At most 5% of these, and of these after each harmless change, of which one is the hardest.
+    assert 0 < float((detector.score(own) > detector.threshold).float().mean()) < 0.054
     alarm = system(held_out).alarm
     assert alarm is not None
     print(f"false alarms {float(alarm.float().mean()):.3f}")

@@ -128,7 +128,7 @@ def test_recipes_are_listed_with_what_they_show_and_need_and_how_long_they_take(
         assert needs or "/" not in name, name
     (line,) = (line for line in cli("list", "recipes", "--markdown")[1].splitlines() if "`quickstart`" in line)
     assert "forged on real digits, and which of four defenses hold, against an attacker that knows of no" in line
-    assert line.endswith("| - | about five minutes on two CPU cores. |")
+    assert line.endswith("| - | about seven minutes on two CPU cores. |")
 
 
 def test_shapes_in_square_brackets_are_shown_as_they_are(cli: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def column(label: str, knowledge: Any = "oblivious", name: str = "ADV2", **facts
 def results_of(
     rows: list[Row], columns: list[Column], arrays: Arrays, run: dict[str, Any] | None = None, **evaluation: Any
 ) -> Results:
-    settings = Evaluation(**{"images": 40, "calibration": 40, "bootstrap": 50, "only_correct": False, **evaluation})
+    settings = Evaluation(**{"images": 40, "calibration": 40, "bootstrap": 50, **evaluation})
     experiment = Experiment(
         name="made up", rows=tuple(rows), columns=tuple(columns), metrics={}, evaluation=settings, source={}
     )

@@ -6,6 +6,8 @@ import re
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 import robustexplain as rx
 from robustexplain import attacks, interpreters
+from robustexplain.attacks import Known
 from robustexplain.data import Data, stack
 from robustexplain.errors import InputError, RobustExplainWarning
 from robustexplain.evaluation import Evaluation, Results, RunFolder, evaluate, run, separation, share
@@ -27,6 +30,8 @@ from robustexplain.evaluation.calibration import (
     quantile_range,
 )
 from robustexplain.evaluation.own_data import Inputs
+from robustexplain.evaluation.statistics import share_of_draws
+from robustexplain.evaluation.summaries import Summaries
 from robustexplain.evaluation.words import words_of
 from robustexplain.metrics import L1, Cosine, IoU
 from robustexplain.random_streams import derive
@@ -96,9 +101,34 @@ def test_the_source_s_quantile_lies_in_the_range_as_often_as_promised() -> None:
 def test_metrics_that_are_higher_for_closer_maps_are_turned_and_undefined_distances_refused() -> None:
     a, b = torch.rand(2, 5, 4, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(distance_of(L1(), a, b), L1()(a, b))
-    assert torch.equal(distance_of(IoU(), a, b), -IoU()(a, b))
+    assert torch.equal(distance_of(IoU(), a, b), 1 - IoU()(a, b))
+    # Equal maps are at no distance, so that half of it is half the way: planted goals are found by that.
+    assert torch.equal(distance_of(IoU(), a, a), torch.zeros(5))
+    assert torch.equal(Known(IoU()).apart(a, a), torch.zeros(5))
     with pytest.raises(InputError, match="Cosine is undefined for 1 of 5 maps"):
         distance_of(Cosine(), torch.cat([torch.zeros(1, 4, 4), a[1:]]), b)
+
+
+def test_draws_of_one_input_are_no_inputs_of_their_own() -> None:
+    # 30 inputs, each of one value of its own and drawn ten times: 300 draws that know no more than 30.
+    values = torch.arange(30.0).repeat(10)
+    assert conformal_quantile(values, 0.9, inputs=30) == conformal_quantile(torch.arange(30.0), 0.9) == 27
+    assert quantile_range(values, 0.5, inputs=30) == quantile_range(torch.arange(30.0), 0.5)
+    hits = (torch.arange(30) < 6).float().repeat(10)
+    found, alone = share_of_draws(hits, 30), share(hits[:30])
+    assert (found.value, found.count) == (alone.value, 30)
+    assert (found.low, found.high) == pytest.approx((alone.low, alone.high))
+
+
+def test_draws_that_win_do_not_turn_the_sign_of_a_random_system_s_cell() -> None:
+    known = {"limit": 0.1, "limit_range": [0.05, 0.2]}
+    folder: Any = SimpleNamespace(calibrated=lambda row: (known, {}))
+    nothing: Any = SimpleNamespace(label="row", attack=SimpleNamespace(moves_map=False))
+    # Every sample is plausible under its best draw, and none under the first, of which the distance is.
+    arrays = {name: torch.ones(4) for name in ("plausible", "success", "joint_iou")} | {
+        "distance": torch.full((4,), 0.15)
+    }
+    assert Summaries(nothing, folder, nothing)._by_limit(nothing, nothing, arrays) == [0.0, 1.0]
 
 
 # ---- a row ----
@@ -117,7 +147,7 @@ def test_a_row_s_limit_is_measured_on_inputs_that_are_neither_judged_nor_trained
         assert not judged & set(arrays["sample"].tolist())
         kept = arrays["kept"] > 0
         assert known["draws"] == int(kept.sum())
-        assert known["changed_prediction"] == share(1 - arrays["kept"]).as_dict()
+        assert known["changed_prediction"] == share_of_draws(1 - arrays["kept"], 60).as_dict()
         by = [conformal_quantile(arrays["distance"][kept & (arrays["change"] == i)], 0.95) for i in range(2)]
         assert known["limit_by"] == by
         assert known["limit"] == max(by) > min(by)
@@ -315,6 +345,7 @@ def test_few_inputs_of_ones_own_are_changed_several_times(tmp_path: Path) -> Non
     results = evaluate({"gradient": system}, {"pgd": attacks.PGD(steps=2)}, given, out=tmp_path, evaluation=settings)
     known, arrays = RunFolder(tmp_path).calibrated("gradient") or ({}, {})
     assert (known["part"], known["inputs"], known["draws_made"]) == ("judged", 8, 30)
+    assert known["changed_prediction"]["count"] == 8
     twice = arrays["distance"][arrays["sample"] == 3]
     assert len(twice) == len(set(twice.tolist())) == 4
     assert results.experiment.evaluation == settings

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +20,9 @@ from robustexplain import attacks, interpreters
 from robustexplain.errors import InputError, RobustExplainWarning
 from robustexplain.evaluation import Evaluation, Results, RunFolder, evaluate, run
 from robustexplain.evaluation.controls import with_frozen_draws
+from robustexplain.evaluation.flags import Audit
 from robustexplain.evaluation.judged import Chunk
-from robustexplain.evaluation.probing import probe, promise
+from robustexplain.evaluation.probing import iterates, probe, promise
 from robustexplain.models.transformed import Transformed
 from robustexplain.random_streams import frozen
 from robustexplain.recipe import read
@@ -29,6 +31,8 @@ from robustexplain.recipe.plausible import Plausible
 from robustexplain.registry import INTERPRETERS
 from robustexplain.system import Detector
 from robustexplain.transforms import UniformNoise
+
+from .fakes import Rounding
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 X = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -40,16 +44,8 @@ def net(seed: int = 0) -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(1, 6, 3), nn.Softplus(), nn.Flatten(), nn.Linear(216, 3)).eval()
 
 
-class Quantiser(nn.Module):
-    """Rounds its input, without a way through for gradients."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = net()
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.inner((x * 8).round() / 8)
-        return logits
+def quantised() -> nn.Module:
+    return Rounding(net())
 
 
 class Saturated(nn.Module):
@@ -149,8 +145,8 @@ def test_an_honest_system_under_a_strong_attack_has_no_flags(quiet: Detector, tm
 
 
 def test_a_quantiser_masks_gradients(tmp_path: Path) -> None:
-    found = flags_of(gradient(Quantiser), tmp_path)
-    assert "first gradient was exactly zero for 24 of 24" in found["zero-gradient"]
+    found = flags_of(gradient(quantised), tmp_path)
+    assert "first gradient was exactly zero for 24 of 24 that it did not win" in found["zero-gradient"]
 
 
 def test_a_saturated_softmax_answers_with_probabilities(tmp_path: Path) -> None:
@@ -198,6 +194,41 @@ def test_an_attack_that_wins_and_does_not_return_it(tmp_path: Path) -> None:
     found = flags_of(gradient(net), tmp_path / "fake", Forgets(**settings), full)
     assert "for 16 of 16 an iterate won and was not returned" in found["silent-success"]
     assert flags_of(gradient(net), tmp_path / "honest", attacks.PGD(**settings), full) == {}
+
+
+@dataclass(frozen=True)
+class Broken(attacks.PGD):
+    """Breaks where it is given twice its steps."""
+
+    def __call__(self, system: rx.System, x: Tensor, *others: Any, **named: Any) -> attacks.Attacked:
+        if self.steps > 25:
+            raise RuntimeError("no memory for so many steps")
+        return super().__call__(system, x, *others, **named)
+
+
+def test_a_check_that_broke_is_not_taken_for_one_that_was_passed(tmp_path: Path) -> None:
+    full, attack = Auditing(level="full", planted=False, draws=2), Broken(eps=0.5, steps=25, step_size=0.1)
+    found = flags_of(gradient(net), tmp_path, attack, full)
+    assert list(found) == ["not-audited"]
+    assert found["not-audited"] == "the audit could not check steps: RuntimeError: no memory for so many steps"
+
+
+class Blended(interpreters.Gradient):
+    """Shows the classifier a black input too, as integrated gradients do."""
+
+    def explain(self, x: Tensor, target: Tensor | None = None, *, native: bool = False) -> Any:
+        self.model(torch.zeros_like(x))
+        return super().explain(x, target, native=native)
+
+
+def test_what_an_interpreter_shows_to_the_classifier_is_no_iterate() -> None:
+    model, goal = net(), torch.zeros(12, dtype=torch.int64)
+    goal += model(torch.zeros(1, 1, 8, 8)).argmax(1)
+    attack = attacks.ADV2(eps=1e-6, steps=2, step_size=1e-6)
+    away = model(X).argmax(1) != goal[0]
+    chunk = Chunk(0, X[away][:4], model(X[away][:4]).argmax(1), goal[:4], torch.arange(4))
+    found = iterates(attack, rx.System(model, Blended(model)), chunk, None)
+    assert found["success"].sum() == found["won"].sum() == 0
 
 
 @dataclass(frozen=True)
@@ -289,7 +320,7 @@ class NoGradient(nn.Module):
 
 
 def test_a_gradient_that_is_not_there_is_told_from_one_that_is(tmp_path: Path) -> None:
-    honest, masked, broken = (promise(gradient(make), X) for make in (net, Quantiser, NoGradient))
+    honest, masked, broken = (promise(gradient(make), X) for make in (net, quantised, NoGradient))
     assert bool(((honest > 0.95) & (honest < 1.05)).all())
     assert bool(masked.isnan().all())  # zero is another flag's
     assert bool(broken.isinf().all())
@@ -340,10 +371,26 @@ def test_frozen_draws_tell_a_weak_attack_from_randomness(tmp_path: Path) -> None
 
 def test_an_attack_without_gradients_that_wins_more(tmp_path: Path) -> None:
     square, pgd = attacks.Square(eps=0.5, max_queries=200), attacks.PGD(eps=0.5, steps=25, step_size=0.1)
-    for make, name in ((Quantiser, "fake"), (net, "honest")):
+    for make, name in ((quantised, "fake"), (net, "honest")):
         results = results_of(gradient(make), tmp_path / name, pgd, others={"square": square})
         found = {flag["name"] for flag in results.flags("row", "attack")}
         assert ("black-box-stronger" in found) is (name == "fake")
+
+
+def test_who_knows_more_or_may_change_more_says_nothing_about_gradients(tmp_path: Path) -> None:
+    system = gradient(quantised)
+    columns: dict[str, Any] = {
+        "attack": attacks.PGD(eps=0.1, steps=25, step_size=0.02),
+        "square": (attacks.Square(eps=0.1, max_queries=200), "adaptive"),
+        "noise": attacks.Noise(eps=0.9),
+    }
+    settings = Evaluation(batch_size=12, targeted=False, plausible=Plausible(iou=0.5), calibration=0, bootstrap=50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RobustExplainWarning)
+        given = (X, system.model(X).argmax(1))
+        results = evaluate({"row": system}, columns, given, out=tmp_path, evaluation=settings)
+    names = {flag["name"] for flag in results.flags("row", "attack")}
+    assert not {"black-box-stronger", "random-as-good"} & names
 
 
 class NaNs(interpreters.Gradient):
@@ -407,3 +454,47 @@ def test_the_audit_s_settings() -> None:
         Auditing.from_entry("thorough", "audit")
     with pytest.raises(InputError, match=r"audit\.random_factor"):
         Auditing.from_entry({"random_factor": math.nan}, "audit")
+
+
+@dataclass(frozen=True)
+class Partly(attacks.PGD):
+    """Leaves every so manieth input as it is."""
+
+    every: int = 2
+
+    def __call__(self, system: rx.System, x: Tensor, *others: Any, **named: Any) -> attacks.Attacked:
+        made = super().__call__(system, x, *others, **named)
+        left = torch.arange(len(x)) % self.every == 0
+        return replace(made, x=torch.where(left[:, None, None, None], x, made.x), success=made.success & ~left)
+
+
+@pytest.mark.parametrize(("every", "weak"), [(2, True), (6, False)])
+def test_an_attack_is_weak_on_the_undefended_system_where_that_is_beyond_chance(
+    every: int, weak: bool, tmp_path: Path
+) -> None:
+    found = flags_of(gradient(net), tmp_path, Partly(eps=0.5, steps=20, step_size=0.1, every=every))
+    assert ("undefended-weak" in found) is weak  # 50% of 24, and 83%, which nine tenths may give
+
+
+@dataclass(frozen=True)
+class Blind(Partly):
+    """And says of every search that it had no gradient."""
+
+    def __call__(self, system: rx.System, x: Tensor, *others: Any, **named: Any) -> attacks.Attacked:
+        made = super().__call__(system, x, *others, **named)
+        return replace(made, zero_direction=torch.ones_like(made.zero_direction))
+
+
+def test_a_search_without_a_gradient_is_doubted_where_it_did_not_win(tmp_path: Path) -> None:
+    found = flags_of(gradient(net), tmp_path, Blind(eps=0.5, steps=20, step_size=0.1, every=6))
+    assert "exactly zero for 4 of 24 that it did not win" in found["zero-gradient"]
+
+
+@pytest.mark.parametrize(("more", "told"), [(3, None), (12, "wins 0.62 and this one 0.12")])
+def test_another_column_outdoes_an_attack_beyond_chance_alone(more: int, told: str | None) -> None:
+    mine, theirs = torch.zeros(24), torch.zeros(24)
+    mine[:3], theirs[: 3 + more] = 1, 1
+    folder = SimpleNamespace(arrays=lambda row, column: {"joint": theirs})
+    audit = Audit(SimpleNamespace(audit=Auditing()), folder, None)  # type: ignore[arg-type]
+    row = SimpleNamespace(label="row")
+    assert audit._outdone(row, "other", {"joint": mine}, "joint", 0.02) == told  # type: ignore[arg-type]

@@ -62,6 +62,16 @@ def test_the_worst_case_is_taken_sample_by_sample_over_all_that_attack() -> None
     torch.testing.assert_close(undefined, torch.tensor([torch.nan, 0.0, 1.0]).double(), equal_nan=True)
 
 
+def test_what_a_row_gets_wrong_by_itself_is_no_win_of_the_worst_case() -> None:
+    nan = float("nan")
+    cell = wins(0, 1, of=4) | {"joint_correct": torch.tensor([nan, 1.0, 0.0, nan])}
+    results = results_of([row("plain")], [column("pgd")], {("plain", "pgd"): cell})
+    found = over_columns(results.experiment, results.experiment.columns, {0: {"pgd": cell}})
+    assert found is not None
+    assert (found.measures["worst"]["value"], found.measures["worst"]["count"]) == (0.5, 2)
+    assert results.main == "joint_correct"
+
+
 def test_attackers_of_two_aims_have_a_worst_case_each_beside_the_common_one() -> None:
     columns = [column("forger"), Column("mover", AttackFacts("Dombrowski", True, True, True))]
     arrays = {("plain", "forger"): wins(0, 1), ("plain", "mover"): wins(1, 2, 3)}
@@ -83,6 +93,19 @@ def test_the_first_sentence_names_the_defense_that_held_best_and_whether_beyond_
     assert "which is beyond chance (p < 0.0001, by Holm's correction for 3 comparisons)" in words
     assert "It lost fewer than “veil”, beyond chance." in words
     assert "“veil”" not in words.partition("Beyond chance better")[2]
+
+
+def test_that_the_best_was_chosen_by_its_figures_is_corrected_for() -> None:
+    rows = [row("plain"), *(row(f"d{i}", "plain") for i in range(6))]
+    arrays = {(r.label, "strong"): wins(*range(30 + 2 * i)) for i, r in enumerate(rows[1:])}
+    arrays |= {("plain", "strong"): wins(*EVERY)}
+    ranked = ranking(results_of(rows, COLUMNS[2:], arrays), arrays, {})
+    assert ranked.best == "d0"
+    # Six differences to the root, and all pairs of six: any of them might have been the best.
+    assert ranked.tests == 6 + 15
+    gap, p = ranked.against["d5"]
+    assert gap.p is not None
+    assert p == pytest.approx(21 * gap.p)
 
 
 def test_nothing_is_called_better_that_chance_may_explain() -> None:
@@ -180,6 +203,17 @@ def test_the_glossary_explains_every_row_and_attacker_of_a_run_once() -> None:
     words = [term.word for term in glossary(results)]
     assert {"lrp", "gradient", "pgd", "square", "worst case"} <= set(words)
     assert len(words) == len(set(words))
+
+
+def test_an_opened_cell_says_what_the_limit_s_own_luck_would_make_of_it(tmp_path: Path) -> None:
+    arrays = {("plain", name): {**wins(0, 1), **PICTURES} for name in ("near", "far")}
+    results = results_of([row("plain")], [column("near"), column("far")], arrays)
+    results.cells["plain", "near"]["joint_by_limit"] = [0.9, 0.1]  # type: ignore[index]
+    results.cells["plain", "far"]["joint_by_limit"] = [0.1, 0.1]  # type: ignore[index]
+    page = page_of(results, arrays, tmp_path)
+    said = {(cell.row, cell.column): " ".join(cell.audited) for _, some in page.opened for cell in some}
+    assert "joint success is 0.10 and 0.90" in said["plain", "near"]
+    assert said["plain", "far"] == ""
 
 
 def test_a_cell_in_doubt_is_hatched_in_every_table_and_picture(tmp_path: Path) -> None:

@@ -6,12 +6,15 @@ import csv
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from robustexplain.errors import InputError, RobustExplainWarning
-from robustexplain.evaluation import Results, RunFolder, run
+from robustexplain.evaluation import Results, RunFolder, flags, run
+from robustexplain.evaluation.row_flags import flag
 from robustexplain.evaluation.seeds import again, stacked
 from robustexplain.evaluation.statistics import over_seeds, share, shares_over_seeds
 from robustexplain.evaluation.worst import WORST
@@ -49,9 +52,20 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in cells}
     one = Results.read(RunFolder(root))
     assert one.seeds == 1
-    assert len(one.each_seed("gradient", "pgd", "success")) == 1
+    alone = one.measure("gradient", "pgd", "success")
+    assert alone is not None
+    assert "each" not in alone
     quiet(recipe(3), root)
     return RunFolder(root), before
+
+
+def test_what_is_in_doubt_under_one_seed_is_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    masked, weak = flag("zero-gradient", "masked"), flag("few-steps", "3 steps")
+    folder: Any = SimpleNamespace(done=lambda row, column: {"flags": [masked, weak]})
+    monkeypatch.setattr(flags, "repeats", lambda experiment, first: [first, folder, folder])
+    nothing: Any = SimpleNamespace(label="")
+    found = list(flags._of_repeats(nothing, folder, nothing, nothing, {"few-steps"}))
+    assert found == [flag("zero-gradient", "in training 2: masked")]
 
 
 def test_more_seeds_keep_the_first_and_train_everything_again(
@@ -83,7 +97,7 @@ def test_cells_hold_an_interval_over_seeds_and_samples_and_each_seed_s_value(
         assert found is not None
         expected = estimate(stacked(several, name), resamples, seed).as_dict()
         assert {k: found[k] for k in expected} == expected
-        assert results.each_seed("gradient", "pgd", name) == pytest.approx([float(a[name].mean()) for a in several])
+        assert found["each"] == pytest.approx([float(a[name].mean()) for a in several])
     separation = results.measure("gradient", "pgd", "separation")
     singles = [f.read_cell("gradient", "pgd")["measures"]["separation"] for f in map(folder.repeat, range(3))]  # type: ignore[index]
     assert separation is not None

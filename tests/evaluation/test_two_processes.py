@@ -37,7 +37,9 @@ def launch(processes: int, out: Path) -> Path:
     assert done.returncode == 0, done.stderr[-3000:]
     said = [path.read_text(encoding="utf-8") for path in logs.rglob("stdout.log")]
     assert len(said) == processes
-    assert sum(text.count("joint success, 16 images") for text in said) == 1  # one process speaks
+    assert (
+        sum(text.count("joint success where clean inputs are right, 16 images") for text in said) == 1
+    )  # one process speaks
     return out
 
 

@@ -25,21 +25,11 @@ from robustexplain.metrics import hit
 from robustexplain.recipe.auditing import Auditing
 from robustexplain.transforms import UniformNoise
 
+from .fakes import Rounding
+
 EPS = 0.125
 PLANTED = Auditing(planted=True, images=4)
 Images = tuple[Tensor, Tensor]
-
-
-class Rounding(nn.Module):
-    """A classifier behind a quantiser that no attack is told of."""
-
-    def __init__(self, of: nn.Module) -> None:
-        super().__init__()
-        self.of = of
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.of((x * 8).round() / 8)
-        return logits
 
 
 def judged_by(system: rx.System, columns: dict[str, Any], images: Images, out: Path, audit: Auditing) -> Results:
