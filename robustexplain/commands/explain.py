@@ -87,10 +87,16 @@ def explain_image(
         if seen.certificate is not None:
             lines.append(f"{label}: {certified_in_words(seen.certificate)}")
             if seen.certificate.decided is not None:
-                caption = f"certified important,\nunimportant, neither (L2 {seen.certificate.radius:.2g})"
-                panels.append((caption, plots.three_colours(seen.certificate.decided[0])))
+                panels.append((caption_of(seen.certificate), plots.three_colours(seen.certificate.decided[0])))
     files.replace_file(out, lambda aside: aside.write_bytes(plots.strip([(c, np.asarray(a)) for c, a in panels])))
     return [*lines, f"picture: {out}"]
+
+
+def caption_of(certificate: Certificate) -> str:
+    """What the three colours of a certificate's picture mean."""
+    if not certificate.radius:
+        return "significantly important,\nunimportant, neither (this input)"
+    return f"certified important,\nunimportant, neither (L2 {certificate.radius:.2g})"
 
 
 def certified_in_words(certificate: Certificate) -> str:

@@ -84,10 +84,11 @@ class CertifiedSettings:
         number = max(number, self.grid * self.grid)
         needed = draws_needed(self.tau, self.alpha / number)
         if tests < needed:
+            over = f"over {number} cells" if number > 1 else "of a single cell"
+            advice = ", or grid smaller" if self.grid or size else ", and more for more cells"
             raise InputError(
                 f"{type(self).__name__}: {self.samples} draws, {tests} of which test, certify nothing at alpha "
-                f"{self.alpha} over {number} cells with tau {self.tau}: samples must be at least "
-                f"{needed + self.choose}, or grid smaller"
+                f"{self.alpha} {over} with tau {self.tau}: samples must be at least {needed + self.choose}{advice}"
             )
 
 
