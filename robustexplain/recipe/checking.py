@@ -324,9 +324,14 @@ def defenses_that_do_not_fit(of: Situation) -> list[str]:
 def interpreters_that_do_not_fit(of: Situation) -> list[str]:
     """Defenses of a method that they cannot defend."""
     rows = {row.label: row for row in of.recipe.rows}
-    named = [(row, interpreter_of(rows[row.base], rows)) for row in of.rows("defense")]
-    found = [(row.label, row.settings.unfit(INTERPRETERS.get(n).build)) for row, n in named if n in INTERPRETERS]
-    return [f"defenses: {label!r}: {why}" for label, why in found if why is not None]
+    lines = []
+    for row in of.rows("defense"):
+        name = interpreter_of(rows[row.base], rows)
+        build: Any = INTERPRETERS.get(name).build if name in INTERPRETERS else None
+        why = None if build is None else row.settings.unfit(build)
+        if why is not None:
+            lines.append(f"defenses: {row.label!r}: {why}")
+    return lines
 
 
 def too_few_samples(of: Situation) -> list[str]:
