@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, get_args
 from robustexplain.autograd.second_derivatives import named_derivatives
 from robustexplain.errors import InputError, UnsupportedModelError
 from robustexplain.fields import Natural, check_fields
+from robustexplain.interpreters import Interpreter
 from robustexplain.registry import DEFENSES
 from robustexplain.system import System, on_model
 from robustexplain.training import Samples, Session
@@ -89,6 +90,15 @@ class Defense(ABC):
         A recipe asks before anything is trained.
         """
         return None
+
+    def unfit(self, interpreter: type[Interpreter]) -> str | None:
+        """Why it could not defend an interpreter of this class; ``None`` where it could. Asked as :meth:`misfit`."""
+        return None
+
+    @property
+    def fewest(self) -> int:
+        """How many samples it needs at least, for what its settings ask for."""
+        return int(self.needs_data)
 
     def _in_order(self, system: System) -> None:
         """Refuse a system with a defense of a higher layer, which was made for the parts below it as they are."""

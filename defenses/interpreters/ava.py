@@ -42,6 +42,11 @@ class AVA(TrainedDefense):
         if self.neighbours > self.images:
             raise InputError(f"AVA.neighbours must be at most images, {self.images}, got {self.neighbours}")
 
+    @property
+    def fewest(self) -> int:
+        """As many as there are neighbours."""
+        return self.neighbours
+
     def _train(self, system: System, data: Samples, session: Session) -> System:
         own = system.interpreter
         refuse(any(isinstance(part, NeighbourMean) for part in walk(own)), "it explains neighbours already")

@@ -9,8 +9,9 @@ import annotated_types as at
 
 from robustexplain.errors import FieldError
 from robustexplain.fields import Count
-from robustexplain.interpreters import Projected, Reference
+from robustexplain.interpreters import Interpreter, Projected, Reference
 from robustexplain.interpreters.composed.base import walk
+from robustexplain.interpreters.composed.projected import by_the_input, not_a_gradient
 from robustexplain.registry import DEFENSES
 from robustexplain.system import System
 from robustexplain.training import Samples, Session
@@ -49,6 +50,15 @@ class TangentSpace(Defense):
             raise FieldError(
                 type(self).__name__, "images", f"must be at least neighbours={self.neighbours}, got {self.images!r}"
             )
+
+    @property
+    def fewest(self) -> int:
+        """As many as there are neighbours."""
+        return self.neighbours
+
+    def unfit(self, interpreter: type[Interpreter]) -> str | None:
+        """As :meth:`Defense.unfit`: maps that are no gradients by the input."""
+        return None if by_the_input(interpreter) else not_a_gradient(interpreter.__name__)
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """As :meth:`Defense.misfit`: a table, whose rows are nearest only in some units."""

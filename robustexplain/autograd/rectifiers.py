@@ -34,14 +34,17 @@ class Smooth(Protocol):
         ...
 
 
+_NONE = math.exp(-40) * (1 + 1e-5)
+"""Slopes up to this one are taken for zero; above the rounding of what softplus gives at its cut."""
+
+
 class _Softplus(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, beta: float) -> Tensor:
         ctx.save_for_backward(z)
         ctx.beta, ctx.slope = beta, None
         # Zero below beta z = -40, where value and slope are below exp(-40): smaller values are denormal, which is slow.
-        low = -40 / beta
-        return torch.where(z > low, F.softplus(z.clamp(min=low), beta), 0)
+        return F.threshold_(F.softplus(z.clamp(min=-40 / beta), beta), _NONE / beta, 0.0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -68,7 +71,7 @@ class _SoftplusSlope(torch.autograd.Function):
 
 def _softplus_slope(z: Tensor, beta: float) -> Tensor:
     """The sigmoid, cut off where the softplus is."""
-    return F.threshold(torch.sigmoid(beta * z), math.exp(-40), 0.0)
+    return F.threshold_((beta * z).sigmoid_(), _NONE, 0.0)
 
 
 @PARTS.register("softplus")

@@ -14,16 +14,17 @@ from torch import nn
 from .. import data as data_sets
 from .. import models
 from ..autograd.layers import submodule
+from ..autograd.rectifiers import require_rectifiers
 from ..checks import Kind
-from ..errors import InputError, memory_advice
+from ..errors import InputError, UnsupportedModelError, memory_advice
 from ..interpreters import AttentionRollout, Gradient, InterpreterSpec
 from ..interpreters.base import accepted_kinds
 from ..interpreters.cam.token_grid import Attentions
 from ..models.weights import load_file_into
-from ..registry import INTERPRETERS
+from ..registry import DEFENSES, INTERPRETERS
 from .experiment import Recipe, Row
 from .problems import Problems
-from .rows import standing_on
+from .rows import interpreter_of, standing_on
 
 
 def check_data(recipe: Recipe) -> data_sets.Data:
@@ -320,6 +321,49 @@ def defenses_that_do_not_fit(of: Situation) -> list[str]:
     return [f"defenses: {label!r}: {why}" for label, why in found if why is not None]
 
 
+def interpreters_that_do_not_fit(of: Situation) -> list[str]:
+    """Defenses of a method that they cannot defend."""
+    rows = {row.label: row for row in of.recipe.rows}
+    lines = []
+    for row in of.rows("defense"):
+        name = interpreter_of(rows[row.base], rows)
+        build: Any = INTERPRETERS.get(name).build if name in INTERPRETERS else None
+        why = None if build is None else row.settings.unfit(build)
+        if why is not None:
+            lines.append(f"defenses: {row.label!r}: {why}")
+    return lines
+
+
+def too_few_samples(of: Situation) -> list[str]:
+    """Defenses that keep more samples than their part of the data has."""
+    found = [(row.label, row.settings) for row in of.rows("defense") if row.settings.fewest > 1]
+    return [
+        f"defenses: {label!r} needs at least {settings.fewest} samples, and the {settings.part} part of "
+        f"{of.data.name} has {len(getattr(of.data, settings.part))}"
+        for label, settings in found
+        if len(getattr(of.data, settings.part)) < settings.fewest
+    ]
+
+
+def no_rectifiers(of: Situation) -> list[str]:
+    """What replaces or guides rectifiers, on a model that calls none."""
+    wanted = [where for where, name, _ in of.interpreters() if "rectifiers" in INTERPRETERS.get(name).needs]
+    wanted += [f"defenses: {row.label!r}" for row in of.rows("defense") if "rectifiers" in DEFENSES.get(row.name).needs]
+    model = of.model
+    if not wanted or model is None:
+        return []
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other kinks, which are said when the row is made
+            require_rectifiers(model, torch.zeros(1, *of.data.shape, device=device), "it")
+    except UnsupportedModelError as error:
+        return [f"{where}: {error}" for where in wanted]
+    except Exception:  # another check's, or only a run on real inputs can decide
+        return []
+    return []
+
+
 def harmless_changes_of_another_kind(of: Situation) -> list[str]:
     """Harmless changes that do not change such inputs, and a distance that does not compare such maps."""
     return of.recipe.evaluation.problems(of.kind, of.data.name)
@@ -341,6 +385,9 @@ FINDINGS: tuple[Callable[[Situation], list[str]], ...] = (
     large_pools,
     members_that_are_not_made,
     defenses_that_do_not_fit,
+    interpreters_that_do_not_fit,
+    too_few_samples,
+    no_rectifiers,
     harmless_changes_of_another_kind,
 )
 """The checks: each gives a line for each mistake of one kind."""

@@ -16,6 +16,12 @@ from robustexplain.recipe import check, check_data
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 
+SMOOTH: dict[str, Any] = {
+    "name": "timm",
+    "options": {"architecture": "vit_tiny_patch16_224", "input_size": 16},
+}
+"""Of GELU alone."""
+
 FINDINGS: dict[str, tuple[dict[str, Any], str]] = {
     "package of a metric": ({"metrics": ["lpips"]}, "metrics: 'lpips': LPIPS needs the lpips package"),
     "package of an attack": ({"attacks": ["torchattacks"]}, "attacks: 'torchattacks': this attack needs torchattacks"),
@@ -76,6 +82,29 @@ FINDINGS: dict[str, tuple[dict[str, Any], str]] = {
         "defenses: 'aggregated (cam)' cannot have the member 'rts': 'rts' is trained",
     ),
     "architecture": ({"model": "timm:../../x"}, "model: unknown timm model '../../x'"),
+    "a network that is smooth": (
+        {"model": SMOOTH, "interpreters": ["gradient"], "defenses": [{"name": "beta-smoothing", "of": "gradient"}]},
+        "defenses: 'beta-smoothing (gradient)': it replaces rectifiers",
+    ),
+    "a member that guides rectifiers": (
+        {
+            "model": SMOOTH,
+            "interpreters": ["gradient"],
+            "defenses": [{"name": "aggregated", "of": "gradient", "members": ["gradient", "guided-backprop"]}],
+        },
+        "defenses: member 'guided-backprop' of 'aggregated (gradient)': it replaces rectifiers",
+    ),
+    "a bank that is larger than the data": (
+        {
+            "interpreters": ["gradient"],
+            "defenses": [{"name": "tangent-space", "of": "gradient", "neighbours": 3000}],
+        },
+        "defenses: 'tangent-space (gradient)' needs at least 3000 samples, and the train part of ",
+    ),
+    "no gradient by the input": (
+        {"interpreters": ["gradcam"], "defenses": [{"name": "tangent-space", "of": "gradcam"}]},
+        "defenses: 'tangent-space (gradcam)': a tangent space holds gradients by the input, and GradCAM gives none",
+    ),
     "size": (
         {"model": "timm:vit_tiny_patch16_224"},
         "model: timm:vit_tiny_patch16_224 refuses images of shape [1, 16, 16]",

@@ -16,7 +16,7 @@ from ...errors import FieldError, InputError, UnsupportedModelError
 from ...fields import Count
 from ...registry import INTERPRETERS
 from ..backward_rules.guided import GuidedBackprop, GuidedGradCAM
-from ..base import Explanation, Interpreter
+from ..base import Explanation
 from ..perturbation.removal import wide_dtype
 from ..reference import Reference
 from .base import Wrapper, in_rows, walk
@@ -76,8 +76,8 @@ class Projected(Wrapper):
                 f"must be from 2 to the {held} images in the bank, got {self.neighbours!r}",
             )
         for part in walk(self.base):
-            if not part.parts and not _by_the_input(part):
-                raise UnsupportedModelError(_not_a_gradient(part))
+            if not part.parts and not by_the_input(part):
+                raise UnsupportedModelError(not_a_gradient(type(part).__name__))
 
     def _check(self, x: Tensor) -> None:
         # Other channels are the model's to refuse.
@@ -98,7 +98,7 @@ class Projected(Wrapper):
             found = self.base._explain(x, target, graph)
         projection.finish()
         if not projection.used:
-            raise UnsupportedModelError(_not_a_gradient(self.base))
+            raise UnsupportedModelError(not_a_gradient(type(self.base).__name__))
         return found
 
     def tangents(self, x: Tensor) -> Tensor:
@@ -168,14 +168,13 @@ class _Projected(torch.autograd.Function):
         return ctx.projection(grads[0]), None
 
 
-def _by_the_input(part: object) -> bool:
+def by_the_input(part: object) -> bool:
     """Whether a method (or its class) gives gradients of the model by its input; guided ones are none of the model."""
     guided = part in GUIDED or type(part) in GUIDED
     return getattr(part, "is_gradient", False) is True and not guided and getattr(part, "layer", None) is None
 
 
-def _not_a_gradient(part: Interpreter) -> str:
-    able = ", ".join(e.name for e in INTERPRETERS if _by_the_input(e.build))
-    return (
-        f"a tangent space holds gradients by the input, and {type(part).__name__} gives none; methods that do: {able}"
-    )
+def not_a_gradient(name: str) -> str:
+    """What is said of an interpreter of class ``name`` that gives no gradients by the input."""
+    able = ", ".join(e.name for e in INTERPRETERS if by_the_input(e.build))
+    return f"a tangent space holds gradients by the input, and {name} gives none; methods that do: {able}"
