@@ -10,6 +10,7 @@ from robustexplain.fields import Count, NonNegative, check_fields
 from robustexplain.objectives import Objective, Sum
 from robustexplain.objectives.evasion import evade as evaded_by
 from robustexplain.system import System
+from robustexplain.system import draws as is_random
 
 from .search.directions import BetaSchedule, GradientDirection
 
@@ -47,14 +48,14 @@ class Adaptation:
         """The adaptation to ``system``; settings other than the defaults are kept.
 
         Args:
-            system: its detector is evaded, its randomness averaged over :data:`DRAWS` draws, its rounding passed with
+            system: its detector is evaded, its randomness averaged over (:func:`draws_for`), its rounding passed with
                 straight-through gradients.
             evade: weight of a detector's score.
         """
         return replace(
             self,
             evade=self.evade or (0.0 if system.detector is None else evade),
-            draws=DRAWS if self.draws == 1 and system.random else self.draws,
+            draws=draws_for(system) if self.draws == 1 else self.draws,
             straight=self.straight or system.rounds,
         )
 
@@ -65,6 +66,19 @@ class Adaptation:
     def evasion(self, system: System) -> Objective:
         """The detector's term of the loss; empty at a weight of 0."""
         return evasion(self.evade, system)
+
+
+def draws_for(system: System) -> int:
+    """Over how many draws of a system an adversary averages who does not know its seed; 1 where nothing is random.
+
+    :data:`DRAWS` maps, or more where each is made of many draws already: then two, so that they are never the deployed
+    ones.
+    """
+    if not system.random:
+        return 1
+    interpreter = system.interpreter
+    alone = interpreter.averages and not is_random(system.model) and not is_random(system.detector)
+    return max(2, -(-DRAWS // int(getattr(interpreter, "samples", 1)))) if alone else DRAWS
 
 
 def evasion(weight: float, system: System) -> Objective:

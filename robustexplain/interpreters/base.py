@@ -87,6 +87,8 @@ class Interpreter(ABC):
     """Whether it explains a scalar of the model's answer too, not only classes (which CAM's weights belong to)."""
     exact_where_confident: ClassVar[bool] = False
     """Whether a map of a probability keeps its direction where the probability rounds to 0 or 1."""
+    averages: ClassVar[bool] = False
+    """Whether a map is made of ``samples`` random draws already, so that an adversary needs few of his own."""
     keeps_draws: ClassVar[tuple[str, ...]] = ()
     """Names of the cached properties that hold random draws; :meth:`redrawn` clears them."""
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 import robustexplain as rx
-from robustexplain.attacks.adaptive import Adaptation
+from robustexplain.attacks.adaptive import DRAWS, Adaptation, draws_for
 from robustexplain.autograd.straight_through import straight_through
 from robustexplain.defenses import BetaSmoothing, CertifiedInterpreter, MeTFADefense, SparsifiedSmoothGrad
 from robustexplain.errors import FieldError, InputError, UnsupportedModelError
-from robustexplain.interpreters import CAM, Certified, Gradient, MeTFA, OfTransformed
+from robustexplain.interpreters import CAM, Certified, GradCAM, Gradient, MeTFA, OfTransformed, SmoothGrad
 from robustexplain.interpreters import Sparsified as SparsifiedMap
 from robustexplain.interpreters.composed import certified, sparsified
 from robustexplain.interpreters.composed.binomial import bounds, rejected, slack, tails
@@ -282,3 +282,11 @@ def test_the_smallest_number_of_draws_is_the_one_that_the_error_names() -> None:
         needed = certified.draws_needed(0.75, 0.001 / cells)
         assert 0.75**needed <= 0.001 / cells < 0.75 ** (needed - 1)
     assert math.isclose(MeTFASettings(6).lowest, 0)
+
+
+def test_an_adversary_draws_less_where_the_map_is_a_mean_of_draws(trained: nn.Module) -> None:
+    base = GradCAM(trained)
+    assert draws_for(rx.System(trained, Certified(trained, base, samples=60, grid=4))) == 2
+    assert draws_for(rx.System(trained, MeTFA(trained, base, samples=4))) == 3
+    assert draws_for(rx.System(trained, base)) == 1
+    assert draws_for(rx.System(trained, SmoothGrad(trained, samples=4))) == DRAWS

@@ -114,6 +114,7 @@ class Certified(CertifiedSettings, Wrapper):
     unit_range: ClassVar[bool] = True
     rounds: ClassVar[bool] = True
     keeps_draws: ClassVar[tuple[str, ...]] = ("_drawn",)
+    averages: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         Wrapper.__post_init__(self)

@@ -46,6 +46,7 @@ class KernelSmoothed(Wrapper):
     units: Units = "input"
 
     keeps_draws: ClassVar[tuple[str, ...]] = ("_drawn",)
+    averages: ClassVar[bool] = True
 
     @cached_property
     def _drawn(self) -> dict[Any, Tensor]:

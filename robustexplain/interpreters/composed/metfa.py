@@ -89,6 +89,7 @@ class MeTFA(MeTFASettings, Wrapper):
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
     unit_range: ClassVar[bool] = True
     keeps_draws: ClassVar[tuple[str, ...]] = ("_drawn",)
+    averages: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         Wrapper.__post_init__(self)
