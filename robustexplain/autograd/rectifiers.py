@@ -44,7 +44,7 @@ class _Softplus(torch.autograd.Function):
         ctx.save_for_backward(z)
         ctx.beta, ctx.slope = beta, None
         # Zero below beta z = -40, where value and slope are below exp(-40): smaller values are denormal, which is slow.
-        return F.threshold_(F.softplus(z.clamp(min=-40 / beta), beta), _NONE / beta, 0.0)
+        return torch.threshold_(F.softplus(z.clamp(min=-40 / beta), beta), _NONE / beta, 0.0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -71,7 +71,7 @@ class _SoftplusSlope(torch.autograd.Function):
 
 def _softplus_slope(z: Tensor, beta: float) -> Tensor:
     """The sigmoid, cut off where the softplus is."""
-    return F.threshold_((beta * z).sigmoid_(), _NONE, 0.0)
+    return torch.threshold_((beta * z).sigmoid_(), _NONE, 0.0)
 
 
 @PARTS.register("softplus")

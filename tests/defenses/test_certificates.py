@@ -10,14 +10,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import robustexplain as rx
 from robustexplain.attacks.adaptive import DRAWS, Adaptation, draws_for
 from robustexplain.autograd.straight_through import straight_through
 from robustexplain.defenses import BetaSmoothing, CertifiedInterpreter, MeTFADefense, SparsifiedSmoothGrad
 from robustexplain.errors import FieldError, InputError, UnsupportedModelError
-from robustexplain.interpreters import CAM, Certified, GradCAM, Gradient, MeTFA, OfTransformed, SmoothGrad
+from robustexplain.interpreters import (
+    CAM,
+    Certified,
+    GradCAM,
+    Gradient,
+    KernelSmoothed,
+    MeTFA,
+    OfTransformed,
+    SmoothGrad,
+)
 from robustexplain.interpreters import Sparsified as SparsifiedMap
 from robustexplain.interpreters.composed import certified, sparsified
 from robustexplain.interpreters.composed.binomial import bounds, rejected, slack, tails
@@ -287,6 +296,6 @@ def test_the_smallest_number_of_draws_is_the_one_that_the_error_names() -> None:
 def test_an_adversary_draws_less_where_the_map_is_a_mean_of_draws(trained: nn.Module) -> None:
     base = GradCAM(trained)
     assert draws_for(rx.System(trained, Certified(trained, base, samples=60, grid=4))) == 2
-    assert draws_for(rx.System(trained, MeTFA(trained, base, samples=4))) == 3
+    assert draws_for(rx.System(trained, KernelSmoothed(trained, base, samples=4))) == 3
     assert draws_for(rx.System(trained, base)) == 1
     assert draws_for(rx.System(trained, SmoothGrad(trained, samples=4))) == DRAWS
