@@ -40,7 +40,8 @@ class Revealing(ModelDefense):
     computed at each step against the current weights. Batch norms keep their statistics.
 
     Unlike AID it needs no interpreter with weights of its own, and unlike adversarial training it does not make the
-    prediction harder to change: it makes a changed prediction visible.
+    prediction harder to change: it makes a changed prediction visible to whoever has the benign map. Maps become more
+    alike within a class, and a forgery that shows an ordinary map of its own class stays unseen without the benign one.
 
     Args:
         interpreters: whose maps are trained, by name, by class or with settings of their own; several at once count
