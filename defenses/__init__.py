@@ -22,11 +22,12 @@ from .interpreters.kernel_smoothing import KernelSmoothing
 from .interpreters.replaced import Replaced
 from .interpreters.tangent_space import TangentSpace
 from .interpreters.uniform_gradient import UniformGradient
-from .models import AdversarialTraining, ModelDefense, Revealing
+from .models import ADV2Training, AdversarialTraining, ModelDefense, Revealing
 
 __all__ = [
     "AID",
     "AVA",
+    "ADV2Training",
     "AdversarialTraining",
     "Aggregate",
     "AggregatedInterpreter",

@@ -14,6 +14,7 @@ from robustexplain.data import Data, take
 from robustexplain.defenses import (
     AID,
     AVA,
+    ADV2Training,
     AdversarialTraining,
     CertifiedInterpreter,
     ConsistentAID,
@@ -48,6 +49,9 @@ CHEAP: dict[str, Defense] = {
     "aid-consistent": ConsistentAID(attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20)),
     "feature-squeezing": FeatureSqueezing(("median-2", "bit-depth-3")),
     "metfa": MeTFADefense(samples=6),
+    "adv2-at": ADV2Training(
+        ("gradient",), attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20, lr=1e-3)
+    ),
     "pgd-at": AdversarialTraining(attack=PGD(EPS, 2, 0.05), training=Training(epochs=1, batch_size=20, lr=1e-3)),
     "sparsified-smoothgrad": SparsifiedSmoothGrad(samples=12, alpha=0.5, grid=4, bound="clopper-pearson"),
     "revealing": Revealing(
