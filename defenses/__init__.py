@@ -22,12 +22,25 @@ from .interpreters.kernel_smoothing import KernelSmoothing
 from .interpreters.replaced import Replaced
 from .interpreters.tangent_space import TangentSpace
 from .interpreters.uniform_gradient import UniformGradient
-from .models import ADV2Training, AdversarialTraining, ModelDefense, Revealing
+from .models import (
+    ATEX,
+    ADV2Training,
+    AdversarialSaliencyGuided,
+    AdversarialTraining,
+    InfoDrop,
+    ModelDefense,
+    Revealing,
+    SaliencyGuided,
+    SelfExplaining,
+    Woods,
+)
 
 __all__ = [
     "AID",
+    "ATEX",
     "AVA",
     "ADV2Training",
+    "AdversarialSaliencyGuided",
     "AdversarialTraining",
     "Aggregate",
     "AggregatedInterpreter",
@@ -40,16 +53,20 @@ __all__ = [
     "DetectorDefense",
     "FeatureSqueezing",
     "FeatureSqueezingDetector",
+    "InfoDrop",
     "InputTransform",
     "KernelSmoothing",
     "MeTFADefense",
     "ModelDefense",
     "Replaced",
     "Revealing",
+    "SaliencyGuided",
+    "SelfExplaining",
     "SparsifiedSmoothGrad",
     "TangentSpace",
     "TrainedDefense",
     "UniformGradient",
+    "Woods",
     "XEnsemble",
     "XEnsembleDetector",
 ]

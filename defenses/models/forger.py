@@ -46,13 +46,6 @@ def trainable_specs(defense: Defense, interpreters: Sequence[SpecLike]) -> tuple
     return specs
 
 
-def refuse_no_ball(defense: Defense, attack: Attack | None, what: str) -> None:
-    """Refuse an attack in training that may not move: there is no forgery to learn from."""
-    if attack is not None and getattr(attack, "eps", 1) == 0:
-        name = type(defense).__name__
-        raise FieldError(name, f"{what}.eps", "must be above 0: there is no forgery to learn from")
-
-
 def refuse_other_maps(defense: Defense, specs: Sequence[InterpreterSpec], system: System) -> None:
     """Refuse a system that explains by none of the interpreters whose maps are trained."""
     explaining = {type(part) for part in walk(system.interpreter)}

@@ -20,7 +20,8 @@ from robustexplain.training import Samples, Session, Training, fit
 from robustexplain.transforms import HarmlessChange, harmless_for
 
 from .base import ModelDefense
-from .forger import Forger, no_images, refuse_no_ball, refuse_other_maps, trainable_specs
+from .fine_tuned import refuse_no_room
+from .forger import Forger, no_images, refuse_other_maps, trainable_specs
 from .revealing_loss import RevealingLoss
 
 
@@ -69,7 +70,8 @@ class Revealing(ModelDefense):
         object.__setattr__(self, "interpreters", trainable_specs(self, self.interpreters))
         object.__setattr__(self, "harmless", tuple(self.harmless))
         for attack, what in ((self.attack, "attack"), (self.rival, "rival")):
-            refuse_no_ball(self, attack, what)
+            if attack is not None:
+                refuse_no_room(self, attack, what)
 
     @property
     def forgers(self) -> tuple[Attack, ...]:

@@ -5,7 +5,7 @@ classifier of scikit-learn one of ours.
 """
 
 from ..door import admit, answer
-from . import cifar, hugging_face, library, rules, small, tables
+from . import cifar, hugging_face, library, rules, senn, small, tables
 from .around import innermost
 from .classifier import Classifier, ModelSpec
 from .estimator import Estimator
@@ -39,6 +39,7 @@ __all__ = [
     "load_own",
     "rebuild",
     "rules",
+    "senn",
     "small",
     "tables",
     "with_transforms",

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from ..registry import MODELS
 from .classifier import Classifier
-from .small import _centred, _convolution
+from .small import _centred
+
+
+def _convolution(width_in: int, width: int, stride: int) -> list[nn.Module]:
+    # Groups, not batches, are normalised: the penalty's Jacobian is one of each sample alone, in training too.
+    convolution = nn.Conv2d(width_in, width, 3, stride=stride, padding=1, bias=False)
+    return [convolution, nn.GroupNorm(4, width), nn.ReLU()]
 
 
 class Parametriser(nn.Module):
@@ -62,7 +68,9 @@ class SelfExplainingNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[B, K]`` of normalised images ``[B, C, H, W]``."""
-        concepts, theta = self.concepts(x), self.parametriser(x)
+        # Also what the coefficients are computed from is behind the (trivial) concepts: one tensor to differentiate by.
+        concepts = self.concepts(x)
+        theta = self.parametriser(concepts)
         logits: Tensor = (theta.unflatten(1, (self.num_classes, -1)) * concepts[:, None]).sum((2, 3, 4)) + self.bias
         return logits
 
@@ -76,6 +84,11 @@ def senn(num_classes: int = 10, in_channels: int = 1) -> Classifier:
     prediction and shows in no map), and there are no concepts learned by an auto-encoder: those have no map.
     """
     return _centred(SelfExplainingNet(num_classes, in_channels), num_classes, in_channels, 28)
+
+
+def explains_itself(model: nn.Module) -> bool:
+    """Whether there is a self-explaining network inside of a model."""
+    return any(isinstance(module, SelfExplainingNet) for module in model.modules())
 
 
 def self_explaining(model: nn.Module) -> str:

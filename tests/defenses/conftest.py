@@ -13,20 +13,26 @@ from robustexplain.attacks import ADV2, PGD
 from robustexplain.data import Data, take
 from robustexplain.defenses import (
     AID,
+    ATEX,
     AVA,
     ADV2Training,
+    AdversarialSaliencyGuided,
     AdversarialTraining,
     CertifiedInterpreter,
     ConsistentAID,
     Defense,
     FeatureSqueezing,
+    InfoDrop,
     KernelSmoothing,
     MeTFADefense,
     Replaced,
     Revealing,
+    SaliencyGuided,
+    SelfExplaining,
     SparsifiedSmoothGrad,
     TangentSpace,
     UniformGradient,
+    Woods,
     XEnsemble,
 )
 from robustexplain.interpreters import RTS, MaskObjective, RTSTraining, train_rts
@@ -38,6 +44,7 @@ EPS = 0.125
 # On so little training the masks stay all ones, unless their size weighs more.
 SMALL = MaskObjective(average=10.0)
 INNER = ADV2(EPS, steps=8, step_size=0.03, warm_start=0.5)
+ONCE = Training(epochs=1, batch_size=20, lr=1e-3)
 CHEAP: dict[str, Defense] = {
     "ava": AVA(neighbours=3, images=20),
     "kernel-smoothing": KernelSmoothing(samples=4),
@@ -50,13 +57,19 @@ CHEAP: dict[str, Defense] = {
     "feature-squeezing": FeatureSqueezing(("median-2", "bit-depth-3")),
     "metfa": MeTFADefense(samples=6),
     "adv2-at": ADV2Training(
-        ("gradient",), attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20, lr=1e-3)
+        interpreters=("gradient",), attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20, lr=1e-3)
     ),
+    "asgt": AdversarialSaliencyGuided(attack=PGD(EPS, 2, 0.05), training=ONCE),
+    "atex": ATEX(samples=2, draws=2, training=ONCE),
+    "infodrop": InfoDrop(training=ONCE, after=ONCE),
+    "saliency-guided": SaliencyGuided(training=ONCE),
+    "woods": Woods(attack=PGD(1.0, 2, 0.5, norm="l2"), training=ONCE),
     "pgd-at": AdversarialTraining(attack=PGD(EPS, 2, 0.05), training=Training(epochs=1, batch_size=20, lr=1e-3)),
     "sparsified-smoothgrad": SparsifiedSmoothGrad(samples=12, alpha=0.5, grid=4, bound="clopper-pearson"),
     "revealing": Revealing(
         ("gradient",), attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20, lr=1e-3)
     ),
+    "senn": SelfExplaining(classes=1, training=Training(epochs=1, batch_size=20, lr=1e-3)),
     "x-ensemble": XEnsemble(attack=PGD(EPS, 4, 0.05), training=Training(epochs=1, batch_size=20), trees=10),
 }
 

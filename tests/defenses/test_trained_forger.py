@@ -17,6 +17,7 @@ from robustexplain.data import Data, take
 from robustexplain.defenses import ADV2Training
 from robustexplain.defenses.models.adv2_training import ADV2Loss
 from robustexplain.defenses.models.forger import Forger, apart
+from robustexplain.defenses.models.loss_module import LossModule
 from robustexplain.errors import InputError, NotDifferentiableError, UnsupportedModelError
 from robustexplain.interpreters import CAM, GradCAM
 from robustexplain.metrics import L1
@@ -27,7 +28,7 @@ EPS = 0.06
 INNER = ADV2(EPS, steps=6, step_size=0.02, warm_start=0.5)
 NOW = TrainingStep(3, 1, 0.5)
 SETTINGS = Training(epochs=3, batch_size=32, lr=3e-3, weight_decay=0.0)
-CHEAP = ADV2Training(("cam",), attack=INNER, training=SETTINGS)
+CHEAP = ADV2Training(interpreters=("cam",), attack=INNER, training=SETTINGS)
 
 
 def test_forgeries_fail_where_plain_fine_tuning_of_the_same_length_leaves_them(
@@ -55,7 +56,7 @@ def test_its_loss_is_the_one_that_is_stated(trained: Classifier, judged: tuple[T
     x, y = judged[0][:6], judged[1][:6]
     model = copy.deepcopy(trained).eval()
     forger = Forger.against(model, CHEAP._specs, (INNER,))
-    found = ADV2Loss(forger, steady=5.0, clean_weight=0.3)(forger.module, x, y, NOW)
+    found = ADV2Loss(model, forger, steady=5.0, clean_weight=0.3)(LossModule(model, model), x, y, NOW)
     forged, goal = forger(x, y, NOW)
     assert not bool((goal == y).any())
     clean, attacked = (F.cross_entropy(model(v), y, reduction="none") for v in (x, forged))
@@ -65,12 +66,14 @@ def test_its_loss_is_the_one_that_is_stated(trained: Classifier, judged: tuple[T
 
 
 def test_it_refuses_what_it_cannot_train(trained: Classifier, digits: Data) -> None:
-    with pytest.raises(InputError, match=r"attack\.eps must be above 0: there is no forgery"):
+    with pytest.raises(InputError, match=r"attack\.eps must be above 0: no other input"):
         ADV2Training(attack=ADV2(0.0))
+    with pytest.raises(InputError, match="norms must be 'eval'"):
+        ADV2Training(norms="train")
     with pytest.raises(InputError, match="interpreters must name one at least"):
-        ADV2Training(())
+        ADV2Training(interpreters=())
     with pytest.raises(NotDifferentiableError, match=r"adv2-at differentiates maps .* those of 'rise' have no such"):
-        ADV2Training(("rise",))
+        ADV2Training(interpreters=("rise",))
     with pytest.raises(UnsupportedModelError, match="adv2-at trains the maps of cam, and the system explains by Grad"):
         CHEAP(rx.System(trained, GradCAM(trained)), digits.train)
     assert replace(CHEAP, interpreters=(CAM,)).misfit((4,)) is not None
