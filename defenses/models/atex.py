@@ -95,7 +95,7 @@ class ATEXLoss(HardeningLoss):
             start = (x + self._shift(direction, streams)).clamp(0, 1)
             along.append(start)
             noise = streams.uniform(x, -settings.reach, settings.reach)
-            across.append((start + noise - _component(noise, direction)).clamp(0, 1))
+            across.append((start + noise - component(noise, direction)).clamp(0, 1))
         with torch.no_grad():
             known = answer(self.teacher, torch.stack(along, 1).flatten(0, 1)) / settings.temperature
         return torch.stack(across, 1).flatten(0, 1), known.softmax(1)
@@ -125,7 +125,7 @@ class ATEXLoss(HardeningLoss):
         return direction * expand(self.settings.reach * place / largest, direction)
 
 
-def _component(noise: Tensor, direction: Tensor) -> Tensor:
+def component(noise: Tensor, direction: Tensor) -> Tensor:
     """The part of the noise along the direction, each channel by itself, as in the code."""
     axes = tuple(range(2, noise.dim())) or (1,)
     size = direction.square().sum(axes, keepdim=True).clamp(min=torch.finfo(noise.dtype).tiny)

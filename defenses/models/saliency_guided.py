@@ -150,7 +150,7 @@ def masked(network: nn.Module, x: Tensor, y: Tensor, share: float, streams: Stre
         given, logits = classified(network, x)
         slope = gradient(score(logits, y, "label"), given, graph=False).detach()
     size = slope.abs().mean(1).flatten(1) if slope.dim() == 4 else slope.abs().flatten(1)
-    lowest = size.argsort(1, stable=True)[:, : int(share * size.shape[1])]
+    lowest = size.argsort(dim=1, stable=True)[:, : int(share * size.shape[1])]
     chosen = torch.zeros_like(size, dtype=torch.bool).scatter(1, lowest, True)
     chosen = chosen.unflatten(1, x.shape[2:])[:, None].expand_as(x) if x.dim() == 4 else chosen
     flat = x.flatten(1)
