@@ -22,11 +22,21 @@ from .interpreters.kernel_smoothing import KernelSmoothing
 from .interpreters.replaced import Replaced
 from .interpreters.tangent_space import TangentSpace
 from .interpreters.uniform_gradient import UniformGradient
-from .models import AdversarialTraining, ModelDefense, Revealing
+from .models import (
+    TRADES,
+    AdversarialTraining,
+    DefensiveDistillation,
+    EnsembleAdversarialTraining,
+    FeatureDenoising,
+    ModelDefense,
+    Retrained,
+    Revealing,
+)
 
 __all__ = [
     "AID",
     "AVA",
+    "TRADES",
     "AdversarialTraining",
     "Aggregate",
     "AggregatedInterpreter",
@@ -35,8 +45,11 @@ __all__ = [
     "CertifiedInterpreter",
     "ConsistentAID",
     "Defense",
+    "DefensiveDistillation",
     "Detector",
     "DetectorDefense",
+    "EnsembleAdversarialTraining",
+    "FeatureDenoising",
     "FeatureSqueezing",
     "FeatureSqueezingDetector",
     "InputTransform",
@@ -44,6 +57,7 @@ __all__ = [
     "MeTFADefense",
     "ModelDefense",
     "Replaced",
+    "Retrained",
     "Revealing",
     "SparsifiedSmoothGrad",
     "TangentSpace",

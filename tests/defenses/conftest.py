@@ -14,20 +14,26 @@ from robustexplain.data import Data, take
 from robustexplain.defenses import (
     AID,
     AVA,
+    TRADES,
     AdversarialTraining,
     CertifiedInterpreter,
     ConsistentAID,
     Defense,
+    DefensiveDistillation,
+    EnsembleAdversarialTraining,
+    FeatureDenoising,
     FeatureSqueezing,
     KernelSmoothing,
     MeTFADefense,
     Replaced,
+    Retrained,
     Revealing,
     SparsifiedSmoothGrad,
     TangentSpace,
     UniformGradient,
     XEnsemble,
 )
+from robustexplain.defenses.models.inner_attacks import Divergence
 from robustexplain.interpreters import RTS, MaskObjective, RTSTraining, train_rts
 from robustexplain.models import Classifier
 from robustexplain.registry import Entry
@@ -37,6 +43,7 @@ EPS = 0.125
 # On so little training the masks stay all ones, unless their size weighs more.
 SMALL = MaskObjective(average=10.0)
 INNER = ADV2(EPS, steps=8, step_size=0.03, warm_start=0.5)
+ONCE = Training(epochs=1, batch_size=20, lr=1e-3)
 CHEAP: dict[str, Defense] = {
     "ava": AVA(neighbours=3, images=20),
     "kernel-smoothing": KernelSmoothing(samples=4),
@@ -46,6 +53,9 @@ CHEAP: dict[str, Defense] = {
     "aid": AID(attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20)),
     "certified": CertifiedInterpreter(samples=12, choose=2, tau=0.6, alpha=0.5, grid=4),
     "aid-consistent": ConsistentAID(attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20)),
+    "distillation": DefensiveDistillation(training=ONCE),
+    "ensemble-at": EnsembleAdversarialTraining(("small-cnn",), ONCE, training=ONCE),
+    "feature-denoising": FeatureDenoising(attack=PGD(EPS, 2, 0.05), training=ONCE),
     "feature-squeezing": FeatureSqueezing(("median-2", "bit-depth-3")),
     "metfa": MeTFADefense(samples=6),
     "pgd-at": AdversarialTraining(attack=PGD(EPS, 2, 0.05), training=Training(epochs=1, batch_size=20, lr=1e-3)),
@@ -53,6 +63,8 @@ CHEAP: dict[str, Defense] = {
     "revealing": Revealing(
         ("gradient",), attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20, lr=1e-3)
     ),
+    "retrained": Retrained(ONCE),
+    "trades": TRADES(attack=Divergence(EPS, 2, 0.05), training=ONCE),
     "x-ensemble": XEnsemble(attack=PGD(EPS, 4, 0.05), training=Training(epochs=1, batch_size=20), trees=10),
 }
 
