@@ -22,7 +22,19 @@ from .interpreters.kernel_smoothing import KernelSmoothing
 from .interpreters.replaced import Replaced
 from .interpreters.tangent_space import TangentSpace
 from .interpreters.uniform_gradient import UniformGradient
-from .models import AdversarialTraining, ModelDefense, Revealing
+from .models import (
+    AdversarialTraining,
+    FineTuned,
+    GradientAlignment,
+    ImageAlignment,
+    InputGradientPenalty,
+    ModelDefense,
+    RankThickness,
+    Revealing,
+    RobustAttribution,
+    SmoothCurvature,
+    SmoothSurface,
+)
 
 __all__ = [
     "AID",
@@ -39,12 +51,20 @@ __all__ = [
     "DetectorDefense",
     "FeatureSqueezing",
     "FeatureSqueezingDetector",
+    "FineTuned",
+    "GradientAlignment",
+    "ImageAlignment",
+    "InputGradientPenalty",
     "InputTransform",
     "KernelSmoothing",
     "MeTFADefense",
     "ModelDefense",
+    "RankThickness",
     "Replaced",
     "Revealing",
+    "RobustAttribution",
+    "SmoothCurvature",
+    "SmoothSurface",
     "SparsifiedSmoothGrad",
     "TangentSpace",
     "TrainedDefense",

@@ -19,10 +19,17 @@ from robustexplain.defenses import (
     ConsistentAID,
     Defense,
     FeatureSqueezing,
+    GradientAlignment,
+    ImageAlignment,
+    InputGradientPenalty,
     KernelSmoothing,
     MeTFADefense,
+    RankThickness,
     Replaced,
     Revealing,
+    RobustAttribution,
+    SmoothCurvature,
+    SmoothSurface,
     SparsifiedSmoothGrad,
     TangentSpace,
     UniformGradient,
@@ -37,7 +44,16 @@ EPS = 0.125
 # On so little training the masks stay all ones, unless their size weighs more.
 SMALL = MaskObjective(average=10.0)
 INNER = ADV2(EPS, steps=8, step_size=0.03, warm_start=0.5)
+BRIEF = Training(epochs=1, batch_size=20, lr=1e-3)
+WITHIN = PGD(EPS, 2, 0.05, random_start=True)
 CHEAP: dict[str, Defense] = {
+    "aga": GradientAlignment(training=BRIEF),
+    "art": ImageAlignment(training=BRIEF, attack=WITHIN),
+    "input-gradient-penalty": InputGradientPenalty(training=BRIEF),
+    "r2et": RankThickness(training=BRIEF),
+    "rar": RobustAttribution(training=BRIEF, attack=WITHIN, points=3, inner_points=2),
+    "smooth-curvature": SmoothCurvature(training=BRIEF),
+    "ssr": SmoothSurface(training=BRIEF, classes=3),
     "ava": AVA(neighbours=3, images=20),
     "kernel-smoothing": KernelSmoothing(samples=4),
     "uniform-gradient": UniformGradient(samples=4),
