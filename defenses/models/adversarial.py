@@ -17,7 +17,8 @@ from robustexplain.system import System
 from robustexplain.training import Samples, Session, Training, TrainingStep, fit
 from robustexplain.training.losses import classification_loss, right
 
-from .base import ModelDefense, draw_fresh_weights, refuse_no_room
+from .base import ModelDefense, draw_fresh_weights
+from .fine_tuned import refuse_no_room
 
 
 @DEFENSES.register("pgd-at", paper="Madry et al. 2018, eq. 2.1", needs=("data",))

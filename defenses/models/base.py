@@ -10,8 +10,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from robustexplain import models
-from robustexplain.attacks import Attack
-from robustexplain.errors import FieldError, InputError, UnsupportedModelError
+from robustexplain.errors import InputError, UnsupportedModelError
 from robustexplain.interpreters import Interpreter
 from robustexplain.random_streams import derive
 from robustexplain.registry import PARTS
@@ -102,15 +101,3 @@ def draw_fresh_weights(model: nn.Module, seed: int) -> None:
         )
     new = models.build(spec, seed=derive(seed, "fresh") % 2**32)
     model.load_state_dict(new.state_dict())
-
-
-def refuse_no_room(defense: ModelDefense, attack: Attack, name: str) -> None:
-    """Refuse an inner attack that may change nothing.
-
-    Raises:
-        FieldError: its ``eps`` is 0.
-    """
-    if getattr(attack, "eps", None) == 0:
-        raise FieldError(
-            type(defense).__name__, f"{name}.eps", "must be above 0: there is no other input to learn from"
-        )

@@ -21,7 +21,8 @@ from robustexplain.registry import DEFENSES
 from robustexplain.training import Samples, Session, Training, eval_mode, fit
 
 from .adversarial import AdversarialLoss
-from .base import ModelDefense, refuse_no_room
+from .base import ModelDefense
+from .fine_tuned import refuse_no_room
 
 
 @DEFENSES.register("feature-denoising", paper="Xie et al. 2019, section 4", needs=("data",))

@@ -17,7 +17,8 @@ from robustexplain.training import Samples, Session, Training, TrainingStep, fit
 from robustexplain.training.losses import classification_loss, right
 
 from .adversarial import plain
-from .base import ModelDefense, draw_fresh_weights, refuse_no_room
+from .base import ModelDefense, draw_fresh_weights
+from .fine_tuned import refuse_no_room
 from .inner_attacks import Divergence
 
 

@@ -14,6 +14,7 @@ from robustexplain.data import Data, take
 from robustexplain.defenses import (
     AID,
     AVA,
+    CURE,
     TRADES,
     AdversarialTraining,
     CertifiedInterpreter,
@@ -23,11 +24,18 @@ from robustexplain.defenses import (
     EnsembleAdversarialTraining,
     FeatureDenoising,
     FeatureSqueezing,
+    GradientAlignment,
+    ImageAlignment,
+    InputGradientPenalty,
     KernelSmoothing,
     MeTFADefense,
+    RankThickness,
     Replaced,
     Retrained,
     Revealing,
+    RobustAttribution,
+    SmoothCurvature,
+    SmoothSurface,
     SparsifiedSmoothGrad,
     TangentSpace,
     UniformGradient,
@@ -43,8 +51,16 @@ EPS = 0.125
 # On so little training the masks stay all ones, unless their size weighs more.
 SMALL = MaskObjective(average=10.0)
 INNER = ADV2(EPS, steps=8, step_size=0.03, warm_start=0.5)
-ONCE = Training(epochs=1, batch_size=20, lr=1e-3)
+BRIEF = Training(epochs=1, batch_size=20, lr=1e-3)
+WITHIN = PGD(EPS, 2, 0.05, random_start=True)
 CHEAP: dict[str, Defense] = {
+    "aga": GradientAlignment(training=BRIEF),
+    "art": ImageAlignment(training=BRIEF, attack=WITHIN),
+    "input-gradient-penalty": InputGradientPenalty(training=BRIEF),
+    "r2et": RankThickness(training=BRIEF),
+    "rar": RobustAttribution(training=BRIEF, attack=WITHIN, points=3, inner_points=2),
+    "smooth-curvature": SmoothCurvature(training=BRIEF),
+    "ssr": SmoothSurface(training=BRIEF, classes=3),
     "ava": AVA(neighbours=3, images=20),
     "kernel-smoothing": KernelSmoothing(samples=4),
     "uniform-gradient": UniformGradient(samples=4),
@@ -53,9 +69,10 @@ CHEAP: dict[str, Defense] = {
     "aid": AID(attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20)),
     "certified": CertifiedInterpreter(samples=12, choose=2, tau=0.6, alpha=0.5, grid=4),
     "aid-consistent": ConsistentAID(attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20)),
-    "distillation": DefensiveDistillation(training=ONCE),
-    "ensemble-at": EnsembleAdversarialTraining(("small-cnn",), ONCE, training=ONCE),
-    "feature-denoising": FeatureDenoising(attack=PGD(EPS, 2, 0.05), training=ONCE),
+    "cure": CURE(BRIEF),
+    "distillation": DefensiveDistillation(training=BRIEF),
+    "ensemble-at": EnsembleAdversarialTraining(("small-cnn",), BRIEF, training=BRIEF),
+    "feature-denoising": FeatureDenoising(attack=PGD(EPS, 2, 0.05), training=BRIEF),
     "feature-squeezing": FeatureSqueezing(("median-2", "bit-depth-3")),
     "metfa": MeTFADefense(samples=6),
     "pgd-at": AdversarialTraining(attack=PGD(EPS, 2, 0.05), training=Training(epochs=1, batch_size=20, lr=1e-3)),
@@ -63,8 +80,8 @@ CHEAP: dict[str, Defense] = {
     "revealing": Revealing(
         ("gradient",), attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20, lr=1e-3)
     ),
-    "retrained": Retrained(ONCE),
-    "trades": TRADES(attack=Divergence(EPS, 2, 0.05), training=ONCE),
+    "retrained": Retrained(BRIEF),
+    "trades": TRADES(attack=Divergence(EPS, 2, 0.05), training=BRIEF),
     "x-ensemble": XEnsemble(attack=PGD(EPS, 4, 0.05), training=Training(epochs=1, batch_size=20), trees=10),
 }
 
