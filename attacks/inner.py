@@ -9,6 +9,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from robustexplain.autograd.second_derivatives import twice_differentiable
 from robustexplain.door import answer
 from robustexplain.errors import InputError
 from robustexplain.interpreters import Gradient
@@ -85,7 +86,8 @@ def maximised(pgd: PGD, network: nn.Module, loss: InnerLoss, x: Tensor, y: Tenso
     Raises:
         InputError: a loss that is not ``[b]``.
     """
-    return crafted(Maximising(pgd, Raise(loss)), network, _plain, x, y, step)[0]
+    with twice_differentiable():
+        return crafted(Maximising(pgd, Raise(loss)), network, _plain, x, y, step)[0]
 
 
 @dataclass(frozen=True)
