@@ -89,7 +89,7 @@ CHEAP: dict[str, Defense] = {
     "atex": ATEX(samples=2, draws=2, training=BRIEF),
     "infodrop": InfoDrop(training=BRIEF, after=BRIEF),
     "saliency-guided": SaliencyGuided(training=BRIEF),
-    "woods": Woods(attack=PGD(1.0, 2, 0.5, norm="l2"), training=BRIEF),
+    "woods": Woods(attack=PGD(1.0, 2, 0.5, norm="l2"), delta=None, training=BRIEF),
     "pgd-at": AdversarialTraining(attack=PGD(EPS, 2, 0.05), training=Training(epochs=1, batch_size=20, lr=1e-3)),
     "sparsified-smoothgrad": SparsifiedSmoothGrad(samples=12, alpha=0.5, grid=4, bound="clopper-pearson"),
     "revealing": Revealing(

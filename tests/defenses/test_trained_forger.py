@@ -25,7 +25,7 @@ from robustexplain.models import Classifier
 from robustexplain.training import Training, TrainingStep, cross_entropy, fit
 
 EPS = 0.06
-INNER = ADV2(EPS, steps=6, step_size=0.02, warm_start=0.5)
+INNER = ADV2(EPS, steps=5, step_size=0.025, warm_start=0.5)
 NOW = TrainingStep(3, 1, 0.5)
 SETTINGS = Training(epochs=3, batch_size=32, lr=3e-3, weight_decay=0.0)
 CHEAP = ADV2Training(interpreters=("cam",), attack=INNER, training=SETTINGS)
@@ -34,15 +34,15 @@ CHEAP = ADV2Training(interpreters=("cam",), attack=INNER, training=SETTINGS)
 def test_forgeries_fail_where_plain_fine_tuning_of_the_same_length_leaves_them(
     trained: Classifier, digits: Data, judged: tuple[Tensor, Tensor]
 ) -> None:
-    x, y = judged[0][:32], judged[1][:32]
-    data = take(digits.train, 320)
+    x, y = judged[0][:24], judged[1][:24]
+    data = take(digits.train, 192)
     plain = fit(copy.deepcopy(trained), cross_entropy, data, SETTINGS, name="plain", evaluating=True)
     control = rx.System(plain, CAM(plain))
     after = CHEAP(rx.System(trained, CAM(trained)), data)
     goal = random_classes(x, y, 10)
     joint = []
     for system in (control, after):
-        attacked = ADV2(EPS, steps=40, weight=50.0)(system, x, y, goal)
+        attacked = ADV2(EPS, steps=25, weight=50.0)(system, x, y, goal)
         with torch.no_grad():
             near = L1()(system(attacked.x).maps, system(x).maps) < 0.1
         joint.append(float((attacked.success & near).float().mean()))
