@@ -4,6 +4,7 @@ from .adv2_training import ADV2Training
 from .adversarial import AdversarialTraining
 from .atex import ATEX
 from .attribution import RobustAttribution
+from .attribution_regularisers import AttributionRegularisers
 from .base import ModelDefense
 from .cure import CURE
 from .denoising import FeatureDenoising
@@ -31,6 +32,7 @@ __all__ = [
     "ADV2Training",
     "AdversarialSaliencyGuided",
     "AdversarialTraining",
+    "AttributionRegularisers",
     "DefensiveDistillation",
     "EnsembleAdversarialTraining",
     "FeatureDenoising",

@@ -20,6 +20,7 @@ from robustexplain.defenses import (
     ADV2Training,
     AdversarialSaliencyGuided,
     AdversarialTraining,
+    AttributionRegularisers,
     CertifiedInterpreter,
     ConsistentAID,
     Defense,
@@ -86,6 +87,7 @@ CHEAP: dict[str, Defense] = {
         interpreters=("gradient",), attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20, lr=1e-3)
     ),
     "asgt": AdversarialSaliencyGuided(attack=PGD(EPS, 2, 0.05), training=BRIEF),
+    "attribution-regularisers": AttributionRegularisers(attack=WITHIN, points=2, inner_points=1, training=BRIEF),
     "atex": ATEX(samples=2, draws=2, training=BRIEF),
     "infodrop": InfoDrop(training=BRIEF, after=BRIEF),
     "saliency-guided": SaliencyGuided(training=BRIEF),

@@ -43,7 +43,7 @@ ALL_PAIRS = {
 OF_EACH_LAYER = {"pgd-at", "input-transform", "beta-smoothing", "feature-squeezing"}
 AS_ANOTHER = {
     *("metfa", "sparsified-smoothgrad", "cure", "distillation", "ensemble-at", "retrained", "trades"),
-    *("adv2-at", "asgt", "atex", "infodrop", "saliency-guided"),
+    *("adv2-at", "asgt", "atex", "attribution-regularisers", "infodrop", "saliency-guided"),
 }
 """Made by the same code as ``certified``, or trained in the same loop as ``pgd-at``."""
 

@@ -75,6 +75,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor]
         ("single", 0),
         ("hardened", 0),
         ("revealing", 1e-6),
+        *((f"network.{name}", 0) for name in ("adv2", "asgt", "atex", "infodrop", "senn", "woods")),
     ],
 )
 def test_two_processes_find_what_one_finds(
