@@ -11,6 +11,7 @@ from .fine_tuned import FineTuned
 from .gradient_alignment import GradientAlignment
 from .image_alignment import ImageAlignment
 from .input_gradient_penalty import InputGradientPenalty
+from .interpretability import InterpretabilityTraining
 from .rank_thickness import RankThickness
 from .retrained import Retrained
 from .revealing import Revealing
@@ -29,6 +30,7 @@ __all__ = [
     "GradientAlignment",
     "ImageAlignment",
     "InputGradientPenalty",
+    "InterpretabilityTraining",
     "ModelDefense",
     "RankThickness",
     "Retrained",

@@ -41,7 +41,7 @@ ALL_PAIRS = {
 }  # fmt: skip
 """Those that are stacked on one another in every order; each other one meets one of each layer."""
 OF_EACH_LAYER = {"pgd-at", "input-transform", "beta-smoothing", "feature-squeezing"}
-AS_ANOTHER = {"metfa", "sparsified-smoothgrad", "cure", "distillation", "ensemble-at", "retrained", "trades"}
+AS_ANOTHER = {"metfa", "sparsified-smoothgrad", "cure", "distillation", "ensemble-at", "int", "retrained", "trades"}
 """Made by the same code as ``certified``, or trained in the same loop as ``pgd-at``."""
 
 
