@@ -36,7 +36,7 @@ class DefensiveDistillation(ModelDefense):
     step, so that augmented inputs have their own.
 
     Args:
-        temperature: ``T``; the paper uses 20 for MNIST and CIFAR-10 and tries 1 to 100.
+        temperature: ``T``; the paper tries 1 to 100, Ross and Doshi-Velez 2018 take 50.
         training: epochs, batch, optimiser, of both trainings.
         fresh: begin with random weights, as in the paper; for models that ``robustexplain.models`` builds.
 
@@ -45,7 +45,7 @@ class DefensiveDistillation(ModelDefense):
         UnsupportedModelError: a model without a linear layer that gives the logits, which is not trained afresh.
     """
 
-    temperature: Positive = 20.0
+    temperature: Positive = 50.0
     training: Training = field(default_factory=Training)
     fresh: bool = False
 

@@ -183,7 +183,7 @@ def stage_ends(model: nn.Module, x: Tensor, most: int = STAGES) -> dict[str, int
         most: how many.
 
     Raises:
-        UnsupportedModelError: no feature maps ``[B, C, h, w]``, as in a vision transformer.
+        UnsupportedModelError: no feature maps ``[B, C, h, w]``.
     """
     found = [layer for layer in feature_layers(model, x) if proportional(layer.height, layer.width, x)]
     grids = {layer.name: (layer.height, layer.width) for layer in found}
@@ -194,7 +194,12 @@ def stage_ends(model: nn.Module, x: Tensor, most: int = STAGES) -> dict[str, int
         and any(inner.startswith(f"{name}.") and grids[inner] != grid for inner in grids)
     }
     ends: dict[tuple[int, int], tuple[str, int]] = {}
+    coarsest = x.shape[2] * x.shape[3]
     for layer in found:
+        # Grids only shrink: attention's [B, heads, N, N] is no feature map.
+        if layer.height * layer.width > coarsest:
+            continue
+        coarsest = layer.height * layer.width
         if not any(layer.name.startswith(f"{name}.") for name in changing):
             ends.pop(grids[layer.name], None)
             ends[grids[layer.name]] = layer.name, layer.channels
