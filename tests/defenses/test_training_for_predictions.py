@@ -173,7 +173,7 @@ def test_distillation_hides_gradients_of_the_cross_entropy_and_an_attack_on_logi
     print(f"by scale of the logits, zero gradients and accuracy: control and distilled {found}")
     assert hidden > 0.5
     assert found[1.0][0][0] == 0.0
-    assert steady > found[1.0][0][1] + 0.4
+    assert found[1.0][0][1] < 0.1 < 0.5 < steady
     # Logits divided by the temperature have a gradient again, and so has this library's own PGD.
     assert found[1 / 50][1][1] < 0.1
     assert accuracy(model, PGD(0.1, steps=10, step_size=0.02)(plain(model), x, y).x, y) < 0.1
@@ -227,13 +227,8 @@ def test_the_loss_of_cure_is_its_formula(smooth_net: nn.Module, grey: Tensor) ->
         change = (slope(x[i : i + 1] + 0.4 * z) - own).square().sum()
         expected = F.cross_entropy(net(x[i : i + 1]), y[i : i + 1]) + 0.7 * change
         torch.testing.assert_close(found[i], expected, rtol=1e-9, atol=1e-12)
-    assert (
-        CurvatureChange(net, settings)
-        .others(x, y, replace(NOW, epoch=0))[0]
-        .sub(x)
-        .norm(dim=(1, 2, 3))
-        .allclose(torch.tensor(0.1, dtype=torch.float64))
-    )
+    (first,) = CurvatureChange(net, settings).others(x, y, replace(NOW, epoch=0))
+    torch.testing.assert_close((first - x).flatten(1).norm(dim=1), x.new_full((5,), 0.1))
 
 
 # --- denoising blocks ---
@@ -422,7 +417,7 @@ def test_the_loss_of_int_is_its_formula(
 def test_int_steadies_cams_and_some_predictions(trained: Classifier, control: nn.Module, digits: Data) -> None:
     x, y = stack(take(digits.test, 60))
     attack = PGD(EPS, 4, 0.025, random_start=True)
-    defense = InterpretabilityTraining(replace(LONG, lr=3e-3), attack=attack, ramp=(0.0, 0.5))
+    defense = InterpretabilityTraining(replace(SHORT, lr=3e-3), attack=attack, ramp=(0.0, 0.5))
     model = defense.hardened(trained, take(digits.train, 448))
     moves = []
     for m in (control, model):
