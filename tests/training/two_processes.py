@@ -117,9 +117,7 @@ def for_predictions(accelerator: Accelerator) -> dict[str, Tensor]:
     fgsm, other = RandomFGSM(0.1), net(3).double()
     defenses = {
         "trades": TRADES(attack=Divergence(0.1, steps=3, step_size=0.05), training=training),
-        "ensemble": EnsembleAdversarialTraining(
-            (), networks=(net(3).double(),), attack=RandomFGSM(0.1), training=training
-        ),
+        "ensemble": EnsembleAdversarialTraining((), networks=(other,), attack=fgsm, training=training),
         "distilled": DefensiveDistillation(5.0, training=training),
         "cure": CURE(training, h=(0.5,)),
         "int": InterpretabilityTraining(training, attack=PGD(0.1, 3, 0.05, random_start=True), ramp=(0, 0)),
