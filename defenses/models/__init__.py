@@ -15,6 +15,7 @@ from .gradient_alignment import GradientAlignment
 from .image_alignment import ImageAlignment
 from .infodrop import InfoDrop
 from .input_gradient_penalty import InputGradientPenalty
+from .interpretability import InterpretabilityTraining
 from .rank_thickness import RankThickness
 from .retrained import Retrained
 from .revealing import Revealing
@@ -41,6 +42,7 @@ __all__ = [
     "ImageAlignment",
     "InfoDrop",
     "InputGradientPenalty",
+    "InterpretabilityTraining",
     "ModelDefense",
     "RankThickness",
     "Retrained",

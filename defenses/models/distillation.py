@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustexplain.answers import with_auxiliary
+from robustexplain.autograd.layers import logit_layer, submodule
+from robustexplain.data import stack
 from robustexplain.door import answer
 from robustexplain.fields import Positive
 from robustexplain.files import digest_tensors
@@ -29,19 +31,21 @@ class DefensiveDistillation(ModelDefense):
     vanishes in rounding and attacks along it fail, while the decision boundary is about where it was (Carlini and
     Wagner 2017). An attack on logits, or on a rescaled loss, succeeds as before.
 
-    Departures: teacher and classifier begin with the system's weights, unless ``fresh``; the teacher's probabilities
-    are computed at each step, so that augmented inputs have their own.
+    Departures: unless ``fresh``, teacher and classifier begin with the system's weights, the last layer's times ``T``,
+    so that their probabilities at ``T`` are those that the system had; the teacher's probabilities are computed at each
+    step, so that augmented inputs have their own.
 
     Args:
-        temperature: ``T``; the paper uses 20 for MNIST and CIFAR-10 and tries 1 to 100.
+        temperature: ``T``; the paper tries 1 to 100, Ross and Doshi-Velez 2018 take 50.
         training: epochs, batch, optimiser, of both trainings.
         fresh: begin with random weights, as in the paper; for models that ``robustexplain.models`` builds.
 
     Raises:
         FieldError: a temperature of 0.
+        UnsupportedModelError: a model without a linear layer that gives the logits, which is not trained afresh.
     """
 
-    temperature: Positive = 20.0
+    temperature: Positive = 50.0
     training: Training = field(default_factory=Training)
     fresh: bool = False
 
@@ -49,12 +53,22 @@ class DefensiveDistillation(ModelDefense):
         known = [asdict(self), digest_tensors(model.state_dict())]
         if self.fresh:
             draw_fresh_weights(model, self.seed)
+        else:
+            self._heat(model, stack(data, range(1))[0].to(session.device))
         teacher = copy.deepcopy(model)
         fit(teacher, Tempered(self.temperature), data, self.training, name="distillation-teacher", seed=self.seed,
             session=session, identity=known)  # fmt: skip
         teacher.requires_grad_(False)
         return fit(model, Tempered(self.temperature, teacher), data, self.training, name="distillation",
                    seed=self.seed, session=session, identity=known)  # fmt: skip
+
+    @torch.no_grad()
+    def _heat(self, model: nn.Module, x: Tensor) -> None:
+        """Multiply the logits by the temperature, in the layer that gives them."""
+        with eval_mode(model):
+            layer = submodule(model, logit_layer(model, x))
+        for parameter in layer.parameters(recurse=False):
+            parameter.mul_(self.temperature)
 
 
 @dataclass(frozen=True)

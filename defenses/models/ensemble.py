@@ -44,8 +44,9 @@ class EnsembleAdversarialTraining(ModelDefense):
         fresh: begin with random weights instead of the system's own; for models that ``robustexplain.models`` builds.
 
     Raises:
-        FieldError: an ``eps`` of 0, no other network, or one that takes no images.
-        InputError: a network that answers with other classes.
+        FieldError: an ``eps`` of 0, or no other network.
+        UnknownNameError: an architecture that there is not.
+        InputError: a network that answers with other classes, or takes no images.
     """
 
     static: Sequence[str] = ("small-cnn", "small-resnet")

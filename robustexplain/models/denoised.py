@@ -71,7 +71,9 @@ class DenoisingBlock(nn.Module):
         padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
         if self.filter == "median":
             windows = F.unfold(padded, 3).unflatten(1, (x.shape[1], 9))
-            return windows.median(2).values.unflatten(2, x.shape[2:])
+            # Not the median's own values: methods with rules for layers do not see what a named tuple holds.
+            chosen = windows.detach().median(2, keepdim=True).indices
+            return windows.gather(2, chosen)[:, :, 0].unflatten(2, x.shape[2:])
         row = x.new_tensor([1.0, 1.0, 1.0] if self.filter == "mean" else [0.75, 1.5, 0.75]) / 3
         kernel = (row[:, None] * row).expand(x.shape[1], 1, 3, 3)
         return F.conv2d(padded, kernel, groups=x.shape[1])
@@ -183,7 +185,7 @@ def stage_ends(model: nn.Module, x: Tensor, most: int = STAGES) -> dict[str, int
         most: how many.
 
     Raises:
-        UnsupportedModelError: no feature maps ``[B, C, h, w]``, as in a vision transformer.
+        UnsupportedModelError: no feature maps ``[B, C, h, w]``.
     """
     found = [layer for layer in feature_layers(model, x) if proportional(layer.height, layer.width, x)]
     grids = {layer.name: (layer.height, layer.width) for layer in found}
@@ -194,7 +196,12 @@ def stage_ends(model: nn.Module, x: Tensor, most: int = STAGES) -> dict[str, int
         and any(inner.startswith(f"{name}.") and grids[inner] != grid for inner in grids)
     }
     ends: dict[tuple[int, int], tuple[str, int]] = {}
+    coarsest = x.shape[2] * x.shape[3]
     for layer in found:
+        # Grids only shrink: attention's [B, heads, N, N] is no feature map.
+        if layer.height * layer.width > coarsest:
+            continue
+        coarsest = layer.height * layer.width
         if not any(layer.name.startswith(f"{name}.") for name in changing):
             ends.pop(grids[layer.name], None)
             ends[grids[layer.name]] = layer.name, layer.channels

@@ -32,6 +32,7 @@ from robustexplain.defenses import (
     ImageAlignment,
     InfoDrop,
     InputGradientPenalty,
+    InterpretabilityTraining,
     KernelSmoothing,
     MeTFADefense,
     RankThickness,
@@ -82,6 +83,7 @@ CHEAP: dict[str, Defense] = {
     "ensemble-at": EnsembleAdversarialTraining(("small-cnn",), BRIEF, training=BRIEF),
     "feature-denoising": FeatureDenoising(attack=PGD(EPS, 2, 0.05), training=BRIEF),
     "feature-squeezing": FeatureSqueezing(("median-2", "bit-depth-3")),
+    "int": InterpretabilityTraining(BRIEF, attack=WITHIN, ramp=(0.0, 0.5)),
     "metfa": MeTFADefense(samples=6),
     "adv2-at": ADV2Training(
         interpreters=("gradient",), attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20, lr=1e-3)

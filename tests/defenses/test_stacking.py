@@ -42,7 +42,7 @@ ALL_PAIRS = {
 """Those that are stacked on one another in every order; each other one meets one of each layer."""
 OF_EACH_LAYER = {"pgd-at", "input-transform", "beta-smoothing", "feature-squeezing"}
 AS_ANOTHER = {
-    *("metfa", "sparsified-smoothgrad", "cure", "distillation", "ensemble-at", "retrained", "trades"),
+    *("metfa", "sparsified-smoothgrad", "cure", "distillation", "ensemble-at", "int", "retrained", "trades"),
     *("adv2-at", "asgt", "atex", "attribution-regularisers", "infodrop", "saliency-guided"),
 }
 """Made by the same code as ``certified``, or trained in the same loop as ``pgd-at``."""
