@@ -10,19 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from robustexplain.attacks import PGD
-from robustexplain.data import Data, take
 from robustexplain.defenses import AttributionRegularisers
 from robustexplain.defenses.models.attribution_regularisers import RegularisedLoss
 from robustexplain.defenses.models.loss_module import LossModule
 from robustexplain.errors import FieldError
-from robustexplain.models import Classifier
 from robustexplain.training import Training, TrainingStep
 
 NOW = TrainingStep(3, 1, 0.5)
 WITHIN = PGD(0.1, 4, 0.04, random_start=True)
-SETTINGS = Training(epochs=2, batch_size=32, lr=2e-3, weight_decay=0.0)
+SETTINGS = Training(epochs=5, batch_size=16, lr=2e-2, weight_decay=0.0)
 
 
 def attribution(model: nn.Module, start: Tensor, end: Tensor, of: Any, points: int) -> Tensor:
@@ -64,21 +63,22 @@ def test_the_regularisers_are_those_of_the_paper(smooth_net: nn.Module, grey: Te
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_the_regularisers_fall_where_plain_adversarial_training_leaves_them(
-    trained: Classifier, digits: Data, judged: tuple[Tensor, Tensor]
-) -> None:
-    x, y = judged[0][:16], judged[1][:16]
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).sign()
-    moved, data, found = (x + 0.06 * noise).clamp(0, 1), take(digits.train, 96), []
-    for weight in (0.0, 1.0):
-        settings = AttributionRegularisers(
-            attack=PGD(0.06, 1, 0.06, random_start=True), weight=weight, points=3, inner_points=1, training=SETTINGS
-        )
-        model = settings.hardened(trained, data)
-        whole = RegularisedLoss(model, replace(settings, weight=1.0)).terms(model, x, y, NOW, (moved,))
+def test_a_heavy_weight_lowers_the_regularisers_more_than_the_training_without_them(smooth_net: nn.Module) -> None:
+    x, y = 0.6 * torch.rand(64, 1, 12, 12, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 4
+    for image, k in zip(x, y.tolist(), strict=True):
+        image[0, 3 * k : 3 * k + 3] += 0.3
+    data, found = TensorDataset(x, y), []
+    settings = AttributionRegularisers(
+        attack=PGD(0.1, 1, 0.1, random_start=True), points=2, inner_points=1, training=SETTINGS
+    )
+    for weight in (0.0, 200.0):
+        model = replace(settings, weight=weight).hardened(smooth_net, data)
+        loss = RegularisedLoss(model, replace(settings, weight=1.0))
+        (moved,) = loss.others(x, y, NOW)
+        whole = loss.terms(model, x, y, NOW, (moved,))
         found.append(float((whole - F.cross_entropy(model(moved), y, reduction="none")).mean().detach()))
     print(f"CACR + WACR {found} (without and with their weight)")
-    assert found[1] < found[0]
+    assert found[1] < 0.8 * found[0]
 
 
 def test_what_cannot_be_trained_is_refused() -> None:

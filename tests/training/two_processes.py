@@ -133,7 +133,7 @@ def networks(accelerator: Accelerator) -> dict[str, Tensor]:
     }
     found: dict[str, Tensor] = {}
     for name, defense in made.items():
-        model = defense.hardened(net(11).double(), samples(32, torch.float64), Session(accelerator))
+        model = defense.hardened(net(11).double(), samples(16, torch.float64), Session(accelerator))
         found |= weights(f"network.{name}", model)
     return found
 
