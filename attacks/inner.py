@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from robustexplain.autograd.second_derivatives import twice_differentiable
 from robustexplain.door import answer
+from robustexplain.errors import InputError
+from robustexplain.interpreters import Gradient
+from robustexplain.objectives import Goal, Objective, Observation
 from robustexplain.random_streams import derive
 from robustexplain.system import System
 from robustexplain.training import TrainingStep, eval_mode, frozen
 
 from .base import Attack
 from .goals import random_classes
+from .prediction.gradient import PGD
+from .search.loop import Search
 
 Network = TypeVar("Network", bound=nn.Module)
+InnerLoss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""``loss(network, x, logits)`` gives ``[b]`` losses of attacked inputs ``x`` and their ``logits``.
+
+Autograd follows ``x``, and ``logits`` were computed from it. Sample ``i`` is sample ``i`` of the batch that is
+attacked, so that what is known of the batch can be kept beside the function.
+"""
 
 
 def crafted(
@@ -55,6 +67,83 @@ def crafted(
         # A model behind rounding or random transforms gives a gradient only to an attack that knows it.
         found = replace(attack.adapted(system), seed=seed)(system, x, y, goal)
     return found.x.detach(), y if goal is None else goal
+
+
+def maximised(pgd: PGD, network: nn.Module, loss: InnerLoss, x: Tensor, y: Tensor, step: TrainingStep) -> Tensor:
+    """Inputs ``[b, ...]`` that maximise a loss against the network's current weights, detached; as :func:`crafted`.
+
+    A step takes the passes of ``loss`` and the forward pass that gives ``logits``, nothing more; the last iterate is
+    evaluated once more, and the best one is returned.
+
+    Args:
+        pgd: radius, norm, steps, start. A distance to the map of ``x`` itself has no gradient there: start at random.
+        network: in training, not wrapped.
+        loss: to be maximised; a sample's depends on that sample alone, and may have input gradients in it.
+        x: benign inputs.
+        y: their labels.
+        step: of the training.
+
+    Raises:
+        InputError: a loss that is not ``[b]``.
+    """
+    with twice_differentiable():
+        return crafted(Maximising(pgd, Raise(loss)), network, _plain, x, y, step)[0]
+
+
+@dataclass(frozen=True)
+class Raise(Objective):
+    """Minus a loss of the network at the current inputs.
+
+    Args:
+        of: the loss.
+    """
+
+    of: InnerLoss
+
+    constraint: ClassVar[bool] = False
+    least: ClassVar[float] = -torch.inf
+
+    @property
+    def settled(self) -> bool:
+        """Always."""
+        return True
+
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
+        """Minus the loss, ``[b]``."""
+        if seen.system is None:
+            raise InputError("Raise needs an observation with its system")
+        with torch.enable_grad():
+            x, logits = seen.x, seen.logits
+            if not logits.requires_grad:
+                # The last look at a search's iterate has no graph, and the loss may be one of input gradients.
+                x = x.detach().requires_grad_()
+                logits = answer(seen.system.model, x)
+            value = self.of(seen.system.model, x, logits)
+        if value.shape != (len(x),):
+            raise InputError(f"an inner loss must be one number a sample, [{len(x)}], got {list(value.shape)}")
+        return -value
+
+
+@dataclass(frozen=True)
+class Maximising(Attack):
+    """The search of a PGD with another objective, which no iterate meets.
+
+    Args:
+        pgd: radius, norm, steps, start.
+        objective: minimised.
+    """
+
+    pgd: PGD
+    objective: Objective
+
+    def plan(self, system: System) -> Search:
+        """PGD's, adapted to rounding and random transforms in front of the model."""
+        return replace(self.pgd.adapted(system), early_stop=False).search(self.objective)
+
+
+def _plain(network: nn.Module) -> System:
+    # Nothing looks at the maps, so that any interpreter fits.
+    return System(network, Gradient(network))
 
 
 @torch.no_grad()

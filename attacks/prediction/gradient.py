@@ -210,9 +210,13 @@ class PGD(Attack):
 
     def plan(self, system: System) -> Plan:
         """Descent on the cross-entropy (and a detector's score)."""
+        return self.search(Misclassify() + self.adapt.evasion(system))
+
+    def search(self, objective: Objective) -> Search:
+        """The same search with another objective."""
         return Search(
             ball(self.norm, self.eps),
-            (Stage(Misclassify() + self.adapt.evasion(system), self.steps, step(self.norm, self.step_size)),),
+            (Stage(objective, self.steps, step(self.norm, self.step_size)),),
             self.adapt.direction(),
             random_start=self.random_start,
             restarts=self.restarts,
