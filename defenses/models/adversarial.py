@@ -7,20 +7,18 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from robustexplain import models
 from robustexplain.attacks import PGD
 from robustexplain.attacks.inner import crafted
-from robustexplain.errors import UnsupportedModelError
 from robustexplain.fields import Fraction
 from robustexplain.files import digest_tensors
 from robustexplain.interpreters import Gradient
-from robustexplain.random_streams import derive
 from robustexplain.registry import DEFENSES
 from robustexplain.system import System
 from robustexplain.training import Samples, Session, Training, TrainingStep, fit
 from robustexplain.training.losses import classification_loss, right
 
-from .base import ModelDefense
+from .base import ModelDefense, draw_fresh_weights
+from .fine_tuned import refuse_no_room
 
 
 @DEFENSES.register("pgd-at", paper="Madry et al. 2018, eq. 2.1", needs=("data",))
@@ -38,6 +36,9 @@ class AdversarialTraining(ModelDefense):
         training: epochs, batch, optimiser. With ``validation``, the epoch of the best robust accuracy is kept.
         clean_weight: share of the clean inputs' loss; 0 trains on attacked inputs only, as in the paper.
         fresh: begin with random weights instead of the system's own; for models that ``robustexplain.models`` builds.
+
+    Raises:
+        FieldError: an ``eps`` of 0.
     """
 
     attack: PGD = field(default_factory=lambda: PGD(8 / 255, steps=7, step_size=2 / 255, random_start=True))
@@ -45,25 +46,18 @@ class AdversarialTraining(ModelDefense):
     clean_weight: Fraction = 0.0
     fresh: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_no_room(self, self.attack, "attack")
+
     def _harden(self, model: nn.Module, data: Samples, session: Session) -> nn.Module:
         # Before fresh weights are drawn, whose last bits differ between kinds of machine; their seed is known.
         start = digest_tensors(model.state_dict())
         if self.fresh:
-            self._reinitialise(model)
+            draw_fresh_weights(model, self.seed)
         loss = AdversarialLoss(self.attack, self.clean_weight, model)
         return fit(model, loss, data, self.training, name="pgd-at", seed=self.seed, session=session,
                    identity=[asdict(self), start])  # fmt: skip
-
-    def _reinitialise(self, model: nn.Module) -> None:
-        model = models.innermost(model)
-        spec = getattr(model, "spec", None)
-        if not isinstance(spec, models.ModelSpec):
-            raise UnsupportedModelError(
-                f"fresh weights need a model that robustexplain.models builds, and {type(model).__name__} is none: "
-                "hand in an untrained one, and leave fresh off"
-            )
-        new = models.build(spec, seed=derive(self.seed, "fresh") % 2**32)
-        model.load_state_dict(new.state_dict())
 
 
 @dataclass(frozen=True)
@@ -103,9 +97,9 @@ class AdversarialLoss:
 
     def attacked(self, x: Tensor, y: Tensor, step: TrainingStep) -> Tensor:
         """PGD's inputs ``[b, C, H, W]`` against the model's current weights."""
-        return crafted(self.attack, self.model, _plain, x, y, step)[0]
+        return crafted(self.attack, self.model, plain, x, y, step)[0]
 
 
-def _plain(model: nn.Module) -> System:
-    # PGD uses no maps, so that any interpreter fits.
+def plain(model: nn.Module) -> System:
+    """A system for attacks that use no maps, so that any interpreter fits."""
     return System(model, Gradient(model))

@@ -9,8 +9,11 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from robustexplain.errors import InputError
+from robustexplain import models
+from robustexplain.errors import InputError, UnsupportedModelError
 from robustexplain.interpreters import Interpreter
+from robustexplain.random_streams import derive
+from robustexplain.registry import PARTS
 from robustexplain.system import System, on_model
 from robustexplain.training import Samples, Session
 
@@ -81,3 +84,20 @@ def trained_parts(interpreter: Interpreter) -> list[str]:
             elif isinstance(part, nn.Module) and part is not interpreter.model:
                 found.append(type(interpreter).__name__)
     return list(dict.fromkeys(found))
+
+
+def draw_fresh_weights(model: nn.Module, seed: int) -> None:
+    """Put random weights in the place of the network's own.
+
+    Raises:
+        UnsupportedModelError: a model that ``robustexplain.models`` does not build.
+    """
+    model = models.innermost(model)
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, models.ModelSpec) or spec.name in PARTS:
+        raise UnsupportedModelError(
+            f"fresh weights need a model that robustexplain.models builds, and {type(model).__name__} is none: "
+            "hand in an untrained one, and leave fresh off"
+        )
+    new = models.build(spec, seed=derive(seed, "fresh") % 2**32)
+    model.load_state_dict(new.state_dict())

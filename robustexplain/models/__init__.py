@@ -5,9 +5,10 @@ classifier of scikit-learn one of ours.
 """
 
 from ..door import admit, answer
-from . import cifar, hugging_face, library, rules, small, tables
+from . import cifar, hugging_face, library, rules, senn, small, tables
 from .around import innermost
 from .classifier import Classifier, ModelSpec
+from .denoised import DenoisingBlock, denoised, stage_ends
 from .estimator import Estimator
 from .loading import build, load
 from .output import BinaryLogit, Output, adapted
@@ -20,6 +21,7 @@ from .transformed import Transformed, with_transforms
 __all__ = [
     "BinaryLogit",
     "Classifier",
+    "DenoisingBlock",
     "Estimator",
     "FeatureRule",
     "ModelSpec",
@@ -31,6 +33,7 @@ __all__ = [
     "answer",
     "build",
     "cifar",
+    "denoised",
     "describe",
     "hugging_face",
     "innermost",
@@ -39,7 +42,9 @@ __all__ = [
     "load_own",
     "rebuild",
     "rules",
+    "senn",
     "small",
+    "stage_ends",
     "tables",
     "with_transforms",
 ]

@@ -41,15 +41,18 @@ ALL_PAIRS = {
 }  # fmt: skip
 """Those that are stacked on one another in every order; each other one meets one of each layer."""
 OF_EACH_LAYER = {"pgd-at", "input-transform", "beta-smoothing", "feature-squeezing"}
-AS_CERTIFIED = {"metfa", "sparsified-smoothgrad"}
-"""Made by the same code as ``certified``."""
+AS_ANOTHER = {
+    *("metfa", "sparsified-smoothgrad", "cure", "distillation", "ensemble-at", "int", "retrained", "trades"),
+    *("adv2-at", "asgt", "atex", "attribution-regularisers", "infodrop", "saliency-guided"),
+}
+"""Made by the same code as ``certified``, or trained in the same loop as ``pgd-at``."""
 
 
 def meet(first: Entry, second: Entry) -> bool:
     """Whether a pair is tested: order among layers is the business of the base class, and costs a training each."""
     if {first.name, second.name} <= ALL_PAIRS:
         return True
-    if {first.name, second.name} & AS_CERTIFIED:
+    if {first.name, second.name} & AS_ANOTHER:
         return False
     low, high = (LAYERS.index(entry.build.layer) for entry in (first, second))  # type: ignore[attr-defined]
     if low == high and second.name == "aggregated":

@@ -75,6 +75,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor]
         ("single", 0),
         ("hardened", 0),
         ("revealing", 1e-6),
+        *((f"network.{name}", 0) for name in ("adv2", "asgt", "atex", "infodrop", "senn", "woods")),
+        ("trades", 1e-6),
+        ("ensemble", 1e-6),
+        ("distilled", 1e-6),
+        ("cure", 1e-6),
+        ("int", 1e-6),
     ],
 )
 def test_two_processes_find_what_one_finds(
