@@ -90,7 +90,7 @@ def test_the_penalty_is_that_of_each_samples_own_gradient(
     of: str, net: nn.Module, batch: tuple[Tensor, Tensor]
 ) -> None:
     x, y = batch
-    found, _, shown = value_of(InputGradientPenalty(weight=3.0, of=of), net, x, y)  # type: ignore[arg-type]
+    found, _, shown = value_of(InputGradientPenalty(weight=3.0, score=of), net, x, y)  # type: ignore[arg-type]
     assert shown == 3
     for i in range(3):
         own = entropy(net, int(y[i]))
@@ -144,7 +144,7 @@ def test_the_curvature_is_an_estimate_of_the_hessians_norm(
 ) -> None:
     x, y = batch
     smooth = nn.Sequential(net[0], net[1], nn.Softplus(3), net[3])
-    found, loss, shown = value_of(SmoothCurvature(weight=0.5, draws=2, of=of), smooth, x, y)  # type: ignore[arg-type]
+    found, loss, shown = value_of(SmoothCurvature(weight=0.5, draws=2, score=of), smooth, x, y)  # type: ignore[arg-type]
     assert shown == 3
     directions = loss.others(x, y, NOW)
     assert len(directions) == 2
