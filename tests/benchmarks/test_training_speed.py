@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 import robustexplain as rx
 from robustexplain import models
 from robustexplain.attacks import ADV2
-from robustexplain.defenses import ConsistentAID, Revealing
+from robustexplain.defenses import ConsistentAID, GradientAlignment, Revealing
 from robustexplain.interpreters import CAM, RTS, MaskingModel
 from robustexplain.interpreters.masks.rts_training import mask_loss
 from robustexplain.random_streams import Streams
@@ -102,3 +102,30 @@ def test_an_epoch_of_consistent_aid_costs_its_counted_passes(model: nn.Module, s
             optimizer.zero_grad()
 
     assert epoch_over_counted(lambda: short(system, data), lambda: long(system, data), counted) <= 1.15
+
+
+@pytest.mark.benchmark
+def test_an_epoch_of_aga_costs_its_counted_passes(model: nn.Module, samples: tuple[Tensor, Tensor]) -> None:
+    x, y = samples
+    data, trained = TensorDataset(x, y), copy.deepcopy(model).requires_grad_(True)
+    optimizer = torch.optim.AdamW(trained.parameters(), 1e-4)
+    short = GradientAlignment(softplus=None, training=SETTINGS)
+    long = replace(short, training=replace(SETTINGS, epochs=3))
+
+    def slopes(inputs: Tensor, labels: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
+        """Logits and input gradients: one pass forth, one back."""
+        given = inputs.clone().requires_grad_()
+        logits = trained(given)
+        score = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        return logits, torch.autograd.grad(score, given, create_graph=graph, retain_graph=True)[0]
+
+    def counted() -> None:
+        for some, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
+            logits, own = slopes(some, labels, graph=False)
+            other = slopes(some + 0.01, labels, graph=True)[1]
+            (nn.functional.cross_entropy(logits, labels) + (own - other).square().mean()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    ratio = epoch_over_counted(lambda: short.hardened(model, data), lambda: long.hardened(model, data), counted)
+    assert ratio <= 1.15

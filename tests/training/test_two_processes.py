@@ -75,6 +75,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor]
         ("single", 0),
         ("hardened", 0),
         ("revealing", 1e-6),
+        *((f"steady.{name}", 1e-6) for name in ("aga", "art", "input-gradient-penalty", "r2et", "rar")),
+        *((f"steady.{name}", 1e-6) for name in ("smooth-curvature", "ssr")),
         *((f"network.{name}", 0) for name in ("adv2", "asgt", "atex", "infodrop", "senn", "woods")),
         ("trades", 1e-6),
         ("ensemble", 1e-6),

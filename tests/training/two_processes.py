@@ -26,11 +26,18 @@ from robustexplain.defenses import (
     ConsistentAID,
     DefensiveDistillation,
     EnsembleAdversarialTraining,
+    GradientAlignment,
+    ImageAlignment,
     InfoDrop,
+    InputGradientPenalty,
     InterpretabilityTraining,
     ModelDefense,
+    RankThickness,
     Revealing,
+    RobustAttribution,
     SelfExplaining,
+    SmoothCurvature,
+    SmoothSurface,
     Woods,
 )
 from robustexplain.defenses.interpreters.aid import AIDLoss, OwnNetworks
@@ -138,6 +145,25 @@ def networks(accelerator: Accelerator) -> dict[str, Tensor]:
     return found
 
 
+def for_maps(accelerator: Accelerator) -> dict[str, Tensor]:
+    """An epoch of each training for steady maps; those that draw or attack do so alike."""
+    training, attack = Training(epochs=1, batch_size=16, micro_batch=4, lr=1e-2), PGD(0.1, 3, 0.05, random_start=True)
+    defenses: dict[str, ModelDefense] = {
+        "aga": GradientAlignment(training=training),
+        "art": ImageAlignment(training=training, attack=attack),
+        "input-gradient-penalty": InputGradientPenalty(training=training),
+        "r2et": RankThickness(training=training, k=8),
+        "rar": RobustAttribution(training=training, attack=attack, points=3, inner_points=2, distance="cosine"),
+        "smooth-curvature": SmoothCurvature(training=training),
+        "ssr": SmoothSurface(training=training, classes=2),
+    }
+    found: dict[str, Tensor] = {}
+    for name, defense in defenses.items():
+        model = defense.hardened(net(12).double(), samples(32, torch.float64), Session(accelerator))
+        found |= weights(f"steady.{name}", model)
+    return found
+
+
 def for_predictions(accelerator: Accelerator) -> dict[str, Tensor]:
     """An epoch of each training for robust predictions, in a network without kinks."""
     training = Training(epochs=1, batch_size=16, micro_batch=4, lr=1e-2)
@@ -202,6 +228,7 @@ def main(out: Path) -> None:
     # A single sample held out: there are fewer than processes.
     found |= told(accelerator, "single", lr=0.02, validation=0.01)
     found |= hardened(accelerator) | revealing(accelerator) | networks(accelerator) | for_predictions(accelerator)
+    found |= for_maps(accelerator)
     found["processes"] = torch.tensor(accelerator.num_processes)
     if accelerator.num_processes > 1:
         assert dist.group.WORLD is not None
