@@ -69,6 +69,16 @@ def crafted(
     return found.x.detach(), y if goal is None else goal
 
 
+def attacked(attack: Attack, network: nn.Module, x: Tensor, y: Tensor, step: TrainingStep) -> Tensor:
+    """Inputs ``[b, ...]`` of an untargeted attack that uses no maps, detached; as :func:`crafted`."""
+    return crafted(attack, network, plain, x, y, step)[0]
+
+
+def plain(network: nn.Module) -> System:
+    """A system for attacks that use no maps, so that any interpreter fits."""
+    return System(network, Gradient(network))
+
+
 def maximised(pgd: PGD, network: nn.Module, loss: InnerLoss, x: Tensor, y: Tensor, step: TrainingStep) -> Tensor:
     """Inputs ``[b, ...]`` that maximise a loss against the network's current weights, detached; as :func:`crafted`.
 
@@ -87,7 +97,7 @@ def maximised(pgd: PGD, network: nn.Module, loss: InnerLoss, x: Tensor, y: Tenso
         InputError: a loss that is not ``[b]``.
     """
     with twice_differentiable():
-        return crafted(Maximising(pgd, Raise(loss)), network, _plain, x, y, step)[0]
+        return attacked(Maximising(pgd, Raise(loss)), network, x, y, step)
 
 
 @dataclass(frozen=True)
@@ -139,11 +149,6 @@ class Maximising(Attack):
     def plan(self, system: System) -> Search:
         """PGD's, adapted to rounding and random transforms in front of the model."""
         return replace(self.pgd.adapted(system), early_stop=False).search(self.objective)
-
-
-def _plain(network: nn.Module) -> System:
-    # Nothing looks at the maps, so that any interpreter fits.
-    return System(network, Gradient(network))
 
 
 @torch.no_grad()

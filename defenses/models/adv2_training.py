@@ -19,8 +19,9 @@ from robustexplain.system import System
 from robustexplain.training import Samples, Session, Training, TrainingStep
 from robustexplain.training.losses import right
 
+from .distances import apart
 from .fine_tuned import FineTuned, refuse_no_room
-from .forger import Forger, apart, no_images, refuse_other_maps, trainable_specs
+from .forger import Forger, no_images, refuse_other_maps, trainable_specs
 from .loss_module import HardeningLoss
 
 
@@ -29,7 +30,7 @@ from .loss_module import HardeningLoss
 class ADV2Training(FineTuned):
     """Fine-tune the classifier on ADV2's inputs: they are to be classified right, with the map of the benign input.
 
-    The loss of a sample is ``C * CE(x) + (1 - C) * CE(forged x) + steady * |m_y(x) - m_y(forged x)|``, with ``y`` the
+    The loss of a sample is ``C * CE(x) + (1 - C) * CE(forged x) + weight * |m_y(x) - m_y(forged x)|``, with ``y`` the
     label and the distance a mean over pixels of maps as they are judged, at the input's size and rescaled to ``[0,
     1]``. The forged input is computed at each step against the current weights: it aims at another class and at the
     benign map. Where ``revealing`` makes a forged map move, this makes the forgery fail.
@@ -40,7 +41,7 @@ class ADV2Training(FineTuned):
         norms: ``eval`` only: a map is explained in eval mode.
         interpreters: whose maps are trained, by name, by class or with settings of their own; several at once count
             alike, and the inner attack must deceive all of them.
-        steady: of the distance of the maps.
+        weight: of the distance of the maps.
         clean_weight: ``C``, share of the benign input's cross-entropy.
         attack: ADV2 in training, towards a random class and the benign map.
 
@@ -49,7 +50,7 @@ class ADV2Training(FineTuned):
     """
 
     interpreters: Sequence[InterpreterSpec | type[Interpreter] | str] = ("gradcam",)
-    steady: NonNegative = 4.0
+    weight: NonNegative = 4.0
     clean_weight: Fraction = 0.5
     attack: ADV2 = field(default_factory=lambda: ADV2(steps=12, step_size=0.006, warm_start=0.5))
     training: Training = field(default_factory=lambda: Training(epochs=8, lr=1e-3, weight_decay=0.0))
@@ -80,7 +81,7 @@ class ADV2Training(FineTuned):
         forger = Forger.against(network, self._specs, (self.attack,))
         with torch.no_grad():
             forger.module(x)  # finds its layers, or refuses
-        return ADV2Loss(network, forger, self.steady, self.clean_weight)
+        return ADV2Loss(network, forger, self.weight, self.clean_weight)
 
     @property
     def _specs(self) -> tuple[InterpreterSpec, ...]:
@@ -89,16 +90,16 @@ class ADV2Training(FineTuned):
 
 @dataclass(frozen=True)
 class ADV2Loss(HardeningLoss):
-    """``C * CE(x) + (1 - C) * CE(forged x) + steady * |m_y(x) - m_y(forged x)|`` of each sample.
+    """``C * CE(x) + (1 - C) * CE(forged x) + weight * |m_y(x) - m_y(forged x)|`` of each sample.
 
     Args:
         forger: the attack in training, and the maps of ``network`` that it attacks.
-        steady: of the distance of the maps.
+        weight: of the distance of the maps.
         clean_weight: ``C``.
     """
 
     forger: Forger
-    steady: float
+    weight: float
     clean_weight: float
 
     def others(self, x: Tensor, y: Tensor, step: TrainingStep) -> tuple[Tensor, ...]:
@@ -111,7 +112,7 @@ class ADV2Loss(HardeningLoss):
         logits, maps, _ = self.forger.module(torch.cat([x, *others]), labels)
         benign, forged = self.task(logits, labels).chunk(2)
         task = self.clean_weight * benign + (1 - self.clean_weight) * forged
-        return task + self.steady * apart(*maps.chunk(2))
+        return task + self.weight * apart(*maps.chunk(2))
 
     def figures(self, module: nn.Module, x: Tensor, y: Tensor, step: TrainingStep) -> dict[str, Tensor]:
         """``accuracy`` and, on forged inputs, ``forged_accuracy``."""

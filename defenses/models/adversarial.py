@@ -8,12 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from robustexplain.attacks import PGD
-from robustexplain.attacks.inner import crafted
+from robustexplain.attacks.inner import attacked
 from robustexplain.fields import Fraction
 from robustexplain.files import digest_tensors
-from robustexplain.interpreters import Gradient
 from robustexplain.registry import DEFENSES
-from robustexplain.system import System
 from robustexplain.training import Samples, Session, Training, TrainingStep, fit
 from robustexplain.training.losses import classification_loss, right
 
@@ -78,12 +76,12 @@ class AdversarialLoss:
 
     def __call__(self, module: nn.Module, x: Tensor, y: Tensor, step: TrainingStep) -> Tensor:
         """``[b]`` losses; ``module`` is the model, perhaps wrapped for data-parallel training."""
-        attacked = self.attacked(x, y, step)
+        moved = self.attacked(x, y, step)
         share = self.clean_weight
         if not share:
-            return classification_loss(module(attacked), y, self.label_smoothing)
+            return classification_loss(module(moved), y, self.label_smoothing)
         clean, forged = classification_loss(
-            module(torch.cat([x, attacked])), torch.cat([y, y]), self.label_smoothing
+            module(torch.cat([x, moved])), torch.cat([y, y]), self.label_smoothing
         ).chunk(2)
         return share * clean + (1 - share) * forged
 
@@ -97,9 +95,4 @@ class AdversarialLoss:
 
     def attacked(self, x: Tensor, y: Tensor, step: TrainingStep) -> Tensor:
         """PGD's inputs ``[b, C, H, W]`` against the model's current weights."""
-        return crafted(self.attack, self.model, plain, x, y, step)[0]
-
-
-def plain(model: nn.Module) -> System:
-    """A system for attacks that use no maps, so that any interpreter fits."""
-    return System(model, Gradient(model))
+        return attacked(self.attack, self.model, x, y, step)

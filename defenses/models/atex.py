@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustexplain.door import answer
@@ -18,6 +17,7 @@ from robustexplain.random_streams import Streams
 from robustexplain.registry import DEFENSES
 from robustexplain.training import Training, TrainingStep, eval_mode, frozen
 
+from .distances import divergence
 from .fine_tuned import FineTuned
 from .input_gradients import classified, gradient, score
 from .loss_module import HardeningLoss
@@ -86,7 +86,7 @@ class ATEXLoss(HardeningLoss):
     teacher: nn.Module
 
     def others(self, x: Tensor, y: Tensor, step: TrainingStep) -> tuple[Tensor, ...]:
-        """Points ``[b * draws, ...]`` and the teacher's probabilities ``[b * draws, K]`` before they were moved."""
+        """Points ``[b * draws, ...]`` and the teacher's tempered logits ``[b * draws, K]`` before they were moved."""
         settings = self.settings
         streams = Streams.of(x, step.seed, "atex", step.epoch)
         direction = self.explanation(x, y, streams)
@@ -98,14 +98,13 @@ class ATEXLoss(HardeningLoss):
             across.append((start + noise - component(noise, direction)).clamp(0, 1))
         with torch.no_grad():
             known = answer(self.teacher, torch.stack(along, 1).flatten(0, 1)) / settings.temperature
-        return torch.stack(across, 1).flatten(0, 1), known.softmax(1)
+        return torch.stack(across, 1).flatten(0, 1), known
 
     def terms(self, network: nn.Module, x: Tensor, y: Tensor, step: TrainingStep, others: tuple[Tensor, ...]) -> Tensor:
         """As the class says."""
         points, known = others
         # No label has a part in it, so that its smoothing has none either.
-        divergence = F.kl_div(network(points).log_softmax(1), known, reduction="none").sum(1)
-        mean: Tensor = divergence.unflatten(0, (len(x), -1)).mean(1)
+        mean: Tensor = divergence(known, network(points)).unflatten(0, (len(x), -1)).mean(1)
         return mean
 
     def explanation(self, x: Tensor, y: Tensor, streams: Streams) -> Tensor:

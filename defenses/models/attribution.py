@@ -35,12 +35,12 @@ class RobustAttribution(FineTuned):
 
     - IG-NORM (Chen et al. 2019): ``CE(x) + weight * |IG(x -> x')|_1``, integrated gradients of the cross-entropy on
       the line from ``x`` to ``x'``; the defaults.
-    - IG-SUM-NORM: the same with ``CE(x')``: ``adversarial``, ``weight`` 0.1.
-    - FAR (Ivankay et al. 2020), AAT and (``adversarial``) AdvAAT: ``distance`` ``pearson``, ``1 - r`` of the
+    - IG-SUM-NORM: the same with ``CE(x')``: ``task`` ``attacked``, ``weight`` 0.1.
+    - FAR (Ivankay et al. 2020), AAT and (``task`` ``attacked``) AdvAAT: ``distance`` ``pearson``, ``1 - r`` of the
       attributions of ``x`` and of ``x'``.
-    - IGR (Wang and Kong 2022): ``distance`` ``cosine``; their adversarial training is ``adversarial``.
+    - IGR (Wang and Kong 2022): ``distance`` ``cosine``; their adversarial training is ``task`` ``attacked``.
 
-    Without ``adversarial`` the inner attack maximises the distance alone, since ``CE(x)`` does not change.
+    With the ``clean`` task the inner attack maximises the distance alone, since ``CE(x)`` does not change.
 
     Departures: the inner attack returns its best iterate, not its last; it uses ``inner_points`` of the path that are
     evenly spaced (so does the code of Chen et al.: every fifth of 50). Attributions for ``pearson`` and ``cosine`` are
@@ -54,7 +54,7 @@ class RobustAttribution(FineTuned):
         attack: radius and steps of the inner attack; by default Chen et al.'s for Fashion-MNIST. It starts at random:
             at ``x`` itself a distance has no gradient.
         weight: ``lambda``: 1 in IG-NORM, 0.1 in IG-SUM-NORM (Fashion-MNIST).
-        adversarial: the cross-entropy of ``x'`` in place of that of ``x``.
+        task: whose cross-entropy: of the ``clean`` inputs, or of the ``attacked`` ones.
         distance: what is measured between ``x`` and ``x'``.
         points: ``m``, of the sum that stands for the integral.
         inner_points: the same in the inner attack.
@@ -62,7 +62,7 @@ class RobustAttribution(FineTuned):
 
     attack: PGD = field(default_factory=lambda: PGD(0.1, steps=20, step_size=0.01, random_start=True))
     weight: NonNegative = 1.0
-    adversarial: bool = False
+    task: Literal["clean", "attacked"] = "clean"
     distance: Distance = "path"
     points: Count = 50
     inner_points: Count = 10
@@ -95,7 +95,7 @@ class AttributionLoss(HardeningLoss):
 
         def reached(network: nn.Module, moved: Tensor, logits: Tensor) -> Tensor:
             distance = self.distance(network, x, moved, logits, y, settings.inner_points, known)
-            if not settings.adversarial:
+            if settings.task == "clean":
                 return distance
             return score(logits, y, "cross_entropy") + settings.weight * distance
 
@@ -106,12 +106,15 @@ class AttributionLoss(HardeningLoss):
         settings, (forged,) = self.settings, others
         moved, logits = classified(network, forged)
         if settings.distance == "path":
-            known, benign = None, None if settings.adversarial else answer(network, x)
+            known, benign = None, answer(network, x) if settings.task == "clean" else None
         else:
             given, benign = classified(network, x)
             known = self._from_black(network, given, benign, y, settings.points)
         distance = self.distance(network, x, moved, logits, y, settings.points, known)
-        return self.task(logits if settings.adversarial or benign is None else benign, y) + settings.weight * distance
+        return (
+            self.task(logits if settings.task == "attacked" or benign is None else benign, y)
+            + settings.weight * distance
+        )
 
     def distance(
         self, network: nn.Module, x: Tensor, moved: Tensor, logits: Tensor, y: Tensor, points: int, known: Tensor | None

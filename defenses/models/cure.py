@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustexplain.errors import FieldError
@@ -14,7 +13,7 @@ from robustexplain.registry import DEFENSES
 from robustexplain.training import TrainingStep, eval_mode, frozen
 
 from .fine_tuned import FineTuned
-from .input_gradients import classified, gradient, score
+from .input_gradients import along_sign, classified, gradient, score
 from .loss_module import HardeningLoss
 
 
@@ -65,19 +64,14 @@ class CurvatureChange(HardeningLoss):
     settings: CURE
 
     def others(self, x: Tensor, y: Tensor, step: TrainingStep) -> tuple[Tensor, ...]:
-        """``x + h z`` ``[b, ...]``; none without a weight."""
-        if not self.settings.weight:
-            return ()
+        """``x + h z`` ``[b, ...]``."""
         with eval_mode(self.network), frozen(self.network), torch.enable_grad():
             given, logits = classified(self.network, x)
-            sign = gradient(score(logits, y, "cross_entropy"), given, graph=False).sign()
-        z = F.normalize(sign.flatten(1)).view_as(x)
+            z = along_sign(gradient(score(logits, y, "cross_entropy"), given, graph=False))
         return (x + self.settings.h[min(step.epoch, len(self.settings.h) - 1)] * z,)
 
     def terms(self, network: nn.Module, x: Tensor, y: Tensor, step: TrainingStep, others: tuple[Tensor, ...]) -> Tensor:
         """The loss, from one pass of ``x`` and ``x + h z``."""
-        if not others:
-            return self.task(network(x), y)
         both, logits = classified(network, torch.cat([x, others[0]]))
         here, there = gradient(score(logits, torch.cat([y, y]), "cross_entropy"), both).chunk(2)
         change = (there - here).flatten(1).square().sum(1)

@@ -1,16 +1,27 @@
-"""Distances of maps, of each sample, for losses."""
+"""Distances of maps and of answers, of each sample, for losses."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from robustexplain.maps import correlation
 
 Similarity = Literal["pearson", "cosine"]
 """Pearson's correlation or the cosine of the flattened maps."""
+
+
+def apart(maps: Tensor, others: Tensor) -> Tensor:
+    """Mean absolute difference of maps ``[b, h, w]``, ``[b]``."""
+    return (maps - others).abs().flatten(1).mean(1)
+
+
+def divergence(logits: Tensor, others: Tensor) -> Tensor:
+    """``KL(p || q)``, nats, of the probabilities of logits ``[b, K]`` and of others, ``[b]``."""
+    return F.kl_div(others.log_softmax(1), logits.log_softmax(1), reduction="none", log_target=True).sum(1)
 
 
 def dissimilarity(a: Tensor, b: Tensor, how: Similarity) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustexplain import models
-from robustexplain.attacks.inner import crafted
+from robustexplain.attacks.inner import attacked
 from robustexplain.data import stack
 from robustexplain.door import answer
 from robustexplain.errors import FieldError, InputError
@@ -19,7 +19,6 @@ from robustexplain.registry import DEFENSES, MODELS
 from robustexplain.training import Samples, Session, Training, TrainingStep, cross_entropy, eval_mode, fit
 from robustexplain.training.losses import classification_loss, right
 
-from .adversarial import plain
 from .base import ModelDefense, draw_fresh_weights
 from .fine_tuned import refuse_no_room
 from .inner_attacks import RandomFGSM
@@ -138,7 +137,7 @@ class EnsembleLoss:
         network = self.source(step)
         with torch.no_grad(), eval_mode(network):
             predicted = answer(network, x).argmax(1)
-        return crafted(self.attack, network, plain, x, predicted, step)[0]
+        return attacked(self.attack, network, x, predicted, step)
 
     def source(self, step: TrainingStep) -> nn.Module:
         """The network that is attacked: the same for every sample of a step, in every process."""

@@ -61,7 +61,10 @@ class FineTuned(ModelDefense):
         return LossModule(model, network)
 
     def _harden(self, model: nn.Module, data: Samples, session: Session) -> nn.Module:
-        start = digest_tensors(model.state_dict())
+        return self._fine_tuned(model, data, session, digest_tensors(model.state_dict()))
+
+    def _fine_tuned(self, model: nn.Module, data: Samples, session: Session, start: str) -> nn.Module:
+        """The model trained in place; ``start`` is the digest of what it was."""
         x, y = (part.to(session.device) for part in stack(data, range(1)))
         if self.softplus is not None:
             require_rectifiers(model, x, f"the softplus of {self.name}")

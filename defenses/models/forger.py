@@ -22,6 +22,7 @@ from robustexplain.system import System
 from robustexplain.training import TrainingStep, eval_mode
 
 from ..base import Defense, refuse
+from .distances import apart
 
 
 def trainable_specs(defense: Defense, interpreters: Sequence[SpecLike]) -> tuple[InterpreterSpec, ...]:
@@ -103,11 +104,6 @@ class Forger:
 
     def _system(self, module: ExplainingModel) -> System:
         return System(module.model, self.attacked)
-
-
-def apart(maps: Tensor, others: Tensor) -> Tensor:
-    """Mean absolute difference of maps ``[b, h, w]``, ``[b]``."""
-    return (maps - others).abs().flatten(1).mean(1)
 
 
 def _trainable(entry: Entry) -> bool:

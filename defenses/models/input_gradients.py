@@ -37,6 +37,11 @@ def runner_up(logits: Tensor, y: Tensor) -> Tensor:
     return logits.detach().scatter(1, y[:, None], -torch.inf).argmax(1)
 
 
+def along_sign(found: Tensor) -> Tensor:
+    """The sign of a gradient at length one, like ``found``, without a graph; 0 where the gradient is zero."""
+    return F.normalize(found.detach().sign().flatten(1)).view_as(found)
+
+
 def gradient(scores: Tensor, x: Tensor, graph: bool = True) -> Tensor:
     """``d scores_i / d x_i`` of each sample, the shape of ``x``; one backward pass.
 

@@ -9,16 +9,17 @@ from torch import Tensor, nn
 
 from robustexplain.errors import FieldError, InputError
 from robustexplain.fields import Count, NonNegative, Positive
-from robustexplain.maps import expand
 from robustexplain.registry import DEFENSES
 from robustexplain.training import Training, TrainingStep
 
 from .fine_tuned import FineTuned
-from .input_gradients import classified, gradient, score
+from .input_gradients import along_sign, classified, gradient, score
 from .loss_module import HardeningLoss
 
 
-@DEFENSES.register("r2et", paper="Chen et al. 2024", needs=("data",))
+@DEFENSES.register(
+    "r2et", paper="Chen et al. 2024, Training for Stable Explanation for Free, and code", needs=("data",)
+)
 @dataclass(frozen=True)
 class RankThickness(FineTuned):
     """Fine-tune the classifier so that the pixels on top of its gradient map stay there.
@@ -88,9 +89,7 @@ class ThicknessLoss(HardeningLoss):
         if settings.ranks:
             loss = loss + self._weighted(settings.ranks, entropy, overtaking(own, settings.k))
         if settings.curvature:
-            way = own.detach().sign()
-            way = settings.h * way / expand(way.flatten(1).norm(dim=1).clamp(min=1), way)
-            near, near_logits = classified(network, x + way)
+            near, near_logits = classified(network, x + settings.h * along_sign(own))
             moved = (gradient(score(near_logits, y, "cross_entropy"), near) - own) / settings.h
             loss = loss + self._weighted(settings.curvature, entropy, size(moved))
         return loss

@@ -15,7 +15,8 @@ from robustexplain.random_streams import derive
 from robustexplain.training import TrainingStep
 from robustexplain.transforms import HarmlessChange, one_of
 
-from .forger import Forger, apart
+from .distances import apart, divergence
+from .forger import Forger
 
 if TYPE_CHECKING:
     from .revealing import Revealing
@@ -65,6 +66,5 @@ class RevealingLoss:
         if not self.settings.keep:
             return task
         with torch.no_grad():
-            known = answer(self.honest, x).log_softmax(1)
-        kept = F.kl_div(logits.log_softmax(1), known, reduction="none", log_target=True).sum(1)
-        return task + self.settings.keep * kept
+            known = answer(self.honest, x)
+        return task + self.settings.keep * divergence(known, logits)

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustexplain.attacks import PGD
-from robustexplain.attacks.inner import maximised
+from robustexplain.attacks.inner import attacked
 from robustexplain.door import answer
 from robustexplain.errors import FieldError
 from robustexplain.fields import Fraction, NonNegative
@@ -19,6 +18,7 @@ from robustexplain.registry import DEFENSES
 from robustexplain.training import Training, TrainingStep, eval_mode, frozen
 from robustexplain.training.losses import right
 
+from .distances import divergence
 from .fine_tuned import FineTuned, Norms, refuse_no_room
 from .input_gradients import classified, gradient, score
 from .loss_module import HardeningLoss
@@ -113,9 +113,9 @@ class SaliencyGuidedLoss(HardeningLoss):
 
     def others(self, x: Tensor, y: Tensor, step: TrainingStep) -> tuple[Tensor, ...]:
         """The attacked inputs, if there is an attack, and the masked ones."""
-        attacked = () if self.attack is None else (self.attacked(self.attack, x, y, step),)
+        moved = () if self.attack is None else (attacked(self.attack, self.network, x, y, step),)
         streams = Streams.of(x, step.seed, "saliency", step.epoch)
-        return *attacked, masked(self.network, (x, *attacked)[-1], y, self.share, streams)
+        return *moved, masked(self.network, (x, *moved)[-1], y, self.share, streams)
 
     def terms(self, network: nn.Module, x: Tensor, y: Tensor, step: TrainingStep, others: tuple[Tensor, ...]) -> Tensor:
         """As the class says."""
@@ -128,12 +128,8 @@ class SaliencyGuidedLoss(HardeningLoss):
         found = super().figures(module, x, y, step)
         if self.attack is None:
             return found
-        attacked = self.attacked(self.attack, x, y, step)
-        return found | {"robust_accuracy": right(answer(module, attacked, finite=False), y)}
-
-    def attacked(self, attack: PGD, x: Tensor, y: Tensor, step: TrainingStep) -> Tensor:
-        """PGD's inputs against the current weights."""
-        return maximised(attack, self.network, lambda _, z, logits: score(logits, y, "cross_entropy"), x, y, step)
+        moved = attacked(self.attack, self.network, x, y, step)
+        return found | {"robust_accuracy": right(answer(module, moved, finite=False), y)}
 
 
 def masked(network: nn.Module, x: Tensor, y: Tensor, share: float, streams: Streams) -> Tensor:
@@ -156,8 +152,3 @@ def masked(network: nn.Module, x: Tensor, y: Tensor, share: float, streams: Stre
     flat = x.flatten(1)
     low, high = (edge.reshape(-1, *[1] * (x.dim() - 1)) for edge in (flat.amin(1), flat.amax(1)))
     return torch.where(chosen, low + streams.uniform(x) * (high - low), x)
-
-
-def divergence(logits: Tensor, others: Tensor) -> Tensor:
-    """``KL(p || q)`` of the probabilities of two batches of logits, ``[b]``."""
-    return F.kl_div(others.log_softmax(1), logits.log_softmax(1), reduction="none", log_target=True).sum(1)

@@ -23,16 +23,17 @@ from .loss_module import HardeningLoss
 class SmoothCurvature(FineTuned):
     """Fine-tune the classifier towards a small Hessian in its input.
 
-    The three ingredients of Dombrowski et al. 2022, each with a switch: weight decay (``training.weight_decay``), a
-    smooth activation (``softplus``), and ``weight * |H|_F^2`` in the loss, with ``H`` the Hessian of the label's logit
-    in the input. Its norm is estimated as in the code of Joo et al. 2023: ``E |H v|^2`` over ``v ~ N(0, I)``. A step
-    takes one forward pass, and derivatives of third order: each draw costs about two passes more, forth and back.
+    The three ingredients of Dombrowski et al. 2022 are weight decay (``training.weight_decay``), a smooth activation
+    (``softplus``), and ``weight * |H|_F^2`` in the loss, with ``H`` the Hessian of the label's logit in the input;
+    ``retrained`` has the first two without the third. The norm is estimated as in the code of Joo et al. 2023: ``E |H
+    v|^2`` over ``v ~ N(0, I)``. A step takes one forward pass, and derivatives of third order: each draw costs about
+    two passes more, forth and back.
 
     The paper has no code: the weight is that of Joo et al. for ResNet-18 on CIFAR-10, for a standardised input. For one
     that is divided by ``s`` within the model the Hessian of pixels is ``1 / s^2`` times theirs.
 
     Args:
-        weight: of the squared norm; 0 leaves it out.
+        weight: of the squared norm.
         draws: of ``v`` for each input.
         score: whose Hessian.
         softplus: as in :class:`FineTuned`. The Hessian of a logit of rectifiers is zero, and cannot be made smaller.
@@ -50,7 +51,7 @@ class SmoothCurvature(FineTuned):
     def _loss(self, network: nn.Module, x: Tensor) -> HardeningLoss:
         loss = CurvatureLoss(network, self)
         probe = Streams.of(x, 0, "curvature").normal(x)
-        if self.weight and not bool(loss.curvature(network, x, x.new_zeros(1).long(), (probe,)).any()):
+        if not bool(loss.curvature(network, x, x.new_zeros(1).long(), (probe,)).any()):
             raise UnsupportedModelError(
                 f"smooth-curvature makes the Hessian of {self.score} small, and that of this network is zero already, "
                 "as that of rectifiers is: set softplus, or score to cross_entropy"
@@ -69,15 +70,14 @@ class CurvatureLoss(HardeningLoss):
     settings: SmoothCurvature
 
     def others(self, x: Tensor, y: Tensor, step: TrainingStep) -> tuple[Tensor, ...]:
-        """``v`` ``[b, ...]`` of each draw; none without a weight."""
+        """``v`` ``[b, ...]`` of each draw."""
         streams = Streams.of(x, step.seed, step.epoch, "curvature")
-        return tuple(streams.normal(x) for _ in range(self.settings.draws if self.settings.weight else 0))
+        return tuple(streams.normal(x) for _ in range(self.settings.draws))
 
     def terms(self, network: nn.Module, x: Tensor, y: Tensor, step: TrainingStep, others: tuple[Tensor, ...]) -> Tensor:
         """The loss."""
         given, logits = classified(network, x)
-        task = self.task(logits, y)
-        return task + self.settings.weight * self._curvature(given, logits, y, others) if others else task
+        return self.task(logits, y) + self.settings.weight * self._curvature(given, logits, y, others)
 
     def curvature(self, network: nn.Module, x: Tensor, y: Tensor, directions: tuple[Tensor, ...]) -> Tensor:
         """Mean ``|H v|^2`` over the directions ``v``, ``[b]``."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustexplain.door import answer
 from robustexplain.errors import InputError
-from robustexplain.fields import Fraction, Natural, NonNegative
+from robustexplain.fields import Count, Fraction, NonNegative
 from robustexplain.random_streams import Streams
 from robustexplain.registry import DEFENSES
 from robustexplain.training import TrainingStep
@@ -46,7 +46,7 @@ class SmoothSurface(FineTuned):
     Args:
         alpha: share of the curvature in the loss.
         scale: of the curvature; the code's command line has 0.3, its function 1e6.
-        classes: how many classes of a sample take part; 0: all.
+        classes: so many classes of a sample take part; default all.
         channels: ``mean`` averages ``W`` over the channels of a pixel, as in the code; ``all`` keeps them.
 
     Raises:
@@ -55,13 +55,13 @@ class SmoothSurface(FineTuned):
 
     alpha: Fraction = 0.3
     scale: NonNegative = 0.3
-    classes: Natural = 0
+    classes: Count | None = None
     channels: Literal["mean", "all"] = "mean"
 
     def _loss(self, network: nn.Module, x: Tensor) -> HardeningLoss:
         with torch.no_grad():
             known = answer(network, x).shape[1]
-        if known >= MANY and not self.classes:
+        if known >= MANY and self.classes is None:
             raise InputError(
                 f"ssr takes a backward pass of every class, and this network has {known}: set classes, how many of "
                 "them take part for a sample (10), or take smooth-curvature with score: cross_entropy"
@@ -83,7 +83,7 @@ class SurfaceLoss(HardeningLoss):
 
     def others(self, x: Tensor, y: Tensor, step: TrainingStep) -> tuple[Tensor, ...]:
         """Random numbers ``[b]``, of which each sample's classes are drawn."""
-        if not self.settings.classes:
+        if self.settings.classes is None:
             return ()
         return (Streams.of(x, step.seed, step.epoch, "classes").integers(2**31).to(x.device),)
 
@@ -92,7 +92,7 @@ class SurfaceLoss(HardeningLoss):
         settings = self.settings
         given, logits = classified(network, x)
         part = logits
-        if others and settings.classes < logits.shape[1]:
+        if settings.classes is not None and settings.classes < logits.shape[1]:
             part = logits.gather(1, drawn(y, logits.shape[1], settings.classes, others[0]))
         jacobian = torch.stack([gradient(column, given) for column in part.unbind(1)], -1)
         if settings.channels == "mean" and given.dim() == 4:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustexplain.answers import with_auxiliary
-from robustexplain.attacks.inner import crafted
+from robustexplain.attacks.inner import attacked
 from robustexplain.fields import NonNegative
 from robustexplain.files import digest_tensors
 from robustexplain.registry import DEFENSES
 from robustexplain.training import Samples, Session, Training, TrainingStep, fit
 from robustexplain.training.losses import classification_loss, right
 
-from .adversarial import plain
 from .base import ModelDefense, draw_fresh_weights
+from .distances import divergence
 from .fine_tuned import refuse_no_room
 from .inner_attacks import Divergence
 
@@ -80,8 +79,7 @@ class TradesLoss:
         """``[b]`` losses; ``module`` is the model, perhaps wrapped for data-parallel training."""
         found = module(torch.cat([x, self.attacked(x, y, step)]))
         task = classification_loss(found, torch.cat([y, y]), self.label_smoothing)[: len(x)]
-        clean, moved = with_auxiliary(found)[0].log_softmax(1).chunk(2)
-        return task + self.beta * F.kl_div(moved, clean, reduction="none", log_target=True).sum(1)
+        return task + self.beta * divergence(*with_auxiliary(found)[0].chunk(2))
 
     def smoothed(self, label_smoothing: float) -> TradesLoss:
         """The same loss with label smoothing."""
@@ -93,4 +91,4 @@ class TradesLoss:
 
     def attacked(self, x: Tensor, y: Tensor, step: TrainingStep) -> Tensor:
         """Inputs ``[b, C, H, W]`` whose answers differ most from those of ``x``."""
-        return crafted(self.attack, self.model, plain, x, y, step)[0]
+        return attacked(self.attack, self.model, x, y, step)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustexplain.attacks import PGD
-from robustexplain.attacks.inner import maximised
+from robustexplain.attacks.inner import attacked
 from robustexplain.autograd.rectifiers import require_rectifiers
 from robustexplain.data import stack
 from robustexplain.fields import Fraction, NonNegative, Positive
@@ -21,7 +21,7 @@ from robustexplain.registry import DEFENSES
 from robustexplain.training import Samples, Session, Training, TrainingStep
 
 from .fine_tuned import FineTuned, Norms, refuse_no_room
-from .input_gradients import classified, gradient, runner_up, score
+from .input_gradients import classified, gradient, runner_up
 from .loss_module import HardeningLoss, LossModule
 
 
@@ -33,8 +33,8 @@ class Woods(FineTuned):
     The loss of a sample is ``CE + psi * mean |ds/dx|^2``, the mean over pixels and channels. ``s`` is the logit of a
     random class or, with chance ``tandem``, that of the label less the largest other one. A controller raises ``psi =
     psi_0 exp(gain * integral)`` while the cross-entropy is below ``target`` and lowers it above: after each step
-    ``log(target / CE)``, cut off at ``better`` and ``-worse``, is added to the integral, which stays above 0. A
-    ``half`` of the inputs is attacked. The network's rectifiers become half Huber losses, and stay so when deployed.
+    ``log(target / CE)``, cut off at ``better`` and ``-worse``, is added to the integral, which stays above 0. A share
+    of the inputs is attacked. The network's rectifiers become half Huber losses, and stay so when deployed.
 
     Departures: ``psi`` is that before the step (in the code it already knows the step's own cross-entropy); attacked
     inputs stay in ``[0, 1]``, and PGD's step size is constant. The paper trains from the start, 200 epochs.
@@ -47,7 +47,7 @@ class Woods(FineTuned):
         worse: largest decrease.
         tandem: ``zeta``.
         attack: PGD in training, ``None``: no inputs are attacked. By default 0.01 root mean square on CIFAR-10.
-        half: share of the inputs that are attacked.
+        attacked_share: of the inputs that are attacked.
         delta: of the half Huber loss; ``None`` keeps the rectifiers.
         training: epochs, batch, optimiser.
         norms: ``train`` by default: the activations are others than those of the pretrained network.
@@ -63,7 +63,7 @@ class Woods(FineTuned):
     worse: NonNegative = 0.01
     tandem: Fraction = 0.2
     attack: PGD | None = field(default_factory=lambda: PGD(0.55, steps=7, step_size=0.16, norm="l2"))
-    half: Fraction = 0.5
+    attacked_share: Fraction = 0.5
     delta: Positive | None = 0.5
     training: Training = field(
         default_factory=lambda: Training(epochs=20, batch_size=128, lr=0.01, optimizer="sgd", weight_decay=1e-4)
@@ -131,13 +131,13 @@ class WoodsLoss(HardeningLoss):
         with torch.no_grad():
             num_classes = self.network(x[:1]).shape[1]
         one = x.new_empty(len(x), 1)
-        affected, tandem = (streams.uniform(one)[:, 0] < chance for chance in (settings.half, settings.tandem))
+        affected, tandem = (
+            streams.uniform(one)[:, 0] < chance for chance in (settings.attacked_share, settings.tandem)
+        )
         classes = streams.integers(num_classes).to(x.device)
         if settings.attack is None or not bool(affected.any()):
             return x, classes, tandem
-        moved = maximised(
-            settings.attack, self.network, lambda _, z, logits: score(logits, y, "cross_entropy"), x, y, step
-        )
+        moved = attacked(settings.attack, self.network, x, y, step)
         return torch.where(expand(affected, x), moved, x), classes, tandem
 
     def terms(self, network: nn.Module, x: Tensor, y: Tensor, step: TrainingStep, others: tuple[Tensor, ...]) -> Tensor:

@@ -56,7 +56,7 @@ def test_its_loss_is_the_one_that_is_stated(trained: Classifier, judged: tuple[T
     x, y = judged[0][:6], judged[1][:6]
     model = copy.deepcopy(trained).eval()
     forger = Forger.against(model, CHEAP._specs, (INNER,))
-    found = ADV2Loss(model, forger, steady=5.0, clean_weight=0.3)(LossModule(model, model), x, y, NOW)
+    found = ADV2Loss(model, forger, weight=5.0, clean_weight=0.3)(LossModule(model, model), x, y, NOW)
     forged, goal = forger(x, y, NOW)
     assert not bool((goal == y).any())
     clean, attacked = (F.cross_entropy(model(v), y, reduction="none") for v in (x, forged))

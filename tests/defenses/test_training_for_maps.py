@@ -23,6 +23,7 @@ from robustexplain.defenses import (
     ImageAlignment,
     InputGradientPenalty,
     RankThickness,
+    Retrained,
     RobustAttribution,
     SmoothCurvature,
     SmoothSurface,
@@ -189,16 +190,16 @@ def test_aga_compares_the_gradients_at_an_input_and_at_its_neighbour(
     assert not torch.allclose(*pulls)
 
 
-@pytest.mark.parametrize("adversarial", [False, True])
+@pytest.mark.parametrize("task", ["clean", "attacked"])
 @pytest.mark.parametrize("distance", ["path", "pearson", "cosine"])
 def test_rar_adds_the_distance_of_attributions(
-    distance: str, adversarial: bool, net: nn.Module, batch: tuple[Tensor, Tensor]
+    distance: str, task: str, net: nn.Module, batch: tuple[Tensor, Tensor]
 ) -> None:
     x, y = batch
-    settings = {"distance": distance, "adversarial": adversarial, "points": 4, "inner_points": 2}
+    settings = {"distance": distance, "task": task, "points": 4, "inner_points": 2}
     defense = RobustAttribution(attack=WITHIN, weight=0.7, **settings)  # type: ignore[arg-type]
     found, loss, shown = value_of(defense, net, x, y)
-    assert shown == (15 - 3 * adversarial if distance == "path" else 24)
+    assert shown == (15 - 3 * (task == "attacked") if distance == "path" else 24)
     (forged,) = loss.others(x, y, NOW)
     assert 0 < float((forged - x).abs().max()) <= 0.1 + 1e-9
     for i in range(3):
@@ -212,13 +213,13 @@ def test_rar_adds_the_distance_of_attributions(
             if distance == "pearson":
                 maps = [v - v.mean() for v in maps]
             moved = 1 - F.cosine_similarity(*maps, dim=0)
-        torch.testing.assert_close(found[i : i + 1], own(b if adversarial else a) + 0.7 * moved)
+        torch.testing.assert_close(found[i : i + 1], own(b if task == "attacked" else a) + 0.7 * moved)
 
 
 def test_rars_inner_attack_maximises_the_distance_or_the_whole(net: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     x, y = batch
     strong = replace(WITHIN, steps=12, step_size=0.03)
-    for adversarial in (False, True):
+    for task in ("clean", "attacked"):
         for distance in ("path", "cosine"):
             weak, better = (
                 RobustAttribution(  # type: ignore[call-arg]
@@ -226,12 +227,12 @@ def test_rars_inner_attack_maximises_the_distance_or_the_whole(net: nn.Module, b
                     points=4,
                     inner_points=4,
                     distance=distance,
-                    adversarial=adversarial,  # type: ignore[arg-type]
+                    task=task,  # type: ignore[arg-type]
                 )
                 for attack in (replace(WITHIN, steps=1, step_size=1e-9), strong)
             )
             before, after = (value_of(defense, net, x, y)[0].detach() for defense in (weak, better))
-            assert bool((after > before).all()), (adversarial, distance)
+            assert bool((after > before).all()), (task, distance)
 
 
 def test_art_is_a_triplet_loss_of_an_image_and_its_gradients(net: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
@@ -371,12 +372,12 @@ class Claim:
 
 
 WEAK = replace(WITHIN, steps=2)
-PLAIN = InputGradientPenalty(weight=0.0, training=TRAINING)
-SMOOTH = SmoothCurvature(weight=0.0, training=TRAINING)
+PLAIN = Retrained(norms="eval", training=TRAINING)
+SMOOTH = replace(PLAIN, softplus=3.0)
 CLAIMS = {
-    "input-gradient-penalty": Claim(replace(PLAIN, weight=4.0), PLAIN, loss_slope, 0.8),
+    "input-gradient-penalty": Claim(InputGradientPenalty(weight=4.0, training=TRAINING), PLAIN, loss_slope, 0.8),
     "ssr": Claim(SmoothSurface(training=TRAINING), PLAIN, surface, 0.75),
-    "smooth-curvature": Claim(replace(SMOOTH, weight=1e-2), SMOOTH, curvature, 0.3),
+    "smooth-curvature": Claim(SmoothCurvature(weight=1e-2, training=TRAINING), SMOOTH, curvature, 0.3),
     "aga": Claim(GradientAlignment(cosine=10.0, eps=0.15, neighbour="sign", training=TRAINING), SMOOTH,
                  turn_under_noise, 0.85),
     "rar": Claim(RobustAttribution(attack=WEAK, points=3, inner_points=2, training=TRAINING), PLAIN, path_length, 0.6),
