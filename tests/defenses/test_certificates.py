@@ -26,6 +26,7 @@ from robustexplain.interpreters import (
     MeTFA,
     OfTransformed,
     SmoothGrad,
+    VarGrad,
 )
 from robustexplain.interpreters import Sparsified as SparsifiedMap
 from robustexplain.interpreters.composed import certified, sparsified
