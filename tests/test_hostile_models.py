@@ -269,7 +269,7 @@ def test_an_interpreter_explains_a_fair_model_as_its_twin(name: str, kind: str) 
 
 # Their directions depend on the size of the logits: Grad-CAM++ by ``2 + g sum a``, aggregates by the mean with it, a
 # probability by the weights of the other classes, of which only the nearest is left.
-CONFIDENT = {"gradcam++": 0.8, "aggregate": 0.95, "vargrad": 0.9, "gradient": 0.85}
+CONFIDENT = {"gradcam++": 0.8, "aggregate": 0.95, "vargrad": 0.9, "gradient": 0.85, "projected": 0.85}
 # Where x nearly cancels, small differences of scores are ranked or squared, and bfloat16 has two digits.
 HALF = {"input-x-gradient": 0.85, "kernel-shap": 0.85, "lime": 0.85, "mask": 0.9}
 

@@ -46,6 +46,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "vargrad": {"samples": 3, "of": "probability"},
     "mask": {"steps": 2},
     "relex": {"steps": 2, "samples": 2},
+    "certified": {"samples": 45, "choose": 5, "grid": 4, "tau": 0.7},
+    "sparsified": {"samples": 40, "keep": 0.2, "sigma": 0.25, "grid": 4, "bound": "clopper-pearson"},
+    "metfa": {"samples": 8},
+    "kernel-smoothed": {"samples": 3},
     "occlusion": {"window": 8, "stride": 8},
     "rise": {"samples": 4, "grid": 4},
     "lime": {"samples": 5, "segments": FEW},
@@ -78,8 +82,8 @@ def interpreter(name: str, model: nn.Module, x: Tensor) -> Interpreter:
         return cls(model, (Gradient(model), GradCAM(model)))  # type: ignore[no-any-return]
     if name == "neighbour-mean":
         return cls(model, GradCAM(model), Reference(x.clone()), 2)  # type: ignore[no-any-return]
-    if name in ("smoothed", "kernel-smoothed"):
-        return cls(model, GradCAM(model))  # type: ignore[no-any-return]
+    if name in ("smoothed", "kernel-smoothed", "certified", "sparsified", "metfa"):
+        return cls(model, GradCAM(model), **SETTINGS.get(name, {}))  # type: ignore[no-any-return]
     return cls(model, **SETTINGS.get(name, {}))  # type: ignore[no-any-return]
 
 

@@ -17,7 +17,7 @@ CERTAIN = 15.0
 """The lead of a class, in logits, from which its probability hardly moves."""
 
 
-def warn_of_faint_maps(name: str, maps: Tensor, logits: Tensor) -> None:
+def warn_of_faint_maps(name: str, maps: Tensor, logits: Tensor, advice: str = ADVICE) -> None:
     """Warn where a class is certain and the map of a probability is zero, or as small as an underflowing gradient."""
     if is_unchecked() or logits.shape[1] < 2:
         return
@@ -28,7 +28,7 @@ def warn_of_faint_maps(name: str, maps: Tensor, logits: Tensor) -> None:
         count = f"{int(faint.sum())} of {len(faint)} maps"
         warnings.warn(
             f"{count} of {name} are zero or nearly so: the class's probability does not move around these inputs, as "
-            f"on a network that is so confident that it rounds to 0 or 1; {ADVICE}",
+            f"on a network that is so confident that it rounds to 0 or 1; {advice}",
             SaturatedWarning,
             stacklevel=4,
         )

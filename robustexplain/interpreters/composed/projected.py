@@ -14,6 +14,7 @@ from ...autograd.hooks import hooks
 from ...checks import Kind
 from ...errors import FieldError, InputError, UnsupportedModelError
 from ...fields import Count
+from ...hidden import refuse_hidden
 from ...registry import INTERPRETERS
 from ..backward_rules.guided import GuidedBackprop, GuidedGradCAM
 from ..base import Explanation
@@ -93,6 +94,7 @@ class Projected(Wrapper):
         return Explanation(torch.cat([f.logits for f in found]), torch.cat([f.maps for f in found]))
 
     def _of_rows(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
+        refuse_hidden(self.model, "a projection changes gradients at the model's input")
         projection = _Projection(self.tangents(x if graph else x.detach()))
         with projection.of(self.model):
             found = self.base._explain(x, target, graph)

@@ -79,6 +79,7 @@ class SmoothGrad(Interpreter):
 
     is_gradient: ClassVar[bool] = True
     keeps_draws: ClassVar[tuple[str, ...]] = ("_drawn",)
+    averages: ClassVar[bool] = True
 
     @cached_property
     def _drawn(self) -> dict[Any, Tensor]:

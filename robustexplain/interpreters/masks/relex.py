@@ -23,6 +23,7 @@ from ..gradients.baselines import Baseline, baseline_like, checked_baseline
 from ..gradients.gradient import margin
 from ..iterative import MaskState
 from ..perturbation.removal import chunks, wide_dtype
+from ..saturation import warn_of_faint_maps
 
 COPIES_AHEAD = 4
 """Noisy copies of a step that an adversary takes: the graph of all its steps must fit into memory."""
@@ -86,7 +87,9 @@ class RelEx(Interpreter):
         classes = explained_class(logits, target)
         with frozen(self.model):
             state = self.optimise(x.detach(), classes)
-        return Explanation(logits, self.map_of(state).to(x.dtype))
+        maps = self.map_of(state).to(x.dtype)
+        warn_of_faint_maps("RelEx", maps, logits, "take a method that explains the logit, such as gradcam")
+        return Explanation(logits, maps)
 
     def optimise(self, x: Tensor, classes: Tensor) -> MaskState:
         """The masks ``[B, C, H, W]`` for ``classes`` ``[B]`` after all steps; detached."""
