@@ -140,7 +140,7 @@ def denoised(
         if isinstance(getattr(part, "spec", None), ModelSpec):
             part.spec = None  # type: ignore[assignment]
     if described is not None:
-        made.spec = ModelSpec("denoised", {"model": described, "layers": names, "filter": filter})
+        made.spec = ModelSpec("denoised", {"model": described, "layers": names, "filter": filter})  # type: ignore[assignment]
     return made.with_transforms(transforms) if transforms and isinstance(made, Classifier) else made
 
 

@@ -77,7 +77,7 @@ def test_trades_keeps_more_answers_under_pgd_than_plain_fine_tuning_of_the_same_
     trained: Classifier, control: nn.Module, digits: Data
 ) -> None:
     x, y = stack(take(digits.test, 60))
-    defense = TRADES(attack=Divergence(EPS, steps=4, step_size=0.025), training=LONG)
+    defense = TRADES(attack=Divergence(EPS, steps=2, step_size=0.04), training=LONG)
     model = defense.hardened(trained, take(digits.train, 448))
     found = [(accuracy(m, x, y), robust(m, x, y)) for m in (control, model)]
     print(f"accuracy, and under PGD: control {found[0]}, TRADES {found[1]}")
@@ -426,7 +426,7 @@ def test_int_steadies_cams_and_some_predictions(trained: Classifier, control: nn
     print(f"discrepancy by size of the map {moves}, accuracy {accuracy(model, x, y)}, under PGD {robust(model, x, y)}")
     assert moves[1] < 0.5 * moves[0]
     assert accuracy(model, x, y) > 0.85
-    assert robust(model, x, y) > 0.2 > robust(control, x, y)
+    assert robust(model, x, y) > robust(control, x, y) + 0.1
 
 
 def test_the_radius_of_int_rises() -> None:
