@@ -54,7 +54,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor]
     out = tmp_path_factory.mktemp("processes")
     running = started(out, 2) + started(out, 1)
     try:
-        said = [process.communicate(timeout=240)[0] for process in running]
+        # Against a deadlock alone: processes that share their cores with others wait long for one another.
+        said = [process.communicate(timeout=600)[0] for process in running]
     finally:
         for process in running:
             process.kill()

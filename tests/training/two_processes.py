@@ -121,7 +121,7 @@ def revealing(accelerator: Accelerator) -> dict[str, Tensor]:
     training = Training(epochs=2, batch_size=16, micro_batch=4, lr=1e-2, weight_decay=0.0)
     attack = ADV2(0.1, steps=4, step_size=0.03, warm_start=0.5)
     defense = Revealing(("gradient",), attack=attack, training=training, rise=0.5)
-    found = defense.hardened(net(10, nn.Softplus).double(), samples(48, torch.float64), Session(accelerator))
+    found = defense.hardened(net(10, nn.Softplus).double(), samples(32, torch.float64), Session(accelerator))
     return weights("revealing", found)
 
 
@@ -147,7 +147,7 @@ def networks(accelerator: Accelerator) -> dict[str, Tensor]:
 
 def for_maps(accelerator: Accelerator) -> dict[str, Tensor]:
     """An epoch of each training for steady maps; those that draw or attack do so alike."""
-    training, attack = Training(epochs=1, batch_size=16, micro_batch=4, lr=1e-2), PGD(0.1, 3, 0.05, random_start=True)
+    training, attack = Training(epochs=1, batch_size=16, micro_batch=8, lr=1e-2), PGD(0.1, 3, 0.05, random_start=True)
     defenses: dict[str, ModelDefense] = {
         "aga": GradientAlignment(training=training),
         "art": ImageAlignment(training=training, attack=attack),
@@ -166,7 +166,7 @@ def for_maps(accelerator: Accelerator) -> dict[str, Tensor]:
 
 def for_predictions(accelerator: Accelerator) -> dict[str, Tensor]:
     """An epoch of each training for robust predictions, in a network without kinks."""
-    training = Training(epochs=1, batch_size=16, micro_batch=4, lr=1e-2)
+    training = Training(epochs=1, batch_size=16, micro_batch=8, lr=1e-2)
     fgsm, other = RandomFGSM(0.1), net(3).double()
     defenses = {
         "trades": TRADES(attack=Divergence(0.1, steps=3, step_size=0.05), training=training),
