@@ -16,6 +16,7 @@ from robustexplain.attacks import PGD
 from robustexplain.attacks.inner import maximised
 from robustexplain.autograd.rectifiers import Softplus, swapped
 from robustexplain.data import Data, stack, take
+from robustexplain.defenses import Retrained
 from robustexplain.defenses.models.fine_tuned import FineTuned, refuse_no_room
 from robustexplain.defenses.models.input_gradients import classified, gradient, runner_up, score
 from robustexplain.defenses.models.loss_module import HardeningLoss, LossModule, Smoothed
@@ -107,6 +108,20 @@ def test_what_is_frozen_smoothed_or_normalised_is_one_setting_for_all(
         assert not torch.allclose(soft(x), plain_logits), "its rectifiers are still there"
     chosen = Training(epochs=1, batch_size=20, lr=1e-3, validation=0.3, label_smoothing=0.1)
     assert isinstance(Flat(training=chosen, softplus=2.0).hardened(trained, few, Session()), nn.Module)
+
+
+def test_the_control_is_trained_as_what_it_stands_beside(trained: Classifier, few: Dataset[Any]) -> None:
+    brief, before = Flat().training, trained.state_dict()
+    found = [
+        control.hardened(trained, few).state_dict()
+        for control in (Retrained(brief), Retrained(brief, "eval"), Retrained(brief, "eval", 2.0))
+    ]
+    means = [n for n in before if "running_mean" in n]
+    assert [all(torch.equal(before[n], state[n]) for n in means) for state in found] == [False, True, True]
+    heads = [state["net.head.weight"] for state in (before, *found)]
+    assert not any(torch.equal(a, b) for i, a in enumerate(heads) for b in heads[:i])
+    anew = Retrained(brief, "eval", fresh=True).hardened(trained, few).state_dict()["net.head.weight"]
+    assert float((anew - heads[0]).abs().mean()) > 3 * float((heads[2] - heads[0]).abs().mean())
 
 
 def test_what_cannot_be_fine_tuned_is_refused_before_it_is_trained(trained: Classifier, few: Dataset[Any]) -> None:
