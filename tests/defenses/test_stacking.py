@@ -44,8 +44,9 @@ OF_EACH_LAYER = {"pgd-at", "input-transform", "beta-smoothing", "feature-squeezi
 AS_ANOTHER = {
     *("metfa", "sparsified-smoothgrad", "cure", "distillation", "ensemble-at", "int", "retrained", "trades"),
     *("adv2-at", "asgt", "atex", "attribution-regularisers", "infodrop", "saliency-guided"),
+    *("aga", "art", "input-gradient-penalty", "rar", "smooth-curvature", "ssr"),
 }
-"""Made by the same code as ``certified``, or trained in the same loop as ``pgd-at``."""
+"""Made by the same code as ``certified``, or trained in the same loop as ``pgd-at`` or ``r2et``."""
 
 
 def meet(first: Entry, second: Entry) -> bool:
