@@ -241,7 +241,7 @@ class _Judge:
     def of(
         cls, auto: Auto, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None
     ) -> _Judge:
-        drawn = (system,)
+        drawn: tuple[System, ...] = (system,)
         if system.random:
             drawn = tuple(system.redrawn(derive(auto.seed, "auto judges", i)) for i in range(JUDGES))
         with torch.no_grad():
