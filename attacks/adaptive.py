@@ -48,8 +48,8 @@ class Adaptation:
         """The adaptation to ``system``; settings other than the defaults are kept.
 
         Args:
-            system: its detector is evaded, its randomness averaged over (:func:`draws_for`), its rounding passed with
-                straight-through gradients.
+            system: its detector is evaded, its randomness averaged over :func:`draws_for` draws, its rounding passed
+                with straight-through gradients.
             evade: weight of a detector's score.
         """
         return replace(
@@ -71,8 +71,7 @@ class Adaptation:
 def draws_for(system: System) -> int:
     """Over how many draws of a system an adversary averages who does not know its seed; 1 where nothing is random.
 
-    :data:`DRAWS` maps, or more where each is made of many draws already: then two, so that they are never the deployed
-    ones.
+    :data:`DRAWS`; fewer where a map is made of several draws itself, but never the deployed ones alone: two at least.
     """
     if not system.random:
         return 1

@@ -13,6 +13,7 @@ from robustexplain.door import answer
 from robustexplain.errors import NotDifferentiableError, UnsupportedModelError
 from robustexplain.hidden import hidden
 from robustexplain.metrics import hit
+from robustexplain.random_streams import derive
 from robustexplain.registry import ATTACKS
 from robustexplain.system import System
 
@@ -35,6 +36,8 @@ AUTO_VERSION: Literal["1"] = "1"
 
 STEPS = 100
 """Of most members."""
+JUDGES = 3
+"""Draws under which an input must hold, of a system that draws."""
 _PREDICTION = "pgd on the prediction alone"
 _LONG = "map-pgd from a random start, twice the steps"
 
@@ -160,7 +163,7 @@ class Auto(Aimed):
             except (NotDifferentiableError, UnsupportedModelError) as error:
                 refused = error
                 continue
-            total.take(self.names.index(member.name), live, made, judge(live, made.x))
+            total.take(self.names.index(member.name), live, made, judge(live, made.x), len(judge.systems))
         if refused is not None and bool((total.member < 0).all()):
             raise refused
         return total.attacked(judge)
@@ -220,37 +223,51 @@ class Auto(Aimed):
 
 @dataclass(frozen=True, eq=False)
 class _Judge:
-    """Decides on the real system how far an input got: the unmet conditions, then the distance."""
+    """Decides on the real system how far an input got: the unmet conditions, then the distance.
 
-    system: System
+    A system that draws is looked at under several draws of the judge's own: a sample falls where it does under each,
+    and counts by the worst condition and the mean distance, since nobody knows the draws by which it will be judged.
+    """
+
+    systems: tuple[System, ...]
+    wanted: tuple[Tensor, ...]
     known: Known
     x: Tensor
     label: Tensor
     goal_class: Tensor | None
-    wanted: Tensor
     away: bool
 
     @classmethod
     def of(
         cls, auto: Auto, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None
     ) -> _Judge:
+        drawn: tuple[System, ...] = (system,)
+        if system.random:
+            drawn = tuple(system.redrawn(derive(auto.seed, "auto judges", i)) for i in range(JUDGES))
         with torch.no_grad():
-            benign = system(x)
-        wanted = benign.maps if goal_map is None else goal_map.to(benign.maps)
-        goal_class = benign.prediction if auto.keeps_prediction else goal_class
+            benign = [one(x) for one in drawn]
+        wanted = tuple(seen.maps if goal_map is None else goal_map.to(seen.maps) for seen in benign)
+        goal_class = benign[0].prediction if auto.keeps_prediction else goal_class
         goal_class = None if goal_class is None else goal_class.to(x.device)
-        return cls(system, auto.known, x, y.to(x.device), goal_class, wanted, auto.moves_map)
+        return cls(drawn, wanted, auto.known, x, y.to(x.device), goal_class, auto.moves_map)
 
     @torch.no_grad()
     def __call__(self, rows: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of the inputs at ``rows``: conditions unmet, distance (less is better), whether the sample falls."""
-        finite = answer(self.system.model, x, finite=False).isfinite().all(1)
+        found = [
+            self._by(system, wanted[rows], rows, x) for system, wanted in zip(self.systems, self.wanted, strict=True)
+        ]
+        unmet, distance, falls = (torch.stack(part) for part in zip(*found, strict=True))
+        return unmet.amax(0), distance.mean(0), falls.all(0)
+
+    def _by(self, system: System, wanted: Tensor, rows: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        finite = answer(system.model, x, finite=False).isfinite().all(1)
         # An answer that is not finite is no success, and nothing explains it.
-        seen = self.system(torch.where(ops.expand(finite, x), x, self.x[rows]))
+        seen = system(torch.where(ops.expand(finite, x), x, self.x[rows]))
         goal = None if self.goal_class is None else self.goal_class[rows]
         unmet = 2 * (~(hit(seen.logits, self.label[rows], goal) & finite)).float()
         unmet += 0.0 if seen.alarm is None else seen.alarm.float()
-        distance = self.known.apart(seen.maps, self.wanted[rows])
+        distance = self.known.apart(seen.maps, wanted)
         limit = self.known.limit[rows] if isinstance(self.known.limit, Tensor) else self.known.limit
         near = torch.zeros_like(finite) if limit is None else (distance <= limit) ^ self.away
         return unmet, -distance if self.away else distance, (unmet == 0) & near
@@ -276,8 +293,10 @@ class _Total:
         yes, far = count == 0, torch.full((len(x),), torch.inf, device=x.device)
         return cls(x.detach().clone(), count - 1, far, far.clone(), ~yes, count, yes, yes.clone(), yes.clone())
 
-    def take(self, index: int, rows: Tensor, made: Attacked, verdict: tuple[Tensor, Tensor, Tensor]) -> None:
-        """What a member made of the samples at ``rows``."""
+    def take(
+        self, index: int, rows: Tensor, made: Attacked, verdict: tuple[Tensor, Tensor, Tensor], looks: int
+    ) -> None:
+        """What a member made of the samples at ``rows``, and how often the judge looked at each."""
         unmet, distance, falls = verdict
         before, least = self.unmet[rows], self.distance[rows]
         # Of inputs that deceive nobody, the nearest map is the unchanged one's: the first member's stays.
@@ -286,7 +305,7 @@ class _Total:
         self.x[won], self.member[won] = made.x[better], index
         self.unmet[won], self.distance[won] = unmet[better], distance[better].to(self.distance)
         self.fallen[rows] |= falls
-        self.queries[rows] += made.queries.to(self.queries) + 1
+        self.queries[rows] += made.queries.to(self.queries) + looks
         # Only where it is true of all members is it true of the attack.
         self.zero_direction[rows] &= made.zero_direction
         self.stalled[rows] &= made.stalled
@@ -295,7 +314,7 @@ class _Total:
     def attacked(self, judge: _Judge) -> Attacked:
         """The result, judged afresh as any attack's."""
         with torch.no_grad():
-            logits = answer(judge.system.model, self.x, finite=False)
+            logits = answer(judge.systems[0].model, self.x, finite=False)
         success = hit(logits, judge.label, judge.goal_class) & logits.isfinite().all(1)
         return Attacked(
             self.x, success, self.zero_direction, self.stalled, self.misled, self.queries, member=self.member

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import robustexplain as rx
 from robustexplain.attacks import ADV2, AUTO_VERSION, Attack, Auto, Dombrowski, Known, MapPGD, random_classes
+from robustexplain.attacks.joint import auto as auto_module
 from robustexplain.attacks.joint.aimed import Aim
 from robustexplain.errors import FieldError, InputError, NotDifferentiableError
 from robustexplain.evaluation import Evaluation
@@ -20,7 +21,7 @@ from robustexplain.evaluation.cell import Rule
 from robustexplain.evaluation.fingerprint import fingerprint
 from robustexplain.evaluation.origins import Origins
 from robustexplain.evaluation.prepared import Prepared
-from robustexplain.interpreters import CAM, GradCAM, Occlusion
+from robustexplain.interpreters import CAM, GradCAM, Occlusion, SmoothGrad
 from robustexplain.metrics import L1
 from robustexplain.objectives import Goal, Lead, LeaveMap, Observation
 from robustexplain.recipe.columns import columns_of
@@ -201,3 +202,29 @@ def test_in_a_recipe_its_adversary_knows_the_defense_unless_the_recipe_says_othe
         assert column.knowledge == knowledge
     with pytest.raises(InputError, match=r"attacks\[0\].version"):
         columns_of({"name": "auto", "version": "0"}, "attacks[0]", [])
+
+
+def test_of_a_system_that_draws_a_sample_falls_only_where_it_falls_under_every_draw(
+    trained: nn.Module, images: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y, goal = (t[:2] for t in images)
+    asked = []
+
+    def verdict(
+        self: object, system: rx.System, wanted: Tensor, rows: Tensor, made: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        asked.append(system.interpreter)
+        falls = torch.tensor([True, len(asked) % 3 != 2])
+        return (~falls).float(), torch.full((2,), float(len(asked) % 3)), falls
+
+    monkeypatch.setattr("robustexplain.attacks.joint.auto._Judge._by", verdict)
+    system = rx.System(trained, SmoothGrad(trained, samples=1))
+    judge = auto_module._Judge.of(Auto(EPS), system, x, y, goal, None)
+    unmet, distance, falls = judge(torch.arange(2), x)
+    assert len({one.seed for one in asked}) == 3
+    assert system.interpreter not in asked
+    assert unmet.tolist() == [0, 1]
+    assert distance.tolist() == [1, 1]
+    assert falls.tolist() == [True, False]
+    plain = auto_module._Judge.of(Auto(EPS), rx.System(trained, CAM(trained)), x, y, goal, None)
+    assert len(plain.systems) == 1
