@@ -64,7 +64,9 @@ class BetaSmoothing(Defense):
         beta = self.beta if isinstance(self.beta, (int, float)) else self._searched(system, data, session)
         smoothed = Smoothed(system.model, base, Softplus(beta))
         if sample is not None:
-            session.progress.say(f"beta-smoothing: {_bound_in_words(smoothed, sample)}")
+            words = _bound_in_words(smoothed, sample)
+            if words:
+                session.progress.say(f"beta-smoothing: {words}")
         return replace(system, interpreter=smoothed)
 
     def _searched(self, system: System, data: Samples | None, session: Session) -> float:
@@ -89,11 +91,11 @@ class BetaSmoothing(Defense):
 
 
 def _bound_in_words(smoothed: Smoothed, x: Tensor) -> str:
-    """How far the map can move, relative to its own size on ``x``."""
+    """How far the map can move, relative to its own size on ``x``; empty where no bound is known."""
     try:
         bound = map_bound(smoothed, x)
-    except InputError as error:
-        return str(error)
+    except InputError:
+        return ""
     with torch.no_grad():
         size = float(smoothed.explain(x).maps.norm())
     return (

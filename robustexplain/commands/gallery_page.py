@@ -20,16 +20,19 @@ from ..defenses import Aggregate
 from ..door import answer
 from ..errors import InputError, UnsupportedModelError
 from ..interpreters import (
+    Certified,
     GradCAM,
     Gradient,
     IntegratedGradients,
     Interpreter,
     InterpreterSpec,
     KernelSmoothed,
+    MeTFA,
     OfTransformed,
     RelEx,
     RTSTraining,
     Smoothed,
+    Sparsified,
 )
 from ..interpreters.base import accepted_kinds
 from ..models import Transformed
@@ -45,6 +48,9 @@ def _of_transformed(model: Transformed) -> Interpreter:
 PARTS: dict[str, Callable[[nn.Module], Interpreter]] = {
     "smoothed": lambda model: Smoothed(model, Gradient(model), Softplus(3.0)),
     "kernel-smoothed": lambda model: KernelSmoothed(model, GradCAM(model)),
+    "certified": lambda model: Certified(model, GradCAM(model), samples=60, grid=8),
+    "sparsified": lambda model: Sparsified(model, GradCAM(model), samples=64, grid=8, bound="clopper-pearson"),
+    "metfa": lambda model: MeTFA(model, GradCAM(model), samples=10),
     "of-transformed": lambda model: _of_transformed(Transformed(model, ["median-2"])),
     "relex": lambda model: RelEx(model, samples=8),
     "aggregate": lambda model: Aggregate(model, (Gradient(model), GradCAM(model), IntegratedGradients(model))),
