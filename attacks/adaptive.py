@@ -75,9 +75,9 @@ def draws_for(system: System) -> int:
     """
     if not system.random:
         return 1
-    interpreter = system.interpreter
-    alone = interpreter.averages and not is_random(system.model) and not is_random(system.detector)
-    return max(2, -(-DRAWS // int(getattr(interpreter, "samples", 1)))) if alone else DRAWS
+    if is_random(system.model) or is_random(system.detector):
+        return DRAWS
+    return max(2, -(-DRAWS // system.interpreter.averaged))
 
 
 def evasion(weight: float, system: System) -> Objective:

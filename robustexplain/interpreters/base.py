@@ -87,8 +87,6 @@ class Interpreter(ABC):
     """Whether it explains a scalar of the model's answer too, not only classes (which CAM's weights belong to)."""
     exact_where_confident: ClassVar[bool] = False
     """Whether a map of a probability keeps its direction where the probability rounds to 0 or 1."""
-    averages: ClassVar[bool] = False
-    """Whether a map is made of ``samples`` random draws already, so that an adversary needs few of his own."""
     keeps_draws: ClassVar[tuple[str, ...]] = ()
     """Names of the cached properties that hold random draws; :meth:`redrawn` clears them."""
 
@@ -178,6 +176,11 @@ class Interpreter(ABC):
     def random(self) -> bool:
         """Whether it, or one of its parts, uses random draws (SmoothGrad's noise, RISE's masks)."""
         return any(f.name == "seed" for f in fields(self)) or any(part.random for part in self.parts)
+
+    @property
+    def averaged(self) -> int:
+        """Of how many random draws each map is made, at least; the more, the fewer an adversary needs of his own."""
+        return 1
 
     def redrawn(self, seed: int) -> Self:
         """A copy with other random draws; the interpreter itself where nothing is random."""

@@ -10,17 +10,7 @@ import torch
 from robustexplain import models
 from robustexplain.interpreters import Certified, GradCAM, MeTFA, Sparsified
 from robustexplain.interpreters.base import Interpreter
-
-
-def seconds(runs: dict[str, object], turns: int = 5) -> dict[str, float]:
-    """Processor time of the least disturbed of several turns; other work on the machine only ever adds to it."""
-    found = dict.fromkeys(runs, float("inf"))
-    for _ in range(turns):
-        for name, run in runs.items():
-            start = time.process_time()
-            run()  # type: ignore[operator]
-            found[name] = min(found[name], time.process_time() - start)
-    return found
+from tests.benchmarks.test_interpreter_speed import Run, least
 
 
 @pytest.mark.benchmark
@@ -46,13 +36,13 @@ def test_a_hundred_draws_cost_a_hundred_maps_in_batches(side: int) -> None:
 
         return run
 
-    runs = {
+    runs: dict[str, Run] = {
         "maps": maps,
         "certified": explained(Certified(model, base)),
         "sparsified": explained(Sparsified(model, base, samples=100, sigma=0.2, grid=8)),
         "metfa": explained(MeTFA(model, base, samples=100)),
     }
-    found = seconds(runs)
+    found = least(runs, 5, row=1, clock=time.process_time)
     print("\n" + ", ".join(f"{n} {1e3 * t:.0f} ms ({t / found['maps']:.2f}x)" for n, t in found.items()))
     assert found["certified"] < 1.1 * found["maps"]
     assert found["sparsified"] < 1.1 * found["maps"]

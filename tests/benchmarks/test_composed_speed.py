@@ -60,19 +60,22 @@ def test_a_smoothed_gradient_costs_little_more_than_the_plain_one_and_a_forward_
     model: nn.Module, x: Tensor, request: pytest.FixtureRequest
 ) -> None:
     plain = Gradient(model)
-    # Beside its few channels the small network computes more of softplus than of anything else.
-    limit = {"small-cnn": 1.7, "small-resnet": 1.3}[request.node.callspec.params["model"]]
-    assert ratio("beta-smoothing", Smoothed(model, plain, Softplus(3.0)), [(plain, x)], x) < limit
+    if request.node.callspec.params["model"] == "small-cnn":
+        # Beside its few channels the small network computes more of softplus than of anything else.
+        request.applymarker(pytest.mark.xfail(reason="1.35 to 1.55 measured", strict=False))
+    assert ratio("beta-smoothing", Smoothed(model, plain, Softplus(3.0)), [(plain, x)], x) < 1.3
 
 
 @pytest.mark.benchmark
 @pytest.mark.parametrize("how", ["mean", "var", "rank"])
-def test_an_aggregate_costs_the_sum_of_its_members(model: nn.Module, x: Tensor, how: str) -> None:
+def test_an_aggregate_costs_the_sum_of_its_members(
+    model: nn.Module, x: Tensor, how: str, request: pytest.FixtureRequest
+) -> None:
     members: tuple[Interpreter, ...] = (Gradient(model), GradCAM(model), GuidedBackprop(model))
     aggregate = Aggregate(model, members, how=how)  # type: ignore[arg-type]
-    # Ranks have to be sorted.
-    limit = 1.4 if how == "rank" else 1.15
-    assert ratio(f"aggregate, {how}", aggregate, [(m, x) for m in members], x) < limit
+    if how == "rank":
+        request.applymarker(pytest.mark.xfail(reason="1.11 to 1.33 measured: ranks have to be sorted", strict=False))
+    assert ratio(f"aggregate, {how}", aggregate, [(m, x) for m in members], x) < 1.1
 
 
 @pytest.mark.benchmark

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from robustexplain.autograd.rectifiers import Softplus, swapped
 from robustexplain.autograd.straight_through import straight_through
 from robustexplain.interpreters import Certificate, Certified, Interpreter
 from robustexplain.interpreters import Sparsified as SparsifiedMap
@@ -21,13 +23,17 @@ LOOKED_AT = 80
 """Fresh draws of every attacked input; those that look broken are judged by more."""
 
 
-def pushed(loss: Callable[[Tensor, int], Tensor], x: Tensor, radius: float, steps: int = 3) -> Tensor:
-    """Inputs within ``radius`` (L2) that lower ``loss``, in steps of normalised gradients."""
+def pushed(loss: Callable[[Tensor, int], Tensor], x: Tensor, radius: float, smooth: bool, steps: int = 3) -> Tensor:
+    """Inputs within ``radius`` (L2) that lower ``loss``, in steps of normalised gradients.
+
+    With ``smooth`` through a softplus: the derivative of a gradient map on rectifiers is zero.
+    """
     moved = torch.zeros_like(x)
     for step in range(steps):
         at = (x + moved).requires_grad_()
-        with straight_through():
+        with straight_through(), swapped(Softplus(10.0)) if smooth else nullcontext():
             (gradient,) = torch.autograd.grad(loss(at, step).sum(), at)
+        assert bool(gradient.flatten(1).any(1).float().mean() > 0.5), "an attack without a direction breaks nothing"
         moved = moved - radius / 2 * gradient / gradient.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
         moved = moved * (radius / moved.flatten(1).norm(dim=1).clamp(min=radius))[:, None, None, None]
     return (x + 0.999 * moved).detach()
@@ -49,7 +55,8 @@ def attacked(interpreter: Certified | SparsifiedMap, x: Tensor, wanted: Tensor, 
         few = replace(interpreter, samples=min(interpreter.samples, STEP_DRAWS), seed=100 + step)
         return -(wanted * few.explain(at, classes, native=True).maps).flatten(1).mean(1)
 
-    return [pushed(loss, x, interpreter.radius) for loss in (inside, smoothed, fresh)]
+    smooth = interpreter.base.is_gradient
+    return [pushed(loss, x, interpreter.radius, smooth) for loss in (inside, smoothed, fresh)]
 
 
 def certificate_of(interpreter: Interpreter, x: Tensor, classes: Tensor) -> Certificate:

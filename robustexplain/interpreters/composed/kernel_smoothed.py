@@ -46,7 +46,11 @@ class KernelSmoothed(Wrapper):
     units: Units = "input"
 
     keeps_draws: ClassVar[tuple[str, ...]] = ("_drawn",)
-    averages: ClassVar[bool] = True
+
+    @property
+    def averaged(self) -> int:
+        """As many as there are copies."""
+        return self.samples
 
     @cached_property
     def _drawn(self) -> dict[Any, Tensor]:

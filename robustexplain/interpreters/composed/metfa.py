@@ -89,7 +89,6 @@ class MeTFA(MeTFASettings, Wrapper):
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
     unit_range: ClassVar[bool] = True
     keeps_draws: ClassVar[tuple[str, ...]] = ("_drawn",)
-    averages: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         Wrapper.__post_init__(self)
@@ -100,6 +99,11 @@ class MeTFA(MeTFASettings, Wrapper):
     def rounds(self) -> bool:  # type: ignore[override]
         """Whether tests stand between the copies' maps and the one shown."""
         return self.shown == "significance" or self.base.rounds
+
+    @property
+    def averaged(self) -> int:
+        """As many as there are copies."""
+        return self.samples
 
     @cached_property
     def _drawn(self) -> dict[Any, Tensor]:

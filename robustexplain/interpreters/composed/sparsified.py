@@ -107,12 +107,16 @@ class Sparsified(SparsifiedSettings, Wrapper):
     unit_range: ClassVar[bool] = True
     rounds: ClassVar[bool] = True
     keeps_draws: ClassVar[tuple[str, ...]] = ("_drawn",)
-    averages: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         Wrapper.__post_init__(self)
         refuse_tables(self, self.base)
         self.check_draws()
+
+    @property
+    def averaged(self) -> int:
+        """As many as there are copies."""
+        return self.samples
 
     @cached_property
     def _drawn(self) -> dict[Any, Tensor]:

@@ -79,7 +79,11 @@ class SmoothGrad(Interpreter):
 
     is_gradient: ClassVar[bool] = True
     keeps_draws: ClassVar[tuple[str, ...]] = ("_drawn",)
-    averages: ClassVar[bool] = True
+
+    @property
+    def averaged(self) -> int:
+        """As many as there are copies."""
+        return self.samples
 
     @cached_property
     def _drawn(self) -> dict[Any, Tensor]:
