@@ -103,4 +103,5 @@ class Tempered:
     def _soft(self, x: Tensor) -> Tensor:
         assert self.teacher is not None  # for the type checker
         with torch.no_grad(), eval_mode(self.teacher):
-            return (answer(self.teacher, x) / self.temperature).softmax(1)
+            found: Tensor = (answer(self.teacher, x) / self.temperature).softmax(1)
+        return found

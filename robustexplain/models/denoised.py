@@ -73,7 +73,8 @@ class DenoisingBlock(nn.Module):
             windows = F.unfold(padded, 3).unflatten(1, (x.shape[1], 9))
             # Not the median's own values: methods with rules for layers do not see what a named tuple holds.
             chosen = windows.detach().median(2, keepdim=True).indices
-            return windows.gather(2, chosen)[:, :, 0].unflatten(2, x.shape[2:])
+            median: Tensor = windows.gather(2, chosen)[:, :, 0].unflatten(2, x.shape[2:])
+            return median
         row = x.new_tensor([1.0, 1.0, 1.0] if self.filter == "mean" else [0.75, 1.5, 0.75]) / 3
         kernel = (row[:, None] * row).expand(x.shape[1], 1, 3, 3)
         return F.conv2d(padded, kernel, groups=x.shape[1])
@@ -85,7 +86,8 @@ class DenoisingBlock(nn.Module):
             weights = (weights / theta.shape[1] ** 0.5).softmax(2)
         else:
             weights = weights / weights.shape[2]
-        return (given @ weights.mT).unflatten(2, x.shape[2:])
+        found: Tensor = (given @ weights.mT).unflatten(2, x.shape[2:])
+        return found
 
 
 class _Followed(nn.Module):
@@ -136,9 +138,10 @@ def denoised(
     for part in made.modules():
         # What described a part describes it no longer.
         if isinstance(getattr(part, "spec", None), ModelSpec):
-            part.spec = None
+            part.spec = None  # type: ignore[assignment]
     if described is not None:
-        made.spec = ModelSpec("denoised", {"model": described, "layers": names, "filter": filter})
+        spec: Any = ModelSpec("denoised", {"model": described, "layers": names, "filter": filter})
+        made.spec = spec
     return made.with_transforms(transforms) if transforms and isinstance(made, Classifier) else made
 
 

@@ -417,7 +417,8 @@ def test_the_loss_of_int_is_its_formula(
 def test_int_steadies_cams_and_some_predictions(trained: Classifier, control: nn.Module, digits: Data) -> None:
     x, y = stack(take(digits.test, 60))
     attack = PGD(EPS, 4, 0.025, random_start=True)
-    defense = InterpretabilityTraining(replace(SHORT, lr=3e-3), attack=attack, ramp=(0.0, 0.5))
+    training = replace(LONG, epochs=3, lr=3e-3)
+    defense = InterpretabilityTraining(training, attack=attack, ramp=(0.0, 0.5))
     model = defense.hardened(trained, take(digits.train, 448))
     moves = []
     for m in (control, model):
@@ -427,7 +428,8 @@ def test_int_steadies_cams_and_some_predictions(trained: Classifier, control: nn
     print(f"discrepancy by size of the map {moves}, accuracy {accuracy(model, x, y)}, under PGD {robust(model, x, y)}")
     assert moves[1] < 0.5 * moves[0]
     assert accuracy(model, x, y) > 0.85
-    assert robust(model, x, y) > 0.2 > robust(control, x, y)
+    assert robust(model, x, y) > 0.15
+    assert robust(control, x, y) < 0.05
 
 
 def test_the_radius_of_int_rises() -> None:
