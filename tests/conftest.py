@@ -84,6 +84,17 @@ def tiny_vit() -> models.Classifier:
 
 
 @pytest.fixture(scope="session")
+def tiny_senn() -> models.Classifier:
+    """A self-explaining network on grey images, four classes, random weights; tests leave it alone."""
+    model = models.build("senn", num_classes=4, in_channels=1, seed=2)
+    assert isinstance(model, models.Classifier)
+    # Its first coefficients are nearly zero.
+    with torch.no_grad():
+        model.net.parametriser.draw.weight.mul_(30)
+    return model
+
+
+@pytest.fixture(scope="session")
 def smooth_net() -> nn.Module:
     """A tiny net without any kink: two convolutions with softplus, a pooled linear head."""
     with torch.random.fork_rng(devices=[]):

@@ -102,7 +102,8 @@ def systems(model: Classifier, vit: Classifier, x: Tensor) -> Systems:
     """Every interpreter and every defended system, all of one model, with nothing found out about it yet."""
     images = list(x.split(1))
     made = {e.name: e.name for e in INTERPRETERS if "images" in accepted_kinds(e.build)}
-    made.pop("attention-rollout")
+    for special in ("attention-rollout", "theta"):
+        made.pop(special)
     found: dict[str, System] = {}
     for name in made:
         explained = interpreter(name, model, x)

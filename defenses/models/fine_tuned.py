@@ -56,6 +56,10 @@ class FineTuned(ModelDefense):
     def _loss(self, network: nn.Module, x: Tensor) -> HardeningLoss:
         """The loss of ``network``, and ``x`` ``[1, ...]``, one of its inputs; refuses what it cannot train."""
 
+    def _module(self, model: nn.Module, network: nn.Module, loss: HardeningLoss) -> LossModule:
+        """What is trained and kept in checkpoints; a subclass may add what its loss remembers."""
+        return LossModule(model, network)
+
     def _harden(self, model: nn.Module, data: Samples, session: Session) -> nn.Module:
         start = digest_tensors(model.state_dict())
         x, y = (part.to(session.device) for part in stack(data, range(1)))
@@ -65,7 +69,8 @@ class FineTuned(ModelDefense):
         with eval_mode(network):
             refuse_untrainable(self, model, network, x, y)
             loss = self._loss(network, x)
-        fit(LossModule(model, network), loss, data, self.training, name=self.name, seed=self.seed, session=session,
+        module = self._module(model, network, loss)
+        fit(module, loss, data, self.training, name=self.name, seed=self.seed, session=session,
             identity=[asdict(self), start], evaluating=self.norms == "eval")  # fmt: skip
         return model
 

@@ -59,9 +59,7 @@ class RankThickness(FineTuned):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.ranks and not self.curvature:
-            raise FieldError(
-                type(self).__name__, "ranks", "must be above 0, or curvature must: nothing is trained else"
-            )
+            raise FieldError(type(self).__name__, "ranks", "must be above 0, or curvature must be")
 
     def _loss(self, network: nn.Module, x: Tensor) -> HardeningLoss:
         pixels = x[0].numel() // (x.shape[1] if x.dim() == 4 else 1)

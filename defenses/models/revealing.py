@@ -9,22 +9,19 @@ from dataclasses import asdict, dataclass, field, replace
 from torch import nn
 
 from robustexplain.attacks import ADV2, Attack, MapPGD
-from robustexplain.attacks.joint.aimed import Shown
-from robustexplain.attacks.joint.member_maps import MemberMaps
 from robustexplain.data import stack
-from robustexplain.errors import FieldError, InputError, NotDifferentiableError
+from robustexplain.errors import InputError
 from robustexplain.fields import Fraction, NonNegative
 from robustexplain.files import digest_tensors
 from robustexplain.interpreters import Interpreter, InterpreterSpec
-from robustexplain.interpreters.composed.base import walk
-from robustexplain.interpreters.module import ExplainingModel
-from robustexplain.registry import DEFENSES, INTERPRETERS, Entry
+from robustexplain.registry import DEFENSES
 from robustexplain.system import System
 from robustexplain.training import Samples, Session, Training, fit
 from robustexplain.transforms import HarmlessChange, harmless_for
 
-from ..base import refuse
 from .base import ModelDefense
+from .fine_tuned import refuse_no_room
+from .forger import Forger, no_images, refuse_other_maps, trainable_specs
 from .revealing_loss import RevealingLoss
 
 
@@ -70,17 +67,11 @@ class Revealing(ModelDefense):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        specs = tuple(InterpreterSpec.of(member) for member in self.interpreters)
-        object.__setattr__(self, "interpreters", specs)
+        object.__setattr__(self, "interpreters", trainable_specs(self, self.interpreters))
         object.__setattr__(self, "harmless", tuple(self.harmless))
-        name = type(self).__name__
-        if not specs:
-            raise FieldError(name, "interpreters", "must name one at least, got none")
-        for spec in specs:
-            _refuse_untrainable(spec)
         for attack, what in ((self.attack, "attack"), (self.rival, "rival")):
-            if attack is not None and attack.eps == 0:
-                raise FieldError(name, f"{what}.eps", "must be above 0: there is no forgery to learn from")
+            if attack is not None:
+                refuse_no_room(self, attack, what)
 
     @property
     def forgers(self) -> tuple[Attack, ...]:
@@ -89,18 +80,10 @@ class Revealing(ModelDefense):
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """As :meth:`Defense.misfit`: inputs that are no images."""
-        if len(shape) == 3:
-            return None
-        return f"revealing forges images [C, H, W] in training; a sample has shape {list(shape)}"
+        return no_images(self, shape)
 
     def _train(self, system: System, data: Samples, session: Session) -> System:
-        explaining = {type(part) for part in walk(system.interpreter)}
-        names = ", ".join(map(str, self.interpreters))
-        refuse(
-            not any(spec.entry.build in explaining for spec in self._specs),
-            f"revealing trains the maps of {names}, and the system explains by {type(system.interpreter).__name__}: "
-            "name that one in interpreters, or harden the model alone with hardened(model, data)",
-        )
+        refuse_other_maps(self, self._specs, system)
         return super()._train(system, data, session)
 
     def _harden(self, model: nn.Module, data: Samples, session: Session) -> nn.Module:
@@ -108,35 +91,15 @@ class Revealing(ModelDefense):
         why = self.misfit(tuple(x.shape[1:]))
         if why is not None:
             raise InputError(why)
-        members = tuple(spec.build(model) for spec in self._specs)
-        shown = MemberMaps(model, tuple(Shown(model, member) for member in members))
-        attacked = members[0] if len(members) == 1 else MemberMaps(model, members)
         honest = copy.deepcopy(model).requires_grad_(False).eval()
         changes = harmless_for(self.harmless, x.shape[1:])
-        module = ExplainingModel(shown)
-        loss = RevealingLoss(self, module, attacked, honest, changes)
+        forger = Forger.against(model, self._specs, self.forgers)
+        loss = RevealingLoss(self, forger, honest, changes)
         known = [asdict(self), [change.entry for change in changes], digest_tensors(model.state_dict())]
-        fit(module, loss, data, self.training, name="revealing", seed=self.seed, session=session, identity=known,
-            evaluating=True)  # fmt: skip
+        fit(forger.module, loss, data, self.training, name="revealing", seed=self.seed, session=session,
+            identity=known, evaluating=True)  # fmt: skip
         return model
 
     @property
     def _specs(self) -> tuple[InterpreterSpec, ...]:
         return tuple(InterpreterSpec.of(member) for member in self.interpreters)
-
-
-def _refuse_untrainable(spec: InterpreterSpec) -> None:
-    if spec.refusal is not None:
-        raise InputError(f"revealing trains the classifier's own maps: {spec.refusal}")
-    if not _trainable(spec.entry):
-        able = ", ".join(e.name for e in INTERPRETERS if _trainable(e) and InterpreterSpec(e.name).refusal is None)
-        raise NotDifferentiableError(
-            f"revealing differentiates maps in the classifier's weights, and those of {spec.name!r} have no such "
-            f"gradient; interpreters that do: {able}"
-        )
-
-
-def _trainable(entry: Entry) -> bool:
-    # Of an interpreter made of others it is a property, which the class does not know.
-    build = entry.build
-    return getattr(build, "differentiable", False) is True and not getattr(build, "iterative", False)

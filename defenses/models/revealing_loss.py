@@ -9,14 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustexplain.attacks.inner import crafted
 from robustexplain.door import answer
-from robustexplain.interpreters import Interpreter
 from robustexplain.interpreters.module import ExplainingModel
 from robustexplain.random_streams import derive
-from robustexplain.system import System
-from robustexplain.training import TrainingStep, eval_mode
+from robustexplain.training import TrainingStep
 from robustexplain.transforms import HarmlessChange, one_of
+
+from .forger import Forger, apart
 
 if TYPE_CHECKING:
     from .revealing import Revealing
@@ -28,15 +27,13 @@ class RevealingLoss:
 
     Args:
         settings: the defense.
-        module: explains the model in training by maps rescaled to ``[0, 1]``; unwrapped.
-        attacked: the interpreter of that model that the forgers attack.
+        forger: the attacks in training, and what they attack.
         honest: the classifier as it was.
         changes: harmless ones.
     """
 
     settings: Revealing
-    module: ExplainingModel
-    attacked: Interpreter
+    forger: Forger
     honest: nn.Module
     changes: tuple[HarmlessChange, ...]
 
@@ -55,25 +52,13 @@ class RevealingLoss:
         return prediction.reshape(2, -1).mean(0) - rising * jump + settings.harmless_weight * drift
 
     def forged(self, x: Tensor, y: Tensor, step: TrainingStep) -> tuple[Tensor, Tensor]:
-        """Forged inputs ``[b, C, H, W]`` against the current weights, and their goal classes ``[b]``.
+        """Forged inputs ``[b, C, H, W]`` against the current weights, and their goal classes ``[b]``."""
+        return self.forger(x, y, step)
 
-        Of several forgers' inputs the one that deceives, with the nearer map; all have the same goal class.
-        """
-        made = [crafted(forger, self.module, self._system, x, y, step, targeted=True)
-                for forger in self.settings.forgers]  # fmt: skip
-        goal = made[0][1]
-        if len(made) == 1:
-            return made[0]
-        inputs = torch.stack([found for found, _ in made])
-        with torch.no_grad(), eval_mode(self.module):
-            benign = self.module(x, y)[1]
-            seen = [self.module(found, goal)[:2] for found in inputs]
-        # A distance is at most 1.
-        rank = torch.stack([2.0 * (logits.argmax(1) != goal) + apart(benign, maps) for logits, maps in seen])
-        return inputs[rank.argmin(0), torch.arange(len(x), device=x.device)], goal
-
-    def _system(self, module: ExplainingModel) -> System:
-        return System(module.model, self.attacked)
+    @property
+    def module(self) -> ExplainingModel:
+        """What is trained, unwrapped."""
+        return self.forger.module
 
     def _prediction(self, logits: Tensor, x: Tensor, y: Tensor) -> Tensor:
         task = F.cross_entropy(logits, y, reduction="none")
@@ -83,8 +68,3 @@ class RevealingLoss:
             known = answer(self.honest, x).log_softmax(1)
         kept = F.kl_div(logits.log_softmax(1), known, reduction="none", log_target=True).sum(1)
         return task + self.settings.keep * kept
-
-
-def apart(maps: Tensor, others: Tensor) -> Tensor:
-    """Mean absolute difference of maps ``[b, h, w]``, ``[b]``."""
-    return (maps - others).abs().flatten(1).mean(1)

@@ -87,6 +87,21 @@ class Softplus:
         return result
 
 
+@dataclass(frozen=True)
+class HalfHuber:
+    """``z^2 / (2 delta)`` up to ``delta``, ``z - delta / 2`` above, 0 below 0 (Woods et al. 2019); no jump in slope."""
+
+    delta: Positive = 0.5
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """The half Huber loss of ``z``."""
+        bowl = z.clamp(0, self.delta)
+        return bowl.square() / (2 * self.delta) + (z - self.delta).clamp(min=0)
+
+
 class _SmoothGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, tau: float) -> Tensor:

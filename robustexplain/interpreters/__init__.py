@@ -39,6 +39,7 @@ from .scalar import Scalar, Target
 from .spec import InterpreterSpec
 from .tabular.lime import LIMETabular, LIMETabularTraining, draw_lime_background
 from .tabular.shap import SHAPTabular, SHAPTabularTraining, draw_shap_background, shap_background
+from .theta import Theta
 from .zero_gradient import unchecked
 
 __all__ = [
@@ -95,6 +96,7 @@ __all__ = [
     "Smoothed",
     "Sparsified",
     "Target",
+    "Theta",
     "VarGrad",
     "Wrapper",
     "clean_objective",

@@ -5,7 +5,7 @@ classifier of scikit-learn one of ours.
 """
 
 from ..door import admit, answer
-from . import cifar, hugging_face, library, rules, small, tables
+from . import cifar, hugging_face, library, rules, senn, small, tables
 from .around import innermost
 from .classifier import Classifier, ModelSpec
 from .denoised import DenoisingBlock, denoised, stage_ends
@@ -42,6 +42,7 @@ __all__ = [
     "load_own",
     "rebuild",
     "rules",
+    "senn",
     "small",
     "stage_ends",
     "tables",

@@ -16,9 +16,10 @@ from .. import models
 from ..autograd.layers import submodule
 from ..checks import Kind
 from ..errors import InputError, memory_advice
-from ..interpreters import AttentionRollout, Gradient, InterpreterSpec
+from ..interpreters import AttentionRollout, Gradient, InterpreterSpec, Theta
 from ..interpreters.base import accepted_kinds
 from ..interpreters.cam.token_grid import Attentions
+from ..models.senn import explains_itself
 from ..models.weights import load_file_into
 from ..registry import INTERPRETERS
 from .experiment import Recipe, Row
@@ -293,6 +294,17 @@ def no_attention(of: Situation) -> list[str]:
     return [] if seen else [f"{where}: {problem}; use gradcam or gradient" for where in wanted]
 
 
+def no_coefficients(of: Situation) -> list[str]:
+    """Coefficients asked of a model that has none."""
+    wanted = [w for w, name, _ in of.interpreters() if INTERPRETERS.get(name).build is Theta]
+    if of.model is None or explains_itself(of.model):
+        return []
+    problem = (
+        f"{of.recipe.model.name} is no self-explaining network: use model senn, or the defense senn on another row"
+    )
+    return [f"{where}: {problem}" for where in wanted]
+
+
 def large_pools(of: Situation) -> list[str]:
     """Gradients averaged over squares that are larger than the image."""
     side = min(of.data.shape[1:], default=0)
@@ -338,6 +350,7 @@ FINDINGS: tuple[Callable[[Situation], list[str]], ...] = (
     another_order_of_classes,
     unknown_layers,
     no_attention,
+    no_coefficients,
     large_pools,
     members_that_are_not_made,
     defenses_that_do_not_fit,

@@ -13,10 +13,14 @@ from robustexplain.attacks import ADV2, PGD
 from robustexplain.data import Data, take
 from robustexplain.defenses import (
     AID,
+    ATEX,
     AVA,
     CURE,
     TRADES,
+    ADV2Training,
+    AdversarialSaliencyGuided,
     AdversarialTraining,
+    AttributionRegularisers,
     CertifiedInterpreter,
     ConsistentAID,
     Defense,
@@ -26,6 +30,7 @@ from robustexplain.defenses import (
     FeatureSqueezing,
     GradientAlignment,
     ImageAlignment,
+    InfoDrop,
     InputGradientPenalty,
     InterpretabilityTraining,
     KernelSmoothing,
@@ -35,11 +40,14 @@ from robustexplain.defenses import (
     Retrained,
     Revealing,
     RobustAttribution,
+    SaliencyGuided,
+    SelfExplaining,
     SmoothCurvature,
     SmoothSurface,
     SparsifiedSmoothGrad,
     TangentSpace,
     UniformGradient,
+    Woods,
     XEnsemble,
 )
 from robustexplain.defenses.models.inner_attacks import Divergence
@@ -77,11 +85,21 @@ CHEAP: dict[str, Defense] = {
     "feature-squeezing": FeatureSqueezing(("median-2", "bit-depth-3")),
     "int": InterpretabilityTraining(BRIEF, attack=WITHIN, ramp=(0.0, 0.5)),
     "metfa": MeTFADefense(samples=6),
+    "adv2-at": ADV2Training(
+        interpreters=("gradient",), attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20, lr=1e-3)
+    ),
+    "asgt": AdversarialSaliencyGuided(attack=PGD(EPS, 2, 0.05), training=BRIEF),
+    "attribution-regularisers": AttributionRegularisers(attack=WITHIN, points=2, inner_points=1, training=BRIEF),
+    "atex": ATEX(samples=2, draws=2, training=BRIEF),
+    "infodrop": InfoDrop(training=BRIEF, after=BRIEF),
+    "saliency-guided": SaliencyGuided(training=BRIEF),
+    "woods": Woods(attack=PGD(1.0, 2, 0.5, norm="l2"), delta=None, training=BRIEF),
     "pgd-at": AdversarialTraining(attack=PGD(EPS, 2, 0.05), training=Training(epochs=1, batch_size=20, lr=1e-3)),
     "sparsified-smoothgrad": SparsifiedSmoothGrad(samples=12, alpha=0.5, grid=4, bound="clopper-pearson"),
     "revealing": Revealing(
         ("gradient",), attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20, lr=1e-3)
     ),
+    "senn": SelfExplaining(classes=1, training=Training(epochs=1, batch_size=20, lr=1e-3)),
     "retrained": Retrained(BRIEF),
     "trades": TRADES(attack=Divergence(EPS, 2, 0.05), training=BRIEF),
     "x-ensemble": XEnsemble(attack=PGD(EPS, 4, 0.05), training=Training(epochs=1, batch_size=20), trees=10),

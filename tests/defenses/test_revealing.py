@@ -15,14 +15,12 @@ from torch.utils.data import TensorDataset
 import robustexplain as rx
 from robustexplain import maps as ops
 from robustexplain.attacks import ADV2, MapPGD, random_classes
-from robustexplain.attacks.joint.aimed import Shown
-from robustexplain.attacks.joint.member_maps import MemberMaps
 from robustexplain.data import Data, take
 from robustexplain.defenses import Revealing
-from robustexplain.defenses.models.revealing_loss import RevealingLoss, apart
+from robustexplain.defenses.models.forger import Forger, apart
+from robustexplain.defenses.models.revealing_loss import RevealingLoss
 from robustexplain.errors import InputError, NotDifferentiableError, RunMismatchError, UnsupportedModelError
 from robustexplain.interpreters import CAM, GradCAM
-from robustexplain.interpreters.module import ExplainingModel
 from robustexplain.metrics import L1, auc
 from robustexplain.models import Classifier
 from robustexplain.training import Session, Training, TrainingStep, histories
@@ -36,10 +34,8 @@ CHEAP = Revealing(("cam",), attack=INNER, training=Training(epochs=2, batch_size
 
 def loss_of(settings: Revealing, trained: nn.Module) -> RevealingLoss:
     model = copy.deepcopy(trained).requires_grad_(True)
-    members = tuple(spec.build(model) for spec in settings._specs)
-    shown = MemberMaps(model, tuple(Shown(model, member) for member in members))
-    attacked = members[0] if len(members) == 1 else MemberMaps(model, members)
-    return RevealingLoss(settings, ExplainingModel(shown), attacked, trained, (UniformNoise(1 / 16),))
+    forger = Forger.against(model, settings._specs, settings.forgers)
+    return RevealingLoss(settings, forger, trained, (UniformNoise(1 / 16),))
 
 
 def shifts(system: rx.System, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

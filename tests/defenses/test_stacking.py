@@ -41,7 +41,10 @@ ALL_PAIRS = {
 }  # fmt: skip
 """Those that are stacked on one another in every order; each other one meets one of each layer."""
 OF_EACH_LAYER = {"pgd-at", "input-transform", "beta-smoothing", "feature-squeezing"}
-AS_ANOTHER = {"metfa", "sparsified-smoothgrad", "cure", "distillation", "ensemble-at", "int", "retrained", "trades"}
+AS_ANOTHER = {
+    *("metfa", "sparsified-smoothgrad", "cure", "distillation", "ensemble-at", "int", "retrained", "trades"),
+    *("adv2-at", "asgt", "atex", "attribution-regularisers", "infodrop", "saliency-guided"),
+}
 """Made by the same code as ``certified``, or trained in the same loop as ``pgd-at``."""
 
 

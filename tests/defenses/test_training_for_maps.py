@@ -10,8 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from robustexplain import maps as ops
+from robustexplain import models
 from robustexplain.attacks import PGD
 from robustexplain.autograd.rectifiers import Softplus, swapped
 from robustexplain.data import Data, stack, take
@@ -32,7 +34,7 @@ from robustexplain.defenses.models.rank_thickness import overtaking
 from robustexplain.defenses.models.smooth_surface import drawn
 from robustexplain.errors import FieldError, InputError, UnsupportedModelError
 from robustexplain.models import Classifier
-from robustexplain.training import Training, TrainingStep
+from robustexplain.training import Samples, Training, TrainingStep, cross_entropy, fit
 
 NOW = TrainingStep(3, 1, 0.5)
 WITHIN = PGD(0.1, steps=3, step_size=0.05, random_start=True)
@@ -102,11 +104,11 @@ def test_ssrs_eigenvalue_is_that_of_the_full_hessian(
     channels: str, net: nn.Module, batch: tuple[Tensor, Tensor]
 ) -> None:
     x, y = batch
-    found, loss, shown = value_of(SmoothSurface(alpha=0.4, scale=2.0, channels=channels), net, x, y)  # type: ignore[arg-type]
+    found, _, shown = value_of(SmoothSurface(alpha=0.4, scale=2.0, channels=channels), net, x, y)  # type: ignore[arg-type]
     assert shown == 3
     for i in range(3):
         own = entropy(net, int(y[i]))
-        full = torch.autograd.functional.hessian(lambda z: own(z)[0], x[i : i + 1]).reshape(3, 6, 3, 6)
+        full = torch.autograd.functional.hessian(lambda z: own(z)[0], x[i : i + 1]).reshape(3, 6, 3, 6)  # noqa: B023
         matrix = full.mean((0, 2)) if channels == "mean" else full.reshape(18, 18)
         expected = 0.6 * own(x[i : i + 1]) + 0.8 * torch.linalg.eigvalsh(matrix)[-1]
         torch.testing.assert_close(found[i : i + 1], expected)
@@ -193,9 +195,8 @@ def test_rar_adds_the_distance_of_attributions(
     distance: str, adversarial: bool, net: nn.Module, batch: tuple[Tensor, Tensor]
 ) -> None:
     x, y = batch
-    defense = RobustAttribution(
-        WITHIN, weight=0.7, points=4, inner_points=2, distance=distance, adversarial=adversarial
-    )  # type: ignore[call-arg, arg-type, misc]
+    settings = {"distance": distance, "adversarial": adversarial, "points": 4, "inner_points": 2}
+    defense = RobustAttribution(attack=WITHIN, weight=0.7, **settings)  # type: ignore[arg-type]
     found, loss, shown = value_of(defense, net, x, y)
     assert shown == (15 - 3 * adversarial if distance == "path" else 24)
     (forged,) = loss.others(x, y, NOW)
@@ -235,7 +236,7 @@ def test_rars_inner_attack_maximises_the_distance_or_the_whole(net: nn.Module, b
 
 def test_art_is_a_triplet_loss_of_an_image_and_its_gradients(net: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     x, y = batch
-    found, loss, shown = value_of(ImageAlignment(WITHIN, weight=0.6, k=5), net, x, y)  # type: ignore[call-arg, arg-type, misc]
+    found, loss, shown = value_of(ImageAlignment(attack=WITHIN, weight=0.6, k=5), net, x, y)
     assert shown == 6
     (forged,) = loss.others(x, y, NOW)
     for i in range(3):
@@ -296,12 +297,28 @@ def test_similarities_keep_their_gradient_on_tiny_maps_and_have_none_on_empty_on
 
 # --- what they claim ---
 
-TRAINING = Training(epochs=2, batch_size=32, lr=2e-3, weight_decay=0.0)
+TRAINING = Training(epochs=4, batch_size=32, lr=2e-3, weight_decay=0.0)
+
+
+@pytest.fixture(scope="module")
+def small(digits: Data) -> tuple[nn.Module, Samples, Tensor, Tensor]:
+    """A network trained on noisy digits of eight pixels, its samples, and others that judge."""
+    parts = [stack(part) for part in (take(digits.train, 448), take(digits.test, 128))]
+    rng = torch.Generator().manual_seed(0)
+    noisy = [(F.avg_pool2d(x, 4) + 0.2 * torch.randn(len(x), 1, 8, 8, generator=rng)).clamp(0, 1) for x, _ in parts]
+    data = TensorDataset(noisy[0], parts[0][1])
+    model = models.build("small-cnn", num_classes=10, in_channels=1)
+    fit(model, cross_entropy, data, Training(epochs=4, batch_size=32, lr=1e-2), name="small")
+    return model, TensorDataset(*(part[:256] for part in data.tensors)), noisy[1], parts[1][1]
 
 
 def input_gradients(model: nn.Module, x: Tensor, y: Tensor, of: str = "label") -> Tensor:
     given, logits = classified(model, x)
     return gradient(score(logits, y, of), given, graph=False).flatten(1)  # type: ignore[arg-type]
+
+
+def loss_slope(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    return float(input_gradients(model, x, y, "cross_entropy").norm(dim=1).mean())
 
 
 def curvature(model: nn.Module, x: Tensor, y: Tensor) -> float:
@@ -317,27 +334,30 @@ def surface(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 def path_length(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """The distance that a stronger attack than the training's finds, with more points."""
-    strong = PGD(0.1, steps=8, step_size=0.025, random_start=True)
-    loss = RobustAttribution(attack=strong, points=8, inner_points=8)._loss(model, x[:1])
+    strong = PGD(0.1, steps=5, step_size=0.03, random_start=True)
+    x, y, loss = x[:48], y[:48], RobustAttribution(attack=strong, points=6, inner_points=6)._loss(model, x[:1])
     return float((loss(LossModule(model, model), x, y, NOW) - loss.task(model(x), y)).detach().mean())
 
 
+def noisy(x: Tensor) -> Tensor:
+    return (x + 0.15 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+
+
 def turn_under_noise(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    noise = 0.05 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-    maps = [input_gradients(model, v, y) for v in (x, (x + noise).clamp(0, 1))]
-    return float(1 - F.cosine_similarity(*maps).mean())
+    return float(1 - F.cosine_similarity(*(input_gradients(model, v, y) for v in (x, noisy(x)))).mean())
 
 
-def apart_from_image(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    mean = getattr(model, "mean", torch.zeros(()))
-    return float(1 - F.cosine_similarity(input_gradients(model, x, y), (x - mean).flatten(1)).mean())
-
-
-def lost_of_the_top(model: nn.Module, x: Tensor, y: Tensor, k: int = 100) -> float:
+def lost_of_the_top(model: nn.Module, x: Tensor, y: Tensor, k: int = 16) -> float:
     """Share of the top pixels of the loss's gradient that noise replaces."""
-    noise = 0.03 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-    a, b = (input_gradients(model, v, y, "cross_entropy").abs() for v in (x, (x + noise).clamp(0, 1)))
-    return 1 - float((ops.top_k(a, k) * ops.top_k(b, k)).sum(1).mean()) / k
+    a, b = (ops.top_k(input_gradients(model, v, y, "cross_entropy").abs(), k) for v in (x, noisy(x)))
+    return 1 - float((a * b).sum(1).mean()) / k
+
+
+def unlike_the_image(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """How much farther from the image the label's gradient is than its rival's, as odds."""
+    image = x.flatten(1) - 0.5
+    near, far = (F.cosine_similarity(input_gradients(model, x, y, of), image) for of in ("label", "runner_up"))
+    return float((far - near).exp().mean())
 
 
 @dataclass(frozen=True)
@@ -350,47 +370,39 @@ class Claim:
     share: float
 
 
+WEAK = replace(WITHIN, steps=2)
 PLAIN = InputGradientPenalty(weight=0.0, training=TRAINING)
+SMOOTH = SmoothCurvature(weight=0.0, training=TRAINING)
 CLAIMS = {
-    "input-gradient-penalty": Claim(
-        replace(PLAIN, weight=4.0), PLAIN, lambda m, x, y: float(input_gradients(m, x, y, "cross_entropy").norm()), 0.7
-    ),
-    "ssr": Claim(SmoothSurface(training=TRAINING), PLAIN, surface, 0.7),
-    "smooth-curvature": Claim(
-        SmoothCurvature(training=TRAINING, weight=1e-2),
-        SmoothCurvature(training=TRAINING, weight=0.0),
-        curvature,
-        0.7,
-    ),
-    "aga": Claim(
-        GradientAlignment(training=TRAINING, cosine=3.0, eps=0.05),
-        GradientAlignment(training=TRAINING, cosine=0.0, l2=0.0),
-        turn_under_noise,
-        0.8,
-    ),
-    "rar": Claim(
-        RobustAttribution(training=TRAINING, attack=WITHIN, points=4, inner_points=2), PLAIN, path_length, 0.7
-    ),
-    "art": Claim(ImageAlignment(training=TRAINING, attack=WITHIN), PLAIN, apart_from_image, 0.95),
-    "r2et": Claim(
-        RankThickness(training=TRAINING, softplus=3.0),
-        RankThickness(training=TRAINING, softplus=3.0, ranks=1e-12, curvature=0.0),
-        lost_of_the_top,
-        0.95,
-    ),
-}
+    "input-gradient-penalty": Claim(replace(PLAIN, weight=4.0), PLAIN, loss_slope, 0.8),
+    "ssr": Claim(SmoothSurface(training=TRAINING), PLAIN, surface, 0.6),
+    "smooth-curvature": Claim(replace(SMOOTH, weight=1e-2), SMOOTH, curvature, 0.3),
+    "aga": Claim(GradientAlignment(cosine=10.0, eps=0.15, neighbour="sign", training=TRAINING), SMOOTH,
+                 turn_under_noise, 0.85),
+    "rar": Claim(RobustAttribution(attack=WEAK, points=3, inner_points=2, training=TRAINING), PLAIN, path_length, 0.6),
+    "art": Claim(ImageAlignment(attack=WEAK, weight=5.0, training=TRAINING), PLAIN, unlike_the_image, 0.95),
+    "r2et": Claim(RankThickness(k=16, softplus=3.0, ranks=0.5, curvature=0.5, training=TRAINING), SMOOTH,
+                  lost_of_the_top, 0.85),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def controls(small: tuple[nn.Module, Samples, Tensor, Tensor]) -> dict[FineTuned, nn.Module]:
+    """The networks that the trainings must beat."""
+    return {defense: defense.hardened(*small[:2]) for defense in (PLAIN, SMOOTH)}
 
 
 @pytest.mark.parametrize("name", list(CLAIMS))
-def test_it_lowers_what_it_says_against_a_plain_fine_tuning(name: str, trained: Classifier, digits: Data) -> None:
-    claim, data = CLAIMS[name], take(digits.train, 192)
-    x, y = stack(take(digits.test, 48))
-    hardened, control = (d.hardened(trained, data) for d in (claim.defense, claim.control))
+def test_it_lowers_what_it_says_against_a_plain_fine_tuning(
+    name: str, small: tuple[nn.Module, Samples, Tensor, Tensor], controls: dict[FineTuned, nn.Module]
+) -> None:
+    claim, (trained, data, x, y) = CLAIMS[name], small
+    control, hardened = controls[claim.control], claim.defense.hardened(trained, data)
     figures = [claim.figure(model, x, y) for model in (control, hardened)]
     accuracy = [float((model(x).argmax(1) == y).float().mean()) for model in (control, hardened)]
     print(f"{name}: {figures[0]:.4g} to {figures[1]:.4g}, accuracy {accuracy[0]:.0%} to {accuracy[1]:.0%}")
     assert figures[1] < claim.share * figures[0]
-    assert accuracy[1] > 0.7
+    assert accuracy[1] > accuracy[0] - 0.2
 
 
 # --- the door ---

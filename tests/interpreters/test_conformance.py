@@ -146,12 +146,15 @@ def smooth(name: str) -> Make:
 
 
 @pytest.fixture
-def model(request: pytest.FixtureRequest, tiny_model: nn.Module, tiny_vit: nn.Module) -> nn.Module:
-    """A convolutional network; a transformer for the interpreters that need attention."""
+def model(
+    request: pytest.FixtureRequest, tiny_model: nn.Module, tiny_vit: nn.Module, tiny_senn: nn.Module
+) -> nn.Module:
+    """A convolutional network; another one for the interpreters that need it."""
     given = getattr(request.node, "callspec", None)
     name = given and (given.params.get("name") or given.params.get("make"))
-    attends = name in INTERPRETERS and "attention" in INTERPRETERS.get(name).needs
-    return copy.deepcopy(tiny_vit if attends else tiny_model)
+    needs = INTERPRETERS.get(name).needs if name in INTERPRETERS else ()
+    special = {"attention": tiny_vit, "self-explaining network": tiny_senn}
+    return copy.deepcopy(next((special[need] for need in needs if need in special), tiny_model))
 
 
 @pytest.fixture(params=NAMES)

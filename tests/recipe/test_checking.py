@@ -55,6 +55,10 @@ FINDINGS: dict[str, tuple[dict[str, Any], str]] = {
         {"interpreters": ["attention-rollout"]},
         "interpreters: 'attention-rollout': small-cnn computes no self-attention",
     ),
+    "coefficients": (
+        {"interpreters": ["theta"]},
+        "interpreters: 'theta': small-cnn is no self-explaining network: use model senn",
+    ),
     "columns": (
         {"interpreters": ["lime-tabular"]},
         "interpreters: 'lime-tabular': lime-tabular takes tables, and digits holds images",

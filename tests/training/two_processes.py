@@ -17,14 +17,28 @@ from robustexplain import System
 from robustexplain.attacks import ADV2, PGD
 from robustexplain.attacks.manipulation import LocationFooling
 from robustexplain.defenses import (
+    ATEX,
     CURE,
     TRADES,
+    ADV2Training,
+    AdversarialSaliencyGuided,
     AdversarialTraining,
     ConsistentAID,
     DefensiveDistillation,
     EnsembleAdversarialTraining,
+    GradientAlignment,
+    ImageAlignment,
+    InfoDrop,
+    InputGradientPenalty,
     InterpretabilityTraining,
+    ModelDefense,
+    RankThickness,
     Revealing,
+    RobustAttribution,
+    SelfExplaining,
+    SmoothCurvature,
+    SmoothSurface,
+    Woods,
 )
 from robustexplain.defenses.interpreters.aid import AIDLoss, OwnNetworks
 from robustexplain.defenses.models.inner_attacks import Divergence, RandomFGSM
@@ -111,6 +125,45 @@ def revealing(accelerator: Accelerator) -> dict[str, Tensor]:
     return weights("revealing", found)
 
 
+def networks(accelerator: Accelerator) -> dict[str, Tensor]:
+    """Trainings of networks whose draws, neighbours or weights depend on the inputs, or on the steps before."""
+    training = Training(epochs=2, batch_size=16, micro_batch=4, lr=0.05, optimizer="sgd", weight_decay=0.0)
+    pgd = PGD(0.1, steps=2, step_size=0.05)
+    forger = ADV2(0.1, steps=4, step_size=0.03, warm_start=0.5)
+    made: dict[str, ModelDefense] = {
+        "adv2": ADV2Training(interpreters=("cam",), attack=forger, training=training),
+        "asgt": AdversarialSaliencyGuided(attack=pgd, training=training),
+        "atex": ATEX(samples=2, draws=2, training=training),
+        "infodrop": InfoDrop(training=training, after=training),
+        "senn": SelfExplaining(classes=1, training=training),
+        "woods": Woods(psi=1.0, better=50.0, attack=pgd, training=training),
+    }
+    found: dict[str, Tensor] = {}
+    for name, defense in made.items():
+        model = defense.hardened(net(11).double(), samples(32, torch.float64), Session(accelerator))
+        found |= weights(f"network.{name}", model)
+    return found
+
+
+def for_maps(accelerator: Accelerator) -> dict[str, Tensor]:
+    """An epoch of each training for steady maps; those that draw or attack do so alike."""
+    training, attack = Training(epochs=1, batch_size=16, micro_batch=4, lr=1e-2), PGD(0.1, 3, 0.05, random_start=True)
+    defenses: dict[str, ModelDefense] = {
+        "aga": GradientAlignment(training=training),
+        "art": ImageAlignment(training=training, attack=attack),
+        "input-gradient-penalty": InputGradientPenalty(training=training),
+        "r2et": RankThickness(training=training, k=8),
+        "rar": RobustAttribution(training=training, attack=attack, points=3, inner_points=2, distance="cosine"),
+        "smooth-curvature": SmoothCurvature(training=training),
+        "ssr": SmoothSurface(training=training, classes=2),
+    }
+    found: dict[str, Tensor] = {}
+    for name, defense in defenses.items():
+        model = defense.hardened(net(12).double(), samples(32, torch.float64), Session(accelerator))
+        found |= weights(f"steady.{name}", model)
+    return found
+
+
 def for_predictions(accelerator: Accelerator) -> dict[str, Tensor]:
     """An epoch of each training for robust predictions, in a network without kinks."""
     training = Training(epochs=1, batch_size=16, micro_batch=4, lr=1e-2)
@@ -174,7 +227,8 @@ def main(out: Path) -> None:
     found |= told(accelerator, "told", lr=0.2, validation=0.25, patience=2, optimizer="sgd", label_smoothing=0.1)
     # A single sample held out: there are fewer than processes.
     found |= told(accelerator, "single", lr=0.02, validation=0.01)
-    found |= hardened(accelerator) | revealing(accelerator) | for_predictions(accelerator)
+    found |= hardened(accelerator) | revealing(accelerator) | networks(accelerator) | for_predictions(accelerator)
+    found |= for_maps(accelerator)
     found["processes"] = torch.tensor(accelerator.num_processes)
     if accelerator.num_processes > 1:
         assert dist.group.WORLD is not None
