@@ -353,6 +353,8 @@ def test_a_strided_block_is_not_cut_open() -> None:
         (lambda: EnsembleAdversarialTraining(()), "static must name one at least"),
         (lambda: EnsembleAdversarialTraining(("smal-cnn",)), "small-cnn"),
         (lambda: DefensiveDistillation(0.0), "temperature must be above 0"),
+        (lambda: InterpretabilityTraining(attack=PGD(0.0, random_start=True)), r"attack\.eps must be above 0"),
+        (lambda: InterpretabilityTraining(attack=PGD()), r"attack\.random_start must be on"),
         (lambda: CURE(h=()), "h must hold lengths above 0"),
         (lambda: FeatureDenoising(filter="mode"), "filter must be one of"),
     ],
@@ -389,8 +391,9 @@ def test_the_loss_of_int_is_its_formula(
 ) -> None:
     x, y = judged[0][:4], judged[1][:4]
     model = copy.deepcopy(trained).eval()
-    settings = InterpretabilityTraining(weight=0.3, task=task, classes=classes, attack=PGD(EPS, 4, 0.02), ramp=(0, 0))
-    loss = int_loss(model, replace(settings, attack=replace(settings.attack, random_start=True)), x)
+    attack = PGD(EPS, 4, 0.02, random_start=True)
+    settings = InterpretabilityTraining(weight=0.3, task=task, classes=classes, attack=attack, ramp=(0, 0))
+    loss = int_loss(model, settings, x)
     (moved,) = loss.others(x, y, NOW)
     found = loss(LossModule(model, model), x, y, NOW)
     cam, logits = CAM(model), model(moved)
@@ -449,7 +452,7 @@ def test_a_finished_training_is_taken_from_its_checkpoints(
         EnsembleAdversarialTraining(("small-cnn", "small-cnn"), brief, training=brief),
         DefensiveDistillation(training=brief),
         FeatureDenoising(attack=pgd, training=brief, filter="mean"),
-        InterpretabilityTraining(brief, attack=pgd),
+        InterpretabilityTraining(brief, attack=replace(pgd, random_start=True)),
     ):
         session = Session(folder=tmp_path / defense.name)
         first = defense.hardened(trained, data, session)
