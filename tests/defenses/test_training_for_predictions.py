@@ -97,7 +97,7 @@ def test_the_loss_of_trades_is_its_formula(trained: Classifier, judged: tuple[Te
     assert bool(((moved - x).abs() <= EPS + 1e-6).all())
     noise = EPS * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).sign()
     there = model((x + noise).clamp(0, 1)).softmax(1)
-    assert float(divergence.mean()) > 3 * float((p * (p / there).log()).sum(1).mean())
+    assert float(divergence.detach().mean()) > 3 * float((p * (p / there).log()).sum(1).detach().mean())
 
 
 # --- ensemble adversarial training ---
