@@ -121,8 +121,8 @@ class AttributionLoss(HardeningLoss):
             inner = path_gradient(network, x, moved, logits, y, points, "cross_entropy")
             return ((moved - x) * inner).abs().flatten(1).sum(1)
         assert known is not None  # for the type checker
-        assert self.settings.distance != "path"
-        return dissimilarity(known, self._from_black(network, moved, logits, y, points), self.settings.distance)
+        similarity = self.settings.distance
+        return dissimilarity(known, self._from_black(network, moved, logits, y, points), similarity)
 
     @staticmethod
     def _from_black(

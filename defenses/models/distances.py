@@ -33,7 +33,6 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     sizes = [rows.detach().abs().amax(1, keepdim=True) for rows in (a, b)]
     some = (sizes[0] > 0) & (sizes[1] > 0)
     # The scale cancels: squares of tiny gradients underflow. A row of zeros has no direction, and its norm no gradient.
-    unit = [
-        torch.where(some, rows / torch.where(size > 0, size, 1), 1) for rows, size in zip((a, b), sizes, strict=True)
-    ]
-    return (unit[0] * unit[1]).sum(1) / (unit[0].norm(dim=1) * unit[1].norm(dim=1))
+    a, b = (torch.where(some, v / torch.where(size > 0, size, 1), 1) for v, size in zip((a, b), sizes, strict=True))
+    found: Tensor = (a * b).sum(1) / (torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1))
+    return found

@@ -33,12 +33,12 @@ class InputGradientPenalty(FineTuned):
 
     Args:
         weight: ``lambda / B``.
-        of: ``cross_entropy`` of the label, or ``certainty``: that of the uniform distribution, the negative mean of the
-            log probabilities, whose gradient does not vanish where the network is sure.
+        score: ``cross_entropy`` of the label, or ``certainty``: that of the uniform distribution, the negative mean of
+            the log probabilities, whose gradient does not vanish where the network is sure.
     """
 
     weight: NonNegative = 4.0
-    of: Literal["cross_entropy", "certainty"] = "cross_entropy"
+    score: Literal["cross_entropy", "certainty"] = "cross_entropy"
 
     def _loss(self, network: nn.Module, x: Tensor) -> HardeningLoss:
         return PenaltyLoss(network, self)
@@ -57,7 +57,7 @@ class PenaltyLoss(HardeningLoss):
     def terms(self, network: nn.Module, x: Tensor, y: Tensor, step: TrainingStep, others: tuple[Tensor, ...]) -> Tensor:
         """The loss."""
         given, logits = classified(network, x)
-        certain = self.settings.of == "certainty"
+        certain = self.settings.score == "certainty"
         scores = -logits.log_softmax(1).mean(1) if certain else score(logits, y, "cross_entropy")
         size = gradient(scores, given).square().flatten(1).sum(1)
         return self.task(logits, y) + self.settings.weight / 2 * size

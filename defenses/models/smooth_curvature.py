@@ -34,7 +34,7 @@ class SmoothCurvature(FineTuned):
     Args:
         weight: of the squared norm; 0 leaves it out.
         draws: of ``v`` for each input.
-        of: whose Hessian.
+        score: whose Hessian.
         softplus: as in :class:`FineTuned`. The Hessian of a logit of rectifiers is zero, and cannot be made smaller.
 
     Raises:
@@ -45,15 +45,15 @@ class SmoothCurvature(FineTuned):
     softplus: Positive | None = 3.0
     weight: NonNegative = 1e-4
     draws: Count = 1
-    of: Of = "label"
+    score: Of = "label"
 
     def _loss(self, network: nn.Module, x: Tensor) -> HardeningLoss:
         loss = CurvatureLoss(network, self)
         probe = Streams.of(x, 0, "curvature").normal(x)
         if self.weight and not bool(loss.curvature(network, x, x.new_zeros(1).long(), (probe,)).any()):
             raise UnsupportedModelError(
-                f"smooth-curvature makes the Hessian of {self.of} small, and that of this network is zero already, as "
-                "that of rectifiers is: set softplus, or of to cross_entropy"
+                f"smooth-curvature makes the Hessian of {self.score} small, and that of this network is zero already, "
+                "as that of rectifiers is: set softplus, or score to cross_entropy"
             )
         return loss
 
@@ -84,7 +84,7 @@ class CurvatureLoss(HardeningLoss):
         return self._curvature(*classified(network, x), y, directions)
 
     def _curvature(self, given: Tensor, logits: Tensor, y: Tensor, directions: tuple[Tensor, ...]) -> Tensor:
-        own = gradient(score(logits, y, self.settings.of), given)
+        own = gradient(score(logits, y, self.settings.score), given)
         products = [torch.autograd.grad((own * v).sum(), given, create_graph=True, allow_unused=True)[0]
                     for v in directions]  # fmt: skip
         # There is none where the gradient does not depend on the input: the network is linear.

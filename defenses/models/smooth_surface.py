@@ -36,7 +36,7 @@ class SmoothSurface(FineTuned):
 
     A step takes one forward pass and a double backward of each class. With ``classes`` only so many of a sample take
     part: its label and others, drawn at random. ``xi`` is then that of the classifier that only knows these. It is our
-    way to many classes; for an estimate over all of them take ``smooth-curvature`` with ``of: cross_entropy``.
+    way to many classes; for an estimate over all of them take ``smooth-curvature`` with ``score: cross_entropy``.
 
     On a network of rectifiers ``xi`` is the curvature of the loss between the kinks; how many kinks there are, and how
     logits bend, it does not see. With a ``softplus``, or GELU, the Hessian has a second part that is left out.
@@ -64,7 +64,7 @@ class SmoothSurface(FineTuned):
         if known >= MANY and not self.classes:
             raise InputError(
                 f"ssr takes a backward pass of every class, and this network has {known}: set classes, how many of "
-                "them take part for a sample (10), or take smooth-curvature with of: cross_entropy"
+                "them take part for a sample (10), or take smooth-curvature with score: cross_entropy"
             )
         if self.classes == 1:
             raise InputError("ssr needs two classes of a sample at least, got classes = 1")
@@ -107,7 +107,8 @@ def largest_eigenvalue(jacobian: Tensor, log_p: Tensor) -> Tensor:
     root = (log_p / 2).exp()
     factor = torch.diag_embed(root) - root.square()[:, :, None] * root[:, None]
     product = jacobian @ factor
-    return torch.linalg.eigvalsh(product.mT @ product)[:, -1]
+    values: Tensor = torch.linalg.eigvalsh(product.mT @ product)
+    return values[:, -1]
 
 
 def drawn(y: Tensor, num_classes: int, count: int, numbers: Tensor) -> Tensor:
