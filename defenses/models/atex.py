@@ -105,7 +105,8 @@ class ATEXLoss(HardeningLoss):
         points, known = others
         # No label has a part in it, so that its smoothing has none either.
         divergence = F.kl_div(network(points).log_softmax(1), known, reduction="none").sum(1)
-        return divergence.unflatten(0, (len(x), -1)).mean(1)
+        mean: Tensor = divergence.unflatten(0, (len(x), -1)).mean(1)
+        return mean
 
     def explanation(self, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         """SmoothGrad of the label's logit, ``[b, ...]``, detached."""

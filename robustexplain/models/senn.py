@@ -99,7 +99,7 @@ def self_explaining(model: nn.Module) -> str:
     """
     for name, module in model.named_modules():
         if isinstance(module, SelfExplainingNet):
-            return name
+            return str(name)
     raise UnsupportedModelError(
         f"this {type(model).__name__} is no self-explaining network: build one with models.load('senn'), or let the "
         "defense 'senn' train one"

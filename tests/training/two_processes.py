@@ -136,7 +136,7 @@ def networks(accelerator: Accelerator) -> dict[str, Tensor]:
         "atex": ATEX(samples=2, draws=2, training=training),
         "infodrop": InfoDrop(training=training, after=training),
         "senn": SelfExplaining(classes=1, training=training),
-        "woods": Woods(psi=1.0, better=50.0, attack=pgd, training=training),
+        "woods": Woods(psi=1.0, target=50.0, better=50.0, attack=pgd, training=training),
     }
     found: dict[str, Tensor] = {}
     for name, defense in made.items():
