@@ -90,7 +90,8 @@ class Tempered:
         logits = with_auxiliary(module(x))[0]
         wanted = F.one_hot(y, logits.shape[1]).to(logits.dtype) if self.teacher is None else self._soft(x)
         smooth = (1 - self.label_smoothing) * wanted + self.label_smoothing / logits.shape[1]
-        return -(smooth * (logits / self.temperature).log_softmax(1)).sum(1)
+        loss: Tensor = -(smooth * (logits / self.temperature).log_softmax(1)).sum(1)
+        return loss
 
     def smoothed(self, label_smoothing: float) -> Tempered:
         """The same loss with label smoothing."""
