@@ -15,12 +15,10 @@ from robustexplain import models
 from robustexplain.attacks import ADV2, PGD
 from robustexplain.autograd.second_derivatives import twice_differentiable
 from robustexplain.defenses import (
-    CURE,
     TRADES,
     ConsistentAID,
     FineTuned,
     GradientAlignment,
-    ModelDefense,
     Revealing,
     RobustAttribution,
 )
@@ -172,42 +170,26 @@ def test_an_epoch_of_a_loss_on_input_gradients_costs_its_counted_passes(
 
 
 @pytest.mark.benchmark
-@pytest.mark.parametrize("name", ["trades"])
-def test_an_epoch_of_a_training_for_predictions_costs_its_counted_passes(
-    name: str, model: nn.Module, samples: tuple[Tensor, Tensor]
-) -> None:
+def test_an_epoch_of_trades_costs_its_counted_passes(model: nn.Module, samples: tuple[Tensor, Tensor]) -> None:
     (x, y), steps = samples, 4
     data = TensorDataset(x, y)
-    short: ModelDefense = CURE(SETTINGS, h=(0.5,))
-    if name == "trades":
-        short = TRADES(attack=Divergence(0.03, steps=steps, step_size=0.01), training=SETTINGS)
-    long = replace(short, training=replace(SETTINGS, epochs=3))  # type: ignore[call-arg]
+    short = TRADES(attack=Divergence(0.03, steps=steps, step_size=0.01), training=SETTINGS)
+    long = replace(short, training=replace(SETTINGS, epochs=3))
     trained = copy.deepcopy(model).requires_grad_(True)
     optimizer = torch.optim.AdamW(trained.parameters(), 1e-4)
     entropy = nn.functional.cross_entropy
 
-    def to_input(at: Tensor, labels: Tensor, graph: bool = False) -> tuple[Tensor, Tensor]:
-        at = at.detach().requires_grad_()
-        logits = trained(at)
-        return torch.autograd.grad(entropy(logits, labels, reduction="sum"), at, create_graph=graph)[0], logits
-
     def counted() -> None:
-        # TRADES: answers of x, the steps of the attack, one pass of two inputs. CURE: one pass, and one of two inputs
-        # that is differentiated twice.
+        # The answers of x, the steps of the attack, one pass of two inputs.
         for some, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
             trained.requires_grad_(False)
-            both, twice = torch.cat([some, some]), torch.cat([labels, labels])
-            if name == "trades":
-                with torch.no_grad():
-                    trained(some)
-            for _ in range(steps if name == "trades" else 1):
-                to_input(some, labels)
+            with torch.no_grad():
+                trained(some)
+            for _ in range(steps):
+                at = some.detach().requires_grad_()
+                torch.autograd.grad(entropy(trained(at), labels, reduction="sum"), at)
             trained.requires_grad_(True)
-            if name == "trades":
-                entropy(trained(both), twice).backward()
-            else:
-                gradient, logits = to_input(both, twice, graph=True)
-                (gradient.square().sum() + entropy(logits, twice)).backward()
+            entropy(trained(torch.cat([some, some])), torch.cat([labels, labels])).backward()
             optimizer.step()
             optimizer.zero_grad()
 
