@@ -51,7 +51,8 @@ class InterpretabilityTraining(FineTuned):
             paper's training on CIFAR-10.
 
     Raises:
-        FieldError: an ``eps`` of 0; a ramp that ends before it begins.
+        FieldError: an ``eps`` of 0; a ramp that ends before it begins; an attack on the discrepancy alone that does not
+            begin at random.
         UnsupportedModelError: a network whose logits are no linear layer on averaged features.
     """
 
@@ -67,8 +68,11 @@ class InterpretabilityTraining(FineTuned):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "ramp", tuple(self.ramp))
+        name = type(self).__name__
         if len(self.ramp) != 2 or not 0 <= self.ramp[0] <= self.ramp[1] <= 1:
-            raise FieldError(type(self).__name__, "ramp", f"must be two rising shares, got {self.ramp!r}")
+            raise FieldError(name, "ramp", f"must be two rising shares, got {self.ramp!r}")
+        if self.inner == "loss" and self.task == "clean" and not self.attack.random_start:
+            raise FieldError(name, "attack.random_start", "must be on: the discrepancy has no gradient at x itself")
         refuse_no_room(self, self.attack, "attack")
 
     def risen(self, progress: float) -> float:

@@ -12,8 +12,17 @@ from torch.utils.data import TensorDataset
 
 import robustexplain as rx
 from robustexplain import models
-from robustexplain.attacks import ADV2
-from robustexplain.defenses import ConsistentAID, GradientAlignment, Revealing
+from robustexplain.attacks import ADV2, PGD
+from robustexplain.autograd.second_derivatives import twice_differentiable
+from robustexplain.defenses import (
+    TRADES,
+    ConsistentAID,
+    FineTuned,
+    GradientAlignment,
+    Revealing,
+    RobustAttribution,
+)
+from robustexplain.defenses.models.inner_attacks import Divergence
 from robustexplain.interpreters import CAM, RTS, MaskingModel
 from robustexplain.interpreters.masks.rts_training import mask_loss
 from robustexplain.random_streams import Streams
@@ -105,25 +114,82 @@ def test_an_epoch_of_consistent_aid_costs_its_counted_passes(model: nn.Module, s
 
 
 @pytest.mark.benchmark
-def test_an_epoch_of_aga_costs_its_counted_passes(model: nn.Module, samples: tuple[Tensor, Tensor]) -> None:
+@pytest.mark.parametrize("name", ["aga", "rar"])
+def test_an_epoch_of_a_loss_on_input_gradients_costs_its_counted_passes(
+    name: str, model: nn.Module, samples: tuple[Tensor, Tensor]
+) -> None:
     x, y = samples
     data, trained = TensorDataset(x, y), copy.deepcopy(model).requires_grad_(True)
     optimizer = torch.optim.AdamW(trained.parameters(), 1e-4)
-    short = GradientAlignment(softplus=None, training=SETTINGS)
+    pgd = PGD(0.03, steps=4, step_size=0.01, random_start=True)
+    short: FineTuned = GradientAlignment(softplus=None, training=SETTINGS)
+    if name == "rar":
+        short = RobustAttribution(attack=pgd, points=3, inner_points=2, adversarial=True, training=SETTINGS)
     long = replace(short, training=replace(SETTINGS, epochs=3))
 
-    def slopes(inputs: Tensor, labels: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
+    def slopes(inputs: Tensor, labels: Tensor, graph: bool = True) -> tuple[Tensor, Tensor]:
         """Logits and input gradients: one pass forth, one back."""
-        given = inputs.clone().requires_grad_()
+        given = inputs if inputs.requires_grad else inputs.clone().requires_grad_()
         logits = trained(given)
         score = nn.functional.cross_entropy(logits, labels, reduction="sum")
         return logits, torch.autograd.grad(score, given, create_graph=graph, retain_graph=True)[0]
 
+    def aga(some: Tensor, labels: Tensor) -> Tensor:
+        logits, own = slopes(some, labels, graph=False)
+        _, other = slopes(some + 0.01, labels)
+        return nn.functional.cross_entropy(logits, labels) + (own - other).square().mean()
+
+    def path(start: Tensor, end: Tensor, labels: Tensor, points: int) -> Tensor:
+        between = torch.cat([start + (k + 1) / points * (end - start) for k in range(points)])
+        logits, found = slopes(between, labels.repeat(points))
+        lengths = (found.unflatten(0, (points, -1)).mean(0) * (end - start)).abs().mean()
+        return nn.functional.cross_entropy(logits[-BATCH:], labels) + lengths
+
+    def rar(some: Tensor, labels: Tensor) -> Tensor:
+        moved = some + 0.01
+        trained.requires_grad_(False)
+        with twice_differentiable():
+            for _ in range(4):
+                moved = moved.detach().requires_grad_()
+                moved = moved + 0.01 * torch.autograd.grad(path(some, moved, labels, 2), moved)[0].sign()
+            # The last iterate is looked at once, by its loss and by its prediction.
+            path(some, moved.detach().requires_grad_(), labels, 2)
+            with torch.no_grad():
+                trained(moved)
+        trained.requires_grad_(True)
+        return path(some, moved.detach(), labels, 3)
+
     def counted() -> None:
         for some, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
-            logits, own = slopes(some, labels, graph=False)
-            other = slopes(some + 0.01, labels, graph=True)[1]
-            (nn.functional.cross_entropy(logits, labels) + (own - other).square().mean()).backward()
+            {"aga": aga, "rar": rar}[name](some, labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    ratio = epoch_over_counted(lambda: short.hardened(model, data), lambda: long.hardened(model, data), counted)
+    assert ratio <= 1.15
+
+
+@pytest.mark.benchmark
+def test_an_epoch_of_trades_costs_its_counted_passes(model: nn.Module, samples: tuple[Tensor, Tensor]) -> None:
+    (x, y), steps = samples, 4
+    data = TensorDataset(x, y)
+    short = TRADES(attack=Divergence(0.03, steps=steps, step_size=0.01), training=SETTINGS)
+    long = replace(short, training=replace(SETTINGS, epochs=3))
+    trained = copy.deepcopy(model).requires_grad_(True)
+    optimizer = torch.optim.AdamW(trained.parameters(), 1e-4)
+    entropy = nn.functional.cross_entropy
+
+    def counted() -> None:
+        # The answers of x, the steps of the attack, one pass of two inputs.
+        for some, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
+            trained.requires_grad_(False)
+            with torch.no_grad():
+                trained(some)
+            for _ in range(steps):
+                at = some.detach().requires_grad_()
+                torch.autograd.grad(entropy(trained(at), labels, reduction="sum"), at)
+            trained.requires_grad_(True)
+            entropy(trained(torch.cat([some, some])), torch.cat([labels, labels])).backward()
             optimizer.step()
             optimizer.zero_grad()
 

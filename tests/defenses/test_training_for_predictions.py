@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 import robustexplain as rx
 from robustexplain import models
 from robustexplain.attacks import FGSM, PGD
-from robustexplain.attacks.inner import attacked, plain
+from robustexplain.attacks.inner import crafted
 from robustexplain.autograd.layers import pooled_head
 from robustexplain.data import Data, stack, take
 from robustexplain.defenses import (
@@ -34,6 +34,7 @@ from robustexplain.defenses import (
 )
 from robustexplain.defenses.models import ensemble, trades
 from robustexplain.defenses.models import fine_tuned as cure_frame
+from robustexplain.defenses.models.adversarial import plain
 from robustexplain.defenses.models.cure import CurvatureChange
 from robustexplain.defenses.models.distillation import Tempered
 from robustexplain.defenses.models.ensemble import EnsembleLoss
@@ -41,11 +42,11 @@ from robustexplain.defenses.models.inner_attacks import Divergence, RandomFGSM
 from robustexplain.defenses.models.interpretability import DiscrepancyLoss
 from robustexplain.defenses.models.loss_module import LossModule
 from robustexplain.defenses.models.trades import TradesLoss
-from robustexplain.errors import InputError, UnknownNameError, UnsupportedModelError
+from robustexplain.errors import InputError, RunMismatchError, UnknownNameError, UnsupportedModelError
 from robustexplain.interpreters import CAM, GradCAM, Gradient
 from robustexplain.models import Classifier
 from robustexplain.models.denoised import FILTERS
-from robustexplain.training import Training, TrainingStep, cross_entropy, fit
+from robustexplain.training import Session, Training, TrainingStep, cross_entropy, fit
 
 EPS = 0.06
 NOW = TrainingStep(3, 1, 0.5)
@@ -77,7 +78,7 @@ def test_trades_keeps_more_answers_under_pgd_than_plain_fine_tuning_of_the_same_
     trained: Classifier, control: nn.Module, digits: Data
 ) -> None:
     x, y = stack(take(digits.test, 60))
-    defense = TRADES(attack=Divergence(EPS, steps=2, step_size=0.04), training=LONG)
+    defense = TRADES(attack=Divergence(EPS, steps=4, step_size=0.025), training=LONG)
     model = defense.hardened(trained, take(digits.train, 448))
     found = [(accuracy(m, x, y), robust(m, x, y)) for m in (control, model)]
     print(f"accuracy, and under PGD: control {found[0]}, TRADES {found[1]}")
@@ -88,7 +89,7 @@ def test_trades_keeps_more_answers_under_pgd_than_plain_fine_tuning_of_the_same_
 def test_the_loss_of_trades_is_its_formula(trained: Classifier, judged: tuple[Tensor, Tensor]) -> None:
     x, y = judged[0][:8], judged[1][:8]
     model, attack = copy.deepcopy(trained).eval(), Divergence(EPS, steps=4, step_size=0.025)
-    moved = attacked(attack, model, x, y, NOW)
+    moved, _ = crafted(attack, model, plain, x, y, NOW)
     p, q = model(x).softmax(1), model(moved).softmax(1)
     divergence = (p * (p / q).log()).sum(1)
     found = TradesLoss(attack, 6.0, model)(model, x, y, NOW)
@@ -96,7 +97,7 @@ def test_the_loss_of_trades_is_its_formula(trained: Classifier, judged: tuple[Te
     assert bool(((moved - x).abs() <= EPS + 1e-6).all())
     noise = EPS * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).sign()
     there = model((x + noise).clamp(0, 1)).softmax(1)
-    assert float(divergence.mean()) > 3 * float((p * (p / there).log()).sum(1).mean())
+    assert float(divergence.detach().mean()) > 3 * float((p * (p / there).log()).sum(1).detach().mean())
 
 
 # --- ensemble adversarial training ---
@@ -352,6 +353,8 @@ def test_a_strided_block_is_not_cut_open() -> None:
         (lambda: EnsembleAdversarialTraining(()), "static must name one at least"),
         (lambda: EnsembleAdversarialTraining(("smal-cnn",)), "small-cnn"),
         (lambda: DefensiveDistillation(0.0), "temperature must be above 0"),
+        (lambda: InterpretabilityTraining(attack=PGD(0.0, random_start=True)), r"attack\.eps must be above 0"),
+        (lambda: InterpretabilityTraining(attack=PGD()), r"attack\.random_start must be on"),
         (lambda: CURE(h=()), "h must hold lengths above 0"),
         (lambda: FeatureDenoising(filter="mode"), "filter must be one of"),
     ],
@@ -388,8 +391,9 @@ def test_the_loss_of_int_is_its_formula(
 ) -> None:
     x, y = judged[0][:4], judged[1][:4]
     model = copy.deepcopy(trained).eval()
-    settings = InterpretabilityTraining(weight=0.3, task=task, classes=classes, attack=PGD(EPS, 4, 0.02), ramp=(0, 0))
-    loss = int_loss(model, replace(settings, attack=replace(settings.attack, random_start=True)), x)
+    attack = PGD(EPS, 4, 0.02, random_start=True)
+    settings = InterpretabilityTraining(weight=0.3, task=task, classes=classes, attack=attack, ramp=(0, 0))
+    loss = int_loss(model, settings, x)
     (moved,) = loss.others(x, y, NOW)
     found = loss(LossModule(model, model), x, y, NOW)
     cam, logits = CAM(model), model(moved)
@@ -416,7 +420,8 @@ def test_the_loss_of_int_is_its_formula(
 def test_int_steadies_cams_and_some_predictions(trained: Classifier, control: nn.Module, digits: Data) -> None:
     x, y = stack(take(digits.test, 60))
     attack = PGD(EPS, 4, 0.025, random_start=True)
-    defense = InterpretabilityTraining(replace(SHORT, lr=3e-3), attack=attack, ramp=(0.0, 0.5))
+    training = replace(LONG, epochs=3, lr=3e-3)
+    defense = InterpretabilityTraining(training, attack=attack, ramp=(0.0, 0.5))
     model = defense.hardened(trained, take(digits.train, 448))
     moves = []
     for m in (control, model):
@@ -426,7 +431,8 @@ def test_int_steadies_cams_and_some_predictions(trained: Classifier, control: nn
     print(f"discrepancy by size of the map {moves}, accuracy {accuracy(model, x, y)}, under PGD {robust(model, x, y)}")
     assert moves[1] < 0.5 * moves[0]
     assert accuracy(model, x, y) > 0.85
-    assert robust(model, x, y) > robust(control, x, y) + 0.1
+    assert robust(model, x, y) > 0.15
+    assert robust(control, x, y) < 0.05
 
 
 def test_the_radius_of_int_rises() -> None:
@@ -435,3 +441,24 @@ def test_the_radius_of_int_rises() -> None:
     assert InterpretabilityTraining(ramp=(0, 0)).risen(0.0) == 1.0
     with pytest.raises(InputError, match="ramp must be two rising shares"):
         InterpretabilityTraining(ramp=(0.6, 0.2))
+
+
+def test_a_finished_training_is_taken_from_its_checkpoints(
+    trained: Classifier, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, brief = take(digits.train, 40), Training(epochs=1, batch_size=20, lr=1e-3)
+    pgd = PGD(EPS, 1, 0.05)
+    for defense in (
+        EnsembleAdversarialTraining(("small-cnn", "small-cnn"), brief, training=brief),
+        DefensiveDistillation(training=brief),
+        FeatureDenoising(attack=pgd, training=brief, filter="mean"),
+        InterpretabilityTraining(brief, attack=replace(pgd, random_start=True)),
+    ):
+        session = Session(folder=tmp_path / defense.name)
+        first = defense.hardened(trained, data, session)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.optim.AdamW, "step", lambda *a, **k: pytest.fail("trained again"))
+            again = defense.hardened(trained, data, session)
+        assert all(map(torch.equal, first.state_dict().values(), again.state_dict().values()))
+        with pytest.raises(RunMismatchError):
+            replace(defense, seed=1).hardened(trained, data, session)
