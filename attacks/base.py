@@ -162,7 +162,7 @@ class Attack(ABC):
         if not self.adapts:
             return self
         changes = self._changes(system)
-        if not (system.random or self.random_threat):
+        if "adapt" in changes and not (system.random or self.random_threat):
             # A column of a matrix meets rows in which nothing is random, the undefended one at least.
             changes["adapt"] = replace(changes["adapt"], draws=1)
         adapted = replace(self, **changes)
