@@ -88,6 +88,8 @@ class Attack(ABC):
     """Whether this is a control without a search: attacks must do better, and a defense gets no credit against it."""
     adapts: ClassVar[bool] = False
     """Whether the attack can adapt to a defense; true if a subclass has a field ``adapt``."""
+    random_threat: ClassVar[bool] = False
+    """Whether the threat model may be random (a patch's place), so that ``adapt.draws`` has an effect on any system."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -153,10 +155,17 @@ class Attack(ABC):
 
     @final
     def adapted(self, system: System) -> Self:
-        """The attack by an adversary who knows the defended ``system``; the same object if nothing changes."""
+        """The attack by an adversary who knows the defended ``system``; the same object if nothing changes.
+
+        Where neither ``system`` nor threat model is random there is one draw, whatever ``adapt.draws`` says.
+        """
         if not self.adapts:
             return self
-        adapted = replace(self, **self._changes(system))
+        changes = self._changes(system)
+        if "adapt" in changes and not (system.random or self.random_threat):
+            # A column of a matrix meets rows in which nothing is random, the undefended one at least.
+            changes["adapt"] = replace(changes["adapt"], draws=1)
+        adapted = replace(self, **changes)
         return self if adapted == self else adapted
 
     @property

@@ -91,7 +91,9 @@ def matrix_figure(
     from matplotlib.figure import Figure
 
     height = 0.52 if not each else 0.6
-    figure = Figure(figsize=(3.2 + 1.25 * len(columns), 1.4 + height * len(rows)), dpi=110, layout="constrained")
+    # Labels of 9 points: the longest on the left takes its width, and the last column's leans out to the right.
+    beside = max(3.2, 1.0 + 0.075 * max(map(len, rows), default=0))
+    figure = Figure(figsize=(beside + 1.25 * len(columns), 1.4 + height * len(rows)), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     shown = np.ma.masked_invalid(values)
     ends = {"low": (SAFE, MIDDLE, OPEN), "high": (OPEN, MIDDLE, SAFE), "neither": ("#f3f6fb", "#86aede")}[good]

@@ -60,6 +60,7 @@ class HidingPatch(Attack):
     adapt: Adaptation = field(default_factory=Adaptation)
 
     needs_maps: ClassVar[bool] = True
+    random_threat: ClassVar[bool] = True
 
     def plan(self, system: System) -> Plan:
         """Sign descent on both losses."""
@@ -108,6 +109,7 @@ class UniversalHidingPatch(Attack):
 
     needs_data: ClassVar[bool] = True
     needs_maps: ClassVar[bool] = True
+    random_threat: ClassVar[bool] = True
 
     def plan(self, system: System) -> Plan:
         """Mini-batch sign descent on both losses."""

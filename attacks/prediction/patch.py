@@ -207,6 +207,8 @@ class ImagePatch(Attack):
     early_stop: bool = False
     adapt: Adaptation = field(default_factory=Adaptation)
 
+    random_threat: ClassVar[bool] = True
+
     def plan(self, system: System) -> Plan:
         """Sign descent on the cross-entropy."""
         return Search(
@@ -256,6 +258,7 @@ class AdversarialPatch(Attack):
     adapt: Adaptation = field(default_factory=Adaptation)
 
     needs_data: ClassVar[bool] = True
+    random_threat: ClassVar[bool] = True
 
     def plan(self, system: System) -> Plan:
         """Mini-batch sign descent on the expected cross-entropy."""

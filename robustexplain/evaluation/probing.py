@@ -163,6 +163,16 @@ def over(make: Callable[[Chunk], dict[str, Tensor]], chunks: Sequence[Chunk], fi
     return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
 
+def decisive(columns: Sequence[Column]) -> list[Column]:
+    """The attackers that decide about a row: those who know it, and want its map too; else the best that there are."""
+    real = [c for c in columns if not c.facts.control]
+    return (
+        [c for c in real if c.knowledge == "adaptive" and c.facts.needs_maps]
+        or [c for c in real if c.facts.needs_maps]
+        or real
+    )
+
+
 class Probes:
     """Names and answers of what the audit runs.
 
@@ -209,10 +219,22 @@ class Probes:
         found = [n for n in stronger(attack) if settings.level == "full" or (settings.raises and n == "steps")]
         if settings.level == "full":
             found += [RANDOM, *([] if column.facts.keeps_prediction else [FROZEN, ITERATES])]
-        if settings.plants:
-            found += [] if attack.reaching() is None else [GOALS]
-            found += [] if column.facts.keeps_prediction or attack.needs_data else [PREDICTIONS]
+        if (settings.plants or self._suspected(row, column)) and attack.reaching() is not None:
+            found.append(GOALS)
+        if settings.plants and not (column.facts.keeps_prediction or attack.needs_data):
+            found.append(PREDICTIONS)
         return found
+
+    def _suspected(self, row: Row, column: Column) -> bool:
+        """Whether the cell is of an attacker who decides about a defense that none such hurts.
+
+        Either the defense is strong or they are weak: planted maps tell which.
+        """
+        if self.settings.planted is False or not row.derived or column not in decisive(self.experiment.columns):
+            return False
+        cells = [self.folder.done(row.label, other.label) for other in decisive(self.experiment.columns)]
+        won = [(cell["measures"].get("joint") or {}).get("value") or 0.0 for cell in cells if cell is not None]
+        return bool(won) and max(won) < self.settings.unhurt
 
     def rows_of(self, row: Row) -> dict[str, str]:
         """The names of what is run for a row, by what it is."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..recipe.experiment import Column, Row
 from .differences import Difference, holm
 from .doubts import Doubts
+from .probing import decisive
 from .results import Results
 from .statistics import Estimate
 from .store import RunFolder
@@ -168,11 +169,9 @@ def _gap(results: Results, mine: WorstCase, other: WorstCase | None) -> Differen
 
 def _doubted(doubts: Doubts, row: Row, columns: Sequence[Column]) -> tuple[str, ...]:
     """Why nothing is known of the strongest attackers: all cells of those who know most are in doubt."""
-    real = [c for c in columns if not c.facts.control]
-    adaptive = [c for c in real if c.knowledge == "adaptive" and c.facts.needs_maps]
-    decisive = adaptive or [c for c in real if c.facts.needs_maps] or real
-    reasons = [doubts.get((row.label, c.label), []) for c in decisive]
-    if not decisive:
+    deciding = decisive(columns)
+    reasons = [doubts.get((row.label, c.label), []) for c in deciding]
+    if not deciding:
         return ("no attack was tried, only controls",)
     return tuple(dict.fromkeys(why for some in reasons for why in some)) if all(reasons) else ()
 

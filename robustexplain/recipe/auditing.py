@@ -22,7 +22,7 @@ class Auditing:
             on ``images`` with twice the steps, twice the eps, eps 1 and five restarts, where it has such settings,
             beside random draws, and with the draws of a random classifier frozen (Carlini et al. 2019, section 5).
         planted: whether each attack must find maps and predictions that are known to be reachable; default: in a
-            ``full`` audit.
+            ``full`` audit, and maps in a cheap one too, of attacks on a defense that none of those who know it hurts.
         raises: whether an attack that wins more with twice the steps takes them on all inputs, up to eight times the
             steps that were asked for.
         images: how many images each of these looks at.
@@ -39,6 +39,7 @@ class Auditing:
         restarts_gain: what five restarts may add.
         eps_loss: what twice the eps may take away.
         unbounded: share that eps 1 must reach.
+        unhurt: share below which a defense's worst figure under attackers who know it is suspected.
         found: share of planted maps or predictions that an attack must find (Zimmermann et al. 2022).
         fixed_noise: share that must be misled where a random classifier's draws are frozen.
         draws: random perturbations of each input, of which the best is set against the attack.
@@ -63,6 +64,7 @@ class Auditing:
     restarts_gain: Fraction = 0.03
     eps_loss: Fraction = 0.01
     unbounded: Fraction = 0.99
+    unhurt: Fraction = 0.1
     found: Fraction = 0.95
     fixed_noise: Fraction = 0.95
     draws: Count = 50

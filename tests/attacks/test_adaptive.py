@@ -19,6 +19,7 @@ from robustexplain.attacks import (
     PGD,
     UAP,
     Adaptation,
+    Auto,
     DeepFool,
     Dombrowski,
     FeatureDeletion,
@@ -255,6 +256,9 @@ def test_an_adaptation_sets_what_the_system_calls_for_and_nothing_that_is_set(
         assert attack.adapted(watched).adapt == Adaptation(evade=evade)
         chosen = Adaptation(evade=0.3, draws=4, straight=True)
         assert replace(attack, adapt=chosen).adapted(replace(noisy, detector=quiet)).adapt == chosen
+        # The undefended row of the same column has nothing to average over; a patch has its place.
+        assert replace(attack, adapt=chosen).adapted(plain).adapt.draws == (4 if isinstance(attack, HidingPatch) else 1)
+    assert Auto().adapted(plain) == Auto(), "its members adapt, when it attacks"
     assert not FeatureDeletion.adapts
     assert FeatureDeletion().adapted(coarse).adaptation == "nothing to adapt"
     assert DeepFool().adapted(replace(coarse, detector=quiet)).adapt == Adaptation(straight=True)

@@ -90,3 +90,10 @@ def test_no_label_of_a_matrix_is_cut_off() -> None:
         pixels = np.asarray(Image.open(io.BytesIO(drawn)).convert("L"))
         assert pixels.min() < 100
         assert all((edge == 255).all() for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]))
+
+
+def test_long_labels_leave_the_cells_of_a_matrix_their_width() -> None:
+    rows, columns = ["a manipulation (of one of the interpreters): what is measured of it"] * 2, ["one", "two"]
+    figure = plots.matrix_figure(rows, columns, np.zeros((2, 2)), [["0.01"] * 2] * 2, "neither")
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_position().width * figure.get_size_inches()[0] > 2

@@ -32,13 +32,14 @@ PLANTED = Auditing(planted=True, images=4)
 Images = tuple[Tensor, Tensor]
 
 
-def judged_by(system: rx.System, columns: dict[str, Any], images: Images, out: Path, audit: Auditing) -> Results:
+def judged_by(system: Any, columns: dict[str, Any], images: Images, out: Path, audit: Auditing) -> Results:
     settings = Evaluation(
         images=6, batch_size=6, calibration=24, harmless=(UniformNoise(0.02),), bootstrap=50, pictures=1, targeted=False
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RobustExplainWarning)
-        return evaluate({"row": system}, columns, images, out=out, evaluation=settings, audit=audit)
+        systems = system if isinstance(system, dict) else {"row": system}
+        return evaluate(systems, columns, images, out=out, evaluation=settings, audit=audit)
 
 
 def unproven(results: Results, column: str) -> str:
@@ -66,6 +67,24 @@ def test_in_a_run_adv2_without_a_surrogate_on_a_rectified_gradient_proves_nothin
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "attack not proven" in page
     assert "planted maps the attack found 0%" in page
+
+
+def test_a_defense_that_nobody_hurts_is_suspected_in_a_cheap_audit_too(
+    trained: nn.Module, judged: Images, tmp_path: Path
+) -> None:
+    plain = rx.System(trained, interpreters.Gradient(trained))
+    # It draws much noise: what this short search does not reach says nothing.
+    noisy = rx.System(trained, interpreters.SmoothGrad(trained, samples=2, sigma=0.3))
+    columns = {"own": (ADV2(EPS, steps=2, surrogate="none"), "adaptive"), "unknowing": MapPGD(EPS, steps=2)}
+    for name, audit in (("cheap", Auditing(images=4)), ("off", Auditing(images=4, planted=False))):
+        out = tmp_path / name
+        results = judged_by({"plain": plain, "row": (noisy, "plain")}, columns, judged, out, audit)
+        suspected = name == "cheap"
+        assert ("attack not proven" in unproven(results, "own")) is suspected
+        if suspected:
+            assert "No defense can be said to have held" in (out / "report.html").read_text(encoding="utf-8")
+        assert unproven(results, "unknowing") == ""  # it does not decide: of those who know the defense there is one
+        assert (results.cells["plain", "own"] or {})["planted"] == {}
 
 
 def test_in_a_run_an_attack_without_a_straight_way_through_a_quantiser_proves_nothing(

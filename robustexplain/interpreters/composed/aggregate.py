@@ -35,7 +35,7 @@ class Aggregate(Composed):
 
     Args:
         members: interpreters of the same model.
-        rescale: ``sum`` (each map's magnitudes sum to one, as AGG-Mean), ``minmax`` or ``absmax``.
+        rescale: ``sum`` (each map's magnitudes over their sum, as AGG-Mean), ``minmax`` or ``absmax``.
         how: how the rescaled maps are made one.
         weights: of the members, not negative, adding up to one; empty: all the same.
         floor: of ``var``: the constant, as a share of the map's mean deviation. Small values let the few pixels on
