@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 import robustexplain as rx
 from robustexplain import models
 from robustexplain.attacks import FGSM, PGD
-from robustexplain.attacks.inner import crafted
+from robustexplain.attacks.inner import attacked, plain
 from robustexplain.autograd.layers import pooled_head
 from robustexplain.data import Data, stack, take
 from robustexplain.defenses import (
@@ -34,7 +34,6 @@ from robustexplain.defenses import (
 )
 from robustexplain.defenses.models import ensemble, trades
 from robustexplain.defenses.models import fine_tuned as cure_frame
-from robustexplain.defenses.models.adversarial import plain
 from robustexplain.defenses.models.cure import CurvatureChange
 from robustexplain.defenses.models.distillation import Tempered
 from robustexplain.defenses.models.ensemble import EnsembleLoss
@@ -89,7 +88,7 @@ def test_trades_keeps_more_answers_under_pgd_than_plain_fine_tuning_of_the_same_
 def test_the_loss_of_trades_is_its_formula(trained: Classifier, judged: tuple[Tensor, Tensor]) -> None:
     x, y = judged[0][:8], judged[1][:8]
     model, attack = copy.deepcopy(trained).eval(), Divergence(EPS, steps=4, step_size=0.025)
-    moved, _ = crafted(attack, model, plain, x, y, NOW)
+    moved = attacked(attack, model, x, y, NOW)
     p, q = model(x).softmax(1), model(moved).softmax(1)
     divergence = (p * (p / q).log()).sum(1)
     found = TradesLoss(attack, 6.0, model)(model, x, y, NOW)
