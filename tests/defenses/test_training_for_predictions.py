@@ -41,11 +41,11 @@ from robustexplain.defenses.models.inner_attacks import Divergence, RandomFGSM
 from robustexplain.defenses.models.interpretability import DiscrepancyLoss
 from robustexplain.defenses.models.loss_module import LossModule
 from robustexplain.defenses.models.trades import TradesLoss
-from robustexplain.errors import InputError, RunMismatchError, UnknownNameError, UnsupportedModelError
+from robustexplain.errors import InputError, UnknownNameError, UnsupportedModelError
 from robustexplain.interpreters import CAM, GradCAM, Gradient
 from robustexplain.models import Classifier
 from robustexplain.models.denoised import FILTERS
-from robustexplain.training import Session, Training, TrainingStep, cross_entropy, fit
+from robustexplain.training import Training, TrainingStep, cross_entropy, fit
 
 EPS = 0.06
 NOW = TrainingStep(3, 1, 0.5)
@@ -440,24 +440,3 @@ def test_the_radius_of_int_rises() -> None:
     assert InterpretabilityTraining(ramp=(0, 0)).risen(0.0) == 1.0
     with pytest.raises(InputError, match="ramp must be two rising shares"):
         InterpretabilityTraining(ramp=(0.6, 0.2))
-
-
-def test_a_finished_training_is_taken_from_its_checkpoints(
-    trained: Classifier, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data, brief = take(digits.train, 40), Training(epochs=1, batch_size=20, lr=1e-3)
-    pgd = PGD(EPS, 1, 0.05)
-    for defense in (
-        EnsembleAdversarialTraining(("small-cnn", "small-cnn"), brief, training=brief),
-        DefensiveDistillation(training=brief),
-        FeatureDenoising(attack=pgd, training=brief, filter="mean"),
-        InterpretabilityTraining(brief, attack=replace(pgd, random_start=True)),
-    ):
-        session = Session(folder=tmp_path / defense.name)
-        first = defense.hardened(trained, data, session)
-        with monkeypatch.context() as patch:
-            patch.setattr(torch.optim.AdamW, "step", lambda *a, **k: pytest.fail("trained again"))
-            again = defense.hardened(trained, data, session)
-        assert all(map(torch.equal, first.state_dict().values(), again.state_dict().values()))
-        with pytest.raises(RunMismatchError):
-            replace(defense, seed=1).hardened(trained, data, session)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from robustexplain.defenses import ModelDefense
+from robustexplain.registry import DEFENSES
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -101,6 +105,12 @@ def test_two_processes_find_what_one_finds(
         for name in names:
             scale = float(one[name].abs().max())
             torch.testing.assert_close(found[name], one[name], rtol=0, atol=relative * scale or 1e-6, msg=name)
+
+
+def test_every_registered_training_of_a_classifier_is_among_them() -> None:
+    named = set(re.findall(r"\w+", SCRIPT.read_text()))
+    trainings = {e.build.__name__ for e in DEFENSES if issubclass(e.build, ModelDefense)}  # type: ignore[attr-defined, arg-type]
+    assert trainings <= named
 
 
 def test_a_process_waits_for_hours_where_another_attacks_a_longer_chunk(
