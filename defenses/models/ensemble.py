@@ -20,7 +20,7 @@ from robustexplain.training import Samples, Session, Training, TrainingStep, cro
 from robustexplain.training.losses import classification_loss, right
 
 from .base import ModelDefense, draw_fresh_weights
-from .fine_tuned import refuse_no_room
+from .fine_tuned import refuse_no_room, weights_in_training
 from .inner_attacks import RandomFGSM
 
 
@@ -70,6 +70,7 @@ class EnsembleAdversarialTraining(ModelDefense):
         refuse_no_room(self, self.attack, "attack")
 
     def _harden(self, model: nn.Module, data: Samples, session: Session) -> nn.Module:
+        weights_in_training(self.name, model, self.training)
         start = digest_tensors(model.state_dict())
         if self.fresh:
             draw_fresh_weights(model, self.seed)

@@ -85,20 +85,38 @@ def refuse_untrainable(defense: FineTuned, model: nn.Module, network: nn.Module,
         InputError: every part is frozen.
         UnsupportedModelError: an operation without a second derivative.
     """
-    still = {id(p) for part in resting(model, defense.training) for p in part.parameters()}
-    trained = [p for p in model.parameters() if p.requires_grad and id(p) not in still]
-    if not trained:
-        raise InputError(
-            f"{defense.name} has nothing to train: training.freeze names every part of this {type(model).__name__} "
-            "that has weights"
-        )
-    if not defense.twice:
-        return
+    trained = weights_in_training(defense.name, model, defense.training)
+    if defense.twice:
+        refuse_once_differentiable(network, trained, x, y)
+
+
+def refuse_once_differentiable(network: nn.Module, trained: list[nn.Parameter], x: Tensor, y: Tensor) -> None:
+    """Refuse a network whose input gradients cannot be differentiated in its weights.
+
+    Raises:
+        UnsupportedModelError: an operation without a second derivative.
+    """
     with torch.enable_grad(), named_derivatives(), twice_differentiable():
         given, logits = classified(network, x)
         found = gradient(score(logits, y, "cross_entropy"), given)
         refuse_missing_derivatives(found)
         torch.autograd.grad(found.square().sum() + logits.sum(), trained, allow_unused=True)
+
+
+def weights_in_training(name: str, model: nn.Module, training: Training) -> list[nn.Parameter]:
+    """The weights that a training of that name changes.
+
+    Raises:
+        InputError: every part is frozen.
+    """
+    still = {id(p) for part in resting(model, training) for p in part.parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad and id(p) not in still]
+    if not trained:
+        raise InputError(
+            f"{name} has nothing to train: training.freeze names every part of this {type(model).__name__} that has "
+            "weights"
+        )
+    return trained
 
 
 def refuse_no_room(defense: ModelDefense, attack: Attack, name: str) -> None:

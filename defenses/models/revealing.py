@@ -14,13 +14,14 @@ from robustexplain.errors import InputError
 from robustexplain.fields import Fraction, NonNegative
 from robustexplain.files import digest_tensors
 from robustexplain.interpreters import Interpreter, InterpreterSpec
+from robustexplain.interpreters.composed.base import walk
 from robustexplain.registry import DEFENSES
 from robustexplain.system import System
-from robustexplain.training import Samples, Session, Training, fit
+from robustexplain.training import Samples, Session, Training, eval_mode, fit
 from robustexplain.transforms import HarmlessChange, harmless_for
 
 from .base import ModelDefense
-from .fine_tuned import refuse_no_room
+from .fine_tuned import refuse_no_room, refuse_once_differentiable, weights_in_training
 from .forger import Forger, no_images, refuse_other_maps, trainable_specs
 from .revealing_loss import RevealingLoss
 
@@ -88,13 +89,17 @@ class Revealing(ModelDefense):
         return super()._train(system, data, session)
 
     def _harden(self, model: nn.Module, data: Samples, session: Session) -> nn.Module:
-        x = stack(data, range(1))[0]
+        x, y = (part.to(session.device) for part in stack(data, range(1)))
         why = self.misfit(tuple(x.shape[1:]))
         if why is not None:
             raise InputError(why)
         honest = copy.deepcopy(model).requires_grad_(False).eval()
         changes = harmless_for(self.harmless, x.shape[1:])
         forger = Forger.against(model, self._specs, self.forgers)
+        trained = weights_in_training(self.name, model, self.training)
+        if any(part.is_gradient for part in walk(forger.attacked)):
+            with eval_mode(model):
+                refuse_once_differentiable(model, trained, x, y)
         loss = RevealingLoss(self, forger, honest, changes)
         known = [asdict(self), [change.entry for change in changes], digest_tensors(model.state_dict())]
         fit(forger.module, loss, data, self.training, name="revealing", seed=self.seed, session=session,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -25,6 +26,8 @@ class ExplainingModel(nn.Module):
     Raises:
         UnsupportedModelError: ``beta`` for a model whose function calls cannot be seen.
     """
+
+    layers_inside: ClassVar[str] = "model"
 
     def __init__(self, interpreter: Interpreter, beta: float | None = None) -> None:
         super().__init__()

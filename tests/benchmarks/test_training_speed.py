@@ -124,7 +124,7 @@ def test_an_epoch_of_a_loss_on_input_gradients_costs_its_counted_passes(
     pgd = PGD(0.03, steps=4, step_size=0.01, random_start=True)
     short: FineTuned = GradientAlignment(softplus=None, training=SETTINGS)
     if name == "rar":
-        short = RobustAttribution(attack=pgd, points=3, inner_points=2, adversarial=True, training=SETTINGS)
+        short = RobustAttribution(attack=pgd, points=3, inner_points=2, task="attacked", training=SETTINGS)
     long = replace(short, training=replace(SETTINGS, epochs=3))
 
     def slopes(inputs: Tensor, labels: Tensor, graph: bool = True) -> tuple[Tensor, Tensor]:

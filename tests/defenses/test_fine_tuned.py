@@ -20,7 +20,7 @@ from robustexplain.defenses import Retrained
 from robustexplain.defenses.models.fine_tuned import FineTuned, refuse_no_room
 from robustexplain.defenses.models.input_gradients import classified, gradient, runner_up, score
 from robustexplain.defenses.models.loss_module import HardeningLoss, LossModule, Smoothed
-from robustexplain.errors import FieldError, InputError, UnsupportedModelError
+from robustexplain.errors import InputError
 from robustexplain.models import Classifier
 from robustexplain.training import Session, Training, TrainingStep
 
@@ -122,39 +122,6 @@ def test_the_control_is_trained_as_what_it_stands_beside(trained: Classifier, fe
     assert not any(torch.equal(a, b) for i, a in enumerate(heads) for b in heads[:i])
     anew = Retrained(brief, "eval", fresh=True).hardened(trained, few).state_dict()["net.head.weight"]
     assert float((anew - heads[0]).abs().mean()) > 3 * float((heads[2] - heads[0]).abs().mean())
-
-
-def test_what_cannot_be_fine_tuned_is_refused_before_it_is_trained(trained: Classifier, few: Dataset[Any]) -> None:
-    x, _ = stack(few, range(1))
-
-    class Once(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, z: Tensor) -> Tensor:
-            ctx.save_for_backward(z)
-            return z.tanh()
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, grad: Tensor) -> Tensor:
-            return grad * (1 - ctx.saved_tensors[0].tanh() ** 2)
-
-    class Other(nn.Module):
-        def forward(self, z: Tensor) -> Tensor:
-            result: Tensor = Once.apply(z)  # type: ignore[no-untyped-call]
-            return result
-
-    def net(*layers: nn.Module) -> nn.Module:
-        return nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 8), *layers, nn.Linear(8, 10)).eval()
-
-    with pytest.raises(FieldError, match=r"Flat\.attack\.eps must be above 0: no other input"):
-        Flat(attack=PGD(0.0))
-    with pytest.raises(UnsupportedModelError, match="rectifiers"):
-        Flat(softplus=3.0).hardened(net(nn.GELU()), few)
-    with pytest.raises(UnsupportedModelError, match="once_differentiable"):
-        Flat().hardened(net(Other()), few)
-    every = replace(Flat().training, freeze=("net",))
-    with pytest.raises(InputError, match=r"nothing to train: training\.freeze names every part"):
-        Flat(training=every).hardened(trained, few)
 
 
 def test_an_inner_attack_raises_a_loss_of_input_gradients_and_keeps_samples_apart(

@@ -32,7 +32,7 @@ from robustexplain.interpreters import Gradient
 from robustexplain.interpreters.base import pick
 from robustexplain.models import Classifier
 from robustexplain.random_streams import Streams
-from robustexplain.training import Session, Training, TrainingStep, cross_entropy, fit
+from robustexplain.training import Training, TrainingStep, cross_entropy, fit
 
 NOW = TrainingStep(3, 1, 0.5)
 SETTINGS = Training(epochs=2, batch_size=32, lr=2e-3, weight_decay=0.0)
@@ -308,26 +308,6 @@ def test_the_weight_follows_the_cross_entropy_and_the_slope_falls(
     print(f"norm of the label's gradient {steep} (plain fine-tuning, Woods)")
     assert steep[1] < 0.6 * steep[0]
     assert right(model, x, y) > 0.7
-
-
-def test_the_weight_goes_on_where_it_was(trained: Classifier, few: Dataset[Any], tmp_path: Path) -> None:
-    twice = Woods(attack=None, training=Training(epochs=2, batch_size=20, lr=1e-3, schedule="constant"))
-    whole = twice.hardened(trained, few)
-    calls: list[int] = []
-    terms = WoodsLoss.terms
-
-    def killed(self: WoodsLoss, *given: Any) -> Tensor:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return terms(self, *given)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(WoodsLoss, "terms", killed)
-        with pytest.raises(KeyboardInterrupt):
-            twice.hardened(trained, few, Session(folder=tmp_path))
-    resumed = twice.hardened(trained, few, Session(folder=tmp_path))
-    assert all(map(torch.equal, whole.state_dict().values(), resumed.state_dict().values()))
 
 
 # --- what is refused ---

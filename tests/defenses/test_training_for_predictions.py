@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 import robustexplain as rx
 from robustexplain import models
 from robustexplain.attacks import FGSM, PGD
-from robustexplain.attacks.inner import crafted
+from robustexplain.attacks.inner import attacked, plain
 from robustexplain.autograd.layers import pooled_head
 from robustexplain.data import Data, stack, take
 from robustexplain.defenses import (
@@ -34,7 +34,6 @@ from robustexplain.defenses import (
 )
 from robustexplain.defenses.models import ensemble, trades
 from robustexplain.defenses.models import fine_tuned as cure_frame
-from robustexplain.defenses.models.adversarial import plain
 from robustexplain.defenses.models.cure import CurvatureChange
 from robustexplain.defenses.models.distillation import Tempered
 from robustexplain.defenses.models.ensemble import EnsembleLoss
@@ -42,11 +41,11 @@ from robustexplain.defenses.models.inner_attacks import Divergence, RandomFGSM
 from robustexplain.defenses.models.interpretability import DiscrepancyLoss
 from robustexplain.defenses.models.loss_module import LossModule
 from robustexplain.defenses.models.trades import TradesLoss
-from robustexplain.errors import InputError, RunMismatchError, UnknownNameError, UnsupportedModelError
+from robustexplain.errors import InputError, UnknownNameError, UnsupportedModelError
 from robustexplain.interpreters import CAM, GradCAM, Gradient
 from robustexplain.models import Classifier
 from robustexplain.models.denoised import FILTERS
-from robustexplain.training import Session, Training, TrainingStep, cross_entropy, fit
+from robustexplain.training import Training, TrainingStep, cross_entropy, fit
 
 EPS = 0.06
 NOW = TrainingStep(3, 1, 0.5)
@@ -89,7 +88,7 @@ def test_trades_keeps_more_answers_under_pgd_than_plain_fine_tuning_of_the_same_
 def test_the_loss_of_trades_is_its_formula(trained: Classifier, judged: tuple[Tensor, Tensor]) -> None:
     x, y = judged[0][:8], judged[1][:8]
     model, attack = copy.deepcopy(trained).eval(), Divergence(EPS, steps=4, step_size=0.025)
-    moved, _ = crafted(attack, model, plain, x, y, NOW)
+    moved = attacked(attack, model, x, y, NOW)
     p, q = model(x).softmax(1), model(moved).softmax(1)
     divergence = (p * (p / q).log()).sum(1)
     found = TradesLoss(attack, 6.0, model)(model, x, y, NOW)
@@ -441,24 +440,3 @@ def test_the_radius_of_int_rises() -> None:
     assert InterpretabilityTraining(ramp=(0, 0)).risen(0.0) == 1.0
     with pytest.raises(InputError, match="ramp must be two rising shares"):
         InterpretabilityTraining(ramp=(0.6, 0.2))
-
-
-def test_a_finished_training_is_taken_from_its_checkpoints(
-    trained: Classifier, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data, brief = take(digits.train, 40), Training(epochs=1, batch_size=20, lr=1e-3)
-    pgd = PGD(EPS, 1, 0.05)
-    for defense in (
-        EnsembleAdversarialTraining(("small-cnn", "small-cnn"), brief, training=brief),
-        DefensiveDistillation(training=brief),
-        FeatureDenoising(attack=pgd, training=brief, filter="mean"),
-        InterpretabilityTraining(brief, attack=replace(pgd, random_start=True)),
-    ):
-        session = Session(folder=tmp_path / defense.name)
-        first = defense.hardened(trained, data, session)
-        with monkeypatch.context() as patch:
-            patch.setattr(torch.optim.AdamW, "step", lambda *a, **k: pytest.fail("trained again"))
-            again = defense.hardened(trained, data, session)
-        assert all(map(torch.equal, first.state_dict().values(), again.state_dict().values()))
-        with pytest.raises(RunMismatchError):
-            replace(defense, seed=1).hardened(trained, data, session)

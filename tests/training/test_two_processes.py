@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from robustexplain.defenses import ModelDefense
+from robustexplain.registry import DEFENSES
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -77,8 +81,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor]
         ("hardened", 0),
         ("revealing", 1e-6),
         *((f"steady.{name}", 1e-6) for name in ("aga", "art", "input-gradient-penalty", "r2et", "rar")),
-        *((f"steady.{name}", 1e-6) for name in ("smooth-curvature", "ssr")),
-        *((f"network.{name}", 0) for name in ("adv2", "asgt", "atex", "infodrop", "senn", "woods")),
+        *((f"steady.{name}", 1e-6) for name in ("attribution-regularisers", "smooth-curvature", "ssr")),
+        *((f"network.{name}", 0) for name in ("adv2", "asgt", "atex", "infodrop", "saliency-guided", "senn", "woods")),
+        ("retrained", 1e-6),
+        ("denoised", 1e-6),
         ("trades", 1e-6),
         ("ensemble", 1e-6),
         ("distilled", 1e-6),
@@ -99,6 +105,12 @@ def test_two_processes_find_what_one_finds(
         for name in names:
             scale = float(one[name].abs().max())
             torch.testing.assert_close(found[name], one[name], rtol=0, atol=relative * scale or 1e-6, msg=name)
+
+
+def test_every_registered_training_of_a_classifier_is_among_them() -> None:
+    named = set(re.findall(r"\w+", SCRIPT.read_text()))
+    trainings = {e.build.__name__ for e in DEFENSES if issubclass(e.build, ModelDefense)}  # type: ignore[attr-defined, arg-type]
+    assert trainings <= named
 
 
 def test_a_process_waits_for_hours_where_another_attacks_a_longer_chunk(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from robustexplain.defenses import (
     ADV2Training,
     AdversarialSaliencyGuided,
     AdversarialTraining,
+    AttributionRegularisers,
     ConsistentAID,
     DefensiveDistillation,
     EnsembleAdversarialTraining,
+    FeatureDenoising,
     GradientAlignment,
     ImageAlignment,
     InfoDrop,
@@ -33,8 +36,10 @@ from robustexplain.defenses import (
     InterpretabilityTraining,
     ModelDefense,
     RankThickness,
+    Retrained,
     Revealing,
     RobustAttribution,
+    SaliencyGuided,
     SelfExplaining,
     SmoothCurvature,
     SmoothSurface,
@@ -135,6 +140,7 @@ def networks(accelerator: Accelerator) -> dict[str, Tensor]:
         "asgt": AdversarialSaliencyGuided(attack=pgd, training=training),
         "atex": ATEX(samples=2, draws=2, training=training),
         "infodrop": InfoDrop(training=training, after=training),
+        "saliency-guided": SaliencyGuided(training=training),
         "senn": SelfExplaining(classes=1, training=training),
         "woods": Woods(psi=1.0, target=50.0, better=50.0, attack=pgd, training=training),
     }
@@ -151,6 +157,7 @@ def for_maps(accelerator: Accelerator) -> dict[str, Tensor]:
     defenses: dict[str, ModelDefense] = {
         "aga": GradientAlignment(training=training),
         "art": ImageAlignment(training=training, attack=attack),
+        "attribution-regularisers": AttributionRegularisers(training=training, attack=attack, points=2, inner_points=1),
         "input-gradient-penalty": InputGradientPenalty(training=training),
         "r2et": RankThickness(training=training, k=8),
         "rar": RobustAttribution(training=training, attack=attack, points=3, inner_points=2, distance="cosine"),
@@ -168,7 +175,11 @@ def for_predictions(accelerator: Accelerator) -> dict[str, Tensor]:
     """An epoch of each training for robust predictions, in a network without kinks."""
     training = Training(epochs=1, batch_size=16, micro_batch=8, lr=1e-2)
     fgsm, other = RandomFGSM(0.1), net(3).double()
-    defenses = {
+    # AdamW makes a step of full length of the rounding of a gradient that is zero, of a bias before a batch norm.
+    plain = replace(training, optimizer="sgd", lr=0.1)
+    defenses: dict[str, ModelDefense] = {
+        "retrained": Retrained(training, norms="train"),
+        "denoised": FeatureDenoising(("2",), attack=PGD(0.1, steps=2, step_size=0.05), training=plain),
         "trades": TRADES(attack=Divergence(0.1, steps=3, step_size=0.05), training=training),
         "ensemble": EnsembleAdversarialTraining((), networks=(other,), attack=fgsm, training=training),
         "distilled": DefensiveDistillation(5.0, training=training),
