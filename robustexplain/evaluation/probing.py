@@ -226,13 +226,15 @@ class Probes:
         return found
 
     def _suspected(self, row: Row, column: Column) -> bool:
-        """Whether the cell is of an attacker who decides about a defense that none such hurts.
+        """Whether the cell is of an attacker who decides about a defense that none such of its aim hurts.
 
         Either the defense is strong or they are weak: planted maps tell which.
         """
-        if self.settings.planted is False or not row.derived or column not in decisive(self.experiment.columns):
+        deciding = decisive(self.experiment.columns)
+        if self.settings.planted is False or not row.derived or column not in deciding:
             return False
-        cells = [self.folder.done(row.label, other.label) for other in decisive(self.experiment.columns)]
+        alike = [c for c in deciding if c.facts.keeps_prediction == column.facts.keeps_prediction]
+        cells = [self.folder.done(row.label, other.label) for other in alike]
         won = [(cell["measures"].get("joint") or {}).get("value") or 0.0 for cell in cells if cell is not None]
         return bool(won) and max(won) < self.settings.unhurt
 

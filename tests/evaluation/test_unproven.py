@@ -75,16 +75,27 @@ def test_a_defense_that_nobody_hurts_is_suspected_in_a_cheap_audit_too(
     plain = rx.System(trained, interpreters.Gradient(trained))
     # It draws much noise: what this short search does not reach says nothing.
     noisy = rx.System(trained, interpreters.SmoothGrad(trained, samples=2, sigma=0.3))
-    columns = {"own": (ADV2(EPS, steps=2, surrogate="none"), "adaptive"), "unknowing": MapPGD(EPS, steps=2)}
-    for name, audit in (("cheap", Auditing(images=4)), ("off", Auditing(images=4, planted=False))):
-        out = tmp_path / name
-        results = judged_by({"plain": plain, "row": (noisy, "plain")}, columns, judged, out, audit)
-        suspected = name == "cheap"
-        assert ("attack not proven" in unproven(results, "own")) is suspected
-        if suspected:
-            assert "No defense can be said to have held" in (out / "report.html").read_text(encoding="utf-8")
-        assert unproven(results, "unknowing") == ""  # it does not decide: of those who know the defense there is one
-        assert (results.cells["plain", "own"] or {})["planted"] == {}
+    own, unknowing = (ADV2(EPS, steps=2, surrogate="none"), "adaptive"), MapPGD(EPS, steps=2)
+    # Who only moves the map wins easily, and says nothing about who forges the prediction.
+    mover = (MapPGD(EPS, "move", steps=6), "adaptive")
+    systems, cheap = {"plain": plain, "row": (noisy, "plain")}, Auditing(images=4)
+
+    alone = judged_by(systems, {"own": own, "unknowing": unknowing}, judged, tmp_path / "alone", cheap)
+    assert "attack not proven" in unproven(alone, "own")
+    assert unproven(alone, "unknowing") == ""  # it does not decide: there is one who knows the defense
+    assert (alone.cells["plain", "own"] or {})["planted"] == {}
+    page = (tmp_path / "alone" / "report.html").read_text(encoding="utf-8")
+    assert "No defense can be said to have held" in page
+
+    both = judged_by(systems, {"own": own, "mover": mover}, judged, tmp_path / "both", cheap)
+    moved = both.measure("row", "mover", "joint")
+    assert moved is not None
+    assert moved["value"] > 0.1
+    assert "attack not proven" in unproven(both, "own")
+    assert unproven(both, "mover") == ""
+
+    off = judged_by(systems, {"own": own}, judged, tmp_path / "off", Auditing(images=4, planted=False))
+    assert unproven(off, "own") == ""
 
 
 def test_in_a_run_an_attack_without_a_straight_way_through_a_quantiser_proves_nothing(
