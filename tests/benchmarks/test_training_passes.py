@@ -48,7 +48,17 @@ from tests.benchmarks.test_training_speed import BATCH, SETTINGS, epoch_over_cou
 STEPS = 2
 WITHIN = PGD(0.03, steps=STEPS, step_size=0.01, random_start=True)
 FORGER = ADV2(0.03, steps=STEPS, step_size=0.01, warm_start=0.5)
-OTHER = models.build("cifar-resnet20", seed=1).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def usual(name: str, seed: int = 0) -> nn.Module:
+    """A network with logits of the size that a trained one has: tiny ones cost an attack another pass."""
+    model = models.build(name, seed=seed).eval().requires_grad_(False)
+    model.get_submodule("net.linear").weight.mul_(30)  # type: ignore[operator, union-attr]
+    return model
+
+
+OTHER = usual("cifar-resnet20", seed=1)
 
 
 @dataclass
@@ -259,7 +269,8 @@ CASES: dict[str, tuple[ModelDefense, Callable[[Passes, Tensor, Tensor], Tensor],
     "ssr": (SmoothSurface(classes=3), surface, "eval"),
     "woods": (Woods(attack=replace(WITHIN, norm="l2", eps=1.0), attacked_share=1.0, delta=None), controlled, "eval"),
 }  # fmt: skip
-MISSED = {"ensemble-at": "1.25", "feature-denoising": "1.20", "int": "1.26", "pgd-at": "1.19"}
+MISSED = {"ensemble-at": "1.20", "feature-denoising": "1.24", "int": "1.29", "pgd-at": "1.24"}
+"""Two steps an epoch and two of the attack: the pass by which an attack judges what it returns weighs most there."""
 
 
 @pytest.mark.benchmark
@@ -268,7 +279,7 @@ def test_an_epoch_of_a_training_costs_its_counted_passes(name: str, request: pyt
     if name in MISSED:
         request.applymarker(pytest.mark.xfail(reason=f"{MISSED[name]} measured", strict=False))
     made, loss, mode = CASES[name]
-    model = models.build("cifar-resnet20", seed=0).eval().requires_grad_(False)
+    model = usual("cifar-resnet20")
     x, y = torch.rand(2 * BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(2 * BATCH) % 10
     data, short = TensorDataset(x, y), with_epochs(made, 1)
     long = with_epochs(made, 3)
