@@ -11,6 +11,7 @@ from torch import nn
 
 from robustexplain import models
 from robustexplain.errors import InputError, UnsupportedModelError
+from robustexplain.files import digest_tensors
 from robustexplain.interpreters import Interpreter
 from robustexplain.random_streams import derive
 from robustexplain.registry import PARTS
@@ -86,7 +87,22 @@ def trained_parts(interpreter: Interpreter) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def draw_fresh_weights(model: nn.Module, seed: int) -> None:
+def begun(model: nn.Module, fresh: bool, seed: int) -> str:
+    """The digest of the weights as they are; then, if ``fresh``, random ones are put in their place.
+
+    The last bits of random weights differ between kinds of machine, and their seed is known: what a training is made of
+    is told by the weights before.
+
+    Raises:
+        UnsupportedModelError: fresh weights for a model that ``robustexplain.models`` does not build.
+    """
+    start = digest_tensors(model.state_dict())
+    if fresh:
+        _draw_fresh_weights(model, seed)
+    return start
+
+
+def _draw_fresh_weights(model: nn.Module, seed: int) -> None:
     """Put random weights in the place of the network's own.
 
     Raises:

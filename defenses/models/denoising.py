@@ -80,7 +80,7 @@ class FeatureDenoising(ModelDefense):
                 torch.default_generator.manual_seed(derive(self.seed, "blocks") % 2**32)
                 made = models.denoised(model, layers, self.filter).to(session.device).eval()
             check_denoised(made, model, x)
-        return fit(made, AdversarialLoss(self.attack, 0.0, made), data, self.training, name="feature-denoising",
+        return fit(made, AdversarialLoss(attack=self.attack, model=made), data, self.training, name="feature-denoising",
                    seed=self.seed, session=session, identity=[asdict(self), start])  # fmt: skip
 
     def _channels(self, model: nn.Module, x: Tensor) -> dict[str, int]:

@@ -14,12 +14,11 @@ from robustexplain.autograd.layers import logit_layer, submodule
 from robustexplain.data import stack
 from robustexplain.door import answer
 from robustexplain.fields import Positive
-from robustexplain.files import digest_tensors
 from robustexplain.registry import DEFENSES
 from robustexplain.training import Samples, Session, Training, TrainingStep, eval_mode, fit
 from robustexplain.training.losses import right
 
-from .base import ModelDefense, draw_fresh_weights
+from .base import ModelDefense, begun
 
 
 @DEFENSES.register("distillation", paper="Papernot et al. 2016, section IV", needs=("data",))
@@ -50,10 +49,8 @@ class DefensiveDistillation(ModelDefense):
     fresh: bool = False
 
     def _harden(self, model: nn.Module, data: Samples, session: Session) -> nn.Module:
-        known = [asdict(self), digest_tensors(model.state_dict())]
-        if self.fresh:
-            draw_fresh_weights(model, self.seed)
-        else:
+        known = [asdict(self), begun(model, self.fresh, self.seed)]
+        if not self.fresh:
             self._heat(model, stack(data, range(1))[0].to(session.device))
         teacher = copy.deepcopy(model)
         fit(teacher, Tempered(self.temperature), data, self.training, name="distillation-teacher", seed=self.seed,

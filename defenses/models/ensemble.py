@@ -19,7 +19,7 @@ from robustexplain.registry import DEFENSES, MODELS
 from robustexplain.training import Samples, Session, Training, TrainingStep, cross_entropy, eval_mode, fit
 from robustexplain.training.losses import classification_loss, right
 
-from .base import ModelDefense, draw_fresh_weights
+from .base import ModelDefense, begun
 from .fine_tuned import refuse_no_room, weights_in_training
 from .inner_attacks import RandomFGSM
 
@@ -71,9 +71,7 @@ class EnsembleAdversarialTraining(ModelDefense):
 
     def _harden(self, model: nn.Module, data: Samples, session: Session) -> nn.Module:
         weights_in_training(self.name, model, self.training)
-        start = digest_tensors(model.state_dict())
-        if self.fresh:
-            draw_fresh_weights(model, self.seed)
+        start = begun(model, self.fresh, self.seed)
         given = tuple(network.to(session.device).eval() for network in self.networks)
         sources = (*given, *self._trained(model, data, session))
         settings = {name: value for name, value in asdict(self).items() if name != "networks"}

@@ -7,12 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from robustexplain.files import digest_tensors
 from robustexplain.registry import DEFENSES
 from robustexplain.training import Samples, Session, Training, TrainingStep
 from robustexplain.training.losses import classification_loss
 
-from .base import draw_fresh_weights
+from .base import begun
 from .fine_tuned import FineTuned, Norms
 from .loss_module import HardeningLoss
 
@@ -40,9 +39,7 @@ class Retrained(FineTuned):
     twice: ClassVar[bool] = False
 
     def _harden(self, model: nn.Module, data: Samples, session: Session) -> nn.Module:
-        start = digest_tensors(model.state_dict())
-        if self.fresh:
-            draw_fresh_weights(model, self.seed)
+        start = begun(model, self.fresh, self.seed)
         return self._fine_tuned(model, data, session, start)
 
     def _loss(self, network: nn.Module, x: Tensor) -> HardeningLoss:

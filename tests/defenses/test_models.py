@@ -122,7 +122,7 @@ def test_its_loss_is_that_of_both_kinds_of_inputs(trained: Classifier, judged: t
     clean, attacked = (nn.functional.cross_entropy(model(v), y, reduction="none") for v in (x, forged))
     assert float(attacked.mean()) > 2 * float(clean.mean())
     for weight in (0.0, 0.3):
-        found = AdversarialLoss(WITHIN, weight, model)(model, x, y, NOW)
+        found = AdversarialLoss(attack=WITHIN, model=model, clean_weight=weight)(model, x, y, NOW)
         torch.testing.assert_close(found, weight * clean + (1 - weight) * attacked, rtol=1e-4, atol=1e-5)
 
 

@@ -32,7 +32,7 @@ from robustexplain.defenses import (
     InterpretabilityTraining,
     Retrained,
 )
-from robustexplain.defenses.models import ensemble, trades
+from robustexplain.defenses.models import ensemble, on_attacks
 from robustexplain.defenses.models import fine_tuned as cure_frame
 from robustexplain.defenses.models.cure import CurvatureChange
 from robustexplain.defenses.models.distillation import Tempered
@@ -91,7 +91,7 @@ def test_the_loss_of_trades_is_its_formula(trained: Classifier, judged: tuple[Te
     moved = attacked(attack, model, x, y, NOW)
     p, q = model(x).softmax(1), model(moved).softmax(1)
     divergence = (p * (p / q).log()).sum(1)
-    found = TradesLoss(attack, 6.0, model)(model, x, y, NOW)
+    found = TradesLoss(attack=attack, model=model, beta=6.0)(model, x, y, NOW)
     torch.testing.assert_close(found, -p[torch.arange(8), y].log() + 6 * divergence, rtol=1e-3, atol=1e-4)
     assert bool(((moved - x).abs() <= EPS + 1e-6).all())
     noise = EPS * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).sign()
@@ -366,7 +366,7 @@ def test_settings_that_make_no_sense_are_refused(make: Callable[[], object], wor
 def test_networks_that_do_not_fit_are_refused_before_anything_is_trained(
     trained: Classifier, digits: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (cure_frame, ensemble, trades):
+    for module in (cure_frame, ensemble, on_attacks):
         monkeypatch.setattr(module, "fit", lambda *a, **k: pytest.fail("something is trained"))
     other = models.build("small-cnn", num_classes=3, in_channels=1)
     with pytest.raises(InputError, match="answers with 3 classes, and the classifier with 10"):
