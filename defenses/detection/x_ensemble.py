@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from typing_extensions import Self
 
-from robustexplain.attacks import PGD, Attack, random_classes
-from robustexplain.door import answer
+from robustexplain.attacks import PGD
 from robustexplain.fields import Count
 from robustexplain.files import digest_tensors
 from robustexplain.interpreters import Interpreter, InterpreterSpec
@@ -19,12 +18,13 @@ from robustexplain.interpreters.composed.base import same
 from robustexplain.random_streams import derive
 from robustexplain.registry import DEFENSES, DETECTORS, INTERPRETERS
 from robustexplain.system import Explained, System
-from robustexplain.training import Session, Training, TrainingStep, fit
+from robustexplain.training import Session, Training, fit
 
 from ..interpreters.aggregated import member_of, resolve
 from .base import Detector, DetectorDefense
 from .detector import in_batches
 from .forest import Forest
+from .learned import attack_in_batches, binary_loss, weights_of
 from .map_network import MapNetwork
 
 
@@ -115,7 +115,7 @@ class XEnsemble(DetectorDefense):
                 asdict(self),
                 digest_tensors({"y": y}),
                 interpreter.described(),
-                _weights(interpreter),
+                weights_of(interpreter),
             ]
             data = TensorDataset(maps, labels), TensorDataset(x, y)
             networks.append(self._network(index, *data, session, identity))
@@ -134,29 +134,9 @@ class XEnsemble(DetectorDefense):
         return network.requires_grad_(False)
 
 
-def _weights(interpreter: Interpreter) -> list[object]:
-    """Hashes of the weights of an interpreter's networks, and of those that it is made of."""
-    own = [value for value in vars(interpreter).values() if isinstance(value, nn.Module)]
-    return [*(digest_tensors(net.state_dict()) for net in own), *map(_weights, interpreter.parts)]
-
-
 def network_logits(
     interpreters: Sequence[Interpreter], networks: Sequence[MapNetwork], x: Tensor, seen: Explained | None = None
 ) -> Tensor:
     """``[B, M]``: each network's logit for its interpreter's map; a map in ``seen`` is not computed again."""
     maps = (seen.maps if seen is not None and same(seen.interpreter, i) else i.explain(x).maps for i in interpreters)
     return torch.stack([network(found) for network, found in zip(networks, maps, strict=True)], 1)
-
-
-def binary_loss(module: nn.Module, maps: Tensor, labels: Tensor, step: TrainingStep) -> Tensor:
-    """Binary cross-entropy of one logit per map, ``[b]``."""
-    return nn.functional.binary_cross_entropy_with_logits(module(maps), labels.float(), reduction="none")
-
-
-def attack_in_batches(attack: Attack, system: System, x: Tensor, y: Tensor, size: int, seed: int) -> Tensor:
-    """Attacked inputs, each towards a random class, in batches of ``size``."""
-    with torch.no_grad():
-        num_classes = answer(system.model, x[:1]).shape[1]
-    goal = random_classes(x, y, num_classes, derive(seed, "goals"))
-    parts = zip(x.split(size), y.split(size), goal.split(size), strict=True)
-    return torch.cat([attack(system, *part).x for part in parts])
