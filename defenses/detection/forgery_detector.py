@@ -103,7 +103,7 @@ class ForgeryTraining(DetectorDefense):
         assert isinstance(self.attack, Attack)  # checked when it was made; for the type checker
         attack = self.attack.adapted(system)
         made = attack_in_batches(attack, system, x, y, self.batch_size, derive(self.seed, "round", number))
-        return deceiving(system.model, made, y, self.batch_size)
+        return deceiving(system.model, x, made, self.batch_size)
 
     def _learn(
         self,

@@ -90,14 +90,14 @@ def attack_in_batches(attack: Attack, system: System, x: Tensor, y: Tensor, size
 
 
 @torch.no_grad()
-def deceiving(model: nn.Module, attacked: Tensor, y: Tensor, size: int) -> Tensor:
-    """The attacked inputs that ``model`` no longer gives their label, ``[N, ...]``: repeated until they are as many.
+def deceiving(model: nn.Module, x: Tensor, attacked: Tensor, size: int) -> Tensor:
+    """The attacked inputs that ``model`` answers otherwise than ``x``, ``[N, ...]``: repeated until they are as many.
 
     Raises:
         InputError: there is none.
     """
-    wrong = torch.cat([answer(model, part).argmax(1) for part in attacked.split(size)]) != y
-    rows = wrong.nonzero()[:, 0]
+    before, after = (torch.cat([answer(model, p).argmax(1) for p in part.split(size)]) for part in (x, attacked))
+    rows = (before != after).nonzero()[:, 0]
     if not len(rows):
         raise InputError(
             f"the attack that the detector is trained on changed the prediction of none of {len(attacked)} inputs: "
@@ -108,7 +108,7 @@ def deceiving(model: nn.Module, attacked: Tensor, y: Tensor, size: int) -> Tenso
 
 def seen_attacked(attack: Attack, system: System, x: Tensor, y: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
     """Clean inputs and as many that ``attack``, adapted to ``system``, deceives it with; and labels, 1 is attacked."""
-    made = deceiving(system.model, attack_in_batches(attack.adapted(system), system, x, y, size, seed), y, size)
+    made = deceiving(system.model, x, attack_in_batches(attack.adapted(system), system, x, y, size, seed), size)
     return torch.cat([x, made]), torch.cat([torch.zeros(len(x)), torch.ones(len(made))]).long()
 
 

@@ -96,11 +96,12 @@ class MagNetDetector(Detector):
     def _score(self, x: Tensor, logits: Tensor | None) -> Tensor:
         again = self.autoencoder(x)
         if self.by == "error":
-            return (x - again).abs().pow(self.p).flatten(1).mean(1)
+            error: Tensor = (x - again).abs().pow(self.p).flatten(1).mean(1)
+            return error
         logits = answer(self.model, x) if logits is None else logits
         one, other = ((z / self.temperature).log_softmax(1) for z in (logits, answer(self.model, again)))
         middle = torch.logaddexp(one, other) - torch.tensor(2.0).log().to(one)
-        return sum((part.exp() * (part - middle)).sum(1) for part in (one, other)) / 2
+        return torch.stack([(part.exp() * (part - middle)).sum(1) for part in (one, other)]).mean(0)
 
 
 @DEFENSES.register("magnet", paper="Meng and Chen 2017, section 4.2 and code", needs=("data",))
@@ -156,7 +157,8 @@ class MagNet(DetectorDefense):
         def loss(module: nn.Module, images: Tensor, labels: Tensor, step: TrainingStep) -> Tensor:
             # The loop has seeded the global random state for each micro batch.
             noisy = (images + self.noise * torch.randn_like(images)).clamp(0, 1)
-            return (module(noisy) - images).square().flatten(1).mean(1)
+            error: Tensor = (module(noisy) - images).square().flatten(1).mean(1)
+            return error
 
         data, name = TensorDataset(x.cpu(), y.cpu()), "magnet-1" if pooled else "magnet-2"
         fit(made, loss, data, self.training, name=name, seed=self.seed, session=session, identity=asdict(self))

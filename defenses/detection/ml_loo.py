@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ class MLLOODetector(Detector):
         return replace(self, model=copy) if self.model is model else self
 
     def spreads(self, x: Tensor) -> Tensor:
-        """``[B, U]``: the interquartile range over patches of ``u(x) - u(x without the patch)``, for each unit ``u``."""
+        """``[B, U]``: the interquartile range, over patches, of ``u(x) - u(x without the patch)`` for each unit."""
         return spreads(self.model, self.layers, x, self.patch)
 
     @torch.no_grad()
@@ -84,7 +85,7 @@ class MLLOO(DetectorDefense):
 
     Args:
         attack: the only one that the detector is trained on; the code's is C&W.
-        patch: side of a square of pixels; ``None``: an eighth of the image's longer side, one at least. 1 is the
+        patch: side of a square of pixels; ``auto``: an eighth of the image's longer side, one at least. 1 is the
             paper's on grey images.
         layers: names of layers with feature maps; none: the last at each grid size, where the network has such.
         training: of the regression.
@@ -94,7 +95,7 @@ class MLLOO(DetectorDefense):
     """
 
     attack: Attack | NamedAttack = field(default_factory=lambda: PGD(steps=40))
-    patch: Count | None = None
+    patch: Count | Literal["auto"] = "auto"
     layers: Sequence[str] = ()
     training: Training = field(default_factory=lambda: Training(epochs=60, lr=1e-2))
 
@@ -111,7 +112,7 @@ class MLLOO(DetectorDefense):
         refuse_misfit(self, x)
         assert isinstance(self.attack, Attack)  # checked when it was made; for the type checker
         layers = self._layers(system.model, x)
-        patch = self.patch or max(max(x.shape[-2:]) // 8, 1)
+        patch = max(max(x.shape[-2:]) // 8, 1) if self.patch == "auto" else self.patch
         inputs, labels = seen_attacked(self.attack, system.without_detector(), x, y, self.batch_size, self.seed)
         found = in_batches(lambda part: spreads(system.model, layers, part, patch), inputs, self.batch_size)
         network = seeded(FeatureNetwork, {"features": found.shape[1]}, self.seed).to(x.device).standardising(found)
@@ -150,7 +151,8 @@ def left_out(x: Tensor, patch: int) -> Tensor:
     rows = torch.arange(height, device=x.device) // patch
     columns = torch.arange(width, device=x.device) // patch
     square = rows[:, None] * (int(columns[-1]) + 1) + columns
-    return (square != torch.arange(int(square[-1, -1]) + 1, device=x.device)[:, None, None]).to(x.dtype)
+    kept: Tensor = square != torch.arange(int(square[-1, -1]) + 1, device=x.device)[:, None, None]
+    return kept.to(x.dtype)
 
 
 def _units(model: nn.Module, layers: Sequence[str], x: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:

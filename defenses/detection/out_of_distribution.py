@@ -80,11 +80,13 @@ class OutOfDistributionDetector(Detector):
 
     def _mahalanobis(self, units: Tensor, logits: Tensor) -> Tensor:
         apart = units[:, None] - self._fitted.mu
-        return ((apart @ self._fitted.precision) * apart).sum(2).amin(1) / 2
+        found: Tensor = ((apart @ self._fitted.precision) * apart).sum(2).amin(1) / 2
+        return found
 
     def _vim(self, units: Tensor, logits: Tensor) -> Tensor:
         residual = (units - self._fitted.u) @ self._fitted.principal_subspace
-        return torch.linalg.vector_norm(residual, dim=1) * self._fitted.alpha - logits.logsumexp(1)
+        found: Tensor = torch.linalg.vector_norm(residual, dim=1) * self._fitted.alpha - logits.logsumexp(1)
+        return found
 
     def _knn(self, units: Tensor, logits: Tensor) -> Tensor:
         known, own = (nn.functional.normalize(part, dim=1) for part in (self.units.to(units), units))

@@ -68,7 +68,7 @@ class RegionVotingDetector(Detector):
 
     def _around(self, x: Tensor, votes: int, *, hard: bool) -> Tensor:
         """``[B, K]``: the mean vote, or the mean probability."""
-        streams, total = Streams.of(x, self.seed, "region"), 0
+        streams, total = Streams.of(x, self.seed, "region"), x.new_zeros(())
         step = max(AT_ONCE // len(x), 1)
         for start in range(0, votes, step):
             count = min(step, votes - start)

@@ -108,11 +108,10 @@ class SafetyNet(DetectorDefense):
             raise FieldError(type(self).__name__, "levels", f"all inputs have one code, with levels={self.levels}")
         machine = SVC(C=self.cost, kernel="rbf", gamma="scale", class_weight="balanced")
         machine.fit(code.cpu().double().numpy(), labels.numpy())
-        made = (torch.tensor(part).to(units) for part in (machine.support_vectors_, machine.dual_coef_[0]))
+        vectors, weights = (torch.tensor(part).to(units) for part in (machine.support_vectors_, machine.dual_coef_[0]))
+        bias, gamma = float(machine.intercept_[0]), float(machine._gamma)
         smooth = torch.where(width > 0, width, 1)
-        return SafetyNetDetector(
-            system.model, layer, edges, smooth, *made, float(machine.intercept_[0]), float(machine._gamma)
-        )
+        return SafetyNetDetector(system.model, layer, edges, smooth, vectors, weights, bias, gamma)
 
 
 def codes(units: Tensor, edges: Tensor) -> Tensor:
