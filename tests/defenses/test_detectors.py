@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import robustexplain as rx
+from robustexplain import maps as ops
 from robustexplain.attacks import PGD, Attack, DeepFool, GhorbaniTopK, MapPGD, random_classes
 from robustexplain.data import Data, take
 from robustexplain.defenses import (
@@ -258,16 +259,10 @@ def test_map_consistency_is_the_mean_distance_of_shown_maps(trained: Classifier,
     changes = Brightness(0.3), Compression(20)
     interpreter = Gradient(trained)
     found = MapConsistencyDetector(interpreter, changes, 2)
-    shown = lambda maps: (
-        (maps - maps.amin((1, 2), keepdim=True))
-        / (  # noqa: E731
-            maps.amax((1, 2), keepdim=True) - maps.amin((1, 2), keepdim=True)
-        )
-    )
     with torch.no_grad():
-        classes, own = trained(x).argmax(1), shown(interpreter(x))
+        classes, own = trained(x).argmax(1), ops.minmax(interpreter(x))
         copies = [found._copy(change, x, i) for i in range(2) for change in changes]
-        apart = [(own - shown(interpreter(copy, classes))).abs().mean((1, 2)) for copy in copies]
+        apart = [(own - ops.minmax(interpreter(copy, classes))).abs().mean((1, 2)) for copy in copies]
     torch.testing.assert_close(found.score(x), torch.stack(apart).mean(0))
     torch.testing.assert_close(found.score(x, rx.System(trained, interpreter)(x)), found.score(x))
     assert not torch.equal(copies[0], copies[2]), "the second copy is the first again"
@@ -365,7 +360,7 @@ def test_the_margin_is_one_less_the_lead_among_points_of_the_cube(
 
 def test_steering_weakens_others_and_strengthens_witnesses(trained: Classifier) -> None:
     detector = AttributeSteeredDetector(trained, (), (), alpha=2.0, beta=3.0)
-    means, witness = torch.tensor([[1.0, 3.0, 4.0, 0.5]]), torch.tensor([[1.0, 1.0, 0.0, 0.0]])
+    means, witness = torch.tensor([[1.0, 3.0, 4.0, 1.5]]), torch.tensor([[1.0, 1.0, 0.0, 0.0]])
     # Witnesses 1 and 3: mean 2, deviation 1, least 1; of the others only 4 is above the mean.
     expected = [2.15 - 1, 2.15 - np.exp(-2 / 3), np.exp(-2 / 2), 1.0]
     np.testing.assert_allclose(detector._factors(means, witness)[0], expected, rtol=1e-5)
