@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from robustexplain import maps as ops
+from robustexplain.data import stack
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Natural, check_fields
 from robustexplain.interpreters import Interpreter
@@ -17,7 +18,7 @@ from robustexplain.interpreters.composed.base import same
 from robustexplain.random_streams import derive
 from robustexplain.registry import DEFENSES, DETECTORS
 from robustexplain.system import Explained, System, redrawn
-from robustexplain.training import Session
+from robustexplain.training import Samples, Session
 from robustexplain.transforms import HarmlessChange, harmless_for
 
 from .base import Detector, DetectorDefense
@@ -113,6 +114,10 @@ class MapConsistency(DetectorDefense):
         super().__post_init__()
         object.__setattr__(self, "changes", tuple(self.changes))
 
+    def _train(self, system: System, data: Samples, session: Session) -> System:
+        x = stack(data, range(min(len(data), self.samples)))[0]
+        fitted = replace(self, changes=harmless_for(self.changes, x.shape[1:], x))
+        return super(MapConsistency, fitted)._train(system, data, session)
+
     def _fit(self, system: System, x: Tensor, y: Tensor, session: Session) -> Detector:
-        changes = harmless_for(self.changes, x.shape[1:])
-        return MapConsistencyDetector(system.interpreter, changes, self.copies, self.seed)
+        return MapConsistencyDetector(system.interpreter, self.changes, self.copies, self.seed)

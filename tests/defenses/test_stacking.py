@@ -48,8 +48,7 @@ AS_ANOTHER = {
     *("attribute-steered", "interpreter-disagreement", "magnet", "out-of-distribution", "region-voting-margin"),
     *("safetynet", "saliency-cnn", "shap-signatures"),
 }
-"""Made by the same code as ``certified``, trained in the same loop as ``pgd-at`` or ``r2et``, or added as ``ml-loo`` is.
-"""
+"""Made by the same code as ``certified``, trained in the loop of ``pgd-at`` or ``r2et``, or added as ``ml-loo`` is."""
 
 
 def meet(first: Entry, second: Entry) -> bool:
