@@ -142,7 +142,8 @@ def spreads(model: nn.Module, layers: Sequence[str], x: Tensor, patch: int) -> T
         parts.append(whole[:, None] - units.unflatten(0, (len(x), len(some))))
     attributions = torch.cat(parts, 1)
     low, high = attributions.quantile(attributions.new_tensor([0.25, 0.75]), dim=1)
-    return high - low
+    found: Tensor = high - low
+    return found
 
 
 def left_out(x: Tensor, patch: int) -> Tensor:
