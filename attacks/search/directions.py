@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -154,6 +155,7 @@ def as_surrogate(surrogate: Smooth | BetaSchedule | None, straight: bool, progre
         yield
 
 
+_SCORES = frozenset({"score", "one detector's score"})
 _FLAT_PREDICTION = (
     "the gradient of the prediction is exactly zero. Is there rounding in front of the model (go straight through it: "
     "adapt.straight), or is the model so confident that its cross-entropy underflows (use an attack on the margin)?"
@@ -227,6 +229,8 @@ class GradientDirection(Direction):
             seen = context.observe(variable, x)
             no = torch.zeros_like(context.goal.label, dtype=torch.bool)
             zero = _zero_map_gradient(context, seen, variable) if check else no
+            if check:
+                _warn_of_silent_score(context, seen, variable)
             loss = context.loss(seen)
             # The loss may have a gradient to the weights and none to the input.
             gradient = (_balanced if self.balanced else _whole)(context, seen, loss, variable)
@@ -344,6 +348,25 @@ def _zero_map_gradient(context: StepContext, seen: Observation, variable: Tensor
         raise NotDifferentiableError("the maps carry no gradient to the input: their graph is detached")
     _refuse_broken(gradient, "the map")
     return (gradient.flatten(1).abs().amax(1) == 0) & (loss.detach() > sum(part.least for _, part in map_terms))
+
+
+def _warn_of_silent_score(context: StepContext, seen: Observation, variable: Tensor) -> None:
+    """Warn where a detector's score is to be lowered and has no gradient: another term's may hide that."""
+    terms = tuple((w, part) for w, part in context.objective.terms() if part.needs & _SCORES)
+    loss = sum_losses(terms, seen, context.goal) if terms else None
+    if loss is None or not bool((loss.detach() > 0).any()):
+        return
+    gradient = _grad_or_none(loss, variable)
+    still = torch.ones_like(loss) == 1 if gradient is None else gradient.flatten(1).abs().amax(1) == 0
+    silent = still & (loss.detach() > 0)
+    if bool(silent.any()):
+        warnings.warn(
+            f"the detector's score has no gradient for {int(silent.sum())} of {len(silent)} samples, so that nothing "
+            "leads away from its alarm, which looks like robustness: give its soft_score a stand-in with a gradient, "
+            "or use a search without gradients",
+            ZeroDirectionWarning,
+            stacklevel=2,
+        )
 
 
 def _refuse_broken(gradient: Tensor, of: str) -> None:

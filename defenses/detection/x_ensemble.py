@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from typing_extensions import Self
 
-from robustexplain.attacks import PGD, Attack, random_classes
-from robustexplain.door import answer
+from robustexplain.attacks import PGD, Attack
 from robustexplain.fields import Count
 from robustexplain.files import digest_tensors
 from robustexplain.interpreters import Interpreter, InterpreterSpec
@@ -19,12 +18,14 @@ from robustexplain.interpreters.composed.base import same
 from robustexplain.random_streams import derive
 from robustexplain.registry import DEFENSES, DETECTORS, INTERPRETERS
 from robustexplain.system import Explained, System
-from robustexplain.training import Session, Training, TrainingStep, fit
+from robustexplain.training import Session, Training, fit
 
 from ..interpreters.aggregated import member_of, resolve
 from .base import Detector, DetectorDefense
 from .detector import in_batches
+from .directed import Explain, directed, plain
 from .forest import Forest
+from .learned import NamedAttack, attack_in_batches, binary_loss, check_attack, weights_of
 from .map_network import MapNetwork
 
 
@@ -63,8 +64,8 @@ class XEnsembleDetector(Detector):
         return self.forest(self.logits(x, seen))
 
     def soft_score(self, x: Tensor) -> Tensor:
-        """``[B]``: log-odds of the smoothed forest's votes; differentiable where the maps are (a forest is not)."""
-        return self.forest.smoothed(self.logits(x))
+        """``[B]``: log-odds of the smoothed forest's votes for maps with a gradient; a forest has none."""
+        return self.forest.smoothed(network_logits(self.interpreters, self.networks, x, explain=directed))
 
     @torch.no_grad()
     def reasons(self, x: Tensor) -> dict[str, Tensor]:
@@ -86,13 +87,15 @@ class XEnsemble(DetectorDefense):
     Args:
         members: kinds of map, as names, classes or names with settings; may include the system's
             own interpreter.
-        attack: the only attack that the detector is trained on.
+        attack: that the detector is trained on.
+        also: further attacks: the training inputs are dealt out in turn, so that their number stays the same.
         training: of each network.
         trees: of the forest.
     """
 
     members: Sequence[InterpreterSpec | type[Interpreter] | str] = ("gradient", "gradcam")
     attack: PGD = field(default_factory=PGD)
+    also: tuple[Attack | NamedAttack, ...] = field(default=(), kw_only=True)
     training: Training = field(default_factory=lambda: Training(epochs=15, lr=3e-3))
     trees: Count = 200
     batch_size: Count = field(default=64, kw_only=True)
@@ -100,28 +103,40 @@ class XEnsemble(DetectorDefense):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "members", tuple(resolve(member) for member in self.members))
+        object.__setattr__(self, "also", tuple(self.also))
+        for attack in self.also:
+            check_attack(self, attack, "also")
 
     def _fit(self, system: System, x: Tensor, y: Tensor, session: Session) -> Detector:
         interpreters = tuple(member_of(system, resolve(member)) for member in self.members)
-        plain = system.without_detector()
-        attacked = attack_in_batches(self.attack.adapted(plain), plain, x, y, self.batch_size, self.seed)
-        both = torch.cat([x, attacked])
+        both = torch.cat([x, self._attacked(system.without_detector(), x, y)])
         labels = torch.cat([torch.zeros(len(x)), torch.ones(len(x))]).long()
         networks = []
         for index, interpreter in enumerate(interpreters):
             maps = in_batches(interpreter, both, self.batch_size).cpu()
             # Not the maps: they differ in last bits between kinds of machine and numbers of threads.
             identity: list[object] = [
-                asdict(self),
+                [asdict(self), [type(attack).__name__ for attack in self.also]],
                 digest_tensors({"y": y}),
                 interpreter.described(),
-                _weights(interpreter),
+                weights_of(interpreter),
             ]
             data = TensorDataset(maps, labels), TensorDataset(x, y)
             networks.append(self._network(index, *data, session, identity))
         logits = in_batches(lambda part: network_logits(interpreters, networks, part), both, self.batch_size)
         forest = Forest.fit(logits, labels, self.trees, derive(self.seed, "forest"))
         return XEnsembleDetector(interpreters, tuple(networks), forest)
+
+    def _attacked(self, system: System, x: Tensor, y: Tensor) -> Tensor:
+        """Each input by one of the attacks."""
+        attacks, found = (self.attack, *self.also), torch.empty_like(x)
+        for place, attack in enumerate(attacks):
+            assert isinstance(attack, Attack)  # checked when it was made; for the type checker
+            rows = slice(place, None, len(attacks))
+            if len(x[rows]):
+                made = attack_in_batches(attack.adapted(system), system, x[rows], y[rows], self.batch_size, self.seed)
+                found[rows] = made
+        return found
 
     def _network(
         self, index: int, data: TensorDataset, source: TensorDataset, session: Session, identity: list[object]
@@ -134,29 +149,14 @@ class XEnsemble(DetectorDefense):
         return network.requires_grad_(False)
 
 
-def _weights(interpreter: Interpreter) -> list[object]:
-    """Hashes of the weights of an interpreter's networks, and of those that it is made of."""
-    own = [value for value in vars(interpreter).values() if isinstance(value, nn.Module)]
-    return [*(digest_tensors(net.state_dict()) for net in own), *map(_weights, interpreter.parts)]
-
-
 def network_logits(
-    interpreters: Sequence[Interpreter], networks: Sequence[MapNetwork], x: Tensor, seen: Explained | None = None
+    interpreters: Sequence[Interpreter],
+    networks: Sequence[MapNetwork],
+    x: Tensor,
+    seen: Explained | None = None,
+    explain: Explain = plain,
 ) -> Tensor:
     """``[B, M]``: each network's logit for its interpreter's map; a map in ``seen`` is not computed again."""
-    maps = (seen.maps if seen is not None and same(seen.interpreter, i) else i.explain(x).maps for i in interpreters)
+    known = None if seen is None else seen.interpreter
+    maps = (seen.maps if seen and same(known, i) else explain(i, x, None).maps for i in interpreters)
     return torch.stack([network(found) for network, found in zip(networks, maps, strict=True)], 1)
-
-
-def binary_loss(module: nn.Module, maps: Tensor, labels: Tensor, step: TrainingStep) -> Tensor:
-    """Binary cross-entropy of one logit per map, ``[b]``."""
-    return nn.functional.binary_cross_entropy_with_logits(module(maps), labels.float(), reduction="none")
-
-
-def attack_in_batches(attack: Attack, system: System, x: Tensor, y: Tensor, size: int, seed: int) -> Tensor:
-    """Attacked inputs, each towards a random class, in batches of ``size``."""
-    with torch.no_grad():
-        num_classes = answer(system.model, x[:1]).shape[1]
-    goal = random_classes(x, y, num_classes, derive(seed, "goals"))
-    parts = zip(x.split(size), y.split(size), goal.split(size), strict=True)
-    return torch.cat([attack(system, *part).x for part in parts])

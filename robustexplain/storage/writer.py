@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..hidden import refuse_hidden
 from ..models.rebuilding import describe
-from ..registry import DETECTORS, INTERPRETERS, PARTS, Registry
+from ..registry import DETECTORS, HARMLESS, INTERPRETERS, PARTS, Registry
 
-KINDS: dict[str, Registry] = {r.kind: r for r in (INTERPRETERS, DETECTORS, PARTS)}
+KINDS: dict[str, Registry] = {r.kind: r for r in (INTERPRETERS, DETECTORS, PARTS, HARMLESS)}
 """Registries of the components that can be stored, by kind."""
 
 

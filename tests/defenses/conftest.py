@@ -9,17 +9,19 @@ from typing import Any
 import pytest
 from torch.utils.data import Dataset
 
-from robustexplain.attacks import ADV2, PGD
+from robustexplain.attacks import ADV2, PGD, MapPGD
 from robustexplain.data import Data, take
 from robustexplain.defenses import (
     AID,
     ATEX,
     AVA,
     CURE,
+    MLLOO,
     TRADES,
     ADV2Training,
     AdversarialSaliencyGuided,
     AdversarialTraining,
+    AttributeSteered,
     AttributionRegularisers,
     CertifiedInterpreter,
     ConsistentAID,
@@ -28,20 +30,29 @@ from robustexplain.defenses import (
     EnsembleAdversarialTraining,
     FeatureDenoising,
     FeatureSqueezing,
+    ForgeryTraining,
     GradientAlignment,
     ImageAlignment,
     InfoDrop,
     InputGradientPenalty,
     InterpretabilityTraining,
+    InterpreterDisagreement,
     KernelSmoothing,
+    MagNet,
+    MapConsistency,
     MeTFADefense,
+    OutOfDistribution,
     RankThickness,
+    RegionVoting,
     Replaced,
     Retrained,
     Revealing,
     RobustAttribution,
+    SafetyNet,
+    SaliencyCNN,
     SaliencyGuided,
     SelfExplaining,
+    SHAPSignatures,
     SmoothCurvature,
     SmoothSurface,
     SparsifiedSmoothGrad,
@@ -62,6 +73,7 @@ SMALL = MaskObjective(average=10.0)
 INNER = ADV2(EPS, steps=8, step_size=0.03, warm_start=0.5)
 BRIEF = Training(epochs=1, batch_size=20, lr=1e-3)
 WITHIN = PGD(EPS, 2, 0.05, random_start=True)
+SEEN = PGD(EPS, 4, 0.05)
 CHEAP: dict[str, Defense] = {
     "aga": GradientAlignment(training=BRIEF),
     "art": ImageAlignment(training=BRIEF, attack=WITHIN),
@@ -78,12 +90,25 @@ CHEAP: dict[str, Defense] = {
     "aid": AID(attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20)),
     "certified": CertifiedInterpreter(samples=12, choose=2, tau=0.6, alpha=0.5, grid=4),
     "aid-consistent": ConsistentAID(attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20)),
+    "attribute-steered": AttributeSteered(),
+    "magnet": MagNet((10.0,), training=Training(epochs=2, batch_size=20, lr=1e-2)),
+    "out-of-distribution": OutOfDistribution("knn", 4),
+    "region-voting-margin": RegionVoting(votes=6, step=0.05),
+    "safetynet": SafetyNet(SEEN),
+    "shap-signatures": SHAPSignatures(SEEN, 8, Training(epochs=2, batch_size=20)),
     "cure": CURE(BRIEF),
     "distillation": DefensiveDistillation(training=BRIEF),
     "ensemble-at": EnsembleAdversarialTraining(("small-cnn",), BRIEF, training=BRIEF),
     "feature-denoising": FeatureDenoising(attack=PGD(EPS, 2, 0.05), training=BRIEF),
     "feature-squeezing": FeatureSqueezing(("median-2", "bit-depth-3")),
+    "forgery-detector": ForgeryTraining(
+        attack=MapPGD(EPS, steps=4), rounds=1, training=Training(epochs=1, batch_size=20)
+    ),
     "int": InterpretabilityTraining(BRIEF, attack=WITHIN, ramp=(0.0, 0.5)),
+    "interpreter-disagreement": InterpreterDisagreement(("gradient", "cam")),
+    "map-consistency": MapConsistency(),
+    "ml-loo": MLLOO(SEEN, patch=16, training=Training(epochs=2, batch_size=20)),
+    "saliency-cnn": SaliencyCNN(attack=SEEN, training=Training(epochs=1, batch_size=20)),
     "metfa": MeTFADefense(samples=6),
     "adv2-at": ADV2Training(
         interpreters=("gradient",), attack=replace(INNER, steps=2), training=Training(epochs=1, batch_size=20, lr=1e-3)

@@ -45,8 +45,10 @@ AS_ANOTHER = {
     *("metfa", "sparsified-smoothgrad", "cure", "distillation", "ensemble-at", "int", "retrained", "trades"),
     *("adv2-at", "asgt", "atex", "attribution-regularisers", "infodrop", "saliency-guided"),
     *("aga", "art", "input-gradient-penalty", "rar", "smooth-curvature", "ssr"),
+    *("attribute-steered", "interpreter-disagreement", "magnet", "out-of-distribution", "region-voting-margin"),
+    *("safetynet", "saliency-cnn", "shap-signatures"),
 }
-"""Made by the same code as ``certified``, or trained in the same loop as ``pgd-at`` or ``r2et``."""
+"""Made by the same code as ``certified``, trained in the loop of ``pgd-at`` or ``r2et``, or added as ``ml-loo`` is."""
 
 
 def meet(first: Entry, second: Entry) -> bool:
