@@ -89,7 +89,9 @@ def test_every_packaged_recipe_says_what_it_shows_how_to_launch_it_and_how_long_
         assert [line for line in head if line.startswith(f"# {word}") and len(line) > len(word) + 10], word
     launch = next(line for line in head if line.startswith("# Launch:"))
     name = str(file.relative_to(ROOT / "recipes").with_suffix(""))
-    commands = (f"robustexplain {verb} {what}" for verb in ("run", "sanity") for what in (name, f"recipes/{name}.yaml"))
+    commands = (
+        f"robustexplain {verb} {what}" for verb in ("run", "sanity", "scan") for what in (name, f"recipes/{name}.yaml")
+    )
     assert any(command in launch for command in commands)
 
 
