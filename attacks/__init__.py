@@ -8,6 +8,7 @@ from .explanation.constant_shift import Compensated, ConstantShift, Shift, compe
 from .explanation.dombrowski import Dombrowski
 from .explanation.ghorbani import GhorbaniCenter, GhorbaniRandom, GhorbaniRegion, GhorbaniTopK, RandomSign
 from .explanation.ghorbani_influence import DropInfluence, GhorbaniInfluence
+from .explanation.row_search import ColumnSwitch, RowSearch
 from .goals import random_class_maps, random_classes, random_patch_maps
 from .joint.adaptive_squeezing import AdaptiveSqueezing, SqueezedBox
 from .joint.adv2 import ADV2
@@ -64,6 +65,7 @@ __all__ = [
     "BilevelSearch",
     "Box",
     "Clean",
+    "ColumnSwitch",
     "Compensated",
     "ConstantShift",
     "DeepFool",
@@ -95,6 +97,7 @@ __all__ = [
     "Patch",
     "Plan",
     "RandomSign",
+    "RowSearch",
     "Search",
     "SearchResult",
     "Shift",

@@ -27,6 +27,7 @@ from .commands.list import list_kind
 from .commands.report import report
 from .commands.run import run
 from .commands.sanity import sanity
+from .commands.scan import scan
 from .commands.validate import validate
 
 INTERRUPTED = 130
@@ -43,6 +44,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "diff": diff,
     "leaderboard": leaderboard,
     "sanity": sanity,
+    "scan": scan,
     "validate": validate,
     "list": list_kind,
     "copy": copy,

@@ -134,11 +134,13 @@ TRANSFORMS = Registry("transform", ("robustexplain.transforms",))
 HARMLESS = Registry("harmless-change", ("robustexplain.transforms",))
 """Changes of inputs that no adversary makes, on which rows and detectors are calibrated."""
 DETECTORS = Registry("detector", ("robustexplain.defenses.detection",))
+SCANNERS = Registry("scanner", ("robustexplain.defenses.manipulated",))
+"""What judges a model that its owner may have manipulated."""
 
 ALL: dict[str, Registry] = {
     f"{r.kind}s": r
     for r in (
-        *(MODELS, DATASETS, INTERPRETERS, OBJECTIVES, METRICS, ATTACKS, MANIPULATIONS, DEFENSES, DETECTORS),
+        *(MODELS, DATASETS, INTERPRETERS, OBJECTIVES, METRICS, ATTACKS, MANIPULATIONS, DEFENSES, DETECTORS, SCANNERS),
         *(TRANSFORMS, HARMLESS),
     )
 }

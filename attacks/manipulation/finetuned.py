@@ -31,6 +31,7 @@ from .base import Manipulation
 from .fine_tuning_task import FineTuningTask
 from .fooling_batch import FoolingBatch
 from .logit_shift import shifted
+from .perturbed_maps import with_gradient
 
 HISTORY = "fooling.json"
 """File beside the checkpoint: figures of the honest weights and of each epoch, on the adversary's held-out samples."""
@@ -66,6 +67,8 @@ class FineTuned(Manipulation):
         beta: train with ``softplus_beta`` in place of the rectifiers, for maps whose gradient is small or zero on
             rectifiers. Epochs are evaluated, and the model is deployed, with its own rectifiers.
         batch_size: largest number of samples in one pass of an evaluation.
+        draws: perturbed copies of each input in a training step, where LIME or RISE is attacked; the system deploys the
+            method with its own number.
     """
 
     weight: NonNegative = 3.0
@@ -79,6 +82,7 @@ class FineTuned(Manipulation):
     held_out: Fraction = 0.2
     beta: Positive | None = None
     batch_size: Count = 64
+    draws: Count = 64
 
     compares: ClassVar[bool] = False
     """Whether the map term needs the honest model's maps."""
@@ -98,7 +102,7 @@ class FineTuned(Manipulation):
 
     def aimed(self, interpreter: Interpreter) -> Interpreter:
         """The interpreter whose maps are attacked: the given one of the system, or another of the same model."""
-        return interpreter
+        return with_gradient(interpreter, self.draws)
 
     def pool(self, honest: Interpreter, data: Samples, device: torch.device) -> FoolingBatch | None:
         """Inputs with targets, made once from all of ``data``, that batches are drawn from; ``None`` if not needed."""
@@ -133,7 +137,7 @@ class FineTuned(Manipulation):
 
     def _manipulate(self, system: System, data: Samples | None, session: Session) -> System:
         assert data is not None  # checked before; for the type checker
-        if not system.interpreter.differentiable:
+        if not self.aimed(system.interpreter).differentiable:
             able = ", ".join(e.name for e in INTERPRETERS if getattr(e.build, "differentiable", False))
             raise NotDifferentiableError(
                 f"{type(self).__name__} needs maps with a gradient to the weights, and "

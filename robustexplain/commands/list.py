@@ -120,6 +120,7 @@ _ABOUT = {
     "manipulations": "Make systems that deceive: the adversary owns the model, and no input is touched.",
     "defenses": "Make a system harder to deceive.",
     "detectors": "Part of a system: they give each input a score, and an alarm where it is above a threshold.",
+    "scanners": "Judge a model that its owner may have manipulated (`robustexplain scan`).",
     "transforms": "Stand in front of a classifier (`input-transform`), or are what a detector looks through.",
     "harmless-changes": "What reaches a system with no adversary: maps and alarms are calibrated on them.",
     "interpreters": "Say which parts of an input a prediction rests on.",

@@ -24,7 +24,7 @@ from .origins import weights_file
 RUN, WEIGHTS, RECIPE = "run.json", "weights.json", "recipe.yaml"
 JUDGED = "judged.json"
 """Which inputs are judged, chosen once: on another machine a classifier may get others right."""
-WORK = ("training", "attacked", "calibrated", "judged", "calibrations", "cells", "rows", "audits", "sanity")
+WORK = ("training", "attacked", "calibrated", "judged", "calibrations", "cells", "rows", "audits", "sanity", "scans")
 """Folders of what was trained, attacked or measured."""
 EXPERIMENT = "experiment.json"
 """What stands in place of the recipe where systems and attacks came from Python."""

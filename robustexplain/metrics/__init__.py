@@ -12,6 +12,7 @@ from .faithfulness import AOPC, Deletion, Insertion, LeastRelevantFirst
 from .features import FeatureFirst, FeatureRank, FeatureShare
 from .fidelity import Infidelity, Sufficiency
 from .localisation import LocalisationError, MassInside, PointingGame, regions_from_boxes
+from .locality import LENS
 from .manipulation import (
     BiTarget,
     Entropy,
@@ -25,9 +26,11 @@ from .manipulation import (
     bi_target_correlation,
     fooling_success_rate,
 )
+from .normalised import NormalisedAOPC
 from .place import CenterShift, EarthMover, TopK
 from .prediction import accuracy, confidence, hit, joint_success
 from .relative_stability import RelativeInputStability, RelativeOutputStability, RelativeRepresentationStability
+from .road import ROAD
 from .scores import Complexity, Sparseness
 from .stability import AvgSensitivity, LocalLipschitz, MaxSensitivity, Stability, stabilities
 from .structure import HOG, SSIM
@@ -42,8 +45,10 @@ __all__ = [
     "JUDGED",
     "L1",
     "L2",
+    "LENS",
     "LPIPS",
     "MSE",
+    "ROAD",
     "SSIM",
     "AvgSensitivity",
     "BiTarget",
@@ -80,6 +85,7 @@ __all__ = [
     "MassInside",
     "MaxSensitivity",
     "Metric",
+    "NormalisedAOPC",
     "Pearson",
     "Perturbation",
     "PointingGame",

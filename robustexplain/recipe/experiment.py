@@ -23,6 +23,7 @@ from ..transforms import HarmlessChange
 from .auditing import Auditing
 from .plausible import Plausible, bare
 from .problems import Problems
+from .scanning import Scanning
 from .spelled import spelled
 
 Knowledge = Literal["oblivious", "transfer", "adaptive"]
@@ -374,6 +375,7 @@ class Recipe(Experiment):
         data: the data set, not loaded yet.
         model: the classifier.
         sanity: how interpreters are checked.
+        scan: how models are scanned for what their owner may have done to them.
         seeds: how many times every trained part is made, each time under other seeds.
         repeat: which of these times this is; the run directory of a recipe with ``seeds`` holds one of each further.
     """
@@ -381,6 +383,7 @@ class Recipe(Experiment):
     data: Any
     model: Model
     sanity: Sanity = field(default_factory=Sanity)
+    scan: Scanning = field(default_factory=Scanning)
     seeds: int = 1
     repeat: int = 0
 
@@ -423,8 +426,8 @@ class Recipe(Experiment):
 
 
 def decisive(source: dict[str, Any]) -> dict[str, Any]:
-    """What of a resolved recipe decides a matrix: no description, no sanity checks; own code by content, not place."""
-    kept = {key: value for key, value in source.items() if key not in ("name", "about", "sanity")}
+    """What of a resolved recipe decides a matrix: no description, sanity checks or scans; own code by content."""
+    kept = {key: value for key, value in source.items() if key not in ("name", "about", "sanity", "scan")}
     for key in ("model", "data"):
         entry = kept.get(key)
         if isinstance(entry, dict) and entry.get("sha256") is not None:

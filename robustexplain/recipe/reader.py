@@ -30,6 +30,7 @@ from .experiment import Evaluation, Recipe, Row, Sanity
 from .overrides import changed
 from .problems import Problems
 from .rows import Rows
+from .scanners import scanning_of
 from .yaml_file import load
 
 
@@ -101,7 +102,7 @@ def find(path: str | Path) -> Path:
 _NAME = re.compile(r"\w[\w .-]*")
 _TOP = {
     *("name", "about", "seed", "seeds", "repeat", "data", "model", "interpreters", "manipulations", "defenses"),
-    *("attacks", "metrics", "evaluation", "sanity", "audit"),
+    *("attacks", "metrics", "evaluation", "sanity", "scan", "audit"),
 }
 
 
@@ -121,6 +122,7 @@ def check(tree: Any) -> Recipe:
     model = problems.run(lambda: entries.model(tree.get("model")))
     evaluation = problems.run(lambda: make(Evaluation, tree.get("evaluation") or {}, "evaluation"))
     sanity = problems.run(lambda: make(Sanity, tree.get("sanity") or {}, "sanity"))
+    scan = problems.run(lambda: scanning_of(tree.get("scan"), "scan"))
     audit = problems.run(lambda: Auditing.from_entry(tree.get("audit"), "audit"))
     reader = Rows(problems)
     reader.read("interpreter", _listed(tree, "interpreters"), "interpreters")
@@ -151,7 +153,8 @@ def check(tree: Any) -> Recipe:
     return Recipe(
         name=name, about=about, seed=seed, data=data, model=model, columns=tuple(flat),
         rows=tuple(_repeated(_calibrated_on(row, evaluation.harmless), repeat) for row in reader.made),
-        metrics=measured, evaluation=evaluation, sanity=sanity, audit=audit, source=tree, seeds=seeds, repeat=repeat,
+        metrics=measured, evaluation=evaluation, sanity=sanity, scan=scan, audit=audit, source=tree, seeds=seeds,
+        repeat=repeat,
     )  # fmt: skip
 
 

@@ -45,6 +45,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "square": {"max_queries": 12},
     "nes": {"max_queries": 28, "samples": 6, "sigma": 0.1},
     "spsa": {"max_queries": 28, "samples": 6, "sigma": 0.1},
+    "row-search": {"directions": 4},
+    "column-switch": {"tries": 20},
     "evolution": {"population": 5, "steps": 4, "sigma": 0.01},
     "substitute": {"craft": PGD(EPS, 3, 0.03), "rounds": 2, "training": Training(epochs=1, batch_size=8)},
 }

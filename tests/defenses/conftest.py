@@ -30,6 +30,7 @@ from robustexplain.defenses import (
     EnsembleAdversarialTraining,
     FeatureDenoising,
     FeatureSqueezing,
+    FinePruning,
     ForgeryTraining,
     GradientAlignment,
     ImageAlignment,
@@ -100,6 +101,7 @@ CHEAP: dict[str, Defense] = {
     "distillation": DefensiveDistillation(training=BRIEF),
     "ensemble-at": EnsembleAdversarialTraining(("small-cnn",), BRIEF, training=BRIEF),
     "feature-denoising": FeatureDenoising(attack=PGD(EPS, 2, 0.05), training=BRIEF),
+    "fine-pruning": FinePruning(training=BRIEF),
     "feature-squeezing": FeatureSqueezing(("median-2", "bit-depth-3")),
     "forgery-detector": ForgeryTraining(
         attack=MapPGD(EPS, steps=4), rounds=1, training=Training(epochs=1, batch_size=20)

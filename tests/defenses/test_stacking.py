@@ -42,8 +42,18 @@ ALL_PAIRS = {
 """Those that are stacked on one another in every order; each other one meets one of each layer."""
 OF_EACH_LAYER = {"pgd-at", "input-transform", "beta-smoothing", "feature-squeezing"}
 AS_ANOTHER = {
-    *("metfa", "sparsified-smoothgrad", "cure", "distillation", "ensemble-at", "int", "retrained", "trades"),
-    *("adv2-at", "asgt", "atex", "attribution-regularisers", "infodrop", "saliency-guided"),
+    *(
+        "metfa",
+        "sparsified-smoothgrad",
+        "cure",
+        "distillation",
+        "ensemble-at",
+        "int",
+        "retrained",
+        "trades",
+        "fine-pruning",
+    ),
+    *("fine-pruning", "adv2-at", "asgt", "atex", "attribution-regularisers", "infodrop", "saliency-guided"),
     *("aga", "art", "input-gradient-penalty", "rar", "smooth-curvature", "ssr"),
     *("attribute-steered", "interpreter-disagreement", "magnet", "out-of-distribution", "region-voting-margin"),
     *("safetynet", "saliency-cnn", "shap-signatures"),

@@ -47,7 +47,7 @@ from robustexplain.errors import (
     RunMismatchError,
     UnknownNameError,
 )
-from robustexplain.interpreters import CAM, LIME, LRP, GradCAM, Gradient, Interpreter
+from robustexplain.interpreters import CAM, LRP, GradCAM, Gradient, Interpreter, Occlusion
 from robustexplain.interpreters.module import ExplainingModel
 from robustexplain.metrics import SSIM, FooledTopK, LocationCorrelation, SignCorrelation
 from robustexplain.objectives import FadeTopK
@@ -666,8 +666,8 @@ def test_a_budget_that_nothing_respects_leaves_the_honest_weights_and_says_so(
 
 
 def test_maps_without_a_gradient_are_refused(trained: models.Classifier, samples: Samples) -> None:
-    with pytest.raises(NotDifferentiableError, match="LIME has none; aim it at one of"):
-        LocationFooling()(rx.System(trained, LIME(trained)), samples)
+    with pytest.raises(NotDifferentiableError, match="Occlusion has none; aim it at one of"):
+        LocationFooling()(rx.System(trained, Occlusion(trained)), samples)
 
 
 def test_bad_settings_are_refused_at_the_door(trained: models.Classifier, samples: Samples) -> None:

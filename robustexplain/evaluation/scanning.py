@@ -1,0 +1,263 @@
+"""Scans of honest, manipulated and repaired models of one recipe: resumable, a file a model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import traceback
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import data as data_sets
+from .. import files
+from ..defenses.manipulated import agreement, p_values
+from ..door import answer
+from ..errors import InputError, UnsupportedModelError
+from ..recipe import check_data
+from ..recipe.experiment import Recipe, Row
+from ..system import System
+from ..training import Session
+from .growing import claim
+from .origins import Origins
+from .prepared import Builder
+from .seeds import again
+from .statistics import Estimate, separation
+from .store import RunFolder, slug
+
+TABLE = "scans.csv"
+GRID = 7
+"""Cells a side on which maps are compared with the honest ones."""
+
+
+def run_scans(recipe: Recipe, out: str | Path, session: Session) -> int:
+    """Scan, or go on scanning, the models of a recipe; the number of scans that failed.
+
+    Scanned are interpreters' rows (honest), manipulated rows, and defenses of these that change the model (repairs).
+    Everything is trained ``scan.models`` times, under other seeds. Scanners that compare with a trusted model get an
+    honest one of one seed more.
+
+    Args:
+        recipe: its data, model, rows and ``scan`` section count; attacks do not.
+        out: the run directory, the same as for ``robustexplain run``, or a new one.
+        session: accelerator and progress.
+
+    Raises:
+        InputError: no scanners; a classifier that is not trained here, of which there is but one.
+        RunBusyError: another process writes ``out``.
+    """
+    if not recipe.scan.scanners:
+        raise InputError("scan.scanners: at least one is needed; see robustexplain list scanners")
+    if recipe.model.train is None and recipe.scan.models > 1:
+        raise InputError("scan.models: the recipe trains no model (model.train), so there is only one of it")
+    folder, data = RunFolder(Path(out)), check_data(recipe)
+    with folder.held(session.accelerator.is_main_process):
+        claim(recipe.named(data.features), folder, data, data.digest, session)
+        session.folder, session.sets_aside = folder.training, True
+        failed = Scans(recipe, data, folder, session).run()
+        if session.accelerator.is_main_process:
+            files.write_text(folder.root / TABLE, as_csv(read_results(recipe, folder)))
+        session.accelerator.wait_for_everyone()
+    return failed
+
+
+def scanned(recipe: Recipe) -> list[Row]:
+    """The rows that are scanned."""
+    return [
+        row
+        for row in recipe.rows
+        if row.kind != "defense" or (recipe.manipulated(row) and getattr(row.settings, "layer", None) == "model")
+    ]
+
+
+class Scans:
+    """The scans of a run.
+
+    Args:
+        recipe: the experiment.
+        data: the data set.
+        folder: the run directory.
+        session: accelerator, checkpoints, progress.
+    """
+
+    def __init__(self, recipe: Recipe, data: data_sets.Data, folder: RunFolder, session: Session) -> None:
+        self.recipe, self.data, self.folder, self.session = recipe, data, folder, session
+
+    def run(self) -> int:
+        """Scan what is not scanned yet; the number of scans that failed."""
+        models = self.recipe.scan.models
+        with self.session.progress.task("scans of models", models * len(scanned(self.recipe))) as advance:
+            failed = 0
+            for number in range(models):
+                builder = _Late(self, number)
+                for row in scanned(builder.recipe):
+                    failed += self._row(builder, row)
+                    advance(1)
+        return failed
+
+    def _row(self, late: _Late, row: Row) -> int:
+        path = place(self.folder, row.label, late.number)
+        made_of = self._made_of(late, row)
+        if path.is_file():
+            known = self.folder.read_part(path)
+            if known["made_of"] == made_of and not any("error" in s for s in known["scans"].values()):
+                return 0
+        content = {"row": row.label, "check": str(late.number), "made_of": made_of, **self._scanned(late, row)}
+        if self.session.accelerator.is_main_process:
+            self.folder.write_part(path, content)
+        self.session.accelerator.wait_for_everyone()
+        return sum("error" in found for found in content["scans"].values())
+
+    def _made_of(self, late: _Late, row: Row) -> str:
+        scan = self.recipe.scan
+        return files.digest([Origins(late.recipe).row(row.label), repr(scan.scanners), scan.probe, scan.models])
+
+    def _scanned(self, late: _Late, row: Row) -> dict[str, Any]:
+        scanners = self.recipe.scan.scanners
+        try:
+            system, honest = late.system(row), late.system(late.recipe.row(row.root))
+        except Exception:
+            # If one row cannot be made, the others still are.
+            error = {"error": traceback.format_exc()}
+            return {"accuracy": None, "agreement": None, "scans": dict.fromkeys(scanners, error)}
+        test = data_sets.take(self.data.test, min(self.recipe.scan.probe, len(self.data.test)))
+        x, y = (part.to(self.session.device) for part in data_sets.stack(test))
+        scans = {label: self._one(scanner, system, row) for label, scanner in scanners.items()}
+        return {"accuracy": accuracy(system, x, y), "agreement": likeness(system, honest, x), "scans": scans}
+
+    def _one(self, scanner: Any, system: System, row: Row) -> dict[str, Any]:
+        part = self.data.defense if len(self.data.defense) else self.data.train
+        try:
+            reference = (
+                self._reference.system(self._reference.recipe.row(row.root)) if scanner.needs_reference else None
+            )
+            found = scanner(system, part, reference)
+        except UnsupportedModelError as error:
+            return {"unsupported": str(error)}
+        except Exception:
+            return {"error": traceback.format_exc()}
+        return {"score": found.score, "figures": found.figures}
+
+    @cached_property
+    def _reference(self) -> _Late:
+        """An honest model that has nothing to do with those scanned."""
+        return _Late(self, self.recipe.scan.models)
+
+
+class _Late:
+    """The systems of one seed, trained when the first of them is asked for."""
+
+    def __init__(self, scans: Scans, number: int) -> None:
+        self.number, self.scans = number, scans
+        recipe = again(scans.recipe, number) if number else scans.recipe
+        self.recipe: Recipe = recipe.named(scans.data.features)
+
+    @cached_property
+    def builder(self) -> Builder:
+        """Makes them; the first model is that of ``robustexplain run``."""
+        session = self.scans.session
+        return Builder(self.recipe, self.scans.data, session.inside(f"scan-{self.number}") if self.number else session)
+
+    def system(self, row: Row) -> System:
+        """The system of a row."""
+        return self.builder.system(row)
+
+
+def place(folder: RunFolder, row: str, number: int) -> Path:
+    """The JSON file of the scans of a row's model of one seed."""
+    return folder.root / "scans" / f"{slug(row)}--{number}.json"
+
+
+@torch.no_grad()
+def accuracy(system: System, x: Tensor, y: Tensor) -> float:
+    """Share of ``x`` that the system gets right."""
+    return float((answer(system.model, x).argmax(1) == y).float().mean())
+
+
+@torch.no_grad()
+def likeness(system: System, honest: System, x: Tensor) -> float:
+    """Mean agreement of the system's maps with the honest ones of the same class."""
+    seen = system.interpreter.explain(x)
+    return float(agreement(seen.maps, honest.interpreter.explain(x, seen.logits.argmax(1)).maps, GRID).mean())
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a scanner finds of the models of one row.
+
+    Args:
+        row: label.
+        scanner: label.
+        models: how many were scanned.
+        accuracy: their mean accuracy.
+        agreement: mean agreement of their maps with the honest ones.
+        auc: of their scores against the honest models'; ``None`` for an honest row.
+        detected: share whose p-value reaches the alarm; of an honest row, each against the others.
+    """
+
+    row: str
+    scanner: str
+    models: int
+    accuracy: float
+    agreement: float
+    auc: Estimate | None
+    detected: float
+
+
+def read_results(recipe: Recipe, folder: RunFolder) -> list[Finding]:
+    """What the stored scans say, in the recipe's order; rows whose models were not all scanned have fewer."""
+    found = []
+    for row in scanned(recipe):
+        parts = [_read(folder, row.label, number) for number in range(recipe.scan.models)]
+        honest = [_read(folder, row.root, number) for number in range(recipe.scan.models)]
+        for label in recipe.scan.scanners:
+            scores, level = _scores(parts, label), _scores(honest, label)
+            if not len(scores) or not len(level):
+                continue
+            some = [p for p in parts if p is not None and "score" in p["scans"].get(label, {})]
+            accuracies, agreements = (
+                float(torch.tensor([p[key] for p in some]).mean()) for key in ("accuracy", "agreement")
+            )
+            area = separation(level, scores) if row.derived else None
+            if row.derived:
+                values = p_values(level, scores)
+            else:
+                values = torch.cat([p_values(_without(level, i), level[i : i + 1]) for i in range(len(level))])
+            share = float((values <= recipe.scan.alarm).double().mean())
+            found.append(Finding(row.label, label, len(scores), accuracies, agreements, area, share))
+    return found
+
+
+def _without(values: Tensor, i: int) -> Tensor:
+    # A single honest model has no others: it is set against itself, which raises no alarm.
+    return torch.cat([values[:i], values[i + 1 :]]) if len(values) > 1 else values
+
+
+def _read(folder: RunFolder, row: str, number: int) -> dict[str, Any] | None:
+    path = place(folder, row, number)
+    return folder.read_part(path) if path.is_file() else None
+
+
+def _scores(parts: list[dict[str, Any] | None], scanner: str) -> Tensor:
+    found = [part["scans"].get(scanner, {}).get("score") for part in parts if part is not None]
+    return torch.tensor([score for score in found if score is not None], dtype=torch.float64)
+
+
+HEAD = ("row", "scanner", "models", "accuracy", "agreement_with_honest", "auc", "auc_low", "auc_high", "detected")
+
+
+def as_csv(findings: list[Finding]) -> str:
+    """A line a row and scanner."""
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow(HEAD)
+    for f in findings:
+        area = ["", "", ""] if f.auc is None else [f"{v:.6g}" for v in (f.auc.value, f.auc.low, f.auc.high)]
+        out.writerow(
+            [f.row, f.scanner, f.models, f"{f.accuracy:.6g}", f"{f.agreement:.6g}", *area, f"{f.detected:.6g}"]
+        )
+    return text.getvalue()
