@@ -12,7 +12,7 @@ from .detection import (
     XEnsemble,
     XEnsembleDetector,
 )
-from .inputs import InputTransform
+from .inputs import GuidedDenoiser, InputTransform, MagNetReformer, RandomResizing, RegionVoting
 from .interpreters.aggregated import AggregatedInterpreter
 from .interpreters.aid import AID, ConsistentAID
 from .interpreters.ava import AVA
@@ -77,15 +77,19 @@ __all__ = [
     "FeatureSqueezingDetector",
     "FineTuned",
     "GradientAlignment",
+    "GuidedDenoiser",
     "ImageAlignment",
     "InfoDrop",
     "InputGradientPenalty",
     "InputTransform",
     "InterpretabilityTraining",
     "KernelSmoothing",
+    "MagNetReformer",
     "MeTFADefense",
     "ModelDefense",
+    "RandomResizing",
     "RankThickness",
+    "RegionVoting",
     "Replaced",
     "Retrained",
     "Revealing",
