@@ -50,12 +50,14 @@ from .models import (
     SmoothSurface,
     Woods,
 )
+from .tables import KNNCAD
 
 __all__ = [
     "AID",
     "ATEX",
     "AVA",
     "CURE",
+    "KNNCAD",
     "TRADES",
     "ADV2Training",
     "AdversarialSaliencyGuided",

@@ -97,8 +97,8 @@ class DenoisingUNet(Reformer):
         self.down = nn.ModuleList([_block(i, o) for i, o in zip([channels, *widths], widths, strict=False)])
         self.up = nn.ModuleList([_block(i + o, o) for i, o in zip(widths[:0:-1], widths[-2::-1], strict=True)])
         self.draw = nn.Conv2d(width, channels, 1)
-        nn.init.zeros_(self.draw.weight)
-        nn.init.zeros_(self.draw.bias)
+        for parameter in self.draw.parameters():
+            nn.init.zeros_(parameter)
         self.spec = ModelSpec(self.name, {"channels": channels, "width": width, "levels": levels})
 
     def forward(self, x: Tensor) -> Tensor:

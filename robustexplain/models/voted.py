@@ -137,7 +137,8 @@ def drawn(name: str) -> Transform:
         InputError: no such name, or one that is not random.
     """
     made = transform(name)
-    if not made.random or getattr(made, "seed", 0):
+    seed: int = getattr(made, "seed", 0)
+    if not made.random or seed:
         raise InputError(f"a random transform without a seed is needed, such as 'resize-pad-3', got {name!r}")
     return made
 

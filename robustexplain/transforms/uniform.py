@@ -20,7 +20,7 @@ class RandomPoint(Transform):
     Drawn from each sample's own stream. One draw; they take the vote of a thousand.
 
     Args:
-        radius: largest change of a pixel, from 0.0001 to 1.
+        radius: largest change of a pixel, 0 or from 0.0001 to 1.
         seed: of the draws.
     """
 
@@ -30,8 +30,8 @@ class RandomPoint(Transform):
     def __init__(self, radius: float, seed: int = 0) -> None:
         super().__init__(f"uniform-noise-{radius:g}" + (f"-{seed}" if seed else ""))
         # A smaller one would be written with an exponent, which no name has.
-        if not 1e-4 <= radius <= 1:
-            raise FieldError("RandomPoint", "radius", f"must be from 0.0001 to 1, got {radius!r}")
+        if radius != 0 and not 1e-4 <= radius <= 1:
+            raise FieldError("RandomPoint", "radius", f"must be 0, or from 0.0001 to 1, got {radius!r}")
         within("RandomPoint", "seed", seed, 0, 2**63 - 1)
         self.radius, self.seed = float(f"{radius:g}"), seed
 
