@@ -187,7 +187,7 @@ class Scaffolding(Manipulation):
 def kept_by(
     guard: NeighbourGuard, rule: FeatureRule, rows: Rows, labels: Labels, mean: Tensor, std: Tensor
 ) -> tuple[Rows, Labels]:
-    """The real rows, and of the imitated ones those that a guard keeps under the innocent rule's answers.
+    """The real rows, and as many imitated ones as before: those that a guard keeps under the innocent rule's answers.
 
     Args:
         guard: with the biased model's answers to real rows; where it keeps almost none, the best-scored ones count.
@@ -200,7 +200,9 @@ def kept_by(
     made = np.flatnonzero(labels == 0)
     own = torch.from_numpy(rows[made]) * std.cpu() + mean.cpu()
     scores = guard.scores(own.double().numpy(), model_outputs(rule, own).argmax(1).numpy())
-    chosen = np.sort(np.concatenate([np.flatnonzero(labels == 1), made[best(scores, guard.keep, guard.fewest)]]))
+    # Repeated, so that a forest does not overlook the few that are left.
+    again = np.resize(made[best(scores, guard.keep, guard.fewest)], len(made))
+    chosen = np.concatenate([np.flatnonzero(labels == 1), again])
     return rows[chosen], labels[chosen]
 
 

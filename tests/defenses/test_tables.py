@@ -19,6 +19,7 @@ from robustexplain.defenses.tables import query_gap
 from robustexplain.errors import InputError, UnsupportedModelError
 from robustexplain.interpreters import Gradient, LIMETabular, Reference, SHAPTabular
 from robustexplain.interpreters.tabular.guard import NeighbourGuard
+from robustexplain.interpreters.tabular.shap import shap_background
 from robustexplain.models import FeatureRule
 
 SENSITIVE, INNOCENT = 0, 1
@@ -34,15 +35,15 @@ def table(number: int, seed: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def data() -> TensorDataset:
-    x = table(400, 1)
+    x = table(300, 1)
     return TensorDataset(x, (x[:, SENSITIVE] > 0.5).long())
 
 
 def explained(model: torch.nn.Module, how: str, data: TensorDataset) -> rx.System:
     rows = data.tensors[0]
     if how == "lime":
-        return rx.System(model, LIMETabular(model, Reference(rows), samples=400))
-    return rx.System(model, SHAPTabular(model, Reference(rows[:10]), of="label"))
+        return rx.System(model, LIMETabular(model, Reference(rows), samples=200))
+    return rx.System(model, SHAPTabular(model, shap_background(data, "kmeans", 10, 0), of="label"))
 
 
 def biased() -> FeatureRule:
@@ -77,9 +78,9 @@ def test_the_score_is_that_of_the_slow_formula_for_any_number_of_classes(distanc
 def test_the_sensitive_column_comes_back_from_behind_a_scaffold_that_does_not_know_of_the_guard(
     how: Any, data: TensorDataset, tmp_path: Path
 ) -> None:
-    x = table(12, 3)
+    x = table(10, 3)
     honest = explained(biased(), how, data)
-    attack = Scaffolding(sensitive=SENSITIVE, innocent=(INNOCENT,), against=how, background="sample", trees=30,
+    attack = Scaffolding(sensitive=SENSITIVE, innocent=(INNOCENT,), against=how, trees=30,
                          draws=3000, whole=True)  # fmt: skip
     hidden = attack(honest, data)
     keep = replace(KNNCAD(), k=10)
@@ -112,7 +113,7 @@ def test_what_has_no_made_up_rows_is_refused(data: TensorDataset) -> None:
     once = KNNCAD()(explained(model, "lime", data), data)
     with pytest.raises(UnsupportedModelError, match="has a guard of its rows already"):
         KNNCAD()(once, data)
-    with pytest.raises(InputError, match="needs 16 rows, got 400|needs 401 rows"):
-        KNNCAD(k=400)(explained(model, "lime", data), data)
+    with pytest.raises(InputError, match="needs 301 rows"):
+        KNNCAD(k=300)(explained(model, "lime", data), data)
     with pytest.raises(InputError, match="about no row but the explained ones"):
         query_gap(rx.System(model, Gradient(model)), data, table(2, 6))
