@@ -71,12 +71,16 @@ class Adaptation:
 def draws_for(system: System) -> int:
     """Over how many draws of a system an adversary averages who does not know its seed; 1 where nothing is random.
 
-    :data:`DRAWS`; fewer where a map is made of several draws itself, but never the deployed ones alone: two at least.
+    :data:`DRAWS`; fewer where a map, or the model's answer, is made of several draws itself, but never the deployed
+    ones alone: two at least.
     """
     if not system.random:
         return 1
-    if is_random(system.model) or is_random(system.detector):
+    if is_random(system.detector):
         return DRAWS
+    if is_random(system.model):
+        # A model that answers by many draws averages them itself.
+        return max(2, -(-DRAWS // max(getattr(part, "averaged", 1) for part in system.model.modules())))
     return max(2, -(-DRAWS // system.interpreter.averaged))
 
 

@@ -23,8 +23,8 @@ from .detection import (
     MLLOODetector,
     OutOfDistribution,
     OutOfDistributionDetector,
-    RegionVoting,
-    RegionVotingDetector,
+    RegionMargin,
+    RegionMarginDetector,
     SafetyNet,
     SafetyNetDetector,
     SaliencyCNN,
@@ -34,7 +34,7 @@ from .detection import (
     XEnsemble,
     XEnsembleDetector,
 )
-from .inputs import InputTransform
+from .inputs import GuidedDenoiser, InputTransform, MagNetReformer, RandomResizing, RegionVoting
 from .interpreters.aggregated import AggregatedInterpreter
 from .interpreters.aid import AID, ConsistentAID
 from .interpreters.ava import AVA
@@ -81,12 +81,14 @@ from .models import (
     SmoothSurface,
     Woods,
 )
+from .tables import KNNCAD
 
 __all__ = [
     "AID",
     "ATEX",
     "AVA",
     "CURE",
+    "KNNCAD",
     "MLLOO",
     "TRADES",
     "ADV2Training",
@@ -115,6 +117,7 @@ __all__ = [
     "ForgeryTraining",
     "GradientAlignment",
     "GradientFreeDisagreement",
+    "GuidedDenoiser",
     "ImageAlignment",
     "InfoDrop",
     "InputGradientPenalty",
@@ -126,6 +129,7 @@ __all__ = [
     "MLLOODetector",
     "MagNet",
     "MagNetDetector",
+    "MagNetReformer",
     "MapConsistency",
     "MapConsistencyDetector",
     "MapTrigger",
@@ -135,9 +139,11 @@ __all__ = [
     "NeuralCleanse",
     "OutOfDistribution",
     "OutOfDistributionDetector",
+    "RandomResizing",
     "RankThickness",
+    "RegionMargin",
+    "RegionMarginDetector",
     "RegionVoting",
-    "RegionVotingDetector",
     "Replaced",
     "Retrained",
     "Revealing",

@@ -14,6 +14,7 @@ from robustexplain.errors import InputError
 from robustexplain.features import Feature, index_of
 from robustexplain.fields import Count, Fraction, Positive
 from robustexplain.interpreters import Interpreter
+from robustexplain.interpreters.tabular.guard import NeighbourGuard, best
 from robustexplain.interpreters.tabular.shap import shap_background
 from robustexplain.models import Estimator
 from robustexplain.models.rules import FeatureRule
@@ -59,6 +60,8 @@ class Scaffolding(Manipulation):
         depth: largest depth of a tree; ``None`` has no bound.
         min_split: rows that a node needs to be split.
         cut: the biased model answers where the probability of a real row is at least this.
+        guard_keep: adapt to KNN-CAD: of the imitated rows the detector learns only those that the guard would keep, at
+            this score and with its default settings, if the innocent rule answered them; ``None``: all of them.
         seed: of noise, draws and forest.
 
     Raises:
@@ -82,6 +85,7 @@ class Scaffolding(Manipulation):
     depth: Count | None = None
     min_split: Count = 2
     cut: Fraction = 0.5
+    guard_keep: Fraction | None = None
 
     changes: ClassVar[str] = "model"
     attacks: ClassVar[tuple[str, ...]] = ("lime-tabular", "shap-tabular")
@@ -110,10 +114,14 @@ class Scaffolding(Manipulation):
         assert data is not None  # checked before; for the type checker
         x, num_classes = self._rows(system, data)
         mean, std = standardisation(x)
-        detector = self._detector(*self.imitate(x, mean, std, data))
         innocent = [index_of(column, width=x.shape[1]) for column in self.innocent]
         limits = self.thresholds or tuple(float(mean[column]) for column in innocent)
         rule = FeatureRule(x.shape[1], innocent, limits, num_classes=num_classes)
+        rows, labels = self.imitate(x, mean, std, data)
+        if self.guard_keep is not None:
+            guard = NeighbourGuard(x.cpu(), model_outputs(system.model, x).argmax(1), self.guard_keep)
+            rows, labels = kept_by(guard, rule, rows, labels, mean, std)
+        detector = self._detector(rows, labels)
         scaffold = Scaffold(system.model, rule, detector, mean, std, self.cut).to(session.device).eval()
         interpreter, stale = replace(system.interpreter, model=scaffold), system.detector is not None
         return replace(system, model=scaffold, interpreter=interpreter, stale_detector=stale)
@@ -174,6 +182,28 @@ class Scaffolding(Manipulation):
             random_state=derive(self.seed, "forest") % 2**32,
         )
         return Estimator(forest.fit(rows[:, seen], labels), seen)
+
+
+def kept_by(
+    guard: NeighbourGuard, rule: FeatureRule, rows: Rows, labels: Labels, mean: Tensor, std: Tensor
+) -> tuple[Rows, Labels]:
+    """The real rows, and as many imitated ones as before: those that a guard keeps under the innocent rule's answers.
+
+    Args:
+        guard: with the biased model's answers to real rows; where it keeps almost none, the best-scored ones count.
+        rule: the innocent rule.
+        rows: standardised ``[M, D]``.
+        labels: whether they are real, ``[M]``.
+        mean: of the columns.
+        std: of the columns.
+    """
+    made = np.flatnonzero(labels == 0)
+    own = torch.from_numpy(rows[made]) * std.cpu() + mean.cpu()
+    scores = guard.scores(own.double().numpy(), model_outputs(rule, own).argmax(1).numpy())
+    # Repeated, so that a forest does not overlook the few that are left.
+    again = np.resize(made[best(scores, guard.keep, guard.fewest)], len(made))
+    chosen = np.concatenate([np.flatnonzero(labels == 1), again])
+    return rows[chosen], labels[chosen]
 
 
 class Quality(NamedTuple):

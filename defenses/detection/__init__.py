@@ -8,12 +8,12 @@ from .forest import Forest
 from .forgery_detector import ForgeryDetector, ForgeryTraining
 from .interpreter_disagreement import InterpreterDisagreement, InterpreterDisagreementDetector
 from .learned import FeatureNetwork
-from .magnet import Autoencoder, MagNet, MagNetDetector
+from .magnet import MagNet, MagNetDetector
 from .map_consistency import MapConsistency, MapConsistencyDetector
 from .map_network import MapNetwork
 from .ml_loo import MLLOO, MLLOODetector
 from .out_of_distribution import OutOfDistribution, OutOfDistributionDetector
-from .region_voting import RegionVoting, RegionVotingDetector
+from .region_margin import RegionMargin, RegionMarginDetector
 from .safetynet import SafetyNet, SafetyNetDetector
 from .saliency_cnn import SaliencyCNN, SaliencyCNNDetector, SaliencyNetwork
 from .shap_signatures import SHAPSignatures, SHAPSignaturesDetector
@@ -24,7 +24,6 @@ __all__ = [
     "AnyOf",
     "AttributeSteered",
     "AttributeSteeredDetector",
-    "Autoencoder",
     "Detector",
     "DetectorDefense",
     "FeatureNetwork",
@@ -43,8 +42,8 @@ __all__ = [
     "MapNetwork",
     "OutOfDistribution",
     "OutOfDistributionDetector",
-    "RegionVoting",
-    "RegionVotingDetector",
+    "RegionMargin",
+    "RegionMarginDetector",
     "SHAPSignatures",
     "SHAPSignaturesDetector",
     "SafetyNet",

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from typing_extensions import Self
@@ -16,44 +14,17 @@ from typing_extensions import Self
 from robustexplain.door import answer
 from robustexplain.errors import FieldError
 from robustexplain.fields import Count, NonNegative, Positive, check_fields
-from robustexplain.models import ModelSpec
-from robustexplain.registry import DEFENSES, DETECTORS, PARTS
+from robustexplain.models import AutoEncoder
+from robustexplain.registry import DEFENSES, DETECTORS
 from robustexplain.system import Explained, System
-from robustexplain.training import Session, Training, TrainingStep, fit
+from robustexplain.training import Session, Training, fit
 
+from ..inputs.magnet import ReconstructionLoss
+from ..inputs.placed import drawn_anew
 from .any_of import AnyOf
 from .base import Detector, DetectorDefense
 from .detector import fingerprints
-from .learned import images_only, refuse_misfit, seeded
-
-
-@PARTS.register("autoencoder")
-class Autoencoder(nn.Module):
-    """Images ``[B, C, H, W]`` to images of the same size, in ``[0, 1]``: convolutions of 3 pixels and sigmoids.
-
-    Args:
-        channels: of an image.
-        width: channels inside (the code: 3).
-        pooled: with an average pooling of 2 in the middle (the code's autoencoder I for MNIST; without it, II).
-    """
-
-    def __init__(self, channels: int, width: int = 3, pooled: bool = True) -> None:
-        super().__init__()
-        self.spec = ModelSpec("autoencoder", {"channels": channels, "width": width, "pooled": pooled})
-        self.pooled = pooled
-        sides = [channels, width, width, width, channels] if pooled else [channels, width, width, channels]
-        self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(sides))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The reconstruction."""
-        found = x
-        for index, layer in enumerate(self.layers):
-            found = layer(found).sigmoid()
-            if self.pooled and index == 0:
-                found = F.avg_pool2d(found, 2, ceil_mode=True)
-            elif self.pooled and index == 1:
-                found = F.interpolate(found, size=x.shape[-2:], mode="nearest")
-        return found
+from .learned import images_only, refuse_misfit
 
 
 @DETECTORS.register("magnet", paper="Meng and Chen 2017, section 4.2 and code")
@@ -71,7 +42,7 @@ class MagNetDetector(Detector):
     """
 
     model: nn.Module
-    autoencoder: Autoencoder
+    autoencoder: AutoEncoder
     by: Literal["error", "divergence"] = "error"
     p: Positive = 2.0
     temperature: Positive = 10.0
@@ -111,7 +82,7 @@ class MagNet(DetectorDefense):
 
     As in the code for MNIST: autoencoder I (with pooling) is judged by the squared error, II by the absolute one; the
     divergence is that of I. They ring together at the defense's rate of false alarms, where the code drops a share of
-    0.001 of the clean images by each. MagNet's reformer is no part of this.
+    0.001 of the clean images by each.
 
     Args:
         temperatures: of the divergence, a detector each; none: errors alone.
@@ -150,16 +121,10 @@ class MagNet(DetectorDefense):
         )
         return AnyOf((*by_error, *by_answer))
 
-    def _autoencoder(self, x: Tensor, y: Tensor, session: Session, *, pooled: bool) -> Autoencoder:
-        options = {"channels": x.shape[1], "width": self.width, "pooled": pooled}
-        made: Autoencoder = seeded(Autoencoder, options, self.seed)
-
-        def loss(module: nn.Module, images: Tensor, labels: Tensor, step: TrainingStep) -> Tensor:
-            # The loop has seeded the global random state for each micro batch.
-            noisy = (images + self.noise * torch.randn_like(images)).clamp(0, 1)
-            error: Tensor = (module(noisy) - images).square().flatten(1).mean(1)
-            return error
-
-        data, name = TensorDataset(x.cpu(), y.cpu()), "magnet-1" if pooled else "magnet-2"
-        fit(made, loss, data, self.training, name=name, seed=self.seed, session=session, identity=asdict(self))
+    def _autoencoder(self, x: Tensor, y: Tensor, session: Session, *, pooled: bool) -> AutoEncoder:
+        channels, name = x.shape[1], "magnet-1" if pooled else "magnet-2"
+        made = drawn_anew(lambda: AutoEncoder(channels, self.width, pooled=pooled), self.seed, x.device)
+        data = TensorDataset(x.cpu(), y.cpu())
+        fit(made, ReconstructionLoss(self.noise), data, self.training, name=name, seed=self.seed, session=session,
+            identity=asdict(self))  # fmt: skip
         return made.requires_grad_(False)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from robustexplain.interpreters import Interpreter, OfTransformed
+from robustexplain.interpreters import OfTransformed
 from robustexplain.models import with_transforms
 from robustexplain.registry import DEFENSES
 from robustexplain.system import System
@@ -14,6 +14,7 @@ from robustexplain.training import Samples, Session
 from robustexplain.transforms import transform, transforms
 
 from ..base import Defense, refuse
+from .placed import placed
 
 
 @DEFENSES.register("input-transform", paper="Guo et al. 2018; Xu et al. 2018; Xie et al. 2018")
@@ -46,18 +47,11 @@ class InputTransform(Defense):
         return root
 
     def _defend(self, system: System, data: Samples | None, session: Session) -> System:
-        refuse(
-            system.detector is not None,
-            "the system's detector watches the classifier without transforms: apply them before it",
-        )
         present = [t.name for t in getattr(system.model, "transforms", ())]
         again = next((name for name in map(self._seeded, self.transforms) if name in present), None)
         refuse(again is not None, f"{again!r} stands in front of the classifier already")
         model = with_transforms(system.model, [self._seeded(name) for name in self.transforms])
-        interpreter: Interpreter = system.interpreter.on_model(model)
-        if self.explained == "transformed":
-            interpreter = OfTransformed(model, interpreter)
-        return replace(system, model=model, interpreter=interpreter)
+        return placed(system, model, OfTransformed if self.explained == "transformed" else None)
 
     def _seeded(self, name: str) -> str:
         made = transform(name)

@@ -208,10 +208,17 @@ def _changes(model: nn.Module, images: Tensor, names: Sequence[str] | None) -> d
     return found
 
 
+def network_modules(model: nn.Module) -> dict[nn.Module, str]:
+    """The modules of a network by their names, without what stands in front of it and the parts of that."""
+    modules = dict(model.named_modules())
+    front = tuple(f"{name}." for name, module in modules.items() if getattr(module, "stands_in_front", False))
+    return {module: name for name, module in modules.items() if name and not f"{name}.".startswith(front)}
+
+
 @contextmanager
 def outputs_seen(model: nn.Module, keep: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
     """Within this block, ``keep(name, output)`` sees every module's output, and may replace it."""
-    names = {m: n for n, m in model.named_modules() if n and not getattr(m, "stands_in_front", False)}
+    names = network_modules(model)
 
     def hook(module: nn.Module, args: Any, output: Any) -> Tensor | None:
         return keep(names[module], output) if isinstance(output, Tensor) else None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..door import answer
 from ..errors import UnknownNameError, UnsupportedModelError
 from ..hidden import refuse_hidden
-from .blanking import Blanked, probe
+from .blanking import Blanked, network_modules, probe
 from .hooks import hooks as hooks
 
 
@@ -124,7 +124,7 @@ def _feature_maps(model: nn.Module, x: Tensor) -> tuple[list[_Captured], Tensor]
     """Every feature map of one forward pass in the order they were made, and the logits."""
     refuse_hidden(model, "feature maps are looked for in the outputs of layers")
     seen: list[_Captured] = []
-    names = {m: name for name, m in model.named_modules() if name and not getattr(m, "stands_in_front", False)}
+    names = network_modules(model)
     before: Tensor | None = None
 
     def record(module: nn.Module, args: Any, output: Any) -> None:

@@ -98,6 +98,13 @@ def rounded(x: Tensor) -> Tensor:
     return value
 
 
+def stepped(x: Tensor, value: Tensor) -> Tensor:
+    """``value``, which was computed from ``x`` outside of the graph, with the derivative by ``x`` that rounding has."""
+    switch = _map_switch.get() or _Switch(on=_straight.get())
+    found: Tensor = _Stepped.apply(x, value.detach(), switch)
+    return found
+
+
 class _Rounded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, switch: _Switch) -> Tensor:
@@ -108,6 +115,17 @@ class _Rounded(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         # The first derivative is computed with the map; the second, by an attack, later.
         return gradient if ctx.switch.on else torch.zeros_like(gradient), None
+
+
+class _Stepped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, switch: _Switch) -> Tensor:
+        ctx.switch = switch
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient if ctx.switch.on else torch.zeros_like(gradient), None, None
 
 
 class StraightThrough(nn.Module):

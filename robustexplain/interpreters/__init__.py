@@ -16,6 +16,7 @@ from .composed.kernel_smoothed import KernelSmoothed
 from .composed.map_bound import curvature, map_bound
 from .composed.metfa import MeTFA
 from .composed.neighbours import NeighbourMean
+from .composed.of_draws import OfDraws
 from .composed.of_transformed import OfTransformed
 from .composed.projected import Projected
 from .composed.sparsified import Sparsified
@@ -83,6 +84,7 @@ __all__ = [
     "MeTFA",
     "NeighbourMean",
     "Occlusion",
+    "OfDraws",
     "OfTransformed",
     "Projected",
     "RTSTraining",

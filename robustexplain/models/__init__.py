@@ -14,20 +14,27 @@ from .loading import build, load
 from .output import BinaryLogit, Output, adapted
 from .own import load_own
 from .rebuilding import describe, rebuild
+from .reformed import AutoEncoder, DenoisingUNet, Reformed, Reformer
 from .rules import FeatureRule
 from .tables import TableClassifier
 from .transformed import Transformed, with_transforms
+from .voted import Voted
 
 __all__ = [
+    "AutoEncoder",
     "BinaryLogit",
     "Classifier",
     "DenoisingBlock",
+    "DenoisingUNet",
     "Estimator",
     "FeatureRule",
     "ModelSpec",
     "Output",
+    "Reformed",
+    "Reformer",
     "TableClassifier",
     "Transformed",
+    "Voted",
     "adapted",
     "admit",
     "answer",

@@ -18,7 +18,9 @@ from .harmless_changes import (
 )
 from .jpeg import JPEG
 from .resize_pad import ResizePad
+from .smoothing import TotalVariation, Wavelet
 from .squeezing import BitDepth, Median, NonLocalMeans, Squeezing
+from .uniform import RandomPoint
 
 __all__ = [
     "JPEG",
@@ -31,13 +33,16 @@ __all__ = [
     "HarmlessChange",
     "Median",
     "NonLocalMeans",
+    "RandomPoint",
     "Resize",
     "ResizePad",
     "Rounding",
     "Shift",
     "Squeezing",
+    "TotalVariation",
     "Transform",
     "UniformNoise",
+    "Wavelet",
     "default_changes",
     "harmless_for",
     "one_of",

@@ -36,6 +36,8 @@ class Transform(nn.Module):
     """Whether it uses random draws, which :meth:`redrawn` changes."""
     rounds: ClassVar[bool] = False
     """Whether it rounds, so that its derivative is zero."""
+    moves: ClassVar[bool] = False
+    """Whether it moves pixels, so that a map of its output lies elsewhere than one of its input: :meth:`taken_back`."""
 
     stands_in_front: ClassVar[bool] = True
     """Its outputs are images, not features of a network."""
@@ -54,6 +56,10 @@ class Transform(nn.Module):
         with straight_through():
             transformed: Tensor = self(x)
         return transformed
+
+    def taken_back(self, maps: Tensor, x: Tensor) -> Tensor:
+        """Maps ``[B, H, W]`` of the transformed images of ``x``, in the coordinates of ``x``."""
+        return maps
 
     def redrawn(self, seed: int) -> Transform:
         """The transform with other random draws; itself where nothing is random."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class ResizePad(Transform):
 
     form: ClassVar[str] = "resize-pad-PIXELS[-SEED]"
     random: ClassVar[bool] = True
+    moves: ClassVar[bool] = True
 
     def __init__(self, pixels: int, seed: int = 0) -> None:
         super().__init__(f"resize-pad-{pixels}" + (f"-{seed}" if seed else ""))
@@ -44,27 +45,58 @@ class ResizePad(Transform):
         Raises:
             InputError: images with a side of ``pixels`` or less.
         """
+        rows, columns = self._placed(x)
+        index, inside = _places(rows.source, columns.source, x), _both(rows.inside, columns.inside)
+        seen = x.flatten(2).gather(2, index[:, None].expand(-1, x.shape[1], -1)).view_as(x)
+        return torch.where(inside[:, None], seen, GREY)
+
+    def taken_back(self, maps: Tensor, x: Tensor) -> Tensor:
+        """Maps of the transformed ``x``, read where each pixel of ``x`` is shown; what lies on grey is left out."""
+        rows, columns = self._placed(x)
+        index = _places(rows.shown, columns.shown, x)
+        return maps.flatten(1).gather(1, index).view_as(maps)
+
+    def _placed(self, x: Tensor) -> tuple[_Side, _Side]:
+        """Where the rows and the columns of each image go."""
         short = min(x.shape[-2:])
         if short <= self.pixels:
             raise InputError(f"images of {list(x.shape[-2:])} cannot shrink by up to {self.pixels} pixels")
         draws = Streams.of(x, self.seed, "resize-pad").uniform(x.new_empty(len(x), 3, dtype=torch.float64))
         share = (short - 1 - (draws[:, 0] * self.pixels).floor()) / short
-        rows, in_rows = _sources(x.shape[2], share, draws[:, 1])
-        columns, in_columns = _sources(x.shape[3], share, draws[:, 2])
-        index = (rows[:, :, None] * x.shape[3] + columns[:, None]).flatten(1)[:, None].expand(-1, x.shape[1], -1)
-        seen = x.flatten(2).gather(2, index).view_as(x)
-        return torch.where((in_rows[:, :, None] & in_columns[:, None])[:, None], seen, GREY)
+        return _side(x.shape[2], share, draws[:, 1]), _side(x.shape[3], share, draws[:, 2])
 
     def redrawn(self, seed: int) -> ResizePad:
         """The transform with sizes and positions of another seed."""
         return ResizePad(self.pixels, seed)
 
 
-def _sources(side: int, share: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
-    """For each new pixel along one side the index of the old one, and whether there is one, ``[B, side]``."""
+class _Side(NamedTuple):
+    """Where the pixels along one side go, ``[B, side]`` each."""
+
+    source: Tensor
+    """Of each new pixel the old one."""
+    inside: Tensor
+    """Whether there is one."""
+    shown: Tensor
+    """Of each old pixel the new one that shows its place."""
+
+
+def _side(side: int, share: Tensor, draw: Tensor) -> _Side:
     # A rounding error must not remove a pixel of a side whose exact size is whole.
     size = (side * share + 1e-6).floor().clamp(min=1)
     start = (draw * (side - size + 1)).floor().clamp(max=side - 1)
-    place = torch.arange(side, device=draw.device) - start[:, None]
+    pixels = torch.arange(side, device=draw.device)
+    place = pixels - start[:, None]
     source = (place * (side / size[:, None]) + 1e-6).floor().long()
-    return source.clamp(0, side - 1), (place >= 0) & (place < size[:, None])
+    # The new pixel that shows an old one, or for one that is left out the next to it.
+    shown = (pixels * (size[:, None] / side) - 1e-6).ceil().minimum(size[:, None] - 1) + start[:, None]
+    return _Side(source.clamp(0, side - 1), (place >= 0) & (place < size[:, None]), shown.long().clamp(0, side - 1))
+
+
+def _places(rows: Tensor, columns: Tensor, x: Tensor) -> Tensor:
+    """Indices into flattened images, ``[B, H W]``."""
+    return (rows[:, :, None] * x.shape[3] + columns[:, None]).flatten(1)
+
+
+def _both(rows: Tensor, columns: Tensor) -> Tensor:
+    return rows[:, :, None] & columns[:, None]

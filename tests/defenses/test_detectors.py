@@ -33,15 +33,15 @@ from robustexplain.defenses import (
     MapConsistency,
     MapConsistencyDetector,
     OutOfDistribution,
-    RegionVoting,
-    RegionVotingDetector,
+    RegionMargin,
+    RegionMarginDetector,
     SafetyNet,
     SaliencyCNN,
     SHAPSignatures,
     XEnsemble,
     XEnsembleDetector,
 )
-from robustexplain.defenses.detection import Autoencoder, Forest, MapNetwork
+from robustexplain.defenses.detection import Forest, MapNetwork
 from robustexplain.defenses.detection.directed import directed, plain
 from robustexplain.defenses.detection.learned import NamedAttack
 from robustexplain.defenses.detection.ml_loo import spreads
@@ -49,7 +49,7 @@ from robustexplain.defenses.detection.penultimate import penultimate
 from robustexplain.errors import FieldError, InputError, MissingDataError, NotDifferentiableError, ZeroDirectionWarning
 from robustexplain.interpreters import CAM, LIME, Gradient, InterpreterSpec
 from robustexplain.metrics import auc
-from robustexplain.models import Classifier
+from robustexplain.models import AutoEncoder, Classifier
 from robustexplain.registry import DEFENSES, INTERPRETERS, Entry
 from robustexplain.training import Session, Training
 from robustexplain.transforms import Brightness, Compression
@@ -72,7 +72,7 @@ CASES: dict[str, tuple[Defense, Attack, float]] = {
     "safetynet": (SafetyNet(LONG), LONG, 0.95),
     "shap-signatures": (SHAPSignatures(LONG, training=BRIEF), LONG, 0.95),
     "out-of-distribution": (OutOfDistribution(), LONG, 0.95),
-    "region-voting-margin": (RegionVoting(votes=20, step=0.05), DeepFool(), 0.85),
+    "region-voting-margin": (RegionMargin(votes=20, step=0.05), DeepFool(), 0.85),
 }
 
 
@@ -292,7 +292,7 @@ def test_disagreement_is_standardised_within_the_predicted_class(
 
 
 def test_magnets_scores_are_those_of_the_paper(trained: Classifier, judged: tuple[Tensor, Tensor]) -> None:
-    x, autoencoder = judged[0][:3], Autoencoder(1).eval()
+    x, autoencoder = judged[0][:3], AutoEncoder(1).eval()
     with torch.no_grad():
         again = autoencoder(x)
         p, q = ((trained(image) / 10).softmax(1).double().numpy() for image in (x, again))
@@ -306,7 +306,7 @@ def test_magnets_scores_are_those_of_the_paper(trained: Classifier, judged: tupl
         error = MagNetDetector(trained, autoencoder, p=power).score(x)
         torch.testing.assert_close(error, (x - again).abs().pow(power).mean((1, 2, 3)))
     assert again.shape == x.shape
-    assert Autoencoder(3)(torch.rand(1, 3, 15, 17)).shape == (1, 3, 15, 17)
+    assert AutoEncoder(3)(torch.rand(1, 3, 15, 17)).shape == (1, 3, 15, 17)
 
 
 def test_safetynets_score_is_scikit_learns_and_its_codes_are_counts(
@@ -341,10 +341,10 @@ def test_the_margin_is_one_less_the_lead_among_points_of_the_cube(
     trained: Classifier, judged: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, drawn = judged[0][:3], []
-    detector = RegionVotingDetector(trained, 0.4, 9)
+    detector = RegionMarginDetector(trained, 0.4, 9)
     trained.register_forward_hook(watch := lambda module, args, output: drawn.append((args[0], output.argmax(1))))
     score = detector.score(x)
-    monkeypatch.setattr("robustexplain.defenses.detection.region_voting.AT_ONCE", 6)
+    monkeypatch.setattr("robustexplain.defenses.detection.region_margin.AT_ONCE", 6)
     assert torch.equal(detector.score(x), score), "the score depends on how many points are looked at at once"
     trained._forward_hooks.clear()
     del watch
@@ -401,7 +401,7 @@ def test_a_stand_in_for_gradients_keeps_logits_and_nearly_the_maps(
         (lambda: MLLOO(patch=0), r"MLLOO\.patch must be at least 1, got 0"),
         (lambda: InterpreterDisagreement(("cam",)), r"InterpreterDisagreement\.members must be two or more, got 1"),
         (lambda: MagNet((0.0,)), r"MagNet\.temperatures must be above 0, got \(0\.0,\)"),
-        (lambda: RegionVoting(step=0.0), r"RegionVoting\.step must be above 0"),
+        (lambda: RegionMargin(step=0.0), r"RegionMargin\.step must be above 0"),
         (lambda: AttributeSteered(0.0), r"AttributeSteered\.share must be above 0"),
         (lambda: OutOfDistribution("odin"), r"OutOfDistribution\.by must be one of 'energy'"),  # type: ignore[arg-type]
         (lambda: ForgeryTraining(rounds=0), r"ForgeryTraining\.rounds"),
@@ -434,7 +434,7 @@ def test_a_detector_of_images_refuses_rows(few: Dataset[Any]) -> None:
     rows = torch.utils.data.TensorDataset(torch.rand(40, 6), torch.arange(40) % 2)
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
     system = rx.System(model, Gradient(model))
-    for defense in (MLLOO(LONG), SaliencyCNN(attack=LONG), MagNet(), RegionVoting(), AttributeSteered()):
+    for defense in (MLLOO(LONG), SaliencyCNN(attack=LONG), MagNet(), RegionMargin(), AttributeSteered()):
         assert defense.misfit((6,)) == f"{defense.name} watches images [C, H, W]; a sample has shape [6]"
         assert defense.misfit((1, 8, 8)) is None
         with pytest.raises(InputError, match="watches images"):

@@ -23,7 +23,7 @@ from robustexplain.defenses import Aggregate
 from robustexplain.errors import InputError, UnsupportedModelError
 from robustexplain.interpreters import CAM, RTS, GradCAM, Gradient, Interpreter, MaskingModel, Smoothed
 from robustexplain.interpreters.base import accepted_kinds
-from robustexplain.models import Transformed
+from robustexplain.models import Transformed, Voted
 from robustexplain.registry import INTERPRETERS
 
 Make = Callable[[nn.Module, Tensor], Interpreter]
@@ -53,6 +53,12 @@ def of_median(model: nn.Module, make: Callable[[nn.Module], Interpreter]) -> Int
     return interpreters.OfTransformed(front, make(front))
 
 
+def of_draws(model: nn.Module, make: Callable[[nn.Module], Interpreter]) -> Interpreter:
+    """Of two points that are the image itself."""
+    voted = Voted(model, "uniform-noise-0", 2)
+    return interpreters.OfDraws(voted, make(voted))
+
+
 MAKE: dict[str, Make] = {
     "integrated-gradients": lambda model, x: interpreters.IntegratedGradients(model, steps=5, batch_size=10),
     "expected-gradients": lambda model, x: interpreters.ExpectedGradients(model, background(x), samples=6),
@@ -62,6 +68,7 @@ MAKE: dict[str, Make] = {
     "rts": lambda model, x: RTS(model, masker(model, x)),
     "smoothed": lambda model, x: Smoothed(model, GradCAM(model), Softplus(5.0)),
     "of-transformed": lambda model, x: of_median(model, GradCAM),
+    "of-draws": lambda model, x: of_draws(model, GradCAM),
     "projected": lambda model, x: projected(Gradient(model), x),
     "aggregate": lambda model, x: Aggregate(model, (Gradient(model), GradCAM(model))),
     "certified": lambda model, x: interpreters.Certified(
@@ -93,6 +100,7 @@ SMOOTH: dict[str, Make] = {
     "guided-gradcam": lambda model, x: interpreters.GuidedGradCAM(model, relu=False),
     "smoothed": lambda model, x: Smoothed(model, Gradient(model, channels="sum"), Softplus(3.0)),
     "of-transformed": lambda model, x: of_median(model, lambda m: Gradient(m, channels="sum")),
+    "of-draws": lambda model, x: of_draws(model, lambda m: Gradient(m, channels="sum")),
     "projected": lambda model, x: projected(interpreters.SmoothGrad(model, samples=3, channels="sum"), x),
     "aggregate": lambda model, x: Aggregate(model, (CAM(model), GradCAM(model, relu=False)), rescale="minmax"),
     "kernel-smoothed": lambda model, x: interpreters.KernelSmoothed(model, Gradient(model, channels="sum"), samples=3),
@@ -109,6 +117,7 @@ PASSES = {
     "smoothgrad": 2,
     "vargrad": 2,
     "smoothed": 2,
+    "of-draws": 4,
     "aggregate": 2,
     "certified": 2,
     "sparsified": 2,

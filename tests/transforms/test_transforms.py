@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from robustexplain.autograd.straight_through import rounded, straight_maps, straight_through
-from robustexplain.errors import FieldError, InputError
+from robustexplain.errors import FieldError, InputError, MissingDataError
 from robustexplain.interpreters import Gradient
 from robustexplain.models import Classifier, with_transforms
 from robustexplain.random_streams import Streams
@@ -53,7 +54,10 @@ def test_jpeg_is_that_of_a_real_encoder(name: str, height: int, width: int, qual
     assert np.abs(image - real).mean() > 1, "nothing was lost: the test shows nothing"
 
 
-NAMES = ("jpeg-40", "resize-pad-4", "resize-pad-4-7", "bit-depth-3", "median-2", "nl-means-5-3-4")
+NAMES = (
+    *("jpeg-40", "resize-pad-4", "resize-pad-4-7", "bit-depth-3", "median-2", "nl-means-5-3-4"),
+    *("uniform-noise-0.1", "uniform-noise-0.25-7", "tv-0.1", "wavelet-0.2"),
+)
 """At least one name of each registered transform."""
 
 
@@ -95,6 +99,37 @@ def test_images_shrink_and_lie_anywhere_on_grey_as_each_sample_draws() -> None:
     assert len(corners) > 6
     assert torch.equal(change.redrawn(2)(x), found)
     assert not torch.equal(change.redrawn(3)(x), found)
+
+
+def test_a_map_behind_resizing_comes_back_to_where_the_image_shows_it() -> None:
+    x = torch.rand(30, 1, 12, 14, generator=torch.Generator().manual_seed(8))
+    change = ResizePad(4, seed=3)
+    made = change(x)
+    # A map that is the transformed image itself: of a place that is shown it must hold that place's pixel.
+    back = change.taken_back(made[:, 0], x)[:, None]
+    shown = (back == x).flatten(1).float().mean(1)
+    assert float(shown.min()) > 0.4
+    assert float((made == x).float().mean()) < 0.5 * float(shown.mean()), "without taking back it would hold as well"
+    assert not bool((back == 0.5).any()), "grey is nowhere in the image"
+
+
+def test_smoothing_is_that_of_scikit_image_and_counts_as_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    from skimage.restoration import denoise_tv_chambolle, denoise_wavelet
+
+    x = torch.rand(2, 3, 12, 13, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    for name, oracle in (
+        ("tv-0.1", lambda image: denoise_tv_chambolle(image, weight=0.1, channel_axis=-1)),
+        ("wavelet-0.2", lambda image: denoise_wavelet(image, sigma=0.2, channel_axis=-1)),
+    ):
+        change = transform(name)
+        expected = np.stack([oracle(image) for image in x.permute(0, 2, 3, 1).numpy()]).clip(0, 1)
+        torch.testing.assert_close(change(x).permute(0, 2, 3, 1), torch.from_numpy(expected))
+        leaf = x.clone().requires_grad_()
+        assert not torch.autograd.grad(change(leaf).sum(), leaf)[0].any()
+        assert bool((torch.autograd.grad(change.straight(leaf).sum(), leaf)[0] == 1).all())
+    monkeypatch.setitem(sys.modules, "skimage.restoration", None)
+    with pytest.raises(MissingDataError, match=r"robustexplain\[smoothing\]"):
+        transform("tv-0.1")(x)
 
 
 def test_names_that_make_no_sense_are_refused() -> None:

@@ -15,6 +15,7 @@ from ...autograd.tape import Call, Tape, record
 from ...checks import Kind
 from ...errors import UnsupportedModelError
 from ...maps import positive
+from ...models.in_front import in_input_coordinates
 from ...registry import INTERPRETERS
 from ..base import Channels, Explanation, Interpreter, explained_class, reduce_channels, requiring_grad
 
@@ -83,6 +84,7 @@ class GuidedGradCAM(Interpreter):
         classes = explained_class(tape.logits, target)
         cam = _grad_cam(tape, name, classes, graph)
         cam = positive(cam) if self.relu else cam
+        cam = in_input_coordinates(self.model, cam, x)
         guided = reduce_channels(guided_gradient(tape, classes, graph), self.channels)
         return Explanation(tape.logits, guided * ops.resize(cam, x.shape[-2:]))
 

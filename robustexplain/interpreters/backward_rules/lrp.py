@@ -12,6 +12,7 @@ from torch import Tensor
 from ...autograd.tape import Call, Source, Tape, record
 from ...errors import FieldError, InputError, UnsupportedModelError
 from ...fields import NonNegative, Positive
+from ...models.in_front import in_input_coordinates
 from ...registry import INTERPRETERS
 from ..base import Explanation, Interpreter, explained_class, requiring_grad
 from .lrp_rules import AlphaBeta, BoxRule, Epsilon, Flat, Gamma, LinearLayer, LRPRule, stabilise
@@ -91,7 +92,8 @@ class LRP(Interpreter):
             raise UnsupportedModelError(
                 f"relevance at layer {self.layer!r} has shape {list(relevance.shape)}; a map needs [B, C, h, w]"
             )
-        return Explanation(tape.logits, relevance.sum(1))
+        maps = relevance.sum(1)
+        return Explanation(tape.logits, in_input_coordinates(self.model, maps, x) if self.layer else maps)
 
     def rule_of(self, name: str) -> LRPRule:
         """The rule called ``name``, with this interpreter's settings."""

@@ -18,6 +18,7 @@ from ...errors import UnsupportedModelError
 from ...fields import Fraction
 from ...hidden import refuse_hidden
 from ...maps import positive
+from ...models.in_front import in_input_coordinates
 from ...registry import INTERPRETERS
 from ..base import Explanation, Interpreter, explained_class, pick, requiring_grad
 from .token_grid import Attentions, Grid, token_grid
@@ -96,7 +97,8 @@ class AttentionRollout(Interpreter):
         # From the output backwards: a vector times each matrix, whereas the full product is cubic in the tokens.
         for layer in reversed(layers):
             flow = torch.einsum("bi,bij->bj", flow, layer)
-        return Explanation(logits, tokens.grid.unfold(flow[:, :, None])[:, 0])
+        maps = tokens.grid.unfold(flow[:, :, None])[:, 0]
+        return Explanation(logits, in_input_coordinates(self.model, maps, x))
 
     def _fused(self, weights: Tensor) -> Tensor:
         if self.heads == "mean":

@@ -16,6 +16,7 @@ from ...checks import Kind
 from ...door import answer
 from ...errors import UnsupportedModelError
 from ...maps import positive
+from ...models.in_front import in_input_coordinates
 from ...registry import INTERPRETERS
 from ..base import Explanation, Interpreter, explained_class, pick, requiring_grad, usable_by_autograd
 from .sites import Site, find_site
@@ -51,7 +52,7 @@ class CAM(Interpreter):
         # A model may compute in half precision inside.
         weight = weight.to(torch.promote_types(weight.dtype, features.dtype))
         maps = torch.einsum("bk,bkhw->bhw", weight[classes], features.to(weight.dtype))
-        return Explanation(logits, maps)
+        return Explanation(logits, in_input_coordinates(self.model, maps, x))
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +81,8 @@ class LayerMap(Interpreter):
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         logits, features, gradient = self._features(x, target, graph)
         maps = self._combine(features, gradient)
-        return Explanation(logits, positive(maps) if self.relu else maps)
+        maps = positive(maps) if self.relu else maps
+        return Explanation(logits, in_input_coordinates(self.model, maps, x))
 
     @abstractmethod
     def _combine(self, features: Tensor, gradient: Tensor) -> Tensor:

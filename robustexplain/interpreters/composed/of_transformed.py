@@ -20,7 +20,8 @@ from .base import Wrapper
 class OfTransformed(Wrapper):
     """Explains the transformed image that the model's transforms produce, not the input itself.
 
-    The maps are those of ``base`` on the transformed image, by the network behind the transforms.
+    The maps are those of ``base`` on the transformed image, by the network behind the transforms, taken back to the
+    coordinates of the input where a transform moves pixels.
 
     Args:
         base: explains ``model``, which has transforms in front of it.
@@ -43,8 +44,11 @@ class OfTransformed(Wrapper):
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         model = in_front_of(self.model)
-        assert model is not None  # refused above; for the type checker
+        if model is None:
+            # Another one around it has explained what the transforms make already.
+            return self.base._explain(x, target, graph)
         transformed = model.transformed(x)
         with transformed_already(model):
             # What is proved is of the transformed image: two inputs of a small distance need not give two such images.
-            return self.base._explain(transformed, target, graph)._replace(certificate=None)
+            found = self.base._explain(transformed, target, graph)
+        return found._replace(maps=model.taken_back(found.maps, x), certificate=None)

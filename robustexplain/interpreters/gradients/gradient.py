@@ -14,6 +14,7 @@ from ...door import answer
 from ...errors import InputError, UnsupportedModelError
 from ...fields import Count
 from ...maps import expand
+from ...models.in_front import in_input_coordinates
 from ...registry import INTERPRETERS
 from ..base import Channels, Explanation, Interpreter, explained_class, pick, reduce_channels, requiring_grad
 
@@ -59,7 +60,8 @@ class Gradient(Interpreter):
         x = requiring_grad(x)
         logits, explained = (answer(self.model, x), x) if self.layer is None else self._read(x, self.layer)
         gradient = class_gradient(logits, explained_class(logits, target), explained, self.of, graph)
-        return Explanation(logits, self._pooled(reduce_channels(gradient, self.channels)))
+        maps = self._pooled(reduce_channels(gradient, self.channels))
+        return Explanation(logits, maps if self.layer is None else in_input_coordinates(self.model, maps, x))
 
     def _pooled(self, maps: Tensor) -> Tensor:
         if self.pool == 1:

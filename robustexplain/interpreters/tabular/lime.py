@@ -21,6 +21,7 @@ from ...training import Samples, Session
 from ..base import Explanation, Interpreter, explained_class
 from ..reference import Reference
 from .base import checked_background, drawn_rows, output_function, package, restored_state, rows_of
+from .guard import NeighbourGuard, classes_of, guarded_lime
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,7 @@ class LIMETabular(Interpreter):
         of: what is regressed: the ``probability`` of the class, or whether it is predicted (``label``: 1 or 0).
         seed: of the random rows; each explained row has its own random stream.
         batch_size: rows a forward pass, at most.
+        guard: which of the random rows are kept; ``None``: all.
 
     Raises:
         MissingDataError: on the first input, without the lime package.
@@ -57,6 +59,7 @@ class LIMETabular(Interpreter):
     of: Literal["probability", "label"] = "probability"
     seed: Natural = 0
     batch_size: Count = 16384
+    guard: NeighbourGuard | None = None
 
     differentiable: ClassVar[bool] = False
     takes: ClassVar[tuple[Kind, ...]] = ("tables",)
@@ -83,6 +86,8 @@ class LIMETabular(Interpreter):
         function = output_function(self.model, x, self.of, self.batch_size)
         with restored_state(x):
             explainer = self._explainer(rows)
+            if self.guard is not None:
+                guarded_lime(explainer, self.guard, classes_of(function))
             weights = [
                 self._weights(explainer, row, function, label, seed)
                 for row, label, seed in zip(x.double().cpu().numpy(), classes, seeds, strict=True)
@@ -90,7 +95,8 @@ class LIMETabular(Interpreter):
         return Explanation(logits, torch.from_numpy(np.stack(weights)).to(x.device, x.dtype))
 
     def _explainer(self, rows: np.ndarray) -> Any:
-        if "explainer" not in self._cache:
+        # A guard asks the model of these very inputs, on their device and in their dtype.
+        if "explainer" not in self._cache or self.guard is not None:
             lime = package("lime.lime_tabular", type(self).__name__)
             self._cache["explainer"] = lime.LimeTabularExplainer(
                 rows,

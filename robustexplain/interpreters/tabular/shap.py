@@ -19,6 +19,7 @@ from ...training import Samples, Session
 from ..base import Explanation, Interpreter, explained_class
 from ..reference import Reference
 from .base import Output, checked_background, drawn_rows, output_function, package, restored_state, rows_of
+from .guard import NeighbourGuard, classes_of, guarded_shap
 
 Selection = Count | Literal["aic", "bic"] | None
 """How shap chooses the columns with a value: a number of them by LARS, an information criterion, or all."""
@@ -42,6 +43,7 @@ class SHAPTabular(Interpreter):
             is 10 for every table), ``aic`` or ``bic``, or ``None`` for all. The others get exactly 0.
         seed: of the coalitions; each explained row has its own random stream.
         batch_size: rows a forward pass, at most.
+        guard: which rows of a coalition count; ``None``: all.
 
     Raises:
         MissingDataError: on the first input, without the shap package.
@@ -53,6 +55,7 @@ class SHAPTabular(Interpreter):
     select: Selection = 10
     seed: Natural = 0
     batch_size: Count = 16384
+    guard: NeighbourGuard | None = None
 
     differentiable: ClassVar[bool] = False
     takes: ClassVar[tuple[Kind, ...]] = ("tables",)
@@ -89,7 +92,10 @@ class SHAPTabular(Interpreter):
         def class_output(rows: np.ndarray) -> np.ndarray:
             return outputs(codes.decoded(rows))[:, label]
 
-        return shap.KernelExplainer(class_output, background)
+        explainer = shap.KernelExplainer(class_output, background)
+        if self.guard is not None:
+            guarded_shap(explainer, self.guard, classes_of(outputs), codes.decoded)
+        return explainer
 
     def _values(self, explainer: Any, row: np.ndarray, seed: int) -> np.ndarray:
         np.random.seed(seed)  # noqa: NPY002

@@ -19,6 +19,7 @@ from robustexplain.registry import DEFENSES, DETECTORS
 from robustexplain.system import Explained, System
 from robustexplain.training import Session
 
+from ..inputs.voting import largest_radius
 from .base import Detector, DetectorDefense
 from .learned import images_only, refuse_misfit
 
@@ -29,7 +30,7 @@ PAPER = "Cao and Gong 2017 (region-based classification); the margin as a score:
 
 @DETECTORS.register("region-voting-margin", paper=PAPER)
 @dataclass(frozen=True, eq=False)
-class RegionVotingDetector(Detector):
+class RegionMarginDetector(Detector):
     """One minus the lead of the most frequent class around an input over the next, in ``[0, 1]``.
 
     Args:
@@ -81,7 +82,7 @@ class RegionVotingDetector(Detector):
 
 @DEFENSES.register("region-voting-margin", paper=PAPER, needs=("data",))
 @dataclass(frozen=True)
-class RegionVoting(DetectorDefense):
+class RegionMargin(DetectorDefense):
     """Add a detector of inputs around which the classifier does not agree with itself.
 
     The radius is chosen as the paper does it: it grows by ``step`` while the accuracy of the vote on training inputs
@@ -114,18 +115,15 @@ class RegionVoting(DetectorDefense):
 
     def _fit(self, system: System, x: Tensor, y: Tensor, session: Session) -> Detector:
         refuse_misfit(self, x)
-        radius = self.step
-        plain = self._accuracy(system.model, x, y, 0.0)
-        while radius + self.step <= self.most + 1e-9:
-            if self._accuracy(system.model, x, y, radius + self.step) < plain - self.loss:
-                break
-            radius += self.step
+        radius = largest_radius(
+            lambda tried: self._accuracy(system.model, x, y, tried), step=self.step, most=self.most, loss=self.loss
+        )
         session.progress.say(f"region-voting-margin: radius {radius:.3g}")
-        return RegionVotingDetector(system.model, radius, self.votes, self.seed)
+        return RegionMarginDetector(system.model, radius, self.votes, self.seed)
 
     @torch.no_grad()
     def _accuracy(self, model: nn.Module, x: Tensor, y: Tensor, radius: float) -> float:
-        around, votes = RegionVotingDetector(model, radius, self.votes, self.seed), self.votes if radius else 1
+        around, votes = RegionMarginDetector(model, radius, self.votes, self.seed), self.votes if radius else 1
         found = [around._around(part, votes, hard=True).argmax(1) for part in x.split(self.batch_size)]
         return float((torch.cat(found) == y).float().mean())
 
