@@ -176,7 +176,7 @@ class Auto(Aimed):
         goal_class: Tensor | None = None,
         goal_map: Tensor | None = None,
     ) -> Tensor:
-        """As :meth:`Attack.inputs`, without the pass less: which member's input is returned depends on the judgement."""
+        """As :meth:`Attack.inputs`, with no pass less: whose input is returned depends on the judgement."""
         return self(system, x, y, goal_class, goal_map).x
 
     def differentiates(self, system: System) -> bool:
