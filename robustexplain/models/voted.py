@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..autograd.straight_through import is_straight
-from ..door import admit_as
+from ..door import admit_as, answer
 from ..errors import InputError
 from ..random_streams import derive
 from ..registry import PARTS
@@ -121,7 +121,8 @@ class Voted(Around):
         if passed_by(self):
             alone: Tensor = self.model(x)
             return alone
-        return self.together(torch.stack([self.model(self.version(x, draw)) for draw in range(self.draws)]))
+        each = [answer(self.model, self.version(x, draw), finite=False) for draw in range(self.draws)]
+        return self.together(torch.stack(each))
 
     def _mirrors(self, draw: int) -> bool:
         return self.mirrored and draw % 2 == 1

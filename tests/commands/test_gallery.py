@@ -56,7 +56,7 @@ def test_the_page_shows_every_interpreter_or_says_why_not(tmp_path: Path, quick:
     names = [entry.name for entry in INTERPRETERS if "images" in accepted_kinds(entry.build)]
     page = out.read_text()
     assert all(f'<th scope="row" class="name">{name}' in page for name in names)
-    assert f"small-cnn, trained on scikit-learn's digits: {len(names) - 4} of {len(names)}" in done.output
+    assert f"small-cnn, trained on scikit-learn's digits: {len(names) - 5} of {len(names)}" in done.output
     for reason in (
         "made of parts that the gallery does not know",
         "computes no self-attention",

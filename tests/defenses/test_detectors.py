@@ -109,13 +109,13 @@ def test_each_round_attacks_the_detector_of_the_one_before(
     trained: Classifier, few: Dataset[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[bool, float]] = []
-    call = MapPGD.__call__
+    inputs = MapPGD.inputs
 
     def watch(self: MapPGD, system: rx.System, *args: Any) -> Any:
         seen.append((system.detector is not None, self.adapt.evade))
-        return call(self, system, *args)
+        return inputs(self, system, *args)
 
-    monkeypatch.setattr(MapPGD, "__call__", watch)
+    monkeypatch.setattr(MapPGD, "inputs", watch)
     defense = ForgeryTraining(attack=MapPGD(EPS, steps=2), rounds=2, training=replace(BRIEF, epochs=1))
     detector = defense(rx.System(trained, CAM(trained)), few).detector
     assert seen == [(False, 0.0), (True, 1.0), (True, 1.0)]
