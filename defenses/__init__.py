@@ -81,7 +81,7 @@ from .models import (
     SmoothSurface,
     Woods,
 )
-from .tables import KNNCAD
+from .tables import KNNCAD, FocusedSampling
 
 __all__ = [
     "AID",
@@ -113,6 +113,7 @@ __all__ = [
     "FeatureSqueezingDetector",
     "FinePruning",
     "FineTuned",
+    "FocusedSampling",
     "ForgeryDetector",
     "ForgeryTraining",
     "GradientAlignment",
