@@ -70,8 +70,10 @@ def focused_rows(x: Rows, generator: RowGenerator, draws: int, coalitions: bool,
         return generator.around(rows, 1, rng)[:, 0].astype(np.float32)
     replaced = _coalitions(draws, x.shape[1], rng)
     if generator.conditional:
-        pairs = zip(rows, ~replaced, strict=True)
-        made = np.concatenate([generator.given(row, known, 1, rng) for row, known in pairs])
+        # One of those that the explainer takes: the very nearest of a row of the data is that row.
+        place = rng.integers(generator.size, size=draws)
+        near = (generator.given(row, ~r, generator.size, rng) for row, r in zip(rows, replaced, strict=True))
+        made = np.stack([found[i] for found, i in zip(near, place, strict=True)])
     else:
         made = generator.around(rows, 1, rng)[:, 0]
     return np.where(replaced, made, rows).astype(np.float32)
