@@ -45,11 +45,13 @@ from .interpreters.replaced import Replaced
 from .interpreters.tangent_space import TangentSpace
 from .interpreters.uniform_gradient import UniformGradient
 from .manipulated import (
+    BackgroundCheck,
     FinePruning,
     GradientFreeDisagreement,
     MapTrigger,
     ModelScanner,
     NeuralCleanse,
+    PairsProbe,
     Scan,
     TrustedReference,
 )
@@ -100,6 +102,7 @@ __all__ = [
     "AttributeSteered",
     "AttributeSteeredDetector",
     "AttributionRegularisers",
+    "BackgroundCheck",
     "BetaSmoothing",
     "CertifiedInterpreter",
     "ConsistentAID",
@@ -140,6 +143,7 @@ __all__ = [
     "NeuralCleanse",
     "OutOfDistribution",
     "OutOfDistributionDetector",
+    "PairsProbe",
     "RandomResizing",
     "RankThickness",
     "RegionMargin",

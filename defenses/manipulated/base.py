@@ -70,11 +70,15 @@ class ModelScanner(ABC):
             raise InputError(f"{type(self).__name__} needs clean samples, got none")
         if self.needs_reference and reference is None:
             raise InputError(f"{type(self).__name__} compares with a trusted system: give it a reference")
-        x, y = stack(take(data, min(self.probe, len(data)), self.seed))
+        x, y = self._samples(data)
         kind(x, self.takes, type(self).__name__)
         at = next(system.model.parameters(), x).device
         with frozen(system.model), eval_mode(system.model):
             return self._scan(system, x.to(at), y.to(at), reference)
+
+    def _samples(self, data: Samples) -> tuple[Tensor, Tensor]:
+        """The samples that are used, and their labels."""
+        return stack(take(data, min(self.probe, len(data)), self.seed))
 
     @abstractmethod
     def _scan(self, system: System, x: Tensor, y: Tensor, reference: System | None) -> Scan:
