@@ -31,13 +31,14 @@ class BackgroundCheck(ModelScanner):
     """Whether the rows that an interpreter keeps as its background are a uniform sample of the auditor's rows.
 
     A Monte Carlo test: the largest standardised distance between sample and population of the means of the columns, of
-    the model's probabilities, and of their products; against that of ``draws`` uniform samples of the same size. The
-    p-value is exact for an honest sample, whatever the model is, and needs no honest models. Products are there because
-    a biased sample keeps the columns and the outputs, and changes which rows have which output. Give it the rows that
-    the background is said to be drawn from: those of one group, where the audit compares groups.
+    the model's probabilities and decisions, and of the products of these with columns; against that of ``draws``
+    uniform samples of the same size. The p-value is exact for an honest sample, whatever the model is, and needs no
+    honest models. Products are there because a biased sample keeps the columns and the outputs, and changes which rows
+    have which output. Give it the rows that the background is said to be drawn from: those of one group, where the
+    audit compares groups.
 
     Figures: ``p``; ``column`` (the one whose mean or product is farthest, -1 for an output); ``ks`` and ``wald``, the
-    smallest p-values of the published tests, which see the outputs only.
+    smallest p-values of the published tests, which see the probabilities only.
 
     Args:
         draws: uniform samples that the background is compared with.
@@ -75,10 +76,13 @@ class BackgroundCheck(ModelScanner):
             rows = everyone[rng.integers(len(everyone), size=len(sample))]
             fair[i] = np.max(np.where(varies, np.abs(rows.mean(0) - everyone.mean(0)) / scale, 0.0))
         p = 1 / (self.draws + 1) if strange else float((1 + (fair >= found.max()).sum()) / (self.draws + 1))
-        columns = np.concatenate([np.arange(x.shape[1]), *[_columns(x.shape[1])] * outputs.shape[1]])
+        width = x.shape[1]
+        column = int(found.argmax())
+        # After the columns, each output and its products.
+        column = column if column < width else (column - width) % (width + 1) - 1
         pairs = [(outputs[: len(sample), k], outputs[len(sample) :, k]) for k in range(outputs.shape[1])]
         audit = audit_outputs(pairs, seed=self.seed)
-        figures = {"p": p, "column": float(columns[int(found.argmax())]), "ks": audit.ks, "wald": audit.wald}
+        figures = {"p": p, "column": float(column), "ks": audit.ks, "wald": audit.wald}
         return Scan(float(found.max()), figures)
 
 
@@ -89,7 +93,8 @@ class PairsProbe(ModelScanner):
 
     :func:`~robustexplain.metrics.incoherent_pairs` over all pairs of the probe. 0 for a service whose explanations are
     sufficient, such as the path through its own tree; anything above convicts one that claims that. An attribution
-    without exact zeros uses every column and always scores 0: nothing follows.
+    without exact zeros uses every column and always scores 0, and one of zeros alone says that nothing counts: of both
+    nothing follows.
 
     Figures: ``pairs`` tried, ``queries``, and ``chance`` of meeting an incoherent one within 100 pairs.
 
@@ -127,15 +132,13 @@ def _background(system: System, x: Tensor) -> Tensor:
 def _features(system: System, x: Tensor, sample: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Of sample and population, one after the other: what is compared ``[M + N, F]``, and probabilities."""
     rows = torch.cat([sample, x])
-    outputs = answer(system.model, rows).double().softmax(1)[:, 1:]
+    logits = answer(system.model, rows).double()
+    outputs = logits.softmax(1)[:, 1:]
+    decided = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1])[:, 1:].double()
     wide = rows.double()
     middle, std = wide[len(sample) :].mean(0), wide[len(sample) :].std(0, correction=0)
     columns = (wide - middle) / torch.where(std > 0, std, 1.0)
-    centred = outputs - outputs[len(sample) :].mean(0)
+    both = torch.cat([outputs, decided], 1)
+    centred = both - both[len(sample) :].mean(0)
     blocks = [columns, *(torch.cat([o[:, None], o[:, None] * columns], 1) for o in centred.T)]
     return torch.cat(blocks, 1).cpu().numpy(), outputs.cpu().numpy()
-
-
-def _columns(width: int) -> np.ndarray:
-    """Of an output's features: none for its mean, then the column of each product."""
-    return np.concatenate([[-1], np.arange(width)])
