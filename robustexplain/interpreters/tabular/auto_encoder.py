@@ -120,7 +120,8 @@ class VariationalLoss:
         """``[b]`` losses; ``module`` is the auto-encoder, perhaps wrapped for data-parallel training."""
         scaled, decoded, mean, log_var = module(x)
         restored = F.binary_cross_entropy_with_logits(decoded, scaled, reduction="none").sum(1)
-        return restored - 0.5 * (1 + log_var - mean.square() - log_var.exp()).sum(1)
+        losses: Tensor = restored - 0.5 * (1 + log_var - mean.square() - log_var.exp()).sum(1)
+        return losses
 
 
 def groups_of(rows: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -92,5 +92,5 @@ class RowGenerating:
         network = network.scale(real).to(session.device)
         known = [self.hidden, self.latent, self.dropout, digest_tensors({"rows": real})]
         rows = TensorDataset(real, torch.zeros(len(real), dtype=torch.int64))
-        fit(network, VariationalLoss(), rows, self.training, name="mcd-vae", seed=seed, session=session, identity=known)  # type: ignore[arg-type]
+        fit(network, VariationalLoss(), rows, self.training, name="mcd-vae", seed=seed, session=session, identity=known)
         return network.requires_grad_(False).eval()

@@ -46,7 +46,7 @@ class RowGenerator(ABC):
 
         By default those around the row, whatever is known.
         """
-        return self.around(row[None], number, rng)[0]
+        return np.asarray(self.around(row[None], number, rng)[0])
 
     def known(self) -> Floats:
         """The rows ``[N, D]`` that a conditional generator draws from.
@@ -137,7 +137,7 @@ class _Leaves(NamedTuple):
     """``[T, N]``, indices of rows."""
     start: NDArray[np.int64]
     """``[T, nodes]``, where a leaf's rows begin there."""
-    count: NDArray[np.int64]
+    size: NDArray[np.int64]
     """``[T, nodes]``, how many they are."""
 
 
@@ -172,11 +172,11 @@ class TreeRows(RowGenerator):
 
     def around(self, rows: Floats, each: int, rng: np.random.Generator) -> Floats:
         """Values of the real rows in the leaves of the given ones."""
-        real, groups, (order, start, count) = self._known
+        real, groups, (order, start, size) = self._known
         leaves = self.trees.leaves(rows)
         tree = rng.integers(leaves.shape[1], size=(len(rows), each))
         leaf = np.take_along_axis(leaves, tree, 1)
-        there, many = start[tree, leaf], count[tree, leaf]
+        there, many = start[tree, leaf], size[tree, leaf]
         # One draw a group of columns.
         place = rng.random((len(rows), each, groups.max() + 1)) * many[:, :, None]
         chosen = order[tree[:, :, None], there[:, :, None] + place.astype(np.int64)]
