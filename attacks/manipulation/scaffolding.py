@@ -201,7 +201,7 @@ def kept_by(
     own = torch.from_numpy(rows[made]) * std.cpu() + mean.cpu()
     scores = guard.scores(own.double().numpy(), model_outputs(rule, own).argmax(1).numpy())
     # Repeated, so that a forest does not overlook the few that are left.
-    again = np.resize(made[best(scores, guard.keep, guard.fewest)], len(made))
+    again = np.resize(made[best(scores, guard.keep, guard.at_least)], len(made))
     chosen = np.concatenate([np.flatnonzero(labels == 1), again])
     return rows[chosen], labels[chosen]
 
