@@ -136,7 +136,7 @@ class AutoEncoder(Reformer):
     Args:
         channels: of the images.
         width: channels of every hidden layer, 3 in the code.
-        pooled: average pooling behind the first layer, and back up behind the third, as in the code's first network; the second has none.
+        pooled: average pooling behind the first layer, and back up behind the third.
     """
 
     name: ClassVar[str] = "auto-encoder"
