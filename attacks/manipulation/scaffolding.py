@@ -61,8 +61,9 @@ class Scaffolding(Manipulation):
         depth: largest depth of a tree; ``None`` has no bound.
         min_split: rows that a node needs to be split.
         cut: the biased model answers where the probability of a real row is at least this.
-        guard_keep: adapt to KNN-CAD: of the imitated rows the detector learns only those that the guard would keep, at
-            this score and with its default settings, if the innocent rule answered them; ``None``: all of them.
+        guard_keep: adapt to KNN-CAD: half of the imitated rows that the detector learns are those that the guard would
+            keep, at this score and with its default settings, if the innocent rule answered them; ``None``: none are
+            chosen.
         focused: adapt to focused sampling: the rows that the detector learns come from such a generator, fitted to the
             adversary's own rows; ``None``: from the packages' own sampling.
         seed: of noise, draws and forest.
@@ -201,7 +202,9 @@ class Scaffolding(Manipulation):
 def kept_by(
     guard: NeighbourGuard, rule: FeatureRule, rows: Rows, labels: Labels, mean: Tensor, std: Tensor
 ) -> tuple[Rows, Labels]:
-    """The real rows, and as many imitated ones as before: those that a guard keeps under the innocent rule's answers.
+    """The real rows, and as many imitated ones as before, half of them ones that a guard keeps.
+
+    It is asked for rows with the innocent rule's answers. The other half keeps away what looks made up by itself.
 
     Args:
         guard: with the biased model's answers to real rows; where it keeps almost none, the best-scored ones count.
@@ -215,8 +218,8 @@ def kept_by(
     own = torch.from_numpy(rows[made]) * std.cpu() + mean.cpu()
     scores = guard.scores(own.double().numpy(), model_outputs(rule, own).argmax(1).numpy())
     # Repeated, so that a forest does not overlook the few that are left.
-    again = np.resize(made[best(scores, guard.keep, guard.fewest)], len(made))
-    chosen = np.concatenate([np.flatnonzero(labels == 1), again])
+    kept = np.resize(made[best(scores, guard.keep, guard.at_least)], len(made) // 2)
+    chosen = np.concatenate([np.flatnonzero(labels == 1), made[::2], kept])
     return rows[chosen], labels[chosen]
 
 
