@@ -86,10 +86,13 @@ class ModelScanner(ABC):
 
 
 def agreement(maps: Tensor, other: Tensor, grid: int) -> Tensor:
-    """Rank correlation ``[B]`` of the magnitudes of two maps, each averaged to ``grid x grid`` cells at most.
+    """Rank correlation ``[B]`` of the magnitudes of two maps, images averaged to ``grid x grid`` cells at most.
 
-    On cells, because methods of different kinds agree on places, not on pixels. A constant map agrees with nothing: 0.
+    On cells, because methods of different kinds agree on places, not on pixels; columns of a table stay as they are. A
+    constant map agrees with nothing: 0.
     """
+    if maps.dim() == 2:
+        return torch.nan_to_num(Spearman()(*(m.detach().float().abs() for m in (maps, other))))
     cells = (min(grid, maps.shape[1]), min(grid, maps.shape[2]))
     coarse = (F.adaptive_avg_pool2d(m.detach().float().abs()[:, None], cells)[:, 0] for m in (maps, other))
     return torch.nan_to_num(Spearman()(*coarse))

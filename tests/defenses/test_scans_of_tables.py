@@ -13,6 +13,7 @@ import robustexplain as rx
 from robustexplain import models
 from robustexplain.attacks.manipulation import Bouncer, StealthilyBiasedSampling
 from robustexplain.defenses import BackgroundCheck, FocusedSampling, PairsProbe
+from robustexplain.defenses.manipulated import agreement
 from robustexplain.errors import InputError, UnsupportedModelError
 from robustexplain.interpreters import Gradient, Reference, RowGenerating, SHAPTabular
 from robustexplain.interpreters.tabular.shap import shap_background
@@ -80,6 +81,12 @@ def test_rows_of_one_group_are_fair_only_beside_that_group(data: TensorDataset, 
     assert BackgroundCheck()(system, TensorDataset(rows[group], labels[group])).figures["p"] > 0.01
     # Beside the other group no row of the background fits: a column in which all rows of the population agree.
     assert BackgroundCheck()(system, TensorDataset(rows[~group], labels[~group])).figures["p"] <= 0.001
+
+
+def test_maps_of_tables_agree_by_the_order_of_their_columns() -> None:
+    maps = torch.tensor([[3.0, -1.0, 0.5], [1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
+    other = torch.tensor([[-9.0, 2.0, 0.1], [3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
+    torch.testing.assert_close(agreement(maps, other, 7), torch.tensor([1.0, -1.0, 0.0]))
 
 
 def test_what_is_no_sample_is_not_tested(data: TensorDataset, model: FeatureRule) -> None:
