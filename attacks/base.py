@@ -31,7 +31,7 @@ from robustexplain.system import System
 
 from .adaptive import Adaptation
 from .known import Known
-from .search.loop import Plan
+from .search.loop import Plan, SearchResult
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,39 @@ class Attack(ABC):
             UnsupportedModelError: a second derivative that torch lacks, or a surrogate for a model whose function calls
                 cannot be seen.
         """
+        goal, found = self._searched(system, x, y, goal_class, goal_map)
+        with torch.no_grad():
+            logits = answer(system.model, found.x, finite=False)
+            finite = logits.isfinite().all(1)
+            if not bool(finite.all()):
+                # A search may lead to such an answer, which is no success; the benign inputs may not.
+                answer(system.model, x)
+        success = ~hit(logits, goal.label) if self.keeps_prediction else hit(logits, goal.label, goal.goal_class)
+        success &= finite
+        return Attacked(found.x, success, found.zero_direction, found.stalled, found.surrogate_misled, found.queries)
+
+    def inputs(
+        self,
+        system: System,
+        x: Tensor,
+        y: Tensor,
+        goal_class: Tensor | None = None,
+        goal_map: Tensor | None = None,
+    ) -> Tensor:
+        """The inputs ``[B, C, H, W]`` of a call with the same arguments, which are not judged: one pass less.
+
+        For training, which uses what an attack finds whether it succeeds or not.
+
+        Raises:
+            InputError: as for a call, but for an answer that is not finite on what was found.
+            NotDifferentiableError, UnsupportedModelError: as for a call.
+        """
+        return self._searched(system, x, y, goal_class, goal_map)[1].x
+
+    def _searched(
+        self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None
+    ) -> tuple[Goal, SearchResult]:
+        """The goal of a call, and what the search finds."""
         system = self.looks_at(system)
         with checks.one_dtype(x, system):
             first = self._check(system, x, y, goal_class, goal_map)
@@ -134,16 +167,7 @@ class Attack(ABC):
             if not hasattr(plan, "run"):
                 raise InputError(f"{type(self).__name__}.plan must give a Plan, such as a Search, got {plan!r:.80}")
             with checks.one_dtype(x, system):
-                found = plan.run(system, goal, streams)
-        with torch.no_grad():
-            logits = answer(system.model, found.x, finite=False)
-            finite = logits.isfinite().all(1)
-            if not bool(finite.all()):
-                # A search may lead to such an answer, which is no success; the benign inputs may not.
-                answer(system.model, x)
-        success = ~hit(logits, goal.label) if self.keeps_prediction else hit(logits, goal.label, goal.goal_class)
-        success &= finite
-        return Attacked(found.x, success, found.zero_direction, found.stalled, found.surrogate_misled, found.queries)
+                return goal, plan.run(system, goal, streams)
 
     @abstractmethod
     def plan(self, system: System) -> Plan:

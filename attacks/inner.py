@@ -65,8 +65,8 @@ def crafted(
         system = make_system(network)
         goal = random_classes(x, y, _num_classes(system.model, x), seed) if targeted else None
         # A model behind rounding or random transforms gives a gradient only to an attack that knows it.
-        found = replace(attack.adapted(system), seed=seed)(system, x, y, goal)
-    return found.x.detach(), y if goal is None else goal
+        found = replace(attack.adapted(system), seed=seed).inputs(system, x, y, goal)
+    return found.detach(), y if goal is None else goal
 
 
 def attacked(attack: Attack, network: nn.Module, x: Tensor, y: Tensor, step: TrainingStep) -> Tensor:

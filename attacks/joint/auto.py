@@ -168,6 +168,17 @@ class Auto(Aimed):
             raise refused
         return total.attacked(judge)
 
+    def inputs(
+        self,
+        system: System,
+        x: Tensor,
+        y: Tensor,
+        goal_class: Tensor | None = None,
+        goal_map: Tensor | None = None,
+    ) -> Tensor:
+        """As :meth:`Attack.inputs`, with no pass less: whose input is returned depends on the judgement."""
+        return self(system, x, y, goal_class, goal_map).x
+
     def differentiates(self, system: System) -> bool:
         """Never as a whole: members that need a gradient which is not there are left out."""
         return False

@@ -28,7 +28,10 @@ def lines(results: Results, ranked: Ranking, doubts: Doubts) -> Iterator[tuple[A
             where = (row.label, row.base, WORST, "")
             found: dict[str, Any] = {"worst": {**case.share.as_dict(), "each": case.each}}
             found |= {f"worst_{aim}": share.as_dict() for aim, share in case.aims.items()}
-            found |= {"worst_minus_root": case.difference.as_dict()} if case.difference is not None else {}
+            compared = {"worst": ranked.cases} | {f"worst_{aim}": side.cases for aim, side in ranked.aims.items()}
+            for name, cases in compared.items():
+                gap = cases[row.label].difference if row.label in cases else None
+                found |= {f"{name}_minus_root": gap.as_dict()} if gap is not None else {}
             yield from _measured(where, found, (None, None, "; ".join(case.doubted)))
         for column in results.experiment.columns:
             cell, facts = results.cells[row.label, column.label], column.facts
@@ -114,11 +117,11 @@ def _grid(results: Results, ranked: Ranking, doubts: Doubts) -> tuple[list[str],
     heads = [f"{c.label} ({c.facts.settings})" if c.facts.settings else c.label for c in columns]
     body = []
     for label in [*ranked.cases, *(r.label for r in results.experiment.rows if r.label not in ranked.cases)]:
-        case = ranked.cases.get(label)
-        worst = "-" if case is None else _written(case.share.as_dict(), bool(case.doubted))
+        known = [cases.get(label) for cases in ranked.leading.values()]
+        worst = ["-" if case is None else _written(case.share.as_dict(), bool(case.doubted)) for case in known]
         cells = [_written(results.of_attackers(label, c), (label, c.label) in doubts) for c in columns]
-        body.append([label, worst, *cells])
-    return ["", WORST, *heads], body
+        body.append([label, *worst, *cells])
+    return ["", *ranked.leading, *heads], body
 
 
 def _written(e: dict[str, Any] | None, doubted: bool) -> str:

@@ -133,8 +133,10 @@ def protocol(results: Results) -> str:
     return files.digest([results.run["version"], results.run["data"], judging, sorted(columns, key=str)])
 
 
-def _place(entry: Entry) -> tuple[bool, float]:
-    return bool(entry.case.doubted), 2.0 if entry.case.share.value is None else entry.case.share.value
+def _place(entry: Entry) -> tuple[float, ...]:
+    """Believed rows first; by what each aim's attackers won where there are both, forgers first."""
+    shares = list(entry.case.aims.values()) or [entry.case.share]
+    return (bool(entry.case.doubted), *(2.0 if share.value is None else share.value for share in shares))
 
 
 def write_leaderboard(folders: Sequence[RunFolder], out: Path) -> Path:

@@ -91,11 +91,6 @@ class Page:
         """The first paragraph."""
         return verdict(self.results, self.ranked, self.doubts, self.audits)
 
-    @property
-    def aims(self) -> bool:
-        """Whether attackers of both aims are there."""
-        return any(case.aims for case in self.ranked.cases.values())
-
     @cached_property
     def rows(self) -> list[Row]:
         """The rows that their owners did not manipulate, by their worst case; then the others."""

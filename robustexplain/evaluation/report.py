@@ -20,7 +20,6 @@ from .ranking import Ranking, arrays_of, ranking
 from .results import Results
 from .store import LABEL, MATRIX, REPORT, RunFolder
 from .verdict import written
-from .worst import WORST
 
 PICTURE = "matrix.png"
 FIGURE = "matrix"
@@ -65,14 +64,16 @@ def matrix_figure(results: Results, ranked: Ranking, found: Doubts) -> Any:
     """
     rows = [*ranked.cases, *(r.label for r in results.experiment.rows if r.label not in ranked.cases)]
     columns = [c for c in results.experiment.columns if results.main == "correct" or not c.facts.clean]
-    first = int(bool(ranked.cases))
+    leading = ranked.leading if ranked.cases else {}
+    first = len(leading)
     values = np.full((len(rows), first + len(columns)), np.nan)
     texts = [["" for _ in range(values.shape[1])] for _ in rows]
     doubted, each = np.zeros(values.shape, bool), {}
     for i, row in enumerate(rows):
-        if (case := ranked.cases.get(row)) is not None and case.share.value is not None:
-            values[i, 0], texts[i][0] = case.share.value, _in_figure(case.share.as_dict())
-            doubted[i, 0], each[i, 0] = bool(case.doubted), case.each
+        for j, cases in enumerate(leading.values()):
+            if (case := cases.get(row)) is not None and case.share.value is not None:
+                values[i, j], texts[i][j] = case.share.value, _in_figure(case.share.as_dict())
+                doubted[i, j], each[i, j] = bool(case.doubted), case.each
         for j, column in enumerate(columns, first):
             known, cell = results.measure(row, column.label, results.main), results.cells[row, column.label]
             texts[i][j] = "failed" if cell and cell["status"] != "done" else "-"
@@ -80,7 +81,8 @@ def matrix_figure(results: Results, ranked: Ranking, found: Doubts) -> Any:
             if known:
                 values[i, j], texts[i][j] = known["value"], _in_figure(known)
                 each[i, j] = tuple(share for share in known.get("each", ()) if share is not None)
-    heads = [WORST] * first + [f"{c.label}\n{c.facts.settings}".strip() for c in columns]
+    heads = [head.replace(", ", ",\n") for head in leading]
+    heads += [f"{c.label}\n{c.facts.settings}".strip() for c in columns]
     lying = np.array([results.experiment.manipulated(results.experiment.row(row)) for row in rows], dtype=bool)
     plain = lying[:, None] | np.array([*[False] * first, *(c.facts.control for c in columns)], dtype=bool)
     good, several = results.words[results.main].good, {place: shares for place, shares in each.items() if shares}
@@ -153,17 +155,19 @@ def print_matrix(results: Results, ranked: Ranking, doubted: Doubts) -> None:
     title = results.words[results.main].title.lower()
     shown = Table(title=f"{results.experiment.name}: {title}, {results.judged} {results.things}")
     shown.add_column("")
-    shown.add_column(WORST, justify="right")
+    for head in ranked.leading:
+        shown.add_column(head, justify="right")
     for column in results.experiment.columns:
         shown.add_column(column.label, justify="right")
     for row in [*ranked.cases, *(r.label for r in results.experiment.rows if r.label not in ranked.cases)]:
-        case = ranked.cases.get(row)
-        worst = "-" if case is None or case.share.value is None else f"{case.share.value:.2f}{'?' * bool(case.doubted)}"
         cells = []
+        for cases in ranked.leading.values():
+            e = None if (case := cases.get(row)) is None else case.share.value
+            cells.append("-" if case is None or e is None else f"{e:.2f}{'?' * bool(case.doubted)}")
         for column in results.experiment.columns:
             e = results.of_attackers(row, column)
             cells.append("-" if e is None else f"{e['value']:.2f}{'?' * ((row, column.label) in doubted)}")
-        shown.add_row(row, worst, *cells)
+        shown.add_row(row, *cells)
     # Labels are the user's text, not rich's markup.
     console = Console(markup=False, emoji=False)
     (console if console.is_terminal else Console(width=150, markup=False, emoji=False)).print(shown)

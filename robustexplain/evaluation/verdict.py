@@ -10,10 +10,12 @@ from .doubts import Doubts
 from .ranking import CHANCE, Ranking, WorstCase
 from .results import Results
 from .statistics import Estimate
-from .worst import attackers
+from .worst import AIMS, attackers
 
 MOST = 3
 """How many reasons, or labels, a sentence holds."""
+WANTED = {"forge": "another prediction", "move": "another map alone"}
+"""What attackers of each aim want."""
 OPEN = 0.9
 """The share of an undefended row that attacks should win; with less, they are too weak to judge a defense by."""
 
@@ -26,11 +28,27 @@ def verdict(results: Results, ranked: Ranking, doubts: Doubts, audits: list[Audi
     if not ranked.cases:
         none = "No cell of a row with an honest owner is done: nothing can be said of defenses."
         return found or [none]
-    found += _held(results, ranked)
+    for aim, side in (ranked.aims or {"": ranked}).items():
+        columns = [c for c in attackers(results.experiment) if not aim or c.facts.keeps_prediction is AIMS[aim]]
+        found += _of_aim(aim, _told(results, side, len(columns)))
+    return [line for line in (*found, _seeds(results), *_in_doubt(results, doubts)) if line]
+
+
+def _told(results: Results, ranked: Ranking, count: int) -> list[str]:
+    """Which defense held best against ``count`` attackers, whether beyond chance, and its price."""
+    found = _held(results, ranked, count)
     if ranked.best is not None:
         found += [_compared(ranked), *_helped(_defended(results, ranked), ranked.best)]
         found += _price(results, ranked.best)
-    return [line for line in (*found, *_tempting(ranked), _seeds(results), *_in_doubt(results, doubts)) if line]
+    return [line for line in (*found, *_tempting(ranked)) if line]
+
+
+def _of_aim(aim: str, lines: list[str]) -> list[str]:
+    """The sentences, the first with the attackers that they are about, where there are others."""
+    if not aim or not lines:
+        return lines
+    first = lines[0][:1].lower() + lines[0][1:]
+    return [f"Against attackers who want {WANTED[aim]}: {first}", *lines[1:]]
 
 
 def hidden(audited: Audited) -> str:
@@ -48,8 +66,8 @@ def hidden(audited: Audited) -> str:
     return "; ".join(words) + "."
 
 
-def _held(results: Results, ranked: Ranking) -> list[str]:
-    things, count = results.things, len(attackers(results.experiment))
+def _held(results: Results, ranked: Ranking, count: int) -> list[str]:
+    things = results.things
     tried = "the one attacker" if count == 1 else f"at least one of {count} attackers"
     defended = _defended(results, ranked)
     if not defended:

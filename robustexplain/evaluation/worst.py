@@ -59,6 +59,15 @@ class Worst:
         """One share."""
         return Estimate(*(self.measures[name][key] for key in ("value", "low", "high", "count")))
 
+    def by(self, aim: str) -> Worst | None:
+        """The worst case by the attackers of one aim; ``None`` where the columns do not have both."""
+        name = f"worst_{aim}"
+        if name not in self.measures:
+            return None
+        several = {i: {"sample": found["sample"], "worst": found[name]} for i, found in self.several.items()}
+        against = {"worst": self.against[name]} if name in self.against else {}
+        return Worst(several, {"worst": self.measures[name]}, against, self.missing)
+
     @property
     def each(self) -> tuple[float, ...]:
         """The share of each seed; empty where everything was trained once."""

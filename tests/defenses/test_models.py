@@ -73,6 +73,17 @@ def test_the_network_is_as_it_was_after_an_attack_and_after_an_error(
     assert torch.equal(attacked, replace(WITHIN, seed=derive(NOW.seed, NOW.epoch))(plain(trained), x, y).x)
 
 
+def test_what_is_crafted_is_not_judged(trained: Classifier, judged: tuple[Tensor, Tensor]) -> None:
+    x, y, model, seen = judged[0][:6], judged[1][:6], copy.deepcopy(trained), []
+    model.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    made, _ = crafted(WITHIN, model, plain, x, y, NOW)
+    assert seen.count(6) == WITHIN.steps + 1, "the steps, and a look at the last iterate"
+    seen.clear()
+    same = replace(WITHIN, seed=derive(NOW.seed, NOW.epoch))(plain(model.eval()), x, y)
+    assert seen.count(6) == WITHIN.steps + 2
+    assert torch.equal(made, same.x)
+
+
 def test_what_is_crafted_depends_on_epoch_and_input_alone(trained: Classifier, judged: tuple[Tensor, Tensor]) -> None:
     model = copy.deepcopy(trained).double().train()
     x, y = judged[0][:6].double(), judged[1][:6]

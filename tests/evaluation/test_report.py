@@ -83,6 +83,37 @@ def test_attackers_of_two_aims_have_a_worst_case_each_beside_the_common_one() ->
     assert {"worst", "worst_forge", "worst_move"} < {line[4] for line in exports.lines(results, ranked, {})}
 
 
+def test_where_attackers_want_two_things_rows_are_ranked_and_compared_for_each(tmp_path: Path) -> None:
+    columns = [column("forger", "adaptive"), Column("mover", AttackFacts("Dombrowski", True, True, True), "adaptive")]
+    fallen = {"plain": (EVERY, EVERY), "shield": (range(30), EVERY), "veil": ([0, 1], EVERY)}
+    arrays = {(r, c.label): wins(*won) for r, both in fallen.items() for c, won in zip(columns, both, strict=True)}
+    results = results_of(ROWS, columns, arrays)
+    ranked = ranking(results, arrays, {})
+    assert all(case.share.value == 1 for case in ranked.cases.values())
+    assert list(ranked.cases) == list(ranked.aims["forge"].cases) == ["veil", "shield", "plain"]
+    assert (ranked.aims["forge"].best, ranked.aims["forge"].cases["veil"].better) == ("veil", True)
+    assert not any(case.better or case.worse for case in ranked.aims["move"].cases.values())
+    gap = ranked.aims["forge"].cases["veil"].difference
+    assert gap is not None
+    assert gap.p is not None
+    # Two differences to the root and one pair of defenses, for each of the aims; the smallest p of six.
+    assert ranked.tests == ranked.aims["move"].tests == 6
+    assert ranked.aims["forge"].cases["veil"].p == pytest.approx(6 * gap.p)
+    words = " ".join(verdict(results, ranked, {}, []))
+    assert words.startswith("Against attackers who want another prediction: of 2 defended systems “veil” held best")
+    assert "Against attackers who want another map alone: no defense is shown to help." in words
+    assert "the one attacker won 5%" in words
+    page = page_of(results, {where: {**cell, **PICTURES} for where, cell in arrays.items()}, tmp_path)
+    assert html(page).count('class="worst t-risk') == 6
+    heads = [text.get_text() for text in matrix_figure(results, ranked, {}).axes[0].get_xticklabels()]
+    assert heads[:2] == ["worst case,\nforge", "worst case,\nmove"]
+    table = exports.as_markdown(results, ranked, {})
+    assert table.startswith("|  | worst case, forge | worst case, move | forger | mover |")
+    names = {line[4] for line in exports.lines(results, ranked, {})}
+    assert {"worst_forge_minus_root", "worst_move_minus_root"} < names
+    assert "worst_minus_root" not in names
+
+
 def test_the_first_sentence_names_the_defense_that_held_best_and_whether_beyond_chance() -> None:
     arrays = arrays_of(plain_strong=EVERY, shield_strong=[0, 1], veil_strong=range(38))
     words = said(arrays)
