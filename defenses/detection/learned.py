@@ -86,7 +86,7 @@ def attack_in_batches(attack: Attack, system: System, x: Tensor, y: Tensor, size
         num_classes = answer(system.model, x[:1]).shape[1]
     goal = random_classes(x, y, num_classes, derive(seed, "goals"))
     parts = zip(x.split(size), y.split(size), goal.split(size), strict=True)
-    return torch.cat([attack(system, *part).x for part in parts])
+    return torch.cat([attack.inputs(system, *part) for part in parts])
 
 
 @torch.no_grad()
