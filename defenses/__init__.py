@@ -45,11 +45,13 @@ from .interpreters.replaced import Replaced
 from .interpreters.tangent_space import TangentSpace
 from .interpreters.uniform_gradient import UniformGradient
 from .manipulated import (
+    BackgroundCheck,
     FinePruning,
     GradientFreeDisagreement,
     MapTrigger,
     ModelScanner,
     NeuralCleanse,
+    PairsProbe,
     Scan,
     TrustedReference,
 )
@@ -81,7 +83,7 @@ from .models import (
     SmoothSurface,
     Woods,
 )
-from .tables import KNNCAD
+from .tables import KNNCAD, FocusedSampling
 
 __all__ = [
     "AID",
@@ -100,6 +102,7 @@ __all__ = [
     "AttributeSteered",
     "AttributeSteeredDetector",
     "AttributionRegularisers",
+    "BackgroundCheck",
     "BetaSmoothing",
     "CertifiedInterpreter",
     "ConsistentAID",
@@ -113,6 +116,7 @@ __all__ = [
     "FeatureSqueezingDetector",
     "FinePruning",
     "FineTuned",
+    "FocusedSampling",
     "ForgeryDetector",
     "ForgeryTraining",
     "GradientAlignment",
@@ -139,6 +143,7 @@ __all__ = [
     "NeuralCleanse",
     "OutOfDistribution",
     "OutOfDistributionDetector",
+    "PairsProbe",
     "RandomResizing",
     "RankThickness",
     "RegionMargin",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from robustexplain.interpreters.tabular.generators import RowGenerator
+
 Rows = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
@@ -49,7 +51,36 @@ def shap_rows(
         replaced = np.zeros(made.shape, dtype=bool)
         replaced[np.arange(draws)[:, None], rng.integers(width, size=made.shape)] = True
         sources = rng.integers(len(background), size=made.shape)
-    made = np.where(replaced, background[sources, np.arange(width)], made)
+    return beside_real(z, np.where(replaced, background[sources, np.arange(width)], made), repeats)
+
+
+def focused_rows(x: Rows, generator: RowGenerator, draws: int, coalitions: bool, rng: np.random.Generator) -> Rows:
+    """``draws`` rows that focused sampling asks about, ``[draws, D]`` in the data's units.
+
+    Args:
+        x: rows that are explained, ``[N, D]`` in the data's units; each as often as another.
+        generator: of the rows.
+        draws: how many rows.
+        coalitions: of KernelSHAP, where some columns are the explained row's, their number drawn by the Shapley kernel;
+            otherwise of LIME.
+        rng: random generator of the draws.
+    """
+    rows = np.resize(rng.permutation(x), (draws, x.shape[1])).astype(np.float64)
+    if not coalitions:
+        return generator.around(rows, 1, rng)[:, 0].astype(np.float32)
+    replaced = _coalitions(draws, x.shape[1], rng)
+    if generator.conditional:
+        # One of those that the explainer takes: the very nearest of a row of the data is that row.
+        place = rng.integers(generator.size, size=draws)
+        near = (generator.given(row, ~r, generator.size, rng) for row, r in zip(rows, replaced, strict=True))
+        made = np.stack([found[i] for found, i in zip(near, place, strict=True)])
+    else:
+        made = generator.around(rows, 1, rng)[:, 0]
+    return np.where(replaced, made, rows).astype(np.float32)
+
+
+def beside_real(z: Rows, made: Rows, repeats: int) -> tuple[Rows, Labels]:
+    """Each real row ``repeats`` times (label 1), then the made-up ones: 1 where they equal a real row, else 0."""
     known = {row.tobytes() for row in np.ascontiguousarray(z + 0.0)}
     same = np.fromiter((row.tobytes() in known for row in np.ascontiguousarray(made + 0.0)), dtype=np.int64)
     return np.concatenate([np.repeat(z, repeats, axis=0), made]), _labels(len(z) * repeats, same)

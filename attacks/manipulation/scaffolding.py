@@ -14,6 +14,7 @@ from robustexplain.errors import InputError
 from robustexplain.features import Feature, index_of
 from robustexplain.fields import Count, Fraction, Positive
 from robustexplain.interpreters import Interpreter
+from robustexplain.interpreters.tabular.generating import RowGenerating
 from robustexplain.interpreters.tabular.guard import NeighbourGuard, best
 from robustexplain.interpreters.tabular.shap import shap_background
 from robustexplain.models import Estimator
@@ -24,7 +25,7 @@ from robustexplain.system import System
 from robustexplain.training import Samples, Session
 
 from .base import Manipulation, View
-from .explainer_rows import Labels, Rows, lime_rows, shap_rows
+from .explainer_rows import Labels, Rows, beside_real, focused_rows, lime_rows, shap_rows
 from .scaffolded_model import Scaffold
 from .tabular import as_answered, model_outputs, standardisation, standardised, table_rows
 
@@ -60,8 +61,11 @@ class Scaffolding(Manipulation):
         depth: largest depth of a tree; ``None`` has no bound.
         min_split: rows that a node needs to be split.
         cut: the biased model answers where the probability of a real row is at least this.
-        guard_keep: adapt to KNN-CAD: of the imitated rows the detector learns only those that the guard would keep, at
-            this score and with its default settings, if the innocent rule answered them; ``None``: all of them.
+        guard_keep: adapt to KNN-CAD: half of the imitated rows that the detector learns are those that the guard would
+            keep, at this score and with its default settings, if the innocent rule answered them; ``None``: none are
+            chosen.
+        focused: adapt to focused sampling: the rows that the detector learns come from such a generator, fitted to the
+            adversary's own rows; ``None``: from the packages' own sampling.
         seed: of noise, draws and forest.
 
     Raises:
@@ -86,6 +90,7 @@ class Scaffolding(Manipulation):
     min_split: Count = 2
     cut: Fraction = 0.5
     guard_keep: Fraction | None = None
+    focused: RowGenerating | None = None
 
     changes: ClassVar[str] = "model"
     attacks: ClassVar[tuple[str, ...]] = ("lime-tabular", "shap-tabular")
@@ -117,7 +122,7 @@ class Scaffolding(Manipulation):
         innocent = [index_of(column, width=x.shape[1]) for column in self.innocent]
         limits = self.thresholds or tuple(float(mean[column]) for column in innocent)
         rule = FeatureRule(x.shape[1], innocent, limits, num_classes=num_classes)
-        rows, labels = self.imitate(x, mean, std, data)
+        rows, labels = self.imitate(x, mean, std, data, session)
         if self.guard_keep is not None:
             guard = NeighbourGuard(x.cpu(), model_outputs(system.model, x).argmax(1), self.guard_keep)
             rows, labels = kept_by(guard, rule, rows, labels, mean, std)
@@ -126,16 +131,26 @@ class Scaffolding(Manipulation):
         interpreter, stale = replace(system.interpreter, model=scaffold), system.detector is not None
         return replace(system, model=scaffold, interpreter=interpreter, stale_detector=stale)
 
-    def imitate(self, x: Tensor, mean: Tensor, std: Tensor, data: Samples) -> tuple[Rows, Labels]:
+    def imitate(
+        self, x: Tensor, mean: Tensor, std: Tensor, data: Samples, session: Session | None = None
+    ) -> tuple[Rows, Labels]:
         """Standardised rows ``[M, D]`` and whether they are real, 0 or 1 ``[M]``: what the detector is fitted to.
 
         Args:
             x: real rows ``[N, D]`` in the data's units.
             mean: of the columns, ``[D]``.
             std: of the columns, ``[D]``.
-            data: where the imitated background is drawn from.
+            data: where the imitated background is drawn from, or what a generator is fitted to.
+            session: of that fit.
         """
         rng, z = np.random.default_rng(derive(self.seed, "imitate")), standardised(x, mean, std).numpy()
+        if self.focused is not None:
+            generator = self.focused.fitted(data, derive(self.seed, "focused"), session)
+            draws, repeats = (
+                (len(x) * self.copies, self.copies) if self.against == "lime" else (self.draws, self.repeats)
+            )
+            made = focused_rows(x.cpu().numpy(), generator, draws, self.against == "shap", rng)
+            return beside_real(z, standardised(torch.from_numpy(made), mean, std).numpy(), repeats)
         if self.against == "lime":
             return lime_rows(z, self.spread, self.copies, rng)
         drawn = shap_background(data, self.background, self.size, derive(self.seed, "background"))
@@ -187,7 +202,9 @@ class Scaffolding(Manipulation):
 def kept_by(
     guard: NeighbourGuard, rule: FeatureRule, rows: Rows, labels: Labels, mean: Tensor, std: Tensor
 ) -> tuple[Rows, Labels]:
-    """The real rows, and as many imitated ones as before: those that a guard keeps under the innocent rule's answers.
+    """The real rows, and as many imitated ones as before, half of them ones that a guard keeps.
+
+    It is asked for rows with the innocent rule's answers. The other half keeps away what looks made up by itself.
 
     Args:
         guard: with the biased model's answers to real rows; where it keeps almost none, the best-scored ones count.
@@ -201,8 +218,8 @@ def kept_by(
     own = torch.from_numpy(rows[made]) * std.cpu() + mean.cpu()
     scores = guard.scores(own.double().numpy(), model_outputs(rule, own).argmax(1).numpy())
     # Repeated, so that a forest does not overlook the few that are left.
-    again = np.resize(made[best(scores, guard.keep, guard.fewest)], len(made))
-    chosen = np.concatenate([np.flatnonzero(labels == 1), again])
+    kept = np.resize(made[best(scores, guard.keep, guard.at_least)], len(made) // 2)
+    chosen = np.concatenate([np.flatnonzero(labels == 1), made[::2], kept])
     return rows[chosen], labels[chosen]
 
 

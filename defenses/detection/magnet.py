@@ -27,7 +27,7 @@ from .detector import fingerprints
 from .learned import images_only, refuse_misfit
 
 
-@DETECTORS.register("magnet", paper="Meng and Chen 2017, section 4.2 and code")
+@DETECTORS.register("magnet", paper="Meng and Chen 2017 and code")
 @dataclass(frozen=True, eq=False)
 class MagNetDetector(Detector):
     """The error of a reconstruction, or the divergence of the answers on an image and on its reconstruction.
@@ -75,7 +75,7 @@ class MagNetDetector(Detector):
         return torch.stack([(part.exp() * (part - middle)).sum(1) for part in (one, other)]).mean(0)
 
 
-@DEFENSES.register("magnet", paper="Meng and Chen 2017, section 4.2 and code", needs=("data",))
+@DEFENSES.register("magnet", paper="Meng and Chen 2017 and code", needs=("data",))
 @dataclass(frozen=True)
 class MagNet(DetectorDefense):
     """Add MagNet's detectors, by the errors of two autoencoders and by the divergence of answers; each may ring.

@@ -23,7 +23,7 @@ from robustexplain.training import Samples, Session, Training, TrainingStep, fit
 from .placed import TrainedInput, drawn_anew
 
 
-@DEFENSES.register("hgd", paper="Liao et al. 2018, section 4 (logits guided)", needs=("data",))
+@DEFENSES.register("hgd", paper="Liao et al. 2018 (logits guided)", needs=("data",))
 @dataclass(frozen=True)
 class GuidedDenoiser(TrainedInput):
     """Put a denoiser in front of the classifier that was trained to restore its logits on attacked images.

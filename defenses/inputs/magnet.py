@@ -18,19 +18,19 @@ from robustexplain.training import Samples, Session, Training, TrainingStep, fit
 from .placed import TrainedInput, drawn_anew
 
 
-@DEFENSES.register("magnet-reformer", paper="Meng and Chen 2017, section 4.4 and table 1", needs=("data",))
+@DEFENSES.register("magnet-reformer", paper="Meng and Chen 2017 and code", needs=("data",))
 @dataclass(frozen=True)
 class MagNetReformer(TrainedInput):
     """Put an auto-encoder in front of the classifier that was trained to restore clean images from noisy ones.
 
     The squared error to the clean image, under Gaussian noise (Meng and Chen 2017). It sees neither the classifier nor
-    an attack. By default the network of the authors' MNIST reformer; theirs for CIFAR-10 has ``width=32`` and
-    ``pooled=False``. Their penalty of 1e-9 on activities is left out. Passes of inference: one of each network.
+    an attack. By default the network, noise and number of epochs of the authors' code for MNIST, whose penalty of 1e-9
+    on activities is left out. Passes of inference: one of each network.
 
     Args:
         width: channels of every hidden layer.
         pooled: whether it halves the image in between.
-        noise: standard deviation of the noise in training, 0.1 on MNIST and 0.025 on CIFAR-10 in the code.
+        noise: standard deviation of the noise in training.
         training: epochs, batch, optimiser.
         explained: which image the interpreter explains: the input, through the auto-encoder (``raw``), or what it made.
     """

@@ -28,15 +28,17 @@ Explained = Literal["raw", "transformed"]
 Radius = Annotated[float, at.Ge(1e-4), at.Le(1)]
 
 
-@DEFENSES.register("random-resizing", paper="Xie et al. 2018, section 3.2")
+@DEFENSES.register("random-resizing", paper="Xie et al. 2018 and code")
 @dataclass(frozen=True)
 class RandomResizing(Defense):
     """Average the logits of randomly resized and padded versions of each image; nothing is trained.
 
     Half of the versions are mirrored. The transform is ``resize-pad-PIXELS``: the image shrinks by up to so many pixels
-    and is placed at random on grey, where the authors enlarge it. ``input-transform`` with that name is one draw of it.
+    and is placed at random on grey. ``input-transform`` with that name is one draw of it.
     Passes of inference: ``draws``, and as many for the map unless it is that of the ``raw`` image. Who averages over
-    draws of his own, 30 in the literature, attacks it as if it stood still.
+    draws of his own attacks it as if it stood still.
+
+    Departures: those of ``resize-pad``; the authors sum probabilities, of an auxiliary head too, and mirror at random.
 
     Args:
         pixels: by how many the shorter side shrinks at most; the authors' range is 7% of the side.
@@ -63,7 +65,7 @@ class RandomResizing(Defense):
         )
 
 
-@DEFENSES.register("region-voting", paper="Cao and Gong 2017, section 4", needs=("data",))
+@DEFENSES.register("region-voting", paper="Cao and Gong 2017", needs=("data",))
 @dataclass(frozen=True)
 class RegionVoting(TrainedDefense):
     """Answer with the class that most random points of a hypercube around the image get; nothing is trained.
@@ -74,7 +76,7 @@ class RegionVoting(TrainedDefense):
     ``draws``, and as many for the map unless it is that of the ``raw`` image.
 
     Args:
-        draws: points of the hypercube; the authors take 10,000 on MNIST and 1,000 on CIFAR-10.
+        draws: points of the hypercube.
         radius: fixed; ``None`` searches for it.
         step: of the search; the smallest radius.
         most: the largest radius of the search.

@@ -70,11 +70,15 @@ class ModelScanner(ABC):
             raise InputError(f"{type(self).__name__} needs clean samples, got none")
         if self.needs_reference and reference is None:
             raise InputError(f"{type(self).__name__} compares with a trusted system: give it a reference")
-        x, y = stack(take(data, min(self.probe, len(data)), self.seed))
+        x, y = self._samples(data)
         kind(x, self.takes, type(self).__name__)
         at = next(system.model.parameters(), x).device
         with frozen(system.model), eval_mode(system.model):
             return self._scan(system, x.to(at), y.to(at), reference)
+
+    def _samples(self, data: Samples) -> tuple[Tensor, Tensor]:
+        """The samples that are used, and their labels."""
+        return stack(take(data, min(self.probe, len(data)), self.seed))
 
     @abstractmethod
     def _scan(self, system: System, x: Tensor, y: Tensor, reference: System | None) -> Scan:
@@ -82,10 +86,13 @@ class ModelScanner(ABC):
 
 
 def agreement(maps: Tensor, other: Tensor, grid: int) -> Tensor:
-    """Rank correlation ``[B]`` of the magnitudes of two maps, each averaged to ``grid x grid`` cells at most.
+    """Rank correlation ``[B]`` of the magnitudes of two maps, images averaged to ``grid x grid`` cells at most.
 
-    On cells, because methods of different kinds agree on places, not on pixels. A constant map agrees with nothing: 0.
+    On cells, because methods of different kinds agree on places, not on pixels; columns of a table stay as they are. A
+    constant map agrees with nothing: 0.
     """
+    if maps.dim() == 2:
+        return torch.nan_to_num(Spearman()(*(m.detach().float().abs() for m in (maps, other))))
     cells = (min(grid, maps.shape[1]), min(grid, maps.shape[2]))
     coarse = (F.adaptive_avg_pool2d(m.detach().float().abs()[:, None], cells)[:, 0] for m in (maps, other))
     return torch.nan_to_num(Spearman()(*coarse))

@@ -46,7 +46,7 @@ class KNNCAD(Defense):
             are 20, ``median`` and 2).
         distance: of several neighbours of one class: their ``median`` or ``max``.
         p: of the Minkowski distance.
-        fewest: where fewer rows are kept, the best-scored others are taken up to this number.
+        at_least: where fewer rows are kept, the best-scored others are taken up to this number.
         samples: largest number of the defense's rows that are kept.
     """
 
@@ -54,7 +54,7 @@ class KNNCAD(Defense):
     k: Count = 15
     distance: Literal["median", "max"] = "max"
     p: Count = 1
-    fewest: Count = 50
+    at_least: Count = 50
     samples: Count = 10_000
 
     layer: ClassVar[Literal["model", "input", "interpreter", "detector"]] = "interpreter"
@@ -68,7 +68,7 @@ class KNNCAD(Defense):
             raise FieldError(type(self).__name__, "keep", f"must be from 0 to 1, or none, got {self.keep!r}")
 
     @property
-    def fewest_samples(self) -> int:
+    def fewest(self) -> int:
         """One more than neighbours, since a row is no neighbour of itself."""
         return self.k + 1
 
@@ -91,15 +91,13 @@ class KNNCAD(Defense):
         Raises:
             InputError: fewer rows than neighbours, or no table.
         """
-        if len(data) < self.fewest_samples:
-            raise InputError(
-                f"knn-cad of {self.k} neighbours needs {self.fewest_samples} rows at least, got {len(data)}"
-            )
+        if len(data) < self.fewest:
+            raise InputError(f"knn-cad of {self.k} neighbours needs {self.fewest} rows at least, got {len(data)}")
         rows = stack(data, range(min(len(data), self.samples)))[0]
         if rows.dim() != 2:
             raise InputError(f"knn-cad keeps table rows [N, D], and the data holds {list(rows.shape[1:])}")
         classes = _predicted(system, rows)
-        return NeighbourGuard(rows, classes, keep, self.k, self.distance, self.p, self.fewest)
+        return NeighbourGuard(rows, classes, keep, self.k, self.distance, self.p, self.at_least)
 
 
 def query_gap(system: System, data: Samples, x: Tensor, defense: KNNCAD | None = None) -> float:

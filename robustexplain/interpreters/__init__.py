@@ -38,6 +38,8 @@ from .perturbation.segments import Segments
 from .reference import Reference
 from .scalar import Scalar, Target
 from .spec import InterpreterSpec
+from .tabular.generating import RowGenerating
+from .tabular.generators import AutoEncoderRows, NeighbourRows, RowGenerator, TreeRows
 from .tabular.lime import LIMETabular, LIMETabularTraining, draw_lime_background
 from .tabular.shap import SHAPTabular, SHAPTabularTraining, draw_shap_background, shap_background
 from .theta import Theta
@@ -51,6 +53,7 @@ __all__ = [
     "RTS",
     "Aggregate",
     "AttentionRollout",
+    "AutoEncoderRows",
     "Captum",
     "Certificate",
     "Certified",
@@ -83,6 +86,7 @@ __all__ = [
     "MaskingModel",
     "MeTFA",
     "NeighbourMean",
+    "NeighbourRows",
     "Occlusion",
     "OfDraws",
     "OfTransformed",
@@ -90,6 +94,8 @@ __all__ = [
     "RTSTraining",
     "Reference",
     "RelEx",
+    "RowGenerating",
+    "RowGenerator",
     "SHAPTabular",
     "SHAPTabularTraining",
     "Scalar",
@@ -99,6 +105,7 @@ __all__ = [
     "Sparsified",
     "Target",
     "Theta",
+    "TreeRows",
     "VarGrad",
     "Wrapper",
     "clean_objective",

@@ -75,7 +75,7 @@ PARTS.register("reformed", paper="Liao et al. 2018; Meng and Chen 2017")(Reforme
 
 
 class DenoisingUNet(Reformer):
-    """``x - d(x)``, ``d`` a small U-Net that draws the adversary's part of the image (Liao et al. 2018, section 4.1).
+    """``x - d(x)``, ``d`` a small U-Net that draws the adversary's part of the image (Liao et al. 2018).
 
     Blocks of two 3 x 3 convolutions, halved on the way down, joined with the finer ones on the way up. Departures: two
     or three scales instead of five, and groups are normalised instead of batches, so that samples are kept apart in
@@ -131,12 +131,12 @@ PARTS.register(DenoisingUNet.name, paper="Liao et al. 2018")(DenoisingUNet)
 
 
 class AutoEncoder(Reformer):
-    """MagNet's auto-encoder: convolutions of 3 x 3, sigmoids, and for MNIST one halving (Meng and Chen 2017, table 1).
+    """MagNet's auto-encoder: convolutions of 3 x 3, sigmoids, one halving (Meng and Chen 2017 and code).
 
     Args:
         channels: of the images.
-        width: channels of every hidden layer: 3 for MNIST, 32 for CIFAR-10.
-        pooled: average pooling behind the first layer, and back up behind the second, as for MNIST.
+        width: channels of every hidden layer, 3 in the code.
+        pooled: average pooling behind the first layer, and back up behind the third.
     """
 
     name: ClassVar[str] = "auto-encoder"

@@ -44,11 +44,11 @@ def check_data(recipe: Recipe) -> data_sets.Data:
     for label, component in _installable(recipe):
         problems.run(component.ready, label)
     if loaded is not None:
-        model = problems.run(lambda: _model(recipe, loaded), "model") if there else None
+        named = problems.run(lambda: recipe.named(loaded.features))
+        model = problems.run(lambda: _model(named, loaded), "model") if there and named is not None else None
         for finding in FINDINGS:
             for line in finding(Situation(recipe, loaded, model)):
                 problems.add(line)
-        problems.run(lambda: recipe.named(loaded.features))
     problems.stop()
     assert loaded is not None  # a problem otherwise; for the type checker
     return loaded

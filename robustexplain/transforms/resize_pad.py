@@ -16,7 +16,7 @@ GREY = 0.5
 """The authors' padding value, zero in ``[-1, 1]``, in units of ``[0, 1]``."""
 
 
-@TRANSFORMS.register("resize-pad", paper="Xie et al. 2018, section 3.2")
+@TRANSFORMS.register("resize-pad", paper="Xie et al. 2018 and code")
 class ResizePad(Transform):
     """Shrink the image by a random number of pixels and place it at a random position on grey (Xie et al. 2018).
 

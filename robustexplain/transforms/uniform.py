@@ -13,7 +13,7 @@ from ..registry import TRANSFORMS
 from .base import Transform, within
 
 
-@TRANSFORMS.register("uniform-noise", paper="Cao and Gong 2017, section 4.2 (a point of the hypercube)")
+@TRANSFORMS.register("uniform-noise", paper="Cao and Gong 2017 (a point of the hypercube)")
 class RandomPoint(Transform):
     """A random point of the hypercube around the image, cut off at black and white (Cao and Gong 2017).
 

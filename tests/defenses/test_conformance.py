@@ -131,6 +131,11 @@ def test_the_seed_is_never_taken_by_position(entry: Any) -> None:
         entry.build(seed=-1)
 
 
+@pytest.mark.parametrize("entry", list(DEFENSES), ids=lambda e: e.name)
+def test_no_setting_hides_what_every_defense_answers(entry: Any) -> None:
+    assert {f.name for f in fields(entry.build)} & set(dir(Defense)) == {f.name for f in fields(Defense)}  # type: ignore[type-abstract]
+
+
 # --- beta-smoothing ---
 
 

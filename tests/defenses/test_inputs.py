@@ -210,8 +210,8 @@ FALLS: dict[str, tuple[Defense, float]] = {
     "tv": (InputTransform(["tv-0.1"]), 0.15),
     "wavelet": (InputTransform(["wavelet-0.1"]), 0.15),
     "resizing": (RandomResizing(1, 3, mirrored=False), 0.08),
-    "hgd": (GuidedDenoiser(PGD(0.15, 2, 0.1), 4, 2, Training(epochs=4, batch_size=20, lr=1e-2)), 0.15),
-    "magnet": (MagNetReformer(16, pooled=False, training=Training(epochs=25, batch_size=20, lr=2e-2)), 0.15),
+    "hgd": (GuidedDenoiser(PGD(0.15, 2, 0.1), 4, 2, Training(epochs=3, batch_size=20, lr=2e-2)), 0.15),
+    "magnet": (MagNetReformer(8, pooled=False, training=Training(epochs=20, batch_size=10, lr=2e-2)), 0.15),
 }
 
 

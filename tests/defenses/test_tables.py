@@ -113,6 +113,7 @@ def test_what_has_no_made_up_rows_is_refused(data: TensorDataset) -> None:
     once = KNNCAD()(explained(model, "lime", data), data)
     with pytest.raises(UnsupportedModelError, match="has a guard of its rows already"):
         KNNCAD()(once, data)
+    assert KNNCAD(k=300).fewest == 301
     with pytest.raises(InputError, match="needs 301 rows"):
         KNNCAD(k=300)(explained(model, "lime", data), data)
     with pytest.raises(InputError, match="about no row but the explained ones"):

@@ -351,6 +351,10 @@ def test_tables_take_clean_inputs_alone_and_know_their_columns(on_a_table: tuple
         recipes.check_data(recipes.check({**told, "attacks": ["pgd"]}))
     with pytest.raises(InputError, match="sekret"):
         recipes.check_data(recipes.check({**told, "metrics": [{"name": "feature-rank", "feature": "sekret"}]}))
+    rule = {"name": "feature-rule", "options": {"columns": ["secret"]}}
+    assert recipes.check_data(recipes.check({**told, "model": rule})).features[2] == "secret"
+    with pytest.raises(InputError, match=r"model\.options.*sekret"):
+        recipes.check_data(recipes.check({**told, "model": {**rule, "options": {"columns": ["sekret"]}}}))
 
 
 def test_the_page_speaks_of_rows_where_the_data_are_a_table(

@@ -30,10 +30,12 @@ from robustexplain.defenses import (
     EnsembleAdversarialTraining,
     FeatureDenoising,
     GradientAlignment,
+    GuidedDenoiser,
     ImageAlignment,
     InfoDrop,
     InputGradientPenalty,
     InterpretabilityTraining,
+    MagNetReformer,
     ModelDefense,
     RankThickness,
     Retrained,
@@ -193,6 +195,21 @@ def for_predictions(accelerator: Accelerator) -> dict[str, Tensor]:
     return found
 
 
+def reformed(accelerator: Accelerator) -> dict[str, Tensor]:
+    """Two epochs of each network in front of a classifier: attacks on that one, and noise, are drawn alike."""
+    training = Training(epochs=2, batch_size=16, micro_batch=4, lr=1.0, optimizer="sgd", weight_decay=0.0)
+    model = net(13)
+    defenses = {
+        "hgd": GuidedDenoiser(PGD(0.1, 2, 0.05, random_start=True), 4, 2, training),
+        "magnet-reformer": MagNetReformer(training=training),
+    }
+    found: dict[str, Tensor] = {}
+    for name, defense in defenses.items():
+        system = defense(System(model, Gradient(model)), samples(32), Session(accelerator))
+        found |= weights(f"reformed.{name}", system.model.get_submodule("transforms"))
+    return found
+
+
 class Explained(nn.Module):
     """Logits and gradient maps from one forward pass, so that data parallelism sees both."""
 
@@ -239,7 +256,7 @@ def main(out: Path) -> None:
     # A single sample held out: there are fewer than processes.
     found |= told(accelerator, "single", lr=0.02, validation=0.01)
     found |= hardened(accelerator) | revealing(accelerator) | networks(accelerator) | for_predictions(accelerator)
-    found |= for_maps(accelerator)
+    found |= for_maps(accelerator) | reformed(accelerator)
     found["processes"] = torch.tensor(accelerator.num_processes)
     if accelerator.num_processes > 1:
         assert dist.group.WORLD is not None

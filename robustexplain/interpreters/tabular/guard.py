@@ -36,7 +36,7 @@ class NeighbourGuard:
         k: neighbours.
         distance: of several rows of one class.
         p: of the Minkowski distance.
-        fewest: where fewer rows are kept, the best-scored others are taken up to this number.
+        at_least: where fewer rows are kept, the best-scored others are taken up to this number.
 
     Raises:
         InputError: rows and classes that do not fit, or fewer rows than ``k``.
@@ -48,7 +48,7 @@ class NeighbourGuard:
     k: Count = 15
     distance: Literal["median", "max"] = "max"
     p: Count = 1
-    fewest: Count = 50
+    at_least: Count = 50
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -106,12 +106,12 @@ class NeighbourGuard:
         return np.where(counts.any(1), found, np.inf)
 
 
-def best(scores: np.ndarray, keep: float, fewest: int) -> np.ndarray:
+def best(scores: np.ndarray, keep: float, at_least: int) -> np.ndarray:
     """Indices of the rows with at least that score, in order; of the best-scored ones, where that are too few."""
     kept = np.flatnonzero(scores >= keep)
-    if len(kept) >= min(fewest, len(scores)):
+    if len(kept) >= min(at_least, len(scores)):
         return kept
-    return np.sort(np.argsort(-scores, kind="stable")[:fewest])
+    return np.sort(np.argsort(-scores, kind="stable")[:at_least])
 
 
 def guarded_lime(explainer: Any, guard: NeighbourGuard, answers: Answers) -> None:
@@ -135,7 +135,7 @@ def guarded_lime(explainer: Any, guard: NeighbourGuard, answers: Answers) -> Non
             if missing <= 0:
                 break
         first = made[:1], back[:1]
-        chosen = best(np.concatenate(scores), guard.keep, guard.fewest)[: number - 1]
+        chosen = best(np.concatenate(scores), guard.keep, guard.at_least)[: number - 1]
         parts = (np.concatenate(part)[chosen] for part in (data, rows))
         together = [np.concatenate([one, part]) for one, part in zip(first, parts, strict=True)]
         return together[0], together[1]

@@ -21,6 +21,8 @@ from ...training import Samples, Session
 from ..base import Explanation, Interpreter, explained_class
 from ..reference import Reference
 from .base import checked_background, drawn_rows, output_function, package, restored_state, rows_of
+from .focused import focused_lime
+from .generators import RowGenerator, checked_generator
 from .guard import NeighbourGuard, classes_of, guarded_lime
 
 
@@ -45,6 +47,7 @@ class LIMETabular(Interpreter):
         seed: of the random rows; each explained row has its own random stream.
         batch_size: rows a forward pass, at most.
         guard: which of the random rows are kept; ``None``: all.
+        generator: makes the random rows instead of the package (focused sampling).
 
     Raises:
         MissingDataError: on the first input, without the lime package.
@@ -60,6 +63,7 @@ class LIMETabular(Interpreter):
     seed: Natural = 0
     batch_size: Count = 16384
     guard: NeighbourGuard | None = None
+    generator: RowGenerator | None = None
 
     differentiable: ClassVar[bool] = False
     takes: ClassVar[tuple[Kind, ...]] = ("tables",)
@@ -73,6 +77,8 @@ class LIMETabular(Interpreter):
             raise InputError("LIME takes means and frequencies of plain rows: its background has no weights")
         check_width(self)
         width = self.background.x.shape[1]
+        if self.generator is not None:
+            checked_generator(self.generator, width, type(self).__name__)
         object.__setattr__(self, "categorical", tuple(index_of(c, width=width) for c in self.categorical))
 
     def _check(self, x: Tensor) -> None:
@@ -86,6 +92,8 @@ class LIMETabular(Interpreter):
         function = output_function(self.model, x, self.of, self.batch_size)
         with restored_state(x):
             explainer = self._explainer(rows)
+            if self.generator is not None:
+                focused_lime(explainer, self.generator)
             if self.guard is not None:
                 guarded_lime(explainer, self.guard, classes_of(function))
             weights = [

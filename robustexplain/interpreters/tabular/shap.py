@@ -19,6 +19,8 @@ from ...training import Samples, Session
 from ..base import Explanation, Interpreter, explained_class
 from ..reference import Reference
 from .base import Output, checked_background, drawn_rows, output_function, package, restored_state, rows_of
+from .focused import conditional_shap
+from .generators import RowGenerator, checked_generator
 from .guard import NeighbourGuard, classes_of, guarded_shap
 
 Selection = Count | Literal["aic", "bic"] | None
@@ -44,6 +46,8 @@ class SHAPTabular(Interpreter):
         seed: of the coalitions; each explained row has its own random stream.
         batch_size: rows a forward pass, at most.
         guard: which rows of a coalition count; ``None``: all.
+        generator: makes the rows whose values the left-out columns take, instead of the background (focused sampling);
+            a map then adds up to the output minus its mean over these rows.
 
     Raises:
         MissingDataError: on the first input, without the shap package.
@@ -56,6 +60,7 @@ class SHAPTabular(Interpreter):
     seed: Natural = 0
     batch_size: Count = 16384
     guard: NeighbourGuard | None = None
+    generator: RowGenerator | None = None
 
     differentiable: ClassVar[bool] = False
     takes: ClassVar[tuple[Kind, ...]] = ("tables",)
@@ -64,29 +69,56 @@ class SHAPTabular(Interpreter):
         super().__post_init__()
         checked_background(self.background, type(self).__name__)
         check_shap(self)
+        if self.generator is not None:
+            checked_generator(self.generator, self.background.x.shape[1], type(self).__name__)
 
     def _check(self, x: Tensor) -> None:
         self.background.like(x)
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        rows = rows_of(self.background)
         logits = answer(self.model, x)
         classes, x = explained_class(logits, target).tolist(), x.detach()
         seeds = Streams.of(x, self.seed, "shap-tabular").integers(2**31).tolist()
+        rows = x.double().cpu().numpy()
         with restored_state(x):
-            codes = _Codes(rows)
-            explainers = {c: self._explainer(codes, x, c) for c in sorted(set(classes))}
-            values = [
-                self._values(explainers[label], codes.of_row(row), seed)
-                for row, label, seed in zip(x.double().cpu().numpy(), classes, seeds, strict=True)
-            ]
+            if self.generator is None:
+                values = self._against_background(x, rows, classes, seeds)
+            else:
+                codes = _Codes(self.generator.known()) if self.generator.conditional else None
+                values = [
+                    self._focused(self.generator, codes, x, row, label, seed)
+                    for row, label, seed in zip(rows, classes, seeds, strict=True)
+                ]
         return Explanation(logits, torch.from_numpy(np.stack(values)).to(x.device, x.dtype))
 
-    def _explainer(self, codes: _Codes, x: Tensor, label: int) -> Any:
+    def _against_background(
+        self, x: Tensor, rows: np.ndarray, classes: list[int], seeds: list[int]
+    ) -> list[np.ndarray]:
+        background = rows_of(self.background)
+        codes, shares = _Codes(background), self.background.shares().numpy()
+        explainers = {c: self._explainer(codes, background, shares, x, c) for c in sorted(set(classes))}
+        return [
+            self._values(explainers[label], codes.of_row(row), seed)
+            for row, label, seed in zip(rows, classes, seeds, strict=True)
+        ]
+
+    def _focused(
+        self, generator: RowGenerator, codes: _Codes | None, x: Tensor, row: np.ndarray, label: int, seed: int
+    ) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        nothing = np.zeros(len(row), dtype=bool)
+        drawn = generator.given(row, nothing, generator.size, rng)
+        codes = codes or _Codes(drawn)
+        explainer = self._explainer(codes, drawn, np.full(len(drawn), 1 / len(drawn)), x, label)
+        if generator.conditional:
+            conditional_shap(explainer, generator, row, codes.coded, rng)
+        return self._values(explainer, codes.of_row(row), seed)
+
+    def _explainer(self, codes: _Codes, rows: np.ndarray, shares: np.ndarray, x: Tensor, label: int) -> Any:
         shap = package("shap", type(self).__name__)
         legacy = package("shap.utils._legacy", type(self).__name__)
-        names = [str(i) for i in range(codes.background.shape[1])]
-        background = legacy.DenseData(codes.background, names, None, self.background.shares().numpy())
+        names = [str(i) for i in range(rows.shape[1])]
+        background = legacy.DenseData(codes.coded(rows), names, None, shares)
         outputs = output_function(self.model, x, self.of, self.batch_size)
 
         def class_output(rows: np.ndarray) -> np.ndarray:
@@ -113,8 +145,11 @@ class _Codes:
 
     def __init__(self, rows: np.ndarray) -> None:
         self.values = [np.unique(column) for column in rows.T]
-        self.background = np.stack([self._coded(i, column) for i, column in enumerate(rows.T)], 1)
         self.row = rows[0]
+
+    def coded(self, rows: np.ndarray) -> np.ndarray:
+        """The codes of rows ``[n, D]`` of the background's values."""
+        return np.stack([self._coded(i, column) for i, column in enumerate(rows.T)], 1)
 
     def of_row(self, row: np.ndarray) -> np.ndarray:
         """The codes of a row ``[D]``, whose values :meth:`decoded` uses from now on."""
