@@ -10,6 +10,7 @@ from .finetuned import FineTuned
 from .fool_shap import Chosen, FoolSHAP, Tried
 from .fooling import ActiveFooling, CenterFooling, LocationFooling, TopKFooling, UniformFooling, block_images
 from .fooling_batch import FoolingBatch
+from .influence_poisoning import InfluencePoisoning, Poisoned, Round
 from .laundryml import LaundryML, SurrogateQuality, surrogate_quality
 from .rule_lists import Condition, Rule, RuleList, RuleReasons
 from .rule_table import RuleSearch
@@ -31,11 +32,14 @@ __all__ = [
     "FoolSHAP",
     "FoolingBatch",
     "GradientFairwashing",
+    "InfluencePoisoning",
     "LaundryML",
     "LocalRuleReasons",
     "LocationFooling",
     "Manipulation",
+    "Poisoned",
     "Quality",
+    "Round",
     "Rule",
     "RuleList",
     "RuleReasons",

@@ -37,7 +37,8 @@ GRID = 7
 def run_scans(recipe: Recipe, out: str | Path, session: Session) -> int:
     """Scan, or go on scanning, the models of a recipe; the number of scans that failed.
 
-    Scanned are interpreters' rows (honest), manipulated rows, and defenses of these that change the model (repairs).
+    Scanned are interpreters' rows (honest), manipulated rows, and defenses that change the model: of manipulated rows
+    (repairs), and of honest ones (controls: what an owner without a bad intention does).
     Everything is trained ``scan.models`` times, under other seeds. Scanners that compare with a trusted model get an
     honest one of one seed more.
 
@@ -70,7 +71,7 @@ def scanned(recipe: Recipe) -> list[Row]:
     return [
         row
         for row in recipe.rows
-        if row.kind != "defense" or (recipe.manipulated(row) and getattr(row.settings, "layer", None) == "model")
+        if row.kind != "defense" or getattr(row.settings, "layer", None) == "model"
     ]
 
 
