@@ -12,10 +12,12 @@ from .fooling import ActiveFooling, CenterFooling, LocationFooling, TopKFooling,
 from .fooling_batch import FoolingBatch
 from .influence_poisoning import InfluencePoisoning, Poisoned, Round
 from .laundryml import LaundryML, SurrogateQuality, surrogate_quality
+from .output_shuffling import OutputShuffling
 from .rule_lists import Condition, Rule, RuleList, RuleReasons
 from .rule_table import RuleSearch
 from .scaffolded_model import Scaffold
 from .scaffolding import Quality, Scaffolding, scaffold_quality
+from .shuffled_model import Shuffled
 from .surrogate_choice import LocalRuleReasons
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "LocalRuleReasons",
     "LocationFooling",
     "Manipulation",
+    "OutputShuffling",
     "Poisoned",
     "Quality",
     "Round",
@@ -47,6 +50,7 @@ __all__ = [
     "Sampled",
     "Scaffold",
     "Scaffolding",
+    "Shuffled",
     "StealthilyBiasedSampling",
     "SurrogateQuality",
     "TopKFooling",

@@ -68,11 +68,7 @@ def run_scans(recipe: Recipe, out: str | Path, session: Session) -> int:
 
 def scanned(recipe: Recipe) -> list[Row]:
     """The rows that are scanned."""
-    return [
-        row
-        for row in recipe.rows
-        if row.kind != "defense" or getattr(row.settings, "layer", None) == "model"
-    ]
+    return [row for row in recipe.rows if row.kind != "defense" or getattr(row.settings, "layer", None) == "model"]
 
 
 class Scans:
