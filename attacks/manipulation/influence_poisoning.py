@@ -73,8 +73,9 @@ class InfluencePoisoning(Manipulation):
     ``z_i <- P(z_i - step * sign(grad_x [s^T grad_W L(z_i)]))`` with ``s = H^-1 grad_W L(victim)``, the layer trained to
     convergence in every round; all before the last layer is frozen, as in the paper. The images are those of largest
     gradient. ``aim: map`` lowers the share of the victim's map on the clean map's top pixels (Ghorbani et al. 2019) in
-    place of raising its loss, and takes the best round that keeps its prediction. Departures: ``P`` is a ball of ``eps`` (the paper: what rounds to the
-    same 8 bits, which is ``eps = 0.5 / 255``); several classes; the bias is decayed, too.
+    place of raising its loss, and takes the best round that keeps its prediction. Departures: ``P`` is a ball of
+    ``eps`` (the paper: what rounds to the same 8 bits, which is ``eps = 0.5 / 255``); several classes; the bias is
+    decayed, too.
 
     Args:
         aim: what of the victim is to change: its prediction, or its map.

@@ -33,10 +33,10 @@ class OutputShuffling(Manipulation):
     The outputs stay the same as a whole; who gets which does not. ``dominance``: the favoured group takes the best
     outputs. ``mixing``: the next output goes to the best of the favoured with probability ``bias``, else to the best of
     all. ``swapping``: one pass down the ranking, in which a favoured row overtakes the one above it if that is not
-    favoured. Departures: the paper's model shuffles whatever batch it is asked about, and answers a single row unshuffled,
-    which is why Shapley values do not see it. Here a row's answer does not depend on its batch: one pool, known
-    beforehand, is shuffled once, its rows are recognised by their values (identical ones get one answer), and any other row
-    is answered unshuffled. The blind model reads the column's mean (the paper: 0).
+    favoured. Departures: the paper's model shuffles whatever batch it is asked about, and answers a single row as it
+    is, which is why Shapley values do not see it. Here a row's answer does not depend on its batch: one pool, known
+    beforehand, is shuffled once, its rows are recognised by their values (identical ones get one answer), and any other
+    row is answered unshuffled. The blind model reads the column's mean (the paper: 0).
 
     Args:
         sensitive: the column that decides and that explanations should not show.

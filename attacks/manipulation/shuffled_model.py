@@ -13,7 +13,7 @@ from robustexplain.registry import PARTS
 class Shuffled(nn.Module):
     """A model without one column, whose logits are shifted for the rows of a pool (Yuan and Dasgupta 2024).
 
-    It is an ordinary classifier: a row's answer depends on nothing but the row. The gradient is that of the blind model.
+    It is an ordinary classifier: a row's answer depends on nothing but the row. The gradient is the blind model's.
 
     Args:
         model: gives logits ``[B, K]`` of rows ``[B, D]``.
