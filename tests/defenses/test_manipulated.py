@@ -335,6 +335,6 @@ def test_tables_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
             "scan": {"models": 2, "scanners": ["gradient-free-disagreement"]},
         }
     )
-    with pytest.raises(InputError, match="scan.scanners: gradient-free-disagreement takes images, got tables"):
+    with pytest.raises(InputError, match=r"scan\.scanners: gradient-free-disagreement takes images, got tables"):
         run_scans(recipe, tmp_path / "run", Session())
     assert not (tmp_path / "run").exists()
