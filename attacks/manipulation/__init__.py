@@ -10,11 +10,14 @@ from .finetuned import FineTuned
 from .fool_shap import Chosen, FoolSHAP, Tried
 from .fooling import ActiveFooling, CenterFooling, LocationFooling, TopKFooling, UniformFooling, block_images
 from .fooling_batch import FoolingBatch
+from .influence_poisoning import InfluencePoisoning, Poisoned, Round
 from .laundryml import LaundryML, SurrogateQuality, surrogate_quality
+from .output_shuffling import OutputShuffling
 from .rule_lists import Condition, Rule, RuleList, RuleReasons
 from .rule_table import RuleSearch
 from .scaffolded_model import Scaffold
 from .scaffolding import Quality, Scaffolding, scaffold_quality
+from .shuffled_model import Shuffled
 from .surrogate_choice import LocalRuleReasons
 
 __all__ = [
@@ -31,11 +34,15 @@ __all__ = [
     "FoolSHAP",
     "FoolingBatch",
     "GradientFairwashing",
+    "InfluencePoisoning",
     "LaundryML",
     "LocalRuleReasons",
     "LocationFooling",
     "Manipulation",
+    "OutputShuffling",
+    "Poisoned",
     "Quality",
+    "Round",
     "Rule",
     "RuleList",
     "RuleReasons",
@@ -43,6 +50,7 @@ __all__ = [
     "Sampled",
     "Scaffold",
     "Scaffolding",
+    "Shuffled",
     "StealthilyBiasedSampling",
     "SurrogateQuality",
     "TopKFooling",

@@ -21,7 +21,9 @@ def scan(
     track: Track = None,
 ) -> None:
     """Scan a recipe's honest, manipulated and repaired models, trained anew from several seeds: AUC over models."""
-    from ..evaluation.scanning import TABLE, read_results, run_scans
+    from ..evaluation.scan_page import PAGE
+    from ..evaluation.scan_results import read_results
+    from ..evaluation.scanning import run_scans
     from ..evaluation.store import RunFolder
     from ..recipe import read
 
@@ -41,7 +43,7 @@ def scan(
                 f"{found.row}: {found.scanner}: {area}, {found.detected:.0%} of {found.models} detected, "
                 f"agreement with the honest maps {found.agreement:.2f}"
             )
-        typer.echo(f"scans: {folder / TABLE}")
+        typer.echo(f"scans: {folder / PAGE}")
     session.accelerator.end_training()
     if failed:
         typer.secho(f"{failed} scans failed; the files in {folder / 'scans'} say why", fg="red", err=True)

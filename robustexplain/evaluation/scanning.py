@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import traceback
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import checks, files
 from .. import data as data_sets
-from .. import files
-from ..defenses.manipulated import agreement, p_values
+from ..defenses.manipulated import agreement
 from ..door import answer
 from ..errors import InputError, UnsupportedModelError
 from ..recipe import check_data
@@ -25,11 +22,11 @@ from ..training import Session
 from .growing import claim
 from .origins import Origins
 from .prepared import Builder
+from .scan_page import write_scans
+from .scan_results import place, scanned
 from .seeds import again
-from .statistics import Estimate, separation
-from .store import RunFolder, slug
+from .store import RunFolder
 
-TABLE = "scans.csv"
 GRID = 7
 """Cells a side on which maps are compared with the honest ones."""
 
@@ -37,7 +34,8 @@ GRID = 7
 def run_scans(recipe: Recipe, out: str | Path, session: Session) -> int:
     """Scan, or go on scanning, the models of a recipe; the number of scans that failed.
 
-    Scanned are interpreters' rows (honest), manipulated rows, and defenses of these that change the model (repairs).
+    Scanned are interpreters' rows (honest), manipulated rows, and defenses that change the model: of manipulated rows
+    (repairs), and of honest ones (controls: what an owner without a bad intention does).
     Everything is trained ``scan.models`` times, under other seeds. Scanners that compare with a trusted model get an
     honest one of one seed more.
 
@@ -47,7 +45,8 @@ def run_scans(recipe: Recipe, out: str | Path, session: Session) -> int:
         session: accelerator and progress.
 
     Raises:
-        InputError: no scanners; a classifier that is not trained here, of which there is but one.
+        InputError: no scanners; a table, where they take images; a classifier that is not trained here, of which there
+            is but one.
         RunBusyError: another process writes ``out``.
     """
     if not recipe.scan.scanners:
@@ -55,23 +54,16 @@ def run_scans(recipe: Recipe, out: str | Path, session: Session) -> int:
     if recipe.model.train is None and recipe.scan.models > 1:
         raise InputError("scan.models: the recipe trains no model (model.train), so there is only one of it")
     folder, data = RunFolder(Path(out)), check_data(recipe)
+    for label, scanner in recipe.scan.scanners.items():
+        checks.kind(data.train[0][0][None], scanner.takes, f"scan.scanners: {label}")
     with folder.held(session.accelerator.is_main_process):
         claim(recipe.named(data.features), folder, data, data.digest, session)
         session.folder, session.sets_aside = folder.training, True
         failed = Scans(recipe, data, folder, session).run()
         if session.accelerator.is_main_process:
-            files.write_text(folder.root / TABLE, as_csv(read_results(recipe, folder)))
+            write_scans(recipe, folder)
         session.accelerator.wait_for_everyone()
     return failed
-
-
-def scanned(recipe: Recipe) -> list[Row]:
-    """The rows that are scanned."""
-    return [
-        row
-        for row in recipe.rows
-        if row.kind != "defense" or (recipe.manipulated(row) and getattr(row.settings, "layer", None) == "model")
-    ]
 
 
 class Scans:
@@ -167,11 +159,6 @@ class _Late:
         return self.builder.system(row)
 
 
-def place(folder: RunFolder, row: str, number: int) -> Path:
-    """The JSON file of the scans of a row's model of one seed."""
-    return folder.root / "scans" / f"{slug(row)}--{number}.json"
-
-
 @torch.no_grad()
 def accuracy(system: System, x: Tensor, y: Tensor) -> float:
     """Share of ``x`` that the system gets right."""
@@ -183,81 +170,3 @@ def likeness(system: System, honest: System, x: Tensor) -> float:
     """Mean agreement of the system's maps with the honest ones of the same class."""
     seen = system.interpreter.explain(x)
     return float(agreement(seen.maps, honest.interpreter.explain(x, seen.logits.argmax(1)).maps, GRID).mean())
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a scanner finds of the models of one row.
-
-    Args:
-        row: label.
-        scanner: label.
-        models: how many were scanned.
-        accuracy: their mean accuracy.
-        agreement: mean agreement of their maps with the honest ones.
-        auc: of their scores against the honest models'; ``None`` for an honest row.
-        detected: share whose p-value reaches the alarm; of an honest row, each against the others.
-    """
-
-    row: str
-    scanner: str
-    models: int
-    accuracy: float
-    agreement: float
-    auc: Estimate | None
-    detected: float
-
-
-def read_results(recipe: Recipe, folder: RunFolder) -> list[Finding]:
-    """What the stored scans say, in the recipe's order; rows whose models were not all scanned have fewer."""
-    found = []
-    for row in scanned(recipe):
-        parts = [_read(folder, row.label, number) for number in range(recipe.scan.models)]
-        honest = [_read(folder, row.root, number) for number in range(recipe.scan.models)]
-        for label in recipe.scan.scanners:
-            scores, level = _scores(parts, label), _scores(honest, label)
-            if not len(scores) or not len(level):
-                continue
-            some = [p for p in parts if p is not None and "score" in p["scans"].get(label, {})]
-            accuracies, agreements = (
-                float(torch.tensor([p[key] for p in some]).mean()) for key in ("accuracy", "agreement")
-            )
-            area = separation(level, scores) if row.derived else None
-            if row.derived:
-                values = p_values(level, scores)
-            else:
-                values = torch.cat([p_values(_without(level, i), level[i : i + 1]) for i in range(len(level))])
-            share = float((values <= recipe.scan.alarm).double().mean())
-            found.append(Finding(row.label, label, len(scores), accuracies, agreements, area, share))
-    return found
-
-
-def _without(values: Tensor, i: int) -> Tensor:
-    # A single honest model has no others: it is set against itself, which raises no alarm.
-    return torch.cat([values[:i], values[i + 1 :]]) if len(values) > 1 else values
-
-
-def _read(folder: RunFolder, row: str, number: int) -> dict[str, Any] | None:
-    path = place(folder, row, number)
-    return folder.read_part(path) if path.is_file() else None
-
-
-def _scores(parts: list[dict[str, Any] | None], scanner: str) -> Tensor:
-    found = [part["scans"].get(scanner, {}).get("score") for part in parts if part is not None]
-    return torch.tensor([score for score in found if score is not None], dtype=torch.float64)
-
-
-HEAD = ("row", "scanner", "models", "accuracy", "agreement_with_honest", "auc", "auc_low", "auc_high", "detected")
-
-
-def as_csv(findings: list[Finding]) -> str:
-    """A line a row and scanner."""
-    text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    out.writerow(HEAD)
-    for f in findings:
-        area = ["", "", ""] if f.auc is None else [f"{v:.6g}" for v in (f.auc.value, f.auc.low, f.auc.high)]
-        out.writerow(
-            [f.row, f.scanner, f.models, f"{f.accuracy:.6g}", f"{f.agreement:.6g}", *area, f"{f.detected:.6g}"]
-        )
-    return text.getvalue()

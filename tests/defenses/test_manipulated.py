@@ -32,11 +32,12 @@ from robustexplain.defenses.manipulated import (
 from robustexplain.defenses.manipulated.fine_pruning import kept_features
 from robustexplain.defenses.manipulated.triggers import anomaly
 from robustexplain.errors import FieldError, InputError, NotDifferentiableError
+from robustexplain.evaluation.scanning import run_scans
 from robustexplain.interpreters import GradCAM, Gradient, Occlusion
 from robustexplain.models import Classifier
 from robustexplain.recipe import check
 from robustexplain.registry import SCANNERS
-from robustexplain.training import Training
+from robustexplain.training import Session, Training
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +265,11 @@ def tree() -> dict[str, Any]:
                 "training": training,
             }
         ],
-        "defenses": [{"name": "fine-pruning", "label": "repaired", "of": "lie", "samples": 32}],
+        "defenses": [
+            {"name": "fine-pruning", "label": "repaired", "of": "lie", "samples": 32},
+            {"name": "fine-pruning", "label": "only trained on", "of": "gradcam", "share": 0, "samples": 32},
+            {"name": "input-transform", "of": "gradcam"},
+        ],
         "attacks": ["clean"],
         "scan": {
             "models": 2,
@@ -286,13 +291,15 @@ def test_a_recipe_scans_honest_manipulated_and_repaired_models_and_goes_on(
     lines = list(csv.DictReader((tmp_path / "run" / "scans.csv").open()))
     assert [(line["row"], line["scanner"]) for line in lines] == [
         (row, scanner)
-        for row in ("gradcam", "lie", "repaired")
+        for row in ("gradcam", "lie", "repaired", "only trained on")
         for scanner in ("trusted-reference", "gradient-free-disagreement")
     ]
     assert {line["models"] for line in lines} == {"2"}
     assert [line["agreement_with_honest"] for line in lines[:2]] == ["1", "1"]
     assert lines[0]["auc"] == ""
     assert 0 <= float(lines[2]["auc"]) <= 1
+    assert "AUC over models" in (tmp_path / "run" / "scans.html").read_text()
+    assert (tmp_path / "run" / "scans.png").read_bytes().startswith(b"\x89PNG")
     # Nothing is scanned again.
     monkeypatch.setattr(TrustedReference, "_scan", lambda *_: pytest.fail("scanned again"))
     again = CliRunner().invoke(app, words, catch_exceptions=False)
@@ -313,3 +320,21 @@ def test_mistakes_in_a_recipes_scan_are_named(tree: dict[str, Any]) -> None:
     tree["scan"] = {"modles": 3}
     with pytest.raises(InputError, match=r"scan\.modles"):
         check(tree)
+
+
+def test_tables_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    table = tmp_path / "rows.csv"
+    table.write_text("a,b,y\n" + "".join(f"{i % 7},{i % 3},{i % 2}\n" for i in range(60)))
+    recipe = check(
+        {
+            "name": "rows",
+            "data": {"name": "csv-table", "path": str(table), "target": "y"},
+            "model": {"name": "mlp", "train": {"epochs": 1}},
+            "interpreters": ["gradient"],
+            "attacks": ["clean"],
+            "scan": {"models": 2, "scanners": ["gradient-free-disagreement"]},
+        }
+    )
+    with pytest.raises(InputError, match=r"scan\.scanners: gradient-free-disagreement takes images, got tables"):
+        run_scans(recipe, tmp_path / "run", Session())
+    assert not (tmp_path / "run").exists()
