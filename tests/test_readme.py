@@ -37,12 +37,18 @@ def test_python_snippets_of_the_readme_run(index: int, tmp_path: Path, monkeypat
     exec(compile(blocks("python")[index], f"README.md python {index}", "exec"), module.__dict__)
 
 
-@pytest.mark.parametrize("page", ["index", "concepts", "interpreters", "metrics", "attacks", "manipulations"])
+@pytest.mark.parametrize(
+    "page",
+    ["index", "concepts", "interpreters", "metrics", "attacks", "manipulations", "defenses/tables",
+     "defenses/manipulated-models"],
+)  # fmt: skip
 @pytest.mark.filterwarnings("ignore::robustexplain.errors.RobustExplainWarning")
 def test_the_snippet_of_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))
-    exec(compile(code, f"docs/{page}.md", "exec"), {})
+    found = blocks("python", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))
+    assert found
+    for code in found:
+        exec(compile(code, f"docs/{page}.md", "exec"), {})
 
 
 def test_recipe_of_the_readme_validates() -> None:

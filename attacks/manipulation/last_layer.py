@@ -79,7 +79,7 @@ def fitted(read: Tensor, y: Tensor, decay: float, start: Tensor) -> Tensor:
         return loss
 
     with torch.enable_grad():
-        search.step(closure)  # type: ignore[no-untyped-call]
+        search.step(closure)
     return weights.detach()
 
 

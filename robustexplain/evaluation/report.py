@@ -162,8 +162,8 @@ def print_matrix(results: Results, ranked: Ranking, doubted: Doubts) -> None:
     for row in [*ranked.cases, *(r.label for r in results.experiment.rows if r.label not in ranked.cases)]:
         cells = []
         for cases in ranked.leading.values():
-            e = None if (case := cases.get(row)) is None else case.share.value
-            cells.append("-" if case is None or e is None else f"{e:.2f}{'?' * bool(case.doubted)}")
+            share = None if (case := cases.get(row)) is None else case.share.value
+            cells.append("-" if case is None or share is None else f"{share:.2f}{'?' * bool(case.doubted)}")
         for column in results.experiment.columns:
             e = results.of_attackers(row, column)
             cells.append("-" if e is None else f"{e['value']:.2f}{'?' * ((row, column.label) in doubted)}")
