@@ -71,17 +71,18 @@ class Adaptation:
 def draws_for(system: System) -> int:
     """Over how many draws of a system an adversary averages who does not know its seed; 1 where nothing is random.
 
-    :data:`DRAWS`; fewer where a map, or the model's answer, is made of several draws itself, but never the deployed
-    ones alone: two at least.
+    :data:`DRAWS`; fewer where a map, the model's answer or a detector's score is made of several draws itself, but
+    never the deployed ones alone: two at least.
     """
     if not system.random:
         return 1
-    if is_random(system.detector):
-        return DRAWS
+    own = [getattr(system.detector, "averaged", 1)] if is_random(system.detector) else []
     if is_random(system.model):
         # A model that answers by many draws averages them itself.
-        return max(2, -(-DRAWS // max(getattr(part, "averaged", 1) for part in system.model.modules())))
-    return max(2, -(-DRAWS // system.interpreter.averaged))
+        own.append(max(getattr(part, "averaged", 1) for part in system.model.modules()))
+    elif is_random(system.interpreter):
+        own.append(system.interpreter.averaged)
+    return max(2, -(-DRAWS // min(own, default=1)))
 
 
 def evasion(weight: float, system: System) -> Objective:

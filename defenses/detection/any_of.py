@@ -66,6 +66,11 @@ class AnyOf(Detector):
         return any(map(systems.draws, self.detectors))
 
     @property
+    def averaged(self) -> int:
+        """The fewest of those that use random draws."""
+        return min((d.averaged for d in self.detectors if systems.draws(d)), default=1)
+
+    @property
     def rounds(self) -> bool:
         """Whether any of them rounds, so that the derivative of its soft score is zero."""
         return any(getattr(detector, "rounds", False) is True for detector in self.detectors)

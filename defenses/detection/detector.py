@@ -62,6 +62,11 @@ class Detector(ABC):
         model = getattr(self, "model", None)
         return () if model is None else (model,)
 
+    @property
+    def averaged(self) -> int:
+        """Over how many random draws a score is averaged; 1 where nothing is random."""
+        return 1
+
     def following(self, model: nn.Module, copy: nn.Module) -> Self:
         """The detector on ``copy``, which has the layers of ``model``, where it watches ``model``; by default itself.
 

@@ -17,7 +17,7 @@ from robustexplain.interpreters import Interpreter
 from robustexplain.interpreters.composed.base import same
 from robustexplain.random_streams import derive
 from robustexplain.registry import DEFENSES, DETECTORS
-from robustexplain.system import Explained, System, redrawn
+from robustexplain.system import Explained, System, draws, redrawn
 from robustexplain.training import Samples, Session
 from robustexplain.transforms import HarmlessChange, harmless_for
 
@@ -53,6 +53,11 @@ class MapConsistencyDetector(Detector):
     def models(self) -> tuple[nn.Module, ...]:
         """The model that is explained."""
         return (self.interpreter.model,)
+
+    @property
+    def averaged(self) -> int:
+        """The copies of a change; the maps that an interpreter draws are not more than its own."""
+        return self.interpreter.averaged if draws(self.interpreter) else self.copies
 
     def redrawn(self, seed: int) -> Self:
         """With other draws of the changes, and of the interpreter's own."""

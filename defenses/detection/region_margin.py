@@ -50,6 +50,11 @@ class RegionMarginDetector(Detector):
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @property
+    def averaged(self) -> int:
+        """The points."""
+        return self.votes
+
     def redrawn(self, seed: int) -> Self:
         """With other points."""
         return replace(self, seed=seed)

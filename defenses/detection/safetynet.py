@@ -73,8 +73,9 @@ class SafetyNetDetector(Detector):
 class SafetyNet(DetectorDefense):
     """Add a support vector machine on the discrete codes of the units in front of the logits.
 
-    There is no published code. The levels of a unit are quantiles of clean training inputs; the kernel's width is
-    scikit-learn's ``scale``, classes are weighted equally. What is stored are numbers.
+    There is no published code. The paper's are the Gaussian kernel and the codes of late rectified units. Ours: the
+    units in front of the logits alone, levels that are quantiles of clean training inputs, a kernel of scikit-learn's
+    ``scale``, equal weight of both classes, and the threshold. What is stored are numbers.
 
     Args:
         attack: the only one that the detector is trained on.

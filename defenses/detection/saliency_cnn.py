@@ -102,7 +102,8 @@ class SaliencyCNNDetector(Detector):
 class SaliencyCNN(DetectorDefense):
     """Add a detector that classifies an image together with its map as clean or attacked.
 
-    There is no published code; the network is small, and its input is that of the paper's abstract.
+    There is no published code. The paper's is the input, the image and its saliency together (abstract). Ours: maps of
+    the predicted class by any interpreter, the small network, and the threshold.
 
     Args:
         members: kinds of map, as names, classes or names with settings; none: the system's own interpreter.

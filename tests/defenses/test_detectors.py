@@ -19,9 +19,11 @@ from torch.utils.data import Dataset
 import robustexplain as rx
 from robustexplain import maps as ops
 from robustexplain.attacks import PGD, Attack, DeepFool, GhorbaniTopK, MapPGD, random_classes
+from robustexplain.attacks.adaptive import draws_for
 from robustexplain.data import Data, take
 from robustexplain.defenses import (
     MLLOO,
+    AnyOf,
     AttributeSteered,
     AttributeSteeredDetector,
     Defense,
@@ -103,6 +105,14 @@ def test_the_attribute_steered_control_finds_nothing_of_a_confident_attack(
     x, y = judged
     made = LONG(system, x, y, random_classes(x, y, 10)).x
     assert auc(watched(x).score, watched(made).score) < 0.2  # type: ignore[arg-type]
+
+
+def test_draws_of_a_score_are_not_averaged_twice(trained: Classifier) -> None:
+    system, changes = rx.System(trained, CAM(trained)), (Brightness(),)
+    few, many = (RegionMarginDetector(trained, 0.1, votes) for votes in (3, 100))
+    consistent = MapConsistencyDetector(CAM(trained), changes, copies=5)
+    found = [draws_for(replace(system, detector=d)) for d in (few, many, consistent, AnyOf((few, many)))]
+    assert found == [4, 2, 2, 4]
 
 
 def test_each_round_attacks_the_detector_of_the_one_before(
