@@ -68,7 +68,7 @@ class AnyOf(Detector):
     @property
     def averaged(self) -> int:
         """The fewest of those that use random draws."""
-        return min((d.averaged for d in self.detectors if systems.draws(d)), default=1)
+        return min((int(getattr(d, "averaged", 1)) for d in self.detectors if systems.draws(d)), default=1)
 
     @property
     def rounds(self) -> bool:

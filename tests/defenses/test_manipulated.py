@@ -33,8 +33,8 @@ from robustexplain.defenses.manipulated.fine_pruning import kept_features
 from robustexplain.defenses.manipulated.triggers import anomaly
 from robustexplain.errors import FieldError, InputError, NotDifferentiableError
 from robustexplain.evaluation.scanning import run_scans
-from robustexplain.interpreters import GradCAM, Gradient, Occlusion
-from robustexplain.models import Classifier
+from robustexplain.interpreters import GradCAM, Gradient, Occlusion, Reference, SHAPTabular
+from robustexplain.models import Classifier, build
 from robustexplain.recipe import check
 from robustexplain.registry import SCANNERS
 from robustexplain.training import Session, Training
@@ -59,8 +59,19 @@ def probe(digits: Data) -> Any:
 # Scanners
 
 
+@pytest.fixture(scope="module")
+def table() -> tuple[rx.System, TensorDataset]:
+    rows = torch.rand(40, 4, generator=torch.Generator().manual_seed(2))
+    model = build("linear", in_features=4, num_classes=2)
+    return rx.System(model, SHAPTabular(model, Reference(rows[:10]))), TensorDataset(rows, (rows[:, 0] > 0.5).long())
+
+
 @pytest.mark.parametrize("entry", list(SCANNERS), ids=lambda entry: entry.name)
-def test_a_scan_repeats_and_leaves_the_system_alone(entry: Any, honest: rx.System, probe: Any) -> None:
+def test_a_scan_repeats_and_leaves_the_system_alone(
+    entry: Any, honest: rx.System, probe: Any, table: tuple[rx.System, TensorDataset]
+) -> None:
+    if entry.build.takes == ("tables",):
+        honest, probe = table
     small = {"steps": 3} if hasattr(entry.build, "steps") else {}
     scanner: ModelScanner = entry.build(probe=8, **small)
     before = copy.deepcopy(honest.model.state_dict())
@@ -76,8 +87,9 @@ def test_a_scan_repeats_and_leaves_the_system_alone(entry: Any, honest: rx.Syste
     assert all(p.grad is None for p in honest.model.parameters())
     with pytest.raises(InputError, match="needs clean samples, got none"):
         scanner(honest, take(probe, 0), honest)
-    with pytest.raises(InputError, match="takes images, got tables"):
-        scanner(honest, TensorDataset(torch.rand(4, 5), torch.arange(4)), honest)  # type: ignore[arg-type]
+    own, other, shape = ("tables", "images", (1, 8, 8)) if honest is table[0] else ("images", "tables", (5,))
+    with pytest.raises(InputError, match=f"takes {own}, got {other}"):
+        scanner(honest, TensorDataset(torch.rand(4, *shape), torch.arange(4)), honest)  # type: ignore[arg-type]
 
 
 def test_a_fooled_model_is_more_suspicious_than_the_honest_one(

@@ -29,6 +29,7 @@ from robustexplain.defenses import (
     DefensiveDistillation,
     EnsembleAdversarialTraining,
     FeatureDenoising,
+    FinePruning,
     GradientAlignment,
     GuidedDenoiser,
     ImageAlignment,
@@ -140,6 +141,7 @@ def networks(accelerator: Accelerator) -> dict[str, Tensor]:
     made: dict[str, ModelDefense] = {
         "adv2": ADV2Training(interpreters=("cam",), attack=forger, training=training),
         "asgt": AdversarialSaliencyGuided(attack=pgd, training=training),
+        "fine-pruning": FinePruning(share=0.25, training=training),
         "atex": ATEX(samples=2, draws=2, training=training),
         "infodrop": InfoDrop(training=training, after=training),
         "saliency-guided": SaliencyGuided(training=training),
