@@ -78,6 +78,9 @@ def interpreter(name: str, model: nn.Module, x: Tensor) -> Interpreter:
     if name == "of-transformed":
         front = models.Transformed(model, ["median-3"])
         return cls(front, GradCAM(front))  # type: ignore[no-any-return]
+    if name == "of-draws":
+        voted = models.Voted(model, "uniform-noise-0.05", 3)
+        return cls(voted, GradCAM(voted))  # type: ignore[no-any-return]
     if name == "aggregate":
         return cls(model, (Gradient(model), GradCAM(model)))  # type: ignore[no-any-return]
     if name == "neighbour-mean":
