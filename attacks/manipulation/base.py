@@ -116,8 +116,8 @@ class Manipulation(ABC):
 
     @property
     def hidden(self) -> Feature | None:
-        """The table column that explanations should no longer show; ``None`` if there is none."""
-        return None
+        """The table column that explanations should no longer show: ``sensitive``; ``None`` where there is none."""
+        return getattr(self, "sensitive", None)
 
     def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
         """The inputs on which an audit measures the manipulation, by name, made from ``x`` and labels ``y``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from robustexplain.interpreters.tabular.generators import RowGenerator
+from robustexplain.interpreters.tabular.generators import ConditionalRows, RowGenerator
 
 Rows = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -69,7 +69,7 @@ def focused_rows(x: Rows, generator: RowGenerator, draws: int, coalitions: bool,
     if not coalitions:
         return generator.around(rows, 1, rng)[:, 0].astype(np.float32)
     replaced = _coalitions(draws, x.shape[1], rng)
-    if generator.conditional:
+    if isinstance(generator, ConditionalRows):
         # One of those that the explainer takes: the very nearest of a row of the data is that row.
         place = rng.integers(generator.size, size=draws)
         near = (generator.given(row, ~r, generator.size, rng) for row, r in zip(rows, replaced, strict=True))

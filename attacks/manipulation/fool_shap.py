@@ -144,11 +144,6 @@ class FoolSHAP(Manipulation):
         rows = rng.choice(len(pool), self.size, p=None if best is None else best.weights)
         return Chosen(pool[rows], foreground, abs(float(values.mean())), best, tuple(tried))
 
-    @property
-    def hidden(self) -> Feature:
-        """The sensitive column."""
-        return self.sensitive
-
     def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
         """The rows unchanged, with the honest model's predictions."""
         return as_answered(honest, x)

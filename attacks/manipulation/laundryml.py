@@ -80,11 +80,6 @@ class LaundryML(Manipulation):
         object.__setattr__(self, "secrets", tuple(self.secrets))
         object.__setattr__(self, "features", tuple(self.features))
 
-    @property
-    def hidden(self) -> Feature:
-        """The column of the sensitive group."""
-        return self.sensitive
-
     def summaries(self) -> tuple[str, str]:
         """What the attack changes and what it aims at."""
         return self.changes, "the honest control" if self.honest else f"looks fair ({self.unfairness})"

@@ -66,11 +66,6 @@ class OutputShuffling(Manipulation):
     part: ClassVar[Literal["test"]] = "test"
     """In a recipe the pool is what is judged: the owner sees the rows before ranking them."""
 
-    @property
-    def hidden(self) -> Feature:
-        """The sensitive column."""
-        return self.sensitive
-
     def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
         """The rows unchanged, with the honest model's predictions."""
         return as_answered(honest, x)

@@ -157,11 +157,6 @@ class Scaffolding(Manipulation):
         background = standardised(drawn.x, mean, std).numpy()
         return shap_rows(z, background, self.draws, self.repeats, self.whole, rng)
 
-    @property
-    def hidden(self) -> Feature:
-        """The sensitive column."""
-        return self.sensitive
-
     def views(self, honest: Interpreter, x: Tensor, y: Tensor) -> dict[str, View]:
         """The rows unchanged, with the honest model's predictions."""
         return as_answered(honest, x)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from robustexplain.autograd.hooks import hooks
 from robustexplain.autograd.layers import captured, pyramid, submodule
@@ -52,10 +51,6 @@ class AttributeSteeredDetector(Detector):
     alpha: Positive = 100.0
     beta: Positive = 60.0
     strength: Positive = 1.15
-
-    def following(self, model: nn.Module, copy: nn.Module) -> Self:
-        """The same witnesses in ``copy``."""
-        return replace(self, model=copy) if self.model is model else self
 
     @torch.no_grad()
     def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:

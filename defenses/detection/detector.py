@@ -68,11 +68,11 @@ class Detector(ABC):
         return 1
 
     def following(self, model: nn.Module, copy: nn.Module) -> Self:
-        """The detector on ``copy``, which has the layers of ``model``, where it watches ``model``; by default itself.
+        """The detector on ``copy``, which has the layers of ``model``, where its ``model`` is that; else itself.
 
         So a detector is drawn again with a model that uses random draws.
         """
-        return self
+        return replace(self, model=copy) if getattr(self, "model", None) is model else self
 
     def evasion(self, weight: float) -> Objective:
         """What an adversary who knows the detector adds to its loss: a hinge on the soft score, until no alarm rings.

@@ -42,10 +42,6 @@ class FeatureSqueezingDetector(Detector):
         """With other random draws of its squeezers."""
         return replace(self, squeezers=tuple(s.redrawn(seed) for s in self.squeezers))
 
-    def following(self, model: nn.Module, copy: nn.Module) -> Self:
-        """The same squeezers before ``copy``."""
-        return replace(self, model=copy) if self.model is model else self
-
     def distances(self, x: Tensor, *, straight: bool = False, logits: Tensor | None = None) -> Tensor:
         """``[B, M]``: ``||f(x) - f(psi_i(x))||_1`` for each squeezer, ``f`` the probabilities.
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from typing_extensions import Self
+from torch import Tensor
 
 from robustexplain import maps as ops
 from robustexplain.door import answer
@@ -18,13 +17,14 @@ from robustexplain.fields import Count
 from robustexplain.interpreters import Interpreter, InterpreterSpec
 from robustexplain.interpreters.composed.base import same
 from robustexplain.registry import DEFENSES, DETECTORS, INTERPRETERS
-from robustexplain.system import Explained, System, draws, redrawn
+from robustexplain.system import Explained, System
 from robustexplain.training import Session
 
 from ..interpreters.aggregated import member_of, resolve
 from .base import Detector, DetectorDefense
 from .detector import in_batches
 from .directed import Explain, directed, plain
+from .of_maps import MapsDetector
 
 PRIOR = 4.0
 """How many inputs the mean of all classes counts for in that of one."""
@@ -32,7 +32,7 @@ PRIOR = 4.0
 
 @DETECTORS.register("interpreter-disagreement", paper="this project")
 @dataclass(frozen=True, eq=False)
-class InterpreterDisagreementDetector(Detector):
+class InterpreterDisagreementDetector(MapsDetector):
     """How unusual for the predicted class the distances are between several interpreters' maps.
 
     Args:
@@ -42,29 +42,9 @@ class InterpreterDisagreementDetector(Detector):
         grid: side of the grid on which maps are compared.
     """
 
-    interpreters: tuple[Interpreter, ...]
     mean: Tensor
     std: Tensor
     grid: Count = 8
-
-    @property
-    def models(self) -> tuple[nn.Module, ...]:
-        """The models that are explained."""
-        return tuple(interpreter.model for interpreter in self.interpreters)
-
-    @property
-    def random(self) -> bool:
-        """Whether an interpreter uses random draws."""
-        return any(map(draws, self.interpreters))
-
-    def redrawn(self, seed: int) -> Self:
-        """With other random draws of its interpreters."""
-        return replace(self, interpreters=tuple(redrawn(i, seed) for i in self.interpreters))
-
-    def following(self, model: nn.Module, copy: nn.Module) -> Self:
-        """The same comparison of the maps of ``copy``."""
-        found = (i.with_shared_weights(copy) if i.model is model else i for i in self.interpreters)
-        return replace(self, interpreters=tuple(found))
 
     @torch.no_grad()
     def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:

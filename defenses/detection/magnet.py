@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-from typing_extensions import Self
 
 from robustexplain.door import answer
 from robustexplain.errors import FieldError
@@ -49,10 +48,6 @@ class MagNetDetector(Detector):
 
     def __post_init__(self) -> None:
         check_fields(self)
-
-    def following(self, model: nn.Module, copy: nn.Module) -> Self:
-        """The same autoencoder before ``copy``."""
-        return replace(self, model=copy) if self.model is model else self
 
     @torch.no_grad()
     def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:

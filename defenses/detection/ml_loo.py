@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from robustexplain.attacks import PGD, Attack
 from robustexplain.autograd.layers import captured, pyramid, submodule
@@ -53,10 +52,6 @@ class MLLOODetector(Detector):
     layers: tuple[str, ...]
     network: FeatureNetwork
     patch: int = 1
-
-    def following(self, model: nn.Module, copy: nn.Module) -> Self:
-        """The same network on the spreads of ``copy``."""
-        return replace(self, model=copy) if self.model is model else self
 
     def spreads(self, x: Tensor) -> Tensor:
         """``[B, U]``: the interquartile range, over patches, of ``u(x) - u(x without the patch)`` for each unit."""

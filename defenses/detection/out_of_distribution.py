@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from robustexplain.autograd.layers import logit_layer, submodule
 from robustexplain.errors import InputError, MissingDataError
@@ -51,10 +50,6 @@ class OutOfDistributionDetector(Detector):
 
     def __post_init__(self) -> None:
         check_fields(self)
-
-    def following(self, model: nn.Module, copy: nn.Module) -> Self:
-        """The same score of ``copy``."""
-        return replace(self, model=copy) if self.model is model else self
 
     @torch.no_grad()
     def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:

@@ -59,10 +59,6 @@ class RegionMarginDetector(Detector):
         """With other points."""
         return replace(self, seed=seed)
 
-    def following(self, model: nn.Module, copy: nn.Module) -> Self:
-        """The same points before ``copy``."""
-        return replace(self, model=copy) if self.model is model else self
-
     @torch.no_grad()
     def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:
         """``[B]``: by votes."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from robustexplain.attacks import PGD, Attack
 from robustexplain.autograd.layers import logit_layer
@@ -46,10 +45,6 @@ class SafetyNetDetector(Detector):
     weights: Tensor
     bias: float
     gamma: Positive
-
-    def following(self, model: nn.Module, copy: nn.Module) -> Self:
-        """The same machine on the units of ``copy``."""
-        return replace(self, model=copy) if self.model is model else self
 
     @torch.no_grad()
     def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from robustexplain import maps as ops
 from robustexplain.attacks import PGD, Attack
@@ -16,7 +15,7 @@ from robustexplain.interpreters import Interpreter, InterpreterSpec
 from robustexplain.interpreters.composed.base import same
 from robustexplain.models import ModelSpec
 from robustexplain.registry import DEFENSES, DETECTORS, PARTS
-from robustexplain.system import Explained, System, draws, redrawn
+from robustexplain.system import Explained, System
 from robustexplain.training import Session, Training
 
 from ..interpreters.aggregated import member_of, resolve
@@ -24,6 +23,8 @@ from .base import Detector, DetectorDefense
 from .detector import in_batches
 from .directed import Explain, directed, plain
 from .learned import NamedAttack, check_attack, images_only, learned, refuse_misfit, seeded, seen_attacked
+from .map_network import small_cnn
+from .of_maps import MapsDetector
 
 
 @PARTS.register("saliency-network")
@@ -33,17 +34,7 @@ class SaliencyNetwork(nn.Module):
     def __init__(self, channels: int, width: int = 16) -> None:
         super().__init__()
         self.spec = ModelSpec("saliency-network", {"channels": channels, "width": width})
-        self.layers = nn.Sequential(
-            nn.Conv2d(channels, width, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(2 * width, 2 * width, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(4),
-            nn.Flatten(),
-            nn.Linear(2 * width * 16, 1),
-        )
+        self.layers = small_cnn(channels, width)
 
     def forward(self, seen: Tensor) -> Tensor:
         """``[B]`` logits."""
@@ -53,7 +44,7 @@ class SaliencyNetwork(nn.Module):
 
 @DETECTORS.register("saliency-cnn", paper="Zhang et al. 2018 (saliency maps detect adversarial examples)")
 @dataclass(frozen=True, eq=False)
-class SaliencyCNNDetector(Detector):
+class SaliencyCNNDetector(MapsDetector):
     """A network on the image and its maps of the predicted class.
 
     Args:
@@ -61,27 +52,7 @@ class SaliencyCNNDetector(Detector):
         network: on the channels of the image, and a channel for each map.
     """
 
-    interpreters: tuple[Interpreter, ...]
     network: SaliencyNetwork
-
-    @property
-    def models(self) -> tuple[nn.Module, ...]:
-        """The models that are explained."""
-        return tuple(interpreter.model for interpreter in self.interpreters)
-
-    @property
-    def random(self) -> bool:
-        """Whether an interpreter uses random draws."""
-        return any(map(draws, self.interpreters))
-
-    def redrawn(self, seed: int) -> Self:
-        """With other random draws of its interpreters."""
-        return replace(self, interpreters=tuple(redrawn(i, seed) for i in self.interpreters))
-
-    def following(self, model: nn.Module, copy: nn.Module) -> Self:
-        """The same network on the maps of ``copy``."""
-        found = (i.with_shared_weights(copy) if i.model is model else i for i in self.interpreters)
-        return replace(self, interpreters=tuple(found))
 
     @torch.no_grad()
     def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from robustexplain.attacks import PGD, Attack
 from robustexplain.autograd.layers import logit_layer, submodule
@@ -39,10 +38,6 @@ class SHAPSignaturesDetector(Detector):
     layer: str
     mean: Tensor
     network: FeatureNetwork
-
-    def following(self, model: nn.Module, copy: nn.Module) -> Self:
-        """The same network on the values of ``copy``."""
-        return replace(self, model=copy) if self.model is model else self
 
     def signature(self, x: Tensor) -> Tensor:
         """``[B, K, U]``: the values; for each class they add up to its logit less that of the background."""

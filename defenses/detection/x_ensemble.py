@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import TensorDataset
-from typing_extensions import Self
 
 from robustexplain.attacks import PGD, Attack
 from robustexplain.fields import Count
@@ -27,11 +26,12 @@ from .directed import Explain, directed, plain
 from .forest import Forest
 from .learned import NamedAttack, attack_in_batches, binary_loss, check_attack, weights_of
 from .map_network import MapNetwork
+from .of_maps import MapsDetector
 
 
 @DETECTORS.register("x-ensemble", paper="Wang et al. 2020 (KDD)")
 @dataclass(frozen=True, eq=False)
-class XEnsembleDetector(Detector):
+class XEnsembleDetector(MapsDetector):
     """A network per kind of map, and a random forest over their logits.
 
     Args:
@@ -40,19 +40,8 @@ class XEnsembleDetector(Detector):
         forest: combines their logits.
     """
 
-    interpreters: tuple[Interpreter, ...]
     networks: tuple[MapNetwork, ...]
     forest: Forest
-
-    @property
-    def models(self) -> tuple[nn.Module, ...]:
-        """The models that the interpreters explain."""
-        return tuple(interpreter.model for interpreter in self.interpreters)
-
-    def following(self, model: nn.Module, copy: nn.Module) -> Self:
-        """The same networks and forest on the maps of ``copy``."""
-        interpreters = (i.with_shared_weights(copy) if i.model is model else i for i in self.interpreters)
-        return replace(self, interpreters=tuple(interpreters))
 
     def logits(self, x: Tensor, seen: Explained | None = None) -> Tensor:
         """``[B, M]``: each network's logit for its kind of map of ``x``; a map in ``seen`` is not computed again."""

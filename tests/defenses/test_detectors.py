@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -43,13 +44,13 @@ from robustexplain.defenses import (
     XEnsemble,
     XEnsembleDetector,
 )
-from robustexplain.defenses.detection import Forest, MapNetwork
+from robustexplain.defenses.detection import FeatureSqueezingDetector, Forest, MapNetwork
 from robustexplain.defenses.detection.directed import directed, plain
 from robustexplain.defenses.detection.learned import NamedAttack
 from robustexplain.defenses.detection.ml_loo import spreads
 from robustexplain.defenses.detection.penultimate import penultimate
 from robustexplain.errors import FieldError, InputError, MissingDataError, NotDifferentiableError, ZeroDirectionWarning
-from robustexplain.interpreters import CAM, LIME, Gradient, InterpreterSpec
+from robustexplain.interpreters import CAM, LIME, Gradient, InterpreterSpec, SmoothGrad
 from robustexplain.metrics import auc
 from robustexplain.models import AutoEncoder, Classifier
 from robustexplain.registry import DEFENSES, INTERPRETERS, Entry
@@ -462,3 +463,18 @@ def test_a_missing_library_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, "pytorch_ood", None)
     with pytest.raises(MissingDataError, match=r"pytorch-ood's, which is not installed.*robustexplain\[ood\]"):
         OutOfDistribution()(rx.System(trained, CAM(trained)), few)
+
+
+def test_a_detector_of_maps_that_draw_is_drawn_again_and_one_of_a_model_follows_its_copy(
+    trained: Classifier, judged: tuple[Tensor, Tensor]
+) -> None:
+    forest = Forest.fit(torch.randn(20, 1), torch.arange(20) % 2, 3, 0)
+    noisy = XEnsembleDetector((SmoothGrad(trained, samples=2),), (MapNetwork(),), forest)
+    assert noisy.random
+    assert not XEnsembleDetector((Gradient(trained),), (MapNetwork(),), forest).random
+    again, copied = noisy.redrawn(1), copy.deepcopy(trained)
+    assert not torch.equal(again.logits(judged[0][:2]), noisy.logits(judged[0][:2]))
+    assert noisy.following(trained, copied).models == (copied,)
+    squeezing = FeatureSqueezingDetector(trained, ())
+    assert squeezing.following(trained, copied).model is copied
+    assert squeezing.following(copied, trained) is squeezing

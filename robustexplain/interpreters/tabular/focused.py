@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .generators import Floats, RowGenerator
+from .generators import ConditionalRows, Floats, RowGenerator
 
 
 def focused_lime(explainer: Any, generator: RowGenerator) -> None:
@@ -27,13 +27,13 @@ def focused_lime(explainer: Any, generator: RowGenerator) -> None:
 
 
 def conditional_shap(
-    explainer: Any, generator: RowGenerator, row: Floats, coded: Any, rng: np.random.Generator
+    explainer: Any, generator: ConditionalRows, row: Floats, coded: Any, rng: np.random.Generator
 ) -> None:
     """Make a KernelSHAP explainer fill in each coalition with rows that are like the explained one in its columns.
 
     Args:
         explainer: of the package.
-        generator: a conditional one.
+        generator: of the rows.
         row: the explained one, ``[D]`` in the data's units.
         coded: from rows ``[n, D]`` in those units to what the explainer works on.
         rng: of the rows.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +29,6 @@ class RowGenerator(ABC):
 
     size: int
     """Rows that KernelSHAP draws for each row that it explains; LIME draws as many as it takes samples."""
-    conditional: ClassVar[bool] = False
-    """Whether KernelSHAP asks anew for each coalition (:meth:`given`)."""
 
     @property
     @abstractmethod
@@ -48,13 +46,13 @@ class RowGenerator(ABC):
         """
         return np.asarray(self.around(row[None], number, rng)[0])
 
-    def known(self) -> Floats:
-        """The rows ``[N, D]`` that a conditional generator draws from.
 
-        Raises:
-            NotImplementedError: for one that makes its own.
-        """
-        raise NotImplementedError(f"{type(self).__name__} makes rows of its own")
+class ConditionalRows(RowGenerator):
+    """A generator that KernelSHAP asks anew for each coalition, by :meth:`RowGenerator.given`; it draws real rows."""
+
+    @abstractmethod
+    def known(self) -> Floats:
+        """The rows ``[N, D]`` that it draws from."""
 
 
 @PARTS.register("auto-encoder-rows", paper=PAPER)
@@ -194,7 +192,7 @@ class TreeRows(RowGenerator):
 
 @PARTS.register("neighbour-rows", paper="Aas, Jullum and Loland 2021, section 3.3 (conditional values of SHAP)")
 @dataclass(frozen=True, eq=False)
-class NeighbourRows(RowGenerator):
+class NeighbourRows(ConditionalRows):
     """Real rows near the given one; in KernelSHAP, for each coalition, those nearest in its columns.
 
     KernelSHAP's values are then conditional ones: a column that the model does not use gets credit for what it tells of
@@ -210,8 +208,6 @@ class NeighbourRows(RowGenerator):
     reference: Reference
     nearest: Count | None = None
     size: Count = 100
-
-    conditional: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -20,7 +20,7 @@ from ..base import Explanation, Interpreter, explained_class
 from ..reference import Reference
 from .base import Output, checked_background, drawn_rows, output_function, package, restored_state, rows_of
 from .focused import conditional_shap
-from .generators import RowGenerator, checked_generator
+from .generators import ConditionalRows, RowGenerator, checked_generator
 from .guard import NeighbourGuard, classes_of, guarded_shap
 
 Selection = Count | Literal["aic", "bic"] | None
@@ -84,7 +84,7 @@ class SHAPTabular(Interpreter):
             if self.generator is None:
                 values = self._against_background(x, rows, classes, seeds)
             else:
-                codes = _Codes(self.generator.known()) if self.generator.conditional else None
+                codes = _Codes(self.generator.known()) if isinstance(self.generator, ConditionalRows) else None
                 values = [
                     self._focused(self.generator, codes, x, row, label, seed)
                     for row, label, seed in zip(rows, classes, seeds, strict=True)
@@ -110,7 +110,7 @@ class SHAPTabular(Interpreter):
         drawn = generator.given(row, nothing, generator.size, rng)
         codes = codes or _Codes(drawn)
         explainer = self._explainer(codes, drawn, np.full(len(drawn), 1 / len(drawn)), x, label)
-        if generator.conditional:
+        if isinstance(generator, ConditionalRows):
             conditional_shap(explainer, generator, row, codes.coded, rng)
         return self._values(explainer, codes.of_row(row), seed)
 
