@@ -81,9 +81,14 @@ class Rounding(Statistic):
 
 @dataclass(frozen=True, eq=False)
 class Fixed(Detector):
-    """Watches one model, and no copy of it."""
+    """Watches one model, and no copy of it: not by the name that a detector's model is followed by."""
 
-    model: nn.Module
+    watched: nn.Module
+
+    @property
+    def models(self) -> tuple[nn.Module, ...]:
+        """The one model."""
+        return (self.watched,)
 
     def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:
         """``[B]``."""
@@ -91,7 +96,7 @@ class Fixed(Detector):
 
     def soft_score(self, x: Tensor) -> Tensor:
         """``[B]``."""
-        top: Tensor = self.model(x).amax(1)
+        top: Tensor = self.watched(x).amax(1)
         return top
 
 
@@ -499,7 +504,7 @@ def test_detectors_are_drawn_again_with_the_model(watched: Watched, judged: tupl
     # One that cannot follow stays with the deployed model, and the system says so.
     fixed = rx.System(model, CAM(model), Fixed(model)).redrawn(5)
     assert fixed.stale_detector
-    assert fixed.detector.model is model  # type: ignore[union-attr]
+    assert fixed.detector.watched is model  # type: ignore[union-attr]
 
 
 def test_several_detectors_are_as_random_as_any_of_them(
