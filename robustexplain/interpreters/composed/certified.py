@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Annotated, Any, ClassVar
+from dataclasses import dataclass
+from typing import Annotated
 
 import annotated_types as at
 import torch
 from torch import Tensor
 
-from ...checks import Kind
 from ...errors import FieldError, InputError
 from ...fields import Count, Natural, Positive
 from ...registry import INTERPRETERS
-from ..base import Explanation
 from ..certificate import ABSTAIN, Certificate
-from ..gradients.integrated import predicted
-from .base import Wrapper, in_rows
 from .binomial import Correction, draws_needed, rejected, tails
-from .noisy_copies import (
-    PredictionOf,
-    attached,
-    cells,
-    copy_maps,
-    followed,
-    marked,
-    number_of_cells,
-    refuse_tables,
-)
+from .noisy_copies import MarkingCopies, PredictionOf, cells, copy_maps, marked, number_of_cells
 
 Inner = Annotated[float, at.Gt(0), at.Lt(1)]
 """A share that is neither none nor all."""
@@ -94,7 +80,7 @@ class CertifiedSettings:
 
 @INTERPRETERS.register("certified", paper="Anani et al. 2025")
 @dataclass(frozen=True, eq=False)
-class Certified(CertifiedSettings, Wrapper):
+class Certified(CertifiedSettings, MarkingCopies):
     """The share of noisy copies that have a cell among their most important ones, with what is proved of each cell.
 
     Each copy's map by ``base`` is made absolute, averaged over cells, and cut to its ``keep`` largest ones. A cell is
@@ -108,53 +94,20 @@ class Certified(CertifiedSettings, Wrapper):
         seed: of the noise, which is the same for every input.
     """
 
-    seed: Natural = 0
-
-    takes: ClassVar[tuple[Kind, ...]] = ("images",)
-    unit_range: ClassVar[bool] = True
-    rounds: ClassVar[bool] = True
-    keeps_draws: ClassVar[tuple[str, ...]] = ("_drawn",)
-
-    def __post_init__(self) -> None:
-        Wrapper.__post_init__(self)
-        refuse_tables(self, self.base)
-        self.check_draws()
-
-    @property
-    def averaged(self) -> int:
-        """As many as there are copies."""
-        return self.samples
-
-    @cached_property
-    def _drawn(self) -> dict[Any, Tensor]:
-        return {}
-
-    def _check(self, x: Tensor) -> None:
-        self.check_draws(tuple(x.shape[-2:]))
-        Wrapper._check(self, x)
-
-    def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        x = x if graph else x.detach()
-        logits, classes = predicted(self.model, x, target, graph)
-        target = classes if self.prediction_of == "input" else target
-        follow = followed(graph)
-        votes = torch.cat([self._votes(*rows, follow) for rows in in_rows(x, target, self.batch_size)], 1)
-        maps = attached(votes.mean(0), logits)
-        # A class that is given, by the caller or by an interpreter around this one, is explained on every copy.
-        certificate = replace(self._certificate(votes.detach()), same_class=target is not None)
-        return Explanation(logits, maps, certificate=certificate)
-
-    def _votes(self, x: Tensor, target: Tensor | None, graph: bool) -> Tensor:
+    def _marks(self, x: Tensor, target: Tensor | None, graph: bool) -> Tensor:
         """``[samples, b, h, w]``: 1 where a copy's map is among its largest."""
         found = copy_maps(self, x, target, graph, self.sigma)
         return torch.cat([marked(cells(maps, x.shape[-2:], self.grid), self.keep, graph) for maps in found])
 
-    def _certificate(self, votes: Tensor) -> Certificate:
-        chosen, tests = votes[: self.choose], self.samples - self.choose
+    def _shares(self, marks: Tensor) -> Tensor:
+        return marks.mean(0)
+
+    def _certificate(self, marks: Tensor) -> Certificate:
+        chosen, tests = marks[: self.choose], self.samples - self.choose
         important = chosen.sum(0, dtype=torch.float64) > self.choose / 2
-        hits = votes[self.choose :].sum(0, dtype=torch.float64).round().long()
+        hits = marks[self.choose :].sum(0, dtype=torch.float64).round().long()
         agree = torch.where(important, hits, tests - hits)
-        p = tails(tests, self.tau).to(votes.device)[agree]
+        p = tails(tests, self.tau).to(marks.device)[agree]
         proved = rejected(p.flatten(1), self.alpha, self.correction).reshape(important.shape)
         decided = torch.where(proved, important.to(torch.int8), ABSTAIN).to(torch.int8)
-        return Certificate(self.radius, self.alpha, votes.mean(0, dtype=torch.float32), decided)
+        return Certificate(self.radius, self.alpha, marks.mean(0, dtype=torch.float32), decided)

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...fields import Count, Natural, Positive
+from ...fields import Positive
 from ...registry import INTERPRETERS
 from ..base import Explanation, requiring_grad
 from ..gradients.baselines import Units, deviation
 from ..gradients.integrated import by_rows, predicted, total
 from ..gradients.smoothgrad import DRAWS, Noise
-from .base import Wrapper
-from .noisy_copies import copy_maps
+from .noisy_copies import OverCopies, copy_maps
 
 
 @INTERPRETERS.register("kernel-smoothed", paper="Yeh et al. 2019 (smoothed explanations)")
 @dataclass(frozen=True, eq=False)
-class KernelSmoothed(Wrapper):
+class KernelSmoothed(OverCopies):
     """``int phi(f, z) k(x, z) dz``: the mean of ``base``'s maps of noisy copies, each for the class explained of ``x``.
 
     SmoothGrad is this of the gradient; here any interpreter is smoothed, and what is averaged is its map: of a gradient
@@ -39,22 +36,8 @@ class KernelSmoothed(Wrapper):
     """
 
     width: Positive = 0.1
-    samples: Count = 20
     noise: Noise = "gaussian"
-    seed: Natural = 0
-    batch_size: Count = 64
     units: Units = "input"
-
-    keeps_draws: ClassVar[tuple[str, ...]] = ("_drawn",)
-
-    @property
-    def averaged(self) -> int:
-        """As many as there are copies."""
-        return self.samples
-
-    @cached_property
-    def _drawn(self) -> dict[Any, Tensor]:
-        return {}
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         x = requiring_grad(x) if graph else x.detach()

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ... import maps as ops
-from ...checks import Kind
 from ...errors import InputError
-from ...fields import Count, Eps, Natural
+from ...fields import Count, Eps
 from ...registry import INTERPRETERS
 from ..base import Explanation
 from ..certificate import ABSTAIN, Certificate
 from ..gradients.integrated import predicted
 from ..gradients.smoothgrad import uniform
-from .base import Wrapper, in_rows
+from .base import in_rows
 from .binomial import draws_needed, tails
 from .certified import Inner
-from .noisy_copies import above, attached, copy_maps, followed, refuse_tables
+from .noisy_copies import ProvingCopies, above, attached, copy_maps, followed
 
 Shown = Literal["smoothed", "significance", "interval"]
 """Which of MeTFA's maps is shown."""
@@ -70,7 +68,7 @@ class MeTFASettings:
 
 @INTERPRETERS.register("metfa", paper="Gan et al. 2022")
 @dataclass(frozen=True, eq=False)
-class MeTFA(MeTFASettings, Wrapper):
+class MeTFA(MeTFASettings, ProvingCopies):
     """MeTFA: a trimmed mean of the min-max scaled maps of noisy copies, with each pixel's significance.
 
     What is proved is about the noise alone: the certificate's radius is 0, and no adversary is excluded by it.
@@ -84,30 +82,10 @@ class MeTFA(MeTFASettings, Wrapper):
         seed: of the noise, which is the same for every input.
     """
 
-    seed: Natural = 0
-
-    takes: ClassVar[tuple[Kind, ...]] = ("images",)
-    unit_range: ClassVar[bool] = True
-    keeps_draws: ClassVar[tuple[str, ...]] = ("_drawn",)
-
-    def __post_init__(self) -> None:
-        Wrapper.__post_init__(self)
-        refuse_tables(self, self.base)
-        self.check_draws()
-
     @property
     def rounds(self) -> bool:  # type: ignore[override]
         """Whether tests stand between the copies' maps and the one shown."""
         return self.shown == "significance" or self.base.rounds
-
-    @property
-    def averaged(self) -> int:
-        """As many as there are copies."""
-        return self.samples
-
-    @cached_property
-    def _drawn(self) -> dict[Any, Tensor]:
-        return {}
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         x = x if graph else x.detach()

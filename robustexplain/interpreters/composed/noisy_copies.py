@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +14,15 @@ from torch import Tensor
 
 from ... import maps as ops
 from ...autograd.straight_through import is_straight
+from ...checks import Kind
 from ...errors import InputError, UnsupportedModelError
+from ...fields import Count, Natural
 from ...random_streams import derive
-from ..base import Interpreter
+from ..base import Explanation
+from ..certificate import Certificate
+from ..gradients.integrated import predicted
 from ..gradients.smoothgrad import Draw, normal
+from .base import Wrapper, in_rows
 
 PredictionOf = Literal["input", "copy"]
 """Whose prediction is explained on a noisy copy: that of the input, or that of the copy itself."""
@@ -24,31 +32,89 @@ KEPT = 1 << 24
 """Numbers of noise that are kept between calls, at most."""
 
 
-class OverCopies(Protocol):
-    """An interpreter that explains noisy copies by another one."""
+@dataclass(frozen=True, eq=False)
+class OverCopies(Wrapper):
+    """An interpreter that explains noisy copies by another one.
+
+    Args:
+        samples: noisy copies.
+        seed: of the noise, which is the same for every input.
+        batch_size: largest number of copies in one pass of the model.
+    """
+
+    samples: Count = field(default=20, kw_only=True)
+    seed: Natural = field(default=0, kw_only=True)
+    batch_size: Count = field(default=64, kw_only=True)
+
+    keeps_draws: ClassVar[tuple[str, ...]] = ("_drawn",)
 
     @property
-    def base(self) -> Interpreter:
-        """Explains the copies."""
-        ...
+    def averaged(self) -> int:
+        """As many as there are copies."""
+        return self.samples
 
-    @property
-    def samples(self) -> int:
-        """How many copies."""
-        ...
+    @cached_property
+    def _drawn(self) -> dict[Any, Tensor]:
+        return {}
 
-    @property
-    def seed(self) -> int:
-        """Of their noise."""
-        ...
 
-    @property
-    def batch_size(self) -> int:
-        """The largest number of copies in one pass."""
-        ...
+@dataclass(frozen=True, eq=False)
+class ProvingCopies(OverCopies):
+    """An interpreter of images that proves something of the maps of noisy copies, if there are enough of them."""
 
-    @property
-    def _drawn(self) -> dict[Any, Tensor]: ...
+    takes: ClassVar[tuple[Kind, ...]] = ("images",)
+    unit_range: ClassVar[bool] = True
+
+    @abstractmethod
+    def check_draws(self, size: tuple[int, ...] | None = None) -> None:
+        """Refuse settings that could not prove anything about images of ``size``; of any size for ``None``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "images" not in self.base.takes:
+            name, base = type(self).__name__, type(self.base).__name__
+            raise UnsupportedModelError(f"{name} adds noise to images, and {base} explains table rows")
+        self.check_draws()
+
+    def _check(self, x: Tensor) -> None:
+        self.check_draws(tuple(x.shape[-2:]))
+        super()._check(x)
+
+
+@dataclass(frozen=True, eq=False)
+class MarkingCopies(ProvingCopies):
+    """A map that is the share of noisy copies which have a cell among their largest ones, with what is proved of it.
+
+    Args:
+        prediction_of: whose prediction is explained on a copy, the input's or the copy's own.
+    """
+
+    prediction_of: PredictionOf = field(default="input", kw_only=True)
+
+    rounds: ClassVar[bool] = True
+
+    @abstractmethod
+    def _marks(self, x: Tensor, target: Tensor | None, graph: bool) -> Tensor:
+        """What is counted of the copies, ``[..., b, h, w]``."""
+
+    @abstractmethod
+    def _shares(self, marks: Tensor) -> Tensor:
+        """``[b, h, w]``."""
+
+    @abstractmethod
+    def _certificate(self, marks: Tensor) -> Certificate:
+        """What they prove."""
+
+    def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
+        x = x if graph else x.detach()
+        logits, classes = predicted(self.model, x, target, graph)
+        target = classes if self.prediction_of == "input" else target
+        follow = followed(graph)
+        marks = torch.cat([self._marks(*rows, follow) for rows in in_rows(x, target, self.batch_size)], -3)
+        maps = attached(self._shares(marks).to(x.dtype), logits)
+        # A class that is given, by the caller or by an interpreter around this one, is explained on every copy.
+        certificate = replace(self._certificate(marks.detach()), same_class=target is not None)
+        return Explanation(logits, maps, certificate=certificate)
 
 
 def copy_maps(
@@ -153,17 +219,6 @@ def above(rows: Tensor, cut: Tensor, graph: bool) -> Tensor:
     width = SOFTNESS * (rows.detach() - cut).abs().mean(1, keepdim=True)
     soft = ((rows - cut) / torch.where(width > 0, width, 1)).sigmoid()
     return hard + (soft - soft.detach())
-
-
-def refuse_tables(method: Interpreter, base: Interpreter) -> None:
-    """Refuse an interpreter of tables.
-
-    Raises:
-        UnsupportedModelError: with its name.
-    """
-    if "images" not in base.takes:
-        name = type(method).__name__
-        raise UnsupportedModelError(f"{name} adds noise to images, and {type(base).__name__} explains table rows")
 
 
 def number_of_cells(name: str, grid: int, size: tuple[int, ...] | torch.Size) -> int:

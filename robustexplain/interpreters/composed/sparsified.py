@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...checks import Kind
 from ...errors import InputError
 from ...fields import Count, Natural, Positive
 from ...registry import INTERPRETERS
-from ..base import Explanation
 from ..certificate import Certificate
-from ..gradients.integrated import predicted, total
-from .base import Wrapper, in_rows
+from ..gradients.integrated import total
 from .binomial import Bound, bounds, slack
 from .certified import Inner
-from .noisy_copies import (
-    PredictionOf,
-    attached,
-    cells,
-    copy_maps,
-    followed,
-    kept,
-    marked,
-    number_of_cells,
-    refuse_tables,
-)
+from .noisy_copies import MarkingCopies, PredictionOf, cells, copy_maps, kept, marked, number_of_cells
 
 
 @dataclass(frozen=True)
@@ -87,7 +72,7 @@ class SparsifiedSettings:
 
 @INTERPRETERS.register("sparsified", paper="Levine et al. 2019")
 @dataclass(frozen=True, eq=False)
-class Sparsified(SparsifiedSettings, Wrapper):
+class Sparsified(SparsifiedSettings, MarkingCopies):
     """The share of noisy copies that have a cell among their largest ones, with a bound on how many of its top stay.
 
     With a gradient of the logit as ``base`` it is Sparsified SmoothGrad. Of the sorted shares, the ``i``-th largest and
@@ -101,43 +86,7 @@ class Sparsified(SparsifiedSettings, Wrapper):
         seed: of the noise, which is the same for every input.
     """
 
-    seed: Natural = 0
-
-    takes: ClassVar[tuple[Kind, ...]] = ("images",)
-    unit_range: ClassVar[bool] = True
-    rounds: ClassVar[bool] = True
-    keeps_draws: ClassVar[tuple[str, ...]] = ("_drawn",)
-
-    def __post_init__(self) -> None:
-        Wrapper.__post_init__(self)
-        refuse_tables(self, self.base)
-        self.check_draws()
-
-    @property
-    def averaged(self) -> int:
-        """As many as there are copies."""
-        return self.samples
-
-    @cached_property
-    def _drawn(self) -> dict[Any, Tensor]:
-        return {}
-
-    def _check(self, x: Tensor) -> None:
-        self.check_draws(tuple(x.shape[-2:]))
-        Wrapper._check(self, x)
-
-    def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
-        x = x if graph else x.detach()
-        logits, classes = predicted(self.model, x, target, graph)
-        target = classes if self.prediction_of == "input" else target
-        follow = followed(graph)
-        sums = torch.cat([self._sum(*rows, follow) for rows in in_rows(x, target, self.batch_size)])
-        maps = attached((sums / self.samples).to(x.dtype), logits)
-        # A class that is given, by the caller or by an interpreter around this one, is explained on every copy.
-        certificate = replace(self._certificate(sums.detach()), same_class=target is not None)
-        return Explanation(logits, maps, certificate=certificate)
-
-    def _sum(self, x: Tensor, target: Tensor | None, graph: bool) -> Tensor:
+    def _marks(self, x: Tensor, target: Tensor | None, graph: bool) -> Tensor:
         """``[b, h, w]``: how many copies mark each cell."""
         # Whole numbers above 256 do not fit bfloat16.
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -145,8 +94,11 @@ class Sparsified(SparsifiedSettings, Wrapper):
         parts = (marked(cells(maps, x.shape[-2:], self.grid), self.keep, graph).sum(0, dtype=wide) for maps in found)
         return total(parts)
 
-    def _certificate(self, sums: Tensor) -> Certificate:
-        hits = sums.flatten(1).round().long().sort(1, descending=True).values
+    def _shares(self, marks: Tensor) -> Tensor:
+        return marks / self.samples
+
+    def _certificate(self, marks: Tensor) -> Certificate:
+        hits = marks.flatten(1).round().long().sort(1, descending=True).values
         number = hits.shape[1]
         # Two bounds a cell, all of them right with a chance of 1 - alpha.
         low, high = (b.to(hits.device) for b in bounds(self.samples, self.alpha / (2 * number), self.bound))
@@ -156,7 +108,7 @@ class Sparsified(SparsifiedSettings, Wrapper):
         down = F.pad(down, (0, k - down.shape[1]), value=-1.0).flip(1)
         held = apart(up, down, self.radius, self.sigma) | (down < 0)
         overlap = held.double().mean(1)
-        return Certificate(self.radius, self.alpha, sums.float() / self.samples, overlap=overlap, top=k)
+        return Certificate(self.radius, self.alpha, marks.float() / self.samples, overlap=overlap, top=k)
 
 
 def apart(up: Tensor, down: Tensor, radius: float, sigma: float) -> Tensor:
