@@ -32,7 +32,7 @@ ROOMS = (
 FEW = [
     *("--set", "model.train.epochs=1", "--set", "interpreters=[gradcam]", "--set", "evaluation.bootstrap=50"),
     *("--set", "data.fractions=[0.1, 0.1, 0.8]", "--set", "defenses=[{name: beta-smoothing, of: gradcam}]"),
-    *("--set", "attacks=[clean, {name: pgd, eps: 0.2, steps: 2}]"),
+    *("--set", "attacks=[clean, {name: pgd, eps: 0.2, steps: 2}]", "--set", "evaluation.calibration=40"),
 ]
 
 pytestmark = pytest.mark.slow

@@ -17,6 +17,8 @@ from .store import RunFolder
 
 PATIENCE = 10.0
 """Seconds after which a system's time is not measured again; at least one call after the first is counted."""
+FORWARD = 64
+"""Smallest batch of the forward passes for the accuracy: no graph is kept, so that more fits than in an attack."""
 
 
 def measure_costs(
@@ -34,18 +36,22 @@ def measure_costs(
             and the first of them alone (``ms_single``, what one who waits for an answer waits).
     """
     experiment = origins.experiment
+    size = max(experiment.evaluation.batch_size, FORWARD)
+    accuracies: dict[nn.Module, float] = {}
     for row in experiment.rows:
         system = prepared.by_row.get(row.label)
         if system is None or folder.row(row.label).is_file():
             continue
         try:
-            accuracy = clean_accuracy(system.model, data, experiment.evaluation.batch_size, 10_000, x.device)
+            # Rows that explain one model differently have its accuracy in common.
+            if system.model not in accuracies:
+                accuracies[system.model] = clean_accuracy(system.model, data, size, 10_000, x.device)
             spent, single = milliseconds(system, x), milliseconds(system, x[:1])
         except Exception as error:
             # Its cells are holes already, with the traceback; the other rows go on.
             session.progress.say(f"no costs for {row.label}: {error}")
             continue
-        words = {"row": row.label, "base": row.base, "accuracy": accuracy, "ms": spent}
+        words = {"row": row.label, "base": row.base, "accuracy": accuracies[system.model], "ms": spent}
         words |= {"batch": len(x), "ms_single": single}
         words["made_of"] = origins.row(row.label)
         folder.write_part(folder.row(row.label), words)

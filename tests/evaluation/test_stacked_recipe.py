@@ -20,8 +20,8 @@ from robustexplain.system import System
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    *("data.fractions=[0.12, 0.12, 0.76]", "model.train.epochs=2", "evaluation.images=4", "evaluation.batch_size=2"),
-    *("evaluation.bootstrap=50", "evaluation.calibration=40"),
+    *("data.fractions=[0.12, 0.12, 0.76]", "model.train.epochs=2", "evaluation.images=8", "evaluation.batch_size=4"),
+    *("evaluation.bootstrap=50", "evaluation.calibration=40", "evaluation.harmless=[brightness]"),
     *("defenses[0].training.epochs=1", "defenses[0].attack.steps=2"),
     *("defenses[4].training.epochs=1", "defenses[4].attack.steps=2"),
     *("attacks[2].steps=2", "attacks[3].steps=4", "evaluation.pictures=1"),
