@@ -45,8 +45,9 @@ class BackgroundCheck(ModelScanner):
         probe: largest number of rows of the population.
 
     Raises:
-        InputError: a background with weights: centroids are no sample.
-        UnsupportedModelError: an interpreter without a background, or one that does not use its own.
+        InputError: a background of a single row.
+        UnsupportedModelError: an interpreter without a background, one that does not use its own, or one whose
+            background has weights: centroids are no sample.
     """
 
     draws: Count = 999
@@ -120,7 +121,7 @@ def _background(system: System, x: Tensor) -> Tensor:
     if getattr(interpreter, "generator", None) is not None:
         raise UnsupportedModelError(f"the rows of {name} come from a generator, its background is not used")
     if background.weights is not None:
-        raise InputError(
+        raise UnsupportedModelError(
             f"the background of {name} has weights: centroids (shap.kmeans) are no sample, and no test of one applies"
         )
     if len(background.x) < 2:

@@ -19,6 +19,7 @@ from robustexplain import System
 from robustexplain.attacks.manipulation import Bouncer, BouncerReasons, Condition, Rule, RuleList, RuleReasons
 from robustexplain.attacks.manipulation.bouncer import fit_tree
 from robustexplain.errors import InputError
+from robustexplain.interpreters.base import Explanation
 from robustexplain.interpreters.reference import Reference
 from robustexplain.metrics import incoherent_pairs
 from robustexplain.models.estimator import Estimator
@@ -210,6 +211,23 @@ def test_a_service_that_shows_the_path_through_its_own_tree_has_no_incoherent_pa
         # It does discriminate; it says so.
         swapped = fresh.flip(0)
         assert bool((decided_by(honest, swapped) != decided_by(honest, fresh)).any())
+
+
+def test_a_service_explains_only_the_rows_whose_explanation_can_tell(
+    bouncer: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, _ = guests(12, 7)
+    explained: list[int] = []
+    explain = BouncerReasons._explain
+
+    def counted(self: BouncerReasons, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
+        explained.append(len(x))
+        return explain(self, x, target, graph)
+
+    monkeypatch.setattr(BouncerReasons, "_explain", counted)
+    assert incoherent_pairs(bouncer, x).queries > 12
+    # Only columns that the first explanation does not use are swapped: the second has nothing to say.
+    assert explained == [12]
 
 
 def test_an_honest_rule_list_is_not_caught_since_the_rules_that_failed_are_reasons_too() -> None:
