@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +73,8 @@ class Detector(ABC):
 
         So a detector is drawn again with a model that uses random draws.
         """
-        return replace(self, model=copy) if getattr(self, "model", None) is model else self
+        watching: dict[str, Any] = {"model": copy}
+        return replace(self, **watching) if getattr(self, "model", None) is model else self
 
     def evasion(self, weight: float) -> Objective:
         """What an adversary who knows the detector adds to its loss: a hinge on the soft score, until no alarm rings.

@@ -67,7 +67,13 @@ class KernelSmoothing(Defense):
 
     def _smoothed(self, system: System, width: float) -> KernelSmoothed:
         return KernelSmoothed(
-            system.model, system.interpreter, width, self.samples, self.noise, self.seed, self.batch_size
+            system.model,
+            system.interpreter,
+            width,
+            self.noise,
+            samples=self.samples,
+            seed=self.seed,
+            batch_size=self.batch_size,
         )
 
     def _searched(self, system: System, data: Samples | None, session: Session) -> float:
