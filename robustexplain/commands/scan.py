@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import Changes, Device, Recipe, Seed, Track, TrustCode, changes_of, session_of
+
+if TYPE_CHECKING:
+    from ..evaluation.statistics import Estimate
 
 
 def scan(
@@ -34,13 +37,11 @@ def scan(
     failed = run_scans(checked, folder, session)
     if session.accelerator.is_main_process:
         for found in read_results(checked, RunFolder(folder)):
-            area = (
-                "honest"
-                if found.auc is None
-                else f"AUC {found.auc.value:.2f} ({found.auc.low:.2f}-{found.auc.high:.2f})"
-            )
+            area = "honest" if found.auc is None else f"AUC {_interval(found.auc)}"
+            against = found.against_controls
+            beside = "" if against is None else f", {_interval(against)} against controls"
             typer.echo(
-                f"{found.row}: {found.scanner}: {area}, {found.detected:.0%} of {found.models} detected, "
+                f"{found.row}: {found.scanner}: {area}{beside}, {found.detected:.0%} of {found.models} detected, "
                 f"agreement with the honest maps {found.agreement:.2f}"
             )
         typer.echo(f"scans: {folder / PAGE}")
@@ -48,3 +49,7 @@ def scan(
     if failed:
         typer.secho(f"{failed} scans failed; the files in {folder / 'scans'} say why", fg="red", err=True)
         raise typer.Exit(1)
+
+
+def _interval(area: Estimate) -> str:
+    return f"{area.value:.2f} ({area.low:.2f}-{area.high:.2f})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -23,12 +24,13 @@ def write_scans(recipe: Recipe, folder: RunFolder) -> Path | None:
     files.write_text(folder.root / TABLE, as_csv(found))
     if not any(f.auc is not None for f in found):
         return None
-    drawn = areas(found)
-    files.replace_file(folder.root / PICTURE, lambda aside: aside.write_bytes(drawn))
-    pictures = [f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}" for png in (drawn, scores(found))]
-    page = pages.render(
-        "robustexplain.evaluation", "scans.html.j2", recipe=recipe, found=found, areas=pictures[0], scores=pictures[1]
-    )
+    drawn = {"areas": areas(found), "scores": scores(found)}
+    files.replace_file(folder.root / PICTURE, lambda aside: aside.write_bytes(drawn["areas"]))
+    if any(f.against_controls is not None for f in found):
+        drawn["against"] = areas(found, "against_controls")
+    pictures = {name: f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}" for name, png in drawn.items()}
+    shown = {"against": None, **pictures}
+    page = pages.render("robustexplain.evaluation", "scans.html.j2", recipe=recipe, found=found, **shown)
     return files.write_text(folder.root / PAGE, page)
 
 
@@ -37,16 +39,16 @@ def _labels(found: list[Finding]) -> tuple[list[str], list[str]]:
     return list(dict.fromkeys(f.row for f in found)), list(dict.fromkeys(f.scanner for f in found))
 
 
-def areas(found: list[Finding]) -> bytes:
-    """AUC over models of each scanner against each row that is not honest, as PNG."""
-    rows, scanners = _labels([f for f in found if f.auc is not None])
+def areas(found: list[Finding], of: Literal["auc", "against_controls"] = "auc") -> bytes:
+    """AUC over models of each scanner against each row that has one, as PNG."""
+    known = {(f.row, f.scanner): area for f in found if (area := getattr(f, of)) is not None}
+    rows, scanners = _labels([f for f in found if (f.row, f.scanner) in known])
     values = np.full((len(rows), len(scanners)), np.nan)
     texts = [["-" for _ in scanners] for _ in rows]
-    for f in found:
-        if f.auc is not None and f.auc.value is not None:
-            i, j = rows.index(f.row), scanners.index(f.scanner)
-            values[i, j] = f.auc.value
-            texts[i][j] = f"{f.auc.value:.2f}\n{f.auc.low:.2f}-{f.auc.high:.2f}"
+    for (row, scanner), area in known.items():
+        i, j = rows.index(row), scanners.index(scanner)
+        values[i, j] = area.value
+        texts[i][j] = f"{area.value:.2f}\n{area.low:.2f}-{area.high:.2f}"
     return plots.matrix(rows, scanners, values, texts, "high")
 
 

@@ -40,6 +40,8 @@ class Finding:
         accuracy: their mean accuracy.
         agreement: mean agreement of their maps with the honest ones.
         auc: of their scores against the honest models'; ``None`` for an honest row.
+        against_controls: of their scores against those of the controls, the honest models that a defense trained on;
+            ``None`` for these and honest rows, and where there are none.
         detected: share whose p-value reaches the alarm; of an honest row, each against the others.
         scores: of its models ``[models]``.
         honest: of the honest models that they are set against.
@@ -51,6 +53,7 @@ class Finding:
     accuracy: float
     agreement: float
     auc: Estimate | None
+    against_controls: Estimate | None
     detected: float
     scores: tuple[float, ...]
     honest: tuple[float, ...]
@@ -58,12 +61,14 @@ class Finding:
 
 def read_results(recipe: Recipe, folder: RunFolder) -> list[Finding]:
     """What the stored scans say, in the recipe's order; rows whose models were not all scanned have fewer."""
-    found = []
-    for row in scanned(recipe):
-        parts = [_read(folder, row.label, number) for number in range(recipe.scan.models)]
-        honest = [_read(folder, row.root, number) for number in range(recipe.scan.models)]
+    found, rows = [], scanned(recipe)
+    stored = {row.label: [_read(folder, row.label, number) for number in range(recipe.scan.models)] for row in rows}
+    for row in rows:
+        parts = stored[row.label]
+        controls = [] if control(row) or not row.derived else [o for o in rows if control(o) and o.root == row.root]
         for label in recipe.scan.scanners:
-            scores, level = _scores(parts, label), _scores(honest, label)
+            scores, level = _scores(parts, label), _scores(stored[row.root], label)
+            trained = _scores([part for other in controls for part in stored[other.label]], label)
             if not len(scores) or not len(level):
                 continue
             some = [p for p in parts if p is not None and "score" in p["scans"].get(label, {})]
@@ -71,14 +76,22 @@ def read_results(recipe: Recipe, folder: RunFolder) -> list[Finding]:
                 float(torch.tensor([p[key] for p in some]).mean()) for key in ("accuracy", "agreement")
             )
             area = separation(level, scores) if row.derived else None
+            against = separation(trained, scores, recipe.scan.models) if len(trained) else None
             if row.derived:
                 values = p_values(level, scores)
             else:
                 values = torch.cat([p_values(_without(level, i), level[i : i + 1]) for i in range(len(level))])
             share = float((values <= recipe.scan.alarm).double().mean())
             seen, others = tuple(scores.tolist()), tuple(level.tolist())
-            found.append(Finding(row.label, label, len(scores), accuracies, agreements, area, share, seen, others))
+            found.append(
+                Finding(row.label, label, len(scores), accuracies, agreements, area, against, share, seen, others)
+            )
     return found
+
+
+def control(row: Row) -> bool:
+    """Whether the row's models are honest ones that were trained on: what an owner without a bad intention does."""
+    return row.kind == "defense" and row.base == row.root
 
 
 def _without(values: Tensor, i: int) -> Tensor:
@@ -96,7 +109,8 @@ def _scores(parts: list[dict[str, Any] | None], scanner: str) -> Tensor:
     return torch.tensor([score for score in found if score is not None], dtype=torch.float64)
 
 
-HEAD = ("row", "scanner", "models", "accuracy", "agreement_with_honest", "auc", "auc_low", "auc_high", "detected")
+HEAD = ("row", "scanner", "models", "accuracy", "agreement_with_honest", "auc", "auc_low", "auc_high", "detected",
+        "auc_controls", "auc_controls_low", "auc_controls_high")  # fmt: skip
 
 
 def as_csv(findings: list[Finding]) -> str:
@@ -105,8 +119,10 @@ def as_csv(findings: list[Finding]) -> str:
     out = csv.writer(text, lineterminator="\n")
     out.writerow(HEAD)
     for f in findings:
-        area = ["", "", ""] if f.auc is None else [f"{v:.6g}" for v in (f.auc.value, f.auc.low, f.auc.high)]
-        out.writerow(
-            [f.row, f.scanner, f.models, f"{f.accuracy:.6g}", f"{f.agreement:.6g}", *area, f"{f.detected:.6g}"]
-        )
+        figures = [f"{f.accuracy:.6g}", f"{f.agreement:.6g}", *_three(f.auc), f"{f.detected:.6g}"]
+        out.writerow([f.row, f.scanner, f.models, *figures, *_three(f.against_controls)])
     return text.getvalue()
+
+
+def _three(area: Estimate | None) -> list[str]:
+    return ["", "", ""] if area is None else [f"{v:.6g}" for v in (area.value, area.low, area.high)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from robustexplain.defenses.manipulated.triggers import anomaly
 from robustexplain.errors import FieldError, InputError, NotDifferentiableError
 from robustexplain.evaluation.scanning import run_scans
 from robustexplain.interpreters import GradCAM, Gradient, Occlusion, Reference, SHAPTabular
+from robustexplain.metrics import auc
 from robustexplain.models import Classifier, build
 from robustexplain.recipe import check
 from robustexplain.registry import SCANNERS
@@ -310,6 +312,15 @@ def test_a_recipe_scans_honest_manipulated_and_repaired_models_and_goes_on(
     assert [line["agreement_with_honest"] for line in lines[:2]] == ["1", "1"]
     assert lines[0]["auc"] == ""
     assert 0 <= float(lines[2]["auc"]) <= 1
+    # Beside the honest models stand those that were honestly trained on; of these and of honest ones nothing is asked.
+    kept = {p.stem: json.loads(p.read_text())["scans"] for p in (tmp_path / "run" / "scans").glob("*.json")}
+    of = {
+        row: torch.tensor([kept[name]["trusted-reference"]["score"] for name in kept if name.startswith(start)])
+        for row, start in (("lie", "lie"), ("control", "only-trained-on"))
+    }
+    assert float(lines[2]["auc_controls"]) == pytest.approx(auc(of["control"], of["lie"]))
+    assert [line["row"] for line in lines if line["auc_controls"]] == ["lie", "lie", "repaired", "repaired"]
+    assert "AUC against controls" in (tmp_path / "run" / "scans.html").read_text()
     assert "AUC over models" in (tmp_path / "run" / "scans.html").read_text()
     assert (tmp_path / "run" / "scans.png").read_bytes().startswith(b"\x89PNG")
     # Nothing is scanned again.
