@@ -10,12 +10,12 @@ import numpy as np
 
 from .. import files, pages, plots
 from ..recipe.experiment import Recipe
-from .scan_results import TABLE, Finding, as_csv, read_results
+from .scan_results import TABLE, Finding, Kind, as_csv, read_results
 from .store import RunFolder
 
 PAGE, PICTURE = "scans.html", "scans.png"
 
-HONEST, OTHER = "#1f6fb4", "#b00020"
+COLOURS: dict[Kind, str] = {"honest": "#1f6fb4", "control": "#6b7280", "suspect": "#b00020"}
 
 
 def write_scans(recipe: Recipe, folder: RunFolder) -> Path | None:
@@ -63,8 +63,8 @@ def scores(found: list[Finding]) -> bytes:
     for axes, scanner in zip(panels, scanners, strict=True):
         for f in (f for f in found if f.scanner == scanner):
             y = rows.index(f.row)
-            axes.plot([min(f.honest), max(f.honest)], [y, y], color=HONEST, linewidth=7, alpha=0.22)
-            axes.plot(f.scores, [y] * len(f.scores), "o", ms=4, alpha=0.7, color=OTHER if f.auc else HONEST)
+            axes.plot([min(f.honest), max(f.honest)], [y, y], color=COLOURS["honest"], linewidth=7, alpha=0.22)
+            axes.plot(f.scores, [y] * len(f.scores), "o", ms=4, alpha=0.7, color=COLOURS[f.kind])
         axes.set_title(scanner, fontsize=9)
         axes.set_xlabel("score", fontsize=8)
         axes.tick_params(labelsize=8)

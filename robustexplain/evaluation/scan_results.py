@@ -6,7 +6,7 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from .statistics import Estimate, separation
 from .store import RunFolder, slug
 
 TABLE = "scans.csv"
+
+Kind = Literal["honest", "control", "suspect"]
+"""Whose models are scanned."""
 
 
 def scanned(recipe: Recipe) -> list[Row]:
@@ -35,19 +38,20 @@ class Finding:
 
     Args:
         row: label.
+        kind: ``honest``; ``control``, honest and trained on by a defense; or ``suspect``, manipulated or repaired.
         scanner: label.
         models: how many were scanned.
         accuracy: their mean accuracy.
         agreement: mean agreement of their maps with the honest ones.
         auc: of their scores against the honest models'; ``None`` for an honest row.
-        against_controls: of their scores against those of the controls, the honest models that a defense trained on;
-            ``None`` for these and honest rows, and where there are none.
+        against_controls: of a suspect row's scores against those of the controls; ``None`` where there are none.
         detected: share whose p-value reaches the alarm; of an honest row, each against the others.
         scores: of its models ``[models]``.
         honest: of the honest models that they are set against.
     """
 
     row: str
+    kind: Kind
     scanner: str
     models: int
     accuracy: float
@@ -65,7 +69,8 @@ def read_results(recipe: Recipe, folder: RunFolder) -> list[Finding]:
     stored = {row.label: [_read(folder, row.label, number) for number in range(recipe.scan.models)] for row in rows}
     for row in rows:
         parts = stored[row.label]
-        controls = [] if control(row) or not row.derived else [o for o in rows if control(o) and o.root == row.root]
+        kind = kind_of(row)
+        controls = [o for o in rows if kind_of(o) == "control" and o.root == row.root] if kind == "suspect" else []
         for label in recipe.scan.scanners:
             scores, level = _scores(parts, label), _scores(stored[row.root], label)
             trained = _scores([part for other in controls for part in stored[other.label]], label)
@@ -82,16 +87,28 @@ def read_results(recipe: Recipe, folder: RunFolder) -> list[Finding]:
             else:
                 values = torch.cat([p_values(_without(level, i), level[i : i + 1]) for i in range(len(level))])
             share = float((values <= recipe.scan.alarm).double().mean())
-            seen, others = tuple(scores.tolist()), tuple(level.tolist())
-            found.append(
-                Finding(row.label, label, len(scores), accuracies, agreements, area, against, share, seen, others)
+            finding = Finding(
+                row=row.label,
+                kind=kind,
+                scanner=label,
+                models=len(scores),
+                accuracy=accuracies,
+                agreement=agreements,
+                auc=area,
+                against_controls=against,
+                detected=share,
+                scores=tuple(scores.tolist()),
+                honest=tuple(level.tolist()),
             )
+            found.append(finding)
     return found
 
 
-def control(row: Row) -> bool:
-    """Whether the row's models are honest ones that were trained on: what an owner without a bad intention does."""
-    return row.kind == "defense" and row.base == row.root
+def kind_of(row: Row) -> Kind:
+    """Whose models a row has; a control is what an owner without a bad intention does."""
+    if not row.derived:
+        return "honest"
+    return "control" if row.kind == "defense" and row.base == row.root else "suspect"
 
 
 def _without(values: Tensor, i: int) -> Tensor:
