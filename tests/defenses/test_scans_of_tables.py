@@ -14,7 +14,7 @@ from robustexplain import models
 from robustexplain.attacks.manipulation import Bouncer, StealthilyBiasedSampling
 from robustexplain.defenses import BackgroundCheck, FocusedSampling, PairsProbe
 from robustexplain.defenses.manipulated import agreement
-from robustexplain.errors import InputError, UnsupportedModelError
+from robustexplain.errors import UnsupportedModelError
 from robustexplain.interpreters import Gradient, Reference, RowGenerating, SHAPTabular
 from robustexplain.interpreters.tabular.shap import shap_background
 from robustexplain.models import FeatureRule
@@ -91,7 +91,7 @@ def test_maps_of_tables_agree_by_the_order_of_their_columns() -> None:
 
 def test_what_is_no_sample_is_not_tested(data: TensorDataset, model: FeatureRule) -> None:
     centroids = rx.System(model, SHAPTabular(model, shap_background(data, "kmeans", 10, 0)))
-    with pytest.raises(InputError, match="centroids"):
+    with pytest.raises(UnsupportedModelError, match="centroids"):
         BackgroundCheck()(centroids, data)
     with pytest.raises(UnsupportedModelError, match="Gradient keeps no background"):
         BackgroundCheck()(rx.System(model, Gradient(model)), data)

@@ -21,7 +21,7 @@ from robustexplain.autograd.rectifiers import Softplus
 from robustexplain.cli import app
 from robustexplain.data import Data
 from robustexplain.errors import InputError, RobustExplainWarning, RunMismatchError
-from robustexplain.evaluation import Defended, Evaluation, RunFolder, matrix
+from robustexplain.evaluation import Defended, Evaluation, RunFolder, costs, matrix
 from robustexplain.evaluation.adversaries import Adversaries
 from robustexplain.evaluation.fingerprint import fingerprint
 from robustexplain.evaluation.origins import Origins
@@ -119,6 +119,25 @@ def test_the_matrix_of_an_own_module_on_own_tensors_takes_a_dozen_lines(
     monkeypatch.chdir(tmp_path)
     exec(compile(USERS, "a user's script", "exec"), {})
     assert {"cells", "matrix.csv", "report.html", "run.json"} <= {path.name for path in (tmp_path / "run").iterdir()}
+
+
+def test_accuracy_is_measured_once_for_each_model_in_batches_of_their_own(
+    own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[nn.Module, int]] = []
+    measure = costs.clean_accuracy
+
+    def counted(model: nn.Module, data: Data, size: int, images: int, device: torch.device) -> float:
+        asked.append((model, size))
+        return measure(model, data, size, images, device)
+
+    monkeypatch.setattr(costs, "clean_accuracy", counted)
+    results = judge(own, tmp_path / "run", attacks={"clean": attacks.Clean()})
+    # Three rows explain one model, the fourth another.
+    assert [model for model, _ in asked] == [own.plain.model, own.wrong.model]
+    assert {size for _, size in asked} == {costs.FORWARD}
+    assert results.rows["plain"]["accuracy"] == results.rows["smooth"]["accuracy"] == 1.0
+    assert results.rows["other"]["accuracy"] < 1.0
 
 
 def test_a_row_s_own_clean_errors_are_no_success_of_the_attacker(finished: Path) -> None:
