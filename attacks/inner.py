@@ -79,7 +79,9 @@ def plain(network: nn.Module) -> System:
     return System(network, Gradient(network))
 
 
-def maximised(pgd: PGD, network: nn.Module, loss: InnerLoss, x: Tensor, y: Tensor, step: TrainingStep) -> Tensor:
+def maximised(
+    pgd: PGD, network: nn.Module, loss: InnerLoss, x: Tensor, y: Tensor, step: TrainingStep, *, sloped: bool = True
+) -> Tensor:
     """Inputs ``[b, ...]`` that maximise a loss against the network's current weights, detached; as :func:`crafted`.
 
     A step takes the passes of ``loss`` and the forward pass that gives ``logits``, nothing more; the last iterate is
@@ -92,12 +94,13 @@ def maximised(pgd: PGD, network: nn.Module, loss: InnerLoss, x: Tensor, y: Tenso
         x: benign inputs.
         y: their labels.
         step: of the training.
+        sloped: whether the loss has input gradients in it; without them the look at the last iterate takes no graph.
 
     Raises:
         InputError: a loss that is not ``[b]``.
     """
     with twice_differentiable():
-        return attacked(Maximising(pgd, Raise(loss)), network, x, y, step)
+        return attacked(Maximising(pgd, Raise(loss, sloped)), network, x, y, step)
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,11 @@ class Raise(Objective):
 
     Args:
         of: the loss.
+        sloped: whether it has input gradients in it.
     """
 
     of: InnerLoss
+    sloped: bool = True
 
     constraint: ClassVar[bool] = False
     least: ClassVar[float] = -torch.inf
@@ -122,10 +127,10 @@ class Raise(Objective):
         """Minus the loss, ``[b]``."""
         if seen.system is None:
             raise InputError("Raise needs an observation with its system")
-        with torch.enable_grad():
-            x, logits = seen.x, seen.logits
-            if not logits.requires_grad:
-                # The last look at a search's iterate has no graph, and the loss may be one of input gradients.
+        x, logits = seen.x, seen.logits
+        with torch.set_grad_enabled(self.sloped or logits.requires_grad):
+            if self.sloped and not logits.requires_grad:
+                # The last look at a search's iterate has no graph, and this loss takes input gradients.
                 x = x.detach().requires_grad_()
                 logits = answer(seen.system.model, x)
             value = self.of(seen.system.model, x, logits)

@@ -111,7 +111,7 @@ class DiscrepancyLoss(HardeningLoss):
             def reached(network: nn.Module, moved: Tensor, logits: Tensor) -> Tensor:
                 return self.inner(self.maps(network, outputs), benign, logits, y)
 
-            return (maximised(attack, network, reached, x, y, step),)
+            return (maximised(attack, network, reached, x, y, step, sloped=False),)
 
     def inner(self, maps: Tensor, benign: Tensor, logits: Tensor, y: Tensor) -> Tensor:
         """What ``x'`` maximises, ``[b]``."""

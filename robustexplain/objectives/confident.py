@@ -79,7 +79,7 @@ third in losses."""
 def extreme(logits: Tensor) -> bool:
     """Whether logits are near or beyond the bounds, so that each sample's own should be looked at."""
     spread = _spread(logits)
-    return bool(((spread < 10 * FAINT) | (spread > HUGE / 10)).any())
+    return bool(((spread < 10 * FAINT) | (spread > HUGE / 3)).any())
 
 
 def scale_of(logits: Tensor) -> Tensor | None:
