@@ -105,9 +105,10 @@ class Detector(ABC):
     def calibrated(
         self, x: Tensor, false_alarms: float, batch_size: int = 32, harmless: Sequence[HarmlessChange] = ()
     ) -> Self:
-        """The detector with thresholds that a share ``false_alarms`` of clean inputs exceeds (split conformal).
+        """The detector with thresholds that a share ``false_alarms`` of new clean inputs exceeds (split conformal).
 
-        With harmless changes, at most that share of clean inputs exceeds them, and of inputs after each of them.
+        With harmless changes, at most that share of clean inputs exceeds them, and of inputs after each of them; see
+        :func:`robustexplain.metrics.threshold_at`.
 
         Args:
             x: clean inputs ``[N, ...]``; those that the detector was trained on are left out.

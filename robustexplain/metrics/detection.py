@@ -34,9 +34,11 @@ def auc(clean: Tensor, attacked: Tensor) -> float:
 
 
 def threshold_at(clean: Tensor, false_alarms: float) -> float:
-    """The smallest of the clean scores that at most a share ``false_alarms`` of them exceeds.
+    """The smallest of the clean scores that a new clean input exceeds with probability ``false_alarms`` at most.
 
-    With fewer than ``1 / false_alarms`` scores the threshold is the largest of them, with a
+    The probability is over the clean inputs and the new one together (split conformal, Vovk et al. 2005): ``k`` of
+    ``N`` scores may be above the threshold if ``(k + 1) / (N + 1)`` is such a share. With fewer than
+    ``1 / false_alarms - 1`` scores there is no such threshold; it is then the largest of them, with a
     :class:`FewScoresWarning`.
 
     Args:
@@ -46,26 +48,27 @@ def threshold_at(clean: Tensor, false_alarms: float) -> float:
     Raises:
         InputError: no scores, NaN among them, or a share outside ``[0, 1]``.
     """
-    threshold = _threshold(clean, false_alarms)
-    if 0 < false_alarms * len(clean) < 1:
+    if not 0 <= false_alarms <= 1:
+        raise InputError(f"false_alarms must lie in [0, 1], got {false_alarms!r}")
+    # Rounding must not take one alarm away where the product is whole.
+    allowed = math.floor(false_alarms * (len(clean) + 1) + 1e-9) - 1
+    threshold = _exceeded_by(allowed, clean)
+    if false_alarms > 0 > allowed:
         warnings.warn(
             f"an alarm at {false_alarms:.2%} false alarms is calibrated on {len(clean)} clean scores; it takes "
-            f"{math.ceil(1 / false_alarms)} for one of them to be such a share",
+            f"{math.ceil(1 / false_alarms - 1e-9) - 1} for a new input to be the highest so rarely",
             FewScoresWarning,
             stacklevel=2,
         )
     return threshold
 
 
-def _threshold(clean: Tensor, false_alarms: float) -> float:
+def _exceeded_by(allowed: int, clean: Tensor) -> float:
+    """The smallest of the clean scores that at most so many of them exceed."""
     if not len(clean):
         raise InputError("a threshold needs clean scores to calibrate on, got none")
-    if not 0 <= false_alarms <= 1:
-        raise InputError(f"false_alarms must lie in [0, 1], got {false_alarms!r}")
     _refuse_nan(clean)
-    ordered = clean.sort().values
-    allowed = int(false_alarms * len(clean))
-    return float(ordered[len(clean) - 1 - min(allowed, len(clean) - 1)])
+    return float(clean.sort().values[len(clean) - 1 - max(0, min(allowed, len(clean) - 1))])
 
 
 def _refuse_nan(*scores: Tensor) -> None:
@@ -77,8 +80,11 @@ def _refuse_nan(*scores: Tensor) -> None:
 def detected_at(clean: Tensor, attacked: Tensor, false_alarms: float) -> float:
     """Share of attacked inputs above the threshold that at most a share ``false_alarms`` of clean ones exceeds (TPR).
 
+    A point of the ROC curve of these scores: the threshold is the smallest of the clean scores that at most this share
+    *of them* exceeds. It is no threshold for new inputs, which :func:`threshold_at` gives.
+
     Args:
-        clean: scores ``[N]``; the threshold is :func:`threshold_at` of them.
+        clean: scores ``[N]``.
         attacked: scores ``[M]``.
         false_alarms: in ``[0, 1]``.
 
@@ -87,5 +93,8 @@ def detected_at(clean: Tensor, attacked: Tensor, false_alarms: float) -> float:
     """
     if not len(clean) or not len(attacked):
         raise InputError(f"detection needs scores of both kinds, got {len(clean)} clean and {len(attacked)} attacked")
+    if not 0 <= false_alarms <= 1:
+        raise InputError(f"false_alarms must lie in [0, 1], got {false_alarms!r}")
     _refuse_nan(clean, attacked)
-    return float((attacked > _threshold(clean, false_alarms)).double().mean())
+    threshold = _exceeded_by(math.floor(false_alarms * len(clean) + 1e-9), clean)
+    return float((attacked > threshold).double().mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from robustexplain import maps as ops
-from robustexplain.errors import InputError
+from robustexplain.errors import FewScoresWarning, InputError
 from robustexplain.metrics import (
     L1,
     L2,
@@ -391,15 +392,32 @@ def test_auc_without_scores_of_both_kinds_is_refused() -> None:
 @pytest.mark.parametrize("rate", [0.0, 0.05, 0.1, 1 / 3, 0.5, 0.999, 1.0])
 @pytest.mark.parametrize("size", [1, 7, 20, 100])
 @pytest.mark.parametrize("levels", [3, 10_000])
-def test_no_more_than_the_rate_exceeds_the_threshold_and_none_smaller_would_do(
+def test_a_new_score_exceeds_the_threshold_no_more_often_than_the_rate_and_none_smaller_would_do(
     rate: float, size: int, levels: int
 ) -> None:
     clean = torch.randint(levels, (size,), generator=torch.Generator().manual_seed(size)).float()
-    threshold = threshold_at(clean, rate)
-    assert (clean > threshold).float().mean().item() <= rate + 1e-7
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewScoresWarning)
+        threshold = threshold_at(clean, rate)
+
+    def exceeded(at: float) -> float:
+        return (1 + int((clean > at).sum())) / (size + 1)
+
+    assert exceeded(threshold) <= rate + 1e-7 or threshold == clean.max()
     smaller = clean[clean < threshold]
     if len(smaller):
-        assert (clean > smaller.max()).double().mean().item() > rate
+        assert exceeded(float(smaller.max())) > rate
+
+
+@pytest.mark.parametrize("size", [19, 20, 40, 80])
+def test_alarms_on_new_clean_scores_are_no_more_frequent_than_asked(size: int) -> None:
+    rng = torch.Generator().manual_seed(size)
+    found = [
+        (torch.randn(500, generator=rng) > threshold_at(torch.randn(size, generator=rng), 0.05)).float().mean()
+        for _ in range(600)
+    ]
+    mean, spread = torch.stack(found).mean(), torch.stack(found).std() / 600**0.5
+    assert mean - 3 * spread <= 0.05
 
 
 def test_a_threshold_needs_scores_and_a_share() -> None:
