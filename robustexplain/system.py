@@ -358,6 +358,12 @@ def watched(detector: Detector | None) -> tuple[nn.Module, ...]:
     return models if models is not None else (model,) if isinstance(model, nn.Module) else ()
 
 
+def knows(detector: Any, x: Tensor) -> Tensor:
+    """``[B]`` bool: inputs that the detector was made with; none of a detector without a method ``knows``."""
+    known: Tensor | None = detector.knows(x) if hasattr(detector, "knows") else None
+    return torch.zeros(len(x), dtype=torch.bool, device=x.device) if known is None else known
+
+
 def following(detector: Any, model: nn.Module, copy: nn.Module) -> Any:
     """The detector on ``copy``, which has the layers of ``model``, where it watches ``model``.
 

@@ -20,7 +20,7 @@ from robustexplain.registry import DETECTORS
 from robustexplain.system import Explained
 from robustexplain.transforms import HarmlessChange
 
-from .detector import Detector, conformal_p_values, in_batches, refuse_nan
+from .detector import Detector, conformal_p_values, fingerprints, in_batches, refuse_nan
 
 
 @DETECTORS.register("any-of", paper="Vovk et al. 2005 (conformal p-values); Tippett 1931 (the smallest)")
@@ -79,6 +79,10 @@ class AnyOf(Detector):
         """With other random draws of those that use some."""
         return replace(self, detectors=tuple(systems.redrawn(detector, seed) for detector in self.detectors))
 
+    def knows(self, x: Tensor) -> Tensor:
+        """``[B]`` bool: inputs that any of them was made with, or that all were calibrated on together."""
+        return torch.stack([super().knows(x), *(systems.knows(detector, x) for detector in self.detectors)]).any(0)
+
     def following(self, model: nn.Module, copy: nn.Module) -> Self:
         """Each detector on ``copy``, where it can."""
         return replace(self, detectors=tuple(systems.following(d, model, copy) for d in self.detectors))
@@ -135,12 +139,12 @@ class AnyOf(Detector):
         Raises:
             InputError: a detector was trained on all of ``x``, or a score is NaN.
         """
-        x, size = self._held_out(x), len(self._held_out(x))
-        x = torch.cat([x, *(change(x) for change in harmless)])
+        held = self._held_out(x)
+        size, x = len(held), torch.cat([held, *(change(held) for change in harmless)])
         clean = torch.stack([in_batches(detector.score, x, batch_size) for detector in self.detectors], 1)
         soft = torch.stack([in_batches(detector.soft_score, x, batch_size) for detector in self.detectors], 1)
         refuse_nan(clean, soft)
-        calibrated = replace(self, clean=clean.cpu(), soft_clean=soft.cpu())
+        calibrated = replace(self, clean=clean.cpu(), soft_clean=soft.cpu(), calibrated_on=fingerprints(held))
         # An input is not among those that it is compared with: a new one is not either.
         joint = (1 - conformal_p_values(clean, clean, of_others=True).amin(1)).split(size)
         soft_joint = calibrated._largest_standardised(soft).split(size)

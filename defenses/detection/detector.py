@@ -34,6 +34,7 @@ class Detector(ABC):
         soft_scores: ``[N]``, their soft scores.
         harmless_scores: ``[K, N]`` of these inputs after each of the harmless changes; ``None``: on clean ones alone.
         trained_on: :func:`fingerprints` of its training inputs, which calibration leaves out.
+        calibrated_on: those of the clean inputs that it was calibrated on; its false alarms are counted on others.
     """
 
     threshold: float = field(default=1.0, kw_only=True)
@@ -42,6 +43,7 @@ class Detector(ABC):
     soft_scores: Tensor | None = field(default=None, kw_only=True, repr=False)
     harmless_scores: Tensor | None = field(default=None, kw_only=True, repr=False)
     trained_on: Tensor | None = field(default=None, kw_only=True, repr=False)
+    calibrated_on: Tensor | None = field(default=None, kw_only=True, repr=False)
 
     @abstractmethod
     def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:
@@ -75,6 +77,11 @@ class Detector(ABC):
         """
         watching: dict[str, Any] = {"model": copy}
         return replace(self, **watching) if getattr(self, "model", None) is model else self
+
+    def knows(self, x: Tensor) -> Tensor:
+        """``[B]`` bool: inputs that it was trained or calibrated on."""
+        known = [part.cpu() for part in (self.trained_on, self.calibrated_on) if part is not None]
+        return torch.isin(fingerprints(x), torch.cat([torch.empty(0, dtype=torch.int64), *known])).to(x.device)
 
     def evasion(self, weight: float) -> Objective:
         """What an adversary who knows the detector adds to its loss: a hinge on the soft score, until no alarm rings.
@@ -121,7 +128,7 @@ class Detector(ABC):
         """
         x = self._held_out(x)
         scores, soft_scores = self._scored(x, batch_size)
-        made = self._thresholds(scores, soft_scores, false_alarms)
+        made = replace(self._thresholds(scores, soft_scores, false_alarms), calibrated_on=fingerprints(x))
         return made._held_by(
             [self._thresholds(*self._scored(change(x), batch_size), false_alarms) for change in harmless]
         )

@@ -17,7 +17,7 @@ from ..metrics import MapMetric
 from ..random_streams import derive
 from ..recipe.experiment import Evaluation
 from ..recipe.plausible import Plausible
-from ..system import Explained, System
+from ..system import Explained, System, knows
 from ..transforms import HarmlessChange, harmless_for
 from .statistics import Estimate, separation, share, share_of_draws
 
@@ -85,7 +85,10 @@ class Calibrator:
         }
         if benign.score is not None and seen.score is not None and benign.alarm is not None and seen.alarm is not None:
             found |= {"clean_score": benign.score, "score": seen.score}
-            found |= {"clean_alarm": benign.alarm.float(), "alarm": seen.alarm.float()}
+            # On inputs that the detector was made with, an alarm says nothing of its false alarms.
+            known = knows(system.detector, draws.x)
+            alarms = {"clean_alarm": benign.alarm, "alarm": seen.alarm}
+            found |= {name: alarm.float().masked_fill(known, math.nan) for name, alarm in alarms.items()}
         return {name: value.cpu() for name, value in found.items()}
 
     def summary(self, arrays: dict[str, Tensor], plausible: Plausible) -> dict[str, Any]:
@@ -145,8 +148,8 @@ class Calibrator:
         return limit
 
     def _false_alarms(self, arrays: dict[str, Tensor]) -> dict[str, Any]:
-        """Of clean inputs, of each kind of change, and of the kind that has most."""
-        inputs = _inputs(arrays)
+        """Of clean inputs, of each kind of change, and of the kind with most; all of inputs new to the detector."""
+        inputs = _inputs(arrays, ~arrays["alarm"].isnan())
         kinds = [share_of_draws(arrays["alarm"][arrays["change"] == i], inputs) for i in range(len(self.changes))]
         most = max(range(len(kinds)), key=lambda i: kinds[i].value or 0.0)
         # A clean input stands there once for each of its draws.

@@ -121,7 +121,7 @@ def fresh(digits: Data) -> Tensor:
 
 def interval(calibrated_on: int, judged_on: int, false_alarms: float) -> tuple[float, float]:
     """Where the share of alarms lies but once in ten thousand times, the calibration's own luck included."""
-    allowed = math.floor(false_alarms * calibrated_on)
+    allowed = math.floor(false_alarms * (calibrated_on + 1)) - 1
     counts = betabinom(judged_on, allowed + 1, calibrated_on - allowed)
     return counts.ppf(5e-5) / judged_on, counts.ppf(1 - 5e-5) / judged_on
 
@@ -141,7 +141,7 @@ def test_several_detectors_together_ring_as_rarely_as_was_asked(
     low, high = interval(len(clean), len(fresh), false_alarms)
     # Less than one sample a detector is lost to ties: p-values are counts.
     assert both.scores is not None
-    rung, allowed = int((both.scores > both.threshold).sum()), math.floor(false_alarms * len(clean))
+    rung, allowed = int((both.scores > both.threshold).sum()), math.floor(false_alarms * (len(clean) + 1)) - 1
     assert allowed - len(THREE) < rung <= allowed
     apart = torch.stack([d.score(fresh) > d.calibrated(clean, false_alarms).threshold for d in THREE], 1)
     alone = float(apart.any(1).float().mean())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ import robustexplain as rx
 from robustexplain import attacks, interpreters
 from robustexplain.attacks import Known
 from robustexplain.data import Data, stack
+from robustexplain.defenses.detection import Detector
 from robustexplain.errors import InputError, RobustExplainWarning
 from robustexplain.evaluation import Evaluation, Results, RunFolder, evaluate, run, separation, share
 from robustexplain.evaluation.calibration import (
@@ -38,7 +40,7 @@ from robustexplain.random_streams import derive
 from robustexplain.recipe import read
 from robustexplain.recipe.experiment import Recipe
 from robustexplain.recipe.plausible import Plausible
-from robustexplain.system import System
+from robustexplain.system import Explained, System
 from robustexplain.transforms import UniformNoise
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
@@ -334,6 +336,33 @@ def test_the_inputs_are_the_best_that_there_are(beyond: int, defense: int, part:
     if part == "test":
         assert all(9 <= sample < 9 + beyond for sample, _ in draws)
     assert [chunk.index for chunk in made.draws] == [0, 1, 2, 3]
+
+
+@dataclass(frozen=True, eq=False)
+class Energy(Detector):
+    """How little the logits say."""
+
+    model: nn.Module
+
+    def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:
+        return -self.model(x).logsumexp(1)
+
+    def soft_score(self, x: Tensor) -> Tensor:
+        return self.score(x)
+
+
+@pytest.mark.parametrize("used", [60, 40])
+def test_false_alarms_are_those_on_inputs_that_are_new_to_the_detector(used: int) -> None:
+    model, data, settings = net(), parts(20, 60), Evaluation(calibration=60, batch_size=16)
+    made = calibrator(data, settings, range(9), range(9, 9), 0, torch.device("cpu"))
+    x = torch.cat([chunk.x for chunk in made.draws])
+    system = rx.System(model, interpreters.Gradient(model), Energy(model))
+    system = system.recalibrated(x[:used], 0.1)
+    found = [made.measure(system, chunk) for chunk in made.draws]
+    arrays = {name: torch.cat([one[name] for one in found]) for name in found[0]}
+    alarms = made.summary(arrays, Plausible())["false_alarms"]
+    assert alarms["clean"]["count"] == alarms["harmless"]["count"] == 60 - used
+    assert (alarms["clean"]["value"] is None) == (used == 60)
 
 
 def test_few_inputs_of_ones_own_are_changed_several_times(tmp_path: Path) -> None:
