@@ -20,6 +20,7 @@ from robustexplain.door import admit, answer
 from robustexplain.errors import InputError, NotDifferentiableError
 from robustexplain.fields import Natural, check_fields
 from robustexplain.interpreters import GradCAM
+from robustexplain.interpreters.base import usable_by_autograd
 from robustexplain.interpreters.composed.base import innermost
 from robustexplain.metrics import hit
 from robustexplain.models import build
@@ -156,6 +157,14 @@ class Attack(ABC):
         self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None
     ) -> tuple[Goal, SearchResult]:
         """The goal of a call, and what the search finds."""
+        with torch.inference_mode(False):
+            given = (x, y, goal_class, goal_map)
+            x, y, goal_class, goal_map = (usable_by_autograd(t) if isinstance(t, Tensor) else t for t in given)
+            return self._search(system, x, y, goal_class, goal_map)
+
+    def _search(
+        self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None
+    ) -> tuple[Goal, SearchResult]:
         system = self.looks_at(system)
         with checks.one_dtype(x, system):
             first = self._check(system, x, y, goal_class, goal_map)

@@ -6,13 +6,19 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, get_args
 
+import torch
+from torch import nn
+
+from robustexplain import checks
 from robustexplain.autograd.second_derivatives import named_derivatives
+from robustexplain.data import has_labels, labels_of, stack
+from robustexplain.door import answer
 from robustexplain.errors import InputError, UnsupportedModelError
 from robustexplain.fields import Natural, check_fields
 from robustexplain.interpreters import Interpreter
 from robustexplain.registry import DEFENSES
 from robustexplain.system import System, on_model
-from robustexplain.training import Samples, Session
+from robustexplain.training import Samples, Session, eval_mode
 
 Layer = Literal["model", "input", "interpreter", "detector"]
 """The part of a system that a defense changes, in the order in which defenses stack."""
@@ -67,14 +73,16 @@ class Defense(ABC):
             session: accelerator, checkpoints, progress.
 
         Raises:
-            InputError: no data for a defense that needs some.
+            InputError: no data for a defense that needs some, or data that are none for this classifier.
             UnsupportedModelError: a system that the defense does not support, or one with a defense that this one would
                 undo.
         """
         if self.needs_data and (data is None or len(data) == 0):
             raise InputError(f"{type(self).__name__} needs data: samples that the evaluation does not use")
         self._in_order(system)
-        with named_derivatives():
+        if data is not None:
+            admit_samples(system.model, data)
+        with torch.inference_mode(False), named_derivatives():
             defended = self._defend(system, data, session or Session())
         if not isinstance(defended, System):
             raise InputError(f"{type(self).__name__} must give a System, got {type(defended).__name__}")
@@ -122,6 +130,28 @@ class Defense(ABC):
         if defended.model is root.model:
             return root.without_detector()
         return System(defended.model, on_model(root.interpreter, defended.model))
+
+
+def admit_samples(model: nn.Module, data: Samples, count: int = 32) -> None:
+    """Refuse samples that a classifier cannot be trained on, by a look at some, and at all labels that are at hand.
+
+    Args:
+        model: the classifier.
+        data: gives ``(x, label)``.
+        count: how many inputs are looked at, evenly spaced.
+
+    Raises:
+        InputError: inputs of several shapes, outside ``[0, 1]`` or not finite; labels that are none of its classes.
+    """
+    if not len(data):
+        return
+    x, y = stack(data, range(0, len(data), -(-len(data) // count)))
+    checks.inputs(x)
+    known = labels_of(data) if has_labels(data) else y
+    like = next((p for p in model.parameters() if p.is_floating_point()), x)
+    with torch.no_grad(), eval_mode(model):
+        num_classes = answer(model, x[:1].to(like.device, like.dtype)).shape[1]
+    checks.classes(torch.as_tensor(known), len(known), num_classes, "a label of the data")
 
 
 def applied(system: System) -> dict[str, type[Defense]]:

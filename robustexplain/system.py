@@ -156,7 +156,8 @@ class System:
                 one number an input, ``[B]`` (:meth:`Interpreter.explain`).
 
         Raises:
-            InputError: bad ``x`` or ``target``, images of another size than ``inputs`` says, a part in train mode.
+            InputError: bad ``x`` or ``target``, images of another size or classes of another number than ``inputs``
+                says, a part in train mode.
         """
         checks.inputs(x)
         if self.inputs is not None:
@@ -164,6 +165,8 @@ class System:
         for what, module in self._modules:
             checks.evaluating(module, what)
         found = finite(self.interpreter, self.interpreter.explain(x, target))
+        if self.inputs is not None:
+            self.inputs.check_classes(found.logits.shape[1])
         seen = Explained(found.logits, found.maps, interpreter=self.interpreter, certificate=found.certificate)
         if self.detector is None:
             return seen
@@ -338,7 +341,9 @@ class System:
         """
         from .storage import load_component
 
-        system = load_component(Path(folder), model=model, weights=weights, sha256=sha256)
+        # Weights that are made in inference mode can never be differentiated through.
+        with torch.inference_mode(False):
+            system = load_component(Path(folder), model=model, weights=weights, sha256=sha256)
         if not isinstance(system, cls):
             raise InputError(f"{folder} holds a {type(system).__name__}, not a System")
         return system

@@ -17,14 +17,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from robustexplain import System, data, models
+from robustexplain.attacks import PGD
 from robustexplain.commands.explain import image_of
-from robustexplain.data import Data, InputSpec
-from robustexplain.defenses import Aggregate
+from robustexplain.data import Data, InputSpec, stack, take
+from robustexplain.defenses import Aggregate, Retrained
 from robustexplain.defenses.detection import FeatureSqueezingDetector, Forest, MapNetwork, XEnsembleDetector
 from robustexplain.errors import FewScoresWarning, InputError, MissingDataError
 from robustexplain.interpreters import RTS, ExpectedGradients, GradCAM, Gradient, Interpreter, MaskingModel, Reference
 from robustexplain.metrics import auc, threshold_at
 from robustexplain.system import Detector
+from robustexplain.training import Training
 from robustexplain.transforms import transforms as squeezers
 
 # What it takes
@@ -348,3 +350,28 @@ def test_the_snippets_of_the_production_page_run_one_after_the_other(
     assert len(found["answers"]) == 3
     assert found["seen"].logits.dtype == torch.bfloat16
     assert found["system"].inputs == found["inputs"]
+
+
+# Serving code that computes in inference mode
+
+
+def test_a_system_can_be_loaded_attacked_and_defended_in_inference_mode(digits: Data, tmp_path: Path) -> None:
+    model = models.load("small-cnn", num_classes=10, in_channels=1, seed=0)
+    System(model, GradCAM(model)).save(tmp_path)
+    x, y = stack(take(digits.test, 4))
+    usual = System.load(tmp_path)
+    wanted = PGD(eps=0.1, steps=2)(usual, x, y).x
+    with torch.inference_mode():
+        system = System.load(tmp_path)
+        inside = x.clone()
+        assert torch.equal(system(inside).maps, usual(x).maps)
+        assert torch.equal(PGD(eps=0.1, steps=2)(system, inside, y).x, wanted)
+        trained = Retrained(training=Training(epochs=1, batch_size=32))(system, take(digits.train, 64))
+        assert trained(inside).logits.isfinite().all()
+
+
+def test_class_names_of_another_number_than_the_classes_are_refused_by_the_first_call(grey: Tensor) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    system = System(model, Gradient(model), inputs=InputSpec(size=None, channels=1, class_names=("a", "b")))
+    with pytest.raises(InputError, match="inputs name 2 classes, but the model has 3"):
+        system(grey)

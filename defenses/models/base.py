@@ -18,7 +18,7 @@ from robustexplain.registry import PARTS
 from robustexplain.system import System, on_model
 from robustexplain.training import Samples, Session
 
-from ..base import TrainedDefense, refuse
+from ..base import TrainedDefense, admit_samples, refuse
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,11 @@ class ModelDefense(TrainedDefense):
             session: accelerator, checkpoints, progress.
 
         Raises:
-            InputError: no data.
+            InputError: no data, or data that are none for this classifier.
         """
         if len(data) == 0:
             raise InputError(f"{type(self).__name__} trains, and needs data: samples that the evaluation does not use")
+        admit_samples(model, data)
         session = session or Session()
         trainable = copy.deepcopy(model).to(session.device).requires_grad_(True)
         hardened = self._harden(trainable, data, session)

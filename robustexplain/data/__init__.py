@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import InputError
 from ..registry import DATASETS
 from . import arrays, credit, csv_folder, folders, openml, tables
-from .base import PARTS, Data, Item, Samples, Splits, labels_of, stack, subset, take
+from .base import PARTS, Data, Item, Samples, Splits, has_labels, labels_of, stack, subset, take
 from .findings import findings
 from .inputs import InputSpec
 from .pictures import decoded
@@ -30,6 +30,7 @@ __all__ = [
     "decoded",
     "findings",
     "folders",
+    "has_labels",
     "labels_of",
     "load",
     "openml",

@@ -169,6 +169,11 @@ def labels_of(dataset: Samples) -> list[int]:
     return [int(dataset[i][1]) for i in range(len(dataset))]
 
 
+def has_labels(dataset: Samples) -> bool:
+    """Whether :func:`labels_of` decodes no images."""
+    return has_labels(cast(Samples, dataset.dataset)) if isinstance(dataset, Subset) else hasattr(dataset, "labels")
+
+
 def subset(dataset: Samples, indices: Sequence[int]) -> Subset[Item]:
     """Some of the samples, in this order."""
     # torch's Subset needs no more than ``Samples`` promises, and is annotated with torch's own class.
@@ -203,12 +208,15 @@ def stack(dataset: Samples, indices: Iterable[int] | None = None) -> tuple[Tenso
         indices: which samples, in this order; default all.
 
     Raises:
-        InputError: if there are none.
+        InputError: if there are none, or inputs of several shapes.
     """
     rows = range(len(dataset)) if indices is None else indices
     items = [dataset[int(i)] for i in rows]
     if not items:
         raise InputError("nothing to stack: the data set, or the choice of indices, is empty")
+    shapes = list(dict.fromkeys(tuple(x.shape) for x, _ in items))
+    if len(shapes) > 1:
+        raise InputError(f"samples must be of one shape, got {list(shapes[0])} and {list(shapes[1])}: resize them")
     return torch.stack([x for x, _ in items]), torch.tensor([y for _, y in items], dtype=torch.int64)
 
 

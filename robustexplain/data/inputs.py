@@ -91,7 +91,16 @@ class InputSpec:
         channels, classes = getattr(model, "in_channels", None), getattr(model, "num_classes", None)
         if isinstance(channels, int) and channels != self.channels:
             raise InputError(f"inputs say {self.channels} channel(s), but the model takes {channels}")
-        if self.class_names and isinstance(classes, int) and classes != len(self.class_names):
+        if isinstance(classes, int):
+            self.check_classes(classes)
+
+    def check_classes(self, classes: int) -> None:
+        """Refuse a model with another number of classes than there are names.
+
+        Raises:
+            InputError: naming both.
+        """
+        if self.class_names and classes != len(self.class_names):
             raise InputError(f"inputs name {len(self.class_names)} classes, but the model has {classes}")
 
 

@@ -215,9 +215,10 @@ class Matrix:
             self._calibrations.make(rows, calibrator(self.data, settings, judged, beyond, seed, self.device))
 
     def _failure(self, row: Row, column: Column) -> str | None:
-        """Why a cell cannot be made: its attack, its system, or the calibration of its row."""
-        failure = self.adversaries.failure(row, column)
-        return self._calibrations.failure(row) if failure is None else failure
+        """Why a cell cannot be made: its system, the calibration of its row, or its attack."""
+        # Before the attack: one that knows the row's limit cannot be made without it.
+        uncalibrated = None if row.label in self.prepared.failures else self._calibrations.failure(row)
+        return uncalibrated or self.adversaries.failure(row, column)
 
     @cached_property
     def _calibrations(self) -> Calibrations:

@@ -296,6 +296,11 @@ def test_a_row_that_cannot_be_calibrated_is_a_hole_that_says_why(
     assert cell["status"] == "failed"
     assert "uniform-noise: this harmless change changes the prediction for" in cell["traceback"]
     assert folder.done("gradient", "adv2") is not None
+    # Nor can there be an adversary who knows a limit that there is not.
+    assert quiet(read(TINY, [*SMALL, "attacks[1].knowledge=adaptive"]), tmp_path / "adaptive") == 3
+    cell = RunFolder(tmp_path / "adaptive").read_cell("beta-smoothing (gradient)", "adv2, adaptive")
+    assert cell is not None
+    assert "uniform-noise: this harmless change changes the prediction for" in cell["traceback"]
 
 
 # ---- which inputs, from Python ----
