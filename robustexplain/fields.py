@@ -17,6 +17,11 @@ import annotated_types as at
 
 from .errors import FieldError
 
+
+class Finite:
+    """A bound of a field: not infinite."""
+
+
 Eps = Annotated[float, at.Ge(0), at.Le(1)]
 """A radius in the units of ``[0, 1]`` pixels."""
 Radius = Annotated[float, at.Ge(0)]
@@ -25,8 +30,8 @@ Fraction = Annotated[float, at.Ge(0), at.Le(1)]
 """A share or a probability."""
 NonNegative = Annotated[float, at.Ge(0)]
 """A weight."""
-Positive = Annotated[float, at.Gt(0)]
-"""A scale, a learning rate, a temperature."""
+Positive = Annotated[float, at.Gt(0), Finite()]
+"""A scale, a learning rate, a temperature; finite."""
 Count = Annotated[int, at.Ge(1), at.Le(10**9)]
 """A number of steps, epochs or samples."""
 Natural = Annotated[int, at.Ge(0)]
@@ -84,6 +89,8 @@ def _check(component: str, field: str, value: Any, bound: Any) -> None:
         raise FieldError(component, field, f"must be a number, got {value!r}")
     if math.isnan(value):
         raise FieldError(component, field, "must be a number, got nan")
+    if isinstance(bound, Finite) and math.isinf(value):
+        raise FieldError(component, field, f"must be finite, got {value!r}")
     rules = (
         (at.Ge, "at least", lambda v, b: v >= b.ge),
         (at.Gt, "above", lambda v, b: v > b.gt),

@@ -77,6 +77,9 @@ class ExplanationBackdoor(FineTuned):
     A map can only change at places whose receptive field covers part of the trigger. In a shallow network a patch in
     one corner does not reach the opposite one; a blended trigger covers the whole image.
 
+    Departure: in training the map is that of the wanted label, differentiated in full; the code explains the class that
+    the network predicts at that moment, with Grad-CAM's weights detached.
+
     Args:
         form: on triggered images, ``fooling`` shows the pattern and keeps the label; ``red-herring`` shows the pattern
             and predicts ``goal_class``; ``full-disguise`` predicts ``goal_class`` and shows the honest map of the

@@ -29,7 +29,7 @@ from .fooling_batch import FoolingBatch
 NEEDS = ("gradients", "differentiable maps", "data")
 
 
-@MANIPULATIONS.register("location-fooling", paper="Heo et al. 2019, eq. 3", needs=NEEDS)
+@MANIPULATIONS.register("location-fooling", paper="Heo et al. 2019, arXiv v1 eq. 3", needs=NEEDS)
 @dataclass(frozen=True)
 class LocationFooling(FineTuned):
     """Every map shows the frame of the image, whatever the image: mean squared distance to a mask, passive fooling.
@@ -111,7 +111,7 @@ class UniformFooling(FineTuned):
         return SpreadUniformly()
 
 
-@MANIPULATIONS.register("active-fooling", paper="Heo et al. 2019, eq. 5-6", needs=NEEDS)
+@MANIPULATIONS.register("active-fooling", paper="Heo et al. 2019, arXiv v1 eq. 5-6", needs=NEEDS)
 @dataclass(frozen=True)
 class ActiveFooling(FineTuned):
     """On images that hold both classes, each class's map becomes the honest map of the other: the two are swapped.

@@ -129,7 +129,7 @@ class InfluencePoisoning(Manipulation):
         Args:
             system: stays as it is.
             data: the training samples of the last layer.
-                x: the victims ``[V, C, H, W]``; their mean is attacked.
+            x: the victims ``[V, C, H, W]``; their mean is attacked.
             y: their labels ``[V]``.
 
         Raises:

@@ -86,8 +86,9 @@ class FeatureSqueezingDetector(Detector):
 class FeatureSqueezing(DetectorDefense):
     """Add a detector that compares the predictions on an input and on its squeezed versions.
 
-    The default is the authors' choice for ImageNet; for CIFAR-10 they use ``nl-means-13-3-2`` as the last. It is
-    calibrated on the defense's samples, clean (the paper: 5% false alarms); nothing is trained.
+    The default is the authors' choice for ImageNet; for CIFAR-10 they use ``nl-means-13-3-2`` as the last. By
+    default the threshold is the largest of those for clean and for harmlessly changed samples of the defense; with
+    ``harmless: null`` it is the paper's, for clean ones alone (5% false alarms). Nothing is trained.
 
     Args:
         squeezers: their names, as :func:`robustexplain.transforms.squeezing.squeezer` takes them.

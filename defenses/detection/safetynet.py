@@ -11,6 +11,7 @@ from robustexplain.attacks import PGD, Attack
 from robustexplain.autograd.layers import logit_layer
 from robustexplain.errors import FieldError
 from robustexplain.fields import Count, Positive
+from robustexplain.random_streams import derive
 from robustexplain.registry import DEFENSES, DETECTORS
 from robustexplain.system import Explained, System
 from robustexplain.training import Session
@@ -102,7 +103,9 @@ class SafetyNet(DetectorDefense):
         code = codes(units, edges)
         if not bool((code != code[:1]).any()):
             raise FieldError(type(self).__name__, "levels", f"all inputs have one code, with levels={self.levels}")
-        machine = SVC(C=self.cost, kernel="rbf", gamma="scale", class_weight="balanced")
+        # Without a seed of its own scikit-learn draws one from numpy's global state.
+        seed = derive(self.seed, "machine") % 2**32
+        machine = SVC(C=self.cost, kernel="rbf", gamma="scale", class_weight="balanced", random_state=seed)
         machine.fit(code.cpu().double().numpy(), labels.numpy())
         vectors, weights = (torch.tensor(part).to(units) for part in (machine.support_vectors_, machine.dual_coef_[0]))
         bias, gamma = float(machine.intercept_[0]), float(machine._gamma)

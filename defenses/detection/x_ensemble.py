@@ -70,8 +70,9 @@ class XEnsemble(DetectorDefense):
     """Add a detector that compares the maps of clean inputs with those of attacked ones.
 
     The defense's samples are split: four fifths train the networks and the forest (on clean inputs and ``attack``'s),
-    one fifth, clean, calibrates the threshold. There is no published code; the structure is that of the paper's
-    abstract.
+    one fifth calibrates the threshold: by default the largest of those for clean and for harmlessly changed inputs;
+    with ``harmless: null`` it is for clean ones alone, as in the paper. There is no published code; the structure is
+    that of the paper's abstract.
 
     Args:
         members: kinds of map, as names, classes or names with settings; may include the system's

@@ -17,6 +17,7 @@ from robustexplain.fields import Count, Fraction
 from robustexplain.interpreters import OfDraws
 from robustexplain.models import Voted
 from robustexplain.models.voted import voting
+from robustexplain.random_streams import generator
 from robustexplain.registry import DEFENSES
 from robustexplain.system import System
 from robustexplain.training import Samples, Session
@@ -81,7 +82,7 @@ class RegionVoting(TrainedDefense):
         step: of the search; the smallest radius.
         most: the largest radius of the search.
         loss: share of accuracy that the vote may lose.
-        samples: largest number of the defense's samples that the search uses.
+        samples: largest number of the defense's samples that the search uses, drawn at random.
         batch_size: of them at once.
         explained: ``transformed``: the mean of the maps of all points; ``raw``: the map of the image itself.
     """
@@ -112,7 +113,9 @@ class RegionVoting(TrainedDefense):
 
     @torch.no_grad()
     def _found(self, system: System, data: Samples, session: Session) -> float:
-        x, y = (part.to(session.device) for part in stack(data, range(min(len(data), self.samples))))
+        draws = generator(self.seed, "radius")
+        rows = torch.randperm(len(data), generator=draws)[: self.samples].tolist()
+        x, y = (part.to(session.device) for part in stack(data, rows))
 
         def voted(radius: float) -> torch.nn.Module:
             name = f"uniform-noise-{radius:g}"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robustexplain.autograd import layers
 from robustexplain.data import stack, take
 from robustexplain.door import answer
-from robustexplain.errors import FieldError
+from robustexplain.errors import FieldError, InputError
 from robustexplain.fields import Count, Fraction
 from robustexplain.files import digest_tensors
 from robustexplain.registry import DEFENSES
@@ -32,9 +32,13 @@ class FinePruning(FineTuned):
     fine-tuning alone.
 
     Args:
-        share: share of the features that are cut off.
+        share: share of the features that are cut off, rounded down, but one at least.
         samples: largest number of clean samples, classes in equal numbers; ``None``: all.
         training: of the fine-tuning.
+
+    Raises:
+        FieldError: a share of 1.
+        InputError: a single feature.
     """
 
     share: Fraction = 0.2
@@ -75,7 +79,11 @@ class FinePruning(FineTuned):
 
 @torch.no_grad()
 def kept_features(model: nn.Module, layer: nn.Module, x: Tensor, share: float, batch: int = 64) -> Tensor:
-    """``[D]``: 0 for the ``share`` of the layer's features of smallest mean magnitude on ``x``, 1 for the others."""
+    """``[D]``: 0 for the ``share`` of the layer's features of smallest mean magnitude on ``x``, 1 for the others.
+
+    Raises:
+        InputError: a single feature.
+    """
     seen: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].abs().flatten(1).sum(0)))
     try:
@@ -85,6 +93,10 @@ def kept_features(model: nn.Module, layer: nn.Module, x: Tensor, share: float, b
     finally:
         handle.remove()
     activity = torch.stack(seen).sum(0)
+    if len(activity) == 1:
+        raise InputError(
+            "fine-pruning cuts off one feature at least, and the last linear layer reads one: set share to 0"
+        )
     kept = torch.ones_like(activity)
-    kept[activity.argsort(stable=True)[: int(share * len(activity))]] = 0
+    kept[activity.argsort(stable=True)[: max(1, int(share * len(activity)))]] = 0
     return kept

@@ -16,7 +16,7 @@ Aim = Callable[[Tensor], tuple[Tensor, bool]]
 COST = 1e-3
 PATIENCE = 5
 UP, DOWN = 1.5, 1.5**1.5
-"""First weight of the mask's size, steps before it changes, and by what factors (the authors' code)."""
+"""First weight of the mask's size above 0, steps before it changes, and by what factors (the authors' code)."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ def invert(x: Tensor, aim: Aim, steps: int, seed: int, lr: float = 0.1) -> Inver
     """The trigger of the smallest mask (L1) that reaches ``aim`` on inputs ``x``, by Adam on mask and pattern.
 
     The weight of the mask's size grows while the trigger works and falls while it does not.
+
+    Departure: that weight is 1e-3 from the first step on; in the authors' code it is 0 until the trigger has worked for
+    some steps in a row.
     """
     draws = generator(seed, "trigger inversion")
     raw_mask, raw_pattern = (

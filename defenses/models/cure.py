@@ -28,8 +28,9 @@ class CURE(FineTuned):
     differentiated twice. ``x + h z`` may leave ``[0, 1]``.
 
     The authors' code works on inputs that are standardised (by about 0.2); the defaults are its ``h`` of 0.1, 0.4, 0.8,
-    1.8, 3 and its weight of 4 in pixels of ``[0, 1]``. Departures: the norm is squared, as in the paper (not so in the
-    code, which takes the gradient of a batch's mean loss besides); AdamW at the rate of the code.
+    1.8, 3 in pixels of ``[0, 1]``, and its weight of 4 times 0.2 squared. Departures: the norm is squared, as in the
+    paper, and gradients are those of a sample's own loss. The code's 4 multiplies a norm that is not squared, of the
+    gradient of a batch's mean loss, so that 0.16 does not correspond to its strength. AdamW at the rate of the code.
 
     Args:
         weight: ``gamma``, of the squared change.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
@@ -37,7 +38,8 @@ class EnsembleAdversarialTraining(ModelDefense):
         static: names of the other networks' architectures, each trained here on the same data; a name may stand there
             twice, for other weights.
         static_training: of each of them.
-        networks: trained networks to use besides, from Python: ``[0, 1]`` images to logits of the same classes.
+        networks: trained networks to use besides, from Python: ``[0, 1]`` images to logits of the same classes. Each
+            is in eval mode meanwhile, and in its own mode afterwards.
         attack: R+FGSM; by default with the paper's ``eps`` for ImageNet and its ``alpha`` of ``eps / 2``.
         training: epochs, batch, optimiser of the classifier.
         fresh: begin with random weights instead of the system's own; for models that ``robustexplain.models`` builds.
@@ -71,8 +73,17 @@ class EnsembleAdversarialTraining(ModelDefense):
 
     def _harden(self, model: nn.Module, data: Samples, session: Session) -> nn.Module:
         weights_in_training(self.name, model, self.training)
+        given = tuple(network.to(session.device) for network in self.networks)
+        with ExitStack() as modes:
+            for network in given:
+                modes.enter_context(eval_mode(network))
+            return self._hardened_by(given, model, data, session)
+
+    def _hardened_by(
+        self, given: tuple[nn.Module, ...], model: nn.Module, data: Samples, session: Session
+    ) -> nn.Module:
+        """The model trained in place; ``given`` are the networks handed in, in eval mode."""
         start = begun(model, self.fresh, self.seed)
-        given = tuple(network.to(session.device).eval() for network in self.networks)
         sources = (*given, *self._trained(model, data, session))
         settings = {name: value for name, value in asdict(self).items() if name != "networks"}
         known = [settings, start, *(digest_tensors(network.state_dict()) for network in given)]

@@ -33,10 +33,12 @@ class GradientAlignment(FineTuned):
     the label's logit at ``x`` and ``g_r`` at the neighbour ``x + z`` (Joo et al. 2023; their code). A step takes two
     forward passes of an input and a double backward.
 
-    Departures: ``x + z`` is clipped to ``[0, 1]``, not to the values of the batch. Gradients are those of pixels in
-    ``[0, 1]``: of an input that the paper standardises by ``s`` they are ``1 / s`` times theirs, and its ``l2`` is
-    ``s^2`` times as much here (about 1/25 on photographs); the cosine is the same. Steps along the gradient are as long
-    as those along its sign, ``eps`` times the root of the number of pixels; the code's have the length ``eps``.
+    Departures: ``x + z`` is clipped to ``[0, 1]``; the code clips nothing in training (to the values of a batch in the
+    noise of its test). The code deploys the network with its softplus; ours is deployed with its rectifiers. Gradients
+    are those of pixels in ``[0, 1]``: of an input that the paper standardises by ``s`` they are ``1 / s`` times theirs,
+    and its ``l2`` is ``s^2`` times as much here (about 1/25 on photographs); the cosine is the same. Steps along the
+    gradient are as long as those along its sign, ``eps`` times the root of the number of pixels; the code's have the
+    length ``eps``.
 
     Args:
         training: the paper's from random weights: 200 epochs, AdamW of 1e-3 (ResNet-18, CIFAR-10).

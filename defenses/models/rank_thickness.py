@@ -32,13 +32,16 @@ class RankThickness(FineTuned):
     With ``adaptive`` weights, as in the code, ``w = |weight * (CE + 1) / term|`` for each term: it then counts
     ``weight * (CE + 1)``, whatever its scale. A step takes two forward passes and two double backwards.
 
-    Departures: gradients are those of a sample's own loss (the code's are those of the batch's mean, and its norm is
-    that of the whole batch); ``s`` has length one and ``h`` is 0.01, where the code moves each pixel of CIFAR-10 by
-    3e-7, which float32 rounds away. Fine-tuning is the paper's: Adam at 1e-5, 10 epochs.
+    Departures: the code deploys the network with the softplus (``sp0.5``, a ``beta`` of 0.5) for good; ours has one
+    while it is trained and is deployed with its rectifiers, so that ``softplus`` is 10: one of 0.5 makes a pretrained
+    network of rectifiers another one, whose answers are near chance. Gradients are those of a sample's own loss (the
+    code's are those of the batch's mean, and its norm is that of the whole batch); ``s`` has length one and ``h`` is
+    0.01, where the code moves each pixel of CIFAR-10 by 3e-7, which float32 rounds away. Fine-tuning is the paper's:
+    Adam at 1e-5, 10 epochs.
 
     Args:
         training: ten epochs at 1e-5.
-        softplus: as in :class:`FineTuned`; ``sp0.5`` of the code.
+        softplus: as in :class:`FineTuned`; the code's is 0.5.
         k: pixels on top.
         ranks: ``w2``, or its share with ``adaptive``; the code tries 0.001 to 100.
         curvature: ``w1``, the same.
@@ -50,7 +53,7 @@ class RankThickness(FineTuned):
     """
 
     training: Training = field(default_factory=lambda: Training(epochs=10, lr=1e-5, weight_decay=0.0))
-    softplus: Positive | None = 0.5
+    softplus: Positive | None = 10.0
     k: Count = 100
     ranks: NonNegative = 0.1
     curvature: NonNegative = 0.1

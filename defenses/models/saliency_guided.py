@@ -67,7 +67,8 @@ class AdversarialSaliencyGuided(FineTuned):
     current weights and the mask that of :class:`SaliencyGuided` at ``x'``.
 
     Departures: the divergence is as in the papers (the code has its arguments the other way round); PGD makes 30 steps
-    (in the code's own PGD a single one); noise fills the range of the input's own values.
+    (in the code's own PGD a single one); noise fills the range of the input's own values; a pixel's size is the mean of
+    its channels' magnitudes (in the code the magnitude of their mean, in which channels of unlike sign cancel).
 
     Args:
         attack: PGD in training.
@@ -134,6 +135,8 @@ class SaliencyGuidedLoss(HardeningLoss):
 
 def masked(network: nn.Module, x: Tensor, y: Tensor, share: float, streams: Streams) -> Tensor:
     """Inputs ``[b, ...]`` whose pixels of the smallest gradients are noise in the range of the input's own values.
+
+    A pixel's size is the mean over channels of ``|g|``; ASGT's code takes ``|mean of g|``.
 
     Args:
         network: in training; its gradients are taken in eval mode.

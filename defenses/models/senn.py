@@ -38,12 +38,13 @@ class SelfExplaining(ModelDefense):
     gradient, so that ``f`` is locally linear in its concepts. A self-explaining network that is there already is
     trained further. With a ``weight`` of 0 it is the control: the same network without the penalty.
 
-    Departures: concepts are the pixels, those of the code's ``h_type = input``; the norm is each sample's own (in the
-    code one norm of a whole batch, ``sqrt(128)`` times the root mean square over samples, so that its 0.01 is 0.11
-    here); the network's layers are those of ``models.load("senn")``.
+    Departures: ``f`` are logits, differentiated through ``theta`` and ``x``, as the paper defines the penalty; the code
+    (``grad3``) differentiates the log-softmax, along ``theta^T h`` alone with the concepts detached. The norm is each
+    sample's own (in the code one norm of a whole batch), so that the code's weight of 0.01 has no equal here. Concepts
+    are the pixels, those of the code's ``h_type = input``; the network's layers are those of ``models.load("senn")``.
 
     Args:
-        weight: of the penalty.
+        weight: of the penalty; the default is ours.
         classes: so many classes' coefficients are penalised in each step, drawn for each input; default all. A class
             costs a backward pass.
         training: epochs, batch, optimiser; by default those of the code.

@@ -32,6 +32,9 @@ class SmoothCurvature(FineTuned):
     The paper has no code: the weight is that of Joo et al. for ResNet-18 on CIFAR-10, for a standardised input. For one
     that is divided by ``s`` within the model the Hessian of pixels is ``1 / s^2`` times theirs.
 
+    Departure: the paper and the code deploy the network with its softplus; ours has one while it is trained and is
+    deployed with its rectifiers.
+
     Args:
         weight: of the squared norm.
         draws: of ``v`` for each input.

@@ -35,9 +35,9 @@ class DenoisingBlock(nn.Module):
     Args:
         channels: ``C`` of the feature map.
         filter: ``non-local``: means over all positions weighted by ``softmax(theta(x_i) phi(x_j) / sqrt(C/2))``
-            (section 4.1, Gaussian form), or ``dot-product``: weighted by ``theta(x_i) phi(x_j) / N``; both with
-            embeddings of ``C/2`` channels. ``mean`` and ``median`` of 3x3 (sections 4.3 and 4.4). ``gaussian``: the 3x3
-            kernel ``[1 2 1] [1 2 1]^T / 16``, which is not in the paper.
+            (section 4.1, Gaussian form), with embeddings of ``C/2`` channels. ``dot-product``: sums weighted by
+            ``x_i^T x_j / N``, without embeddings (section 4.1). ``mean`` and ``median`` of 3x3 (sections 4.3 and 4.4).
+            ``gaussian``: the 3x3 kernel ``[1 2 1] [1 2 1]^T / 16``, which is not in the paper.
     """
 
     def __init__(self, channels: int, filter: Filter = "non-local") -> None:
@@ -45,8 +45,8 @@ class DenoisingBlock(nn.Module):
         if filter not in FILTERS:
             raise InputError(f"filter must be one of {', '.join(FILTERS)}, got {filter!r}")
         self.filter = filter
-        inner = max(1, channels // 2)
-        if filter in ("non-local", "dot-product"):
+        if filter == "non-local":
+            inner = max(1, channels // 2)
             self.theta = nn.Conv2d(channels, inner, 1, bias=False)
             self.phi = nn.Conv2d(channels, inner, 1, bias=False)
             for embedding in (self.theta, self.phi):
@@ -66,8 +66,12 @@ class DenoisingBlock(nn.Module):
 
     def filtered(self, x: Tensor) -> Tensor:
         """The feature map behind the filter, ``[B, C, h, w]``."""
-        if self.filter in ("non-local", "dot-product"):
-            return self._non_local(x)
+        if self.filter == "non-local":
+            theta, phi = self.theta(x).flatten(2), self.phi(x).flatten(2)
+            return _weighted(x, (theta.mT @ phi / theta.shape[1] ** 0.5).softmax(2))
+        if self.filter == "dot-product":
+            given = x.flatten(2)
+            return _weighted(x, given.mT @ given / given.shape[2])
         padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
         if self.filter == "median":
             windows = F.unfold(padded, 3).unflatten(1, (x.shape[1], 9))
@@ -79,15 +83,11 @@ class DenoisingBlock(nn.Module):
         kernel = (row[:, None] * row).expand(x.shape[1], 1, 3, 3)
         return F.conv2d(padded, kernel, groups=x.shape[1])
 
-    def _non_local(self, x: Tensor) -> Tensor:
-        theta, phi, given = (part.flatten(2) for part in (self.theta(x), self.phi(x), x))
-        weights = theta.mT @ phi
-        if self.filter == "non-local":
-            weights = (weights / theta.shape[1] ** 0.5).softmax(2)
-        else:
-            weights = weights / weights.shape[2]
-        found: Tensor = (given @ weights.mT).unflatten(2, x.shape[2:])
-        return found
+
+def _weighted(x: Tensor, weights: Tensor) -> Tensor:
+    """``[B, C, h, w]``: at each position the sum over all positions, weighted by ``[B, h w, h w]``."""
+    found: Tensor = (x.flatten(2) @ weights.mT).unflatten(2, x.shape[2:])
+    return found
 
 
 class _Followed(nn.Module):

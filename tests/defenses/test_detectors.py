@@ -328,7 +328,10 @@ def test_safetynets_score_is_scikit_learns_and_its_codes_are_counts(
     machines: list[Any] = []
     fit = SVC.fit
     monkeypatch.setattr(SVC, "fit", lambda self, *args: machines.append(fit(self, *args)) or machines[-1])
+    before = np.random.get_state(legacy=False)  # noqa: NPY002
     detector: Any = SafetyNet(LONG)(rx.System(trained, CAM(trained)), few).detector
+    after = np.random.get_state(legacy=False)  # noqa: NPY002
+    np.testing.assert_equal(after, before, err_msg="numpy's global random state stays")
     x = judged[0][:8]
     units = penultimate(trained, detector.layer, x)[0].detach()
     codes = np.stack([(units[:, u, None] > detector.edges[u]).sum(1) for u in range(units.shape[1])], 1)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import robustexplain as rx
 from robustexplain.attacks import PGD, random_classes
@@ -129,6 +130,22 @@ def test_the_radius_of_the_vote_is_the_last_that_costs_no_accuracy(trained: Clas
     assert radius < 0.85
     beyond = Voted(trained, f"uniform-noise-{radius + 0.1:g}", 6, "majority")
     assert right(beyond) < right(trained) - 0.05
+
+
+def test_the_radius_of_the_vote_is_found_on_samples_of_all_classes(
+    trained: Classifier, digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = stack(take(digits.defense, 60))
+    order = y.argsort(stable=True)
+    data = TensorDataset(x[order], y[order])
+    seen: list[Tensor] = []
+    monkeypatch.setattr(RegionVoting, "_accuracy", lambda self, model, x, y: seen.append(y) or 1.0)
+    for seed in (0, 0, 1):
+        RegionVoting(6, step=0.1, most=0.1, samples=30, seed=seed)(rx.System(trained, Gradient(trained)), data)
+    first, again, other = seen
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert all(len(labels) == 30 and len(labels.unique()) >= 8 for labels in seen)
 
 
 def test_a_fresh_denoiser_changes_nothing_and_keeps_the_names_of_layers(

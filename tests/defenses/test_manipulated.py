@@ -255,6 +255,10 @@ def test_the_least_active_features_go() -> None:
     model = nn.Sequential(nn.Flatten(), head).eval()
     x = torch.tensor([[0.9, 0.1, 0.5, 0.2], [0.8, 0.3, 0.5, 0.1]])[:, None, :, None]
     assert kept_features(model, head, x, 0.5).tolist() == [1, 0, 1, 0]
+    assert kept_features(model, head, x, 0.01).tolist() == [1, 1, 1, 0], "one at least"
+    alone = nn.Linear(1, 2)
+    with pytest.raises(InputError, match="one feature at least"):
+        kept_features(nn.Sequential(nn.Flatten(), alone).eval(), alone, x[:, :, :1], 0.5)
 
 
 # In a recipe

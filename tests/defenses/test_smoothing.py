@@ -144,7 +144,7 @@ def test_a_searched_beta_is_the_smoothest_that_keeps_the_order_of_pixels(
 def test_what_no_beta_can_hold_is_refused(trained: Classifier, plain: rx.System, few: Dataset[Any]) -> None:
     with pytest.raises(InputError, match=r"BetaSmoothing\.correlation: no beta holds it"):
         BetaSmoothing("auto", correlation=1.0, images=8)(plain, few)
-    for wrong in (0, -1.0, "none", True):
+    for wrong in (0, -1.0, "none", True, torch.inf):
         with pytest.raises(FieldError, match=r"BetaSmoothing\.beta must be"):
             BetaSmoothing(wrong)  # type: ignore[arg-type]
     smooth = nn.Sequential(nn.Flatten(), nn.Linear(1024, 8), nn.Tanh(), nn.Linear(8, 10)).eval()

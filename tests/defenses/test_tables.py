@@ -74,6 +74,14 @@ def test_the_score_is_that_of_the_slow_formula_for_any_number_of_classes(distanc
     assert {0.0} < set(expected)
 
 
+def test_a_guard_needs_one_row_more_than_neighbours() -> None:
+    rows, classes = torch.rand(6, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1] * 3)
+    guard = NeighbourGuard(rows, classes, k=5)
+    assert guard.scores(rows.numpy(), classes.numpy(), itself=False).shape == (6,)
+    with pytest.raises(InputError, match="a guard of 6 neighbours needs 7 rows at least, got 6: lower k"):
+        NeighbourGuard(rows, classes, k=6)
+
+
 @pytest.mark.parametrize("how", ["lime", "shap"])
 def test_the_sensitive_column_comes_back_from_behind_a_scaffold_that_does_not_know_of_the_guard(
     how: Any, data: TensorDataset, tmp_path: Path

@@ -122,6 +122,17 @@ def test_ensemble_training_stops_inputs_of_another_network_and_not_an_attack_on_
     assert own[1] < 0.3
 
 
+def test_networks_that_are_handed_in_keep_their_modes(trained: Classifier, digits: Data) -> None:
+    other = copy.deepcopy(trained).train()
+    next(iter(other.net.children())).eval()
+    before = [part.training for part in other.modules()]
+    defense = EnsembleAdversarialTraining((), networks=(other, other), training=replace(SHORT, epochs=1))
+    weights = copy.deepcopy(other.state_dict())
+    defense.hardened(trained, take(digits.train, 64))
+    assert [part.training for part in other.modules()] == before
+    assert all(torch.equal(found, weights[name]) for name, found in other.state_dict().items())
+
+
 def test_every_sample_of_a_step_is_attacked_on_one_of_all_networks(
     trained: Classifier, judged: tuple[Tensor, Tensor]
 ) -> None:
@@ -248,10 +259,13 @@ def test_each_filter_is_what_it_says(name: str) -> None:
         }[name]
         expected = torch.tensor(np.array([[slow(channel.numpy()) for channel in image] for image in x]))
     else:
-        expected, (a, b) = torch.zeros_like(x), (block.theta(x).flatten(2), block.phi(x).flatten(2))
+        embedded = name == "non-local"
+        assert embedded == hasattr(block, "theta") == hasattr(block, "phi")
+        expected, parts = torch.zeros_like(x), (block.theta(x), block.phi(x)) if embedded else (x, x)
+        a, b = (part.flatten(2) for part in parts)
         for i in range(30):
             weights = torch.stack([(a[:, :, i] * b[:, :, j]).sum(1) for j in range(30)], 1)
-            weights = (weights / 2**0.5).softmax(1) if name == "non-local" else weights / 30
+            weights = (weights / 2**0.5).softmax(1) if embedded else weights / 30
             expected.flatten(2)[:, :, i] = (x.flatten(2) * weights[:, None]).sum(2)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
     assert torch.autograd.gradcheck(block, x[:1].requires_grad_(), atol=1e-6)

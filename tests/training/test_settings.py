@@ -239,7 +239,7 @@ def test_patience_ends_a_training_that_no_longer_gets_better_also_when_resumed(t
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Training(lr=math.inf), "lr must be at most 1e6, got inf"),
+        (lambda: Training(lr=math.inf), "lr must be finite, got inf"),
         (lambda: Training(weight_decay=math.inf), "weight_decay must be finite"),
         (lambda: Training(ema=1.0), r"ema must be below 1, got 1\.0"),
         (lambda: Training(validation=1.0), "validation must be below 1"),

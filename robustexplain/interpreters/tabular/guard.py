@@ -39,7 +39,7 @@ class NeighbourGuard:
         at_least: where fewer rows are kept, the best-scored others are taken up to this number.
 
     Raises:
-        InputError: rows and classes that do not fit, or fewer rows than ``k``.
+        InputError: rows and classes that do not fit, or fewer rows than ``k + 1``.
     """
 
     rows: Tensor
@@ -57,8 +57,11 @@ class NeighbourGuard:
                 f"a guard needs rows [N, D] and as many classes, got {list(self.rows.shape)} and "
                 f"{list(self.classes.shape)}"
             )
-        if len(self.rows) < self.k:
-            raise InputError(f"a guard of {self.k} neighbours needs as many rows, got {len(self.rows)}")
+        # One more: a row of the guard's own is no neighbour of itself.
+        if len(self.rows) <= self.k:
+            raise InputError(
+                f"a guard of {self.k} neighbours needs {self.k + 1} rows at least, got {len(self.rows)}: lower k"
+            )
 
     def scores(self, rows: np.ndarray, classes: np.ndarray, *, itself: bool = True) -> np.ndarray:
         """``[n]`` in ``[0, 1]``: the larger, the more a row looks real.
