@@ -160,9 +160,9 @@ class Attack(ABC):
         with torch.inference_mode(False):
             given = (x, y, goal_class, goal_map)
             x, y, goal_class, goal_map = (usable_by_autograd(t) if isinstance(t, Tensor) else t for t in given)
-            return self._search(system, x, y, goal_class, goal_map)
+            return self._find(system, x, y, goal_class, goal_map)
 
-    def _search(
+    def _find(
         self, system: System, x: Tensor, y: Tensor, goal_class: Tensor | None, goal_map: Tensor | None
     ) -> tuple[Goal, SearchResult]:
         system = self.looks_at(system)

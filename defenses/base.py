@@ -16,6 +16,7 @@ from robustexplain.door import answer
 from robustexplain.errors import InputError, UnsupportedModelError
 from robustexplain.fields import Natural, check_fields
 from robustexplain.interpreters import Interpreter
+from robustexplain.random_streams import generator
 from robustexplain.registry import DEFENSES
 from robustexplain.system import System, on_model
 from robustexplain.training import Samples, Session, eval_mode
@@ -138,14 +139,14 @@ def admit_samples(model: nn.Module, data: Samples, count: int = 32) -> None:
     Args:
         model: the classifier.
         data: gives ``(x, label)``.
-        count: how many inputs are looked at, evenly spaced.
+        count: how many inputs are looked at, drawn at random and each time the same.
 
     Raises:
         InputError: inputs of several shapes, outside ``[0, 1]`` or not finite; labels that are none of its classes.
     """
     if not len(data):
         return
-    x, y = stack(data, range(0, len(data), -(-len(data) // count)))
+    x, y = stack(data, torch.randperm(len(data), generator=generator(0, "door"))[:count].tolist())
     checks.inputs(x)
     known = labels_of(data) if has_labels(data) else y
     like = next((p for p in model.parameters() if p.is_floating_point()), x)
