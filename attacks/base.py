@@ -158,8 +158,8 @@ class Attack(ABC):
     ) -> tuple[Goal, SearchResult]:
         """The goal of a call, and what the search finds."""
         with torch.inference_mode(False):
-            given = (x, y, goal_class, goal_map)
-            x, y, goal_class, goal_map = (usable_by_autograd(t) if isinstance(t, Tensor) else t for t in given)
+            x, y = usable_by_autograd(x), usable_by_autograd(y)
+            goal_class, goal_map = (t if t is None else usable_by_autograd(t) for t in (goal_class, goal_map))
             return self._find(system, x, y, goal_class, goal_map)
 
     def _find(

@@ -319,7 +319,8 @@ def accepted_kinds(build: object) -> tuple[Kind, ...]:
 
 def usable_by_autograd(value: Tensor) -> Tensor:
     """The tensor, or a copy of one made under inference_mode, which autograd cannot record."""
-    return value.clone() if value.is_inference() else value
+    # What is no tensor is refused by name further on.
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def explained_class(logits: Tensor, target: Tensor | None) -> Tensor:
