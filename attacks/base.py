@@ -186,6 +186,29 @@ class Attack(ABC):
         """Threat model, objective and search against an undefended system, in a few words each, for tables."""
         return self.plan(_plain_system()).summaries()
 
+    @property
+    def short_of(self) -> str:
+        """In words, that its steps end before the border of its ball, so that a larger radius would change nothing.
+
+        Empty where they do not, where they grow with the radius, or where that is not known before the attack.
+        """
+        eps = getattr(self, "eps", None)
+        if not isinstance(eps, (int, float)):
+            return ""
+        try:
+            reach, more = (replace(self, eps=radius)._reach for radius in (eps, 1.01 * eps))  # type: ignore[call-arg]
+        except InputError:
+            # A radius of which there is no larger one, or an attack that is fitted to images first.
+            return ""
+        if reach is None or reach >= eps * (1 - 1e-6) or more != reach:
+            return ""
+        return f"all steps together come to {reach:.3g}, and eps is {eps:.3g}: set step_size, or more steps"
+
+    @property
+    def _reach(self) -> float | None:
+        reach: float | None = getattr(self.plan(_plain_system()), "reach", None)
+        return reach
+
     @final
     def adapted(self, system: System) -> Self:
         """The attack by an adversary who knows the defended ``system``; the same object if nothing changes.

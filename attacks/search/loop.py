@@ -17,14 +17,15 @@ from torch import Tensor
 from robustexplain.fields import Count, Fraction, Natural, check_fields
 from robustexplain.interpreters import unchecked
 from robustexplain.objectives import Goal, Objective, Observation, needs_of
+from robustexplain.objectives.base import at
 from robustexplain.random_streams import Streams
 from robustexplain.registry import OBJECTIVES
 from robustexplain.system import System
 
-from ..threat import Threat
+from ..threat import L2, Linf, Threat
 from .best import BestIterates, Rows, SearchRecord
 from .directions import Direction, DirectionResult, GradientDirection, StepContext
-from .updates import Memory, Update
+from .updates import Memory, MomentumStep, NormalisedStep, SignStep, Update
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,13 @@ class Stage:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def length(self) -> float | None:
+        """Of all its steps together; ``None`` where a step has no length of its own."""
+        if not isinstance(self.update, (SignStep, NormalisedStep, MomentumStep)):
+            return None
+        return sum(at(self.update.size, i / max(self.steps, 1)) for i in range(self.steps))
 
 
 @dataclass(frozen=True)
@@ -180,6 +188,17 @@ class Search(Plan):
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def reach(self) -> float | None:
+        """How far its steps can lead from the input, in the norm of the threat model's radius.
+
+        ``None`` where it begins at random, or where a step has no length of its own (Adam's, one along a flow).
+        """
+        lengths = [stage.length for stage in self.stages]
+        ball = isinstance(self.threat, (Linf, L2))
+        known = ball and not self.random_start and self.restarts == 1 and None not in lengths
+        return sum(length for length in lengths if length is not None) if known else None
 
     @property
     def aim(self) -> Objective:

@@ -18,10 +18,12 @@ def validate(
     trust_code: TrustCode = False,
 ) -> None:
     """Check a recipe without running it; takes the options of run that change a recipe."""
-    from ..recipe import check_data, read
+    from ..recipe import check_data, read, short_of_reach
 
     checked = read(recipe, changes_of(changes, seed, limit), trust_code=trust_code)
     if data:
         check_data(checked)
+    for note in short_of_reach(checked):
+        typer.secho(f"warning: {note}", fg="yellow", err=True)
     cells = len(checked.rows) * len(checked.columns)
     typer.echo(f"{checked.name}: {len(checked.rows)} rows x {len(checked.columns)} columns = {cells} cells; all well")

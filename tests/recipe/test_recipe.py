@@ -19,7 +19,7 @@ from robustexplain.attacks import ADV2, PGD
 from robustexplain.cli import main
 from robustexplain.defenses import AID
 from robustexplain.errors import InputError, MissingDataError
-from robustexplain.recipe import check, check_data, read
+from robustexplain.recipe import check, check_data, read, short_of_reach
 from robustexplain.recipe.experiment import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +79,20 @@ def test_every_packaged_recipe_is_valid_without_its_data(file: Path) -> None:
     assert recipe.rows
     assert recipe.columns
     assert str(file.relative_to(ROOT / "recipes").with_suffix("")) in recipes.names()
+    assert not short_of_reach(recipe)
+
+
+def test_attacks_whose_steps_end_before_the_border_are_named() -> None:
+    changes = [
+        "attacks=[{name: pgd, eps: [0.05, 0.1], steps: 20}, "
+        "{name: pgd, label: drawn, eps: 0.1, steps: 2, random_start: true}, {name: map-pgd, eps: 0.1, steps: 2}, {name: noise, eps: 0.1}, {name: auto, eps: 0.1}]",
+        "defenses=[{name: x-ensemble, of: gradient, attack: {eps: 0.2, steps: 4, step_size: 0.04}}]",
+    ]
+    found = short_of_reach(read(TINY, ["interpreters=[gradient]", *changes]))
+    assert found == [
+        "pgd, eps 0.1: all steps together come to 0.0784, and eps is 0.1: set step_size, or more steps",
+        "x-ensemble (gradient): attack: all steps together come to 0.16, and eps is 0.2: set step_size, or more steps",
+    ]
 
 
 @pytest.mark.parametrize("file", PACKAGED, ids=lambda f: f.stem)
