@@ -299,7 +299,8 @@ class System:
     def save(self, folder: str | Path) -> Path:
         """Write ``system.json``, ``weights.safetensors`` and further parts' files into ``folder``.
 
-        Files of a system saved there before are removed; other files are not touched. A classifier that no registered
+        Files of a system saved there before are replaced once the new ones are written; other files are not touched. An
+        error while they are written leaves the old system as it was. A classifier that no registered
         builder makes must be passed on loading.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import io
 import json
@@ -145,6 +146,53 @@ def test_saving_over_a_system_removes_its_parts_and_nothing_else(
     assert (saved / "reference-0.bin").is_file()
     System(tiny_model, CAM(tiny_model)).save(saved)
     assert {path.name for path in saved.iterdir()} == {"system.json", "weights.safetensors", "notes.bin"}
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, after: int = 0) -> None:
+    """From its call number ``after`` on, a function says that the disk is full."""
+    own, calls = getattr(module, name), iter(range(10**6))
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) >= after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return own(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, call)
+
+
+@pytest.mark.parametrize(("module", "name"), [(files, "save_file"), (Path, "write_text"), (Path, "write_bytes")])
+def test_a_system_outlives_a_disk_that_is_full_while_another_is_saved_over_it(
+    module: Any, name: str, tiny_model: nn.Module, grey: Tensor, tmp_path: Path
+) -> None:
+    old = System(tiny_model, ExpectedGradients(tiny_model, Reference(grey))).save(tmp_path)
+    before = {path.name: path.read_bytes() for path in old.iterdir()}
+    with pytest.MonkeyPatch.context() as broken:
+        failing(broken, module, name)
+        with pytest.raises(OSError, match="No space left"):
+            System(tiny_model, ExpectedGradients(tiny_model, Reference(grey + 1))).save(old)
+    assert {path.name: path.read_bytes() for path in old.iterdir()} == before
+    assert isinstance(System.load(old).interpreter, ExpectedGradients)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_parts_of_two_systems_are_never_loaded(after: int, tiny_model: nn.Module, grey: Tensor, tmp_path: Path) -> None:
+    System(tiny_model, ExpectedGradients(tiny_model, Reference(grey))).save(tmp_path)
+    other = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    with pytest.MonkeyPatch.context() as broken:
+        failing(broken, os, "replace", after)
+        with pytest.raises(OSError, match="No space left"):
+            System(other, ExpectedGradients(other, Reference(grey + 1))).save(tmp_path)
+    assert not list(tmp_path.glob(".*"))
+    if after:
+        with pytest.raises(InputError, match="is damaged or was changed after saving"):
+            System.load(tmp_path)
+    else:
+        assert torch.equal(System.load(tmp_path)(grey).logits, tiny_model(grey))
+    System(other, CAM(other)).save(tmp_path)
+    assert torch.equal(System.load(tmp_path)(grey).logits, other(grey))
+    assert {path.name for path in tmp_path.iterdir()} == {"system.json", "weights.safetensors"}
 
 
 # Tensors, dicts, nested modules
