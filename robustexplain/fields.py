@@ -10,6 +10,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -57,6 +58,19 @@ def check_fields(component: Any) -> None:
             raise FieldError(cls.__name__, field.name, f"must be a whole number, got {value!r}")
         for bound in getattr(hint, "__metadata__", ()):
             _check(cls.__name__, field.name, value, bound)
+
+
+def identified(value: Any) -> Any:
+    """A component for a training's identity: class names and fields at any depth, in which two classes differ.
+
+    ``dataclasses.asdict`` leaves the names out: components of two classes with the same fields are one to it.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: identified(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return [type(value).__name__, fields]
+    if isinstance(value, Mapping):
+        return {key: identified(inner) for key, inner in value.items()}
+    return [identified(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _number_or_word(hint: Any) -> tuple[Any, tuple[Any, ...]]:

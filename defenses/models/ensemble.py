@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from robustexplain.attacks.inner import attacked
 from robustexplain.data import stack
 from robustexplain.door import answer
 from robustexplain.errors import FieldError, InputError
+from robustexplain.fields import identified
 from robustexplain.files import digest_tensors
 from robustexplain.random_streams import derive
 from robustexplain.registry import DEFENSES, MODELS
@@ -74,7 +75,7 @@ class EnsembleAdversarialTraining(ModelDefense):
         start = begun(model, self.fresh, self.seed)
         given = tuple(network.to(session.device).eval() for network in self.networks)
         sources = (*given, *self._trained(model, data, session))
-        settings = {name: value for name, value in asdict(self).items() if name != "networks"}
+        settings = {f.name: identified(getattr(self, f.name)) for f in fields(self) if f.name != "networks"}
         known = [settings, start, *(digest_tensors(network.state_dict()) for network in given)]
         loss = EnsembleLoss(self.attack, model, sources)
         return fit(model, loss, data, self.training, name="ensemble-at", seed=self.seed, session=session,
@@ -96,9 +97,10 @@ class EnsembleAdversarialTraining(ModelDefense):
             models.build(name, seed=seed, num_classes=classes, in_channels=x.shape[1])
             for name, seed in zip(self.static, seeds, strict=True)
         ]
+        trained = identified(self.static_training)
         for i, network in enumerate(made):
             fit(network, cross_entropy, data, self.static_training, name=f"ensemble-at-static-{i + 1}",
-                seed=seeds[i], session=session, identity=[self.static[i], asdict(self.static_training)])  # fmt: skip
+                seed=seeds[i], session=session, identity=[self.static[i], trained])  # fmt: skip
         return [network.requires_grad_(False) for network in made]
 
 
