@@ -327,7 +327,8 @@ class System:
         Args:
             folder: what :meth:`save` wrote.
             model: the classifier, if no registered builder makes it. It is not changed: weights, mode,
-                ``requires_grad``.
+                ``requires_grad``. What a defense put around it (transforms, votes) is put around it again, unless it
+                stands there.
             weights: of ``model``: ``same``: they must equal the saved ones; ``stored``: deploy a copy of it with the
                 saved ones; ``own``: deploy it with other weights, with a warning.
             sha256: the checksum that the system must have.
@@ -335,7 +336,7 @@ class System:
         Raises:
             MissingDataError: if the folder holds no saved system, or a part of it is missing.
             InputError: damaged, changed, of a newer version, or another system than expected; a model that does not
-                fit.
+                fit, or has something else around it.
         """
         from .storage import load_component
 

@@ -49,6 +49,8 @@ from robustexplain.interpreters import (
     Smoothed,
     train_rts,
 )
+from robustexplain.models.half_huber import HalfHuberNetwork
+from robustexplain.models.reformed import Reformed
 from robustexplain.models.skops_file import dumped
 from robustexplain.registry import DETECTORS
 from robustexplain.storage import checksum
@@ -332,6 +334,66 @@ def test_a_system_of_an_own_module_comes_back_around_it(name: str, samples: Tens
         assert not any(p.requires_grad for p in loaded.interpreter.masker.parameters())
         described = json.loads((tmp_path / "system.json").read_text())
         assert described["modules"][1]["options"]["encoder"] == {"like": "the deployed model"}
+
+
+AROUND: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "transformed": lambda model: models.Transformed(model, ("bit-depth-1",)),
+    "voted": lambda model: models.Voted(model, "resize-pad-1", 2),
+    "half-huber": lambda model: HalfHuberNetwork(model, 0.5),
+    "reformed": lambda model: Reformed(model, seeded_autoencoder()),
+    "twice": lambda model: models.Voted(models.Transformed(model, ("bit-depth-2",)), "resize-pad-1", 3, "majority"),
+}
+OTHERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "transformed": lambda model: models.Transformed(model, ("median-3",)),
+    "voted": lambda model: models.Voted(model, "resize-pad-1", 2, seed=9),
+    "half-huber": lambda model: HalfHuberNetwork(model, 5.0),
+    "reformed": lambda model: models.Transformed(model, ()),
+    "twice": lambda model: models.Voted(models.Transformed(model, ("bit-depth-1",)), "resize-pad-1", 3, "majority"),
+}
+
+
+def seeded_autoencoder() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return models.AutoEncoder(1, 2)
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_what_stands_around_an_own_module_comes_back_or_is_compared(
+    name: str, samples: TensorDataset, tmp_path: Path
+) -> None:
+    x, own = samples.tensors[0][:4], own_net()
+    around = AROUND[name](own).eval()
+    System(around, Gradient(around)).save(tmp_path)
+    expected = around(x)
+    for mine in (AROUND[name](copy.deepcopy(own)).eval(), copy.deepcopy(own)):
+        state = {key: value.clone() for key, value in mine.state_dict().items()}
+        loaded = System.load(tmp_path, model=mine)
+        assert torch.equal(loaded(x).logits, expected)
+        assert all(torch.equal(state[key], value) for key, value in mine.state_dict().items())
+        assert models.innermost(loaded.model) is models.innermost(mine)
+    other = own_net()
+    with torch.no_grad():
+        other[-1].weight.add_(1)  # type: ignore[operator]
+    assert torch.equal(System.load(tmp_path, model=other, weights="stored")(x).logits, expected)
+    with pytest.raises(InputError, match=r"around the model that was handed in stands .*hand in the model without"):
+        System.load(tmp_path, model=OTHERS[name](own).eval(), weights="stored")
+
+
+def test_transforms_of_a_classifier_of_an_own_network_come_back(tmp_path: Path, grey: Tensor) -> None:
+    plain = models.Classifier(own_net(), [0.5], [0.5], num_classes=4).eval()
+    changed = plain.with_transforms(["bit-depth-1"])
+    System(changed, Gradient(changed)).save(tmp_path)
+    assert torch.equal(System.load(tmp_path, model=plain)(grey).logits, changed(grey))
+    with pytest.raises(InputError, match=r"stands classifier\(transforms=\['median-3'\]\)"):
+        System.load(tmp_path, model=plain.with_transforms(["median-3"]))
+
+
+def test_a_folder_that_does_not_say_what_stood_around_loads_as_it_did(tmp_path: Path, grey: Tensor) -> None:
+    around = models.Transformed(own_net(), ("bit-depth-1",))
+    System(around, Gradient(around)).save(tmp_path)
+    edit(tmp_path, lambda d: d.pop("around"))
+    assert System.load(tmp_path, model=around).model is around
 
 
 def test_a_model_that_is_handed_in_is_left_alone(tmp_path: Path) -> None:

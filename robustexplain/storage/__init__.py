@@ -39,7 +39,7 @@ def save_component(component: Any, folder: Path) -> Path:
             for name, content in writer.blobs.items()
         }
         written[WEIGHTS] = aside(WEIGHTS, lambda path: files.fill_with_tensors(path, writer.tensors()))
-        content = manifest.text({"modules": writer.specs, "tree": tree}, written)
+        content = manifest.text({"modules": writer.specs, "around": writer.around, "tree": tree}, written)
         aside(TREE, lambda path: path.write_text(content, encoding="utf-8"))
     _remove_old_parts(folder, keep=writer.blobs)
     return folder
