@@ -622,6 +622,32 @@ def test_a_description_that_was_tampered_with_is_refused(saved: Path, change: st
         System.load(saved)
 
 
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("squeezers", None),
+        ("squeezers", 3),
+        ("threshold", True),
+        ("threshold", None),
+        ("threshold", [1]),
+        ("scores", 3),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(where: str, value: object, tiny_model: nn.Module, tmp_path: Path) -> None:
+    watched = System(tiny_model, CAM(tiny_model), FeatureSqueezingDetector(tiny_model, squeezers(["bit-depth-3"])))
+    watched.save(tmp_path)
+    edit(tmp_path, lambda d: d["tree"]["fields"]["detector"]["fields"].update({where: value}))
+    with pytest.raises(InputError, match=f"{where} must be|does not describe"):
+        System.load(tmp_path)
+
+
+@pytest.mark.parametrize("value", [7, "aid", None, True])
+def test_defenses_that_are_no_list_are_refused(value: object, saved: Path) -> None:
+    edit(saved, lambda d: d["tree"]["fields"].update(defenses=value))
+    with pytest.raises(InputError, match=r"System\.defenses must be tuple|does not describe"):
+        System.load(saved)
+
+
 def test_an_unknown_component_is_refused_with_near_names(saved: Path) -> None:
     edit(saved, CHANGES["unknown name"][0])
     with pytest.raises(UnknownNameError) as caught:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..fields import check_kinds
 from ..models.rebuilding import at_most, rebuild
 from ..models.weights import load_state
 from ..renamed import FIELDS, PARTS, renamed
@@ -77,7 +78,9 @@ class Reader:
         for unknown in value["fields"].keys() - set(known):
             hint = renamed(unknown, FIELDS | PARTS) or f"; it has: {', '.join(known)}"
             raise InputError(f"{self.folder / TREE}: {name!r} has no field {unknown!r} in this version{hint}")
-        return cls(**{key: self.decode(item) for key, item in value["fields"].items()})
+        made = cls(**{key: self.decode(item) for key, item in value["fields"].items()})
+        check_kinds(made)
+        return made
 
     def _from_file(self, cls: Any, name: str, file: str) -> Any:
         if file not in self.files or not hasattr(cls, "from_bytes"):
