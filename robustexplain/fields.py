@@ -10,6 +10,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -62,6 +63,57 @@ def check_fields(component: Any) -> None:
             raise FieldError(cls.__name__, field.name, f"must be a whole number, got {value!r}")
         for bound in getattr(hint, "__metadata__", ()):
             _check(cls.__name__, field.name, value, bound)
+
+
+def check_kinds(component: Any) -> None:
+    """Refuse a number, word, truth value, list or ``None`` where the annotation of a field has no place for it.
+
+    For what is read from a file; other values and annotations are left to the component.
+
+    Raises:
+        FieldError: naming the class, the field and the value.
+    """
+    cls: Any = type(component)
+    try:
+        _hints(cls)
+    except (NameError, TypeError):
+        return  # annotations that exist for type checkers alone
+    for field in dataclasses.fields(component):
+        value = getattr(component, field.name)
+        if not _has_place(value, _hints(cls).get(field.name, Any)):
+            raise FieldError(cls.__name__, field.name, f"must be {field.type}, got {value!r:.80}")
+
+
+_PLAIN = (bool, int, float, str, tuple, type(None))
+
+
+def _has_place(value: Any, hint: Any) -> bool:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _has_place(value, parts[0])
+    if origin in (typing.Union, types.UnionType):
+        return any(_has_place(value, part) for part in parts)
+    kind = origin or hint
+    if type(value) not in _PLAIN or not isinstance(kind, type):
+        return True
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind in (bool, object)
+    if isinstance(value, int) and kind is float:
+        return True
+    return isinstance(value, kind)
+
+
+def identified(value: Any) -> Any:
+    """A component for a training's identity: class names and fields at any depth, in which two classes differ.
+
+    ``dataclasses.asdict`` leaves the names out: components of two classes with the same fields are one to it.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: identified(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return [type(value).__name__, fields]
+    if isinstance(value, Mapping):
+        return {key: identified(inner) for key, inner in value.items()}
+    return [identified(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _number_or_word(hint: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -27,10 +27,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 def replace_file(path: Path, write: Callable[[Path], Any]) -> Path:
     """Let ``write`` fill a file beside ``path``, then rename it into place in one step."""
     with _naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        aside = Path(name)
+        aside = _beside(path)
         try:
             write(aside)
             aside.chmod(0o644)
@@ -38,6 +35,48 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> Path:
         finally:
             aside.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Callable[[str, Callable[[Path], Any]], Path]]:
+    """Replace several files of a folder: in the block all are written aside, at its end they are renamed into place.
+
+    The block gets a function of a name and of what fills the file; it gives the path of the file aside. They are
+    renamed in the order in which they were written, and on the disk before: what lists the others is written last.
+    An error in the block leaves the folder's files as they were.
+    """
+    asides: dict[str, Path] = {}
+
+    def write_aside(name: str, write: Callable[[Path], Any]) -> Path:
+        with _naming(folder / name):
+            aside = asides[name] = _beside(folder / name)
+            write(aside)
+            aside.chmod(0o644)
+            _flush(aside)
+        return aside
+
+    try:
+        yield write_aside
+        for name, aside in asides.items():
+            with _naming(folder / name):
+                os.replace(aside, folder / name)
+    finally:
+        for aside in asides.values():
+            aside.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """A new, empty file in the folder of ``path``, which is made if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    return Path(name)
+
+
+def _flush(path: Path) -> None:
+    """Wait until the content is on the disk: a rename can be there before it when the power fails."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -66,9 +105,14 @@ def write_text(path: Path, text: str) -> Path:
     return replace_file(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
+def json_text(content: Any) -> str:
+    """Content as JSON; NaN and infinity are refused (they are not JSON)."""
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, content: Any) -> Path:
-    """Write JSON in one step; NaN and infinity are refused (they are not JSON)."""
-    return write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    """Write JSON in one step, as :func:`json_text` gives it."""
+    return write_text(path, json_text(content))
 
 
 def read_json(path: Path) -> Any:
@@ -89,8 +133,13 @@ def read_json(path: Path) -> Any:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
     """Write a safetensors file in one step."""
+    return replace_file(path, lambda aside: fill_with_tensors(aside, tensors, metadata))
+
+
+def fill_with_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file where it is, not aside: for :func:`replacing`."""
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return replace_file(path, lambda aside: save_file(ready, str(aside), metadata=metadata))
+    save_file(ready, str(path), metadata=metadata)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

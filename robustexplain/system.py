@@ -302,7 +302,8 @@ class System:
     def save(self, folder: str | Path) -> Path:
         """Write ``system.json``, ``weights.safetensors`` and further parts' files into ``folder``.
 
-        Files of a system saved there before are removed; other files are not touched. A classifier that no registered
+        Files of a system saved there before are replaced once the new ones are written; other files are not touched. An
+        error while they are written leaves the old system as it was. A classifier that no registered
         builder makes must be passed on loading.
 
         Raises:
@@ -329,7 +330,8 @@ class System:
         Args:
             folder: what :meth:`save` wrote.
             model: the classifier, if no registered builder makes it. It is not changed: weights, mode,
-                ``requires_grad``.
+                ``requires_grad``. What a defense put around it (transforms, votes) is put around it again, unless it
+                stands there.
             weights: of ``model``: ``same``: they must equal the saved ones; ``stored``: deploy a copy of it with the
                 saved ones; ``own``: deploy it with other weights, with a warning.
             sha256: the checksum that the system must have.
@@ -337,7 +339,7 @@ class System:
         Raises:
             MissingDataError: if the folder holds no saved system, or a part of it is missing.
             InputError: damaged, changed, of a newer version, or another system than expected; a model that does not
-                fit.
+                fit, or has something else around it.
         """
         from .storage import load_component
 

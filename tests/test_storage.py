@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import io
 import json
@@ -48,6 +49,8 @@ from robustexplain.interpreters import (
     Smoothed,
     train_rts,
 )
+from robustexplain.models.half_huber import HalfHuberNetwork
+from robustexplain.models.reformed import Reformed
 from robustexplain.models.skops_file import dumped
 from robustexplain.registry import DETECTORS
 from robustexplain.storage import checksum
@@ -145,6 +148,53 @@ def test_saving_over_a_system_removes_its_parts_and_nothing_else(
     assert (saved / "reference-0.bin").is_file()
     System(tiny_model, CAM(tiny_model)).save(saved)
     assert {path.name for path in saved.iterdir()} == {"system.json", "weights.safetensors", "notes.bin"}
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, after: int = 0) -> None:
+    """From its call number ``after`` on, a function says that the disk is full."""
+    own, calls = getattr(module, name), iter(range(10**6))
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) >= after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return own(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, call)
+
+
+@pytest.mark.parametrize(("module", "name"), [(files, "save_file"), (Path, "write_text"), (Path, "write_bytes")])
+def test_a_system_outlives_a_disk_that_is_full_while_another_is_saved_over_it(
+    module: Any, name: str, tiny_model: nn.Module, grey: Tensor, tmp_path: Path
+) -> None:
+    old = System(tiny_model, ExpectedGradients(tiny_model, Reference(grey))).save(tmp_path)
+    before = {path.name: path.read_bytes() for path in old.iterdir()}
+    with pytest.MonkeyPatch.context() as broken:
+        failing(broken, module, name)
+        with pytest.raises(OSError, match="No space left"):
+            System(tiny_model, ExpectedGradients(tiny_model, Reference(grey + 1))).save(old)
+    assert {path.name: path.read_bytes() for path in old.iterdir()} == before
+    assert isinstance(System.load(old).interpreter, ExpectedGradients)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_parts_of_two_systems_are_never_loaded(after: int, tiny_model: nn.Module, grey: Tensor, tmp_path: Path) -> None:
+    System(tiny_model, ExpectedGradients(tiny_model, Reference(grey))).save(tmp_path)
+    other = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    with pytest.MonkeyPatch.context() as broken:
+        failing(broken, os, "replace", after)
+        with pytest.raises(OSError, match="No space left"):
+            System(other, ExpectedGradients(other, Reference(grey + 1))).save(tmp_path)
+    assert not list(tmp_path.glob(".*"))
+    if after:
+        with pytest.raises(InputError, match="is damaged or was changed after saving"):
+            System.load(tmp_path)
+    else:
+        assert torch.equal(System.load(tmp_path)(grey).logits, tiny_model(grey))
+    System(other, CAM(other)).save(tmp_path)
+    assert torch.equal(System.load(tmp_path)(grey).logits, other(grey))
+    assert {path.name for path in tmp_path.iterdir()} == {"system.json", "weights.safetensors"}
 
 
 # Tensors, dicts, nested modules
@@ -284,6 +334,66 @@ def test_a_system_of_an_own_module_comes_back_around_it(name: str, samples: Tens
         assert not any(p.requires_grad for p in loaded.interpreter.masker.parameters())
         described = json.loads((tmp_path / "system.json").read_text())
         assert described["modules"][1]["options"]["encoder"] == {"like": "the deployed model"}
+
+
+AROUND: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "transformed": lambda model: models.Transformed(model, ("bit-depth-1",)),
+    "voted": lambda model: models.Voted(model, "resize-pad-1", 2),
+    "half-huber": lambda model: HalfHuberNetwork(model, 0.5),
+    "reformed": lambda model: Reformed(model, seeded_autoencoder()),
+    "twice": lambda model: models.Voted(models.Transformed(model, ("bit-depth-2",)), "resize-pad-1", 3, "majority"),
+}
+OTHERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "transformed": lambda model: models.Transformed(model, ("median-3",)),
+    "voted": lambda model: models.Voted(model, "resize-pad-1", 2, seed=9),
+    "half-huber": lambda model: HalfHuberNetwork(model, 5.0),
+    "reformed": lambda model: models.Transformed(model, ()),
+    "twice": lambda model: models.Voted(models.Transformed(model, ("bit-depth-1",)), "resize-pad-1", 3, "majority"),
+}
+
+
+def seeded_autoencoder() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return models.AutoEncoder(1, 2)
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_what_stands_around_an_own_module_comes_back_or_is_compared(
+    name: str, samples: TensorDataset, tmp_path: Path
+) -> None:
+    x, own = samples.tensors[0][:4], own_net()
+    around = AROUND[name](own).eval()
+    System(around, Gradient(around)).save(tmp_path)
+    expected = around(x)
+    for mine in (AROUND[name](copy.deepcopy(own)).eval(), copy.deepcopy(own)):
+        state = {key: value.clone() for key, value in mine.state_dict().items()}
+        loaded = System.load(tmp_path, model=mine)
+        assert torch.equal(loaded(x).logits, expected)
+        assert all(torch.equal(state[key], value) for key, value in mine.state_dict().items())
+        assert models.innermost(loaded.model) is models.innermost(mine)
+    other = own_net()
+    with torch.no_grad():
+        other[-1].weight.add_(1)  # type: ignore[operator]
+    assert torch.equal(System.load(tmp_path, model=other, weights="stored")(x).logits, expected)
+    with pytest.raises(InputError, match=r"around the model that was handed in stands .*hand in the model without"):
+        System.load(tmp_path, model=OTHERS[name](own).eval(), weights="stored")
+
+
+def test_transforms_of_a_classifier_of_an_own_network_come_back(tmp_path: Path, grey: Tensor) -> None:
+    plain = models.Classifier(own_net(), [0.5], [0.5], num_classes=4).eval()
+    changed = plain.with_transforms(["bit-depth-1"])
+    System(changed, Gradient(changed)).save(tmp_path)
+    assert torch.equal(System.load(tmp_path, model=plain)(grey).logits, changed(grey))
+    with pytest.raises(InputError, match=r"stands classifier\(transforms=\['median-3'\]\)"):
+        System.load(tmp_path, model=plain.with_transforms(["median-3"]))
+
+
+def test_a_folder_that_does_not_say_what_stood_around_loads_as_it_did(tmp_path: Path, grey: Tensor) -> None:
+    around = models.Transformed(own_net(), ("bit-depth-1",))
+    System(around, Gradient(around)).save(tmp_path)
+    edit(tmp_path, lambda d: d.pop("around"))
+    assert System.load(tmp_path, model=around).model is around
 
 
 def test_a_model_that_is_handed_in_is_left_alone(tmp_path: Path) -> None:
@@ -509,6 +619,32 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 def test_a_description_that_was_tampered_with_is_refused(saved: Path, change: str) -> None:
     edit(saved, CHANGES[change][0])
     with pytest.raises(InputError, match=CHANGES[change][1]):
+        System.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("squeezers", None),
+        ("squeezers", 3),
+        ("threshold", True),
+        ("threshold", None),
+        ("threshold", [1]),
+        ("scores", 3),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(where: str, value: object, tiny_model: nn.Module, tmp_path: Path) -> None:
+    watched = System(tiny_model, CAM(tiny_model), FeatureSqueezingDetector(tiny_model, squeezers(["bit-depth-3"])))
+    watched.save(tmp_path)
+    edit(tmp_path, lambda d: d["tree"]["fields"]["detector"]["fields"].update({where: value}))
+    with pytest.raises(InputError, match=f"{where} must be|does not describe"):
+        System.load(tmp_path)
+
+
+@pytest.mark.parametrize("value", [7, "aid", None, True])
+def test_defenses_that_are_no_list_are_refused(value: object, saved: Path) -> None:
+    edit(saved, lambda d: d["tree"]["fields"].update(defenses=value))
+    with pytest.raises(InputError, match=r"System\.defenses must be tuple|does not describe"):
         System.load(saved)
 
 

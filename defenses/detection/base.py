@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustexplain.data import stack
-from robustexplain.errors import InputError
+from robustexplain.errors import FieldError, InputError
 from robustexplain.fields import Count, Fraction
 from robustexplain.random_streams import generator
 from robustexplain.system import System
@@ -38,6 +38,9 @@ class DetectorDefense(TrainedDefense):
         harmless: what these are; empty: the usual ones of the kind of input (in a recipe: ``evaluation.harmless``);
             ``None``: calibrated on clean inputs alone, as in the papers.
         batch_size: inputs per forward pass, except in training.
+
+    Raises:
+        FieldError: fewer ``samples`` than it needs (:attr:`fewest`).
     """
 
     samples: Count = field(default=2048, kw_only=True)
@@ -48,6 +51,16 @@ class DetectorDefense(TrainedDefense):
     layer = "detector"
     trains: ClassVar[bool] = True
     """Whether ``_fit`` uses samples; otherwise all are used for calibration."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < self.fewest:
+            raise FieldError(type(self).__name__, "samples", f"must be at least {self.fewest}, got {self.samples}")
+
+    @property
+    def fewest(self) -> int:
+        """With fewer, an alarm has no threshold that holds."""
+        return 20
 
     @abstractmethod
     def _fit(self, system: System, x: Tensor, y: Tensor, session: Session) -> Detector:
@@ -78,7 +91,7 @@ class DetectorDefense(TrainedDefense):
     def _split(self, data: Samples) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs and labels for training, and clean inputs for calibration."""
         size = min(len(data), self.samples)
-        if size < 20:
+        if size < self.fewest:
             raise InputError(f"{type(self).__name__} needs some dozens of samples to calibrate on, got {size}")
         draws = generator(self.seed, "split" if self.trains else "calibration")
         x, y = stack(data, torch.randperm(len(data), generator=draws)[:size].tolist())

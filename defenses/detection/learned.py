@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.utils.data import TensorDataset
 from robustexplain.attacks import Attack, random_classes
 from robustexplain.door import answer
 from robustexplain.errors import FieldError, InputError
+from robustexplain.fields import identified
 from robustexplain.files import digest_tensors
 from robustexplain.interpreters import Interpreter
 from robustexplain.models import ModelSpec
@@ -175,8 +175,7 @@ def learned(
     """
     # Not what is seen: maps differ in last bits between kinds of machine and numbers of threads.
     identity: list[object] = [
-        asdict(defense),
-        [type(getattr(defense, f.name)).__name__ for f in fields(defense)],
+        identified(defense),
         digest_tensors({"labels": labels, "y": source[1], **system.model.state_dict()}),
         [interpreter.described() for interpreter in interpreters],
         [weights_of(interpreter) for interpreter in interpreters],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from robustexplain.door import answer
 from robustexplain.errors import FieldError
-from robustexplain.fields import Count, NonNegative, Positive, check_fields
+from robustexplain.fields import Count, NonNegative, Positive, check_fields, identified
 from robustexplain.models import AutoEncoder
 from robustexplain.registry import DEFENSES, DETECTORS
 from robustexplain.system import Explained, System
@@ -124,5 +124,5 @@ class MagNet(DetectorDefense):
         made = drawn_anew(lambda: AutoEncoder(channels, self.width, pooled=pooled), self.seed, x.device)
         data = TensorDataset(x.cpu(), y.cpu())
         fit(made, ReconstructionLoss(self.noise), data, self.training, name=name, seed=self.seed, session=session,
-            identity=asdict(self))  # fmt: skip
+            identity=identified(self))  # fmt: skip
         return made.requires_grad_(False)

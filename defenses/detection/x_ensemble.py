@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from robustexplain.attacks import PGD, Attack
-from robustexplain.fields import Count
+from robustexplain.fields import Count, identified
 from robustexplain.files import digest_tensors
 from robustexplain.interpreters import Interpreter, InterpreterSpec
 from robustexplain.interpreters.composed.base import same
@@ -106,7 +106,7 @@ class XEnsemble(DetectorDefense):
             maps = in_batches(interpreter, both, self.batch_size).cpu()
             # Not the maps: they differ in last bits between kinds of machine and numbers of threads.
             identity: list[object] = [
-                [asdict(self), [type(attack).__name__ for attack in self.also]],
+                identified(self),
                 digest_tensors({"y": y}),
                 interpreter.described(),
                 weights_of(interpreter),

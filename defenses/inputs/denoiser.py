@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from robustexplain.attacks.inner import attacked
 from robustexplain.data import stack
 from robustexplain.door import answer
 from robustexplain.errors import FieldError
-from robustexplain.fields import Count
+from robustexplain.fields import Count, identified
 from robustexplain.files import digest_tensors
 from robustexplain.models import DenoisingUNet
 from robustexplain.random_streams import Streams
@@ -61,7 +61,7 @@ class GuidedDenoiser(TrainedInput):
         model = system.model.to(session.device)
         channels = stack(data, range(1))[0].shape[1]
         network = drawn_anew(lambda: DenoisingUNet(channels, self.width, self.levels), self.seed, session.device)
-        known = [asdict(self), digest_tensors(model.state_dict())]
+        known = [identified(self), digest_tensors(model.state_dict())]
         with frozen(model):
             fit(network, GuidedLoss(model, self.attack), data, self.training, name="hgd", seed=self.seed,
                 session=session, identity=known)  # fmt: skip

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from robustexplain import maps as ops
 from robustexplain.data import stack
-from robustexplain.fields import Count, NonNegative
+from robustexplain.fields import Count, NonNegative, identified
 from robustexplain.models import AutoEncoder
 from robustexplain.random_streams import Streams
 from robustexplain.registry import DEFENSES
@@ -44,7 +44,7 @@ class MagNetReformer(TrainedInput):
         channels = stack(data, range(1))[0].shape[1]
         network = drawn_anew(lambda: AutoEncoder(channels, self.width, pooled=self.pooled), self.seed, session.device)
         fit(network, ReconstructionLoss(self.noise), data, self.training, name="magnet-reformer", seed=self.seed,
-            session=session, identity=asdict(self))  # fmt: skip
+            session=session, identity=identified(self))  # fmt: skip
         return self._placed(system, network)
 
 

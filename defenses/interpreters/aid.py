@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from robustexplain.attacks import ADV2
 from robustexplain.attacks.inner import crafted
 from robustexplain.data import stack
 from robustexplain.errors import FieldError
-from robustexplain.fields import NonNegative
+from robustexplain.fields import NonNegative, identified
 from robustexplain.files import digest_tensors
 from robustexplain.interpreters import (
     RTS,
@@ -103,7 +103,7 @@ class AID(TrainedDefense):
         start = digest_tensors(module.maskers.state_dict())
         changes = harmless_for(self.harmless, stack(data, range(1))[0].shape[1:])
         loss = AIDLoss(self, module, changes)
-        known = [asdict(self), [change.entry for change in changes], digest_tensors(model.state_dict()), start]
+        known = [identified(self), [change.entry for change in changes], digest_tensors(model.state_dict()), start]
         with frozen(model):
             fit(module, loss, data, self.training, name="aid", seed=self.seed, session=session,
                 identity=[*known, described(hardened)])  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from robustexplain.autograd.layers import captured
 from robustexplain.data import stack
 from robustexplain.door import answer
 from robustexplain.errors import FieldError, InputError, UnsupportedModelError
+from robustexplain.fields import identified
 from robustexplain.files import digest_tensors
 from robustexplain.models.denoised import Filter, check_denoised
 from robustexplain.random_streams import derive
@@ -81,7 +82,7 @@ class FeatureDenoising(ModelDefense):
                 made = models.denoised(model, layers, self.filter).to(session.device).eval()
             check_denoised(made, model, x)
         return fit(made, AdversarialLoss(attack=self.attack, model=made), data, self.training, name="feature-denoising",
-                   seed=self.seed, session=session, identity=[asdict(self), start])  # fmt: skip
+                   seed=self.seed, session=session, identity=[identified(self), start])  # fmt: skip
 
     def _channels(self, model: nn.Module, x: Tensor) -> dict[str, int]:
         """The channels of the named layers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from robustexplain.answers import with_auxiliary
 from robustexplain.autograd.layers import logit_layer, submodule
 from robustexplain.data import stack
 from robustexplain.door import answer
-from robustexplain.fields import Positive
+from robustexplain.fields import Positive, identified
 from robustexplain.registry import DEFENSES
 from robustexplain.training import Samples, Session, Training, TrainingStep, eval_mode, fit
 from robustexplain.training.losses import right
@@ -49,7 +49,7 @@ class DefensiveDistillation(ModelDefense):
     fresh: bool = False
 
     def _harden(self, model: nn.Module, data: Samples, session: Session) -> nn.Module:
-        known = [asdict(self), begun(model, self.fresh, self.seed)]
+        known = [identified(self), begun(model, self.fresh, self.seed)]
         if not self.fresh:
             self._heat(model, stack(data, range(1))[0].to(session.device))
         teacher = copy.deepcopy(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from robustexplain.attacks.inner import attacked
 from robustexplain.data import stack
 from robustexplain.door import answer
 from robustexplain.errors import FieldError, InputError
+from robustexplain.fields import identified
 from robustexplain.files import digest_tensors
 from robustexplain.random_streams import derive
 from robustexplain.registry import DEFENSES, MODELS
@@ -85,7 +86,7 @@ class EnsembleAdversarialTraining(ModelDefense):
         """The model trained in place; ``given`` are the networks handed in, in eval mode."""
         start = begun(model, self.fresh, self.seed)
         sources = (*given, *self._trained(model, data, session))
-        settings = {name: value for name, value in asdict(self).items() if name != "networks"}
+        settings = {f.name: identified(getattr(self, f.name)) for f in fields(self) if f.name != "networks"}
         known = [settings, start, *(digest_tensors(network.state_dict()) for network in given)]
         loss = EnsembleLoss(self.attack, model, sources)
         return fit(model, loss, data, self.training, name="ensemble-at", seed=self.seed, session=session,
@@ -107,9 +108,10 @@ class EnsembleAdversarialTraining(ModelDefense):
             models.build(name, seed=seed, num_classes=classes, in_channels=x.shape[1])
             for name, seed in zip(self.static, seeds, strict=True)
         ]
+        trained = identified(self.static_training)
         for i, network in enumerate(made):
             fit(network, cross_entropy, data, self.static_training, name=f"ensemble-at-static-{i + 1}",
-                seed=seeds[i], session=session, identity=[self.static[i], asdict(self.static_training)])  # fmt: skip
+                seed=seeds[i], session=session, identity=[self.static[i], trained])  # fmt: skip
         return [network.requires_grad_(False) for network in made]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -18,7 +18,7 @@ from robustexplain.autograd.second_derivatives import (
 )
 from robustexplain.data import stack
 from robustexplain.errors import FieldError, InputError
-from robustexplain.fields import Positive
+from robustexplain.fields import Positive, identified
 from robustexplain.files import digest_tensors
 from robustexplain.training import Samples, Session, Training, eval_mode, fit
 from robustexplain.training.parts import resting
@@ -74,7 +74,7 @@ class FineTuned(ModelDefense):
             loss = self._loss(network, x)
         module = self._module(model, network, loss)
         fit(module, loss, data, self.training, name=self.name, seed=self.seed, session=session,
-            identity=[asdict(self), start], evaluating=self.norms == "eval")  # fmt: skip
+            identity=[identified(self), start], evaluating=self.norms == "eval")  # fmt: skip
         return model
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from robustexplain.errors import FieldError, UnsupportedModelError
-from robustexplain.fields import Count, Natural, Positive
+from robustexplain.fields import Count, Natural, Positive, identified
 from robustexplain.files import digest_tensors
 from robustexplain.hidden import refuse_hidden
 from robustexplain.random_streams import Streams
@@ -82,7 +82,7 @@ class InfoDrop(FineTuned):
         return InfoDropLoss(network, self.layers, repetition)
 
     def _harden(self, model: nn.Module, data: Samples, session: Session) -> nn.Module:
-        known = [asdict(self), digest_tensors(model.state_dict())]
+        known = [identified(self), digest_tensors(model.state_dict())]
         model = super()._harden(model, data, session)
         return fit(model, cross_entropy, data, self.after, name="infodrop-after", seed=self.seed, session=session,
                    identity=known, evaluating=self.norms == "eval")  # fmt: skip

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from robustexplain.attacks import Attack
 from robustexplain.attacks.inner import attacked
+from robustexplain.fields import identified
 from robustexplain.training import Samples, Session, Training, TrainingStep, fit
 from robustexplain.training.losses import right
 
@@ -45,7 +46,7 @@ class TrainedOnAttacks(ModelDefense):
     def _harden(self, model: nn.Module, data: Samples, session: Session) -> nn.Module:
         start = begun(model, self.fresh, self.seed)
         return fit(model, self._loss(model), data, self.training, name=self.name, seed=self.seed, session=session,
-                   identity=[asdict(self), start])  # fmt: skip
+                   identity=[identified(self), start])  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

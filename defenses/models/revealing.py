@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from robustexplain.attacks import ADV2, Attack, MapPGD
 from robustexplain.data import stack
 from robustexplain.errors import InputError
-from robustexplain.fields import Fraction, NonNegative
+from robustexplain.fields import Fraction, NonNegative, identified
 from robustexplain.files import digest_tensors
 from robustexplain.interpreters import Interpreter, InterpreterSpec
 from robustexplain.interpreters.composed.base import walk
@@ -101,7 +101,7 @@ class Revealing(ModelDefense):
             with eval_mode(model):
                 refuse_once_differentiable(model, trained, x, y)
         loss = RevealingLoss(self, forger, honest, changes)
-        known = [asdict(self), [change.entry for change in changes], digest_tensors(model.state_dict())]
+        known = [identified(self), [change.entry for change in changes], digest_tensors(model.state_dict())]
         fit(forger.module, loss, data, self.training, name="revealing", seed=self.seed, session=session,
             identity=known, evaluating=True)  # fmt: skip
         return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from robustexplain.autograd import layers
 from robustexplain.data import stack
 from robustexplain.door import answer
 from robustexplain.errors import UnsupportedModelError
-from robustexplain.fields import Count, NonNegative
+from robustexplain.fields import Count, NonNegative, identified
 from robustexplain.files import digest_tensors
 from robustexplain.interpreters import Theta
 from robustexplain.models.senn import explains_itself, self_explaining
@@ -88,7 +88,7 @@ class SelfExplaining(ModelDefense):
             model = self._built(model.eval(), x)
         loss = SelfExplainingLoss(model, self.weight, self.classes)
         fit(LossModule(model, model), loss, data, self.training, name="senn", seed=self.seed, session=session,
-            identity=[asdict(self), start])  # fmt: skip
+            identity=[identified(self), start])  # fmt: skip
         return model
 
     def _built(self, model: nn.Module, x: Tensor) -> nn.Module:

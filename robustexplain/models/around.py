@@ -57,10 +57,22 @@ class Around(nn.Module):
         inner: Any = self.model
         return self.around(inner.redrawn(seed)) if self.random else self
 
-    def described_as(self, part: str, **options: Any) -> ModelSpec | None:
-        """How to rebuild it as that part; ``None`` around a model that no registered builder makes."""
-        if getattr(self.model, "spec", None) is None:
-            return None
+
+class PlacedAround(Around):
+    """One that a registered part puts around any model: a subclass says by what name and settings."""
+
+    @property
+    @abstractmethod
+    def placed(self) -> ModelSpec:
+        """How to put it around its model, whoever made that."""
+
+    @property
+    def spec(self) -> ModelSpec | None:
+        """How to rebuild it; ``None`` around a model that no registered builder makes."""
+        return None if getattr(self.model, "spec", None) is None else self.placed
+
+    def placed_as(self, part: str, **options: Any) -> ModelSpec:
+        """As that part, around its model."""
         return ModelSpec(part, {"model": self.model, **options})
 
 

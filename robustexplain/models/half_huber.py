@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from ..autograd.rectifiers import HalfHuber, swapped
 from ..hidden import refuse_hidden
 from ..registry import PARTS
-from .around import Around
+from .around import PlacedAround
 from .classifier import ModelSpec
 
 
-class HalfHuberNetwork(Around):
+class HalfHuberNetwork(PlacedAround):
     """A model whose rectifiers compute a half Huber loss (Woods et al. 2019), as part of the model.
 
     Attacks find no rectifiers in it: its input gradients have derivatives as they are.
@@ -30,9 +30,9 @@ class HalfHuberNetwork(Around):
         self.delta = delta
 
     @property
-    def spec(self) -> ModelSpec | None:
-        """How to rebuild it; ``None`` around a model that no registered builder makes."""
-        return self.described_as("half-huber", delta=self.delta)
+    def placed(self) -> ModelSpec:
+        """How to put it around its model."""
+        return self.placed_as("half-huber", delta=self.delta)
 
     def around(self, model: nn.Module) -> HalfHuberNetwork:
         """The same around another model."""

@@ -10,11 +10,11 @@ from ..answers import Name, TrainingLogits, auxiliary, has, offered, read, with_
 from ..autograd.layers import two_classes
 from ..errors import InputError
 from ..registry import PARTS
-from .around import Around
+from .around import PlacedAround
 from .classifier import ModelSpec
 
 
-class Output(Around):
+class Output(PlacedAround):
     """One output of a model that answers with a tuple, a list, a dictionary or an object: ``Output(model, "logits")``.
 
     In train mode the outputs of auxiliary heads come with it (:class:`TrainingLogits`): those in ``auxiliary``, or else
@@ -46,9 +46,9 @@ class Output(Around):
         self.name, self.auxiliary = name, tuple(auxiliary)
 
     @property
-    def spec(self) -> ModelSpec | None:
-        """How to rebuild it; ``None`` around a model that no registered builder makes."""
-        return self.described_as("output", name=self.name, auxiliary=list(self.auxiliary))
+    def placed(self) -> ModelSpec:
+        """How to put it around its model."""
+        return self.placed_as("output", name=self.name, auxiliary=list(self.auxiliary))
 
     def around(self, model: nn.Module) -> Output:
         """The same output of another model."""
@@ -69,7 +69,7 @@ class Output(Around):
         return repr(self.name) + (f", auxiliary={self.auxiliary!r}" if self.auxiliary else "")
 
 
-class BinaryLogit(Around):
+class BinaryLogit(PlacedAround):
     """A model that answers with one logit ``z`` as two classes: logits ``[-z/2, z/2]``.
 
     Their softmax is ``(1 - sigmoid(z), sigmoid(z))``. ``[0, z]`` has the same one, but a map of class 0's logit would
@@ -93,9 +93,9 @@ class BinaryLogit(Around):
     num_classes = 2
 
     @property
-    def spec(self) -> ModelSpec | None:
-        """How to rebuild it; ``None`` around a model that no registered builder makes."""
-        return self.described_as("binary-logit")
+    def placed(self) -> ModelSpec:
+        """How to put it around its model."""
+        return self.placed_as("binary-logit")
 
     def around(self, model: nn.Module) -> BinaryLogit:
         """The same of another model."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import maps as ops
 from ..errors import InputError
 from ..registry import PARTS
-from .around import Around
+from .around import PlacedAround
 from .classifier import ModelSpec
 from .in_front import passed_by
 
@@ -31,7 +31,7 @@ class Reformer(nn.Module):
     moves: ClassVar[bool] = False
 
 
-class Reformed(Around):
+class Reformed(PlacedAround):
     """A model that sees what a network makes of its images; differentiable through both.
 
     Args:
@@ -49,9 +49,9 @@ class Reformed(Around):
         self.transforms = nn.ModuleList([network]).eval()
 
     @property
-    def spec(self) -> ModelSpec | None:
-        """How to rebuild it; ``None`` around a model that no registered builder makes."""
-        return self.described_as("reformed", network=self.transforms[0])
+    def placed(self) -> ModelSpec:
+        """How to put it around its model."""
+        return self.placed_as("reformed", network=self.transforms[0])
 
     def around(self, model: nn.Module) -> Reformed:
         """The same network in front of another model."""

@@ -35,8 +35,12 @@ class Transformed(InFront):
         super().__init__(transforms)
         self.model = model
         self.training = model.training
-        inner = getattr(model, "spec", None)
-        self.spec = inner and ModelSpec("transformed", {"model": model, "transforms": list(transforms)})
+        self.spec = None if getattr(model, "spec", None) is None else self.placed
+
+    @property
+    def placed(self) -> ModelSpec:
+        """How to put it around its model."""
+        return ModelSpec("transformed", {"model": self.model, "transforms": list(self.transform_names)})
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[B, K]`` of the transformed images."""

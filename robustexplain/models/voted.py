@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..random_streams import derive
 from ..registry import PARTS
 from ..transforms import Transform, transform
-from .around import Around
+from .around import PlacedAround
 from .classifier import ModelSpec
 from .in_front import passed_by
 
@@ -22,7 +22,7 @@ Vote = Literal["mean", "majority"]
 """How the answers become one: the mean of the logits, or the share of the draws that decide for each class."""
 
 
-class Voted(Around):
+class Voted(PlacedAround):
     """The answers of a model to ``draws`` versions of each image, each by a random transform, put together.
 
     ``mean``: the mean of the logits. ``majority``: ``log((n_c + 1/K) / (n + 1))``, where ``n_c`` of ``n`` draws are
@@ -63,10 +63,10 @@ class Voted(Around):
         self.versions = nn.ModuleList([made.redrawn(own) for own in seeds]).eval()
 
     @property
-    def spec(self) -> ModelSpec | None:
-        """How to rebuild it; ``None`` around a model that no registered builder makes."""
-        return self.described_as("voted", transform=self.transform_name, draws=self.draws, vote=self.vote,
-                                 mirrored=self.mirrored, seed=self.seed)  # fmt: skip
+    def placed(self) -> ModelSpec:
+        """How to put it around its model."""
+        return self.placed_as("voted", transform=self.transform_name, draws=self.draws, vote=self.vote,
+                              mirrored=self.mirrored, seed=self.seed)  # fmt: skip
 
     def around(self, model: nn.Module) -> Voted:
         """The same, with the same draws, around another model."""

@@ -8,6 +8,7 @@ Loading compares the checksums first and looks names up in the registries; nothi
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,13 +31,17 @@ def save_component(component: Any, folder: Path) -> Path:
     """Write a component and all its parts into ``folder``; see :meth:`robustexplain.System.save`."""
     writer = Writer()
     tree = writer.encode(component)
-    # The tree is removed first and written last: while it is overwritten a folder holds no system, not parts of two.
-    (folder / TREE).unlink(missing_ok=True)
-    _remove_old_parts(folder)
-    for name, content in writer.blobs.items():
-        files.replace_file(folder / name, lambda aside, content=content: aside.write_bytes(content))  # type: ignore[misc]
-    files.write_tensors(folder / WEIGHTS, writer.tensors())
-    manifest.write(folder, {"modules": writer.specs, "tree": tree}, [WEIGHTS, *writer.blobs])
+    # A process that is killed while the files are renamed leaves parts of two systems. The tree comes last, and the
+    # checksums in it are not those of the others then: such a folder is refused on loading.
+    with files.replacing(folder) as aside:
+        written = {
+            name: aside(name, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
+            for name, content in writer.blobs.items()
+        }
+        written[WEIGHTS] = aside(WEIGHTS, lambda path: files.fill_with_tensors(path, writer.tensors()))
+        content = manifest.text({"modules": writer.specs, "around": writer.around, "tree": tree}, written)
+        aside(TREE, lambda path: path.write_text(content, encoding="utf-8"))
+    _remove_old_parts(folder, keep=writer.blobs)
     return folder
 
 
@@ -68,10 +73,10 @@ def checksum(folder: str | Path) -> str:
     return found
 
 
-def _remove_old_parts(folder: Path) -> None:
+def _remove_old_parts(folder: Path, keep: Collection[str]) -> None:
     """Remove what parts of an earlier system left in the folder, and nothing else."""
     names = {re.escape(entry.name) for kind in (INTERPRETERS, DETECTORS, PARTS) for entry in kind}
     written = re.compile(rf"({'|'.join(names)})-\d+\.bin")
     for path in folder.glob("*.bin"):
-        if written.fullmatch(path.name):
+        if path.name not in keep and written.fullmatch(path.name):
             path.unlink()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ FORMAT = 2
 TREE, WEIGHTS = "system.json", "weights.safetensors"
 
 
-def write(folder: Path, content: dict[str, Any], names: Sequence[str]) -> Path:
-    """Write ``content`` with format, version and checksums of the files ``names``."""
-    sums = {name: sha256_of(folder / name) for name in names}
-    return files.write_json(folder / TREE, sealed({"format": FORMAT, "version": __version__, "files": sums, **content}))
+def text(content: dict[str, Any], written: Mapping[str, Path]) -> str:
+    """The file's text: ``content`` with format, version, and the checksums of the files, by name and where they are."""
+    sums = {name: sha256_of(path) for name, path in written.items()}
+    return files.json_text(sealed({"format": FORMAT, "version": __version__, "files": sums, **content}))
 
 
 def read(folder: Path, expected: str | None = None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..fields import check_kinds
 from ..models.rebuilding import at_most, rebuild
 from ..models.weights import load_state
 from ..renamed import FIELDS, PARTS, renamed
 from .manifest import TREE, WEIGHTS
 from .own_model import Weights, device_of, handed_in
+from .placed import Chain, as_stored
 from .writer import KINDS
 
 SPARE = 1 << 24
@@ -42,6 +45,7 @@ class Reader:
         weights: Weights,
     ) -> None:
         self.folder, self.specs, self.files = folder, described["modules"], described["files"]
+        self.around: Chain | None = described.get("around")  # earlier versions did not write it
         self.tensors, self.model, self.weights = tensors, model, weights
         self.device = device_of(model)
         self.modules: dict[int, nn.Module] = {}
@@ -74,7 +78,9 @@ class Reader:
         for unknown in value["fields"].keys() - set(known):
             hint = renamed(unknown, FIELDS | PARTS) or f"; it has: {', '.join(known)}"
             raise InputError(f"{self.folder / TREE}: {name!r} has no field {unknown!r} in this version{hint}")
-        return cls(**{key: self.decode(item) for key, item in value["fields"].items()})
+        made = cls(**{key: self.decode(item) for key, item in value["fields"].items()})
+        check_kinds(made)
+        return made
 
     def _from_file(self, cls: Any, name: str, file: str) -> Any:
         if file not in self.files or not hasattr(cls, "from_bytes"):
@@ -103,21 +109,31 @@ class Reader:
         prefix, source = f"{index}.", str(self.folder / WEIGHTS)
         state = {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
         if index == 0 and self.model is not None:
-            return handed_in(self.model, state, self.weights, source)
+            return handed_in(self._placed(self.model, state, source), state, self.weights, source)
         if self.specs[index] is None:
             raise InputError(
                 f"the classifier in {self.folder} was not made by a registered builder: pass it as "
                 "System.load(folder, model=your_model); its weights are compared with those in the folder"
             )
-        stored = sum(value.numel() for value in state.values())
-        message = (
-            f"{self.folder / TREE} describes {self.specs[index]!r:.200}, far larger than the {stored} stored numbers"
-        )
         deployed = self._module(0) if index else None
-        with at_most(2 * stored + SPARE, message):
+        with self._no_larger(self.specs[index], state):
             module = rebuild(self.specs[index], deployed=deployed)
         # Weights of another precision are not rounded to the builder's.
         found = {value.dtype for value in state.values() if value.is_floating_point()}
         module = module.to(self.device, found.pop()) if len(found) == 1 else module.to(self.device)
         load_state(module, state, source)
         return module.requires_grad_(False).eval()
+
+    def _placed(self, model: nn.Module, state: dict[str, Tensor], source: str) -> nn.Module:
+        """The model that was handed in, with what stood around it; as it is for a folder that does not say."""
+        if self.around is None:
+            return model
+        with self._no_larger(self.around, state):
+            made = as_stored(model, self.around, state, source)
+        return made if made is model else made.to(self.device)
+
+    def _no_larger(self, described: Any, state: dict[str, Tensor]) -> AbstractContextManager[None]:
+        """Within the block nothing is made that is far larger than what is stored of it."""
+        stored = sum(value.numel() for value in state.values())
+        message = f"{self.folder / TREE} describes {described!r:.200}, far larger than the {stored} stored numbers"
+        return at_most(2 * stored + SPARE, message)

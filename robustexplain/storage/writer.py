@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..hidden import refuse_hidden
 from ..models.rebuilding import describe
 from ..registry import DETECTORS, HARMLESS, INTERPRETERS, PARTS, Registry
+from .placed import Chain, chain_of
 
 KINDS: dict[str, Registry] = {r.kind: r for r in (INTERPRETERS, DETECTORS, PARTS, HARMLESS)}
 """Registries of the components that can be stored, by kind."""
@@ -45,6 +46,11 @@ class Writer:
         """Weights of modules and tensors, by the keys that :meth:`encode` gave them."""
         weights = {f"{i}.{key}": value for i, m in enumerate(self.modules) for key, value in m.state_dict().items()}
         return weights | {f"tensor.{i}": value for i, value in enumerate(self._own)}
+
+    @property
+    def around(self) -> Chain:
+        """What stands around the deployed classifier, which may be handed in on loading."""
+        return chain_of(self.modules[0]) if self.modules else []
 
     def encode(self, value: Any) -> Any:
         """A component, or a value of one of its fields, as JSON.

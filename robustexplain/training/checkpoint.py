@@ -16,6 +16,7 @@ from .. import files
 from ..errors import DamagedFileError, RunMismatchError
 from .averaging import Average
 from .glimpse import Glimpse, alike
+from .intact import DIGEST, read_intact, with_digest
 from .selection import Selection
 from .tracking import EpochRecord, history_of, write_history
 
@@ -64,33 +65,34 @@ class Checkpoint:
             meta["selection"] = json.dumps(judged)
         if self.scaler is not None:
             meta["scaler"] = json.dumps(self.scaler.state_dict())
-        files.write_tensors(path, tensors, meta)
+        files.write_tensors(path, tensors, with_digest(tensors, meta))
         write_history(path, history)
 
     def unfit(self, path: Path) -> str:
         """Why a file is none of this same training, whatever its precision; nothing where it is one."""
         try:
-            return "" if self._same(files.read_metadata(path)) else "changed"
+            return "" if self._same(read_intact(path)[1]) else "changed"
         except DamagedFileError as error:
             return f"has a damaged checkpoint ({error})"
 
     def _same(self, meta: dict[str, str]) -> bool:
-        return meta.get("stamp") == self.stamp and alike(json.loads(meta["glimpse"]), self.glimpse)
+        # One without a digest is of an earlier version.
+        return DIGEST in meta and meta.get("stamp") == self.stamp and alike(json.loads(meta["glimpse"]), self.glimpse)
 
     def read(self, path: Path, device: torch.device) -> list[EpochRecord]:
         """Load it; the epochs it has behind it.
 
         Raises:
             RunMismatchError: it belongs to another training, or to one of another precision.
-            DamagedFileError: it cannot be read.
+            DamagedFileError: it cannot be read, or was changed since it was written.
         """
         try:
-            tensors, meta = files.read_tensors(path)
+            tensors, meta = read_intact(path)
         except DamagedFileError as error:
             raise DamagedFileError(f"{error}; delete it to train again") from error
         if not self._same(meta):
             raise RunMismatchError(
-                f"{path} is a checkpoint of another training (other settings, seed or data); "
+                f"{path} is a checkpoint of another training (other settings, seed, data or version); "
                 "use another output folder, or delete this one to start again"
             )
         if (precision := meta["precision"]) != self.precision:

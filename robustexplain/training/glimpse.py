@@ -1,26 +1,88 @@
-"""A look at a few samples, by which a checkpoint tells whether its data are the same."""
+"""A look at the samples of a training, by which a checkpoint tells whether its data are the same."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any, TypeAlias, cast
+
 import torch
+from torch import Tensor
+from torch.utils.data import Subset, TensorDataset
 
-from ..data.base import Samples, stack
+from .. import files
+from ..data.arrays import Arrays
+from ..data.base import Samples, labels_of, stack
+from ..data.folders import Files
+from ..data.tables import TensorTable
 
-Glimpse = list[list[float]]
-"""Label, mean and mean square of some samples."""
-
-
-def glimpse_of(data: Samples, count: int = 16) -> Glimpse:
-    """Some samples, evenly spaced. On another kind of machine they differ in last bits, which a hash would see."""
-    x, y = stack(data, range(0, len(data), max(1, len(data) // count)))
-    flat = x.double().flatten(1)
-    found: Glimpse = torch.stack([y.double(), flat.mean(1), flat.square().mean(1)], 1).tolist()
-    return found
+Glimpse: TypeAlias = dict[str, Any]
+"""``labels``: a hash of them; ``shape``: of a sample; ``moments``: mean and mean square of groups of samples."""
+FEW, GROUPS = 64, 1024
+"""How many samples are looked at where each must be decoded, and in how many groups where all are in memory."""
 
 
-def alike(one: Glimpse, other: Glimpse) -> bool:
-    """Whether two glimpses are of the same data, on whatever machine they were decoded."""
-    if len(one) != len(other):
+def glimpse_of(data: Samples) -> Glimpse:
+    """The labels, and all inputs where they are in memory; else some samples, evenly spaced.
+
+    Groups are of neighbours, and so small that one other sample moves the moments of its group.
+    """
+    held, rows = _in_memory(data)
+    if held is None or not len(data):
+        return _of_some(data)
+    inputs, labels = held
+    chosen = torch.arange(len(inputs)) if rows is None else rows
+    size = max(1, -(-len(chosen) // GROUPS))
+    groups = (inputs[part] for part in chosen.to(inputs.device).split(size))
+    return _described(labels[chosen], data[0][0], groups)
+
+
+def alike(one: object, other: Glimpse) -> bool:
+    """Whether two glimpses are of the same data: labels exactly, inputs on whatever machine they were decoded.
+
+    On another kind of machine inputs differ in last bits, which a hash would see.
+    """
+    # Earlier versions wrote a list.
+    if not isinstance(one, dict) or any(one.get(key) != other.get(key) for key in ("labels", "shape")):
         return False
-    a, b = torch.tensor(one, dtype=torch.float64), torch.tensor(other, dtype=torch.float64)
+    a, b = (torch.tensor(each["moments"], dtype=torch.float64) for each in (one, other))
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def _in_memory(data: Samples) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
+    """Inputs and labels that are held in memory, and which of them are the samples; ``None`` for all."""
+    if isinstance(data, Subset):
+        held, rows = _in_memory(cast(Samples, data.dataset))
+        own = torch.as_tensor(data.indices, dtype=torch.long)
+        return held, own if rows is None else rows[own]
+    # A subclass may give other samples than it holds.
+    if type(data) is TensorDataset and len(data.tensors) == 2:
+        return (data.tensors[0], data.tensors[1].cpu()), None
+    if type(data) is Arrays:
+        return (data.images, torch.tensor(data.labels)), None
+    if type(data) is TensorTable:
+        return (data.rows, torch.tensor(data.labels)), None
+    return None, None
+
+
+def _of_some(data: Samples) -> Glimpse:
+    x, y = stack(data, range(0, len(data), max(1, len(data) // FEW)))
+    whole = data
+    while isinstance(whole, Subset):
+        whole = cast(Samples, whole.dataset)
+    return _described(torch.tensor(labels_of(data)) if isinstance(whole, Files) else y, x[0], x)
+
+
+def _described(labels: Tensor, sample: Tensor, groups: Iterable[Tensor]) -> Glimpse:
+    moments = torch.stack([_moments(group) for group in groups])
+    return {
+        "labels": files.digest_tensors({"labels": labels}),
+        "shape": list(sample.shape),
+        "moments": moments.tolist(),
+    }
+
+
+def _moments(group: Tensor) -> Tensor:
+    """Mean and mean square of inputs, ``[2]``; 8-bit ones are scaled to ``[0, 1]``."""
+    flat = group.double().flatten()
+    flat = flat / 255 if group.dtype == torch.uint8 else flat
+    return torch.stack([flat.mean(), flat.square().mean()]).cpu()

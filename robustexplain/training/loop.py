@@ -66,7 +66,7 @@ def fit(
         source: what ``data`` were computed from, if they were: a checkpoint is compared by these samples.
 
     Raises:
-        DamagedFileError: a checkpoint that cannot be read, where the session does not set it aside.
+        DamagedFileError: a checkpoint that cannot be read or was changed, where the session does not set it aside.
         RunMismatchError: the checkpoint belongs to another training (and the session does not set it aside), or to one
             of another precision.
         InputError: the batch cannot be divided among the processes; settings that are for classifiers, for a loss that
@@ -86,7 +86,7 @@ class _Loop:
             raise FieldError("Training", "validation", f"has no effect on {task.name!r}, which chooses by itself")
         check_precision(session.accelerator)
         self.module, self.session = module.to(session.device), session
-        self.stamp, self.glimpse = ("", []) if session.folder is None else (task.stamp, task.glimpse)
+        self.stamp, self.glimpse = ("", {}) if session.folder is None else (task.stamp, task.glimpse)
         part, held = task.smoothed().split(session)
         self.task = part.weighted()
         self.settings, self.selection = task.settings, selection or held

@@ -12,6 +12,7 @@ from pathlib import Path
 from .. import files
 from ..errors import DamagedFileError, MissingDataError
 from .glimpse import Glimpse, alike
+from .intact import DIGEST, read_intact
 from .tracking import write_history
 
 
@@ -50,14 +51,20 @@ class Shelf:
                     meta = files.read_metadata(path)
                 except DamagedFileError:
                     continue  # what cannot be read is trained again
-                if meta.keys() >= {"stamp", "precision", "epochs", "glimpse"}:
+                if meta.keys() >= {"stamp", "precision", "epochs", "glimpse", DIGEST}:
                     yield path, meta
 
     def take(self, stamp: str, glimpse: Glimpse, precision: str, path: Path) -> Path | None:
         """Copy the checkpoint of that training to ``path``, its history beside it; where it was, or ``None``."""
         source = self.known.get((stamp, precision))
-        if source is None or not alike(json.loads(files.read_metadata(source)["glimpse"]), glimpse):
+        if source is None:
+            return None
+        try:
+            meta = read_intact(source)[1]
+        except DamagedFileError:
+            return None  # trained again as well
+        if not alike(json.loads(meta["glimpse"]), glimpse):
             return None
         files.replace_file(path, lambda aside: shutil.copyfile(source, aside))
-        write_history(path, json.loads(files.read_metadata(path)["history"]))
+        write_history(path, json.loads(meta["history"]))
         return source

@@ -41,7 +41,7 @@ class Task:
 
     @cached_property
     def glimpse(self) -> Glimpse:
-        """A look at some of the data, or of what they were computed from."""
+        """A look at the data, or at what they were computed from."""
         return glimpse_of(self.data if self.source is None else self.source)
 
     def smoothed(self) -> Task:

@@ -25,7 +25,7 @@ from robustexplain.data import Data, stack, take
 from robustexplain.defenses import AnyOf, BetaSmoothing, Detector, DetectorDefense, FeatureSqueezing, XEnsemble
 from robustexplain.defenses.detection import FeatureSqueezingDetector, Forest
 from robustexplain.defenses.detection.detector import conformal_p_values, fingerprints
-from robustexplain.errors import FewScoresWarning, InputError
+from robustexplain.errors import FewScoresWarning, FieldError, InputError
 from robustexplain.interpreters import CAM, GradCAM, Gradient
 from robustexplain.interpreters.composed.base import same
 from robustexplain.models import Classifier
@@ -307,7 +307,10 @@ def test_a_new_detector_is_short(trained: Classifier, few: Dataset[Any]) -> None
     assert detector.scores is not None
     assert (len(detector.trained_on), len(detector.scores)) == (32, 8)
     with pytest.raises(InputError, match="ShortDefense needs some dozens of samples to calibrate on, got 12"):
-        ShortDefense(samples=12)(system, few)
+        ShortDefense()(system, torch.utils.data.Subset(few, range(12)))
+    assert ShortDefense().fewest == 20
+    with pytest.raises(FieldError, match=r"ShortDefense\.samples must be at least 20, got 12"):
+        ShortDefense(samples=12)
 
 
 @dataclass

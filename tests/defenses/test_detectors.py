@@ -49,13 +49,20 @@ from robustexplain.defenses.detection.directed import directed, plain
 from robustexplain.defenses.detection.learned import NamedAttack
 from robustexplain.defenses.detection.ml_loo import spreads
 from robustexplain.defenses.detection.penultimate import penultimate
-from robustexplain.errors import FieldError, InputError, MissingDataError, NotDifferentiableError, ZeroDirectionWarning
+from robustexplain.errors import (
+    FieldError,
+    InputError,
+    MissingDataError,
+    NotDifferentiableError,
+    RunMismatchError,
+    ZeroDirectionWarning,
+)
 from robustexplain.interpreters import CAM, LIME, Gradient, InterpreterSpec, SmoothGrad
 from robustexplain.metrics import auc
 from robustexplain.models import AutoEncoder, Classifier
 from robustexplain.registry import DEFENSES, INTERPRETERS, Entry
 from robustexplain.training import Session, Training
-from robustexplain.transforms import Brightness, Compression
+from robustexplain.transforms import Brightness, Compression, Contrast
 
 EPS = 0.125
 LONG = PGD(EPS, 10, 0.03)
@@ -151,6 +158,22 @@ def test_a_training_that_was_interrupted_is_taken_up_again(
     assert torch.equal(whole(judged[0]).score, resumed(judged[0]).score)  # type: ignore[arg-type]
     kept = [p for p, made in files.items() if p.stat().st_mtime_ns == made]
     assert kept == sorted(files)[:-1], "what was trained already was trained again"
+
+
+class Twin(MapPGD):
+    """An attack with the fields of another."""
+
+
+@pytest.mark.parametrize("other", [{"changes": (Contrast(0.5),)}, {"attack": Twin(EPS, steps=4)}])
+def test_a_detector_of_other_parts_with_the_same_fields_is_another_training(
+    other: dict[str, Any], trained: Classifier, few: Dataset[Any], tmp_path: Path
+) -> None:
+    once = Training(epochs=1, batch_size=20)
+    defense = ForgeryTraining(attack=MapPGD(EPS, steps=4), rounds=1, training=once, changes=(Brightness(0.5),))
+    system, session = rx.System(trained, CAM(trained)), Session(folder=tmp_path)
+    defense(system, few, session)
+    with pytest.raises(RunMismatchError, match="another training"):
+        replace(defense, **other)(system, few, session)
 
 
 # --- what all of them keep ---
@@ -419,6 +442,8 @@ def test_a_stand_in_for_gradients_keeps_logits_and_nearly_the_maps(
         (lambda: AttributeSteered(0.0), r"AttributeSteered\.share must be above 0"),
         (lambda: OutOfDistribution("odin"), r"OutOfDistribution\.by must be one of 'energy'"),  # type: ignore[arg-type]
         (lambda: ForgeryTraining(rounds=0), r"ForgeryTraining\.rounds"),
+        (lambda: XEnsemble(samples=19), r"XEnsemble\.samples must be at least 20, got 19"),
+        (lambda: OutOfDistribution("knn", 15, samples=29), r"OutOfDistribution\.samples must be at least 30, got 29"),
     ],
 )
 def test_settings_out_of_range_are_refused(make: Callable[[], object], message: str) -> None:

@@ -105,6 +105,13 @@ FINDINGS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "defenses: 'tangent-space (gradient)' needs at least 3000 samples, and the train part of ",
     ),
+    "a detector of a handful of samples": (
+        {
+            "data": {"name": "digits", "size": 16, "fractions": [0.9, 0.005, 0.095]},
+            "defenses": [{"name": "feature-squeezing", "of": "cam"}],
+        },
+        "defenses: 'feature-squeezing (cam)' needs at least 20 samples, and the defense part of ",
+    ),
     "no gradient by the input": (
         {"interpreters": ["gradcam"], "defenses": [{"name": "tangent-space", "of": "gradcam"}]},
         "defenses: 'tangent-space (gradcam)': a tangent space holds gradients by the input, and GradCAM gives none",

@@ -85,7 +85,8 @@ def test_every_packaged_recipe_is_valid_without_its_data(file: Path) -> None:
 def test_attacks_whose_steps_end_before_the_border_are_named() -> None:
     changes = [
         "attacks=[{name: pgd, eps: [0.05, 0.1], steps: 20}, "
-        "{name: pgd, label: drawn, eps: 0.1, steps: 2, random_start: true}, {name: map-pgd, eps: 0.1, steps: 2}, {name: noise, eps: 0.1}, {name: auto, eps: 0.1}]",
+        "{name: pgd, label: drawn, eps: 0.1, steps: 2, random_start: true}, {name: map-pgd, eps: 0.1, steps: 2}, "
+        "{name: noise, eps: 0.1}, {name: auto, eps: 0.1}]",
         "defenses=[{name: x-ensemble, of: gradient, attack: {eps: 0.2, steps: 4, step_size: 0.04}}]",
     ]
     found = short_of_reach(read(TINY, ["interpreters=[gradient]", *changes]))

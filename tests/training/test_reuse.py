@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 from robustexplain import files
 from robustexplain.errors import MissingDataError
 from robustexplain.training import Session, Training, TrainingStep, cross_entropy, fit, histories
+from robustexplain.training.intact import with_digest
 
 TWO = Training(epochs=2, batch_size=16)
 
@@ -71,9 +72,19 @@ def test_neither_one_without_an_identity_nor_one_of_another_precision_is_taken(t
     assert train.epochs == {0, 1}
     train(Session(folder=tmp_path / "c"))
     tensors, meta = files.read_tensors(tmp_path / "c/net.safetensors")
-    files.write_tensors(tmp_path / "c/net.safetensors", tensors, {**meta, "precision": "bf16"})
+    other = with_digest(tensors, {**meta, "precision": "bf16"})
+    files.write_tensors(tmp_path / "c/net.safetensors", tensors, other)
     train(Session(folder=tmp_path / "d", reuse=(tmp_path / "c",)))
     assert train.epochs == {0, 1}
+
+
+def test_a_checkpoint_whose_weights_were_changed_is_trained_again(tmp_path: Path) -> None:
+    first = train(Session(folder=tmp_path / "a"))
+    tensors, meta = files.read_tensors(tmp_path / "a/net.safetensors")
+    files.write_tensors(tmp_path / "a/net.safetensors", {**tensors, "module.bias": tensors["module.bias"] + 1}, meta)
+    again = train(Session(folder=tmp_path / "b", reuse=(tmp_path / "a",)))
+    assert train.epochs == {0, 1}
+    assert torch.equal(first.weight, again.weight)  # type: ignore[arg-type]
 
 
 def test_a_training_that_was_stopped_is_gone_on_with_and_the_longest_counts(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,14 +13,18 @@ import accelerate
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from robustexplain import files
-from robustexplain.data import Data, take
-from robustexplain.errors import InputError, RunMismatchError
+from robustexplain.data import Data, Samples, take
+from robustexplain.data.arrays import Arrays
+from robustexplain.data.base import subset
+from robustexplain.data.tables import TensorTable
+from robustexplain.errors import DamagedFileError, InputError, RunMismatchError
 from robustexplain.models import build
 from robustexplain.training import Loss, Session, Training, TrainingStep, cross_entropy, fit, frozen
 from robustexplain.training.batches import Batches
+from robustexplain.training.glimpse import alike, glimpse_of
 
 
 def blobs(size: int = 96) -> TensorDataset:
@@ -130,6 +137,33 @@ def test_a_half_written_checkpoint_is_never_read(tmp_path: Path, monkeypatch: py
     # What a killed process leaves, which had no time to clean up.
     (tmp_path / ".net.safetensors.abc.part").write_bytes(good[:100])
     assert same(trained(session=Session(folder=tmp_path)), trained())
+
+
+def flip_a_bit(path: Path, key: str) -> None:
+    """Change one number of a safetensors file, which stays one."""
+    content = bytearray(path.read_bytes())
+    length = int.from_bytes(content[:8], "little")
+    start = json.loads(content[8 : 8 + length])[key]["data_offsets"][0]
+    content[8 + length + start + 2] ^= 0x10
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("key", ["module.0.weight", "optimizer.0.exp_avg"])
+def test_a_checkpoint_with_a_flipped_bit_is_refused_or_set_aside(tmp_path: Path, key: str) -> None:
+    whole = trained(session=Session(folder=tmp_path))
+    flip_a_bit(tmp_path / "net.safetensors", key)
+    with pytest.raises(DamagedFileError, match=r"net\.safetensors is damaged: .*; delete it to train again"):
+        trained(session=Session(folder=tmp_path))
+    assert same(trained(session=Session(folder=tmp_path, sets_aside=True)), whole)
+    assert (tmp_path / "net.safetensors.1").is_file()
+
+
+def test_a_checkpoint_of_a_version_without_digests_is_of_another_training(tmp_path: Path) -> None:
+    trained(session=Session(folder=tmp_path))
+    tensors, meta = files.read_tensors(tmp_path / "net.safetensors")
+    files.write_tensors(tmp_path / "net.safetensors", tensors, {k: v for k, v in meta.items() if k != "digest"})
+    with pytest.raises(RunMismatchError, match="another training"):
+        trained(session=Session(folder=tmp_path))
 
 
 def test_micro_batches_change_nothing_but_rounding() -> None:
@@ -271,3 +305,62 @@ def test_a_checkpoint_of_other_data_of_the_same_length_is_refused(digits: Data, 
     fit(one, cross_entropy, first, settings, name="it", session=session)
     with pytest.raises(RunMismatchError, match="checkpoint of another training"):
         fit(other, cross_entropy, second, settings, name="it", session=session)
+
+
+LARGE = torch.rand(3000, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+CLASSES = torch.arange(3000) % 5
+MIXED = torch.randperm(3000, generator=torch.Generator().manual_seed(1)).tolist()
+HELD: dict[str, Callable[[Tensor, Tensor], Samples]] = {
+    "tensors": TensorDataset,
+    "subset of a subset": lambda x, y: subset(subset(TensorDataset(x, y), MIXED), range(1, 3000)),
+    "arrays": lambda x, y: Arrays(x, y.tolist()),
+    "8-bit arrays": lambda x, y: Arrays((x * 255).round().byte(), y.tolist()),
+    "table": lambda x, y: TensorTable(x.flatten(1), y.tolist()),
+}
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_one_other_label_or_input_in_memory_is_other_data(kind: str) -> None:
+    made = HELD[kind]
+    known = json.loads(json.dumps(glimpse_of(made(LARGE, CLASSES))))
+    labels, inputs = CLASSES.clone(), LARGE.clone()
+    labels[1234] += 1
+    inputs[1234] = 0.2
+    assert alike(known, glimpse_of(made(LARGE.clone(), CLASSES)))
+    assert not alike(known, glimpse_of(made(LARGE, labels)))
+    assert not alike(known, glimpse_of(made(inputs, CLASSES)))
+
+
+def test_inputs_that_differ_in_last_bits_are_the_same_data() -> None:
+    known = glimpse_of(TensorDataset(LARGE, CLASSES))
+    assert alike(known, glimpse_of(TensorDataset(LARGE * (1 + 1e-6), CLASSES)))
+    assert not alike([[0.0, 0.5, 0.3]], known)  # as earlier versions wrote it
+
+
+class Decoded(Dataset[tuple[Tensor, int]]):
+    """Samples that are made when they are asked for; counts how many were."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y, self.made = x, y, 0
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.made += 1
+        return self.x[index], int(self.y[index])
+
+
+def test_of_samples_that_must_be_decoded_some_are_looked_at() -> None:
+    data, labels = Decoded(LARGE, CLASSES), CLASSES.clone()
+    known = glimpse_of(data)
+    assert 64 <= data.made < 70
+    labels[3000 // 64] += 1
+    assert not alike(known, glimpse_of(Decoded(LARGE, labels)))
+
+
+def test_a_training_on_data_with_another_label_is_refused(tmp_path: Path) -> None:
+    x, y = blobs().tensors
+    for labels, fits in ((y, True), (torch.cat([y[:7], (y[7:8] + 1) % 3, y[8:]]), False)):
+        with nullcontext() if fits else pytest.raises(RunMismatchError, match="another training"):
+            fit(net(), cross_entropy, TensorDataset(x, labels), FOUR, name="net", session=Session(folder=tmp_path))
