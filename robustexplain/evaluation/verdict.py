@@ -160,8 +160,9 @@ def _price(results: Results, best: str) -> list[str]:
     lines.append(f"{cost[key]:.3g} ms for {what}, {times:.1f} times the undefended {plain[key]:.3g} ms")
     alarms = results.calibrations.get(best, {}).get("false_alarms")
     if alarms:
-        rates = [f"{alarms[kind]['value']:.1%} of {kind}" for kind in ("clean", "harmless") if alarms.get(kind)]
-        lines.append(f"false alarms on {' and '.join(rates)} inputs")
+        known = {kind: alarms[kind]["value"] for kind in ("clean", "harmless") if alarms.get(kind)}
+        rates = " and ".join(f"{value:.1%} of {kind}" for kind, value in known.items() if value is not None)
+        lines.append(f"false alarms on {rates} inputs" if rates else "false alarms not known: no input was new to it")
     return [f"Its price: {'; '.join(lines)}."]
 
 

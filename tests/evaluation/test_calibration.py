@@ -370,6 +370,16 @@ def test_false_alarms_are_those_on_inputs_that_are_new_to_the_detector(used: int
     assert (alarms["clean"]["value"] is None) == (used == 60)
 
 
+def test_the_report_of_a_detector_that_knows_all_inputs_says_so(tmp_path: Path) -> None:
+    watched = "defenses=[{name: feature-squeezing, of: gradient, squeezers: [bit-depth-2]}]"
+    few = ["data.fractions=[0.5, 0.4, 0.1]", "evaluation.images=178", "interpreters=[gradient]", watched]
+    assert quiet(read(TINY, [*SMALL, *few]), tmp_path) == 0
+    known, _ = RunFolder(tmp_path).calibrated("feature-squeezing (gradient)") or ({}, {})
+    assert known["part"] == "defense"
+    assert known["false_alarms"]["clean"]["value"] is None
+    assert (tmp_path / "report.html").is_file()
+
+
 def test_few_inputs_of_ones_own_are_changed_several_times(tmp_path: Path) -> None:
     model = net()
     x = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
