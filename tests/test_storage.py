@@ -279,6 +279,16 @@ def test_a_system_in_double_precision_comes_back_in_it(tiny_model: nn.Module, gr
     assert torch.equal(loaded(grey.double()).logits, system(grey.double()).logits)
 
 
+def test_an_own_module_comes_back_in_the_precision_in_which_it_was_saved(grey: Tensor, tmp_path: Path) -> None:
+    model = own_net().double()
+    system = System(model, Gradient(model))
+    system.save(tmp_path)
+    loaded = System.load(tmp_path, model=own_net(), weights="stored")
+    assert torch.equal(loaded(grey.double()).logits, system(grey.double()).logits)
+    with pytest.raises(InputError, match=r"0\.bias and 13 more differ \(torch\.float32, stored torch\.float64\)"):
+        System.load(tmp_path, model=own_net())
+
+
 # Models made by hand
 
 

@@ -30,7 +30,7 @@ def handed_in(model: nn.Module, stored: dict[str, Tensor], weights: Weights, sou
         InputError: weights that differ, or do not fit at all.
     """
     if weights == "stored":
-        made = copy.deepcopy(model)
+        made = in_precision_of(stored, copy.deepcopy(model))
         load_state(made, stored, source)
         return made.requires_grad_(False).eval()
     own = model.state_dict()
@@ -38,7 +38,11 @@ def handed_in(model: nn.Module, stored: dict[str, Tensor], weights: Weights, sou
     differing = [key for key, value in stored.items() if not _equal(own[key], value)]
     if differing:
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
-        difference = f"the model that was handed in has other weights than {source!r}: {differing[0]}{more} differ"
+        one, other = own[differing[0]].dtype, stored[differing[0]].dtype
+        dtypes = "" if one == other else f" ({one}, stored {other})"
+        difference = (
+            f"the model that was handed in has other weights than {source!r}: {differing[0]}{more} differ{dtypes}"
+        )
         if weights != "own":
             raise InputError(
                 f"{difference}. Interpreter and detector were made for the saved ones: load those, into a copy, with "
@@ -46,6 +50,12 @@ def handed_in(model: nn.Module, stored: dict[str, Tensor], weights: Weights, sou
             )
         warnings.warn(f"{difference}; interpreter and detector were made for the saved ones", RobustExplainWarning, 2)
     return model
+
+
+def in_precision_of(stored: dict[str, Tensor], module: nn.Module) -> nn.Module:
+    """The module in the floating-point dtype of the stored tensors, if they have one and are not to be rounded."""
+    found = {value.dtype for value in stored.values() if value.is_floating_point()}
+    return module.to(found.pop()) if len(found) == 1 else module
 
 
 def _check_fit(own: dict[str, Tensor], stored: dict[str, Tensor], source: str) -> None:

@@ -17,7 +17,7 @@ from ..models.rebuilding import at_most, rebuild
 from ..models.weights import load_state
 from ..renamed import FIELDS, PARTS, renamed
 from .manifest import TREE, WEIGHTS
-from .own_model import Weights, device_of, handed_in
+from .own_model import Weights, device_of, handed_in, in_precision_of
 from .placed import Chain, as_stored
 from .writer import KINDS
 
@@ -118,9 +118,7 @@ class Reader:
         deployed = self._module(0) if index else None
         with self._no_larger(self.specs[index], state):
             module = rebuild(self.specs[index], deployed=deployed)
-        # Weights of another precision are not rounded to the builder's.
-        found = {value.dtype for value in state.values() if value.is_floating_point()}
-        module = module.to(self.device, found.pop()) if len(found) == 1 else module.to(self.device)
+        module = in_precision_of(state, module).to(self.device)
         load_state(module, state, source)
         return module.requires_grad_(False).eval()
 
