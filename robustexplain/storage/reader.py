@@ -96,7 +96,8 @@ class Reader:
     def _tensor(self, key: str) -> Tensor:
         if key not in self.tensors:
             raise InputError(f"{self.folder / TREE} names a tensor {key!r} that {WEIGHTS} does not hold")
-        return self.tensors[key].to(self.device)
+        # A copy, aligned as torch's own tensors are: kernels round otherwise where memory begins elsewhere.
+        return self.tensors[key].to(self.device, copy=True)
 
     def _module(self, index: Any) -> nn.Module:
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(self.specs):
