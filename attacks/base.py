@@ -197,8 +197,8 @@ class Attack(ABC):
             return ""
         try:
             reach, more = (replace(self, eps=radius)._reach for radius in (eps, 1.01 * eps))  # type: ignore[call-arg]
-        except InputError:
-            # A radius of which there is no larger one, or an attack that is fitted to images first.
+        except Exception:
+            # A radius of which there is no larger one, an attack that is fitted first, a plan that fails: it will say so.
             return ""
         if reach is None or reach >= eps * (1 - 1e-6) or more != reach:
             return ""

@@ -27,13 +27,10 @@ def run(
 ) -> None:
     """Run a recipe, or go on with a run that was stopped: the same command again."""
     from .. import evaluation
-    from ..recipe import read, short_of_reach
+    from ..recipe import read
 
     checked = read(recipe, changes_of(changes, seed, limit), trust_code=trust_code)
     session = session_of(device, track, reuse)
-    if session.accelerator.is_main_process:
-        for note in short_of_reach(checked):
-            typer.secho(f"warning: {note}", fg="yellow", err=True)
     folder = out or Path("runs") / checked.name
     try:
         failed = evaluation.run(checked, folder, session)

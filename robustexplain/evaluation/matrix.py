@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import data as data_sets
 from .. import files
 from ..errors import doing, memory_advice
-from ..recipe import check_data
+from ..recipe import check_data, short_of_reach
 from ..recipe.experiment import Column, Experiment, Recipe, Row
 from ..training import Session
 from .adversaries import Adversaries, Job
@@ -54,6 +54,8 @@ def run(recipe: Recipe, out: str | Path, session: Session | None = None) -> int:
     data = check_data(recipe)
     for other in session.reuse:
         RunFolder(other).same_data(data.digest)
+    for note in short_of_reach(recipe):
+        session.progress.say(f"warning: {note}")
     return _run(recipe, data, folder, session)
 
 

@@ -347,13 +347,13 @@ def interpreters_that_do_not_fit(of: Situation) -> list[str]:
 
 
 def too_few_samples(of: Situation) -> list[str]:
-    """Defenses that keep more samples than their part of the data has."""
+    """Defenses that keep more samples than their part of the data has; that it has none is said elsewhere."""
     found = [(row.label, row.settings) for row in of.rows("defense") if row.settings.fewest > 1]
     return [
         f"defenses: {label!r} needs at least {settings.fewest} samples, and the {settings.part} part of "
         f"{of.data.name} has {len(getattr(of.data, settings.part))}"
         for label, settings in found
-        if len(getattr(of.data, settings.part)) < settings.fewest
+        if 0 < len(getattr(of.data, settings.part)) < settings.fewest
     ]
 
 
