@@ -198,7 +198,7 @@ class Attack(ABC):
         try:
             reach, more = (replace(self, eps=radius)._reach for radius in (eps, 1.01 * eps))  # type: ignore[call-arg]
         except Exception:
-            # A radius of which there is no larger one, an attack that is fitted first, a plan that fails: it will say so.
+            # No radius is larger, the attack is fitted first, or its plan fails, which it will say itself.
             return ""
         if reach is None or reach >= eps * (1 - 1e-6) or more != reach:
             return ""
