@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustexplain import checks
 from robustexplain.autograd.second_derivatives import named_derivatives
@@ -149,10 +149,19 @@ def admit_samples(model: nn.Module, data: Samples, count: int = 32) -> None:
     x, y = stack(data, torch.randperm(len(data), generator=generator(0, "door"))[:count].tolist())
     checks.inputs(x)
     known = labels_of(data) if has_labels(data) else y
+    num_classes = _num_classes(model, x[:1])
+    if num_classes is not None:
+        checks.classes(torch.as_tensor(known), len(known), num_classes, "a label of the data")
+
+
+def _num_classes(model: nn.Module, x: Tensor) -> int | None:
+    """How many classes a model tells apart; ``None`` where it does not take these inputs: the defense will say so."""
     like = next((p for p in model.parameters() if p.is_floating_point()), x)
-    with torch.no_grad(), eval_mode(model):
-        num_classes = answer(model, x[:1].to(like.device, like.dtype)).shape[1]
-    checks.classes(torch.as_tensor(known), len(known), num_classes, "a label of the data")
+    try:
+        with torch.no_grad(), eval_mode(model):
+            return answer(model, x.to(like.device, like.dtype)).shape[1]
+    except Exception:
+        return None
 
 
 def applied(system: System) -> dict[str, type[Defense]]:

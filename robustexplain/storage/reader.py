@@ -49,6 +49,7 @@ class Reader:
         self.tensors, self.model, self.weights = tensors, model, weights
         self.device = device_of(model)
         self.modules: dict[int, nn.Module] = {}
+        self._copies: dict[str, Tensor] = {}
 
     def decode(self, value: Any) -> Any:
         """The value that the writer encoded; lists become tuples."""
@@ -96,8 +97,10 @@ class Reader:
     def _tensor(self, key: str) -> Tensor:
         if key not in self.tensors:
             raise InputError(f"{self.folder / TREE} names a tensor {key!r} that {WEIGHTS} does not hold")
-        # A copy, aligned as torch's own tensors are: kernels round otherwise where memory begins elsewhere.
-        return self.tensors[key].to(self.device, copy=True)
+        if key not in self._copies:
+            # Aligned as torch's own tensors are: kernels round otherwise where memory begins elsewhere.
+            self._copies[key] = self.tensors[key].to(self.device, copy=True)
+        return self._copies[key]
 
     def _module(self, index: Any) -> nn.Module:
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(self.specs):

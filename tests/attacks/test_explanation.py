@@ -504,10 +504,14 @@ def test_the_most_influential_images_lose_their_influence_and_the_label_stays(be
     def left(a: Tensor) -> float:
         return float(influence.scores(a, label).detach().gather(1, top).sum(1).mean())
 
-    noise = Noise(8 / 255, "sign")(system, x, bench.y[few])
+    random = [left(Noise(8 / 255, "sign", seed=seed)(system, x, bench.y[few]).x) for seed in range(16)]
+    print(
+        f"{left(x):.2f}, attacked {left(found.x):.2f}, by sixteen random changes {min(random):.2f} to {max(random):.2f}"
+    )
     assert kept(found) == 1
     assert left(found.x) < left(x)
-    assert left(x) - left(found.x) > 3 * abs(left(x) - left(noise.x))
+    # How far a random change moves it depends on the network; none of them lowers it half as far.
+    assert left(x) - left(found.x) > 2 * (left(x) - min(random))
     assert float((found.x - x).abs().max()) <= 8 / 255 + 1e-6
 
 
