@@ -54,7 +54,7 @@ def check_fields(component: Any) -> None:
     for field in dataclasses.fields(component):
         hint, words = _number_or_word(_hints(cls).get(field.name))
         value = getattr(component, field.name)
-        if isinstance(value, str) and value in words:
+        if value in words and (value is None or isinstance(value, str)):
             continue
         if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
             allowed = ", ".join(map(repr, typing.get_args(hint)))
@@ -117,11 +117,13 @@ def identified(value: Any) -> Any:
 
 
 def _number_or_word(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """For ``Positive | Literal["auto"]`` the bounded number and the words; else the hint itself and no words."""
+    """For ``Positive | Literal["auto"] | None`` the bounded number and the words, ``None`` among them; else the hint."""
     parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
     words = [word for part in parts if typing.get_origin(part) is Literal for word in typing.get_args(part)]
+    words += [None] if type(None) in parts else []
     numbers = [part for part in parts if hasattr(part, "__metadata__")]
-    return (numbers[0], tuple(words)) if words and len(numbers) == 1 and len(parts) == 2 else (hint, ())
+    others = [part for part in parts if part is not type(None) and typing.get_origin(part) is not Literal]
+    return (numbers[0], tuple(words)) if words and numbers == others and len(numbers) == 1 else (hint, ())
 
 
 def check_k(component: Any, k: float) -> None:

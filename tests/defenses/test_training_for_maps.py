@@ -431,3 +431,9 @@ def test_what_has_nothing_to_learn_from_is_refused(trained: Classifier, digits: 
         SmoothSurface(classes=1).hardened(many, data)
     settings = Training(epochs=1, batch_size=20)
     assert isinstance(SmoothSurface(classes=3, training=settings).hardened(many, data), nn.Module)
+
+
+@pytest.mark.parametrize("beta", [-1.0, 0.0, float("inf"), float("nan"), True])
+def test_a_softplus_that_is_none_is_refused_at_once(beta: float) -> None:
+    with pytest.raises(FieldError, match=r"Retrained\.softplus must be"):
+        Retrained(softplus=beta)
