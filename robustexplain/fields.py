@@ -117,7 +117,7 @@ def identified(value: Any) -> Any:
 
 
 def _number_or_word(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """For ``Positive | Literal["auto"] | None`` the bounded number and the words, ``None`` among them; else the hint."""
+    """For ``Positive | Literal["auto"] | None`` the bounded number and the words, ``None`` too; else the hint."""
     parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
     words = [word for part in parts if typing.get_origin(part) is Literal for word in typing.get_args(part)]
     words += [None] if type(None) in parts else []
