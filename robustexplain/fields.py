@@ -15,6 +15,7 @@ from functools import cache
 from typing import Annotated, Any, Literal
 
 import annotated_types as at
+import typing_extensions
 
 from .errors import FieldError
 
@@ -54,7 +55,7 @@ def check_fields(component: Any) -> None:
     for field in dataclasses.fields(component):
         hint, words = _number_or_word(_hints(cls).get(field.name))
         value = getattr(component, field.name)
-        if value in words and (value is None or isinstance(value, str)):
+        if (value is None or isinstance(value, str)) and value in words:
             continue
         if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
             allowed = ", ".join(map(repr, typing.get_args(hint)))
@@ -94,7 +95,7 @@ def _has_place(value: Any, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(_has_place(value, part) for part in parts)
     kind = origin or hint
-    if type(value) not in _PLAIN or not isinstance(kind, type):
+    if type(value) not in _PLAIN or not isinstance(kind, type) or kind is Any or typing_extensions.is_protocol(kind):
         return True
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind in (bool, object)

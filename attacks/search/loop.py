@@ -44,7 +44,7 @@ class Stage:
         """Of all its steps together; ``None`` where a step has no length of its own."""
         if not isinstance(self.update, (SignStep, NormalisedStep, MomentumStep)):
             return None
-        return sum(at(self.update.size, i / max(self.steps, 1)) for i in range(self.steps))
+        return sum(at(self.update.size, i / max(self.steps - 1, 1)) for i in range(self.steps))
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class DetectorDefense(TrainedDefense):
 
     @property
     def fewest(self) -> int:
-        """With fewer, an alarm has no threshold that holds."""
+        """Some dozens: 19 to calibrate on let an alarm be as rare as 5%, and one that trains calibrates on a fifth."""
         return 20
 
     @abstractmethod

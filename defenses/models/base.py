@@ -7,6 +7,7 @@ from abc import abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
+import torch
 from torch import nn
 
 from robustexplain import models
@@ -46,6 +47,10 @@ class ModelDefense(TrainedDefense):
         """
         if len(data) == 0:
             raise InputError(f"{type(self).__name__} trains, and needs data: samples that the evaluation does not use")
+        with torch.inference_mode(False):
+            return self._hardened(model, data, session)
+
+    def _hardened(self, model: nn.Module, data: Samples, session: Session | None) -> nn.Module:
         admit_samples(model, data)
         session = session or Session()
         trainable = copy.deepcopy(model).to(session.device).requires_grad_(True)

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Subset
 from ..errors import InputError, MissingDataError
 from ..fields import Count, Fraction, Natural, check_fields
 from ..registry import DATASETS
-from .base import Data, Digest, Item, Splits, at_least_one, checked_fractions, checked_labels
+from .base import Data, Digest, Item, Splits, checked_fractions, checked_labels
 
 FASHION_CLASSES = (
     "T-shirt/top",
@@ -106,7 +106,6 @@ class Digits:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        at_least_one(self, "size")
         checked_fractions(self.fractions)
         if self.size % 8:
             raise InputError(f"Digits.size must be a multiple of 8, got {self.size}")
@@ -148,7 +147,6 @@ class FashionMNIST:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        at_least_one(self, "size")
 
     def load(self) -> Data:
         """Read the idx files.
@@ -240,7 +238,6 @@ class CIFAR10:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        at_least_one(self, "size")
 
     def load(self) -> Data:
         """Read the batches.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, TypeGuard, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from ..errors import InputError
 from ..random_streams import derive, generator
@@ -163,7 +163,7 @@ def labels_of(dataset: Samples) -> list[int]:
     if isinstance(dataset, Subset):
         inner = labels_of(cast(Samples, dataset.dataset))
         return [inner[i] for i in dataset.indices]
-    known = getattr(dataset, "labels", None)
+    known = dataset.tensors[1] if _is_tensors(dataset) else getattr(dataset, "labels", None)
     if known is not None:
         return [int(label) for label in known]
     return [int(dataset[i][1]) for i in range(len(dataset))]
@@ -171,7 +171,14 @@ def labels_of(dataset: Samples) -> list[int]:
 
 def has_labels(dataset: Samples) -> bool:
     """Whether :func:`labels_of` decodes no images."""
-    return has_labels(cast(Samples, dataset.dataset)) if isinstance(dataset, Subset) else hasattr(dataset, "labels")
+    if isinstance(dataset, Subset):
+        return has_labels(cast(Samples, dataset.dataset))
+    return _is_tensors(dataset) or getattr(dataset, "labels", None) is not None
+
+
+def _is_tensors(dataset: object) -> TypeGuard[TensorDataset]:
+    """Inputs and labels as two tensors; a subclass may give other samples than it holds."""
+    return type(dataset) is TensorDataset and len(dataset.tensors) == 2
 
 
 def subset(dataset: Samples, indices: Sequence[int]) -> Subset[Item]:
@@ -267,14 +274,3 @@ def one_of(component: Any, field: str, allowed: Sequence[object]) -> None:
     value = getattr(component, field)
     if value not in allowed:
         raise InputError(f"{type(component).__name__}.{field} must be one of {list(allowed)}, got {value!r}")
-
-
-def at_least_one(component: Any, field: str) -> None:
-    """Refuse a component's optional field that is neither ``None`` nor an integer of at least 1.
-
-    Raises:
-        InputError: naming the field and the value.
-    """
-    value = getattr(component, field)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise InputError(f"{type(component).__name__}.{field} must be an integer of at least 1, got {value!r}")

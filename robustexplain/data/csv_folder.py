@@ -12,7 +12,7 @@ from ..fields import Count, Natural
 from ..registry import DATASETS
 from ..renamed import PARTS as RENAMED_PARTS
 from ..renamed import renamed
-from .base import PARTS, Data, Splits, at_least_one, checked_labels
+from .base import PARTS, Data, Splits, checked_labels
 from .csv_text import Line, check_csv, csv_lines
 from .folders import Files, check_images, folder_at, of_files
 
@@ -92,7 +92,6 @@ class CsvFolder:
     def __post_init__(self) -> None:
         check_images(self)
         check_csv(self)
-        at_least_one(self, "num_classes")
         if self.classes and self.num_classes not in (None, len(self.classes)):
             raise InputError(f"CsvFolder: num_classes is {self.num_classes}, but there are {len(self.classes)} classes")
 

@@ -13,7 +13,7 @@ from ..errors import InputError, MissingDataError
 from ..fields import Count, Fraction, Natural, check_fields
 from ..registry import DATASETS
 from .arrays import default_root
-from .base import Data, Digest, Item, Splits, at_least_one, checked_fractions, one_of
+from .base import Data, Digest, Item, Splits, checked_fractions, one_of
 from .contents import Content, contents
 from .findings import warn_of_classes, warn_of_copies
 from .listing import listed
@@ -92,7 +92,6 @@ def check_images(component: Any) -> None:
         InputError: naming the field and the value.
     """
     check_fields(component)
-    at_least_one(component, "size")
     if component.size > MOST_SIDE:
         raise InputError(f"{type(component).__name__}.size must be at most {MOST_SIDE}, got {component.size}")
     for field, allowed in (("resize", ("squash", "crop")), ("channels", (1, 3))):

@@ -1,4 +1,4 @@
-"""Attacks whose steps end before the border of their ball: a larger radius would change nothing about them."""
+"""Attacks whose steps end before the border of their ball and do not grow with it: a larger one changes nothing."""
 
 from __future__ import annotations
 

@@ -411,7 +411,7 @@ def test_csv_folder_takes_its_parts_from_a_column(tmp_path: Path) -> None:
         ([("a.png", 0)], {"classes": ("x",), "num_classes": 2}, "num_classes is 2"),
         ([("a.png", 0)], {"resize": "stretch"}, "resize must be one of"),
         ([("a.png", 0)], {"channels": 2}, "channels must be one of"),
-        ([("a.png", 0)], {"num_classes": 0}, "num_classes must be an integer of at least 1"),
+        ([("a.png", 0)], {"num_classes": 0}, "num_classes must be at least 1"),
     ],
 )
 def test_csv_folder_refuses(
@@ -446,7 +446,7 @@ def test_unknown_names_and_options() -> None:
         data.load("image-folder")
     with pytest.raises(InputError, match=r"Digits\.seed must be at least 0"):
         data.load("digits", seed=-1)
-    with pytest.raises(InputError, match=r"FashionMNIST\.size must be an integer"):
+    with pytest.raises(InputError, match=r"FashionMNIST\.size must be at least 1"):
         arrays.FashionMNIST(size=0)
 
 

@@ -67,5 +67,7 @@ def test_one_wrong_label_among_known_ones_is_found(system: rx.System, digits: Da
         def __getitem__(self, i: int) -> tuple[Tensor, int]:
             return digits.train[0][0], self.labels[i]
 
-    with pytest.raises(InputError, match="holds class 99"):
-        Retrained(training=BRIEF).hardened(system.model, Mislabelled())
+    held = torch.zeros(4000, dtype=torch.int64).index_fill(0, torch.tensor(7), 99)
+    for samples in (Mislabelled(), TensorDataset(torch.rand(4000, 1, 8, 8), held)):
+        with pytest.raises(InputError, match="holds class 99"):
+            Retrained(training=BRIEF).hardened(system.model, samples)

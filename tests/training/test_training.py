@@ -331,6 +331,16 @@ def test_one_other_label_or_input_in_memory_is_other_data(kind: str) -> None:
     assert not alike(known, glimpse_of(made(inputs, CLASSES)))
 
 
+def test_mirrored_and_reordered_inputs_are_other_data() -> None:
+    x = torch.rand(6000, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.zeros(6000, dtype=torch.int64)
+    known = glimpse_of(TensorDataset(x, y))
+    assert not alike(known, glimpse_of(TensorDataset(x.flip(3), y)))
+    swapped = x.clone()
+    swapped[[60, 61]] = x[[61, 60]]
+    assert not alike(known, glimpse_of(TensorDataset(swapped, y)))
+
+
 def test_inputs_that_differ_in_last_bits_are_the_same_data() -> None:
     known = glimpse_of(TensorDataset(LARGE, CLASSES))
     assert alike(known, glimpse_of(TensorDataset(LARGE * (1 + 1e-6), CLASSES)))
