@@ -7,7 +7,7 @@ import math
 import warnings
 from abc import abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import ClassVar, Literal
 
@@ -18,7 +18,7 @@ from robustexplain import files
 from robustexplain.autograd import layers
 from robustexplain.data import stack, subset, take
 from robustexplain.errors import FieldError, FoolingFailedWarning, InputError, NotDifferentiableError
-from robustexplain.fields import Count, Fraction, NonNegative, Positive
+from robustexplain.fields import Count, Fraction, NonNegative, Positive, identified
 from robustexplain.interpreters import Explanation, Interpreter
 from robustexplain.interpreters.module import ExplainingModel
 from robustexplain.objectives import Distill, KeepPrediction, Misclassify, Objective
@@ -147,7 +147,7 @@ class FineTuned(Manipulation):
         model = interpreter.model.to(session.device).requires_grad_(False).eval()
         task = FineTuningTask(self, self.aimed(system.interpreter), *self._split(data), session)
         selection = Selection(task.evaluate)
-        identity = [asdict(self), files.digest_tensors(model.state_dict()), described(interpreter), task.digest]
+        identity = [identified(self), files.digest_tensors(model.state_dict()), described(interpreter), task.digest]
         with self._trainable(model, stack(task.data, range(1))[0].to(session.device)):
             module = ExplainingModel(self.aimed(interpreter), self.beta)
             fit(module, task.loss, task.data, self.training, name="fooling", seed=self.seed, session=session,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ... import maps
 from ...autograd.straight_through import straight_through
 from ...door import answer
-from ...fields import Count, NonNegative, check_fields
+from ...fields import Count, NonNegative, check_fields, identified
 from ...files import digest_tensors
 from ...random_streams import Streams
 from ...registry import INTERPRETERS
@@ -108,7 +108,7 @@ def train_rts(
     settings, session = settings or RTSTraining(), session or Session()
     model = model.to(session.device)
     masker = new_masker(model, data[0][0][None].to(session.device), settings, seed)
-    known: list[object] = [identity, asdict(replace(settings, start=None))]
+    known: list[object] = [identity, identified(replace(settings, start=None))]
     if settings.start is not None:
         load_start(masker, settings.start)
         # The weights count, wherever they stand.
