@@ -116,6 +116,7 @@ def test_a_killed_one_goes_on_where_it_was(trained: models.Classifier, samples: 
                 raise Killed
             return super().fooling_batch(honest, x, y, moment, pool)  # type: ignore[arg-type]
 
+    Dying.__name__ = LocationFooling.__name__  # a checkpoint knows of which class it is
     dying = Dying(weight=10, budget=1.0, shift=True, training=TUNED)
     with pytest.raises(Killed):
         dying(system, some, Session(folder=tmp_path / "killed"))
