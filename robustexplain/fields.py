@@ -60,10 +60,10 @@ def check_fields(component: Any) -> None:
         if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
             allowed = ", ".join(map(repr, typing.get_args(hint)))
             raise FieldError(cls.__name__, field.name, f"must be one of {allowed}, got {value!r}")
-        if getattr(hint, "__origin__", None) is int and not isinstance(value, int):
-            raise FieldError(cls.__name__, field.name, f"must be a whole number, got {value!r}")
-        for bound in getattr(hint, "__metadata__", ()):
-            _check(cls.__name__, field.name, value, bound)
+        fault = _fault(value, hint)
+        if fault:
+            others = f", or {', '.join(map(repr, words))}" if words else ""
+            raise FieldError(cls.__name__, field.name, f"must be {fault}{others}, got {value!r}")
 
 
 def check_kinds(component: Any) -> None:
@@ -137,15 +137,20 @@ def check_k(component: Any, k: float) -> None:
         raise FieldError(type(component).__name__, "k", f"must be a whole count, or a share below 1, got {k!r}")
 
 
-def _check(component: str, field: str, value: Any, bound: Any) -> None:
+def _fault(value: Any, hint: Any) -> str:
+    """What a number of such an annotation must be, if the value is not; a word for a number has been looked for."""
+    if getattr(hint, "__origin__", None) is int and not isinstance(value, int):
+        return "a whole number"
+    return next(filter(None, (_beyond(value, bound) for bound in getattr(hint, "__metadata__", ()))), "")
+
+
+def _beyond(value: Any, bound: Any) -> str:
     if value is None or callable(value):
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise FieldError(component, field, f"must be a number, got {value!r}")
-    if math.isnan(value):
-        raise FieldError(component, field, "must be a number, got nan")
-    if isinstance(bound, Finite) and math.isinf(value):
-        raise FieldError(component, field, f"must be finite, got {value!r}")
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        return "a number"
+    if isinstance(bound, Finite):
+        return "finite" if math.isinf(value) else ""
     rules = (
         (at.Ge, "at least", lambda v, b: v >= b.ge),
         (at.Gt, "above", lambda v, b: v > b.gt),
@@ -154,5 +159,5 @@ def _check(component: str, field: str, value: Any, bound: Any) -> None:
     )
     for kind, words, holds in rules:
         if isinstance(bound, kind) and not holds(value, bound):
-            limit = getattr(bound, kind.__name__.lower())
-            raise FieldError(component, field, f"must be {words} {limit}, got {value!r}")
+            return f"{words} {getattr(bound, kind.__name__.lower())}"
+    return ""

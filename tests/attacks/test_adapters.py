@@ -196,7 +196,7 @@ def test_global_random_states_are_lent_and_given_back() -> None:
 
 
 def test_a_negative_radius_is_refused() -> None:
-    with pytest.raises(FieldError, match=r"eps must be at least 0, got -0\.1"):
+    with pytest.raises(FieldError, match=r"eps must be at least 0, or None, got -0\.1"):
         Foolbox(eps=-0.1)
 
 

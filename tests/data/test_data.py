@@ -411,7 +411,7 @@ def test_csv_folder_takes_its_parts_from_a_column(tmp_path: Path) -> None:
         ([("a.png", 0)], {"classes": ("x",), "num_classes": 2}, "num_classes is 2"),
         ([("a.png", 0)], {"resize": "stretch"}, "resize must be one of"),
         ([("a.png", 0)], {"channels": 2}, "channels must be one of"),
-        ([("a.png", 0)], {"num_classes": 0}, "num_classes must be at least 1"),
+        ([("a.png", 0)], {"num_classes": 0}, "num_classes must be at least 1, or None"),
     ],
 )
 def test_csv_folder_refuses(

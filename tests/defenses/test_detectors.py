@@ -435,7 +435,7 @@ def test_a_stand_in_for_gradients_keeps_logits_and_nearly_the_maps(
         (lambda: MLLOO(GhorbaniTopK()), r"MLLOO\.attack must change the prediction, and GhorbaniTopK keeps it"),
         (lambda: SafetyNet("pgd"), r"SafetyNet\.attack must be an attack, got 'pgd'"),  # type: ignore[arg-type]
         (lambda: XEnsemble(also=(GhorbaniTopK(),)), r"XEnsemble\.also must change the prediction"),
-        (lambda: MLLOO(patch=0), r"MLLOO\.patch must be at least 1, got 0"),
+        (lambda: MLLOO(patch=0), r"MLLOO\.patch must be at least 1, or 'auto', got 0"),
         (lambda: InterpreterDisagreement(("cam",)), r"InterpreterDisagreement\.members must be two or more, got 1"),
         (lambda: MagNet((0.0,)), r"MagNet\.temperatures must be above 0, got \(0\.0,\)"),
         (lambda: RegionMargin(step=0.0), r"RegionMargin\.step must be above 0"),

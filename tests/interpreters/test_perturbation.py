@@ -175,8 +175,8 @@ def test_default_windows_follow_the_image(model: nn.Module, x: Tensor) -> None:
     [
         ({"window": 13}, r"window of 13 pixels does not fit into images of \[16, 12\]"),
         ({"window": 3, "stride": 4}, "stride of 4 leaves gaps between windows of 3"),
-        ({"window": 0}, "Occlusion.window must be a whole number of at least 1, got 0"),
-        ({"stride": 1.5}, "Occlusion.stride must be a whole number of at least 1, got 1.5"),
+        ({"window": 0}, "Occlusion.window must be at least 1, or None, got 0"),
+        ({"stride": 1.5}, "Occlusion.stride must be a whole number, or None, got 1.5"),
         ({"of": "loss"}, "Occlusion.of must be one of 'probability'"),
     ],
 )

@@ -611,7 +611,7 @@ def test_a_background_that_is_drawn_comes_from_the_seed(model: nn.Module) -> Non
         (lambda m: LIMETabular(m, BACKGROUND, categorical=("race",)), "'race' is a name.*with_indices"),
         (lambda m: LIMETabular(m, BACKGROUND, categorical=(5,)), "column 5 does not exist: places are 0 to 4"),
         (lambda m: SHAPTabular(m, BACKGROUND, samples=0), "samples must be at least 1, or None"),
-        (lambda m: SHAPTabular(m, BACKGROUND, select="auto"), "select must be a number of columns, 'aic', 'bic'"),
+        (lambda m: SHAPTabular(m, BACKGROUND, select="auto"), "select must be a whole number, or 'aic', 'bic', None"),
         (lambda m: SHAPTabular(m, BACKGROUND)(torch.rand(2, 4)), r"the reference holds rows \[5\], got \[4\]"),
         (lambda m: SHAPTabularTraining(select=0), "select"),
         (lambda m: LIMETabularTraining(size=0), "size must be at least 1"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...checks import Kind
 from ...door import answer
-from ...errors import FieldError, InputError
+from ...errors import InputError
 from ...fields import Count
 from ...registry import INTERPRETERS
 from ..base import Explanation, Interpreter, explained_class
@@ -45,13 +45,6 @@ class Occlusion(Interpreter):
 
     differentiable: ClassVar[bool] = False
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("window", "stride"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise FieldError(type(self).__name__, name, f"must be a whole number of at least 1, got {value!r}")
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         logits = answer(self.model, x)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...checks import Kind
 from ...door import answer
-from ...errors import FieldError, InputError
+from ...errors import InputError
 from ...features import Feature, index_of
 from ...fields import Count, Natural, Positive, check_fields
 from ...random_streams import Streams
@@ -75,7 +75,6 @@ class LIMETabular(Interpreter):
         checked_background(self.background, type(self).__name__)
         if self.background.weights is not None:
             raise InputError("LIME takes means and frequencies of plain rows: its background has no weights")
-        check_width(self)
         width = self.background.x.shape[1]
         if self.generator is not None:
             checked_generator(self.generator, width, type(self).__name__)
@@ -136,17 +135,6 @@ class LIMETabular(Interpreter):
         return weights
 
 
-def check_width(component: LIMETabular | LIMETabularTraining) -> None:
-    """Refuse a kernel width that is neither ``None`` nor above 0.
-
-    Raises:
-        FieldError: with the value.
-    """
-    width = component.kernel_width
-    if width is not None and (isinstance(width, bool) or not isinstance(width, (int, float)) or not width > 0):
-        raise FieldError(type(component).__name__, "kernel_width", f"must be above 0, or None, got {width!r}")
-
-
 @dataclass(frozen=True)
 class LIMETabularTraining:
     """The settings of LIME on tables in a recipe; the background is drawn from the training data.
@@ -175,9 +163,6 @@ class LIMETabularTraining:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_width(self)
-        if self.size is not None and (isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1):
-            raise FieldError(type(self).__name__, "size", f"must be at least 1, or None, got {self.size!r}")
 
 
 def draw_lime_background(

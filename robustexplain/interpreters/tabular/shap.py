@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...checks import Kind
 from ...door import answer
-from ...errors import FieldError, InputError
+from ...errors import InputError
 from ...fields import Count, Natural, check_fields
 from ...random_streams import Streams
 from ...registry import INTERPRETERS
@@ -68,7 +68,6 @@ class SHAPTabular(Interpreter):
     def __post_init__(self) -> None:
         super().__post_init__()
         checked_background(self.background, type(self).__name__)
-        check_shap(self)
         if self.generator is not None:
             checked_generator(self.generator, self.background.x.shape[1], type(self).__name__)
 
@@ -177,21 +176,6 @@ def _l1_reg(select: Selection) -> str | bool:
     return select if isinstance(select, str) else f"num_features({select})"
 
 
-def check_shap(component: SHAPTabular | SHAPTabularTraining) -> None:
-    """Refuse values of ``samples`` and ``select`` that the package does not accept.
-
-    Raises:
-        FieldError: with the value.
-    """
-    name = type(component).__name__
-    for key in ("samples", "select"):
-        value = getattr(component, key)
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        if not (value is None or whole or (key == "select" and value in ("aic", "bic"))):
-            words = "a number of columns, 'aic', 'bic' or None" if key == "select" else "at least 1, or None"
-            raise FieldError(name, key, f"must be {words}, got {value!r}")
-
-
 @dataclass(frozen=True)
 class SHAPTabularTraining:
     """The settings of KernelSHAP on tables in a recipe; the background is drawn from the training data.
@@ -217,7 +201,6 @@ class SHAPTabularTraining:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_shap(self)
 
 
 def shap_background(data: Samples, how: str = "kmeans", size: int = 10, seed: int = 0) -> Reference:
