@@ -47,12 +47,12 @@ class ModelDefense(TrainedDefense):
         """
         if len(data) == 0:
             raise InputError(f"{type(self).__name__} trains, and needs data: samples that the evaluation does not use")
-        with torch.inference_mode(False):
-            return self._hardened(model, data, session)
-
-    def _hardened(self, model: nn.Module, data: Samples, session: Session | None) -> nn.Module:
         admit_samples(model, data)
-        session = session or Session()
+        with torch.inference_mode(False):
+            return self._hardened(model, data, session or Session())
+
+    def _hardened(self, model: nn.Module, data: Samples, session: Session) -> nn.Module:
+        """:meth:`hardened` on samples that were looked at."""
         trainable = copy.deepcopy(model).to(session.device).requires_grad_(True)
         hardened = self._harden(trainable, data, session)
         if not isinstance(hardened, nn.Module):
@@ -76,7 +76,7 @@ class ModelDefense(TrainedDefense):
             f"{name} changes the model, and {' and '.join(trained)} was trained for the model as it was; train another "
             f"for {name}(...).hardened(model, data)",
         )
-        model = self.hardened(system.model, data, session)
+        model = self._hardened(system.model, data, session)
         return replace(system, model=model, interpreter=on_model(system.interpreter, model))
 
 

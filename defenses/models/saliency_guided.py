@@ -136,8 +136,6 @@ class SaliencyGuidedLoss(HardeningLoss):
 def masked(network: nn.Module, x: Tensor, y: Tensor, share: float, streams: Streams) -> Tensor:
     """Inputs ``[b, ...]`` whose pixels of the smallest gradients are noise in the range of the input's own values.
 
-    A pixel's size is the mean over channels of ``|g|``; ASGT's code takes ``|mean of g|``.
-
     Args:
         network: in training; its gradients are taken in eval mode.
         x: the inputs.

@@ -75,7 +75,7 @@ class SelfExplaining(ModelDefense):
             "senn puts another network in place of the model, and would undo what was applied already "
             f"({', '.join(system.defenses)}): apply senn first",
         )
-        model = self.hardened(system.model, data, session)
+        model = self._hardened(system.model, data, session)
         return replace(system, model=model, interpreter=Theta(model))
 
     def _harden(self, model: nn.Module, data: Samples, session: Session) -> nn.Module:

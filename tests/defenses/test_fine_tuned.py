@@ -166,3 +166,29 @@ def test_what_is_differentiated_is_named(trained: Classifier, judged: tuple[Tens
     found = gradient(score(logits, y, "label"), given, graph=False)
     assert not found.requires_grad
     assert torch.equal(found, gradient(score(logits, y, "label"), given).detach())
+
+
+class Spread(nn.Module):
+    """A linear classifier whose logits differ by about ``spread``; it notes the sizes of the batches that it sees."""
+
+    def __init__(self, spread: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 3)[:, None] * torch.full((1, 64), spread / 64))
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        return x.flatten(1) @ self.weight.T
+
+
+@pytest.mark.parametrize(("spread", "sloped", "passes"), [(16, False, 4), (16, True, 5), (90, False, 5)])
+def test_an_inner_attack_takes_the_passes_of_its_steps_and_a_look_at_the_last_iterate(
+    spread: float, sloped: bool, passes: int
+) -> None:
+    # One more for a loss of input gradients, of which the look has no graph, and for logits of a size to be looked at.
+    model, x = Spread(spread).eval(), torch.full((7, 1, 8, 8), 0.5)
+    pgd = PGD(0.1, steps=3, step_size=0.05, random_start=True)
+    for _ in range(2):  # the first call has a look at the model besides
+        model.seen.clear()
+        maximised(pgd, model, lambda _, moved, logits: logits[:, 0], x, torch.zeros(7).long(), NOW, sloped=sloped)
+    assert model.seen.count(7) == passes
