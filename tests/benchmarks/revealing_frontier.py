@@ -1,8 +1,9 @@
-"""The frontier of revealing training on digits: accuracy against what forged maps show, with ``weight`` as parameter.
+"""The frontier of revealing training: accuracy against what forged maps show, with ``weight`` as parameter.
 
-Run it as ``python tests/benchmarks/revealing_frontier.py FIGURES.jsonl PICTURE.png [--weights 0 2 4 8] [--images 40]``.
-A small network is trained, fine-tuned with each weight, and attacked by ``auto`` (eps 0.125). A line is appended for
-each weight, and all lines of the file are drawn; ``--weights`` without a value only draws.
+Run it as ``python tests/benchmarks/revealing_frontier.py FIGURES.jsonl PICTURE.png [--weights 0 2 4 8] [--images 40]``,
+on digits (``small-cnn``, eps 0.125) or with ``--data fashion-mnist [--root FOLDER]`` (``small-resnet``, eps 0.1, 1,500
+training and 1,000 test images). A network is trained, fine-tuned with each weight, and attacked by ``auto``. A line is
+appended for each weight, and all lines of the file are drawn; ``--weights`` without a value only draws.
 
 Four figures belong together. *Separation* is the smallest AUC over the harmless changes, of forged against honest
 maps, each compared with the map of its own benign input. *Joint* is the share of forgeries within the row's limit.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,12 +37,47 @@ from robustexplain.system import Explained, System
 from robustexplain.training import Training, cross_entropy, fit
 from robustexplain.transforms import Brightness, Compression, UniformNoise
 
-EPS = 0.125
-ATTACK = ADV2(EPS, steps=12, step_size=0.025, warm_start=0.5)
-TRAINING = Training(epochs=5, batch_size=64, lr=1e-3, weight_decay=0.0)
 HARMLESS = (UniformNoise(1 / 16), Compression(), Brightness())
 JUDGED_BY = (UniformNoise(), Compression(), Brightness())
 NEAREST = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """On what the frontier is drawn.
+
+    Args:
+        model: name of the network.
+        plain: how it is trained, on all training images.
+        attack: the forger in the fine-tuning; its eps is ``auto``'s, too.
+        training: the fine-tuning.
+        train, test: how many images are used; ``None`` for all.
+    """
+
+    model: str
+    plain: Training
+    attack: ADV2
+    training: Training
+    train: int | None = None
+    test: int | None = None
+
+
+CASES = {
+    "digits": Case(
+        "small-cnn",
+        Training(epochs=8, batch_size=64, lr=1e-2),
+        ADV2(0.125, steps=12, step_size=0.025, warm_start=0.5),
+        Training(epochs=5, batch_size=64, lr=1e-3, weight_decay=0.0),
+    ),
+    "fashion-mnist": Case(
+        "small-resnet",
+        Training(epochs=2, batch_size=128, lr=1e-2),
+        ADV2(0.1, steps=8, step_size=0.03, warm_start=0.5),
+        Training(epochs=3, batch_size=64, lr=1e-3, weight_decay=0.0),
+        train=1500,
+        test=1000,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -88,7 +124,7 @@ def strangeness(seen: Explained, known: Explained) -> Tensor:
     return torch.stack(found)
 
 
-def measured(weight: float, model: nn.Module, root: nn.Module, data: Data, images: int) -> Point:
+def measured(weight: float, model: nn.Module, root: nn.Module, data: Data, images: int, eps: float) -> Point:
     """What a network of the frontier reaches."""
     system, before = System(model, CAM(model)), System(root, CAM(root))
     inputs, labels = data_sets.stack(data.test)
@@ -103,8 +139,8 @@ def measured(weight: float, model: nn.Module, root: nn.Module, data: Data, image
             drifts.append(apart(changed.maps, honest.maps)[changed.prediction == honest.prediction])
     limit = max(conformal_quantile(drift, 0.95) for drift in drifts)
     told = Known(limit=limit, root=None if root is model else before)
-    forged = Auto(EPS).informed(told)(system, x, y, goal).x
-    proof = prove(Auto(EPS), system, plant(system, x, EPS))
+    forged = Auto(eps).informed(told)(system, x, y, goal).x
+    proof = prove(Auto(eps), system, plant(system, x, eps))
     with torch.no_grad():
         seen = system(forged)
     won, distance = seen.prediction == goal, apart(seen.maps, benign.maps)
@@ -121,11 +157,11 @@ def measured(weight: float, model: nn.Module, root: nn.Module, data: Data, image
     )
 
 
-def trained(data: Data) -> nn.Module:
-    """The quickstart's kind of network."""
-    model = models.build("small-cnn", num_classes=10, in_channels=1, seed=0)
-    fit(model, cross_entropy, data.train, Training(epochs=8, batch_size=64, lr=1e-2), name="classifier", seed=0)
-    return model.eval().requires_grad_(False)
+def cut(data: Data, case: Case) -> Data:
+    """The data with as many images as the fine-tuning and the judging use, of each class alike."""
+    train = data.train if case.train is None else data_sets.take(data.train, case.train)
+    test = data.test if case.test is None else data_sets.take(data.test, case.test)
+    return replace(data, train=train, test=test)
 
 
 def drawn(points: Sequence[Point], path: Path) -> None:
@@ -160,15 +196,22 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     parser.add_argument("--weights", type=float, nargs="*", default=[0.0, 2.0, 4.0, 8.0])
     parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--data", choices=sorted(CASES), default="digits")
+    parser.add_argument("--root", help="folder of Fashion-MNIST's files, if it is not where it is looked for")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    case = CASES[given.data]
     if given.weights:
-        data = data_sets.load("digits")
-        root = trained(data)
+        whole = data_sets.load(given.data, root=given.root)
+        data = cut(whole, case)
+        shape = data.test[0][0].shape
+        root = models.build(case.model, num_classes=10, in_channels=shape[0], seed=0)
+        fit(root, cross_entropy, whole.train, case.plain, name="classifier", seed=0)
+        root.eval().requires_grad_(False)
     for weight in given.weights:
-        defense = Revealing(("cam",), weight=weight, attack=ATTACK, training=TRAINING, harmless=HARMLESS)
+        defense = Revealing(("cam",), weight=weight, attack=case.attack, training=case.training, harmless=HARMLESS)
         model = defense.hardened(root, data.train) if weight else root
-        point = measured(weight, model, root, data, given.images)
+        point = measured(weight, model, root, data, given.images, case.attack.eps)
         print(point, flush=True)
         with given.figures.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(point)) + "\n")
