@@ -87,7 +87,7 @@ class _Loop:
         check_precision(session.accelerator)
         self.module, self.session = module.to(session.device), session
         self.stamp, self.glimpse = ("", {}) if session.folder is None else (task.stamp, task.glimpse)
-        part, held = task.smoothed().split(session)
+        part, held = task.limited().smoothed().split(session)
         self.task = part.weighted()
         self.settings, self.selection = task.settings, selection or held
         self.batches = Batches.of(self.settings, len(self.task.data), task.stream, session.accelerator)

@@ -51,6 +51,8 @@ class Training:
         class_weights: ``balanced`` weighs each sample's loss by ``n / (K n_y)``, with ``n_y`` of the ``n`` training
             samples of its class and ``K`` classes among them, so that all classes count alike and the mean weight is
             1; for classifiers.
+        samples: how many of the samples are used at most, drawn by the seed alone, so that all trainings of one seed
+            and the same data use the same ones; default all.
 
     Raises:
         FieldError: a value out of range, infinite, or of no effect.
@@ -77,6 +79,7 @@ class Training:
     freeze: tuple[str, ...] = ()
     lr_factors: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
     class_weights: Literal["balanced", None] = None
+    samples: Count | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
+import torch
+
 from .. import files
-from ..data.base import Samples, labels_of
+from ..data.base import Samples, labels_of, subset
 from ..errors import FieldError
-from ..random_streams import derive
+from ..random_streams import derive, generator
 from .glimpse import Glimpse, glimpse_of
 from .losses import ClassifierLoss, Loss, Weighted, balanced
 from .selection import Selection, Validation, held_out
@@ -43,6 +45,13 @@ class Task:
     def glimpse(self) -> Glimpse:
         """A look at the data, or at what they were computed from."""
         return glimpse_of(self.data if self.source is None else self.source)
+
+    def limited(self) -> Task:
+        """The same with as many of the samples as the settings ask for, in their order."""
+        if self.settings.samples is None or self.settings.samples >= len(self.data):
+            return self
+        order = torch.randperm(len(self.data), generator=generator(self.seed, "samples"))
+        return replace(self, data=subset(self.data, order[: self.settings.samples].sort().values.tolist()))
 
     def smoothed(self) -> Task:
         """The same with labels smoothed as the settings say."""

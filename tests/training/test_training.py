@@ -374,3 +374,35 @@ def test_a_training_on_data_with_another_label_is_refused(tmp_path: Path) -> Non
     for labels, fits in ((y, True), (torch.cat([y[:7], (y[7:8] + 1) % 3, y[8:]]), False)):
         with nullcontext() if fits else pytest.raises(RunMismatchError, match="another training"):
             fit(net(), cross_entropy, TensorDataset(x, labels), FOUR, name="net", session=Session(folder=tmp_path))
+
+
+def seen_by(name: str, settings: Training, seed: int = 0) -> list[Tensor]:
+    """The distinct inputs that a training shows its module, sorted."""
+    shown: list[Tensor] = []
+
+    def looking(module: nn.Module, x: Tensor, y: Tensor, step: TrainingStep) -> Tensor:
+        shown.extend(x.detach().clone())
+        return cross_entropy(module, x, y, step)
+
+    fit(net(), looking, blobs(), settings, name=name, seed=seed)
+    return sorted({tuple(x.tolist()): x for x in shown}.values(), key=lambda x: tuple(x.tolist()))
+
+
+def test_trainings_of_one_seed_use_the_same_samples_and_no_more_than_were_asked_for() -> None:
+    few = replace(FOUR, samples=32)
+    first, other, later = seen_by("net", few), seen_by("another", few), seen_by("net", few, seed=1)
+    assert len(first) == 32 and all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, later, strict=True))
+    assert len(seen_by("net", replace(FOUR, samples=1000))) == 96
+    larger = {tuple(x.tolist()) for x in seen_by("net", replace(FOUR, samples=64))}
+    assert len(larger) == 64 and {tuple(x.tolist()) for x in first} <= larger
+
+
+def test_samples_held_out_are_of_those_that_are_used(tmp_path: Path) -> None:
+    assert len(seen_by("net", replace(FOUR, samples=64, validation=0.5))) == 64 // 2
+
+
+def test_a_checkpoint_of_other_samples_is_refused(tmp_path: Path) -> None:
+    trained(settings=replace(FOUR, samples=32), session=Session(folder=tmp_path))
+    with pytest.raises(RunMismatchError):
+        trained(settings=replace(FOUR, samples=64), session=Session(folder=tmp_path))
