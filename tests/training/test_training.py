@@ -25,6 +25,7 @@ from robustexplain.models import build
 from robustexplain.training import Loss, Session, Training, TrainingStep, cross_entropy, fit, frozen
 from robustexplain.training.batches import Batches
 from robustexplain.training.glimpse import alike, glimpse_of
+from robustexplain.training.task import Task
 
 
 def blobs(size: int = 96) -> TensorDataset:
@@ -398,8 +399,10 @@ def test_trainings_of_one_seed_use_the_same_samples_and_no_more_than_were_asked_
     assert len(larger) == 64 and {tuple(x.tolist()) for x in first} <= larger
 
 
-def test_samples_held_out_are_of_those_that_are_used(tmp_path: Path) -> None:
-    assert len(seen_by("net", replace(FOUR, samples=64, validation=0.5))) == 64 // 2
+def test_samples_held_out_are_of_those_that_are_used() -> None:
+    task = Task("net", cross_entropy, blobs(), replace(FOUR, samples=64, validation=0.25)).limited()
+    trained_on, selection = task.split(Session())
+    assert len(task.data) == 64 and len(trained_on.data) == 48 and selection is not None
 
 
 def test_a_checkpoint_of_other_samples_is_refused(tmp_path: Path) -> None:
