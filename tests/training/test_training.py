@@ -392,17 +392,21 @@ def seen_by(name: str, settings: Training, seed: int = 0) -> list[Tensor]:
 def test_trainings_of_one_seed_use_the_same_samples_and_no_more_than_were_asked_for() -> None:
     few = replace(FOUR, samples=32)
     first, other, later = seen_by("net", few), seen_by("another", few), seen_by("net", few, seed=1)
-    assert len(first) == 32 and all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    assert len(first) == 32
+    assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first, later, strict=True))
     assert len(seen_by("net", replace(FOUR, samples=1000))) == 96
     larger = {tuple(x.tolist()) for x in seen_by("net", replace(FOUR, samples=64))}
-    assert len(larger) == 64 and {tuple(x.tolist()) for x in first} <= larger
+    assert len(larger) == 64
+    assert {tuple(x.tolist()) for x in first} <= larger
 
 
 def test_samples_held_out_are_of_those_that_are_used() -> None:
     task = Task("net", cross_entropy, blobs(), replace(FOUR, samples=64, validation=0.25)).limited()
     trained_on, selection = task.split(Session())
-    assert len(task.data) == 64 and len(trained_on.data) == 48 and selection is not None
+    assert len(task.data) == 64
+    assert len(trained_on.data) == 48
+    assert selection is not None
 
 
 def test_a_checkpoint_of_other_samples_is_refused(tmp_path: Path) -> None:
