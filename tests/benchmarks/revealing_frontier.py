@@ -1,9 +1,11 @@
 """The frontier of revealing training: accuracy against what forged maps show, with ``weight`` as parameter.
 
-Run it as ``python tests/benchmarks/revealing_frontier.py FIGURES.jsonl PICTURE.png [--weights 0 2 4 8] [--images 40]``,
+Run it as ``python tests/benchmarks/revealing_frontier.py FIGURES.jsonl PICTURE.png [--weights 0 2 4 8] [--images 40]
+[--seed 0]``,
 on digits (``small-cnn``, eps 0.125) or with ``--data fashion-mnist [--root FOLDER]`` (``small-resnet``, eps 0.1, 1,500
-training and 1,000 test images). A network is trained, fine-tuned with each weight, and attacked by ``auto``. A line is
-appended for each weight, and all lines of the file are drawn; ``--weights`` without a value only draws.
+training and 1,000 test images). A network is trained, fine-tuned with each weight, and attacked by ``auto``; the seed is
+that of the network and of its trainings. A line is appended for each weight, and all lines of the file are drawn, lines
+of one weight by their mean; ``--weights`` without a value only draws.
 
 Four figures belong together. *Separation* is the smallest AUC over the harmless changes, of forged against honest
 maps, each compared with the map of its own benign input. *Joint* is the share of forgeries within the row's limit.
@@ -19,6 +21,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +96,7 @@ class Point:
         class_share: share of the maps' variance that the predicted class explains.
         unseen: AUC without the benign map.
         planted: share of planted maps that ``auto`` finds.
+        seed: of the network and its trainings.
     """
 
     weight: float
@@ -103,6 +107,7 @@ class Point:
     class_share: float
     unseen: float
     planted: float
+    seed: int = 0
 
 
 def class_share(seen: Explained) -> float:
@@ -164,23 +169,30 @@ def cut(data: Data, case: Case) -> Data:
     return replace(data, train=train, test=test)
 
 
+def mean(points: Sequence[Point], figure: str) -> float:
+    """Of a figure over trainings."""
+    return fmean(getattr(point, figure) for point in points)
+
+
 def drawn(points: Sequence[Point], path: Path) -> None:
-    """The figures over the weight, as a picture."""
+    """The figures over the weight, as a picture: a dot for each training, a line through the means."""
     from matplotlib.figure import Figure
 
-    points = sorted(points, key=lambda point: point.weight)
+    weights = sorted({point.weight for point in points})
+    groups = [[point for point in points if point.weight == weight] for weight in weights]
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([p.accuracy for p in points], [p.separation for p in points], "o-", color="#22607a")
-    for point in points:
-        where = (point.accuracy, point.separation)
-        left.annotate(f"W {point.weight:g}", where, textcoords="offset points", xytext=(6, -10), fontsize=8)
+    left.plot([p.accuracy for p in points], [p.separation for p in points], "o", color="#22607a", alpha=0.45, ms=4)
+    middles = [(mean(group, "accuracy"), mean(group, "separation")) for group in groups]
+    left.plot(*zip(*middles, strict=True), "o-", color="#22607a")
+    for weight, where in zip(weights, middles, strict=True):
+        left.annotate(f"W {weight:g}", where, textcoords="offset points", xytext=(6, -10), fontsize=8)
     left.set(xlabel="accuracy", ylabel="separation against auto", ylim=(0, 1.03))
     left.invert_xaxis()
-    places = range(len(points))
+    places = range(len(weights))
     for name, style in (("separation", "o-"), ("joint", "s--"), ("class_share", "^-"), ("unseen", "v:")):
-        right.plot(places, [getattr(point, name) for point in points], style, label=name.replace("_", " "))
-    right.set_xticks(list(places), [f"{point.weight:g}" for point in points])
+        right.plot(places, [mean(group, name) for group in groups], style, label=name.replace("_", " "))
+    right.set_xticks(list(places), [f"{weight:g}" for weight in weights])
     right.set(xlabel="weight W (0: as it was)", ylim=(0, 1.03))
     right.legend(fontsize=8, frameon=False)
     for axes in (left, right):
@@ -198,6 +210,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--data", choices=sorted(CASES), default="digits")
     parser.add_argument("--root", help="folder of Fashion-MNIST's files, if it is not where it is looked for")
+    parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(1)
     case = CASES[given.data]
@@ -205,13 +218,15 @@ def main() -> None:
         whole = data_sets.load(given.data, root=given.root)
         data = cut(whole, case)
         shape = data.test[0][0].shape
-        root = models.build(case.model, num_classes=10, in_channels=shape[0], seed=0)
-        fit(root, cross_entropy, whole.train, case.plain, name="classifier", seed=0)
+        root = models.build(case.model, num_classes=10, in_channels=shape[0], seed=given.seed)
+        fit(root, cross_entropy, whole.train, case.plain, name="classifier", seed=given.seed)
         root.eval().requires_grad_(False)
     for weight in given.weights:
-        defense = Revealing(("cam",), weight=weight, attack=case.attack, training=case.training, harmless=HARMLESS)
+        defense = Revealing(
+            ("cam",), weight=weight, attack=case.attack, training=case.training, harmless=HARMLESS, seed=given.seed
+        )
         model = defense.hardened(root, data.train) if weight else root
-        point = measured(weight, model, root, data, given.images, case.attack.eps)
+        point = replace(measured(weight, model, root, data, given.images, case.attack.eps), seed=given.seed)
         print(point, flush=True)
         with given.figures.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(point)) + "\n")
