@@ -3,9 +3,9 @@
 Run it as ``python tests/benchmarks/revealing_frontier.py FIGURES.jsonl PICTURE.png [--weights 0 2 4 8] [--images 40]
 [--seed 0]``,
 on digits (``small-cnn``, eps 0.125) or with ``--data fashion-mnist [--root FOLDER]`` (``small-resnet``, eps 0.1, 1,500
-training and 1,000 test images). A network is trained, fine-tuned with each weight, and attacked by ``auto``; the seed is
-that of the network and of its trainings. A line is appended for each weight, and all lines of the file are drawn, lines
-of one weight by their mean; ``--weights`` without a value only draws.
+training and 1,000 test images). A network is trained, fine-tuned with each weight, and attacked by ``auto``; the seed
+is that of the network and of its trainings. A line is appended for each weight, and all lines of the file are drawn,
+lines of one weight by their mean; ``--weights`` without a value only draws.
 
 Four figures belong together. *Separation* is the smallest AUC over the harmless changes, of forged against honest
 maps, each compared with the map of its own benign input. *Joint* is the share of forgeries within the row's limit.
@@ -185,8 +185,9 @@ def drawn(points: Sequence[Point], path: Path) -> None:
     left.plot([p.accuracy for p in points], [p.separation for p in points], "o", color="#22607a", alpha=0.45, ms=4)
     middles = [(mean(group, "accuracy"), mean(group, "separation")) for group in groups]
     left.plot(*zip(*middles, strict=True), "o-", color="#22607a")
-    for weight, where in zip(weights, middles, strict=True):
-        left.annotate(f"W {weight:g}", where, textcoords="offset points", xytext=(6, -10), fontsize=8)
+    for place, (weight, where) in enumerate(zip(weights, middles, strict=True)):
+        apart = (6, -12) if place % 2 else (6, 6)
+        left.annotate(f"W {weight:g}", where, textcoords="offset points", xytext=apart, fontsize=8)
     left.set(xlabel="accuracy", ylabel="separation against auto", ylim=(0, 1.03))
     left.invert_xaxis()
     places = range(len(weights))
