@@ -20,7 +20,7 @@ from .commands.attack import attack
 from .commands.copy import copy
 from .commands.diff import diff
 from .commands.explain import explain
-from .commands.failure import DEBUG, explained, wants_traceback, warned
+from .commands.failure import DEBUG, WarningLines, explained, wants_traceback
 from .commands.gallery import gallery
 from .commands.leaderboard import leaderboard
 from .commands.list import list_kind
@@ -29,6 +29,7 @@ from .commands.run import run
 from .commands.sanity import sanity
 from .commands.scan import scan
 from .commands.validate import validate
+from .errors import RobustExplainWarning
 
 INTERRUPTED = 130
 
@@ -96,11 +97,14 @@ def main() -> None:
 
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    usual = warnings.formatwarning
+    usual, lines = warnings.formatwarning, WarningLines()
     # Whoever asks for tracebacks is shown the places of warnings too.
-    warnings.formatwarning = lambda *words: usual(*words) if wants_traceback() else warned(*words)
+    warnings.formatwarning = lambda *words: usual(*words) if wants_traceback() else lines(*words)
     try:
-        yield
+        with warnings.catch_warnings():
+            # What one row says is not silent because another said the same; what the user filters goes first.
+            warnings.simplefilter("always", RobustExplainWarning, append=True)
+            yield
     finally:
         warnings.formatwarning = usual
 

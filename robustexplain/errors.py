@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 
 class InputError(ValueError):
@@ -61,16 +63,43 @@ class DamagedFileError(InputError):
 
 
 @contextmanager
-def doing(what: str) -> Iterator[None]:
-    """Within the block an error that is no ``InputError`` is noted to have come while this was being done."""
+def at_work(what: str) -> Iterator[None]:
+    """Within the block warnings on the command line name this work."""
+    token = _UNDER_WAY.set((*_UNDER_WAY.get(), what))
     try:
         yield
+    finally:
+        _UNDER_WAY.reset(token)
+
+
+def under_way() -> str:
+    """The work that is being done, from the outside in, each followed by a colon; nothing if none was named."""
+    return "".join(f"{what}: " for what in _UNDER_WAY.get())
+
+
+_UNDER_WAY: ContextVar[tuple[str, ...]] = ContextVar("under_way", default=())
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Work that is named by warnings, and by an error that is no ``InputError``, as what was being done meanwhile."""
+    try:
+        with at_work(what):
+            yield
     except InputError:
         raise
     except Exception as error:
         # What add_note writes, which Python 3.10 has not.
         error.__notes__ = [what, *getattr(error, "__notes__", ())]
         raise
+
+
+def recorded(error: BaseException) -> str:
+    """The traceback of an error as text that ends with the error; what was being done stands at the beginning."""
+    told = traceback.TracebackException.from_exception(error)
+    vars(told)["__notes__"] = None  # Python 3.11 and later would write them behind the error
+    notes = [f"while {note}:\n" for note in getattr(error, "__notes__", ())]
+    return "".join([*notes, *told.format()])
 
 
 def memory_advice(text: str) -> str:

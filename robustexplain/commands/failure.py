@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 
-from ..errors import DamagedFileError, InputError, RobustExplainWarning, RunBusyError, memory_advice
+from ..errors import DamagedFileError, InputError, RobustExplainWarning, RunBusyError, memory_advice, under_way
 
 DEBUG = "ROBUSTEXPLAIN_DEBUG"
 """An environment variable that asks for the traceback, as ``--debug`` does."""
@@ -18,10 +20,25 @@ def wants_traceback() -> bool:
     return os.environ.get(DEBUG, "") not in ("", "0")
 
 
-def warned(message: Warning | str, category: type[Warning], *place: object) -> str:
-    """A warning as one line, without the place in the code; for ``warnings.formatwarning``."""
-    kind = "" if issubclass(category, RobustExplainWarning) else f"{category.__name__}: "
-    return f"warning: {kind}{' '.join(str(message).split())}\n"
+class WarningLines:
+    """Warnings as one line each, without the place in the code, for ``warnings.formatwarning``.
+
+    A line names the work that is being done. Of those of one work that differ in numbers alone two are shown.
+    """
+
+    shown = 2
+
+    def __init__(self) -> None:
+        self._said: Counter[str] = Counter()
+
+    def __call__(self, message: Warning | str, category: type[Warning], *place: object) -> str:
+        """The line; empty for one that is not shown."""
+        kind = "" if issubclass(category, RobustExplainWarning) else f"{category.__name__}: "
+        text = f"{under_way()}{kind}{' '.join(str(message).split())}"
+        alike = re.sub(r"\d+", "0", text)
+        self._said[alike] += 1
+        more = " (more of these are not shown)" if self._said[alike] == self.shown else ""
+        return "" if self._said[alike] > self.shown else f"warning: {text}{more}\n"
 
 
 def explained(error: BaseException) -> tuple[str, int]:

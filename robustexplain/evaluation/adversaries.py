@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 from .. import files
 from ..attacks import Attack, Known
 from ..attacks.known import NOTHING
+from ..errors import recorded
 from ..interpreters import Interpreter
 from ..recipe.experiment import Column, Experiment, Row
 from ..system import System, on_model
@@ -101,9 +101,9 @@ class Adversaries:
         if failed is None:
             try:
                 self.job(row, column)
-            except Exception:
+            except Exception as error:
                 # An attack that cannot be adapted to one system must not take the other cells with it.
-                failed = traceback.format_exc()
+                failed = recorded(error)
         return failed
 
     def _target(self, row: Row, column: Column) -> tuple[System, str]:

@@ -7,7 +7,6 @@ hardened one withstands it.
 
 from __future__ import annotations
 
-import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from .. import files
 from ..attacks.manipulation import Manipulation, View
 from ..attacks.manipulation.finetuned import HISTORY
 from ..door import answer
+from ..errors import recorded
 from ..features import index_of
 from ..interpreters import Interpreter
 from ..metrics import SSIM, FeatureFirst, FeatureRank, Fooling, LocationCorrelation, Pearson, SignCorrelation, Spearman
@@ -95,9 +95,9 @@ class Audit:
         for label, before, after in self._interpreters(honest, manipulated):
             try:
                 entries += self._entries(label, before, after, x, y, arrays)
-            except Exception:
+            except Exception as error:
                 # If one interpreter cannot explain the model, the others are still audited.
-                entries.append({"interpreter": label, "view": "-", "error": traceback.format_exc()})
+                entries.append({"interpreter": label, "view": "-", "error": recorded(error)})
         path = self.folder.audit(self.row.label)
         files.write_tensors(path.with_suffix(".safetensors"), arrays)
         content = {

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
 from functools import partial
 
 from .. import files
-from ..errors import InputError
+from ..errors import InputError, at_work, recorded
 from ..recipe.experiment import Row
 from ..training import Session
 from .calibration import Calibration, Calibrator
@@ -45,7 +44,8 @@ class Calibrations:
         with self.session.progress.task("calibration", len(rows) * len(calibrator.draws)) as advance:
             for row in rows:
                 measure = partial(calibrator.measure, self.prepared.by_row[row.label])
-                self.shards.make("calibrated", self._name(row), calibrator.draws, measure, advance)
+                with at_work(f"calibration of {row.label}"):
+                    self.shards.make("calibrated", self._name(row), calibrator.draws, measure, advance)
                 if self.session.accelerator.is_main_process:
                     self._write(row, calibrator)
         self.session.accelerator.wait_for_everyone()
@@ -60,7 +60,7 @@ class Calibrations:
             arrays = {name: value.cpu() for name, value in arrays.items()}
             summary = calibrator.summary(arrays, self.evaluation.plausible)
         except (ChunkFailedError, InputError) as problem:
-            why = traceback.format_exc() if isinstance(problem, InputError) else str(problem)
+            why = recorded(problem) if isinstance(problem, InputError) else str(problem)
             self.session.progress.say(f"{row.label} is not calibrated: {why.strip().splitlines()[-1]}")
             files.write_text(error, why)
             return

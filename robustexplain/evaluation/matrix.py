@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import data as data_sets
 from .. import files
-from ..errors import doing, memory_advice
+from ..errors import at_work, doing, memory_advice
 from ..recipe import check_data, short_of_reach
 from ..recipe.experiment import Column, Experiment, Recipe, Row
 from ..training import Session
@@ -196,15 +196,16 @@ class Matrix:
 
     def _fill(self, todo: list[tuple[Row, Column]]) -> None:
         made, pool = self.inputs, self.pool()
-        jobs: dict[str, tuple[Job, Column]] = {}
+        jobs: dict[str, tuple[Job, Row, Column]] = {}
         for row, column in todo:
             if self._failure(row, column) is None:
                 job = self.adversaries.job(row, column)
-                jobs.setdefault(job.name, (job, column))
+                jobs.setdefault(job.name, (job, row, column))
         if jobs:
             with self.session.progress.task("attacks", len(jobs) * len(made)) as advance:
-                for name, (job, column) in jobs.items():
-                    self.shards.make("attacked", name, made, self.crafter(job, column, pool), advance)
+                for name, (job, row, column) in jobs.items():
+                    with at_work(f"{row.label} / {column.label}"):
+                        self.shards.make("attacked", name, made, self.crafter(job, column, pool), advance)
         with self.session.progress.task("cells", len(todo)) as advance:
             for row, column in todo:
                 self._cell(row, column)
@@ -267,7 +268,8 @@ class Matrix:
         made_of = files.digest(self._origins.cell(row, column))
         name = " ".join([f"{row.label} / {column.label} {made_of[:8]}", *map(str, (raised or {}).values())])
         judge = self._judge(row, column, job or self.adversaries.job(row, column))
-        self.shards.make("judged", name, self.inputs, judge)
+        with at_work(f"{row.label} / {column.label}"):
+            self.shards.make("judged", name, self.inputs, judge)
         if self.session.accelerator.is_main_process:
             try:
                 arrays = self.shards.read_all("judged", name, self.inputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import nn
 from .. import data as data_sets
 from .. import files, models
 from ..data import InputSpec
-from ..errors import InputError, memory_advice
+from ..errors import InputError, at_work, memory_advice, recorded
 from ..files import digest, digest_tensors
 from ..progress import Labelled
 from ..random_streams import derive
@@ -76,14 +75,16 @@ class Builder:
                 self._systems[row.label] = replace(made, inputs=InputSpec.of_data(self.data))
             except Exception as error:
                 _stop_all(self.session, error)
-                self._failures[row.label] = traceback.format_exc()
+                self._failures[row.label] = recorded(error)
                 raise
         return self._systems[row.label]
 
     def _made(self, row: Row) -> System:
-        if not row.derived:
-            return self._undefended(row, self.model, self.session)
-        base = self.system(self.recipe.row(row.base))
+        base = self.system(self.recipe.row(row.base)) if row.derived else None
+        with at_work(row.label):
+            return self._undefended(row, self.model, self.session) if base is None else self._on(row, base)
+
+    def _on(self, row: Row, base: System) -> System:
         if row.kind == "defense" and _hardens(row):
             return self._on_hardened(row, base)
         session = self.session.inside(digest(row.label))
@@ -156,7 +157,7 @@ def prepare(builder: Builder, folder: RunFolder) -> Prepared:
         except Exception as error:
             # One row that cannot be made must not take the others with it: its cells become holes in the report.
             _stop_all(session, error)
-            made.failures[row.label] = traceback.format_exc()
+            made.failures[row.label] = recorded(error)
             session.progress.say(f"{row.label} could not be made; its cells stay empty: {_last_line(error)}")
     if session.accelerator.is_main_process:
         save(recipe, made, folder, session)

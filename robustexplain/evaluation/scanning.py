@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from .. import checks, files
 from .. import data as data_sets
 from ..defenses.manipulated import agreement
 from ..door import answer
-from ..errors import InputError, UnsupportedModelError
+from ..errors import InputError, UnsupportedModelError, at_work, recorded
 from ..recipe import check_data
 from ..recipe.experiment import Recipe, Row
 from ..system import System
@@ -112,13 +111,16 @@ class Scans:
         scanners = self.recipe.scan.scanners
         try:
             system, honest = late.system(row), late.system(late.recipe.row(row.root))
-        except Exception:
+        except Exception as error:
             # If one row cannot be made, the others still are.
-            error = {"error": traceback.format_exc()}
-            return {"accuracy": None, "agreement": None, "scans": dict.fromkeys(scanners, error)}
+            failed = {"error": recorded(error)}
+            return {"accuracy": None, "agreement": None, "scans": dict.fromkeys(scanners, failed)}
         test = data_sets.take(self.data.test, min(self.recipe.scan.probe, len(self.data.test)))
         x, y = (part.to(self.session.device) for part in data_sets.stack(test))
-        scans = {label: self._one(scanner, system, row) for label, scanner in scanners.items()}
+        scans = {}
+        for label, scanner in scanners.items():
+            with at_work(f"{row.label} / {label}"):
+                scans[label] = self._one(scanner, system, row)
         return {"accuracy": accuracy(system, x, y), "agreement": likeness(system, honest, x), "scans": scans}
 
     def _one(self, scanner: Any, system: System, row: Row) -> dict[str, Any]:
@@ -130,8 +132,8 @@ class Scans:
             found = scanner(system, part, reference)
         except UnsupportedModelError as error:
             return {"unsupported": str(error)}
-        except Exception:
-            return {"error": traceback.format_exc()}
+        except Exception as error:
+            return {"error": recorded(error)}
         return {"score": found.score, "figures": found.figures}
 
     @cached_property

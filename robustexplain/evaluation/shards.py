@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import files
-from ..errors import DamagedFileError
+from ..errors import DamagedFileError, recorded
 from ..training import Session
 from .store import RunFolder
 
@@ -71,7 +70,7 @@ class Shards:
         except Exception as error:
             if files.is_full(error):
                 raise
-            files.write_text(self.folder.error(kind, name, part.index), traceback.format_exc())
+            files.write_text(self.folder.error(kind, name, part.index), recorded(error))
 
     def _whole(self, path: Path) -> bool:
         """Whether a chunk is there; a damaged one is made anew."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from .. import data as data_sets
 from .. import files
 from ..data.base import labels_of
 from ..door import answer
-from ..errors import InputError, UnknownNameError, UnsupportedModelError
+from ..errors import InputError, UnknownNameError, UnsupportedModelError, recorded
 from ..evaluation.growing import claim
 from ..evaluation.origins import Origins
 from ..evaluation.prepared import Builder, classifier
@@ -140,9 +139,9 @@ class _Runner:
                 summary["note"] = f"training accuracy on random labels {self.random[1]:.1%}"
         except UnsupportedModelError as error:
             summary |= {"status": "unsupported", "note": str(error)}
-        except Exception:
+        except Exception as error:
             # If one method fails, the others still run.
-            summary |= {"status": "failed", "note": traceback.format_exc()}
+            summary |= {"status": "failed", "note": recorded(error)}
         if self.session.accelerator.is_main_process:
             self._write(path, summary, outcomes)
         return bool(summary["status"] == "failed")

@@ -16,8 +16,17 @@ import torch
 from PIL import Image
 
 from robustexplain import cli, evaluation, seals
-from robustexplain.commands.failure import DEBUG, explained
-from robustexplain.errors import DamagedFileError, DataWarning, InputError, RunBusyError, doing
+from robustexplain.commands.failure import DEBUG, WarningLines, explained
+from robustexplain.errors import (
+    DamagedFileError,
+    DataWarning,
+    InputError,
+    RunBusyError,
+    ZeroDirectionWarning,
+    at_work,
+    doing,
+    recorded,
+)
 from robustexplain.evaluation.lock import held
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
@@ -188,3 +197,43 @@ def test_a_warning_is_one_line_without_a_place_in_the_code(
     monkeypatch.setenv(DEBUG, "1")
     cli.main()
     assert "x.py:1: DataWarning" in capsys.readouterr().err
+
+
+def test_what_is_recorded_of_an_error_ends_with_it_and_begins_with_what_was_being_done() -> None:
+    with pytest.raises(RuntimeError) as caught, doing("reading the data"), doing("training 'net'"):
+        raise RuntimeError("no kernel image")
+    lines = recorded(caught.value).splitlines()
+    assert lines[:2] == ["while reading the data:", "while training 'net':"]
+    assert lines[-1] == "RuntimeError: no kernel image"
+
+
+def test_warnings_name_the_work_and_those_that_differ_in_numbers_are_said_twice() -> None:
+    line = WarningLines()
+    with at_work("int (cam)"), doing("training 'int'"):
+        said = [line(ZeroDirectionWarning(f"{n} of 32 samples"), ZeroDirectionWarning) for n in (3, 14, 15)]
+    assert said[0] == "warning: int (cam): training 'int': 3 of 32 samples\n"
+    assert said[1:] == ["warning: int (cam): training 'int': 14 of 32 samples (more of these are not shown)\n", ""]
+    with at_work("another"):
+        assert line("3 of 32 samples", UserWarning) == "warning: another: UserWarning: 3 of 32 samples\n"
+    assert line("two\n  lines", UserWarning) == "warning: UserWarning: two lines\n"
+
+
+def test_the_same_warning_of_two_rows_is_said_of_both(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*words: object) -> int:
+        for row in ("first", "second"):
+            with at_work(row):
+                warnings.warn("moves nowhere", ZeroDirectionWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(evaluation, "run", run)
+    monkeypatch.setattr(sys, "argv", ["robustexplain", "run", str(TINY)])
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        monkeypatch.setattr(warnings, "showwarning", lambda *words: sys.stderr.write(warnings.formatwarning(*words)))
+        with pytest.raises(SystemExit):
+            cli.main()
+    said = capsys.readouterr().err
+    assert "warning: first: moves nowhere" in said
+    assert "warning: second: moves nowhere" in said
