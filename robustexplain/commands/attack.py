@@ -173,9 +173,9 @@ def _attack(attack: Attack, system: System, x: Tensor, goal: AdversaryGoal, out:
         "goal_class": None if goal_class is None else int(goal_class),
         "success": bool(made.success),
         "success_in_8_bits": bool(_success(attack, seen_stored.logits, benign.prediction, goal_class)),
-        "map_l1": float(L1()(seen.maps, wanted)),
-        "map_iou": float(IoU()(seen.maps, wanted)),
-        "map_rank_correlation": float(Spearman()(seen.maps, wanted)),
+        "map_l1": _number(L1()(seen.maps, wanted)),
+        "map_iou": _number(IoU()(seen.maps, wanted)),
+        "map_rank_correlation": _number(Spearman()(seen.maps, wanted)),
         "perturbation_linf": float((made.x - x).abs().amax()),
         "perturbation_l2": float((made.x - x).norm()),
         "queries": int(made.queries),
@@ -187,6 +187,11 @@ def _attack(attack: Attack, system: System, x: Tensor, goal: AdversaryGoal, out:
     files.write_json(out / "numbers.json", found)
     _write_pictures(out, x, made, stored, maps, found)
     return [f"{key}: {_short(value)}" for key, value in found.items()] + [f"written: {out}"]
+
+
+def _number(value: Tensor) -> float | None:
+    """Of one sample; ``None`` where the measure is undefined, such as a correlation with a constant map."""
+    return float(value) if bool(value.isfinite()) else None
 
 
 def _goal_class(attack: Attack, x: Tensor, label: Tensor, num_classes: int, goal: AdversaryGoal) -> Tensor | None:

@@ -163,7 +163,7 @@ def labels_of(dataset: Samples) -> list[int]:
     if isinstance(dataset, Subset):
         inner = labels_of(cast(Samples, dataset.dataset))
         return [inner[i] for i in dataset.indices]
-    known = dataset.tensors[1] if _is_tensors(dataset) else getattr(dataset, "labels", None)
+    known = dataset.tensors[1] if _is_tensors(dataset) else known_labels(dataset, "labels")
     if known is not None:
         return [int(label) for label in known]
     return [int(dataset[i][1]) for i in range(len(dataset))]
@@ -173,7 +173,13 @@ def has_labels(dataset: Samples) -> bool:
     """Whether :func:`labels_of` decodes no images."""
     if isinstance(dataset, Subset):
         return has_labels(cast(Samples, dataset.dataset))
-    return _is_tensors(dataset) or getattr(dataset, "labels", None) is not None
+    return _is_tensors(dataset) or known_labels(dataset, "labels") is not None
+
+
+def known_labels(dataset: object, name: str) -> Sequence[int] | None:
+    """The labels that a data set keeps under a name, if they are those that its items have."""
+    # What a target_transform makes of them, as torchvision's data sets take one, the items alone say.
+    return None if getattr(dataset, "target_transform", None) is not None else getattr(dataset, name, None)
 
 
 def _is_tensors(dataset: object) -> TypeGuard[TensorDataset]:
@@ -239,7 +245,7 @@ class Digest:
         for word in words:
             if isinstance(word, Tensor):
                 self._bytes(repr((word.dtype, list(word.shape))).encode())
-                self._bytes(word.contiguous().numpy().tobytes())
+                self._bytes(word.contiguous().flatten().view(torch.uint8).numpy().tobytes())
             else:
                 self._bytes(repr(word).encode())
         return self

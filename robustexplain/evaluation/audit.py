@@ -44,6 +44,8 @@ def audit(recipe: Recipe, prepared: Prepared, data: data_sets.Data, folder: RunF
     rows = [row for row in recipe.rows if row.kind == "manipulation" and row.label in prepared.by_row]
     todo = [row for row in rows if not audited(folder, row)]
     accelerator = session.accelerator
+    # All look before any writes: who looked later would take other turns.
+    accelerator.wait_for_everyone()
     if todo:
         with session.progress.task("audits", len(todo)) as advance:
             for i, row in enumerate(todo):

@@ -56,8 +56,7 @@ class Calibrations:
     def _write(self, row: Row, calibrator: Calibrator) -> None:
         error = self.folder.calibration(row.label).with_suffix(".error.txt")
         try:
-            arrays = self.shards.read_all("calibrated", self._name(row), calibrator.draws)
-            arrays = {name: value.cpu() for name, value in arrays.items()}
+            arrays = self.shards.read_all("calibrated", self._name(row), len(calibrator.draws))
             summary = calibrator.summary(arrays, self.evaluation.plausible)
         except (ChunkFailedError, InputError) as problem:
             why = recorded(problem) if isinstance(problem, InputError) else str(problem)

@@ -150,7 +150,9 @@ def _measured(trial: Trial, metrics: Mapping[str, Metric], rule: Rule) -> dict[s
     arrays = {"sample": trial.chunk.samples, "label": trial.chunk.y} | _verdict(trial, cell, metrics["iou"], rule)
     if "goal" in cell.references:
         arrays["goal_map"] = cell.references["goal"]
-    arrays |= figures(metrics, cell) | certified(cell)
+    # Of an infinite value there is no mean: the measure is undefined there.
+    arrays |= {name: value.masked_fill(value.isinf(), torch.nan) for name, value in figures(metrics, cell).items()}
+    arrays |= certified(cell)
     if cell.seen.score is not None and cell.seen.alarm is not None and cell.benign.score is not None:
         arrays |= {"score": cell.seen.score, "alarm": cell.seen.alarm.float(), "clean_score": cell.benign.score}
     own, undefended = trial.right(cell)

@@ -228,10 +228,15 @@ def unpaired(values: Tensor, reference: Tensor, binary: bool, resamples: int = 2
     drawn = resampled_means(mine, resamples, derive(seed, "a")) - resampled_means(other, resamples, derive(seed, "b"))
     low, high = (float(end) for end in np.quantile(drawn, [0.025, 0.975]))
     random = np.random.default_rng(derive(seed, "permutations"))
+    batch = max(1, int(4e6) // (len(mine) + len(other)))  # permutations that are in memory at once
     test = scipy.stats.permutation_test(
-        (mine, other), lambda x, y, axis: x.mean(axis) - y.mean(axis), vectorized=True, n_resamples=9999, rng=random
+        (mine, other), _gap_of_means, vectorized=True, n_resamples=9999, batch=batch, rng=random
     )
     return Difference(gap, low, high, len(mine), float(test.pvalue))
+
+
+def _gap_of_means(mine: np.ndarray, other: np.ndarray, axis: int) -> Any:
+    return mine.mean(axis) - other.mean(axis)
 
 
 def _wilson(values: np.ndarray) -> tuple[float, float, float]:

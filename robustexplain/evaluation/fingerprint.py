@@ -19,13 +19,17 @@ from .. import files
 from ..errors import InputError
 from ..storage.writer import Blob
 
+OF_MODULES = frozenset(vars(nn.Module()))
+"""What torch keeps in every module: hooks, weights, the mode."""
+
 
 def fingerprint(value: Any) -> str:
     """A hash of a component; equal in all processes for the same class, settings and weights.
 
-    Of a dataclass, its class and fields; of a module, its class, weights and plain attributes; of a function, its
-    code, defaults and the values that it encloses; of a part with a binary format of its own, the arrays in it; of
-    another object, its class and attributes (private ones only if plain).
+    Of a dataclass, its class and fields; of a module, its class, weights and plain attributes (of private ones numbers
+    and texts alone: others may be caches); of a function, its code, defaults and the values that it encloses; of a part
+    with a binary format of its own, the arrays in it; of another object, its class and attributes (private ones only if
+    plain).
 
     Raises:
         InputError: an object in it whose content cannot be told.
@@ -72,7 +76,7 @@ def _module(value: nn.Module, above: tuple[int, ...]) -> Any:
         f"{place}.{name}": _plain(inner, above)
         for place, part in value.named_modules()
         for name, inner in vars(part).items()
-        if name != "training" and not name.startswith("_") and _simple(inner)
+        if name not in OF_MODULES and (_scalar(inner) if name.startswith("_") else _simple(inner))
     }
     return [*described, files.digest_tensors(weights), files.digest_tensors(hidden), attributes]
 
@@ -122,6 +126,12 @@ def _simple(value: Any) -> bool:
     if value is None or isinstance(value, (bool, int, float, str, Tensor, np.ndarray, np.generic, partial)):
         return True
     return inspect.isroutine(value) or (is_dataclass(value) and not isinstance(value, type))
+
+
+def _scalar(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_scalar, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _content(value: Any, above: tuple[int, ...]) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -122,15 +123,38 @@ def _dealt(found: Sequence[int], labels: Sequence[int], images: int) -> Chosen:
     )
 
 
-def chunks(
-    positions: Sequence[int], data: data_sets.Data, settings: Evaluation, seed: int, device: torch.device
-) -> list[Chunk]:
-    """The evaluated inputs in chunks of ``settings.batch_size``, on ``device``."""
-    made = []
-    for start in range(0, len(positions), settings.batch_size):
-        part = positions[start : start + settings.batch_size]
-        x, y = (t.to(device) for t in data_sets.stack(data.test, part))
+@dataclass(frozen=True)
+class Chunks(Sequence[Chunk]):
+    """The evaluated inputs in chunks of ``settings.batch_size``: each is read when it is asked for, and kept by nobody.
+
+    Args:
+        positions: in the test part.
+        data: the data set.
+        settings: size of the chunks, and whether attacks have a goal class.
+        seed: of the goals.
+        device: where the chunks are put.
+    """
+
+    positions: Sequence[int]
+    data: data_sets.Data
+    settings: Evaluation
+    seed: int
+    device: torch.device
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.positions) / self.settings.batch_size)
+
+    @overload
+    def __getitem__(self, index: int) -> Chunk: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Chunk]: ...
+    def __getitem__(self, index: int | slice) -> Chunk | Sequence[Chunk]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        index = range(len(self))[index]
+        part = self.positions[index * self.settings.batch_size : (index + 1) * self.settings.batch_size]
+        x, y = (t.to(self.device) for t in data_sets.stack(self.data.test, part))
         # From each sample's own stream: the same goals whatever the size of a chunk.
-        goal = random_classes(x, y, data.num_classes, derive(seed, "goal")) if settings.targeted else None
-        made.append(Chunk(start // settings.batch_size, x, y, goal, torch.tensor(part, device=device)))
-    return made
+        goals = derive(self.seed, "goal")
+        goal = random_classes(x, y, self.data.num_classes, goals) if self.settings.targeted else None
+        return Chunk(index, x, y, goal, torch.tensor(part, device=self.device))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import data as data_sets
 from .. import files
-from ..errors import at_work, doing, memory_advice
+from ..errors import at_work, doing, memory_advice, recorded
 from ..recipe import check_data, short_of_reach
 from ..recipe.experiment import Column, Experiment, Recipe, Row
 from ..training import Session
@@ -25,7 +25,7 @@ from .cell import Rule, Trial, craft, goal_map, measure
 from .costs import measure_costs
 from .flags import write_flags
 from .growing import claim
-from .judged import Chosen, Chunk, Pool, choose, chunks
+from .judged import Chosen, Chunk, Chunks, Pool, choose
 from .machine import machine
 from .origins import Origins
 from .own_data import adversarys_own
@@ -246,9 +246,9 @@ class Matrix:
         return Summaries(self.experiment, self.folder, self._origins, machine(self.device.type))
 
     @cached_property
-    def inputs(self) -> list[Chunk]:
+    def inputs(self) -> Chunks:
         """What is judged."""
-        return chunks(self.chosen.judged, self.data, self.experiment.evaluation, self.experiment.seed, self.device)
+        return Chunks(self.chosen.judged, self.data, self.experiment.evaluation, self.experiment.seed, self.device)
 
     @property
     def _timed(self) -> Tensor:
@@ -272,13 +272,15 @@ class Matrix:
             self.shards.make("judged", name, self.inputs, judge)
         if self.session.accelerator.is_main_process:
             try:
-                arrays = self.shards.read_all("judged", name, self.inputs)
-                shown = self.experiment.evaluation.pictures
-                kept = {k: (v[:shown] if k in PICTURES else v) for k, v in arrays.items()}
+                shown = dict.fromkeys(PICTURES, self.experiment.evaluation.pictures)
+                arrays = self.shards.read_all("judged", name, len(self.inputs), shown)
                 found = self._summaries.of(row, column, arrays) | ({} if raised is None else {"raised": raised})
-                self.folder.write_cell(row.label, column.label, found, kept)
-            except ChunkFailedError as error:
-                self._write_failure(row, column, str(error))
+                self.folder.write_cell(row.label, column.label, found, arrays)
+            except Exception as error:
+                if files.is_full(error):
+                    raise
+                known = isinstance(error, ChunkFailedError)
+                self._write_failure(row, column, str(error) if known else recorded(error))
         self.session.accelerator.wait_for_everyone()
 
     def _judge(self, row: Row, column: Column, job: Job) -> Callable[[Chunk], dict[str, Tensor]]:

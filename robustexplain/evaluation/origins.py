@@ -72,8 +72,8 @@ class Origins:
         return files.digest([self.row(label), self.experiment.source.get("judged")])
 
     def audit(self, label: str) -> str:
-        """Of a manipulated row's audit: every interpreter looks at it, and its intervals are in it."""
-        looking = [self.row(row.label) for row in self.experiment.rows if not row.derived]
+        """Of a manipulated row's audit: every other interpreter looks at it, and its intervals are in it."""
+        looking = [self.row(row.label) for row in self.experiment.rows if row.kind != "manipulation"]
         return files.digest([self.row(label), looking, self.experiment.evaluation.bootstrap])
 
     @property

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from .. import checks
 from ..data import Data, Item, labels_of, load, stack, take
-from ..data.base import Digest, checked_labels
+from ..data.base import Digest, checked_labels, known_labels
 from ..errors import InputError
 
 
@@ -107,5 +107,5 @@ def _samples(given: Any) -> Inputs:
         raise InputError(f"data must give (x, label) with x a tensor, got {got}")
     checks.inputs(item[0][None])
     # What torchvision's data sets have: labels without decoding the images.
-    known = getattr(given, "targets", None)
+    known = known_labels(given, "targets")
     return Inputs(given, tuple(map(int, labels_of(given) if known is None else known)))

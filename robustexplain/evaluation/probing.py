@@ -151,9 +151,10 @@ def some(chunks: Sequence[Chunk], images: int) -> list[Chunk]:
     found: list[Chunk] = []
     for chunk in chunks:
         left = images - sum(len(part.x) for part in found)
-        if left > 0:
-            goal = None if chunk.goal_class is None else chunk.goal_class[:left]
-            found.append(Chunk(chunk.index, chunk.x[:left], chunk.y[:left], goal, chunk.samples[:left]))
+        goal = None if chunk.goal_class is None else chunk.goal_class[:left]
+        found.append(Chunk(chunk.index, chunk.x[:left], chunk.y[:left], goal, chunk.samples[:left]))
+        if len(chunk.x) >= left:  # what comes after it is not even read
+            break
     return found
 
 

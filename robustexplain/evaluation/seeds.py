@@ -23,7 +23,9 @@ AREAS = ("auc", "separation")
 
 
 def again(recipe: Recipe, repeat: int) -> Recipe:
-    """The recipe in which every trained part is made for that time, under other seeds; inputs and goals are the same.
+    """The recipe in which every trained part is made for that time, under other seeds.
+
+    Goals and the order of inputs are the same; with ``only_correct`` each judges those that its classifier gets right.
 
     Args:
         recipe: the recipe with ``seeds``, columns of tables by their names.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 import torch
@@ -31,6 +32,7 @@ class Part(Protocol):
 
 
 P = TypeVar("P", bound=Part)
+NO_LIMIT: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -89,20 +91,33 @@ class Shards:
         Raises:
             ChunkFailedError: it could not be made.
         """
-        path, error = self.folder.chunk(kind, name, part.index), self.folder.error(kind, name, part.index)
-        if path.is_file():
-            return {k: v.to(part.x.device) for k, v in files.read_tensors(path)[0].items()}
-        missing = f"{path} is missing"
-        raise ChunkFailedError(error.read_text(encoding="utf-8", errors="replace") if error.is_file() else missing)
+        return {key: value.to(part.x.device) for key, value in self._read(kind, name, part.index).items()}
 
-    def read_all(self, kind: str, name: str, parts: Sequence[Part]) -> dict[str, Tensor]:
-        """The arrays of all chunks, one after the other.
+    def read_all(self, kind: str, name: str, count: int, most: Mapping[str, int] = NO_LIMIT) -> dict[str, Tensor]:
+        """The arrays of all chunks, one after the other, on the CPU.
+
+        Args:
+            kind: of the chunks.
+            name: of the chunks.
+            count: how many there are.
+            most: how many samples are kept of some arrays, the first ones; of others all are.
 
         Raises:
             ChunkFailedError: one of them could not be made.
         """
-        found = [self.read(kind, name, part) for part in parts]
-        return {key: torch.cat([part[key] for part in found]) for key in found[0]}
+        found: dict[str, list[Tensor]] = {}
+        for index in range(count):
+            for key, value in self._read(kind, name, index).items():
+                parts = found.setdefault(key, [])
+                parts.append(value[: most[key] - sum(map(len, parts))].clone() if key in most else value)
+        return {key: torch.cat(parts) for key, parts in found.items()}
+
+    def _read(self, kind: str, name: str, index: int) -> dict[str, Tensor]:
+        path, error = self.folder.chunk(kind, name, index), self.folder.error(kind, name, index)
+        if path.is_file():
+            return files.read_tensors(path)[0]
+        missing = f"{path} is missing"
+        raise ChunkFailedError(error.read_text(encoding="utf-8", errors="replace") if error.is_file() else missing)
 
 
 class ChunkFailedError(Exception):

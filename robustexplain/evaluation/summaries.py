@@ -26,8 +26,11 @@ SHARES = (
 )
 """Measures of 0 and 1, whose intervals are exact, besides the metrics that say that they are."""
 
-FRACTIONS = ("confidence",)
+FRACTIONS = ("confidence", "certified_one", "certified_zero", "certified_overlap", "contradicted")
 """Measures between 0 and 1 that are not shares."""
+
+LENGTHS = ("queries", "perturbation", "certified_radius")
+"""Measures that are not negative."""
 
 
 class Summaries:
@@ -158,7 +161,7 @@ class Summaries:
             return (0.0, most - least) if metric.higher_is_closer else (least, most)
         if self.binary(name) or name in FRACTIONS or self.binary(name.removesuffix("_mean")):
             return UNIT
-        if name == "queries":
+        if name in LENGTHS:
             return (0.0, float("inf"))
         owners = [metric for metric in self.experiment.metrics if name == metric or name.startswith(f"{metric}_")]
         return self.experiment.metrics[max(owners, key=len)].bounds if owners else UNBOUNDED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from torch import Tensor
 from .. import checks
 from ..door import answer
 from ..errors import InputError
-from ..random_streams import generator
+from ..random_streams import derive
 
 if TYPE_CHECKING:
     from ..system import System
@@ -121,9 +122,11 @@ def _ask(system: System, x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
 
 def _drawn(rows: int, limit: int | None, seed: int) -> tuple[Tensor, Tensor]:
     total = rows * (rows - 1)
-    order = torch.arange(total)
-    if limit is not None and limit < total:
-        order = torch.randperm(total, generator=generator(seed, "pairs"))[:limit]
+    if limit is None or limit >= total:
+        order = torch.arange(total)
+    else:
+        # Python draws distinct numbers of a range without writing the range out.
+        order = torch.tensor(random.Random(derive(seed, "pairs")).sample(range(total), limit))
     i, j = order // (rows - 1), order % (rows - 1)
     return i, j + (j >= i).long()
 

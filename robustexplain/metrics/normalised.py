@@ -120,7 +120,7 @@ class _Falls:
                 known = kept[row].get(after, -sign * math.inf)
                 kept[row][after] = max(known * sign, (total + fall) * sign) * sign
             kept = [self._best(sets, sign) for sets in kept]
-        return self.x.new_tensor([next(iter(sets.values())) for sets in kept])
+        return self.whole.new_tensor([next(iter(sets.values())) for sets in kept])
 
     def _best(self, sets: dict[frozenset[int], float], sign: int) -> dict[frozenset[int], float]:
         return dict(sorted(sets.items(), key=lambda item: -sign * item[1])[: self.metric.beam])

@@ -13,7 +13,7 @@ from ..errors import FieldError
 from ..fields import Natural, NonNegative
 from ..random_streams import Streams
 from ..registry import METRICS
-from .base import Better, Faithfulness
+from .base import Better, Faithfulness, widened
 from .imputation import imputed
 from .perturbing import region_order
 
@@ -63,7 +63,9 @@ class ROAD(Faithfulness):
         found = []
         for share in self.shares:
             missing = order < max(1, round(share * pixels))
-            removed = torch.where(missing[:, None], (imputed(x, missing) + grain).clamp(0, 1), x)
+            # In half precision the solver would not converge.
+            filled = imputed(widened(x), missing).to(x.dtype)
+            removed = torch.where(missing[:, None], (filled + grain).clamp(0, 1), x)
             parts = zip(removed.split(self.batch_size), target.split(self.batch_size), strict=True)
             found.append(torch.cat([self._scores(model, some, classes) for some, classes in parts]))
         return torch.stack(found, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -278,11 +278,20 @@ class AttackFacts:
         return ", ".join(words)
 
 
-def _other_settings(attack: Any) -> list[str]:
+def _other_settings(attack: Any) -> list[Any]:
     kept = [f.name for f in fields(attack) if f.name not in ("eps", "steps")] if is_dataclass(attack) else []
-    plain = (int, float, str, tuple, type(None))
-    found = {name: getattr(attack, name) for name in kept}
-    return [f"{n}={v!r}" if isinstance(v, plain) else f"{n}: {type(v).__name__}" for n, v in found.items()]
+    return [[name, _told(getattr(attack, name))] for name in kept]
+
+
+def _told(value: Any) -> Any:
+    """A setting as plain data, settings in it too; of what is no setting (a model, a function) its class alone."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return [type(value).__name__, [[f.name, _told(getattr(value, f.name))] for f in fields(value) if f.init]]
+    if isinstance(value, Mapping):
+        return [[str(key), _told(inner)] for key, inner in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [_told(inner) for inner in value]
+    return repr(value) if isinstance(value, (int, float, str, type(None))) else type(value).__name__
 
 
 @dataclass(frozen=True)

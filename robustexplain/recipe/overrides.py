@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ..errors import InputError
@@ -15,8 +16,10 @@ def changed(tree: Any, change: str) -> Any:
         raise InputError(f"--set takes key.path=value, got {change!r}")
     steps: list[int | str] = []
     for part in where.split("."):
-        name, *indices = part.replace("]", "").split("[")
-        steps += [name, *(int(i) for i in indices if i.isdigit())]
+        found = re.fullmatch(r"([^][]+)((?:\[\d+\])*)", part)
+        if found is None:
+            raise InputError(f"--set {change}: {part!r} is no key, nor a key with places in lists such as attacks[0]")
+        steps += [found[1], *(int(place) for place in re.findall(r"\d+", found[2]))]
     try:
         value = load(text)
     except InputError as error:

@@ -21,6 +21,7 @@ from robustexplain import files, recipes
 from robustexplain.cli import main
 from robustexplain.commands.list import recipe_rows, rows_of
 from robustexplain.commands.options import session_of
+from robustexplain.metrics import Spearman
 from robustexplain.registry import ALL, Entry
 from robustexplain.training import Session
 
@@ -453,6 +454,15 @@ def test_attack_writes_the_image_the_maps_and_the_numbers(cli: Call, picture: Pa
     assert float((stored - arrays["attacked_x"][0]).abs().max()) <= 0.5 / 255 + 1e-6
     with Image.open("made/compare.png") as shown:
         assert shown.width > 4 * shown.height
+
+
+def test_attack_writes_what_is_undefined_on_a_constant_map_as_nothing(
+    cli: Call, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Spearman, "_measure", lambda self, maps, reference: torch.full((len(maps),), torch.nan))
+    code, _, _ = cli("attack", picture, "--model", "small-cnn", "--interpreter", "cam", *FEW, "--out", "made")
+    assert code == 0
+    assert json.loads(Path("made/numbers.json").read_text())["map_rank_correlation"] is None
 
 
 def test_attack_takes_a_system_of_a_run(cli: Call, finished: Path, picture: Path) -> None:

@@ -20,6 +20,7 @@ from robustexplain.errors import InputError
 from robustexplain.evaluation import Results, RunFolder, run, write_report
 from robustexplain.evaluation.audit import Audit, audit
 from robustexplain.evaluation.audit_page import PAGE, TABLE
+from robustexplain.evaluation.origins import Origins
 from robustexplain.evaluation.prepared import Prepared
 from robustexplain.interpreters import CAM, GradCAM, IntegratedGradients, Smoothed
 from robustexplain.metrics import SSIM, Entropy, FooledLocation, LocationCorrelation, Pearson, SignCorrelation, Spearman
@@ -118,6 +119,15 @@ def test_every_interpreter_of_the_recipe_looks_at_the_manipulated_model(
     assert len(found["history"]["epochs"]) == 3
     wired = json.loads(folder.audit("wired").read_text())
     assert [look["view"] for look in wired["looks"]] == ["as they are", "with the trigger"] * 2
+
+
+def test_an_audit_is_made_of_every_row_that_looks() -> None:
+    def made_of(**changes: Any) -> str:
+        defense = {"name": "beta-smoothing", "of": "ig", "label": "smooth", **changes}
+        return Origins(recipes.check(tree(defenses=[defense]))).audit("lying")
+
+    assert made_of() == made_of()
+    assert len({made_of(), made_of(beta=2.0), Origins(recipes.check(tree(defenses=[]))).audit("lying")}) == 3
 
 
 def an_audit(label: str = "lying", honest: System | None = None, lied: System | None = None) -> Audit:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from robustexplain import metrics
+from robustexplain import evaluate, metrics
+from robustexplain.attacks import PGD, Noise
 from robustexplain.errors import InputError
-from robustexplain.evaluation import RunFolder, run
+from robustexplain.evaluation import Evaluation, RunFolder, run
+from robustexplain.evaluation.summaries import Summaries
+from robustexplain.interpreters import Gradient
 from robustexplain.metrics import JUDGED, L1
+from robustexplain.models import build
 from robustexplain.recipe import read
+from robustexplain.recipe.experiment import Column, Row
+from robustexplain.recipe.plausible import Plausible
 from robustexplain.registry import METRICS
 from robustexplain.system import System
 
@@ -96,3 +105,37 @@ def test_a_cell_with_a_goal_map_says_how_often_it_is_nearer_than_the_benign_one(
 def test_what_needs_more_than_a_cell_has_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=rf"metrics\[0\]: {name} needs more than a cell has"):
         read(TINY, [f"metrics=[{name}]"])
+
+
+@dataclass(frozen=True)
+class Unbounded(metrics.L1):
+    """A measure that is infinite for the first sample of a chunk."""
+
+    def _measure(self, maps: Tensor, reference: Tensor) -> Tensor:
+        value = super()._measure(maps, reference)
+        value[0] = torch.inf
+        return value
+
+
+@pytest.mark.filterwarnings("ignore::robustexplain.errors.RobustExplainWarning")
+def test_an_infinite_value_is_undefined_and_what_cannot_be_summed_up_is_a_hole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build("small-cnn", num_classes=3, in_channels=1).eval()
+    x = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    systems, given = {"gradient": System(model, Gradient(model))}, (x, model(x).argmax(1))
+    attacks = {"noise": Noise(0.1), "pgd": PGD(0.1, steps=1)}
+    settings = Evaluation(images=8, batch_size=4, bootstrap=50, calibration=0, plausible=Plausible(iou=0.5))
+    found = evaluate(systems, attacks, given, out=tmp_path / "run", evaluation=settings, metrics=["l1", Unbounded()])
+    assert found.measure("gradient", "pgd", "Unbounded")["count"] == 6  # of 8 in two chunks
+    of = Summaries.of
+
+    def once(self: Summaries, row: Row, column: Column, arrays: dict[str, Tensor]) -> dict[str, Any]:
+        if column.label == "pgd":
+            raise ValueError("cannot be summed up")
+        return of(self, row, column, arrays)
+
+    monkeypatch.setattr(Summaries, "of", once)
+    holes = evaluate(systems, attacks, given, out=tmp_path / "other", evaluation=settings)
+    assert holes.measure("gradient", "noise", "l1") is not None
+    assert holes.measure("gradient", "pgd", "l1") is None

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from robustexplain.attacks import PGD, Clean
+from robustexplain.attacks import PGD, Attack, Clean, Substitute
+from robustexplain.attacks.adaptive import Adaptation
 from robustexplain.cli import app
 from robustexplain.errors import InputError
 from robustexplain.evaluation import RunFolder, evaluate
@@ -22,7 +23,7 @@ from robustexplain.evaluation.leaderboard import boards
 from robustexplain.evaluation.worst import WORST
 from robustexplain.interpreters import CAM, Gradient
 from robustexplain.models import Classifier
-from robustexplain.recipe.experiment import Column, Evaluation
+from robustexplain.recipe.experiment import AttackFacts, Column, Evaluation
 from robustexplain.system import System
 
 from .made_up import column, results_of, row, wins
@@ -159,3 +160,20 @@ def test_the_commands(runs: dict[str, Path], tmp_path: Path) -> None:
     empty.mkdir()
     assert runner.invoke(app, ["diff", str(runs["weak"]), str(empty)]).exit_code != 0
     shutil.rmtree(empty)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (PGD(0.1, adapt=Adaptation(draws=1)), PGD(0.1, adapt=Adaptation(draws=100))),
+        (PGD(0.1, step_size=0.01), PGD(0.1, step_size=0.02)),
+        (Substitute(craft=PGD(0.01)), Substitute(craft=PGD(0.3))),
+    ],
+)
+def test_attacks_of_other_settings_are_of_another_family(one: Attack, other: Attack) -> None:
+    assert AttackFacts.of(one).family == AttackFacts.of(replace(one)).family
+    assert AttackFacts.of(one).family != AttackFacts.of(other).family
+
+
+def test_attacks_that_differ_in_radius_and_steps_are_of_one_family() -> None:
+    assert AttackFacts.of(PGD(0.1, steps=3)).family == AttackFacts.of(PGD(0.2, steps=5)).family

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from typer.testing import CliRunner
 
 import robustexplain as rx
@@ -24,8 +25,9 @@ from robustexplain.errors import InputError, RobustExplainWarning, RunMismatchEr
 from robustexplain.evaluation import Defended, Evaluation, RunFolder, costs, matrix
 from robustexplain.evaluation.adversaries import Adversaries
 from robustexplain.evaluation.fingerprint import fingerprint
+from robustexplain.evaluation.judged import Chunks
 from robustexplain.evaluation.origins import Origins
-from robustexplain.evaluation.own_data import Inputs
+from robustexplain.evaluation.own_data import Inputs, data_of
 from robustexplain.evaluation.prepared import Prepared
 from robustexplain.metrics import Spearman
 from robustexplain.objectives import Goal, Objective, Sum
@@ -357,6 +359,14 @@ class _Scaled(nn.Module):
         self.k = k
 
 
+class _Private(nn.Module):
+    """What its forward does hangs on a private setting; the last input, which it keeps, is none."""
+
+    def __init__(self, k: float, last: Tensor | None = None) -> None:
+        super().__init__()
+        self._k, self._last = k, last
+
+
 class _Slotted:
     __slots__ = ("k",)
 
@@ -375,9 +385,12 @@ def test_functions_and_modules_that_compute_different_things_have_different_fing
         (_Scaled(1.0), _Scaled(-1.0)),
         (nn.Sequential(_Scaled(1.0)), nn.Sequential(_Scaled(-1.0))),
         (_Slotted(1.0), _Slotted(2.0)),
+        (_Private(True), _Private(False)),
+        (nn.Sequential(_Private(1)), nn.Sequential(_Private(2))),
     )
     for one, other in pairs:
         assert fingerprint(one) != fingerprint(other)
+    assert fingerprint(_Private(1, torch.ones(2))) == fingerprint(_Private(1, torch.zeros(2)))
     for make in (_times, _Scaled, _Slotted, lambda k: partial(max, k)):
         assert fingerprint(make(3.0)) == fingerprint(make(3.0))
     with pytest.raises(InputError, match="cannot be told"):
@@ -450,3 +463,56 @@ def test_an_attack_fitted_on_other_inputs_is_made_anew(own: Own, tmp_path: Path)
         found.append(RunFolder(tmp_path / out).arrays("plain", "uap")["attacked_x"])
     assert not torch.equal(found[0], found[2])
     assert torch.equal(found[1], found[2])
+
+
+class Turned(Dataset[Any]):
+    """Like torchvision's folders: labels in ``targets``, and what they become in ``target_transform``."""
+
+    def __init__(self, x: Tensor, y: Tensor, name: str = "targets") -> None:
+        self.x, self.target_transform = x, lambda label: 2 - label
+        setattr(self, name, y.tolist())
+        self.y = y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.x[index], self.target_transform(int(self.y[index]))
+
+
+@pytest.mark.parametrize("name", ["targets", "labels"])
+def test_labels_are_those_of_the_items_whatever_the_data_set_keeps(name: str, own: Own) -> None:
+    given = Turned(own.x, own.y, name)
+    assert data_of(given, lambda x: 3).test.labels == tuple((2 - own.y).tolist())  # type: ignore[attr-defined]
+
+
+def test_systems_and_inputs_of_bfloat16_are_judged(own: Own, tmp_path: Path) -> None:
+    model = net().bfloat16()
+    systems = {"plain": rx.System(model, interpreters.Gradient(model))}
+    settings = replace(SETTINGS, images=8)
+    results = judge(own, tmp_path / "run", systems=systems, data=(own.x.bfloat16(), own.y), evaluation=settings)
+    assert results.measure("plain", "pgd", "l1") is not None
+
+
+def test_chunks_are_read_when_they_are_asked_for(own: Own) -> None:
+    read: list[int] = []
+
+    class Noted(Turned):
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            read.append(index)
+            return super().__getitem__(index)
+
+    loaded = data_of(Noted(own.x, own.y), lambda x: 3)
+    read.clear()
+    made = Chunks([5, 3, 9, 11, 2], loaded, replace(SETTINGS, batch_size=2), 0, torch.device("cpu"))
+    assert len(made) == 3
+    assert not read
+    assert torch.equal(made[-1].x, own.x[[2]])
+    assert read == [2]
+    whole = Chunks([5, 3, 9, 11, 2], loaded, replace(SETTINGS, batch_size=5), 0, torch.device("cpu"))[0]
+    for name in ("x", "y", "goal_class", "samples"):
+        assert torch.equal(torch.cat([getattr(chunk, name) for chunk in made]), getattr(whole, name)), name
+    assert [chunk.index for chunk in made] == [0, 1, 2]
+    assert [len(chunk.x) for chunk in made[:2]] == [2, 2]
+    with pytest.raises(IndexError):
+        made[3]

@@ -248,6 +248,8 @@ def test_bounds_of_a_cell_s_measures_are_its_metrics_own(tmp_path: Path) -> None
     inf = math.inf
     expected = {
         **dict.fromkeys(("joint", "joint_mean", "confidence", "l1_nearer", "alarm"), (0, 1)),
+        **dict.fromkeys(("certified_one", "certified_zero", "certified_overlap", "contradicted"), (0, 1)),
+        **dict.fromkeys(("perturbation", "certified_radius"), (0, math.inf)),
         **{"l1": L1.bounds, "l1_goal": L1.bounds, "distance": L1.bounds, "spearman_honest": (-1, 1)},
         **{"queries": (0, inf), "score": (-inf, inf)},
     }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustexplain.errors import InputError
-from robustexplain.metrics import AOPC, ROAD, NormalisedAOPC
+from robustexplain.metrics import AOPC, ROAD, NormalisedAOPC, road
 from robustexplain.metrics.imputation import NEIGHBOURS, imputed
 
 
@@ -104,6 +104,22 @@ def test_road_of_a_model_of_one_dot_by_hand(target: Tensor) -> None:
     torch.testing.assert_close(most, torch.full((3, 2), 0.2).double(), atol=1e-4, rtol=0)
     torch.testing.assert_close(least, torch.full((3, 2), 0.9).double(), atol=1e-4, rtol=0)
     assert ROAD(noise=0.1)(Weighted(weights).eval(), x, maps, target).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_pixels_are_solved_in_float32(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    solved_in: list[torch.dtype] = []
+
+    def noted(x: Tensor, missing: Tensor) -> Tensor:
+        solved_in.append(x.dtype)
+        return imputed(x, missing)
+
+    monkeypatch.setattr(road, "imputed", noted)
+    x = images(2, 10).to(dtype)
+    metric = ROAD(of="logit", shares=(0.5,), noise=0.0)
+    model = Weighted(torch.ones(1, 10, 10).to(dtype)).eval()
+    metric(model, x, x.float().mean(1), torch.zeros(2, dtype=torch.int64))
+    assert solved_in == [torch.float32] * 2
 
 
 def test_removed_pixels_stay_in_range() -> None:

@@ -308,6 +308,8 @@ def test_an_empty_part_that_is_needed_is_refused(
         ("attacks[2].eps=300", "attacks[2].eps: must be at most 1, got 300"),
         ("attacks[9].eps=0.1", "there is no entry [9]"),
         ("attacks[x].eps=0.1", "--set attacks[x].eps=0.1"),
+        ("interpreters[-1]=gradient", "'interpreters[-1]' is no key, nor a key with places in lists"),
+        ("interpreters[0=gradient", "'interpreters[0' is no key"),
         ("attacks", "--set takes key.path=value"),
         ("model.weights=no.safetensors", "model.weights: no file at no.safetensors"),
         ("data={name: image-folder, path: /no/images}", "data: image-folder: no folder '/no/images'"),

@@ -187,6 +187,16 @@ def test_pairs_give_the_bouncer_away_as_often_as_swapping_changes_its_decision(b
     assert torch.equal(second[:, list(HIDDEN)], x[found.rows[:, 1]][:, list(HIDDEN)])
 
 
+def test_few_pairs_of_many_are_distinct_and_drawn_by_the_seed(bouncer: System) -> None:
+    x, _ = guests(40, 3)
+    first, again, other = (incoherent_pairs(bouncer, x, HIDDEN, limit=30, seed=seed) for seed in (0, 0, 1))
+    assert first.asked == 30
+    assert torch.equal(first.rows, again.rows)
+    assert first.rows.tolist() != other.rows.tolist()
+    assert len({tuple(pair) for pair in first.rows.tolist()}) == len(first.rows)
+    assert all(i != j for i, j in first.rows.tolist())
+
+
 def test_the_bouncer_is_caught_without_knowing_what_it_hides(bouncer: System) -> None:
     x, _ = guests(25, 7)
     found = incoherent_pairs(bouncer, x)
