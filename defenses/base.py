@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustexplain import checks
 from robustexplain.autograd.second_derivatives import named_derivatives
 from robustexplain.data import has_labels, labels_of, stack
-from robustexplain.door import answer
+from robustexplain.door import answer, suited
 from robustexplain.errors import InputError, UnsupportedModelError
 from robustexplain.fields import Natural, check_fields
 from robustexplain.interpreters import Interpreter
@@ -156,10 +156,9 @@ def admit_samples(model: nn.Module, data: Samples, count: int = 32) -> None:
 
 def _num_classes(model: nn.Module, x: Tensor) -> int | None:
     """How many classes a model tells apart; ``None`` where it does not take these inputs: the defense will say so."""
-    like = next((p for p in model.parameters() if p.is_floating_point()), x)
     try:
         with torch.no_grad(), eval_mode(model):
-            return answer(model, x.to(like.device, like.dtype)).shape[1]
+            return answer(model, suited(model, x)).shape[1]
     except Exception:
         return None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,12 @@ from .single_image import ordered_norms
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """By how much two passes of equal shape may differ, as a share of the largest logit."""
 _EXPECTED = "a classifier must answer with floating-point logits [B, K], K >= 2"
+
+
+def suited(model: nn.Module, x: Tensor) -> Tensor:
+    """``x`` on the model's device and, floating-point inputs, in its dtype: those of its first such weights."""
+    at = next((t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()), x)
+    return x.to(at.device, at.dtype if x.is_floating_point() else x.dtype)
 
 
 def answer(model: nn.Module, x: Tensor, *, finite: bool = True) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from . import checks
 from .data.inputs import InputSpec
+from .door import suited
 from .errors import InputError
 from .interpreters.base import Interpreter, finite
 from .interpreters.certificate import Certificate
@@ -194,8 +195,7 @@ class System:
         """
         if self.inputs is None:
             raise InputError("the system's inputs are not specified: replace(system, inputs=InputSpec(...))")
-        like = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
-        return self.inputs.read(image).to(like.device, like.dtype)
+        return suited(self.model, self.inputs.read(image))
 
     def to(self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None) -> System:
         """The system with all its parts on another device, or in another floating-point dtype.

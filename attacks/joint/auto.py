@@ -31,7 +31,7 @@ from .adv2 import ADV2
 from .aimed import Aimed
 from .map_pgd import MapPGD
 
-AUTO_VERSION: Literal["1"] = "1"
+AUTO_VERSION: Literal["2"] = "2"
 """Of the ensemble: it changes with any member, setting or order, and is part of a result's identity."""
 
 STEPS = 100
@@ -78,7 +78,7 @@ class Auto(Aimed):
         known: how maps are judged; the runner tells it.
     """
 
-    version: Literal["1"] = AUTO_VERSION
+    version: Literal["2"] = AUTO_VERSION
     known: Known = field(default=NOTHING, kw_only=True, repr=False, compare=False, metadata={"recipe": False})
 
     adapts: ClassVar[bool] = True
@@ -110,12 +110,15 @@ class Auto(Aimed):
         """The ensemble against ``system``, in order."""
         # Rounding that nobody declared is passed too, where the model's calls can be seen.
         found = self._ensemble(straight=hidden(system.model) is None)
-        found = tuple(member for member in found if not member.transfer or self.known.root is not None)
-        if system.interpreter.differentiable:
-            return found
-        alone = Member(_PREDICTION, PGD(self.eps, steps=STEPS, seed=self.seed))
-        able = tuple(member for member in found if not member.attack.differentiates(system))
-        return able if self.keeps_prediction else (alone, *able)
+        able = tuple(member for member in found if self._can(member, system))
+        if system.interpreter.differentiable or self.keeps_prediction:
+            return able
+        return (Member(_PREDICTION, PGD(self.eps, steps=STEPS, seed=self.seed)), *able)
+
+    def _can(self, member: Member, system: System) -> bool:
+        """Whether the system that a member attacks, which is another one in a transfer, has the maps that it needs."""
+        target = self.known.root if member.transfer else system
+        return target is not None and (target.interpreter.differentiable or not member.attack.differentiates(target))
 
     def _ensemble(self, straight: bool = False) -> tuple[Member, ...]:
         """All members of this aim; with ``straight`` one of them takes rounding for the identity."""

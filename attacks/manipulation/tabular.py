@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robustexplain.data import stack
-from robustexplain.door import answer
+from robustexplain.door import answer, suited
 from robustexplain.errors import UnsupportedModelError
 from robustexplain.interpreters import Interpreter
 from robustexplain.training import Samples
@@ -42,8 +42,7 @@ def standardised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 @torch.no_grad()
 def model_outputs(model: nn.Module, x: Tensor, chunk: int = 65536) -> Tensor:
     """Logits ``[N, K]`` on the CPU for rows ``[N, D]``, wherever the model is."""
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    return torch.cat([answer(model, part.to(device)).cpu() for part in x.split(chunk)])
+    return torch.cat([answer(model, suited(model, part)).cpu() for part in x.split(chunk)])
 
 
 @torch.no_grad()

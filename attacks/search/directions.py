@@ -313,7 +313,7 @@ class ClippedThreat(Threat):
 
     def apply(self, x: Tensor, variable: Tensor) -> Tensor:
         """The threat's input, clipped to ``[0, 1]``."""
-        return self.of.apply(x, variable).clamp(0, 1)
+        return ops.clipped(self.of.apply(x, variable))
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
         """The threat's own projection."""
@@ -370,7 +370,6 @@ def _warn_of_silent_score(context: StepContext, seen: Observation, variable: Ten
 
 
 def _refuse_broken(gradient: Tensor, of: str) -> None:
-    # Only at the start: a step that leads to such an input is no better than the one before, and is not kept.
     broken = ~torch.isfinite(gradient).flatten(1).all(1)
     if bool(broken.any()):
         first = int(broken.nonzero()[0])
@@ -403,7 +402,7 @@ def _balanced(context: StepContext, seen: Observation, loss: Tensor, variable: T
     bound, free = _unit(bound), _unit(free)
     against = (bound * free).flatten(1).sum(1).clamp(max=0)
     # In proportion to its loss: a constraint that is barely unmet would otherwise make the search go to and fro.
-    weight = losses[0].detach().clamp(0, 1)
+    weight = ops.clipped(losses[0].detach())
     return free + ops.expand(weight - against * (weight > 0), bound) * bound
 
 

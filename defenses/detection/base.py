@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustexplain.data import stack
+from robustexplain.door import suited
 from robustexplain.errors import FieldError, InputError
 from robustexplain.fields import Count, Fraction
 from robustexplain.random_streams import generator
@@ -74,7 +75,9 @@ class DetectorDefense(TrainedDefense):
         """
 
     def _train(self, system: System, data: Samples, session: Session) -> System:
-        x, y, clean = (part.to(session.device) for part in self._split(data))
+        x, y, clean = self._split(data)
+        x, clean = suited(system.model, x), suited(system.model, clean)
+        y = y.to(x.device)
         with frozen(system.model):
             detector = self._fit(system, x, y, session)
             if not isinstance(detector, Detector):

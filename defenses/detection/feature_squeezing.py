@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from robustexplain.door import answer
-from robustexplain.objectives import AgreeSqueezed, EvadeSqueezing, Objective
+from robustexplain.objectives import EvadeSqueezing, Objective
 from robustexplain.registry import DEFENSES, DETECTORS
 from robustexplain.system import Explained, System
 from robustexplain.training import Session
@@ -65,15 +65,15 @@ class FeatureSqueezingDetector(Detector):
         return self.distances(x, straight=True).amax(1)
 
     def evasion(self, weight: float) -> Objective:
-        """The cross-entropy between predictions before and after squeezing (Zhang et al. 2020, section 4 Q3).
+        """A hinge on the distance of each squeezer, with a way back where probabilities saturate.
 
-        The score itself saturates on confident networks, and a hinge on it has no gradient. With random squeezers it
-        is the hinge all the same: the score of a system drawn again has that system's draws.
+        With random squeezers it is the hinge on the score: that of a system drawn again has that system's draws. Zhang
+        et al. 2020 (section 4 Q3) minimise the cross-entropy between the predictions instead, which is never 0: a
+        search would go on agreeing where the alarm is silent, and lose the map (``adv2-adaptive`` has it).
         """
         if self.random:
             return super().evasion(weight)
-        silent = EvadeSqueezing(self.squeezers, (0.0,) * len(self.squeezers), self.threshold)
-        return silent + weight * AgreeSqueezed(self.squeezers)
+        return weight * EvadeSqueezing(self.squeezers, (1.0,) * len(self.squeezers), self.threshold)
 
     @torch.no_grad()
     def reasons(self, x: Tensor) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robustexplain.data import stack
-from robustexplain.door import answer
+from robustexplain.door import answer, suited
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Fraction
 from robustexplain.interpreters import OfDraws
@@ -108,14 +108,16 @@ class RegionVoting(TrainedDefense):
         return root
 
     def _train(self, system: System, data: Samples, session: Session) -> System:
-        radius = self._found(system, data, session) if self.radius is None else self.radius
+        radius = self._found(system, data) if self.radius is None else self.radius
         return _voting(system, f"uniform-noise-{radius:g}", self.draws, "majority", False, self.explained, self.seed)
 
     @torch.no_grad()
-    def _found(self, system: System, data: Samples, session: Session) -> float:
+    def _found(self, system: System, data: Samples) -> float:
         draws = generator(self.seed, "radius")
         rows = torch.randperm(len(data), generator=draws)[: self.samples].tolist()
-        x, y = (part.to(session.device) for part in stack(data, rows))
+        x, y = stack(data, rows)
+        x = suited(system.model, x)
+        y = y.to(x.device)
 
         def voted(radius: float) -> torch.nn.Module:
             name = f"uniform-noise-{radius:g}"

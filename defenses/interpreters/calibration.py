@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustexplain.data import stack
-from robustexplain.door import answer
+from robustexplain.door import answer, suited
 from robustexplain.errors import InputError
 from robustexplain.interpreters import Interpreter
 from robustexplain.random_streams import generator
@@ -25,8 +25,7 @@ def clean_inputs(system: System, data: Samples | None, images: int, seed: int) -
     if data is None or not len(data):
         raise InputError("this needs data: samples that the evaluation does not use")
     chosen = torch.randperm(len(data), generator=generator(seed, "calibration"))[:images].tolist()
-    like = next((p for p in system.model.parameters() if p.is_floating_point()), torch.empty(0))
-    return stack(data, chosen)[0].to(like.device, like.dtype)
+    return suited(system.model, stack(data, chosen)[0])
 
 
 @torch.no_grad()

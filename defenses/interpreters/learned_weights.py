@@ -52,9 +52,9 @@ def _complexity(maps: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _rescaled(aggregate: Aggregate, x: Tensor, classes: Tensor, batch_size: int) -> Tensor:
-    """The members' rescaled maps, float64 ``[M, N, P]``."""
+    """The members' rescaled maps, float64 ``[M, N, P]`` on the CPU, which has that precision."""
     found = [maps_of(member, x, classes, batch_size) for member in aggregate.members]
-    return torch.stack([ops.rescale(m, aggregate.rescale).flatten(1).double() for m in found])
+    return torch.stack([ops.rescale(m, aggregate.rescale).flatten(1).cpu().double() for m in found])
 
 
 def _sensitivity(

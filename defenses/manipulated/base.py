@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustexplain.checks import Kind, kind
 from robustexplain.data import stack, take
+from robustexplain.door import suited
 from robustexplain.errors import InputError
 from robustexplain.fields import Count, Natural, check_fields
 from robustexplain.metrics import Spearman
@@ -72,9 +73,9 @@ class ModelScanner(ABC):
             raise InputError(f"{type(self).__name__} compares with a trusted system: give it a reference")
         x, y = self._samples(data)
         kind(x, self.takes, type(self).__name__)
-        at = next(system.model.parameters(), x).device
         with frozen(system.model), eval_mode(system.model):
-            return self._scan(system, x.to(at), y.to(at), reference)
+            x = suited(system.model, x)
+            return self._scan(system, x, y.to(x.device), reference)
 
     def _samples(self, data: Samples) -> tuple[Tensor, Tensor]:
         """The samples that are used, and their labels."""

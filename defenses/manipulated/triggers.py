@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,14 +12,18 @@ from torch import Tensor
 
 from robustexplain.checks import Kind
 from robustexplain.door import answer
-from robustexplain.errors import NotDifferentiableError
+from robustexplain.errors import NotDifferentiableError, ZeroMapGradientWarning
 from robustexplain.fields import Count, Fraction, Positive
+from robustexplain.interpreters import Interpreter, map_gradient_share
 from robustexplain.metrics import Pearson
 from robustexplain.registry import SCANNERS
 from robustexplain.system import System
 
 from .base import ModelScanner, Scan
 from .inversion import invert
+
+FEW, LEAST = 4, 0.05
+"""Inputs on which a map's derivative is looked at, and the share of a smooth network's below which there is none."""
 
 
 @SCANNERS.register("map-trigger", paper="ours, after Wang et al. 2019", needs=("gradients", "differentiable maps"))
@@ -50,6 +55,7 @@ class MapTrigger(ModelScanner):
             )
         with torch.no_grad():
             clean = interpreter.explain(x, native=True)
+        _warn_of_no_gradient(interpreter, x[:FEW])
         label, lowest = clean.logits.argmax(1), [1.0]
 
         def aim(triggered: Tensor) -> tuple[Tensor, bool]:
@@ -62,6 +68,19 @@ class MapTrigger(ModelScanner):
         with torch.enable_grad():
             found = invert(x, aim, self.steps, self.seed)
         return Scan((1 - min(lowest)) / 2, {"correlation": min(lowest), "covered": float(found.mask.mean())})
+
+
+def _warn_of_no_gradient(interpreter: Interpreter, x: Tensor) -> None:
+    share = float(map_gradient_share(interpreter, x).max()) if interpreter.is_gradient else 1.0
+    if share < LEAST:
+        warnings.warn(
+            f"map-trigger follows the derivative of the map, and that of {type(interpreter).__name__} has {share:.1%} "
+            "of the size that it has on a smooth network: rectifiers leave none. The search is led by the labels "
+            "alone, and its score says nothing. Scan the same model under CAM or Grad-CAM, or smooth the map first "
+            "(beta-smoothing)",
+            ZeroMapGradientWarning,
+            stacklevel=4,
+        )
 
 
 @SCANNERS.register("neural-cleanse", paper="Wang et al. 2019, sections IV and V", needs=("gradients",))

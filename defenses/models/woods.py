@@ -12,6 +12,7 @@ from robustexplain.attacks import PGD
 from robustexplain.attacks.inner import attacked
 from robustexplain.autograd.rectifiers import require_rectifiers
 from robustexplain.data import stack
+from robustexplain.door import answer
 from robustexplain.fields import Fraction, NonNegative, Positive
 from robustexplain.interpreters.base import pick
 from robustexplain.maps import expand
@@ -82,7 +83,9 @@ class Woods(FineTuned):
         return super()._harden(model, data, session)
 
     def _loss(self, network: nn.Module, x: Tensor) -> HardeningLoss:
-        return WoodsLoss(network, self, Controller())
+        with torch.no_grad():
+            num_classes = answer(network, x[:1]).shape[1]
+        return WoodsLoss(network, self, Controller(), num_classes)
 
     def _module(self, model: nn.Module, network: nn.Module, loss: HardeningLoss) -> LossModule:
         module = super()._module(model, network, loss)
@@ -115,10 +118,12 @@ class WoodsLoss(HardeningLoss):
     Args:
         settings: the defense.
         controller: knows ``psi``.
+        num_classes: of the network.
     """
 
     settings: Woods
     controller: Controller
+    num_classes: int
 
     @property
     def psi(self) -> Tensor:
@@ -128,13 +133,11 @@ class WoodsLoss(HardeningLoss):
     def others(self, x: Tensor, y: Tensor, step: TrainingStep) -> tuple[Tensor, ...]:
         """The inputs, some of them attacked; the random classes; whether the label's lead is taken instead."""
         settings, streams = self.settings, Streams.of(x, step.seed, "woods", step.epoch)
-        with torch.no_grad():
-            num_classes = self.network(x[:1]).shape[1]
         one = x.new_empty(len(x), 1)
         affected, tandem = (
             streams.uniform(one)[:, 0] < chance for chance in (settings.attacked_share, settings.tandem)
         )
-        classes = streams.integers(num_classes).to(x.device)
+        classes = streams.integers(self.num_classes).to(x.device)
         if settings.attack is None or not bool(affected.any()):
             return x, classes, tandem
         moved = attacked(settings.attack, self.network, x, y, step)

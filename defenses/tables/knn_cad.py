@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robustexplain.data import stack
-from robustexplain.door import answer
+from robustexplain.door import answer, suited
 from robustexplain.errors import FieldError, InputError
 from robustexplain.fields import Count, Fraction
 from robustexplain.interpreters import LIMETabular, SHAPTabular
@@ -142,7 +142,6 @@ def _queries(system: System) -> Iterator[list[Tensor]]:
 @torch.no_grad()
 def _predicted(system: System, rows: Tensor) -> Tensor:
     """The classes of rows on the CPU, int64 ``[N]``."""
-    like = next((t for t in (*system.model.parameters(), *system.model.buffers()) if t.is_floating_point()), rows)
-    parts = [answer(system.model, part.to(like.device, like.dtype)).argmax(1).cpu() for part in rows.split(16384)]
+    parts = [answer(system.model, suited(system.model, part)).argmax(1).cpu() for part in rows.split(16384)]
     found = torch.cat(parts)
     return torch.from_numpy(np.asarray(found.numpy()))

@@ -249,6 +249,24 @@ def swapped(smooth: Callable[[Tensor], Tensor]) -> Iterator[None]:
         yield
 
 
+class _Unswapped(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not is_rectifier(func, args, kwargs):
+            return func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            return func(*args, **kwargs)
+
+
+@contextmanager
+def unswapped() -> Iterator[None]:
+    """Within this block, rectifiers are what they are, whatever swap is around it; swaps inside of it count."""
+    with _Unswapped():
+        yield
+
+
 def count_rectifiers(model: nn.Module, x: Tensor) -> int:
     """How many rectifier calls one forward pass of ``model`` on ``x[:1]`` makes.
 

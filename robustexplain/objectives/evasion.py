@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..autograd.rectifiers import unswapped
 from ..door import answer
 from ..errors import InputError
 from ..fields import Fraction, NonNegative
@@ -61,7 +62,8 @@ class EvadeDetector(Objective):
             # Of a system whose randomness was drawn again, that draw's.
             own = None if seen.system is None else seen.system.detector
             detector: Any = own if type(own) is type(self.watch) else self.watch
-            with torch.no_grad():
+            # By the network that is deployed, whatever surrogate a direction has in its place.
+            with torch.no_grad(), unswapped():
                 # As in a system: a score that is NaN rings.
                 seen.noted[key] = ~(detector.score(seen.x.detach()) <= self.watch.threshold)
         found: Tensor = seen.noted[key]

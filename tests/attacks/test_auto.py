@@ -130,6 +130,20 @@ def test_members_that_need_a_gradient_are_left_out_where_there_is_none(
         MapPGD(EPS)(system, x, y, goal)
 
 
+@pytest.mark.parametrize("aim", ["forge", "match", "move"])
+def test_a_transfer_needs_the_maps_of_the_system_that_it_comes_from(aim: Aim, trained: nn.Module) -> None:
+    hidden, plain = rx.System(trained, Occlusion(trained, window=8, stride=8)), rx.System(trained, GradCAM(trained))
+
+    def has_transfer(system: rx.System, root: rx.System) -> bool:
+        members = Auto(EPS, aim).informed(Known(root=root)).members(system)  # type: ignore[attr-defined]
+        return any(member.transfer for member in members)
+
+    assert has_transfer(hidden, plain)
+    assert has_transfer(plain, plain)
+    assert not has_transfer(plain, hidden)
+    assert not has_transfer(hidden, hidden)
+
+
 def test_its_version_is_part_of_its_identity_and_can_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Auto().version == AUTO_VERSION
     other = Auto()

@@ -296,3 +296,16 @@ def test_a_clamp_of_places_is_no_rectifier() -> None:
     places = torch.arange(-2, 6)
     with swapped(Softplus(1.0)):
         assert places.clamp(0, 3).tolist() == [0, 0, 0, 1, 2, 3, 3, 3]
+
+
+def test_within_unswapped_rectifiers_are_what_they_are_and_swaps_inside_count() -> None:
+    z = torch.tensor([-1.0, 0.5])
+    smooth = Softplus(1.0)
+    with swapped(smooth), rectifiers.unswapped():
+        assert torch.equal(torch.relu(z), torch.tensor([0.0, 0.5]))
+        assert torch.equal(z.clamp(min=0), torch.tensor([0.0, 0.5]))
+        with swapped(Softplus(2.0)):
+            inner = torch.relu(z)
+    torch.testing.assert_close(inner, Softplus(2.0)(z))
+    with swapped(smooth):
+        torch.testing.assert_close(torch.relu(z), smooth(z))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import robustexplain as rx
 from robustexplain.attacks.adaptive import DRAWS, Adaptation, draws_for
+from robustexplain.autograd.rectifiers import Softplus, swapped
 from robustexplain.autograd.straight_through import straight_through
 from robustexplain.defenses import BetaSmoothing, CertifiedInterpreter, MeTFADefense, SparsifiedSmoothGrad
 from robustexplain.errors import FieldError, InputError, UnsupportedModelError
@@ -25,12 +26,13 @@ from robustexplain.interpreters import (
     KernelSmoothed,
     MeTFA,
     OfTransformed,
+    Smoothed,
     SmoothGrad,
     VarGrad,
 )
 from robustexplain.interpreters import Sparsified as SparsifiedMap
 from robustexplain.interpreters.composed import certified, sparsified
-from robustexplain.interpreters.composed.binomial import bounds, rejected, slack, tails
+from robustexplain.interpreters.composed.binomial import Bound, bounds, rejected, slack, tails
 from robustexplain.interpreters.composed.metfa import MeTFASettings, two_classes
 from robustexplain.interpreters.composed.sparsified import apart
 from robustexplain.models import Classifier, with_transforms
@@ -301,3 +303,33 @@ def test_an_adversary_draws_less_where_the_map_is_a_mean_of_draws(trained: nn.Mo
     assert draws_for(rx.System(trained, base)) == 1
     assert draws_for(rx.System(trained, SmoothGrad(trained, samples=4))) == 3
     assert draws_for(rx.System(trained, VarGrad(trained, samples=4))) == DRAWS
+
+
+def overlap_of(interpreter: SparsifiedMap, x: Tensor) -> Tensor:
+    found = interpreter.explain(x).certificate
+    assert found is not None
+    assert found.overlap is not None
+    return found.overlap
+
+
+@pytest.mark.parametrize("bound", ["hoeffding", "clopper-pearson"])
+def test_a_surrogate_of_the_network_leaves_certificates_alone(
+    trained: Classifier, some: tuple[Tensor, Tensor], bound: Bound
+) -> None:
+    """The bounds are kept for later: one that a softplus had spoiled would spoil every certificate after it."""
+    x = some[0][:2]
+    interpreter = SparsifiedMap(
+        trained, Gradient(trained, of="logit"), samples=64, grid=2, radius=0.01, sigma=0.2, alpha=0.1, bound=bound
+    )
+    bounds.cache_clear()
+    wanted = overlap_of(interpreter, x)
+    bounds.cache_clear()
+    with swapped(Softplus(1.0)):
+        low, high = bounds(64, 0.1 / 8, bound)
+        assert float(low[0]) == 0
+        assert float(high[-1]) == 1
+        spoiled = apart(torch.tensor(0.3), torch.tensor(0.2), 0.01, 0.2)
+    assert bool(spoiled) == bool(apart(torch.tensor(0.3), torch.tensor(0.2), 0.01, 0.2))
+    smoothed = Smoothed(trained, interpreter, Softplus(1.0))
+    smoothed.explain(x)
+    assert torch.equal(overlap_of(interpreter, x), wanted)

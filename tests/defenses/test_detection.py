@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -14,22 +15,32 @@ import pytest
 import torch
 from scipy.stats import betabinom
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 import robustexplain as rx
+from robustexplain import maps as ops
 from robustexplain import system as systems
-from robustexplain.attacks import PGD
+from robustexplain.attacks import PGD, MapPGD
 from robustexplain.attacks.search.directions import StepContext
 from robustexplain.attacks.threat import Linf
+from robustexplain.autograd.rectifiers import Softplus, swapped
 from robustexplain.data import Data, stack, take
-from robustexplain.defenses import AnyOf, BetaSmoothing, Detector, DetectorDefense, FeatureSqueezing, XEnsemble
+from robustexplain.defenses import (
+    AnyOf,
+    BetaSmoothing,
+    Detector,
+    DetectorDefense,
+    FeatureSqueezing,
+    RegionVoting,
+    XEnsemble,
+)
 from robustexplain.defenses.detection import FeatureSqueezingDetector, Forest
 from robustexplain.defenses.detection.detector import conformal_p_values, fingerprints
 from robustexplain.errors import FewScoresWarning, FieldError, InputError
 from robustexplain.interpreters import CAM, GradCAM, Gradient
 from robustexplain.interpreters.composed.base import same
 from robustexplain.models import Classifier
-from robustexplain.objectives import AgreeSqueezed, EvadeDetector, EvadeSqueezing, Goal, Observation
+from robustexplain.objectives import EvadeDetector, EvadeSqueezing, Goal, Observation
 from robustexplain.random_streams import Streams
 from robustexplain.system import Explained
 from robustexplain.training import Session, Training
@@ -422,13 +433,15 @@ def test_several_detectors_are_evaded_one_by_one(watched: Watched, judged: tuple
     x_ensemble, squeezing = both.at_joint_alarm()
     objective = both.evasion(0.5)
     kinds = [type(getattr(part, "part", part)) for _, part in objective.terms()]
-    assert kinds == [EvadeDetector, EvadeSqueezing, AgreeSqueezed]
+    assert kinds == [EvadeDetector, EvadeSqueezing]
+    assert all(part.constraint for _, part in objective.terms())
     goal, seen = Goal(x, y), Observation(x, watched.both.model(x), system=watched.both)
     rings = x_ensemble.score(x) > x_ensemble.threshold
     hinge = (x_ensemble.soft_score(x) - x_ensemble.soft_threshold + 0.1).clamp_min(0)
     hinge = torch.where(rings, hinge.clamp_min(1), hinge)
-    agree = AgreeSqueezed(squeezing.squeezers).loss(seen, goal)  # type: ignore[attr-defined]
-    torch.testing.assert_close(objective.loss(seen, goal), 0.5 * hinge + 0.5 * agree)
+    squeezers = squeezing.squeezers  # type: ignore[attr-defined]
+    apart = EvadeSqueezing(squeezers, (1.0,) * len(squeezers), squeezing.threshold)
+    torch.testing.assert_close(objective.loss(seen, goal), 0.5 * hinge + 0.5 * apart.loss(seen, goal))
     quiet = ~rings
     quiet &= squeezing.score(x) <= squeezing.threshold
     assert torch.equal(objective.met(seen, goal), quiet)
@@ -533,3 +546,44 @@ def test_several_detectors_are_as_random_as_any_of_them(
     assert adapted.adapt.draws > 1
     context = StepContext(system, Linf(0.1), goal, both.evasion(1.0), Streams.of(x, 0, "test"), 0.0)
     assert context.random
+
+
+def test_an_alarm_that_is_watched_is_the_deployed_one_under_a_surrogate(
+    watched: Watched, judged: tuple[Tensor, Tensor]
+) -> None:
+    both = watched.both.detector
+    assert isinstance(both, AnyOf)
+    x_ensemble, _ = both.at_joint_alarm()
+    x, y = judged[0][:12], judged[1][:12]
+    with swapped(Softplus(1.0)):
+        seen = Observation(x, watched.both.model(x), score=x_ensemble.soft_score(x), system=None)
+        met = EvadeDetector(x_ensemble.soft_threshold, watch=x_ensemble).met(seen, Goal(x, y))
+    assert torch.equal(met, x_ensemble.score(x) <= x_ensemble.threshold)
+
+
+def test_squeezing_costs_an_attacker_who_knows_it_no_map(trained: Classifier, digits: Data) -> None:
+    """Its evasion is a constraint: once the alarm is silent, the map is all that is followed."""
+    defense = FeatureSqueezing(("bit-depth-3", "median-2"), samples=100)
+    plain = rx.System(trained, CAM(trained))
+    system = defense(plain, digits.defense)
+    x, y = stack(take(digits.test, 8))
+    goal = (trained(x).argmax(1) + 1) % 10
+
+    def distance(of: rx.System) -> Tensor:
+        attack = MapPGD(0.06, steps=40).adapted(of)
+        made = attack(of, x, y, goal)
+        seen = of(made.x)
+        assert bool((seen.prediction == goal).all())
+        assert seen.alarm is None or not bool(seen.alarm.any())
+        return (ops.minmax(seen.maps) - ops.minmax(of(x).maps)).abs().flatten(1).mean(1)
+
+    assert float(distance(system).mean()) < 2 * float(distance(plain).mean()) + 0.01
+
+
+@pytest.mark.parametrize("defense", [FeatureSqueezing(samples=40), RegionVoting(radius=None, samples=20, draws=3)])
+def test_models_of_float64_are_watched(defense: Any, tiny_model: nn.Module) -> None:
+    wide = copy.deepcopy(tiny_model).double()
+    x = torch.rand(60, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(x, tiny_model(x).argmax(1))
+    system = defense(rx.System(wide, GradCAM(wide)), data)
+    assert system(x[:3].double()).prediction.shape == (3,)

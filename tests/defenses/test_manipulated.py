@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,9 @@ from robustexplain.defenses.manipulated import (
 )
 from robustexplain.defenses.manipulated.fine_pruning import kept_features
 from robustexplain.defenses.manipulated.triggers import anomaly
-from robustexplain.errors import FieldError, InputError, NotDifferentiableError
+from robustexplain.errors import FieldError, InputError, NotDifferentiableError, ZeroMapGradientWarning
 from robustexplain.evaluation.scanning import run_scans
-from robustexplain.interpreters import GradCAM, Gradient, Occlusion, Reference, SHAPTabular
+from robustexplain.interpreters import CAM, GradCAM, Gradient, Occlusion, Reference, SHAPTabular
 from robustexplain.metrics import auc
 from robustexplain.models import Classifier, build
 from robustexplain.recipe import check
@@ -190,6 +191,15 @@ def test_a_trigger_that_moves_the_map_and_keeps_the_label_is_found() -> None:
     )
     assert honest.score == pytest.approx(0.0, abs=1e-6)
     assert planted.score > 0.8
+
+
+def test_a_scan_that_the_map_does_not_lead_says_so(trained: Classifier, digits: Data) -> None:
+    """On rectifiers the map of a gradient has no derivative: the search is led by the labels alone."""
+    with pytest.warns(ZeroMapGradientWarning, match="derivative of the map, and that of Gradient has 0.0% of"):
+        MapTrigger(2, probe=8)(rx.System(trained, Gradient(trained, of="logit")), digits.defense)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ZeroMapGradientWarning)
+        MapTrigger(2, probe=8)(rx.System(trained, CAM(trained)), digits.defense)
 
 
 def test_neural_cleanse_names_the_planted_class() -> None:

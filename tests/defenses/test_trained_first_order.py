@@ -277,12 +277,20 @@ def test_the_half_huber_loss_is_smooth_and_stays_in_the_model(
     )
 
 
+def test_a_step_shows_the_network_its_batch_alone() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).train()
+    loss = Woods(attack=None, delta=None)._loss(net.eval(), torch.rand(1, 1, 4, 4))
+    net.train()
+    loss.others(torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0]), NOW)
+    assert int(net[2].num_batches_tracked) == 0  # type: ignore[arg-type]
+
+
 def test_the_weight_follows_the_cross_entropy_and_the_slope_falls(
     trained: Classifier, control: nn.Module, digits: Data, data: Samples, judged: tuple[Tensor, Tensor]
 ) -> None:
     x, y = judged[0][:8], judged[1][:8]
     settings = Woods(psi=3.0, target=1.5, attack=None, tandem=0.5)
-    loss = WoodsLoss(trained, settings, Controller())
+    loss = WoodsLoss(trained, settings, Controller(), 10)
     module = LossModule(trained, trained)
     found = loss(module, x, y, NOW)
     _, classes, tandem = loss.others(x, y, NOW)

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...maps import positive
+
 Correction = Literal["bonferroni", "holm"]
 """How the tests of many cells keep one chance of error: every cell at ``alpha / n``, or Holm's (1979) steps."""
 Bound = Literal["hoeffding", "clopper-pearson"]
@@ -58,7 +60,7 @@ def bounds(draws: int, alpha: float, kind: Bound) -> tuple[Tensor, Tensor]:
     k = torch.arange(draws + 1, dtype=torch.float64)
     if kind == "hoeffding":
         width = slack(draws, alpha, kind)
-        return (k / draws - width).clamp(min=0), (k / draws + width).clamp(max=1)
+        return positive(k / draws - width), torch.where(k / draws + width > 1, 1.0, k / draws + width)
     from scipy.special import betaincinv
 
     low = torch.from_numpy(betaincinv(k.clamp(min=1).numpy(), (draws - k + 1).numpy(), alpha))

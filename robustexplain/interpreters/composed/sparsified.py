@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...fields import Count, Natural, Positive
+from ...maps import positive
 from ...registry import INTERPRETERS
 from ..certificate import Certificate
 from ..gradients.integrated import total
@@ -67,7 +68,7 @@ class SparsifiedSettings:
     def _proves(self, samples: int, number: int) -> bool:
         """Whether a cell that every copy marks can be told from one that none does."""
         ends = torch.tensor(slack(samples, self.alpha / (2 * number), self.bound), dtype=torch.float64)
-        return bool(apart((1 - ends).clamp(min=0), ends, self.radius, self.sigma))
+        return bool(apart(positive(1 - ends), ends, self.radius, self.sigma))
 
 
 @INTERPRETERS.register("sparsified", paper="Levine et al. 2019")
@@ -113,5 +114,5 @@ class Sparsified(SparsifiedSettings, MarkingCopies):
 
 def apart(up: Tensor, down: Tensor, radius: float, sigma: float) -> Tensor:
     """Where ``Phi(Phi^-1(up) - 2 radius / sigma) > down``: no change within ``radius`` brings ``down`` above ``up``."""
-    held: Tensor = torch.special.ndtr(torch.special.ndtri(up) - 2 * radius / sigma) > down.clamp(min=0)
+    held: Tensor = torch.special.ndtr(torch.special.ndtri(up) - 2 * radius / sigma) > positive(down)
     return held

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...door import answer
 from ...fields import Fraction, NonNegative, Positive, check_fields
+from ...maps import clipped
 from ...random_streams import Streams
 from ...registry import PARTS
 from ..base import pick
@@ -62,7 +63,7 @@ class Fill:
         if self.how == "blur":
             return gaussian_blur(x, x.new_full(x.shape[:1], self.blur * min(x.shape[-2:])))
         noise = Streams.of(x, seed, "fill").normal(x)
-        return (self.value + self.noise * noise).clamp(0, 1)
+        return clipped(self.value + self.noise * noise)
 
 
 def chunks(number: int, batch: int, limit: int) -> Iterator[slice]:

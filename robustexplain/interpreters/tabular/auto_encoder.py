@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...errors import InputError
+from ...maps import clipped
 from ...models.classifier import ModelSpec
 from ...registry import PARTS
 from ...training import TrainingStep
@@ -71,7 +72,7 @@ class DropoutAutoEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Rows ``[B, D]`` scaled, logits of the decoded ones, mean and log variance of the codes."""
-        scaled = ((x - self.low) / self.span).clamp(0, 1)
+        scaled = clipped((x - self.low) / self.span)
         features = self.encoder(scaled)
         mean = self.mean(features)
         return scaled, self._decoded(mean), mean, self.log_var(features)
@@ -87,7 +88,7 @@ class DropoutAutoEncoder(nn.Module):
             each: rows made for every one of them.
             generator: of the dropout, on the CPU.
         """
-        code = self.mean(self.encoder(((rows - self.low) / self.span).clamp(0, 1)))
+        code = self.mean(self.encoder(clipped((rows - self.low) / self.span)))
         made = self._decoded(code[:, None].expand(-1, each, -1), generator).sigmoid()
         for group in self.group.unique().tolist():
             columns = torch.nonzero(self.group == group)[:, 0]
