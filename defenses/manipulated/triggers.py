@@ -71,7 +71,10 @@ class MapTrigger(ModelScanner):
 
 
 def _warn_of_no_gradient(interpreter: Interpreter, x: Tensor) -> None:
-    share = float(map_gradient_share(interpreter, x).max()) if interpreter.is_gradient else 1.0
+    if not interpreter.is_gradient:
+        return
+    with torch.enable_grad():
+        share = float(map_gradient_share(interpreter, x).max())
     if share < LEAST:
         warnings.warn(
             f"map-trigger follows the derivative of the map, and that of {type(interpreter).__name__} has {share:.1%} "

@@ -19,7 +19,7 @@ def map_gradient_share(
 
     The ratio of the norms of ``d <v, m(x)> / dx`` on the model and on the surrogate, for a random direction ``v`` of
     map space. On a ReLU network it is exactly 0 for gradient maps of logits, and a few percent at most for those of
-    probabilities, from the softmax alone.
+    probabilities, from the softmax alone. 1 where the surrogate's map does not depend on the input either.
 
     Args:
         interpreter: differentiable.
@@ -36,9 +36,7 @@ def map_gradient_share(
     real = _gradient(interpreter, x, target, direction)
     with swapped(surrogate or Softplus()):
         smooth = _gradient(interpreter, x, target, direction)
-    tiny = torch.finfo(smooth.dtype).tiny
-    share: Tensor = real / smooth.clamp(min=tiny)
-    return share
+    return torch.where(smooth > 0, real / torch.where(smooth > 0, smooth, 1), 1.0)
 
 
 def _gradient(interpreter: Interpreter, x: Tensor, target: Tensor, direction: Tensor) -> Tensor:
@@ -49,6 +47,8 @@ def _gradient(interpreter: Interpreter, x: Tensor, target: Tensor, direction: Te
         # Each map at its own scale: model and surrogate may give maps of different scale.
         size = torch.linalg.vector_norm(maps.detach().flatten(1), dim=1)
         total = ((maps * direction).flatten(1).sum(1) / size.clamp(min=torch.finfo(size.dtype).tiny)).sum()
+        if not total.requires_grad:  # of a linear model
+            return x.new_zeros(len(x))
         (gradient,) = torch.autograd.grad(total, x)
     norms: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
     return norms
