@@ -69,7 +69,7 @@ class FeatureSqueezingDetector(Detector):
 
         With random squeezers it is the hinge on the score: that of a system drawn again has that system's draws. Zhang
         et al. 2020 (section 4 Q3) minimise the cross-entropy between the predictions instead, which is never 0: a
-        search would go on agreeing where the alarm is silent, and lose the map (``adv2-adaptive`` has it).
+        search would go on agreeing where the alarm is silent, and lose the map (``adaptive-squeezing`` has it).
         """
         if self.random:
             return super().evasion(weight)

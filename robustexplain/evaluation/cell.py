@@ -151,8 +151,8 @@ def _measured(trial: Trial, metrics: Mapping[str, Metric], rule: Rule) -> dict[s
     if "goal" in cell.references:
         arrays["goal_map"] = cell.references["goal"]
     # Of an infinite value there is no mean: the measure is undefined there.
-    arrays |= {name: value.masked_fill(value.isinf(), torch.nan) for name, value in figures(metrics, cell).items()}
-    arrays |= certified(cell)
+    found = figures(metrics, cell)
+    arrays |= {name: torch.where(value.isinf(), torch.nan, value) for name, value in found.items()} | certified(cell)
     if cell.seen.score is not None and cell.seen.alarm is not None and cell.benign.score is not None:
         arrays |= {"score": cell.seen.score, "alarm": cell.seen.alarm.float(), "clean_score": cell.benign.score}
     own, undefended = trial.right(cell)
