@@ -494,6 +494,12 @@ def test_systems_and_inputs_of_bfloat16_are_judged(own: Own, tmp_path: Path) -> 
     assert results.measure("plain", "pgd", "l1") is not None
 
 
+def test_a_cell_keeps_the_first_pictures_and_the_figures_of_all(finished: Path) -> None:
+    arrays = RunFolder(finished).arrays("plain", "pgd")
+    assert len(arrays["success"]) == SETTINGS.images > SETTINGS.batch_size
+    assert {len(arrays[name]) for name in ("x", "attacked_x", "map", "attacked_map")} == {SETTINGS.pictures}
+
+
 def test_chunks_are_read_when_they_are_asked_for(own: Own) -> None:
     read: list[int] = []
 
