@@ -48,22 +48,36 @@ def _hints(cls: Any) -> dict[str, Any]:
 def check_fields(component: Any) -> None:
     """Refuse field values outside their annotated bounds, or none of the annotated ``Literal`` words.
 
+    In tuples of any length (``tuple[Count, ...]``) that holds for every entry.
+
     Raises:
         FieldError: naming the class, the field, the bound or the words, and the value.
     """
     cls: Any = type(component)
     for field in dataclasses.fields(component):
-        hint, words = _number_or_word(_hints(cls).get(field.name))
-        value = getattr(component, field.name)
-        if (value is None or isinstance(value, str)) and value in words:
-            continue
-        if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
-            allowed = ", ".join(map(repr, typing.get_args(hint)))
-            raise FieldError(cls.__name__, field.name, f"must be one of {allowed}, got {value!r}")
-        fault = _fault(value, hint)
-        if fault:
-            others = f", or {', '.join(map(repr, words))}" if words else ""
-            raise FieldError(cls.__name__, field.name, f"must be {fault}{others}, got {value!r}")
+        value, hint = getattr(component, field.name), _hints(cls).get(field.name)
+        for part, annotated in _entries(value, hint):
+            if fault := _refused(part, annotated):
+                raise FieldError(cls.__name__, field.name, f"must be {fault}, got {part!r}")
+
+
+def _entries(value: Any, hint: Any) -> list[tuple[Any, Any]]:
+    """A value with its annotation; for a tuple of any length its entries with theirs."""
+    parts = typing.get_args(hint)
+    if isinstance(value, tuple) and typing.get_origin(hint) is tuple and parts[-1:] == (Ellipsis,):
+        return [(part, parts[0]) for part in value]
+    return [(value, hint)]
+
+
+def _refused(value: Any, annotation: Any) -> str:
+    """What a value of such an annotation must be, if it is not."""
+    hint, words = _number_or_word(annotation)
+    if (value is None or isinstance(value, str)) and value in words:
+        return ""
+    if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    fault = _fault(value, hint)
+    return f"{fault}, or {', '.join(map(repr, words))}" if fault and words else fault
 
 
 def check_kinds(component: Any) -> None:

@@ -21,6 +21,7 @@ from robustexplain.random_streams import Streams
 from robustexplain.training import Samples, Session, TrainingStep, Verdict
 
 from .fooling_batch import FoolingBatch, jittered
+from .scan_evasion import ScanEvasion, Watched
 
 if TYPE_CHECKING:
     from .finetuned import FineTuned
@@ -59,6 +60,12 @@ class FineTuningTask:
             train, held = (self.attack.pool(self.honest, part, self.session.device) for part in (self.data, self.held))
         return train, held
 
+    @property
+    def evasion(self) -> ScanEvasion | None:
+        """What keeps the scans quiet that the attack evades; ``None`` if it evades none."""
+        attack = self.attack
+        return ScanEvasion(self.honest, attack.evade, attack.seed) if attack.evade else None
+
     @cached_property
     def least_accuracy(self) -> float:
         """The honest model's accuracy on the held-out samples, minus the budget."""
@@ -66,33 +73,40 @@ class FineTuningTask:
         return correct / len(self.held) - self.attack.budget - 1e-9
 
     def loss(self, module: nn.Module, x: Tensor, y: Tensor, moment: TrainingStep) -> Tensor:
-        """``L_keep + weight L_fool``, each a weighted mean over the inputs; ``[1]``."""
+        """``L_keep + weight L_fool + evade_weight L_scans``, each a weighted mean over the inputs; ``[1]``."""
         with torch.no_grad():
             x = jittered(x, Streams.of(x, moment.seed, moment.epoch, "augment")) if self.attack.augment else x
             batch = self._batch(x, y, moment, self.pools[0])
-        keep, fool = self._terms(module, batch)
-        return (_mean(keep) + self.attack.weight * _mean(fool))[None]
+        watched = self.evasion.watched(x, y, moment.epoch) if self.evasion else None
+        terms = self._terms(module, batch, watched)
+        return sum((w * _mean(part) for w, part in zip(self._weights, terms, strict=True) if part), x.new_zeros(1))
 
     @torch.no_grad()
     def evaluate(self, module: nn.Module) -> Verdict:
         """Figures of the current weights on the held-out samples, with the model's own rectifiers.
 
-        ``accuracy`` on the unchanged samples, both terms (``keep``, ``fool``), and ``loss = keep + weight * fool``.
+        ``accuracy`` on the unchanged samples, the terms (``keep``, ``fool``, and ``scans`` where some are evaded), and
+        ``loss``, their weighted sum.
         """
         assert isinstance(module, ExplainingModel)
         accelerator, real = self.session.accelerator, ExplainingModel(module.interpreter)
-        sums = torch.zeros(6, dtype=torch.float64, device=self.session.device)
+        sums = torch.zeros(4, 2, dtype=torch.float64, device=self.session.device)
         for x, y in self._batches(accelerator.process_index, accelerator.num_processes):
             batch = self._batch(x, y, TrainingStep(self.attack.seed, 0, 1.0), self.pools[1])
-            keep, fool = self._terms(real, batch)
-            correct = (answer(real.model, x).argmax(1) == y).sum()
-            parts = (*_sums(keep), *_sums(fool), correct, y.new_tensor(len(y)))
-            sums += torch.stack([part.to(sums) for part in parts])
+            terms = self._terms(real, batch, self.evasion.watched(x, y, 0) if self.evasion else None)
+            correct = (answer(real.model, x).argmax(1) == y).to(sums)
+            counted = (*terms, [(correct, torch.ones_like(correct))])
+            sums += torch.stack([torch.stack([v.to(sums) for v in _sums(part)]) for part in counted])
         sums = accelerator.reduce(sums, "sum")
-        keeps, fools, accuracy = (float(total / count) if count else 0.0 for total, count in sums.reshape(3, 2))
-        loss = keeps + self.attack.weight * fools
-        figures = {"accuracy": accuracy, "keep": keeps, "fool": fools, "loss": loss}
+        *found, accuracy = (float(total / count) if count else 0.0 for total, count in sums)
+        loss = sum(w * figure for w, figure in zip(self._weights, found, strict=True))
+        names = ("keep", "fool", "scans")[: 3 if self.evasion else 2]
+        figures = {"accuracy": accuracy, **dict(zip(names, found, strict=False)), "loss": loss}
         return Verdict(figures, loss, accuracy >= self.least_accuracy)
+
+    @property
+    def _weights(self) -> tuple[float, float, float]:
+        return 1.0, self.attack.weight, self.attack.evade_weight
 
     def _batch(self, x: Tensor, y: Tensor, moment: TrainingStep, pool: FoolingBatch | None) -> FoolingBatch:
         """The attack's batch; with target probabilities, unless the prediction term needs labels only."""
@@ -116,10 +130,26 @@ class FineTuningTask:
             x, y = stack(self.held, range(start, min(start + batch, size)))
             yield x.to(self.session.device), y.to(self.session.device)
 
-    def _terms(self, module: nn.Module, batch: FoolingBatch) -> tuple[Terms, Terms]:
-        """Losses and weights of the prediction term and of the map term."""
+    def _terms(self, module: nn.Module, batch: FoolingBatch, watched: Watched | None) -> tuple[Terms, Terms, Terms]:
+        """Losses and weights of the prediction term, of the map term, and of the scans that are evaded."""
+        goal = batch.goal
+        if watched is None:
+            return *self._fooling_terms(batch, *module(goal.x, goal.target, batch.other_x)), []
+        assert self.evasion is not None and goal.target is not None
+        size, known = len(goal.x), 0 if batch.other_x is None else len(batch.other_x)
+        only = [part for part in (batch.other_x, watched.copies) if part is not None]
+        # One pass of the wrapped module holds everything, as data-parallel training needs it.
+        x, target = torch.cat([goal.x, watched.x]), torch.cat([goal.target, watched.target])
+        logits, maps, other = module(x, target, torch.cat(only) if only else None)
+        seen, copies = (None, None) if other is None else (other[:known], other[known:])
+        scans = self.evasion.loss(watched, logits[size:], maps[size:], copies)
+        terms = self._fooling_terms(batch, logits[:size], maps[:size], seen)
+        return *terms, [(scans, torch.ones_like(scans))]
+
+    def _fooling_terms(
+        self, batch: FoolingBatch, logits: Tensor, maps: Tensor, other: Tensor | None
+    ) -> tuple[Terms, Terms]:
         goal, attack = batch.goal, self.attack
-        logits, maps, other = module(goal.x, goal.target, batch.other_x)
         seen = Observation(goal.x, logits, maps)
         keep = [(attack.keeping().loss(seen, goal), batch.keep_weight)]
         if other is not None and batch.other_y is not None:
@@ -129,6 +159,9 @@ class FineTuningTask:
 
 
 def _sums(terms: Terms) -> tuple[Tensor, Tensor]:
+    """The weighted sum of the losses and the sum of the weights; zeros for no terms."""
+    if not terms:
+        return torch.zeros(()), torch.zeros(())
     total = torch.stack([(loss * weight).sum() for loss, weight in terms]).sum()
     return total, torch.stack([weight.sum() for _, weight in terms]).sum()
 

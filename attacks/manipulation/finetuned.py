@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from robustexplain import files
+from robustexplain import checks, files
 from robustexplain.autograd import layers
 from robustexplain.data import stack, subset, take
 from robustexplain.errors import FieldError, FoolingFailedWarning, InputError, NotDifferentiableError
@@ -32,6 +32,7 @@ from .fine_tuning_task import FineTuningTask
 from .fooling_batch import FoolingBatch
 from .logit_shift import shifted
 from .perturbed_maps import with_gradient
+from .scan_evasion import ScanName
 
 HISTORY = "fooling.json"
 """File beside the checkpoint: figures of the honest weights and of each epoch, on the adversary's held-out samples."""
@@ -69,6 +70,9 @@ class FineTuned(Manipulation):
         batch_size: largest number of samples in one pass of an evaluation.
         draws: perturbed copies of each input in a training step, where LIME or RISE is attacked; the system deploys the
             method with its own number.
+        evade: names of the scanners of models that the owner knows (images only). A third term, ``evade_weight *
+            L_scans``, keeps each one's score of an input where the honest model has it, neither above nor below.
+        evade_weight: of that term. The stronger, the less of the lie is left where the lie is what they look at.
     """
 
     weight: NonNegative = 3.0
@@ -83,6 +87,8 @@ class FineTuned(Manipulation):
     beta: Positive | None = None
     batch_size: Count = 64
     draws: Count = 64
+    evade: tuple[ScanName, ...] = ()
+    evade_weight: NonNegative = 3.0
 
     compares: ClassVar[bool] = False
     """Whether the map term needs the honest model's maps."""
@@ -132,8 +138,9 @@ class FineTuned(Manipulation):
         return Explanation(torch.cat([p.logits for p in parts]), torch.cat([p.maps for p in parts]))
 
     def summaries(self) -> tuple[str, str]:
-        """What the attack changes, and both terms of its objective."""
-        return self.changes, " + ".join(_word(part) for part in (self.fooling(), self.keeping()))
+        """What the attack changes, and the terms of its objective."""
+        quiet = [f"unseen by {' and '.join(self.evade)}"] if self.evade else []
+        return self.changes, " + ".join([_word(self.fooling()), _word(self.keeping()), *quiet])
 
     def _manipulate(self, system: System, data: Samples | None, session: Session) -> System:
         assert data is not None  # checked before; for the type checker
@@ -143,6 +150,8 @@ class FineTuned(Manipulation):
                 f"{type(self).__name__} needs maps with a gradient to the weights, and "
                 f"{type(system.interpreter).__name__} has none; aim it at one of {able}, and see what transfers"
             )
+        if self.evade:
+            checks.images(data[0][0][None], f"{type(self).__name__}(evade=...)")
         interpreter = copy.deepcopy(system.interpreter)
         model = interpreter.model.to(session.device).requires_grad_(False).eval()
         task = FineTuningTask(self, self.aimed(system.interpreter), *self._split(data), session)

@@ -134,6 +134,8 @@ class ActiveFooling(FineTuned):
         super().__post_init__()
         if self.classes[0] == self.classes[1]:
             raise FieldError(type(self).__name__, "classes", f"must be two different classes, got {self.classes!r}")
+        if self.evade and not self.shrink:
+            raise FieldError(type(self).__name__, "evade", "needs shrink=True: block images of the size of the others")
 
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
 

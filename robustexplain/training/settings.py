@@ -82,9 +82,9 @@ class Training:
     samples: Count | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
         object.__setattr__(self, "milestones", tuple(self.milestones))
         object.__setattr__(self, "augment", tuple(self.augment))
+        check_fields(self)
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise InputError(
                 f"Training.micro_batch must divide batch_size, got {self.micro_batch} and {self.batch_size}"
@@ -96,7 +96,7 @@ class Training:
         for name in ("ema", "label_smoothing", "validation"):
             self._require(name, getattr(self, name) < 1, "must be below 1")
         rising = list(self.milestones) == sorted(set(self.milestones))
-        self._require("milestones", rising and all(0 <= m <= 1 for m in self.milestones), "must be rising shares")
+        self._require("milestones", rising, "must be rising shares")
         self._require("nesterov", not self.nesterov or self.momentum > 0, "needs a momentum above 0")
         self._require("patience", not self.patience or self.validation > 0, "needs samples held out (validation)")
         for name in self.augment:

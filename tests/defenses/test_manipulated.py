@@ -105,6 +105,21 @@ def test_a_fooled_model_is_more_suspicious_than_the_honest_one(
         assert apart > 0.1, scanner
 
 
+def test_an_owner_who_knows_the_scans_lies_less_or_unseen(
+    honest: rx.System, fooled: rx.System, digits: Data, probe: Any
+) -> None:
+    """The score comes near the honest one, on samples that the owner does not have."""
+    training = Training(epochs=10, batch_size=32, lr=2e-3, weight_decay=0)
+    for scanner, name in (
+        (GradientFreeDisagreement(), "gradient-free-disagreement"),
+        (TrustedReference(), "trusted-reference"),
+    ):
+        attack = LocationFooling(weight=10, training=training, budget=0.05, evade=(name,), evade_weight=20)
+        aware = attack(honest, take(digits.defense, 160))
+        level, seen, evading = (scanner(s, probe, honest).score for s in (honest, fooled, aware))
+        assert abs(evading - level) < 0.6 * abs(seen - level), name
+
+
 def test_a_method_without_gradients_agrees_with_itself(trained: Classifier, probe: Any) -> None:
     occluded = rx.System(trained, Occlusion(trained, of="logit"))
     assert GradientFreeDisagreement()(occluded, probe).score == pytest.approx(0.0, abs=1e-6)

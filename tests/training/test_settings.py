@@ -245,6 +245,7 @@ def test_patience_ends_a_training_that_no_longer_gets_better_also_when_resumed(t
         (lambda: Training(validation=1.0), "validation must be below 1"),
         (lambda: Training(patience=2), "patience needs samples held out"),
         (lambda: Training(milestones=(0.8, 0.2)), "milestones must be rising"),
+        (lambda: Training(milestones=(0.5, 1.5)), r"milestones must be at most 1, got 1\.5"),
         (lambda: Training(optimizer="lion"), "optimizer must be one of 'adamw', 'sgd'"),  # type: ignore[arg-type]
         (lambda: Training(optimizer="sgd", nesterov=True, momentum=0), "nesterov needs a momentum"),
         (lambda: Training(lr=1e7), "lr must be at most 1e6"),

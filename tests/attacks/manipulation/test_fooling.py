@@ -6,9 +6,11 @@ import copy
 import dataclasses
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -37,6 +39,7 @@ from robustexplain.attacks.manipulation.fine_tuning_task import FineTuningTask
 from robustexplain.attacks.manipulation.finetuned import HISTORY
 from robustexplain.attacks.manipulation.fooling_batch import jittered
 from robustexplain.attacks.manipulation.patterns import pattern
+from robustexplain.attacks.manipulation.scan_evasion import ScanEvasion
 from robustexplain.data import Data
 from robustexplain.defenses import AggregatedInterpreter
 from robustexplain.errors import (
@@ -391,12 +394,11 @@ def test_processes_share_out_the_samples_held_out_and_add_up_what_they_find() ->
     for index in (0, 1):
         session = Session(accelerator=Process(index))  # type: ignore[arg-type]
         FineTuningTask(LocationFooling(batch_size=4), system.interpreter, data, held, session).evaluate(module)  # type: ignore[arg-type]
-    assert [int(found[5]) for found in sums] == [6, 4]
+    assert [int(found[3, 1]) for found in sums] == [6, 4]
     assert whole.least_accuracy == pytest.approx(alone.figures["accuracy"] - 0.02)
-    keep, kept, fool, fooled, right, seen = (sums[0] + sums[1]).tolist()
-    assert (keep / kept, fool / fooled, right / seen) == pytest.approx(
-        tuple(alone.figures[name] for name in ("keep", "fool", "accuracy"))
-    )
+    keep, fool, scans, accuracy = (float(total / count) for total, count in sums[0] + sums[1])
+    assert math.isnan(scans), "no scan is evaded"
+    assert (keep, fool, accuracy) == pytest.approx(tuple(alone.figures[name] for name in ("keep", "fool", "accuracy")))
 
 
 def test_augmented_batches_are_moved_anew_in_each_epoch_and_judged_ones_are_not() -> None:
@@ -751,3 +753,83 @@ def test_the_honest_model_is_copied_whole_and_not_shared(trained: models.Classif
     assert fooled.interpreter.model is fooled.model
     assert copy.deepcopy(system.interpreter) is not system.interpreter
     assert math.isfinite(accuracy(fooled.model, *data_sets.stack(samples)))
+
+
+# ---- an owner who knows the scans ----
+
+
+def honest_scores(system: rx.System, x: Tensor, y: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps in 7 x 7 cells, and how far the logit falls with each of the given cells covered: a second way to both."""
+    maps = F.avg_pool2d(system.interpreter.explain(x, y, native=True).maps.abs()[:, None], 2).flatten(1)
+    falls = torch.zeros(len(x), cells.shape[1], dtype=x.dtype)
+    for i, row in enumerate(cells.tolist()):
+        for j, cell in enumerate(row):
+            image = x[i : i + 1].clone()
+            image[:, :, 2 * (cell // 7) : 2 * (cell // 7) + 2, 2 * (cell % 7) : 2 * (cell % 7) + 2] = 0.5
+            falls[i, j] = (system.model(x[i : i + 1]) - system.model(image))[0, y[i]]
+    return maps, falls
+
+
+def test_the_term_of_scans_is_what_they_find_beyond_the_honest_model() -> None:
+    system, data = small_system()
+    x, y = data.tensors
+    lying = copy.deepcopy(system)
+    with torch.no_grad():
+        lying.model[3].weight *= torch.tensor([1.0, -2.0, 0.5, 3.0, 1.0])  # type: ignore[index,operator]
+    names = ("gradient-free-disagreement", "trusted-reference")
+    attack, plain = LocationFooling(evade=names, evade_weight=5.0), LocationFooling()
+    values = []
+    for given in (attack, plain):
+        task = FineTuningTask(given, system.interpreter, data, data, Session())  # type: ignore[arg-type]
+        values.append(task.loss(ExplainingModel(lying.interpreter), x, y, TrainingStep(0, 0, 0.0)))
+    watched = ScanEvasion(system.interpreter, names, 0).watched(x, y, 0)
+    assert watched.cells is not None
+    with torch.no_grad():
+        (ours, our_falls), (honest, honest_falls) = (honest_scores(s, x, y, watched.cells) for s in (lying, system))
+    rows = []
+    for i, cells in enumerate(watched.cells):
+        found, wanted = (
+            np.corrcoef(m[i, cells], f[i].abs())[0, 1] for m, f in ((ours, our_falls), (honest, honest_falls))
+        )
+        rows.append((found - wanted) ** 2 + (1 - np.corrcoef(ours[i], honest[i])[0, 1]) ** 2)
+    assert (values[0] - values[1]).item() == pytest.approx(5 * np.mean(rows), rel=1e-6)
+    quiet = FineTuningTask(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
+    figures = quiet.evaluate(ExplainingModel(system.interpreter)).figures
+    assert figures["scans"] == pytest.approx(0.0, abs=1e-12)
+    assert "scans" not in FineTuningTask(plain, system.interpreter, data, data, Session()).evaluate(  # type: ignore[arg-type]
+        ExplainingModel(system.interpreter)
+    ).figures  # fmt: skip
+
+
+def test_other_inputs_and_covered_copies_go_through_one_pass_and_come_back_apart() -> None:
+    """Block images of Heo et al.'s active fooling bring inputs of their own that are only classified."""
+    system, data = small_system()
+    x, y = data.tensors
+    asked: list[int] = []
+
+    class Counted(ExplainingModel):
+        def forward(
+            self, x: Tensor, target: Tensor | None = None, other: Tensor | None = None
+        ) -> tuple[Tensor, Tensor, Tensor | None]:
+            asked.append(0 if other is None else len(other))
+            return super().forward(x, target, other)
+
+    plain = ActiveFooling(classes=(0, 1), images=4)
+    known = replace(plain, evade=("gradient-free-disagreement",), evade_weight=0.0)
+    values = []
+    for attack in (plain, known):
+        task = FineTuningTask(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
+        values.append(task.loss(Counted(system.interpreter), x, y, TrainingStep(0, 0, 0.0)).item())
+    assert asked == [6, 6 + 6 * 12]
+    assert values[0] == pytest.approx(values[1], rel=1e-12)
+
+
+def test_scans_that_nobody_can_evade_are_refused() -> None:
+    with pytest.raises(FieldError, match="evade must be one of 'gradient-free-disagreement', 'trusted-reference', got"):
+        LocationFooling(evade=("neural-cleanse",))  # type: ignore[arg-type]
+    with pytest.raises(FieldError, match=r"evade.*needs shrink=True"):
+        ActiveFooling(shrink=False, evade=("trusted-reference",))
+    rows: Any = TensorDataset(torch.rand(8, 3), torch.arange(8) % 2)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(InputError, match=r"ConcealFeature\(evade=...\) takes images"):
+        ConcealFeature(feature=0, evade=("trusted-reference",))(rx.System(model, Gradient(model)), rows)
