@@ -77,6 +77,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor]
         ("maps", 0),
         ("fooled", 0),
         ("shifted", 0),
+        ("unseen", 1e-6),
         ("told", 0),
         ("single", 0),
         ("hardened", 0),

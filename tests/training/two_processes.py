@@ -254,6 +254,7 @@ def main(out: Path) -> None:
     accelerator = accelerator_for(cpu=True)
     found = aid_gradients(accelerator) | fitted(accelerator) | explained(accelerator) | fooled(accelerator, "fooled")
     found |= fooled(accelerator, "shifted", shift=True)
+    found |= fooled(accelerator, "unseen", evade=("gradient-free-disagreement", "trusted-reference"))
     found |= told(accelerator, "told", lr=0.2, validation=0.25, patience=2, optimizer="sgd", label_smoothing=0.1)
     # A single sample held out: there are fewer than processes.
     found |= told(accelerator, "single", lr=0.02, validation=0.01)
