@@ -135,7 +135,8 @@ class FineTuningTask:
         goal = batch.goal
         if watched is None:
             return *self._fooling_terms(batch, *module(goal.x, goal.target, batch.other_x)), []
-        assert self.evasion is not None and goal.target is not None
+        assert self.evasion is not None
+        assert goal.target is not None
         size, known = len(goal.x), 0 if batch.other_x is None else len(batch.other_x)
         only = [part for part in (batch.other_x, watched.copies) if part is not None]
         # One pass of the wrapped module holds everything, as data-parallel training needs it.

@@ -59,6 +59,8 @@ _AGAIN = "the same command then goes on from here"
 
 
 def _system(error: OSError) -> str:
+    if error.errno == errno.ENOENT and error.filename is None and not _has_folder():
+        return "the folder that this was started in is gone; start it in one that exists"
     what = f"{error.filename or 'a file'}: {error.strerror}"
     if error.errno in FULL:
         return f"cannot write {what}; make room, and {_AGAIN}"
@@ -69,6 +71,15 @@ def _system(error: OSError) -> str:
     if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
         return f"cannot write {what}; rename what is there, and {_AGAIN}"
     return what
+
+
+def _has_folder() -> bool:
+    """Whether the current folder exists."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import os
 import shutil
 import sys
 import warnings
@@ -122,6 +123,19 @@ def test_a_cause_is_found_below_what_was_raised_from_it() -> None:
     wrapped = RuntimeError("worker died")
     wrapped.__cause__ = OSError(errno.ENOSPC, "No space left on device", "a/b")
     assert explained(wrapped)[0].startswith("cannot write a/b: No space left")
+
+
+def test_a_folder_that_was_deleted_under_the_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(FileNotFoundError) as raised:
+        os.getcwd()
+    said = explained(raised.value)[0]
+    monkeypatch.chdir(tmp_path)
+    assert said == "the folder that this was started in is gone; start it in one that exists"
+    assert explained(FileNotFoundError(errno.ENOENT, "No such file", "a"))[0] == "a: No such file"
 
 
 def test_a_second_run_is_told_so(call: Call, root: Path) -> None:
