@@ -20,6 +20,7 @@ from robustexplain.random_streams import generator
 from robustexplain.registry import DEFENSES
 from robustexplain.system import System, on_model
 from robustexplain.training import Samples, Session, eval_mode
+from robustexplain.training.modes import left_alone
 
 Layer = Literal["model", "input", "interpreter", "detector"]
 """The part of a system that a defense changes, in the order in which defenses stack."""
@@ -74,7 +75,8 @@ class Defense(ABC):
             session: accelerator, checkpoints, progress.
 
         Raises:
-            InputError: no data for a defense that needs some, or data that are none for this classifier.
+            InputError: no data for a defense that needs some, or data that are none for this classifier; a defense of
+                one's own that changes the given model in place.
             UnsupportedModelError: a system that the defense does not support, or one with a defense that this one would
                 undo.
         """
@@ -83,7 +85,7 @@ class Defense(ABC):
         self._in_order(system)
         if data is not None:
             admit_samples(system.model, data)
-        with torch.inference_mode(False), named_derivatives():
+        with torch.inference_mode(False), named_derivatives(), left_alone(system.model, self):
             defended = self._defend(system, data, session or Session())
         if not isinstance(defended, System):
             raise InputError(f"{type(self).__name__} must give a System, got {type(defended).__name__}")

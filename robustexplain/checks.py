@@ -34,36 +34,40 @@ def kind(x: Tensor, takes: Sequence[Kind], what: str) -> None:
         raise InputError(f"{what} takes {' and '.join(takes)}, got {kind_of(x)}: inputs of shape {list(x.shape[1:])}")
 
 
-def inputs(x: Tensor) -> None:
+def inputs(x: Tensor, name: str = "x") -> None:
     """Refuse anything but images ``[B, C, H, W]`` in ``[0, 1]`` or table rows ``[B, D]`` of any range.
 
     Either must be floating point, finite and not empty.
+
+    Args:
+        x: the batch.
+        name: what messages call it.
 
     Raises:
         InputError: with what was expected and what was found.
     """
     if not isinstance(x, Tensor):
-        raise InputError(f"x must be a torch.Tensor, got {type(x).__name__}")
+        raise InputError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     if not x.is_floating_point():
-        raise InputError(f"x must be floating point, got {x.dtype}; for 8-bit images use x.float() / 255")
+        raise InputError(f"{name} must be floating point, got {x.dtype}; for 8-bit images use x.float() / 255")
     if x.is_nested or x.layout != torch.strided:
         raise InputError(
-            f"x must be a dense tensor, got one of layout {x.layout}; x.to_dense() makes a sparse one dense"
+            f"{name} must be a dense tensor, got one of layout {x.layout}; x.to_dense() makes a sparse one dense"
         )
     if x.is_meta:
-        raise InputError("x must hold values, got a tensor on the meta device, which has none")
+        raise InputError(f"{name} must hold values, got a tensor on the meta device, which has none")
     if x.dim() not in (2, 4):
         raise InputError(
-            f"x must be table rows [B, D] or images [B, C, H, W], got {list(x.shape)}; a single one needs x[None]"
+            f"{name} must be table rows [B, D] or images [B, C, H, W], got {list(x.shape)}; a single one needs x[None]"
         )
     if x.numel() == 0:
-        raise InputError(f"x is empty: shape {list(x.shape)}")
+        raise InputError(f"{name} is empty: shape {list(x.shape)}")
     low, high = (float(v) for v in x.detach().aminmax())
     if not (torch.isfinite(torch.tensor([low, high]))).all():
-        raise InputError("x holds NaN or infinity")
+        raise InputError(f"{name} holds NaN or infinity")
     if x.dim() == 4 and (low < 0 or high > 1):
         raise InputError(
-            f"x must lie in [0, 1], got values from {low:.9g} to {high:.9g}; "
+            f"{name} must lie in [0, 1], got values from {low:.9g} to {high:.9g}; "
             "normalisation belongs inside the model (see robustexplain.models.Classifier)"
         )
 

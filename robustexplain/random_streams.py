@@ -49,6 +49,16 @@ def global_state(device: torch.device) -> Iterator[None]:
             random.setstate(states[1])
 
 
+def seed_global_state(seed: int, device: torch.device) -> None:
+    """Seed what :func:`global_state` restores. ``torch.manual_seed`` would seed every other CUDA device as well."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    random.seed(seed)
+
+
 _frozen: ContextVar[bool] = ContextVar("frozen", default=False)
 
 

@@ -228,3 +228,21 @@ def test_what_does_not_give_what_it_must_is_named(
 def test_a_name_that_is_taken_is_refused() -> None:
     with pytest.raises(InputError, match="attack 'blinding' is registered already"):
         ATTACKS.register("blinding")(type("Other", (), {}))
+
+
+@pytest.mark.parametrize(
+    ("maps", "said"),
+    [
+        (torch.zeros(1, 16, 16), r"maps of Strange must have shape \[B, h, w\] for x of shape .*, got \[1, 16, 16\]"),
+        (torch.zeros(5, 1, 16, 16), r"got \[5, 1, 16, 16\]"),
+    ],
+)
+def test_maps_of_another_shape_are_named(maps: Tensor, said: str, tiny_model: Classifier, grey: Tensor) -> None:
+    class Strange(Interpreter):
+        """Maps that are none of the batch."""
+
+        def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
+            return Explanation(self.model(x), maps)
+
+    with pytest.raises(InputError, match=said):
+        Strange(tiny_model)(grey)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import robustexplain as rx
 from robustexplain.attacks import Attack
 from robustexplain.errors import InputError
-from robustexplain.interpreters import CAM, RTS, GradCAM, SmoothGrad
+from robustexplain.interpreters import CAM, RTS, GradCAM, Gradient, SmoothGrad
+from robustexplain.metrics import RelativeOutputStability
 from robustexplain.models import Classifier
 from robustexplain.registry import ATTACKS
 from robustexplain.transforms import BitDepth
@@ -74,6 +75,44 @@ def test_interpreters_are_finite_or_refuse(
     assert maps.dtype == dtype
     assert bool(torch.isfinite(maps).all())
     assert bool(maps.any())
+
+
+@pytest.mark.parametrize("probability", [0.5, 0.99, 0.9968, 0.99995])
+def test_gradients_of_a_probability_are_those_of_float32(probability: float) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval()
+    with torch.no_grad():
+        model[1].weight[0] = torch.linspace(-2, 2, 16)
+        model[1].weight[1] = 0
+        model[1].bias[0] = torch.logit(torch.tensor(probability)).item()
+        model[1].bias[1] = 0
+    x = torch.zeros(1, 1, 4, 4)
+    wanted = Gradient(model, of="probability")(x)
+    found = Gradient(model.half(), of="probability")(x.half())
+    torch.testing.assert_close(found.float(), wanted, rtol=0.03, atol=2e-7)
+
+
+def test_squares_that_float16_cannot_write_are_refused_and_bfloat16_writes_them() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval()
+    with torch.no_grad():
+        model[1].weight.fill_(1e-4)
+    x = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    method = SmoothGrad(model.half(), samples=4, average="square")
+    with pytest.raises(
+        InputError, match=r"2 of 2 maps of SmoothGrad hold nothing above 1.0e-08, which is 0 in torch.fl"
+    ):
+        method(x.half())
+    maps = SmoothGrad(model.bfloat16(), samples=4, average="square")(x.bfloat16())
+    torch.testing.assert_close(maps.float(), torch.full((2, 4, 4), 1e-8), rtol=0.02, atol=0)
+
+
+def test_stability_of_half_maps_has_no_bound(tiny_model: Classifier, grey: Tensor) -> None:
+    model = copy.deepcopy(tiny_model)
+    metric = RelativeOutputStability(samples=2, radius=1e-4)
+    usual = metric(CAM(model), grey)
+    assert float(usual.max()) > 0
+    found = metric(CAM(model.half()), grey.half())
+    assert found.dtype == torch.float32
+    assert bool(torch.isfinite(found).all())
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

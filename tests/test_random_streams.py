@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
 
-from robustexplain.random_streams import Streams, derive, generator
+from robustexplain.interpreters import Captum
+from robustexplain.interpreters.masks.rts_training import RTSTraining, new_masker
+from robustexplain.models import Classifier
+from robustexplain.models.randomise import randomise, stages
+from robustexplain.random_streams import Streams, derive, generator, global_state, seed_global_state
 
 
 @pytest.fixture
 def x() -> Tensor:
     return torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def test_global_states_of_other_devices_are_not_seeded(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Classifier, grey: Tensor
+) -> None:
+    """``torch.manual_seed`` seeds every CUDA device, and what forks the CPU's state alone puts none of them back."""
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    monkeypatch.setattr(torch.cuda, "manual_seed", seeded.append)
+    new_masker(tiny_model, grey[:1], RTSTraining(), 3)
+    Captum(tiny_model, "Lime")(grey[:1])
+    model = copy.deepcopy(tiny_model)
+    randomise(model, stages(model, grey)[0], grey, 5)
+    with global_state(torch.device("cpu")):
+        seed_global_state(7, torch.device("cpu"))
+        assert float(torch.rand(())) == float(torch.rand((), generator=torch.Generator().manual_seed(7)))
+    assert not seeded
 
 
 def test_derived_seeds_are_stable_across_runs_and_machines() -> None:

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils.data import TensorDataset
 
 import robustexplain
@@ -171,7 +172,7 @@ def test_a_system_outlives_a_disk_that_is_full_while_another_is_saved_over_it(
     with pytest.MonkeyPatch.context() as broken:
         failing(broken, module, name)
         with pytest.raises(OSError, match="No space left"):
-            System(tiny_model, ExpectedGradients(tiny_model, Reference(grey + 1))).save(old)
+            System(tiny_model, ExpectedGradients(tiny_model, Reference(1 - grey))).save(old)
     assert {path.name: path.read_bytes() for path in old.iterdir()} == before
     assert isinstance(System.load(old).interpreter, ExpectedGradients)
 
@@ -185,7 +186,7 @@ def test_parts_of_two_systems_are_never_loaded(after: int, tiny_model: nn.Module
     with pytest.MonkeyPatch.context() as broken:
         failing(broken, os, "replace", after)
         with pytest.raises(OSError, match="No space left"):
-            System(other, ExpectedGradients(other, Reference(grey + 1))).save(tmp_path)
+            System(other, ExpectedGradients(other, Reference(1 - grey))).save(tmp_path)
     assert not list(tmp_path.glob(".*"))
     if after:
         with pytest.raises(InputError, match="is damaged or was changed after saving"):
@@ -766,6 +767,22 @@ def test_digests_see_names_dtypes_shapes_and_bits_but_not_order() -> None:
     others = [{"a": a + 1, "b": a}, {"a": a.double(), "b": a + 1}, {"a": a.view(2, 2), "b": a + 1}, {"a": a}]
     assert len({digest, *map(files.digest_tensors, others)}) == 5
     assert files.digest({"x": 1, "y": [2]}) == files.digest({"y": [2], "x": 1}) != files.digest({"x": 1, "y": [3]})
+
+
+def test_a_pruned_model_is_not_rebuilt_and_a_hook_is_named(tmp_path: Path) -> None:
+    model = models.build("small-cnn", num_classes=4, in_channels=1)
+    handle = model.net.register_forward_hook(lambda *given: 2 * given[2])
+    with pytest.warns(RobustExplainWarning, match="has a forward hook on 'net', which is not saved"):
+        System(model, GradCAM(model)).save(tmp_path / "hooked")
+    handle.remove()
+    prune.l1_unstructured(model.net.features[0], "weight", 0.5)
+    with pytest.raises(InputError, match=r"other names than its builder gives them \('net.features.0.weight'\), as pr"):
+        models.describe(model)
+    System(model, GradCAM(model)).save(tmp_path / "pruned")
+    with pytest.raises(InputError, match="pass it as"):
+        System.load(tmp_path / "pruned")
+    x = torch.rand(2, 1, 16, 16)
+    assert torch.equal(System.load(tmp_path / "pruned", model=model)(x).logits, model(x))
 
 
 def test_a_model_that_was_changed_after_its_builder_made_it_is_not_rebuilt_as_what_it_was(tmp_path: Path) -> None:

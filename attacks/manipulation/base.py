@@ -18,6 +18,7 @@ from robustexplain.interpreters import Interpreter
 from robustexplain.metrics import Fooling
 from robustexplain.system import System
 from robustexplain.training import Samples, Session
+from robustexplain.training.modes import left_alone
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Manipulation(ABC):
             )
         if data is not None and len(data):
             checks.kind(data[0][0][None], self.takes, type(self).__name__)
-        with named_derivatives():
+        with named_derivatives(), left_alone(system.model, self):
             return self._manipulate(system, data, session or Session())
 
     @abstractmethod

@@ -7,7 +7,6 @@ the real model. The model and all global random states are restored afterwards.
 from __future__ import annotations
 
 import importlib
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from robustexplain.errors import FieldError, InputError, UnknownNameError
 from robustexplain.fields import Radius
 from robustexplain.objectives import Goal, Misclassify, Objective, Observation
 from robustexplain.objectives.confident import bounded
-from robustexplain.random_streams import Streams, global_state
+from robustexplain.random_streams import Streams, global_state, seed_global_state
 from robustexplain.registry import ATTACKS
 from robustexplain.rounding import is_half, toward, wide
 from robustexplain.system import System
@@ -149,9 +148,7 @@ def _stalled(system: System, goal: Goal, x: Tensor) -> Tensor:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seeds every global random state within the block and restores it afterwards."""
     with global_state(device):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
+        seed_global_state(seed, device)
         yield
 
 

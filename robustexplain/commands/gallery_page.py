@@ -138,7 +138,7 @@ def _vit() -> nn.Module:
     import timm
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         net = timm.create_model(
             "vit_tiny_patch16_224", img_size=32, patch_size=4, in_chans=1, num_classes=10,
             embed_dim=48, depth=4, num_heads=3,

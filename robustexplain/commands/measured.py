@@ -116,7 +116,7 @@ def measure(family: str, only: tuple[str, ...] = ()) -> Row:
 def _small(name: str, size: int) -> nn.Module:
     model: nn.Module
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         if name.startswith("timm:"):
             model = models.load(name, num_classes=5, input_size=size)
         elif name.startswith("hf:"):

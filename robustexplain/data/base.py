@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeGuard, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
@@ -44,7 +45,7 @@ class Data:
         train: trains the model.
         defense: trains defenses and calibrates detectors.
         test: judges. The official test part where there is one.
-        digest: SHA-256, as hex, of content and split.
+        digest: SHA-256, as hex, of content and split; empty: recipes make one of all labels and of some inputs.
         features: names of the ``D`` columns of a table; empty for images.
         resize: how images of other sizes were brought to ``shape``.
 
@@ -179,7 +180,21 @@ def has_labels(dataset: Samples) -> bool:
 def known_labels(dataset: object, name: str) -> Sequence[int] | None:
     """The labels that a data set keeps under a name, if they are those that its items have."""
     # What a target_transform makes of them, as torchvision's data sets take one, the items alone say.
-    return None if getattr(dataset, "target_transform", None) is not None else getattr(dataset, name, None)
+    if getattr(dataset, "target_transform", None) is not None:
+        return None
+    found = getattr(dataset, name, None)
+    return found if found is not None and _are_labels(found, dataset) else None
+
+
+def _are_labels(found: object, dataset: object) -> bool:
+    """Whether an attribute holds a whole number for each sample, and not the names of the classes, say."""
+    if isinstance(found, Tensor):
+        whole = found.dim() == 1 and not found.is_floating_point() and not found.is_complex()
+    elif isinstance(found, np.ndarray):
+        whole = found.ndim == 1 and np.issubdtype(found.dtype, np.integer)
+    else:
+        whole = isinstance(found, Sequence) and all(isinstance(label, (int, np.integer)) for label in found)
+    return whole and len(found) == len(dataset)  # type: ignore[arg-type]
 
 
 def _is_tensors(dataset: object) -> TypeGuard[TensorDataset]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from typing import Any
@@ -67,7 +68,7 @@ def check_target(found: list[str], where: str) -> None:
     Raises:
         InputError: more than ten values, and most of them fractions or dates.
     """
-    numbers = [text for text in found if _is(_NUMBER, text)]
+    numbers = [text for text in found if _is(_NUMBER, text) and math.isfinite(float(text))]
     measured = [text for text in numbers if not float(text).is_integer()]
     measured += [text for text in found if _is(_DATE, text)]
     if len(found) > 10 and 2 * len(measured) > len(found):

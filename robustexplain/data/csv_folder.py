@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -40,10 +41,8 @@ def _check_file(folder: Path, row: _FileRow) -> None:
 
 
 def _number(text: str) -> int | None:
-    try:
-        return int(text)
-    except ValueError:
-        return None
+    # int() also takes 1_0 for ten.
+    return int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else None
 
 
 @DATASETS.register("csv-folder")
@@ -142,6 +141,16 @@ class CsvFolder:
         file, label = line.cells[places[self.file_column]], line.cells[places[self.label_column]]
         return _FileRow(file, label.strip(), part, line.where)
 
+    def _check_names(self, rows: list[_FileRow]) -> None:
+        """Refuse classes named by numbers in another order: a label would be one class's number and another's name."""
+        names = self.classes or ()
+        for row in rows:
+            if row.label in names and names.index(row.label) != int(row.label):
+                raise InputError(
+                    f"{row.where}: label {row.label!r} is the name of class {names.index(row.label)}, and a number: "
+                    "give classes in the order of their numbers, or names that are no numbers"
+                )
+
     def _labels(self, rows: list[_FileRow]) -> tuple[list[int], tuple[str, ...]]:
         """The class of each row, by number, and the names of the classes."""
         numbers = [_number(row.label) for row in rows]
@@ -151,6 +160,7 @@ class CsvFolder:
                 if number is None:
                     raise InputError(f"{row.where}: label must be an integer, as on other lines, got {row.label!r}")
             labels = [number for number in numbers if number is not None]
+            self._check_names(rows)
             count = self.num_classes or len(self.classes or ()) or max(labels) + 1
             if count > MOST_CLASSES:
                 raise InputError(f"csv-folder: {count} classes; at most {MOST_CLASSES} are possible")

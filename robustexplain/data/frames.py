@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import DataWarning, InputError
 from .cells import check_target, refuse_numbers_as_text
 
 MOST_COLUMNS = 10_000
@@ -182,7 +184,20 @@ def numeric(x: Any, categories: Sequence[str] | None, most: int, source: str) ->
         # The largest number that float32 holds; beyond it a value would become infinite.
         if not (np.abs(values) <= np.finfo(np.float32).max).all():
             raise InputError(f"{source}: column {name!r} holds a number that is not finite in float32")
+        _warn_of_one_value(values, name, source)
     return tuple(columns), torch.from_numpy(np.stack(list(columns.values()), 1).astype(np.float32))
+
+
+def _warn_of_one_value(values: np.ndarray[Any, Any], name: str, source: str) -> None:
+    """Large numbers that differ by little, such as seconds since 1970, are one number in float32."""
+    wide, narrow = (len(np.unique(part)) for part in (values, values.astype(np.float32)))
+    if 2 * narrow <= wide:
+        warnings.warn(
+            f"{source}: column {name!r} has {wide} different values and {narrow} in float32, which keeps seven digits: "
+            "subtract what they have in common, or take another unit",
+            DataWarning,
+            stacklevel=4,
+        )
 
 
 def _one_hot(column: Any, name: str, most: int, source: str) -> dict[str, np.ndarray[Any, Any]]:
@@ -206,7 +221,7 @@ def _check_copies(x: Any, target: Any, source: str) -> None:
 
 
 def as_text(value: Any) -> str:
-    """A value as text, the same for ``1``, ``1.0`` and ``"1"``."""
+    """A value as text, without blanks around it, and the same for ``1``, ``1.0`` and ``"1"``."""
     if isinstance(value, (bool, np.bool_)):
         return str(bool(value))
     if isinstance(value, (int, float, np.integer, np.floating)):
@@ -215,13 +230,14 @@ def as_text(value: Any) -> str:
         except OverflowError:
             return str(value)
         return str(int(number)) if number.is_integer() else repr(number)
-    return str(value)
+    return str(value).strip()
 
 
 def _ordered(column: Any) -> list[str]:
     """The values found, as text: numbers by size, text by the alphabet."""
     values = {as_text(value) for value in column}
-    if all(_parses(value) for value in values):
+    # NaN has no place in an order by size, and a set has another order in every process.
+    if all(_parses(value) and math.isfinite(float(value)) for value in values):
         return sorted(values, key=lambda value: (float(value), value))
     return sorted(values)
 

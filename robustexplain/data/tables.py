@@ -130,7 +130,7 @@ class CsvTable:
     missing: Literal["refuse", "drop-rows", "drop-columns"] = "refuse"
     na: tuple[str, ...] = (
         *("", "?", "NA", "N/A", "n/a", "#N/A", "#N/A N/A", "#NA", "<NA>", "NULL", "null", "None"),
-        *("NaN", "nan", "-NaN", "-nan", "-1.#IND", "1.#IND", "-1.#QNAN", "1.#QNAN"),
+        *("NaN", "nan", "NAN", "Nan", "-NaN", "-nan", "-1.#IND", "1.#IND", "-1.#QNAN", "1.#QNAN"),
     )
     delimiter: str = ","
     encoding: str = "utf-8"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import io
+import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from functools import partial
+from functools import cached_property, partial
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
@@ -19,6 +20,10 @@ from .. import files
 from ..errors import InputError
 from ..storage.writer import Blob
 
+LIBRARIES = frozenset(
+    {"robustexplain", "torch", "torchvision", "timm", "accelerate", "captum", "numpy", "sklearn", "builtins"}
+) | frozenset(sys.stdlib_module_names)
+"""Whose code is told by its version; other code, such as a user's script, by what it says."""
 OF_MODULES = frozenset(vars(nn.Module()))
 """What torch keeps in every module: hooks, weights, the mode."""
 
@@ -29,7 +34,8 @@ def fingerprint(value: Any) -> str:
     Of a dataclass, its class and fields; of a module, its class, weights and plain attributes (of private ones numbers
     and texts alone: others may be caches); of a function, its code, defaults and the values that it encloses; of a part
     with a binary format of its own, the arrays in it; of another object, its class and attributes (private ones only if
-    plain).
+    plain). Of a class that is none of this library's or of those it stands on, also the code of its methods, and of
+    functions and classes of that kind that they call by name.
 
     Raises:
         InputError: an object in it whose content cannot be told.
@@ -49,7 +55,7 @@ def _plain(value: Any, above: tuple[int, ...] = ()) -> Any:
     if isinstance(value, np.ndarray):
         return [str(value.dtype), list(value.shape), _bytes(value.tobytes())]
     if isinstance(value, type):
-        return _name(value)
+        return _class(value, above)
     if id(value) in above:  # a function that calls itself, an object that holds its own method
         return ["above", len(above) - above.index(id(value))]
     above = (*above, id(value))
@@ -65,13 +71,52 @@ def _plain(value: Any, above: tuple[int, ...] = ()) -> Any:
         return _code(value, above)
     if callable(value) and (isinstance(value, partial) or inspect.isroutine(value)):
         return _function(value, above)
-    return [_name(type(value)), _content(value, above)]
+    return [_class(type(value), above), _content(value, above)]
+
+
+def _class(cls: type, above: tuple[int, ...]) -> Any:
+    """A class by name; one of the user's also by its code, and by that of the user's classes that it stands on."""
+    if not _is_own(cls) or id(cls) in above:
+        return _name(cls)
+    above = (*above, id(cls))
+    said = {name: _member(name, member, above) for name, member in vars(cls).items()}
+    bases = [_class(base, above) for base in cls.__bases__ if _is_own(base)]
+    return [_name(cls), {name: found for name, found in said.items() if found is not None}, bases]
+
+
+def _member(name: str, member: Any, above: tuple[int, ...]) -> Any:
+    """The code of a method, or a plain attribute of a class; ``None`` for what Python made."""
+    if isinstance(member, (staticmethod, classmethod)):
+        member = member.__func__
+    if isinstance(member, property):
+        return [_member(name, part, above) for part in (member.fget, member.fset, member.fdel)]
+    if isinstance(member, cached_property):
+        member = member.func
+    if inspect.isfunction(member):
+        # Dataclasses write their methods from the fields, which are told by their values.
+        return None if member.__code__.co_filename == "<string>" else _method(member, above)
+    # Such as the line that it begins in.
+    return None if name.startswith("__") or not _scalar(member) else member
+
+
+def _method(member: FunctionType, above: tuple[int, ...]) -> Any:
+    try:
+        return _function(member, above)
+    except InputError:  # something odd among what it encloses or its defaults
+        return _code(member.__code__, above)
+
+
+def _is_own(value: Any) -> bool:
+    """Whether a class or function is the user's, or of a library that is not known by its version."""
+    return str(getattr(value, "__module__", "builtins")).split(".")[0] not in LIBRARIES
 
 
 def _module(value: nn.Module, above: tuple[int, ...]) -> Any:
     weights = value.state_dict()
     hidden = {name: buffer for name, buffer in value.named_buffers() if name not in weights}
-    described = [_name(type(value)), str(getattr(value, "spec", None)), _bytes(repr(value).encode())]
+    kinds = {kind: _class(kind, above) for kind in map(type, value.modules()) if _is_own(kind)}
+    own = {_name(kind): found for kind, found in kinds.items()}
+    described = [_name(type(value)), own, str(getattr(value, "spec", None)), _bytes(repr(value).encode())]
     attributes = {
         f"{place}.{name}": _plain(inner, above)
         for place, part in value.named_modules()
@@ -95,7 +140,7 @@ def _function(value: Any, above: tuple[int, ...]) -> Any:
             None if inspect.ismodule(owner) else _plain(owner, above),
         ]
     enclosed = [_plain(_cell(cell), above) for cell in value.__closure__ or ()]
-    known = {key: _plain(inner, above) for key, inner in _constants(value) if _simple(inner)}
+    known = {key: _plain(inner, above) for key, inner in _constants(value) if _simple(inner) or _is_code(inner)}
     given = [_plain(part, above) for part in (value.__defaults__, value.__kwdefaults__)]
     return [_name(value), _code(value.__code__, above), given, enclosed, known]
 
@@ -112,9 +157,20 @@ def _cell(cell: CellType) -> Any:
 
 
 def _constants(function: FunctionType) -> list[tuple[str, Any]]:
-    """What stands in the function's file under names that it uses, but for other functions."""
+    """What stands in the function's file under names that it uses; of functions and classes only the user's."""
     found = function.__globals__
-    return [(n, found[n]) for n in function.__code__.co_names if n in found and not callable(found[n])]
+    used = ((name, found[name]) for name in _names(function.__code__) if name in found)
+    return [(name, value) for name, value in used if not callable(value) or _is_code(value)]
+
+
+def _names(code: CodeType) -> list[str]:
+    """The names that code uses, also within functions that it makes."""
+    inner = [name for part in code.co_consts if isinstance(part, CodeType) for name in _names(part)]
+    return list(dict.fromkeys([*code.co_names, *inner]))
+
+
+def _is_code(value: Any) -> bool:
+    return (inspect.isfunction(value) or isinstance(value, type)) and _is_own(value)
 
 
 def _simple(value: Any) -> bool:

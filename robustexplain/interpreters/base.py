@@ -145,6 +145,7 @@ class Interpreter(ABC):
                 x, start_check = self._with_zero_gradient_check(x)
             with _translated(self, x):
                 explanation = self._explain(x, None if target is None else usable_by_autograd(target), attached)
+        self._check_shapes(x, explanation)
         if not native and x.dim() == 4:
             explanation = explanation._replace(maps=maps.resize(explanation.maps, x.shape[-2:]))
         if start_check is not None:
@@ -152,6 +153,21 @@ class Interpreter(ABC):
         if getattr(self, "of", None) == "probability" and not self.exact_where_confident:
             warn_of_faint_maps(type(self).__name__, explanation.maps, explanation.logits)
         return explanation if attached else explanation.detach()
+
+    def _check_shapes(self, x: Tensor, found: Explanation) -> None:
+        """Refuse what an interpreter of one's own gives for other inputs than these."""
+        wanted = "[B, h, w]" if x.dim() == 4 else "[B, D]"
+        fits = found.maps.shape == x.shape if x.dim() == 2 else found.maps.dim() == 3 and len(found.maps) == len(x)
+        if not fits:
+            raise InputError(
+                f"maps of {type(self).__name__} must have shape {wanted} for x of shape {list(x.shape)}, got "
+                f"{list(found.maps.shape)}"
+            )
+        if found.logits.dim() != 2 or len(found.logits) != len(x):
+            raise InputError(
+                f"logits of {type(self).__name__} must have shape [B, K] for x of shape {list(x.shape)}, got "
+                f"{list(found.logits.shape)}"
+            )
 
     def _check(self, x: Tensor) -> None:  # noqa: B027
         """Refuse inputs that do not fit the interpreter's own settings, before the model sees them."""
@@ -344,6 +360,30 @@ def reduce_channels(values: Tensor, how: Channels) -> Tensor:
     if how == "sum":
         return values.sum(1)
     return values.abs().sum(1) if how == "abs_sum" else values.abs().amax(1)
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of ``x``, or float32 for half precision, in which sums, squares and products are too inaccurate."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def narrowed(maps: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """Maps ``[B, ...]`` in the dtype of the input.
+
+    Raises:
+        InputError: a map of which nothing is left there.
+    """
+    found = maps.to(dtype)
+    if dtype == maps.dtype:
+        return found
+    gone = (maps.detach().flatten(1) != 0).any(1) & ~(found.detach().flatten(1) != 0).any(1)
+    if bool(gone.any()):
+        largest = float(maps.detach()[gone].abs().max())
+        raise InputError(
+            f"{int(gone.sum())} of {len(maps)} maps of {name} hold nothing above {largest:.1e}, which is 0 in {dtype}; "
+            "explain in bfloat16 or float32"
+        )
+    return found
 
 
 def requiring_grad(x: Tensor) -> Tensor:

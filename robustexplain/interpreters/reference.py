@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from .. import checks
 from ..errors import InputError
 from ..registry import PARTS
 
@@ -23,7 +24,8 @@ class Reference:
         weights: ``[N]``, how much each sample counts, not negative; ``None``: all the same.
 
     Raises:
-        InputError: no sample, another number of labels or weights, or weights that make no distribution.
+        InputError: no sample; samples that no interpreter would take, such as 8-bit images, or NaN; another number of
+            labels or weights, or weights that make no distribution.
     """
 
     x: Tensor
@@ -33,6 +35,7 @@ class Reference:
     def __post_init__(self) -> None:
         if not isinstance(self.x, Tensor) or self.x.dim() < 2 or not len(self.x):
             raise InputError(f"a reference needs at least one image [N, C, H, W], got {_shape(self.x)}")
+        checks.inputs(self.x, "Reference.x")
         if self.y is not None and (not isinstance(self.y, Tensor) or self.y.shape != self.x.shape[:1]):
             raise InputError(f"a reference of {len(self.x)} images needs as many labels, got {_shape(self.y)}")
         if self.weights is not None:

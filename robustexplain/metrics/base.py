@@ -1,7 +1,7 @@
 """The kinds of metrics and their contracts: a number per sample, ``[B]``, from checked arguments.
 
-Metrics of half-precision maps are computed in float32 and returned in the dtype of the maps. NaN is returned only where
-a metric is undefined; its docstring says where.
+Metrics of half-precision maps are computed in float32 and returned in the dtype of the maps; stability, which has no
+bound, in float32. NaN is returned only where a metric is undefined; its docstring says where.
 """
 
 from __future__ import annotations

@@ -172,8 +172,8 @@ def _along(
         repeated = center.repeated(count)
         for metric, layer, own in zip(metrics, layers, values, strict=True):
             own.append(metric._counted(repeated, around, layer).reshape(count, -1))
-    moves = (_reduced(torch.cat(own), worst=metric.worst) for metric, own in zip(metrics, values, strict=True))
-    return [move.to(x.dtype) for move in moves]
+    # These have no bound: float16 would write some of them as infinity.
+    return [_reduced(torch.cat(own), worst=metric.worst) for metric, own in zip(metrics, values, strict=True)]
 
 
 def _seen(

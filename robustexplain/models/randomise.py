@@ -13,7 +13,7 @@ from ..autograd.layers import hooks, submodule
 from ..door import answer
 from ..errors import UnsupportedModelError
 from ..hidden import refuse_hidden
-from ..random_streams import derive
+from ..random_streams import derive, global_state, seed_global_state
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def randomise(model: nn.Module, stage: LayerGroup, x: Tensor, seed: int) -> None
     norms = []
     for name in stage.modules:
         module = submodule(model, name)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, name))
+        with global_state(x.device):
+            seed_global_state(derive(seed, name), x.device)
             _draw(module)
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
             norms.append(module)

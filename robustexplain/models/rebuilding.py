@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..errors import InputError, UnknownNameError
+from ..errors import InputError, RobustExplainWarning, UnknownNameError
 from ..registry import MODELS, PARTS
 from .classifier import ModelSpec
 from .loading import PREFIXES, build
@@ -89,6 +90,20 @@ def _check_unchanged(module: nn.Module, rebuilt: nn.Module) -> None:
                 f"place of {made.strip()}), and would come back unchanged; register a builder for it, or set its spec "
                 "to None and load with model=your_model"
             )
+    own_weights, made_weights = (set(part.state_dict()) for part in (module, rebuilt))
+    if odd := sorted(own_weights ^ made_weights):
+        raise InputError(
+            f"{type(module).__name__} cannot be saved: its weights have other names than its builder gives them "
+            f"({odd[0]!r}), as pruning and parametrisations make them; take these off first (prune.remove), or set its "
+            "spec to None and load with model=your_model"
+        )
+    if hooked := [name for name, part in module.named_modules() if part._forward_hooks or part._forward_pre_hooks]:
+        warnings.warn(
+            f"{type(module).__name__} has a forward hook on {hooked[0] or 'itself'!r}, which is not saved: the loaded "
+            "model answers as without it",
+            RobustExplainWarning,
+            stacklevel=4,
+        )
 
 
 def _part(name: str, options: dict[str, Any]) -> Any:

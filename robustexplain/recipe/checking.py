@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from .. import models
 from ..autograd.layers import submodule
 from ..autograd.rectifiers import require_rectifiers
 from ..checks import Kind
+from ..data.base import Digest
 from ..errors import InputError, UnsupportedModelError, memory_advice
 from ..interpreters import AttentionRollout, Gradient, InterpreterSpec, Theta
 from ..interpreters.base import accepted_kinds
@@ -66,7 +67,22 @@ def _loaded(recipe: Recipe) -> data_sets.Data:
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         advice = "; take fewer or smaller inputs" if memory_advice(why) else ""
         raise InputError(f"cannot be made: {why}{advice}") from error
-    return loaded
+    return loaded if loaded.digest else replace(loaded, digest=_looked_at(loaded))
+
+
+LOOKED_AT = 256
+"""Inputs of each part that a data set without a digest of its own is told by."""
+
+
+def _looked_at(data: data_sets.Data) -> str:
+    """A digest of all labels and of some inputs of each part, evenly spread."""
+    digest = Digest(data.name, data.classes)
+    for part in (data.train, data.defense, data.test):
+        size: int = len(part)
+        digest.add(tuple(data_sets.labels_of(part)))
+        for i in range(min(size, LOOKED_AT)):
+            digest.add(part[i * size // min(size, LOOKED_AT)][0].cpu())
+    return digest.hex()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import files
-from ..errors import DamagedFileError, RunMismatchError
+from ..errors import DamagedFileError, RobustExplainWarning, RunMismatchError
 from .averaging import Average
 from .glimpse import Glimpse, alike
 from .intact import DIGEST, read_intact, with_digest
@@ -36,6 +37,7 @@ class Checkpoint:
         scaler: of half-precision gradients, or ``None``.
         best: the weights that were kept so far.
         least: their loss.
+        begun: a digest of the weights before the training, where nothing else tells what is trained; else empty.
     """
 
     stamp: str
@@ -48,6 +50,7 @@ class Checkpoint:
     scaler: Any
     best: dict[str, Tensor]
     least: float = math.inf
+    begun: str = ""
 
     def write(self, path: Path, history: list[EpochRecord]) -> None:
         """Write it aside and rename it, in one file; the history beside it."""
@@ -56,7 +59,7 @@ class Checkpoint:
             tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         meta = {"stamp": self.stamp, "precision": self.precision, "epochs": str(len(history))}
-        meta |= {"history": json.dumps(history), "glimpse": json.dumps(self.glimpse)}
+        meta |= {"history": json.dumps(history), "glimpse": json.dumps(self.glimpse), "begun": self.begun}
         if self.average is not None:
             tensors |= {f"average.{k}": v for k, v in self.average.values.items()}
             meta["updates"] = str(self.average.updates)
@@ -100,7 +103,7 @@ class Checkpoint:
                 f"{path} is a checkpoint of a training with mixed precision {precision!r}, and this process has "
                 f"{self.precision!r}; launch it with --mixed_precision {precision}, or use another output folder"
             )
-        self.module.load_state_dict(_under("module.", tensors))
+        self._load_module(path, _under("module.", tensors), meta.get("begun", ""))
         self._load_optimizer(tensors)
         if self.average is not None:
             self.average.updates = int(meta["updates"])
@@ -114,6 +117,22 @@ class Checkpoint:
             self.scaler.load_state_dict(json.loads(meta["scaler"]))
         history: list[EpochRecord] = json.loads(meta["history"])
         return history
+
+    def _load_module(self, path: Path, stored: dict[str, Tensor], begun: str) -> None:
+        own = {name: tuple(value.shape) for name, value in self.module.state_dict().items()}
+        if own != {name: tuple(value.shape) for name, value in stored.items()}:
+            raise RunMismatchError(
+                f"{path} is a checkpoint of another module: its weights have other names or shapes; use another output "
+                "folder, or delete this one to start again"
+            )
+        if begun and self.begun and begun != self.begun:
+            warnings.warn(
+                f"{path} is of a training that began with other weights than this module's, and goes on from there; if "
+                "it is to be another training, give it another name, folder or identity",
+                RobustExplainWarning,
+                stacklevel=6,
+            )
+        self.module.load_state_dict(stored)
 
     def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
         state: dict[int, dict[str, Tensor]] = {}

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from .. import files
 from ..data.base import Item, Samples
 from ..errors import FieldError, InputError, doing
 from ..progress import Advance
@@ -58,8 +59,9 @@ def fit(
         name: what the progress display, the checkpoint and the history are called.
         seed: of order and noise.
         session: accelerator, checkpoints, progress, trackers.
-        identity: whatever else decides the result (a hash of the data, the loss's settings); a checkpoint of another
-            identity is refused.
+        identity: whatever else decides the result (a hash of the data and of the weights before, the loss's settings);
+            a checkpoint of another identity is refused. Without one a checkpoint of another loss is refused, and other
+            weights before are warned of.
         evaluating: train in eval mode: batch norms keep their statistics, dropout does not draw.
         selection: which epoch's weights the module ends with; default the last's, or, with ``settings.validation``,
             those that are best on samples held out.
@@ -87,6 +89,8 @@ class _Loop:
         check_precision(session.accelerator)
         self.module, self.session = module.to(session.device), session
         self.stamp, self.glimpse = ("", {}) if session.folder is None else (task.stamp, task.glimpse)
+        told = session.folder is None or task.identity is not None
+        self.begun = "" if told else files.digest_tensors(module.state_dict())
         part, held = task.limited().smoothed().split(session)
         self.task = part.weighted()
         self.settings, self.selection = task.settings, selection or held
@@ -249,7 +253,8 @@ class _Loop:
     def _checkpoint(self) -> Checkpoint:
         accelerator = self.session.accelerator
         return Checkpoint(self.stamp, self.glimpse, accelerator.mixed_precision, self.module, self.optimizer,
-                          self.average, self.selection, accelerator.scaler, self.best, self.least)  # fmt: skip
+                          self.average, self.selection, accelerator.scaler, self.best, self.least,
+                          self.begun)  # fmt: skip
 
     def _loader(self, epoch: int) -> DataLoader[Item]:
         data, workers = self.task.data, self.settings.workers

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from ..errors import InputError
+
 
 @contextmanager
 def global_noise(device: torch.device, seed: int) -> Iterator[None]:
@@ -32,6 +34,43 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+
+
+@contextmanager
+def left_alone(model: nn.Module, component: object) -> Iterator[None]:
+    """Refuse a component of the user's own that changes a given model in place, and put weights and modes back.
+
+    A run makes all of its rows before it judges any: the others would be judged with the changed weights. Components of
+    this library copy what they train.
+
+    Raises:
+        InputError: naming the component.
+    """
+    if type(component).__module__.split(".")[0] == "robustexplain":
+        yield
+        return
+    weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    modes = [(part, part.training) for part in model.modules()]
+    try:
+        yield
+    finally:
+        now = model.state_dict()
+        changed = [name for name, value in weights.items() if name in now and not same(now[name].detach().cpu(), value)]
+        moved = any(part.training != mode for part, mode in modes)
+        if changed:
+            model.load_state_dict(weights)
+        for part, mode in modes:
+            part.training = mode
+    if changed or moved:
+        what = f"weights of the given system in place, {changed[0]!r} first" if changed else "the mode of its model"
+        raise InputError(
+            f"{type(component).__name__} changed {what}: train a copy (copy.deepcopy; a ModelDefense is given one)"
+        )
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors hold the same, NaN included."""
+    return torch.equal(a.nan_to_num(), b.nan_to_num()) if a.is_floating_point() else torch.equal(a, b)
 
 
 @contextmanager

@@ -176,6 +176,28 @@ def test_labels_of_any_dataset() -> None:
     assert data.labels_of(Subset(plain, [2, 0])) == [1, 2]  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "kept", [["a", "b"], [0, 1], {0: "a", 1: "b"}, torch.rand(8), np.zeros((8, 2), dtype=int), ["0"] * 8]
+)
+def test_an_attribute_that_holds_no_label_of_each_sample_is_not_believed(kept: object) -> None:
+    class Own:
+        """Its classes' names are kept where labels often are."""
+
+        def __init__(self, labels: object) -> None:
+            self.labels = labels
+
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return torch.zeros(1, 2, 2), index % 2
+
+    assert data.labels_of(Own(kept)) == [0, 1] * 4
+    assert len(data.take(Own(kept), 6)) == 6
+    for labels in ([3] * 8, np.full(8, 3), torch.full((8,), 3)):
+        assert data.labels_of(Own(labels)) == [3] * 8
+
+
 def test_parts_go_through_a_loader_with_workers(folder: Path) -> None:
     d = data.load("image-folder", path=str(folder), size=8, fractions=(0, 0, 1))
     assert len(pickle.dumps(d.test)) > 0

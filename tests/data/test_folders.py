@@ -113,6 +113,18 @@ def test_classes_missing_from_a_part_and_copies_across_parts_are_warned_of(tmp_p
         data.load(f"csv-folder:{root}", num_classes=3, fractions=(0.9, 0, 0.1))
 
 
+def test_classes_named_by_numbers_in_another_order_are_refused(tmp_path: Path) -> None:
+    root = make(tmp_path / "a", {"cat": 6, "dog": 6})
+    rows = "".join(f"cat/{i}.png,{i % 2}\n" for i in range(6))
+    (root / "labels.csv").write_text("file,label\n" + rows)
+    with pytest.raises(InputError, match="label '0' is the name of class 1, and a number: give classes in the order"):
+        data.load(f"csv-folder:{root}", classes=("1", "0"))
+    assert data.load(f"csv-folder:{root}", classes=("0", "1")).classes == ("0", "1")
+    (root / "labels.csv").write_text("file,label\n" + rows.replace(",1", ",1_0"))
+    with pytest.raises(InputError, match="label must be an integer, as on other lines, got '1_0'"):
+        data.load(f"csv-folder:{root}")
+
+
 # Contents -------------------------------------------------------------------------------------------------------------
 
 

@@ -297,6 +297,23 @@ def test_text_around_numbers_and_other_delimiters_are_read(tmp_path: Path) -> No
     assert d.features == ("a", "b_<=50K", "b_>50K")
 
 
+def test_blanks_around_text_make_no_other_class_or_category(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "a,job,y\n" + "".join(f"{i},{('cook', 'cook ')[i % 2]},{('no', 'yes', 'yes ')[i % 3]}\n" for i in range(12))
+    )
+    d = load(path, target="y", positive="yes")
+    assert d.features == ("a", "job_cook")
+    assert whole(d)[1] == [0, 1, 1] * 4
+
+
+def test_a_value_that_has_no_size_is_sorted_as_text_in_every_process(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("a,y\n" + "".join(f"{i},{('9', '10', 'nAn')[i % 3]}\n" for i in range(12)))
+    with pytest.warns(DataWarning, match="numbers but for 'nAn'; if that stands for a missing value, name it in na"):
+        assert load(path, target="y").classes == ("10", "9", "nAn")
+
+
 HOLES = "a,b,c,y\n1,x,1,0\n2,?,2,1\n3,x,,0\n4,y,NA,1\n5,x,5,0\n6,y,6,1\n"
 
 
@@ -386,7 +403,7 @@ def test_a_broken_table_is_refused_by_what_is_wrong_with_it(case: str, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "word", ["None", "NULL", "null", "#N/A", "N/A", "n/a", "NaN", "nan", "<NA>", "?", "", "1.#QNAN"]
+    "word", ["None", "NULL", "null", "#N/A", "N/A", "n/a", "NaN", "nan", "NAN", "<NA>", "?", "", "1.#QNAN"]
 )
 def test_missing_values_are_known_in_all_usual_spellings(word: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(AMONG.format(word))
@@ -420,6 +437,10 @@ def test_true_and_false_stay_one_column_where_a_row_is_left_out(tmp_path: Path) 
         ("a,b,y\n" + "".join(f"7,{i},{i % 2}\n" for i in range(20)), "all rows have one value in 'a'"),
         ("a,y\n" + "".join(f"{i},{i % 2}\n" for i in range(20)) + "9,-\n", "numbers but for '-'; if that stands for"),
         ("a,y\n" + "".join(f"{i},{'pq'[i % 2]}\n" for i in range(20)) + "9,r\n", "the train part has none of 'r'"),
+        (
+            "a,b,y\n" + "".join(f"{1700000000 + i},{i},{i % 2}\n" for i in range(20)),
+            "column 'a' has 20 different values and 1 in float32",
+        ),
     ],
 )
 def test_what_may_not_be_meant_is_warned_of(text: str, words: str, tmp_path: Path) -> None:

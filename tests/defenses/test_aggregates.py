@@ -178,6 +178,19 @@ def test_ava_is_the_mean_over_neighbours_by_inverse_distance(
     torch.testing.assert_close(own, GradCAM(trained)(bank[:2]).detach(), rtol=0.02, atol=0.02)
 
 
+def test_neighbours_of_rows_in_large_units_are_the_nearest_in_any_batch() -> None:
+    """The distances of a product form cancel there, and torch takes it from 26 rows on."""
+    rng = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).eval()
+    bank = torch.rand(400, 3, generator=rng) * torch.tensor([40000.0, 60.0, 40.0]) + torch.tensor([40000.0, 20.0, 10.0])
+    x = bank[:3] + torch.tensor([0.5, 2.0, 1.0])
+    found = NeighbourMean(model, Gradient(model), Reference(bank))
+    near = found._nearest(x)[0]
+    exact = (bank.double() - x[:, None].double()).norm(dim=2).argsort(1)[:, :5]
+    assert torch.equal(near, bank[exact])
+    assert torch.equal(found._nearest(x.repeat(20, 1))[0][:3], near)
+
+
 def test_ava_refuses_what_it_cannot_keep(trained: Classifier, few: Dataset[Any], judged: tuple[Tensor, Tensor]) -> None:
     plain = rx.System(trained, GradCAM(trained))
     with pytest.raises(InputError, match=r"AVA\.neighbours must be at most images, 4, got 5"):

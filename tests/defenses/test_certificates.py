@@ -69,6 +69,10 @@ def test_metfas_order_statistics() -> None:
     assert float(two_classes(values)) == pytest.approx(1.2)
 
 
+def test_a_map_of_one_place_has_one_class() -> None:
+    assert two_classes(torch.tensor([[0.3], [0.7]])).tolist() == [[pytest.approx(0.3)], [pytest.approx(0.7)]]
+
+
 def test_holms_steps_reject_what_a_loop_over_them_does() -> None:
     p = torch.rand(4, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 4
     wanted = torch.zeros(4, 9, dtype=torch.bool)

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ from robustexplain.metrics import L1, auc
 from robustexplain.models import Classifier
 from robustexplain.registry import DEFENSES
 from robustexplain.system import Detector
-from robustexplain.training import Training
+from robustexplain.training import Session, Training
 
 EPS = 0.125
 # On so little training the masks stay all ones, unless their size weighs more.
@@ -77,6 +77,38 @@ def test_a_defense_gives_a_system_and_leaves_its_own_alone(
         assert plain.model is hardened.model
     else:
         assert plain.interpreter is system.interpreter
+
+
+@dataclass(frozen=True)
+class InPlace(Defense):
+    """The natural mistake: it trains the model that it was given."""
+
+    how: str = "weights"
+    fails: bool = False
+
+    needs_data: ClassVar[bool] = False
+    layer: ClassVar[str] = "model"
+
+    def _defend(self, system: rx.System, data: Any, session: Session) -> rx.System:
+        if self.how == "weights":
+            with torch.no_grad():
+                next(system.model.parameters()).mul_(2)
+        else:
+            system.model.train()
+        if self.fails:
+            raise ValueError("something else")
+        return system
+
+
+def test_a_defense_of_ones_own_that_changes_the_given_model_is_refused_and_undone(trained: Classifier) -> None:
+    system, before = rx.System(trained, CAM(trained)), copy.deepcopy(trained.state_dict())
+    for how, words in (("weights", "changed weights of the given system in place, '"), ("mode", "changed the mode of")):
+        with pytest.raises(InputError, match=words):
+            InPlace(how)(system)
+        with pytest.raises(ValueError, match="something else"):
+            InPlace(how, fails=True)(system)
+        assert not trained.training
+        assert all(torch.equal(a, b) for a, b in zip(before.values(), trained.state_dict().values(), strict=True))
 
 
 def test_a_saved_defended_system_says_the_same(

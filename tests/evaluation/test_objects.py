@@ -397,6 +397,67 @@ def test_functions_and_modules_that_compute_different_things_have_different_fing
         fingerprint(i for i in range(3))
 
 
+SCRIPT = """
+from dataclasses import dataclass
+from torch import nn
+
+LIMIT = 3
+
+def helper(x):
+    return [LIMIT * part for part in x]
+
+class Base:
+    size = 1
+
+    @property
+    def wide(self):
+        return self.size + 1
+
+@dataclass(frozen=True)
+class Mine(Base):
+    k: float = 1.0
+
+    def __call__(self, x):
+        return helper(x)
+
+    def __reduce__(self):
+        return super().__reduce__()
+
+class Net(nn.Module):
+    def forward(self, x):
+        return x.relu()
+"""
+
+
+def _script(**edits: tuple[str, str]) -> tuple[str, str]:
+    """Fingerprints of a component and of a module of a script, of which some lines were edited."""
+    text = SCRIPT
+    for before, after in edits.values():
+        assert before in text
+        text = text.replace(before, after)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(text, "mine.py", "exec"), names)
+    return fingerprint(names["Mine"]()), fingerprint(nn.Sequential(names["Net"]()))
+
+
+def test_edited_code_of_ones_own_components_is_seen_and_moved_lines_are_not() -> None:
+    usual = _script()
+    assert _script(edit=("from torch", "\n\n# a remark\nfrom torch")) == usual
+    edits = {
+        "a helper": ("for part in x]", "for part in x[1:]]"),
+        "a constant": ("LIMIT = 3", "LIMIT = 4"),
+        "a base's attribute": ("size = 1", "size = 2"),
+        "a property": ("self.size + 1", "self.size - 1"),
+        "a method": ("return helper(x)", "return helper(x) + x"),
+    }
+    for what, edit in edits.items():
+        changed = _script(edit=edit)
+        assert changed[0] != usual[0], what
+        assert changed[1] == usual[1], what
+    changed = _script(edit=("x.relu()", "x.tanh()"))
+    assert (changed[0], changed[1] != usual[1]) == (usual[0], True)
+
+
 # ---- faults ----
 
 

@@ -221,6 +221,13 @@ def test_a_recipe_draws_the_background_from_the_training_data(trained: nn.Module
 def test_a_background_of_another_size_or_none_is_refused(tiny_model: nn.Module, grey: Tensor) -> None:
     with pytest.raises(InputError, match=r"reference holds images \[1, 8, 8\], got \[1, 16, 16\]"):
         ExpectedGradients(tiny_model, Reference(torch.rand(3, 1, 8, 8)))(grey)
+    for x, message in (
+        (torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8), "Reference.x must be floating point, got torch.uint8"),
+        (255 * torch.rand(3, 1, 8, 8), r"Reference.x must lie in \[0, 1\]"),
+        (torch.full((3, 4), torch.nan), "Reference.x holds NaN or infinity"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Reference(x)
     with pytest.raises(InputError, match="background must be a Reference of images or rows, got Tensor"):
         ExpectedGradients(tiny_model, torch.rand(3, 1, 16, 16))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="the data set is empty"):

@@ -417,6 +417,22 @@ def test_constrained_least_squares_against_the_kkt_system() -> None:
     np.testing.assert_allclose(shapley(z, w, y, 0.7), wanted, atol=1e-12)
 
 
+def test_coalitions_that_leave_patches_inseparable_are_drawn_again(x: Tensor) -> None:
+    """In a linear model the regression is exact wherever they do not."""
+
+    class Linear(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            score = (x[:, 0] * torch.linspace(-1, 2, 196).reshape(14, 14)).sum((1, 2))
+            return torch.stack([score, -score], 1)
+
+    weight = torch.linspace(-1, 2, 196).reshape(14, 14)
+    for seed in range(8):
+        image = torch.rand(1, 1, 14, 14, generator=torch.Generator().manual_seed(seed))
+        shap = KernelSHAP(Linear().eval(), samples=98, fill=Fill(value=0.0), of="logit", seed=seed)
+        parts = (weight * image)[:, 0].reshape(1, 7, 2, 7, 2).sum((2, 4))
+        torch.testing.assert_close(shap(image, torch.tensor([0]))[:, ::2, ::2], parts, rtol=1e-3, atol=1e-3)
+
+
 def test_too_few_samples_for_the_patches_are_refused(model: nn.Module, x: Tensor) -> None:
     with pytest.raises(InputError, match="separate 49 patches with samples=60; set 98 or more"):
         KernelSHAP(model, 60)(x)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from robustexplain import models
+from robustexplain.data import Data, stack
 from robustexplain.errors import InputError
 from robustexplain.recipe import check, check_data
 
@@ -180,3 +185,22 @@ def test_the_model_is_looked_at_without_its_memory(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(models, "build", watched)
     check_data(check(yaml.safe_load(TINY.read_text(encoding="utf-8"))))
     assert set(made) == {"meta"}
+
+
+def test_a_data_set_without_a_digest_gets_one_of_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = yaml.safe_load(TINY.read_text(encoding="utf-8"))
+    load = type(check(tree).data).load
+
+    def found(change: Callable[[Tensor], Tensor]) -> str:
+        def silent(self: Any) -> Data:
+            whole = load(self)
+            x, y = stack(whole.test)
+            return replace(whole, digest="", test=TensorDataset(change(x), y))
+
+        monkeypatch.setattr(type(check(tree).data), "load", silent)
+        return check_data(check(tree)).digest
+
+    usual = found(lambda x: x)
+    assert len(usual) == 64
+    assert found(lambda x: x) == usual
+    assert found(lambda x: 1 - x) != usual

@@ -83,11 +83,10 @@ def test_a_killed_training_goes_on_to_the_same_choice(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         fit(net(), dying, points(), SETTINGS, name="net", selection=Selection(Script(losses, admissible)),
-            session=Session(folder=tmp_path))  # fmt: skip
+            session=Session(folder=tmp_path), identity="points")  # fmt: skip
     rest = Selection(Script(losses[4:], admissible[4:]))
-    resumed = fit(
-        net(), cross_entropy, points(), SETTINGS, name="net", selection=rest, session=Session(folder=tmp_path)
-    )
+    resumed = fit(net(), cross_entropy, points(), SETTINGS, name="net", selection=rest,
+                  session=Session(folder=tmp_path), identity="points")  # fmt: skip
     assert (rest.kept, rest.history) == (chosen.kept, chosen.history) == (2, [{"loss": v} for v in losses])
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
 

@@ -20,7 +20,7 @@ from robustexplain.data import Data, Samples, take
 from robustexplain.data.arrays import Arrays
 from robustexplain.data.base import subset
 from robustexplain.data.tables import TensorTable
-from robustexplain.errors import DamagedFileError, InputError, RunMismatchError
+from robustexplain.errors import DamagedFileError, InputError, RobustExplainWarning, RunMismatchError
 from robustexplain.models import build
 from robustexplain.training import Loss, Session, Training, TrainingStep, cross_entropy, fit, frozen
 from robustexplain.training.batches import Batches
@@ -48,6 +48,7 @@ FOUR = Training(epochs=4, batch_size=32, lr=1e-2)
 def trained(
     loss: Loss = cross_entropy, settings: Training = FOUR, dropout: float = 0.0, **options: object
 ) -> nn.Module:
+    options = {"identity": "blobs", **options}
     return fit(net(dropout), loss, blobs(), settings, name="net", **options)  # type: ignore[arg-type]
 
 
@@ -118,6 +119,28 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, change: dic
     trained(session=Session(folder=tmp_path), identity="some data")
     with pytest.raises(RunMismatchError, match="another training"):
         trained(session=Session(folder=tmp_path), **{"identity": "some data", **change})  # type: ignore[arg-type]
+
+
+def test_without_an_identity_another_loss_or_module_is_refused_and_weights_are_warned_of(tmp_path: Path) -> None:
+    def nothing(module: nn.Module, x: Tensor, y: Tensor, moment: TrainingStep) -> Tensor:
+        return 0 * cross_entropy(module, x, y, moment)
+
+    def again(module: nn.Module, loss: Loss = cross_entropy) -> nn.Module:
+        return fit(module, loss, blobs(), FOUR, name="net", session=Session(folder=tmp_path))  # type: ignore[arg-type]
+
+    first = again(net())
+    assert same(again(net()), first)
+    with pytest.raises(RunMismatchError, match="another training"):
+        again(net(), nothing)
+    with pytest.raises(RunMismatchError, match="a checkpoint of another module: its weights have other names or shap"):
+        again(nn.Sequential(net(), nn.Identity()))
+    other = net()
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    with pytest.warns(
+        RobustExplainWarning, match="began with other weights than this module's, and goes on from there"
+    ):
+        assert same(again(other), first)
 
 
 def test_a_half_written_checkpoint_is_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,16 @@ from ...errors import UnsupportedModelError
 from ...maps import positive
 from ...models.in_front import in_input_coordinates
 from ...registry import INTERPRETERS
-from ..base import Channels, Explanation, Interpreter, explained_class, reduce_channels, requiring_grad
+from ..base import (
+    Channels,
+    Explanation,
+    Interpreter,
+    explained_class,
+    narrowed,
+    reduce_channels,
+    requiring_grad,
+    wide_dtype,
+)
 
 
 @INTERPRETERS.register("guided-backprop", paper="Springenberg et al. 2015, section 3.4", needs=("rectifiers",))
@@ -86,7 +95,8 @@ class GuidedGradCAM(Interpreter):
         cam = positive(cam) if self.relu else cam
         cam = in_input_coordinates(self.model, cam, x)
         guided = reduce_channels(guided_gradient(tape, classes, graph), self.channels)
-        return Explanation(tape.logits, guided * ops.resize(cam, x.shape[-2:]))
+        wide = guided.to(wide_dtype(guided)) * ops.resize(cam, x.shape[-2:])
+        return Explanation(tape.logits, narrowed(wide, x.dtype, "GuidedGradCAM"))
 
 
 def guided_gradient(tape: Tape, classes: Tensor, graph: bool) -> Tensor:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +17,7 @@ from ...door import answer
 from ...errors import FieldError, InputError, UnknownNameError, UnsupportedModelError
 from ...fields import Fraction
 from ...hidden import refuse_hidden
-from ...random_streams import Streams, global_state
+from ...random_streams import Streams, global_state, seed_global_state
 from ...registry import INTERPRETERS
 from ..base import Channels, Explanation, Interpreter, explained_class, pick, reduce_channels
 from ..perturbation.segments import Segments
@@ -247,7 +245,5 @@ def _options(cls: Any) -> set[str]:
 
 
 def _seeded(attribute: Callable[[Tensor, Tensor], Any], x: Tensor, classes: Tensor, seed: int) -> Any:
-    torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    random.seed(seed)
+    seed_global_state(seed, x.device)
     return attribute(x, classes)

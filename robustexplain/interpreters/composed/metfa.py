@@ -133,6 +133,8 @@ def two_classes(rows: Tensor) -> Tensor:
     """
     ordered = ops.ascending(rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows)
     n = ordered.shape[1]
+    if n == 1:
+        return rows
     sums, k = ordered.double().cumsum(1), torch.arange(1, n, device=rows.device, dtype=torch.float64)
     lower, whole = sums[:, :-1], sums[:, -1:]
     between = k * (n - k) * (lower / k - (whole - lower) / (n - k)).square()

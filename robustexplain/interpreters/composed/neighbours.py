@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...fields import Count
 from ...registry import INTERPRETERS
-from ..base import Explanation, requiring_grad
+from ..base import Explanation, requiring_grad, wide_dtype
 from ..gradients.integrated import predicted
 from ..reference import Reference
 from .base import Wrapper
@@ -64,9 +64,11 @@ class NeighbourMean(Wrapper):
         """The nearest samples ``[B, k, ...]`` and their weights ``[B, k]``, which add up to one."""
         bank = self.bank.like(x)
         with torch.no_grad():
-            apart = torch.cdist(x.detach().flatten(1).float(), bank.flatten(1).float())
+            rows, known = (part.detach().flatten(1).to(wide_dtype(x)) for part in (x, bank))
+            # The form by matrix products loses small distances of rows in large units, and is chosen by batch size.
+            apart = torch.cdist(rows, known, compute_mode="donot_use_mm_for_euclid_dist")
             near = bank[apart.topk(self.neighbours, largest=False).indices]
-        squares = (x[:, None] - near).flatten(2).square().sum(2)
+        squares = (x[:, None] - near).flatten(2).to(wide_dtype(x)).square().sum(2)
         # An input that is in the bank has an infinite weight there: the smallest square stands for a distance of zero.
         inverse = squares.clamp(min=torch.finfo(torch.float32).eps).rsqrt()
-        return near, inverse / inverse.sum(1, keepdim=True)
+        return near, (inverse / inverse.sum(1, keepdim=True)).to(x.dtype)

@@ -17,8 +17,7 @@ from ...fields import Count
 from ...hidden import refuse_hidden
 from ...registry import INTERPRETERS
 from ..backward_rules.guided import GuidedBackprop, GuidedGradCAM
-from ..base import Explanation
-from ..perturbation.removal import wide_dtype
+from ..base import Explanation, wide_dtype
 from ..reference import Reference
 from .base import Wrapper, in_rows, walk
 

@@ -129,10 +129,16 @@ def class_gradient(logits: Tensor, classes: Tensor, x: Tensor, of: Of, graph: bo
         return gradient
     # p = sigmoid(margin), so grad p = p (1 - p) grad margin and grad log p = (1 - p) grad margin. With 1 - p as
     # sigmoid(-margin), the map stays exact where p rounds to one.
-    scale = (-score).sigmoid() * (score.sigmoid() if of == "probability" else 1)
+    odds, steep = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (score, gradient))
+    scale = (-odds).sigmoid() * (odds.sigmoid() if of == "probability" else 1)
     # A probability that cannot be told from 0 or 1 would give a map of zeros. A small scale keeps its direction.
-    tiny = torch.finfo(gradient.dtype).tiny
-    return gradient * expand(torch.where(scale < 64 * tiny, tiny**0.75, scale), gradient)
+    tiny = torch.finfo(steep.dtype).tiny
+    scale = torch.where(scale < 64 * tiny, tiny**0.75, scale)
+    if gradient.dtype == torch.float16:
+        # What float16 cannot write: the map's largest value is then the smallest one that it writes in full.
+        largest = steep.detach().abs().flatten(1).amax(1).clamp(min=tiny**0.25)
+        scale = torch.maximum(scale, torch.finfo(torch.float16).tiny / largest)
+    return (steep * expand(scale, steep)).to(gradient.dtype)
 
 
 def margin(logits: Tensor, target: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...fields import Count, Natural, Positive
 from ...random_streams import generator
 from ...registry import INTERPRETERS
-from ..base import Channels, Explanation, Interpreter, reduce_channels, requiring_grad
+from ..base import Channels, Explanation, Interpreter, narrowed, reduce_channels, requiring_grad, wide_dtype
 from .baselines import Units, deviation
 from .gradient import Of
 from .integrated import by_rows, point_gradients, predicted, total
@@ -97,9 +97,11 @@ class SmoothGrad(Interpreter):
             gradients = noisy_gradients(self, rows, classes, graph)
             return total(self._transformed(gradient).sum(0) for gradient in gradients) / self.samples
 
-        return Explanation(logits, reduce_channels(by_rows(x, classes, self.batch_size, mean), self.channels))
+        maps = reduce_channels(by_rows(x, classes, self.batch_size, mean), self.channels)
+        return Explanation(logits, narrowed(maps, x.dtype, "SmoothGrad"))
 
     def _transformed(self, gradient: Tensor) -> Tensor:
+        gradient = gradient.to(wide_dtype(gradient))
         if self.average == "signed":
             return gradient
         return gradient.abs() if self.average == "magnitude" else gradient.square()
@@ -144,9 +146,11 @@ class VarGrad(Interpreter):
         logits, classes = predicted(self.model, x, target, graph)
 
         def spread(rows: Tensor, classes: Tensor) -> Tensor:
-            return variance(noisy_gradients(self, rows, classes, graph))
+            gradients = noisy_gradients(self, rows, classes, graph)
+            return variance(part.to(wide_dtype(part)) for part in gradients)
 
-        return Explanation(logits, reduce_channels(by_rows(x, classes, self.batch_size, spread), self.channels))
+        maps = reduce_channels(by_rows(x, classes, self.batch_size, spread), self.channels)
+        return Explanation(logits, narrowed(maps, x.dtype, "VarGrad"))
 
 
 def noisy_gradients(method: SmoothGrad | VarGrad, rows: Tensor, classes: Tensor, graph: bool) -> Iterator[Tensor]:

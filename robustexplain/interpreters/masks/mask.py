@@ -19,9 +19,9 @@ from ...fields import Count, Fraction, NonNegative, Positive
 from ...random_streams import Streams
 from ...registry import INTERPRETERS
 from ...training import frozen
-from ..base import Explanation, Interpreter, explained_class
+from ..base import Explanation, Interpreter, explained_class, wide_dtype
 from ..iterative import MaskState
-from ..perturbation.removal import Fill, Score, score, wide_dtype
+from ..perturbation.removal import Fill, Score, score
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 CHECK_EVERY = 10

@@ -18,11 +18,11 @@ from ...fields import Count, Fraction, Natural, NonNegative, Positive
 from ...random_streams import Streams, generator
 from ...registry import INTERPRETERS
 from ...training import frozen
-from ..base import Explanation, Interpreter, explained_class
+from ..base import Explanation, Interpreter, explained_class, wide_dtype
 from ..gradients.baselines import Baseline, baseline_like, checked_baseline
 from ..gradients.gradient import margin
 from ..iterative import MaskState
-from ..perturbation.removal import chunks, wide_dtype
+from ..perturbation.removal import chunks
 from ..saturation import warn_of_faint_maps
 
 COPIES_AHEAD = 4

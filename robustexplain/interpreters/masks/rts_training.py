@@ -59,7 +59,8 @@ class RTSTraining:
 def new_masker(model: nn.Module, x: Tensor, settings: RTSTraining, seed: int) -> MaskingModel:
     """An untrained masking model around a copy of the classifier, with weights drawn from ``seed``."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # torch.manual_seed would also seed every CUDA device, and nothing would put those back.
+        torch.default_generator.manual_seed(seed)
         masker = MaskingModel.around(copy.deepcopy(model), x, settings.width, settings.levels)
     masker.encoder.requires_grad_(settings.encoder_weight > 0)
     return masker.to(x.device).eval()

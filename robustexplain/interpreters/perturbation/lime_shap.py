@@ -25,6 +25,11 @@ from ..base import Explanation, Interpreter, explained_class
 from .removal import Fill, Score, all_perturbed_scores, score
 from .segments import Segments, counts, padded, painted, switched
 
+REDRAWS = 20
+"""How often KernelSHAP draws its coalitions again before it gives up."""
+SURE = 8
+"""Coalitions a patch from which on they separate the patches, as far as chance goes."""
+
 
 @INTERPRETERS.register("lime", paper="Ribeiro et al. 2016, section 3.4")
 @dataclass(frozen=True, eq=False)
@@ -154,6 +159,18 @@ class KernelSHAP(Interpreter):
         return self._drawn(patches, source)
 
     def _drawn(self, patches: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Pairs of a coalition and its complement, drawn again where they leave some patches inseparable."""
+        for _ in range(REDRAWS):
+            z = self._pairs(patches, source)
+            # With many coalitions that does not happen.
+            if len(z) >= SURE * patches or separates(z):
+                return z, torch.ones(len(z), dtype=torch.float64)
+        raise InputError(
+            f"KernelSHAP drew {REDRAWS} times {self.samples} coalitions that do not separate all {patches} patches; "
+            f"set samples to {SURE * patches} or more"
+        )
+
+    def _pairs(self, patches: int, source: torch.Generator) -> Tensor:
         pairs = math.ceil(self.samples / 2)
         sizes = torch.arange(1, patches, dtype=torch.float64)
         # The kernel times the number of coalitions of that size.
@@ -161,8 +178,13 @@ class KernelSHAP(Interpreter):
         size = torch.multinomial(probabilities, pairs, replacement=True, generator=source) + 1
         order = torch.rand(pairs, patches, generator=source, dtype=torch.float64).argsort(1).argsort(1)
         z = (order < size[:, None]).long()
-        z = torch.stack([z, 1 - z], 1).flatten(0, 1)[: self.samples]
-        return z, torch.ones(len(z), dtype=torch.float64)
+        return torch.stack([z, 1 - z], 1).flatten(0, 1)[: self.samples]
+
+
+def separates(z: Tensor) -> bool:
+    """Whether the values of all patches follow from the scores of coalitions ``[n, S]`` and from their sum."""
+    free = (z[:, :-1] - z[:, -1:]).double()
+    return int(torch.linalg.matrix_rank(free)) == z.shape[1] - 1
 
 
 def kernel(patches: int, size: int) -> float:

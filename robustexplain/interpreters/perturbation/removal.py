@@ -14,7 +14,7 @@ from ...fields import Fraction, NonNegative, Positive, check_fields
 from ...maps import clipped
 from ...random_streams import Streams
 from ...registry import PARTS
-from ..base import pick
+from ..base import pick, wide_dtype
 from ..masks.rts import gaussian_blur
 
 Score = Literal["probability", "logit", "log_probability"]
@@ -27,11 +27,6 @@ def score(logits: Tensor, classes: Tensor, of: Score) -> Tensor:
         return pick(wide, classes)
     log_p = pick(wide.log_softmax(1), classes)
     return log_p if of == "log_probability" else log_p.exp()
-
-
-def wide_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of ``x``, or float32 for half precision, in which sums over many scores are too inaccurate."""
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 @PARTS.register("fill")

@@ -16,9 +16,9 @@ from ...door import answer
 from ...fields import Count
 from ...random_streams import generator
 from ...registry import INTERPRETERS
-from ..base import Explanation, Interpreter, explained_class
+from ..base import Explanation, Interpreter, explained_class, wide_dtype
 from ..saturation import warn_of_equal_scores
-from .removal import Fill, Score, chunks, perturbed_scores, wide_dtype
+from .removal import Fill, Score, chunks, perturbed_scores
 
 
 @INTERPRETERS.register("rise", paper="Petsiuk et al. 2018, eq. 6")
