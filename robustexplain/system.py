@@ -339,7 +339,8 @@ class System:
         Raises:
             MissingDataError: if the folder holds no saved system, or a part of it is missing.
             InputError: damaged, changed, of a newer version, or another system than expected; a model that does not
-                fit, or has something else around it.
+                fit, has something else around it, or answers otherwise with the same weights (where ``inputs`` says
+                the size of the images).
         """
         from .storage import load_component
 

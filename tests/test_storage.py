@@ -30,6 +30,7 @@ import robustexplain
 from robustexplain import System, files, models, seals
 from robustexplain.attacks import ADV2, PGD
 from robustexplain.autograd.rectifiers import Softplus
+from robustexplain.data import InputSpec
 from robustexplain.defenses import AID, Aggregate, AggregatedInterpreter, BetaSmoothing, Defense, XEnsemble
 from robustexplain.defenses.detection import FeatureSqueezingDetector, Forest
 from robustexplain.errors import InputError, MissingDataError, RobustExplainWarning, UnknownNameError
@@ -767,6 +768,32 @@ def test_digests_see_names_dtypes_shapes_and_bits_but_not_order() -> None:
     others = [{"a": a + 1, "b": a}, {"a": a.double(), "b": a + 1}, {"a": a.view(2, 2), "b": a + 1}, {"a": a}]
     assert len({digest, *map(files.digest_tensors, others)}) == 5
     assert files.digest({"x": 1, "y": [2]}) == files.digest({"y": [2], "x": 1}) != files.digest({"x": 1, "y": [3]})
+
+
+class Scaled(nn.Module):
+    """What it does to its input has no weights."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.by * x - 0.5)  # type: ignore[no-any-return]
+
+
+def test_a_model_that_computes_something_else_with_the_same_weights_is_refused(tmp_path: Path) -> None:
+    model = Scaled(2.0).eval()
+    System(model, GradCAM(model), inputs=InputSpec((16, 16), channels=1)).save(tmp_path / "a")
+    other = Scaled(1.0).eval()
+    other.load_state_dict(model.state_dict())
+    for weights in ("same", "stored"):
+        with pytest.raises(
+            InputError, match=r"the Scaled answers otherwise than the one that was saved in .*, with the"
+        ):
+            System.load(tmp_path / "a", model=other, weights=weights)  # type: ignore[arg-type]
+        assert System.load(tmp_path / "a", model=copy.deepcopy(model), weights=weights).model is not model  # type: ignore[arg-type]
+    System.load(tmp_path / "a", model=copy.deepcopy(model).double(), weights="stored")
 
 
 def test_a_pruned_model_is_not_rebuilt_and_a_hook_is_named(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from .. import files
 from ..errors import InputError
 from ..registry import DETECTORS, INTERPRETERS, PARTS
 from ..seals import CHECKSUM
-from . import manifest
+from . import manifest, probe
 from .manifest import TREE, WEIGHTS
 from .own_model import Weights
 from .reader import Reader
@@ -30,7 +30,7 @@ __all__ = ["Weights", "checksum", "load_component", "save_component"]
 def save_component(component: Any, folder: Path) -> Path:
     """Write a component and all its parts into ``folder``; see :meth:`robustexplain.System.save`."""
     writer = Writer()
-    tree = writer.encode(component)
+    tree, answers = writer.encode(component), probe.asked(component)
     # A process that is killed while the files are renamed leaves parts of two systems. The tree comes last, and the
     # checksums in it are not those of the others then: such a folder is refused on loading.
     with files.replacing(folder) as aside:
@@ -38,7 +38,7 @@ def save_component(component: Any, folder: Path) -> Path:
             name: aside(name, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
             for name, content in writer.blobs.items()
         }
-        written[WEIGHTS] = aside(WEIGHTS, lambda path: files.fill_with_tensors(path, writer.tensors()))
+        written[WEIGHTS] = aside(WEIGHTS, lambda path: files.fill_with_tensors(path, writer.tensors() | answers))
         content = manifest.text({"modules": writer.specs, "around": writer.around, "tree": tree}, written)
         aside(TREE, lambda path: path.write_text(content, encoding="utf-8"))
     _remove_old_parts(folder, keep=writer.blobs)
@@ -54,7 +54,10 @@ def load_component(
     described = manifest.read(folder, sha256)
     tensors, _ = files.read_tensors(folder / WEIGHTS)
     try:
-        return Reader(folder, described, tensors, model, weights).decode(described["tree"])
+        made = Reader(folder, described, tensors, model, weights).decode(described["tree"])
+        if weights != "own":
+            probe.compare(made, tensors, str(folder))
+        return made
     except InputError:
         raise
     # Maliciously written files can raise any of these.
