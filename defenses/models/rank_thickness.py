@@ -16,6 +16,9 @@ from .fine_tuned import FineTuned
 from .input_gradients import along_sign, classified, gradient, score
 from .loss_module import HardeningLoss
 
+LEAST = 1e-30
+"""Below that a change of the gradient counts as none."""
+
 
 @DEFENSES.register(
     "r2et", paper="Chen et al. 2024, Training for Stable Explanation for Free, and code", needs=("data",)
@@ -114,5 +117,10 @@ def overtaking(gradients: Tensor, k: int) -> Tensor:
 
 def size(values: Tensor) -> Tensor:
     """The L2 norm of each sample, ``[b]``; 0 has a gradient of zero."""
-    squares = values.flatten(1).square().sum(1)
-    return torch.where(squares > 0, torch.where(squares > 0, squares, 1).sqrt(), 0)
+    rows = values.flatten(1)
+    # Squares of what a confident network leaves of its gradients underflow, and the root of nearly nothing has no slope.
+    largest = rows.detach().abs().amax(1)
+    there = largest > LEAST
+    unit = rows / torch.where(there, largest, 1)[:, None]
+    squares = torch.where(there, unit.square().sum(1), 1)
+    return torch.where(there, largest * squares.sqrt(), 0)

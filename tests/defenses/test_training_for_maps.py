@@ -31,7 +31,7 @@ from robustexplain.defenses import (
 from robustexplain.defenses.models.distances import cosine, dissimilarity
 from robustexplain.defenses.models.input_gradients import classified, gradient, score
 from robustexplain.defenses.models.loss_module import HardeningLoss, LossModule
-from robustexplain.defenses.models.rank_thickness import overtaking
+from robustexplain.defenses.models.rank_thickness import overtaking, size
 from robustexplain.defenses.models.smooth_surface import drawn
 from robustexplain.errors import FieldError, InputError, UnsupportedModelError
 from robustexplain.models import Classifier
@@ -437,3 +437,12 @@ def test_what_has_nothing_to_learn_from_is_refused(trained: Classifier, digits: 
 def test_a_softplus_that_is_none_is_refused_at_once(beta: float) -> None:
     with pytest.raises(FieldError, match=r"Retrained\.softplus must be"):
         Retrained(softplus=beta)
+
+
+def test_the_size_of_hardly_anything_has_the_slope_of_its_direction() -> None:
+    """A confident network leaves gradients whose squares are nothing in float32; a curvature alone once ended in NaN."""
+    rows = torch.tensor([[3e-22, -4e-22], [3.0, -4.0], [0.0, 0.0]], requires_grad=True)
+    found = size(rows)
+    (slope,) = torch.autograd.grad(found.sum(), rows)
+    torch.testing.assert_close(found.detach(), torch.tensor([5e-22, 5.0, 0.0]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(slope, torch.tensor([[0.6, -0.8], [0.6, -0.8], [0.0, 0.0]]))
