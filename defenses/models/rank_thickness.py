@@ -118,7 +118,7 @@ def overtaking(gradients: Tensor, k: int) -> Tensor:
 def size(values: Tensor) -> Tensor:
     """The L2 norm of each sample, ``[b]``; 0 has a gradient of zero."""
     rows = values.flatten(1)
-    # Squares of what a confident network leaves of its gradients underflow, and the root of nearly nothing has no slope.
+    # Squares of what a confident network leaves of its gradients underflow, and the root of that has no slope.
     largest = rows.detach().abs().amax(1)
     there = largest > LEAST
     unit = rows / torch.where(there, largest, 1)[:, None]

@@ -440,7 +440,7 @@ def test_a_softplus_that_is_none_is_refused_at_once(beta: float) -> None:
 
 
 def test_the_size_of_hardly_anything_has_the_slope_of_its_direction() -> None:
-    """A confident network leaves gradients whose squares are nothing in float32; a curvature alone once ended in NaN."""
+    """A confident network leaves gradients whose squares are nothing in float32: a curvature alone ended in NaN."""
     rows = torch.tensor([[3e-22, -4e-22], [3.0, -4.0], [0.0, 0.0]], requires_grad=True)
     found = size(rows)
     (slope,) = torch.autograd.grad(found.sum(), rows)
