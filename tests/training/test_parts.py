@@ -90,8 +90,8 @@ def test_groups_resume_and_a_factor_of_one_changes_no_bit(tmp_path: Path) -> Non
         return cross_entropy(module, x, y, step)
 
     with pytest.raises(KeyboardInterrupt):
-        fit(net(), killed, points(), settings, name="net", session=Session(folder=tmp_path))
-    resumed = trained(settings, session=Session(folder=tmp_path))
+        fit(net(), killed, points(), settings, name="net", session=Session(folder=tmp_path), identity="points")
+    resumed = trained(settings, session=Session(folder=tmp_path), identity="points")
     same = [(whole, resumed), (trained(ONE), trained(replace(ONE, lr_factors={"0": 1.0})))]
     for a, b in same:
         assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))

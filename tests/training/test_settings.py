@@ -92,8 +92,8 @@ def test_cosine_falls_from_the_peak_to_zero_and_steps_fall_at_milestones() -> No
 def test_sgd_resumes_with_its_momentum(tmp_path: Path) -> None:
     settings = replace(FOUR, optimizer="sgd", ema=0.9, validation=0.25)
     with pytest.raises(KeyboardInterrupt):
-        trained(settings, dying_in(2), session=Session(folder=tmp_path))
-    assert same(trained(settings, session=Session(folder=tmp_path)), trained(settings))
+        trained(settings, dying_in(2), session=Session(folder=tmp_path), identity="points")
+    assert same(trained(settings, session=Session(folder=tmp_path), identity="points"), trained(settings))
 
 
 # --- augmentation ---
