@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
@@ -23,7 +24,8 @@ from ..storage.writer import Blob
 LIBRARIES = frozenset(
     {"robustexplain", "torch", "torchvision", "timm", "accelerate", "captum", "numpy", "sklearn", "builtins"}
 ) | frozenset(sys.stdlib_module_names)
-"""Whose code is told by its version; other code, such as a user's script, by what it says."""
+"""Whose code is told by its version, as that of everything that was installed; a user's script, by what it says."""
+INSTALLED = {"site-packages", "dist-packages"}
 OF_MODULES = frozenset(vars(nn.Module()))
 """What torch keeps in every module: hooks, weights, the mode."""
 
@@ -34,7 +36,7 @@ def fingerprint(value: Any) -> str:
     Of a dataclass, its class and fields; of a module, its class, weights and plain attributes (of private ones numbers
     and texts alone: others may be caches); of a function, its code, defaults and the values that it encloses; of a part
     with a binary format of its own, the arrays in it; of another object, its class and attributes (private ones only if
-    plain). Of a class that is none of this library's or of those it stands on, also the code of its methods, and of
+    plain). Of a class that was not installed, such as one in the user's script, also the code of its methods, and of
     functions and classes of that kind that they call by name.
 
     Raises:
@@ -107,8 +109,13 @@ def _method(member: FunctionType, above: tuple[int, ...]) -> Any:
 
 
 def _is_own(value: Any) -> bool:
-    """Whether a class or function is the user's, or of a library that is not known by its version."""
-    return str(getattr(value, "__module__", "builtins")).split(".")[0] not in LIBRARIES
+    """Whether a class or function is the user's, and not of something that was installed."""
+    return _is_users(str(getattr(value, "__module__", "builtins")))
+
+
+def _is_users(module: str) -> bool:
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return module.split(".")[0] not in LIBRARIES and not (file and INSTALLED & set(Path(file).parts))
 
 
 def _module(value: nn.Module, above: tuple[int, ...]) -> Any:

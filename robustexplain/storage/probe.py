@@ -18,6 +18,8 @@ from ..errors import InputError
 from ..random_streams import generator
 
 LOGITS = "probe.logits"
+SAME = 1e-3
+"""By how much two looks at the same images may differ, on kernels that add up in another order each time."""
 TOLERANCE = {torch.float32: 0.02, torch.float64: 0.02}
 """By how much logits may differ, as a share of the largest: devices and kernels round otherwise; 0.1 in half."""
 
@@ -32,7 +34,7 @@ def asked(component: Any) -> dict[str, Tensor]:
         first, second = (_answers(model, spec) for _ in range(2))
     except (InputError, RuntimeError):  # one that is not deployed as it is, or takes no images of this size
         return {}
-    return {LOGITS: first.cpu()} if _gap(first, second) == 0 and bool(torch.isfinite(first).all()) else {}
+    return {LOGITS: first.cpu()} if _gap(first, second) <= SAME and bool(torch.isfinite(first).all()) else {}
 
 
 def compare(component: Any, stored: dict[str, Tensor], source: str) -> None:

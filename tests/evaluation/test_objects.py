@@ -435,12 +435,13 @@ def _script(**edits: tuple[str, str]) -> tuple[str, str]:
     for before, after in edits.values():
         assert before in text
         text = text.replace(before, after)
-    names: dict[str, Any] = {"__name__": "__main__"}
+    names: dict[str, Any] = {"__name__": "a_script_of_ones_own"}
     exec(compile(text, "mine.py", "exec"), names)
     return fingerprint(names["Mine"]()), fingerprint(nn.Sequential(names["Net"]()))
 
 
-def test_edited_code_of_ones_own_components_is_seen_and_moved_lines_are_not() -> None:
+def test_edited_code_of_ones_own_components_is_seen_and_moved_lines_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "a_script_of_ones_own", ModuleType("a_script_of_ones_own"))
     usual = _script()
     assert _script(edit=("from torch", "\n\n# a remark\nfrom torch")) == usual
     edits = {
