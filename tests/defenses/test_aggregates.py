@@ -182,7 +182,7 @@ def test_neighbours_of_rows_in_large_units_are_the_nearest_in_any_batch() -> Non
     """The distances of a product form cancel there, and torch takes it from 26 rows on."""
     rng = torch.Generator().manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).eval()
-    bank = torch.rand(400, 3, generator=rng) * torch.tensor([40000.0, 60.0, 40.0]) + torch.tensor([40000.0, 20.0, 10.0])
+    bank = torch.rand(400, 3, generator=rng) * torch.tensor([3000.0, 60.0, 40.0]) + torch.tensor([60000.0, 20.0, 10.0])
     x = bank[:3] + torch.tensor([0.5, 2.0, 1.0])
     found = NeighbourMean(model, Gradient(model), Reference(bank))
     near = found._nearest(x)[0]

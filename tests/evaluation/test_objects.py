@@ -405,8 +405,12 @@ from torch import nn
 
 LIMIT = 3
 
+class Made:
+    def __init__(self, x):
+        self.x = x
+
 def helper(x):
-    return [LIMIT * part for part in x]
+    return [LIMIT * part for part in Made(x).x]
 
 class Base:
     size = 1
@@ -447,7 +451,8 @@ def test_edited_code_of_ones_own_components_is_seen_and_moved_lines_are_not(monk
     usual = _script()
     assert _script(edit=("from torch", "\n\n# a remark\nfrom torch")) == usual
     edits = {
-        "a helper": ("for part in x]", "for part in x[1:]]"),
+        "a helper": ("for part in Made(x).x]", "for part in Made(x).x[1:]]"),
+        "a class that it makes": ("self.x = x", "self.x = -x"),
         "a constant": ("LIMIT = 3", "LIMIT = 4"),
         "a base's attribute": ("size = 1", "size = 2"),
         "a property": ("self.size + 1", "self.size - 1"),
