@@ -97,13 +97,19 @@ def _check_unchanged(module: nn.Module, rebuilt: nn.Module) -> None:
             f"({odd[0]!r}), as pruning and parametrisations make them; take these off first (prune.remove), or set its "
             "spec to None and load with model=your_model"
         )
-    if hooked := [name for name, part in module.named_modules() if part._forward_hooks or part._forward_pre_hooks]:
+    if hooked := [name for name, part in module.named_modules() if _has_hook(part)]:
         warnings.warn(
             f"{type(module).__name__} has a forward hook on {hooked[0] or 'itself'!r}, which is not saved: the loaded "
             "model answers as without it",
             RobustExplainWarning,
             stacklevel=4,
         )
+
+
+def _has_hook(part: nn.Module) -> bool:
+    """Whether something else than this library looks at, or changes, what a layer takes or gives."""
+    hooks = (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
+    return any(str(getattr(hook, "__module__", "")).split(".")[0] != "robustexplain" for hook in hooks)
 
 
 def _part(name: str, options: dict[str, Any]) -> Any:
