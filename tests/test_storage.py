@@ -803,7 +803,7 @@ def test_a_pruned_model_is_not_rebuilt_and_a_hook_is_named(tmp_path: Path) -> No
         System(model, GradCAM(model)).save(tmp_path / "hooked")
     handle.remove()
     prune.l1_unstructured(model.net.features[0], "weight", 0.5)
-    with pytest.raises(InputError, match=r"other names than its builder gives them \('net.features.0.weight'\), as pr"):
+    with pytest.raises(InputError, match=r"other names than its builder gives them \('net.features.0.weight_orig'\), as"):
         models.describe(model)
     System(model, GradCAM(model)).save(tmp_path / "pruned")
     with pytest.raises(InputError, match="pass it as"):
