@@ -796,14 +796,17 @@ def test_a_model_that_computes_something_else_with_the_same_weights_is_refused(t
     System.load(tmp_path / "a", model=copy.deepcopy(model).double(), weights="stored")
 
 
-def test_a_pruned_model_is_not_rebuilt_and_a_hook_is_named(tmp_path: Path) -> None:
+def test_a_pruned_model_is_not_rebuilt_and_a_hook_that_changes_answers_is_missed(tmp_path: Path) -> None:
     model = models.build("small-cnn", num_classes=4, in_channels=1)
     handle = model.net.register_forward_hook(lambda *given: 2 * given[2])
-    with pytest.warns(RobustExplainWarning, match="has a forward hook on 'net', which is not saved"):
-        System(model, GradCAM(model)).save(tmp_path / "hooked")
+    System(model, GradCAM(model), inputs=InputSpec((16, 16), channels=1)).save(tmp_path / "hooked")
     handle.remove()
+    with pytest.raises(InputError, match="the Classifier answers otherwise than the one that was saved in"):
+        System.load(tmp_path / "hooked")
     prune.l1_unstructured(model.net.features[0], "weight", 0.5)
-    with pytest.raises(InputError, match=r"other names than its builder gives them \('net.features.0.weight_orig'\), as"):
+    with pytest.raises(
+        InputError, match=r"other names than its builder gives them \('net.features.0.weight_orig'\), as"
+    ):
         models.describe(model)
     System(model, GradCAM(model)).save(tmp_path / "pruned")
     with pytest.raises(InputError, match="pass it as"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..errors import InputError, RobustExplainWarning, UnknownNameError
+from ..errors import InputError, UnknownNameError
 from ..registry import MODELS, PARTS
 from .classifier import ModelSpec
 from .loading import PREFIXES, build
@@ -97,19 +96,6 @@ def _check_unchanged(module: nn.Module, rebuilt: nn.Module) -> None:
             f"({odd[0]!r}), as pruning and parametrisations make them; take these off first (prune.remove), or set its "
             "spec to None and load with model=your_model"
         )
-    if hooked := [name for name, part in module.named_modules() if _has_hook(part)]:
-        warnings.warn(
-            f"{type(module).__name__} has a forward hook on {hooked[0] or 'itself'!r}, which is not saved: the loaded "
-            "model answers as without it",
-            RobustExplainWarning,
-            stacklevel=4,
-        )
-
-
-def _has_hook(part: nn.Module) -> bool:
-    """Whether something else than this library looks at, or changes, what a layer takes or gives."""
-    hooks = (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
-    return any(str(getattr(hook, "__module__", "")).split(".")[0] != "robustexplain" for hook in hooks)
 
 
 def _part(name: str, options: dict[str, Any]) -> Any:

@@ -174,8 +174,10 @@ def counted(model: nn.Module) -> Iterator[list[int]]:
     """The batch sizes of the model's forward passes."""
     sizes: list[int] = []
     handle = model.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
-    yield sizes
-    handle.remove()
+    try:
+        yield sizes
+    finally:
+        handle.remove()
 
 
 def sight(model: nn.Module) -> tuple[Observation, Goal, dict[str, list[list[float]]]]:

@@ -229,8 +229,10 @@ def counted(model: nn.Module) -> Iterator[list[int]]:
     """The batch sizes of the model's forward passes."""
     sizes: list[int] = []
     handle = model.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
-    yield sizes
-    handle.remove()
+    try:
+        yield sizes
+    finally:
+        handle.remove()
 
 
 @pytest.mark.parametrize("targeted", [True, False])

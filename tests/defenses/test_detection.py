@@ -381,8 +381,10 @@ def passes(model: nn.Module) -> Iterator[list[int]]:
     """The batch sizes of the model's forward passes."""
     sizes: list[int] = []
     handle = model.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
-    yield sizes
-    handle.remove()
+    try:
+        yield sizes
+    finally:
+        handle.remove()
 
 
 def count(model: nn.Module, call: Callable[[], object]) -> int:
