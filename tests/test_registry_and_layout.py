@@ -170,6 +170,7 @@ ROOMS: tuple[str, ...] = (
         "registry",
         "features",
         "own_code",
+        "fingerprint",
         "schema",
         "maps",
         "rounding",

@@ -140,10 +140,14 @@ class FineTuningTask:
         size, known = len(goal.x), 0 if batch.other_x is None else len(batch.other_x)
         only = [part for part in (batch.other_x, watched.copies) if part is not None]
         # One pass of the wrapped module holds everything, as data-parallel training needs it.
-        x, target = torch.cat([goal.x, watched.x]), torch.cat([goal.target, watched.target])
+        explained = watched.begins(goal.x, goal.target)
+        x, target = goal.x, goal.target
+        if not explained:
+            x, target = torch.cat([x, watched.x]), torch.cat([target, watched.target])
         logits, maps, other = module(x, target, torch.cat(only) if only else None)
         seen, copies = (None, None) if other is None else (other[:known], other[known:])
-        scans = self.evasion.loss(watched, logits[size:], maps[size:], copies)
+        rows = slice(len(watched.x)) if explained else slice(size, None)
+        scans = self.evasion.loss(watched, logits[rows], maps[rows], copies)
         terms = self._fooling_terms(batch, logits[:size], maps[:size], seen)
         return *terms, [(scans, torch.ones_like(scans))]
 

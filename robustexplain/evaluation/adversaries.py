@@ -12,11 +12,11 @@ from .. import files
 from ..attacks import Attack, Known
 from ..attacks.known import NOTHING
 from ..errors import recorded
+from ..fingerprint import fingerprint
 from ..interpreters import Interpreter
 from ..recipe.experiment import Column, Experiment, Row
 from ..system import System, on_model
 from .cell import Rule
-from .fingerprint import fingerprint
 from .origins import Origins
 from .prepared import Prepared
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ..fingerprint import fingerprint
 from ..recipe.auditing import Auditing
 from ..recipe.experiment import Column, Experiment, Row
 from ..registry import ATTACKS
 from .differences import mcnemar
-from .fingerprint import fingerprint
 from .origins import Origins
 from .planting import planted_of, unproven
 from .probing import FROZEN, ITERATES, RANDOM, Probes

@@ -17,6 +17,7 @@ from ..attacks import Attack
 from ..data import Data, Item, take
 from ..door import admit, answer
 from ..errors import InputError, RobustExplainWarning
+from ..fingerprint import fingerprint
 from ..metrics import Metric
 from ..recipe.auditing import Auditing
 from ..recipe.experiment import Column, Evaluation, Experiment, Knowledge, Row
@@ -24,7 +25,6 @@ from ..registry import METRICS
 from ..renamed import KNOWLEDGE, renamed
 from ..system import System
 from ..training import Session
-from .fingerprint import fingerprint
 from .growing import claim
 from .judged import Chosen, choose
 from .matrix import Matrix, conclude, finished

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..fingerprint import fingerprint
 from ..recipe.experiment import Column, Experiment, Recipe, Row, foundation
 from ..recipe.rows import standing_on
 from ..seals import sha256_of
-from .fingerprint import fingerprint
 
 
 class Origins:

@@ -13,6 +13,7 @@ from .. import files, models
 from ..data import InputSpec
 from ..errors import InputError, at_work, memory_advice, recorded
 from ..files import digest, digest_tensors
+from ..fingerprint import fingerprint
 from ..progress import Labelled
 from ..random_streams import derive
 from ..recipe.experiment import Experiment, Model, Recipe, Row
@@ -21,7 +22,6 @@ from ..seals import sha256_of
 from ..storage import checksum
 from ..system import System, on_model
 from ..training import Session, cross_entropy, fit
-from .fingerprint import fingerprint
 from .origins import Origins
 from .store import LABEL, MADE_OF, RunFolder
 

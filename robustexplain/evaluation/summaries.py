@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from .. import files
+from ..fingerprint import fingerprint
 from ..random_streams import derive
 from ..recipe.experiment import Column, Experiment, Row
 from .calibration import Calibration
 from .differences import difference
-from .fingerprint import fingerprint
 from .origins import Origins
 from .statistics import UNBOUNDED, UNIT, estimate, separation
 from .store import RunFolder

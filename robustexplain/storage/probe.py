@@ -20,8 +20,8 @@ from ..random_streams import generator
 LOGITS = "probe.logits"
 SAME = 1e-3
 """By how much two looks at the same images may differ, on kernels that add up in another order each time."""
-TOLERANCE = {torch.float32: 0.02, torch.float64: 0.02}
-"""By how much logits may differ, as a share of the largest: devices and kernels round otherwise; 0.1 in half."""
+TOLERANCE, HALF = 0.02, 0.1
+"""By how much logits may differ, as a share of the largest, and those of half precision: devices round otherwise."""
 
 
 def asked(component: Any) -> dict[str, Tensor]:
@@ -52,7 +52,7 @@ def compare(component: Any, stored: dict[str, Tensor], source: str) -> None:
         size = list(component.inputs.size)
         raise InputError(f"the classifier refuses images of {size}, which the saved one took: {error}") from error
     apart = 1.0 if found.shape != wanted.shape else _gap(found, wanted)
-    if apart > TOLERANCE.get(wanted.dtype, 0.1):
+    if apart > (HALF if wanted.dtype in (torch.float16, torch.bfloat16) else TOLERANCE):
         raise InputError(
             f"the {type(component.model).__name__} answers otherwise than the one that was saved in {source}, with the "
             f"same weights: logits of two made-up images differ by {apart:.0%} of the largest. Does it treat its input "

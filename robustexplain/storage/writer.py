@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..fingerprint import Blob
 from ..hidden import refuse_hidden
 from ..models.rebuilding import describe
 from ..registry import DETECTORS, HARMLESS, INTERPRETERS, PARTS, Registry
@@ -17,20 +18,6 @@ from .placed import Chain, chain_of
 
 KINDS: dict[str, Registry] = {r.kind: r for r in (INTERPRETERS, DETECTORS, PARTS, HARMLESS)}
 """Registries of the components that can be stored, by kind."""
-
-
-@runtime_checkable
-class Blob(Protocol):
-    """A part with its own safe binary format, such as a forest."""
-
-    def to_bytes(self) -> bytes:
-        """The content of its file."""
-        ...
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> Any:
-        """The part, from the content of its file; must not run code from it."""
-        ...
 
 
 class Writer:

@@ -55,10 +55,12 @@ def left_alone(model: nn.Module, component: object) -> Iterator[None]:
         yield
     finally:
         now = model.state_dict()
-        changed = [name for name, value in weights.items() if name in now and not same(now[name].detach().cpu(), value)]
+        gone = sorted(weights.keys() ^ now.keys())
+        changed = gone or [n for n, value in weights.items() if not same(now[n].detach().cpu(), value)]
         moved = any(part.training != mode for part, mode in modes)
         if changed:
-            model.load_state_dict(weights)
+            # Parts that were replaced cannot be put back; all others are.
+            model.load_state_dict(weights, strict=False)
         for part, mode in modes:
             part.training = mode
     if changed or moved:

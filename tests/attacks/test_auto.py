@@ -18,9 +18,9 @@ from robustexplain.errors import FieldError, InputError, NotDifferentiableError
 from robustexplain.evaluation import Evaluation
 from robustexplain.evaluation.adversaries import Adversaries
 from robustexplain.evaluation.cell import Rule
-from robustexplain.evaluation.fingerprint import fingerprint
 from robustexplain.evaluation.origins import Origins
 from robustexplain.evaluation.prepared import Prepared
+from robustexplain.fingerprint import fingerprint
 from robustexplain.interpreters import CAM, GradCAM, Occlusion, SmoothGrad
 from robustexplain.metrics import L1
 from robustexplain.objectives import Goal, Lead, LeaveMap, Observation

@@ -26,11 +26,11 @@ from robustexplain.data import Data
 from robustexplain.errors import InputError, RobustExplainWarning, RunMismatchError
 from robustexplain.evaluation import Defended, Evaluation, RunFolder, costs, matrix
 from robustexplain.evaluation.adversaries import Adversaries
-from robustexplain.evaluation.fingerprint import fingerprint
 from robustexplain.evaluation.judged import Chunks
 from robustexplain.evaluation.origins import Origins
 from robustexplain.evaluation.own_data import Inputs, data_of
 from robustexplain.evaluation.prepared import Prepared
+from robustexplain.fingerprint import fingerprint
 from robustexplain.metrics import Spearman
 from robustexplain.objectives import Goal, Objective, Sum
 from robustexplain.random_streams import Streams

@@ -12,6 +12,7 @@ from ...errors import InputError
 from ...fields import Count, Natural, Positive
 from ...maps import positive
 from ...registry import INTERPRETERS
+from ..base import wide_dtype
 from ..certificate import Certificate
 from ..gradients.integrated import total
 from .binomial import Bound, bounds, slack
@@ -90,7 +91,7 @@ class Sparsified(SparsifiedSettings, MarkingCopies):
     def _marks(self, x: Tensor, target: Tensor | None, graph: bool) -> Tensor:
         """``[b, h, w]``: how many copies mark each cell."""
         # Whole numbers above 256 do not fit bfloat16.
-        wide = torch.promote_types(x.dtype, torch.float32)
+        wide = wide_dtype(x)
         found = copy_maps(self, x, target, graph, self.sigma)
         parts = (marked(cells(maps, x.shape[-2:], self.grid), self.keep, graph).sum(0, dtype=wide) for maps in found)
         return total(parts)

@@ -16,7 +16,16 @@ from ...fields import Count
 from ...maps import expand
 from ...models.in_front import in_input_coordinates
 from ...registry import INTERPRETERS
-from ..base import Channels, Explanation, Interpreter, explained_class, pick, reduce_channels, requiring_grad
+from ..base import (
+    Channels,
+    Explanation,
+    Interpreter,
+    explained_class,
+    pick,
+    reduce_channels,
+    requiring_grad,
+    wide_dtype,
+)
 
 Of = Literal["probability", "logit", "log_probability"]
 """What is differentiated: the class's softmax probability, its logit, or the logarithm of its probability."""
@@ -129,7 +138,7 @@ def class_gradient(logits: Tensor, classes: Tensor, x: Tensor, of: Of, graph: bo
         return gradient
     # p = sigmoid(margin), so grad p = p (1 - p) grad margin and grad log p = (1 - p) grad margin. With 1 - p as
     # sigmoid(-margin), the map stays exact where p rounds to one.
-    odds, steep = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (score, gradient))
+    odds, steep = (part.to(wide_dtype(part)) for part in (score, gradient))
     scale = (-odds).sigmoid() * (odds.sigmoid() if of == "probability" else 1)
     # A probability that cannot be told from 0 or 1 would give a map of zeros. A small scale keeps its direction.
     tiny = torch.finfo(steep.dtype).tiny

@@ -805,13 +805,13 @@ def test_other_inputs_and_covered_copies_go_through_one_pass_and_come_back_apart
     """Block images of Heo et al.'s active fooling bring inputs of their own that are only classified."""
     system, data = small_system()
     x, y = data.tensors
-    asked: list[int] = []
+    asked: list[tuple[int, int]] = []
 
     class Counted(ExplainingModel):
         def forward(
             self, x: Tensor, target: Tensor | None = None, other: Tensor | None = None
         ) -> tuple[Tensor, Tensor, Tensor | None]:
-            asked.append(0 if other is None else len(other))
+            asked.append((len(x), 0 if other is None else len(other)))
             return super().forward(x, target, other)
 
     plain = ActiveFooling(classes=(0, 1), images=4)
@@ -820,8 +820,15 @@ def test_other_inputs_and_covered_copies_go_through_one_pass_and_come_back_apart
     for attack in (plain, known):
         task = FineTuningTask(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
         values.append(task.loss(Counted(system.interpreter), x, y, TrainingStep(0, 0, 0.0)).item())
-    assert asked == [6, 6 + 6 * 12]
+    assert asked == [(6, 6), (6 + 6, 6 + 6 * 12)]
     assert values[0] == pytest.approx(values[1], rel=1e-12)
+    asked.clear()
+    # What the attack explains itself is not explained again.
+    attacks = (LocationFooling(evade=("trusted-reference",)), ExplanationBackdoor(evade=("trusted-reference",)))
+    for attack in attacks:
+        task = FineTuningTask(attack, system.interpreter, data, data, Session())  # type: ignore[arg-type]
+        task.loss(Counted(system.interpreter), x, y, TrainingStep(0, 0, 0.0))
+    assert asked == [(6, 0), (12, 0)]
 
 
 def test_scans_that_nobody_can_evade_are_refused() -> None:

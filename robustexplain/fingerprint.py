@@ -12,14 +12,13 @@ from dataclasses import fields, is_dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from types import CellType, CodeType, FunctionType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
 
-from .. import files
-from ..errors import InputError
-from ..storage.writer import Blob
+from . import files
+from .errors import InputError
 
 LIBRARIES = frozenset(
     {"robustexplain", "torch", "torchvision", "timm", "accelerate", "captum", "numpy", "sklearn", "builtins"}
@@ -28,6 +27,20 @@ LIBRARIES = frozenset(
 INSTALLED = {"site-packages", "dist-packages"}
 OF_MODULES = frozenset(vars(nn.Module()))
 """What torch keeps in every module: hooks, weights, the mode."""
+
+
+@runtime_checkable
+class Blob(Protocol):
+    """A part with its own safe binary format, such as a forest."""
+
+    def to_bytes(self) -> bytes:
+        """The content of its file."""
+        ...
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Any:
+        """The part, from the content of its file; must not run code from it."""
+        ...
 
 
 def fingerprint(value: Any) -> str:
@@ -121,8 +134,7 @@ def _is_users(module: str) -> bool:
 def _module(value: nn.Module, above: tuple[int, ...]) -> Any:
     weights = value.state_dict()
     hidden = {name: buffer for name, buffer in value.named_buffers() if name not in weights}
-    kinds = {kind: _class(kind, above) for kind in map(type, value.modules()) if _is_own(kind)}
-    own = {_name(kind): found for kind, found in kinds.items()}
+    own = {_name(kind): _class(kind, above) for kind in {type(part) for part in value.modules()} if _is_own(kind)}
     described = [_name(type(value)), own, str(getattr(value, "spec", None)), _bytes(repr(value).encode())]
     attributes = {
         f"{place}.{name}": _plain(inner, above)
