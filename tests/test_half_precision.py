@@ -91,6 +91,19 @@ def test_gradients_of_a_probability_are_those_of_float32(probability: float) -> 
     torch.testing.assert_close(found.float(), wanted, rtol=0.03, atol=2e-7)
 
 
+def test_gradients_that_float16_cannot_write_keep_their_direction() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval()
+    with torch.no_grad():
+        model[1].weight[0] = torch.linspace(-2, 2, 16)
+        model[1].weight[1] = 0
+        model[1].bias[0], model[1].bias[1] = 30.0, 0.0
+    x = torch.zeros(1, 1, 4, 4)
+    wanted = Gradient(model, of="probability")(x)
+    found = Gradient(model.half(), of="probability")(x.half()).float()
+    assert float(found.abs().max()) == pytest.approx(torch.finfo(torch.float16).tiny, rel=0.01)
+    assert float(torch.cosine_similarity(found.flatten(1), 1e10 * wanted.flatten(1))) > 0.99
+
+
 def test_squares_that_float16_cannot_write_are_refused_and_bfloat16_writes_them() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval()
     with torch.no_grad():
