@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from textwrap import shorten
 
 from ..errors import DamagedFileError, InputError, RobustExplainWarning, RunBusyError, memory_advice, under_way
 
@@ -23,22 +24,32 @@ def wants_traceback() -> bool:
 class WarningLines:
     """Warnings as one line each, without the place in the code, for ``warnings.formatwarning``.
 
-    A line names the work that is being done. Of those of one work that differ in numbers alone two are shown.
+    A line names the work that is being done. Of those of one work that differ in numbers alone two are shown; what
+    other work was told at length before is cut short.
     """
 
     shown = 2
+    short = 120
+    """Characters of a message that was shown in full before."""
 
     def __init__(self) -> None:
         self._said: Counter[str] = Counter()
+        self._whole: set[str] = set()
 
     def __call__(self, message: Warning | str, category: type[Warning], *place: object) -> str:
         """The line; empty for one that is not shown."""
         kind = "" if issubclass(category, RobustExplainWarning) else f"{category.__name__}: "
-        text = f"{under_way()}{kind}{' '.join(str(message).split())}"
-        alike = re.sub(r"\d+", "0", text)
+        text = f"{kind}{' '.join(str(message).split())}"
+        bare = re.sub(r"\d+", "0", text)
+        alike = f"{under_way()}{bare}"
         self._said[alike] += 1
+        if self._said[alike] > self.shown:
+            return ""
         more = " (more of these are not shown)" if self._said[alike] == self.shown else ""
-        return "" if self._said[alike] > self.shown else f"warning: {text}{more}\n"
+        if bare in self._whole:
+            text = shorten(text, self.short, placeholder=" ... (as above)")
+        self._whole.add(bare)
+        return f"warning: {under_way()}{text}{more}\n"
 
 
 def explained(error: BaseException) -> tuple[str, int]:

@@ -232,6 +232,21 @@ def test_warnings_name_the_work_and_those_that_differ_in_numbers_are_said_twice(
     assert line("two\n  lines", UserWarning) == "warning: UserWarning: two lines\n"
 
 
+def test_what_was_said_at_length_is_cut_short_for_other_work() -> None:
+    line = WarningLines()
+    long = "nowhere for {} of 48 samples: " + "why and what to do " * 20 + "end"
+    with at_work("first"):
+        assert line(long.format(1), UserWarning).endswith("to do end\n")
+    with at_work("second"):
+        said = line(long.format(2), UserWarning)
+    assert said.startswith("warning: second: UserWarning: nowhere for 2 of 48 samples: why and")
+    assert said.endswith(" ... (as above)\n")
+    assert len(said) < 160
+    with at_work("third"):
+        assert line("short", UserWarning) == "warning: third: UserWarning: short\n"
+    assert line("short", UserWarning) == "warning: UserWarning: short\n"
+
+
 def test_the_same_warning_of_two_rows_is_said_of_both(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
