@@ -127,7 +127,8 @@ def _put(old: Tensor, rows: Rows, new: Tensor) -> Tensor:
 def rank(objective: Objective, seen: Observation, goal: Goal) -> tuple[Tensor, Tensor]:
     """Unmet constraints ``[B]``, and the loss ``[B]`` that decides among equals, with the search's final weights.
 
-    Both are infinite where logits are not finite: such an answer is no success, and worse than any other.
+    Both are infinite where logits are not finite, or the loss is NaN: such an answer is no success, and worse than any
+    other.
     """
     with torch.no_grad():
         unmet = [part.unmet(seen, goal) for _, part in objective.terms() if part.constraint]
@@ -136,7 +137,7 @@ def rank(objective: Objective, seen: Observation, goal: Goal) -> tuple[Tensor, T
         )
         # A loss that the direction computed and noted still has its graph: detach.
         loss = sum_losses(_deciding(objective), seen.at(1.0), goal).detach().float()
-        bad = ~seen.logits.isfinite().all(1)
+        bad = ~seen.logits.isfinite().all(1) | loss.isnan()
         return total.masked_fill(bad, torch.inf), loss.masked_fill(bad, torch.inf)
 
 

@@ -24,7 +24,7 @@ from robustexplain.training import frozen
 
 from ..threat import Threat
 from .best import BestIterates, SearchRecord
-from .directions import BetaSchedule, StepContext, as_surrogate
+from .directions import BetaSchedule, GradientDirection, StepContext, as_surrogate
 from .loop import Plan, Search, SearchResult, Stage
 from .updates import NormalisedStep
 
@@ -137,7 +137,8 @@ class BilevelSearch(Plan):
         best, record = BestIterates.none(goal.x), SearchRecord.none(goal.x)
         with frozen(system.model):
             for attempt in range(self.restarts):
-                warm = Search(self.threat, (self.warm,), random_start=attempt > 0, early_stop=True)
+                direction = GradientDirection(straight=self.straight)
+                warm = Search(self.threat, (self.warm,), direction, random_start=attempt > 0, early_stop=True)
                 begun = warm.run(system, goal, streams)
                 record.queries += begun.queries
                 _Run(self, system, system.interpreter, goal, streams, begun.x, best, record).every_step()

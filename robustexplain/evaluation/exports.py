@@ -36,14 +36,17 @@ def lines(results: Results, ranked: Ranking, doubts: Doubts) -> Iterator[tuple[A
         for column in results.experiment.columns:
             cell, facts = results.cells[row.label, column.label], column.facts
             where = (row.label, row.base, column.label, column.knowledge)
-            last = (facts.eps, facts.steps, "; ".join(doubts.get((row.label, column.label), [])))
+            steps = results.raised(row.label, column.label) or facts.steps
+            last = (facts.eps, steps, "; ".join(doubts.get((row.label, column.label), [])))
             if cell is None or cell["status"] != "done":
                 yield (*where, "status", cell["status"] if cell else "missing", None, None, None, *last)
                 continue
             seeds = cell.get("seeds", {"measures": {}, "against_undefended": {}})
             measured = cell["measures"] | seeds["measures"]
             against = cell["against_undefended"] | seeds["against_undefended"]
-            measured |= {f"{name}_on_successes": e for name, e in cell["on_successes"].items()}
+            # Of the first training alone, where there are several: each training has its own successes.
+            first = " seed 1" if cell.get("seeds") else ""
+            measured |= {f"{name}_on_successes{first}": e for name, e in cell["on_successes"].items()}
             measured |= {f"{name}_minus_undefended": e for name, e in against.items()}
             yield from _measured(where, measured, last)
 
@@ -55,7 +58,8 @@ def _measured(
     for name, e in measured.items():
         yield (*where, name, *(e[key] for key in ("value", "low", "high", "count")), *last)
         for i, value in enumerate(e.get("each", ())):
-            yield (*where, f"{name} seed {i + 1}", value, None, None, None, *last)
+            if value is not None:
+                yield (*where, f"{name} seed {i + 1}", value, None, None, None, *last)
 
 
 def as_csv(results: Results, ranked: Ranking, doubts: Doubts) -> str:
@@ -119,12 +123,16 @@ def _grid(results: Results, ranked: Ranking, doubts: Doubts) -> tuple[list[str],
     for label in [*ranked.cases, *(r.label for r in results.experiment.rows if r.label not in ranked.cases)]:
         known = [cases.get(label) for cases in ranked.leading.values()]
         worst = ["-" if case is None else _written(case.share.as_dict(), bool(case.doubted)) for case in known]
-        cells = [_written(results.of_attackers(label, c), (label, c.label) in doubts) for c in columns]
+        cells = [
+            _written(results.of_attackers(label, c), (label, c.label) in doubts, results.raised(label, c.label))
+            for c in columns
+        ]
         body.append([label, *worst, *cells])
     return ["", *ranked.leading, *heads], body
 
 
-def _written(e: dict[str, Any] | None, doubted: bool) -> str:
+def _written(e: dict[str, Any] | None, doubted: bool, raised: int | None = None) -> str:
     if e is None or e["value"] is None:
         return "-"
-    return f"{e['value']:.2f} [{e['low']:.2f}, {e['high']:.2f}]{'?' if doubted else ''}"
+    steps = "" if raised is None else f" ({raised} steps)"
+    return f"{e['value']:.2f} [{e['low']:.2f}, {e['high']:.2f}]{'?' if doubted else ''}{steps}"

@@ -95,7 +95,8 @@ GENERAL = (
     ),
     Term(
         "p, Holm's correction",
-        "the chance of so large a difference where there is none (McNemar's exact test on the same inputs), "
+        "the chance of so large a difference where there is none (McNemar's exact test on the same inputs; of several "
+        "trainings, by the bootstrap over them and the inputs), "
         "made larger for the number of comparisons (Holm 1979).",
     ),
     Term(

@@ -82,7 +82,13 @@ class Board:
     def attackers(self) -> list[str]:
         """Who attacked, with radius and steps."""
         columns = [c for c in self.entries[0].results.experiment.columns if not c.facts.clean]
-        return [f"{c.label} ({c.facts.settings})" if c.facts.settings else c.label for c in columns]
+        found = []
+        for column in columns:
+            raised = [n for e in self.entries if (n := e.results.raised(e.label, column.label)) is not None]
+            more = [f"raised to {max(raised)} steps where that wins more"] if raised else []
+            words = ", ".join([part for part in (column.facts.settings,) if part] + more)
+            found.append(f"{column.label} ({words})" if words else column.label)
+        return found
 
     @property
     def data(self) -> str:
@@ -121,7 +127,10 @@ def entries(folder: RunFolder) -> list[Entry]:
 
 
 def protocol(results: Results) -> str:
-    """A hash of the way a run measures: data, how inputs are judged, version and attackers; not its rows or model."""
+    """A hash of the way a run measures: data, how inputs are judged, version and attackers; not its rows or model.
+
+    A run in which attacks were given more steps than they ask for is measured in another way.
+    """
     judging = {
         k: v for k, v in results.experiment.evaluation.entry.items() if k not in ("bootstrap", "pictures", "batch_size")
     }
@@ -130,7 +139,9 @@ def protocol(results: Results) -> str:
         facts = c.facts
         if not facts.clean:
             columns.append([facts.name, facts.family, facts.eps, facts.steps, c.knowledge, c.goal_map, c.source])
-    return files.digest([results.run["version"], results.run["data"], judging, sorted(columns, key=str)])
+    raised = any("raised" in cell for cell in results.cells.values() if cell)
+    way = [results.run["version"], results.run["data"], judging, sorted(columns, key=str)]
+    return files.digest([*way, "raised"] if raised else way)
 
 
 def _place(entry: Entry) -> tuple[float, ...]:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from .. import checks, files
 from ..attacks import Attack
 from ..data import Data, Item, take
+from ..data.base import Digest
 from ..door import admit, answer
 from ..errors import InputError, RobustExplainWarning
 from ..fingerprint import fingerprint
@@ -25,6 +26,7 @@ from ..registry import METRICS
 from ..renamed import KNOWLEDGE, renamed
 from ..system import System
 from ..training import Session
+from .calibration import calibrator
 from .growing import claim
 from .judged import Chosen, choose
 from .matrix import Matrix, conclude, finished
@@ -156,8 +158,13 @@ def _digests(
 ) -> tuple[str, str | None]:
     """What identifies the judged inputs, and the adversary's own where attacks are fitted on data without a digest."""
     asking = not data.digest and any(column.attack.needs_data for column in columns)
-    inputs = files.digest([chosen, content_digest(data, [*chosen.judged, *chosen.beyond])])
-    return inputs, pool_digest(data, settings.pool, seed) if asking else None
+    known = [chosen, content_digest(data, [*chosen.judged, *chosen.beyond])]
+    if not data.digest and settings.calibration:
+        # Of other parts: the inputs that rows are calibrated on, and what the changes of tables know of columns.
+        made = calibrator(data, settings, chosen.judged, chosen.beyond, seed, torch.device("cpu"))
+        known.append([Digest(draws.x).hex() for draws in made.draws] if made.part == "defense" else [])
+        known.append([fingerprint(change) for change in made.changes])
+    return files.digest(known), pool_digest(data, settings.pool, seed) if asking else None
 
 
 def _rows(systems: Systems) -> tuple[dict[str, System], tuple[Row, ...]]:

@@ -142,18 +142,22 @@ class Page:
         return [(sweep.title, self._chart(sweep)) for sweep in sweeps(self.columns)]
 
     def _chart(self, sweep: Sweep) -> Markup:
-        lines = []
+        lines, places = [], set(sweep.values)
         for row in self.rows:
-            points, hollow, each = [], [], []
-            for place, column in zip(sweep.values, sweep.columns, strict=True):
+            points = []
+            for value, column in zip(sweep.values, sweep.columns, strict=True):
                 e = self.results.measure(row.label, column.label, self.results.main)
+                raised = self.results.raised(row.label, column.label) if sweep.setting == "steps" else None
                 if e is not None:
-                    points.append((place, e["value"], e["low"], e["high"]))
-                    hollow.append((row.label, column.label) in self.doubts)
-                    each.append([value for value in e.get("each", ()) if value is not None])
+                    each = [one for one in e.get("each", ()) if one is not None]
+                    doubted = (row.label, column.label) in self.doubts
+                    points.append(((raised or value, e["value"], e["low"], e["high"]), doubted, each))
             if points:
-                lines.append(drawings.Line(row.label, points, hollow, each))
-        ticks = [(value, spelled(value)) for value in sweep.values]
+                # Attacks whose steps were raised stand at those that they took.
+                points.sort(key=lambda point: point[0][0])
+                places.update(point[0][0] for point in points)
+                lines.append(drawings.Line(row.label, *map(list, zip(*points, strict=True))))
+        ticks = [(value, spelled(value)) for value in sorted(places)]
         return drawings.chart(lines, ticks, sweep.setting, "joint success") if lines else Markup("")
 
     @cached_property

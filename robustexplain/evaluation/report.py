@@ -79,7 +79,7 @@ def matrix_figure(results: Results, ranked: Ranking, found: Doubts) -> Any:
             texts[i][j] = "failed" if cell and cell["status"] != "done" else "-"
             doubted[i, j] = (row, column.label) in found
             if known:
-                values[i, j], texts[i][j] = known["value"], _in_figure(known)
+                values[i, j], texts[i][j] = known["value"], _in_figure(known, results.raised(row, column.label))
                 each[i, j] = tuple(share for share in known.get("each", ()) if share is not None)
     heads = [head.replace(", ", ",\n") for head in leading]
     heads += [f"{c.label}\n{c.facts.settings}".strip() for c in columns]
@@ -89,8 +89,9 @@ def matrix_figure(results: Results, ranked: Ranking, found: Doubts) -> Any:
     return plots.matrix_figure(rows, heads, values, texts, good, doubted, plain, first, several)
 
 
-def _in_figure(e: Mapping[str, Any]) -> str:
-    return f"{e['value']:.2f}\n[{e['low']:.2f}, {e['high']:.2f}]"
+def _in_figure(e: Mapping[str, Any], raised: int | None = None) -> str:
+    steps = "" if raised is None else f"\n{raised} steps"
+    return f"{e['value']:.2f}\n[{e['low']:.2f}, {e['high']:.2f}]{steps}"
 
 
 def html(page: Page) -> str:

@@ -128,6 +128,11 @@ class Results:
         found = cell.get("seeds", cell)["against_undefended"].get(name) if cell and cell["status"] == "done" else None
         return found if found and found["value"] is not None else None
 
+    def raised(self, row: str, column: str) -> int | None:
+        """The steps to which a cell's attack was raised (``audit: {raise: true}``); ``None`` where it has its own."""
+        cell = self.cells.get((row, column))
+        return int(cell["raised"]["to"]) if cell and "raised" in cell else None
+
     def flags(self, row: str, column: str) -> list[dict[str, str]]:
         """Why a cell is not to be believed, each a ``name`` and a ``reason``."""
         cell = self.cells.get((row, column))

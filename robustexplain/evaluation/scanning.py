@@ -147,7 +147,7 @@ class _Late:
 
     def __init__(self, scans: Scans, number: int) -> None:
         self.number, self.scans = number, scans
-        recipe = again(scans.recipe, number) if number else scans.recipe
+        recipe = again(scans.recipe, scans.recipe.repeat + number) if number else scans.recipe
         self.recipe: Recipe = recipe.named(scans.data.features)
 
     @cached_property

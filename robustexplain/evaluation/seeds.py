@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,18 @@ def over_all(
     return {**estimate.as_dict(), "each": means}
 
 
+def by_number(found: dict[str, Any], numbers: Iterable[int], total: int) -> dict[str, Any]:
+    """An estimate whose ``each`` has a place for every training; ``None`` for those that are missing.
+
+    Args:
+        found: the estimate, its ``each`` of those that are there.
+        numbers: of these, from 0.
+        total: how many trainings were asked for.
+    """
+    known = dict(zip(numbers, found["each"], strict=True))
+    return {**found, "each": [known.get(i) for i in range(total)]}
+
+
 class OverSeeds:
     """Sums up the cells of all repeats of a run, in the cells of the first.
 
@@ -110,15 +122,17 @@ class OverSeeds:
         if before is not None and before["made_of"] == digest:
             return before
         several = [f.arrays(row.label, column.label) for f in folders]
-        seed = derive(self.experiment.seed, "statistics")
+        seed, total = derive(self.experiment.seed, "statistics"), len(self.folders)
         measures = {}
         for name in cell["measures"]:
             if name in AREAS:
-                measures[name] = _areas([c["measures"][name] for c in cells if name in c["measures"]])
+                having = {i: c["measures"][name] for i, c in known.items() if name in c["measures"]}
+                measures[name] = by_number(_areas(list(having.values())), having, total)
             else:
                 binary = self.summaries.binary(name)
                 bounds = self.summaries.bounds(name)
-                measures[name] = over_all(stacked(several, name), binary, self.resamples, seed, bounds)
+                found = over_all(stacked(several, name), binary, self.resamples, seed, bounds)
+                measures[name] = by_number(found, known, total)
         return {
             "count": len(cells),
             "missing": [i for i in range(len(self.folders)) if i not in known],

@@ -147,7 +147,9 @@ class Summaries:
         names = (*names, "success", "joint", "success_correct", "joint_correct")
         resamples, seed = self.experiment.evaluation.bootstrap, derive(self.experiment.seed, "paired")
         return {
-            n: difference(arrays[n], plain[n], self.binary(n), resamples, seed).as_dict() for n in names if n in plain
+            n: difference(arrays[n], plain[n], self.binary(n), resamples, seed).as_dict()
+            for n in names
+            if n in plain and n in arrays
         }
 
     def binary(self, name: str) -> bool:

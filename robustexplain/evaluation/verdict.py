@@ -163,7 +163,8 @@ def _price(results: Results, best: str) -> list[str]:
         known = {kind: alarms[kind]["value"] for kind in ("clean", "harmless") if alarms.get(kind)}
         rates = " and ".join(f"{value:.1%} of {kind}" for kind, value in known.items() if value is not None)
         lines.append(f"false alarms on {rates} inputs" if rates else "false alarms not known: no input was new to it")
-    return [f"Its price: {'; '.join(lines)}."]
+    whose = " in the first training" if results.seeds > 1 else ""
+    return [f"Its price{whose}: {'; '.join(lines)}."]
 
 
 def _tempting(ranked: Ranking) -> list[str]:

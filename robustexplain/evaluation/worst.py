@@ -16,7 +16,7 @@ from ..random_streams import derive
 from ..recipe.experiment import Column, Experiment, Row
 from .differences import Difference, difference, over_seeds_difference
 from .mending import damaged_cell
-from .seeds import over_all, repeats, stacked
+from .seeds import by_number, over_all, repeats, stacked
 from .statistics import UNIT, Estimate, share
 from .store import RunFolder
 
@@ -64,7 +64,9 @@ class Worst:
         name = f"worst_{aim}"
         if name not in self.measures:
             return None
-        several = {i: {"sample": found["sample"], "worst": found[name]} for i, found in self.several.items()}
+        several = {
+            i: {"sample": found["sample"], "worst": found[name]} for i, found in self.several.items() if name in found
+        }
         against = {"worst": self.against[name]} if name in self.against else {}
         return Worst(several, {"worst": self.measures[name]}, against, self.missing)
 
@@ -98,13 +100,16 @@ def over_columns(experiment: Experiment, columns: Sequence[Column], seeds: Mappi
     if not several:
         return None
     missing = tuple(c.label for c in columns if any(c.label not in seeds[i] for i in several))
-    names = [name for name in next(iter(several.values())) if name != "sample"]
     arrays = list(several.values())
+    names = dict.fromkeys(name for one in arrays for name in one if name != "sample")
     if len(several) == 1:
         measures = {name: share(arrays[0][name]).as_dict() for name in names}
     else:
         resamples, seed = experiment.evaluation.bootstrap, derive(experiment.seed, "worst")
-        measures = {name: over_all(stacked(arrays, name), True, resamples, seed) for name in names}
+        measures = {
+            name: by_number(over_all(stacked(arrays, name), True, resamples, seed), several, max(seeds) + 1)
+            for name in names
+        }
     return Worst(several, measures, {}, missing)
 
 

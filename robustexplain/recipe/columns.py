@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,9 @@ def columns_of(entry: Any, path: str, rows: Sequence[str]) -> list[Column]:
     levels = settings.knowledge if isinstance(settings.knowledge, list) else [settings.knowledge]
     levels = ["adaptive"] if "knowledge" not in extra and attacks[0][1].knows_defense else levels
     sources = settings.source if isinstance(settings.source, list) else [settings.source]
+    for key, listed in (("knowledge", levels), ("source", sources)):
+        if not listed:
+            raise InputError(f"{path}.{key}: the list is empty, so that the attack would have no column")
     for source in sources:
         if source is not None and source not in rows:
             raise InputError(f"{path}.source: no row of the recipe is called {source!r}; it has {', '.join(rows)}")
@@ -71,7 +75,8 @@ def _swept(own: dict[str, Any], path: str) -> list[tuple[str, dict[str, Any]]]:
     lists = {name: own[name] for name in SWEPT if isinstance(own.get(name), list)}
     for name, values in lists.items():
         numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
-        if not values or len(numbers) < len(values) or len(set(numbers)) < len(values):
+        finite = all(math.isfinite(number) for number in numbers)
+        if not values or not finite or len(numbers) < len(values) or len(set(numbers)) < len(values):
             raise InputError(f"{path}.{name}: a number, or a list of different numbers, is needed, got {values!r}")
     made = []
     for values in itertools.product(*lists.values()):

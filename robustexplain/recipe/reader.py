@@ -118,6 +118,11 @@ def check(tree: Any) -> Recipe:
         problems.add(f"seed: a whole number of at least 0 is needed, got {seed!r}")
     seeds = problems.run(lambda: _whole(tree.get("seeds", 1), "seeds", 1))
     repeat = problems.run(lambda: _whole(tree.get("repeat", 0), "repeat", 0))
+    if (seeds or 1) > 1 and repeat:
+        problems.add(
+            f"seeds: {seeds} trainings are those of repeat 0 to {seeds - 1}, and repeat: {repeat} names one of them; "
+            "leave out either"
+        )
     data = problems.run(lambda: entries.data_set(tree.get("data")))
     model = problems.run(lambda: entries.model(tree.get("model")))
     evaluation = problems.run(lambda: make(Evaluation, tree.get("evaluation") or {}, "evaluation"))

@@ -170,6 +170,26 @@ def test_an_iterate_that_gives_up_the_label_for_a_lower_loss_is_no_progress(x: T
     assert best.stalled().tolist() == [True] * 4 + [False] * 2
 
 
+@dataclass(frozen=True)
+class Root(Objective):
+    """The distance's root, negated: NaN at the start."""
+
+    constraint: ClassVar[bool] = False
+    least: ClassVar[float] = -math.inf
+
+    def loss(self, seen: Observation, goal: Goal) -> Tensor:
+        gap = (seen.x - goal.x).flatten(1).sum(1)
+        return torch.where(gap == 0, torch.nan, -gap)
+
+
+def test_a_start_without_a_loss_is_worse_than_any_iterate_with_one(x: Tensor) -> None:
+    goal, best = Goal(x, torch.zeros(BATCH, dtype=torch.int64)), BestIterates.none(x)
+    for moved in (x, x + 0.1, x):
+        best.update(slice(None), Observation(moved, torch.zeros(BATCH, 2)), goal, Root())
+    assert torch.equal(best.x, x + 0.1)
+    assert not bool(best.stalled().any())
+
+
 class GreyThreshold(nn.Module):
     """Two classes, divided by a grey value."""
 

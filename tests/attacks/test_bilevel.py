@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import robustexplain as rx
+from robustexplain import defenses
 from robustexplain.attacks import (
     ADV2,
     PGD,
@@ -20,6 +21,8 @@ from robustexplain.attacks import (
     Bilevel,
     BilevelSearch,
     Linf,
+    Search,
+    SearchResult,
     SignStep,
     Stage,
     random_classes,
@@ -447,6 +450,20 @@ def test_a_detector_is_evaded_on_the_way(case: Case) -> None:
     aware = attack(system, case.x, case.y, case.goal)
     blind = replace(attack, adapt=Adaptation())(system, case.x, case.y, case.goal)
     assert float(detector.score(aware.x).mean()) < float(detector.score(blind.x).mean())
+
+
+def test_the_warm_start_goes_straight_through_rounding(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = defenses.InputTransform(["bit-depth-3"])(case.system)
+    begun, real = [], Search.run
+
+    def run(self: Search, *given: Any) -> SearchResult:
+        begun.append(real(self, *given))
+        return begun[-1]
+
+    monkeypatch.setattr(Search, "run", run)
+    case.attack.adapted(system)(system, case.x, case.y, case.goal)
+    assert not bool(begun[0].zero_direction.any())
+    assert not torch.equal(begun[0].x, case.x)
 
 
 # What Zhang et al. claim

@@ -26,6 +26,7 @@ from robustexplain.data import Data
 from robustexplain.errors import InputError, RobustExplainWarning, RunMismatchError
 from robustexplain.evaluation import Defended, Evaluation, RunFolder, costs, matrix
 from robustexplain.evaluation.adversaries import Adversaries
+from robustexplain.evaluation.calibration import Calibrator, Draws
 from robustexplain.evaluation.judged import Chunks
 from robustexplain.evaluation.origins import Origins
 from robustexplain.evaluation.own_data import Inputs, data_of
@@ -35,6 +36,7 @@ from robustexplain.metrics import Spearman
 from robustexplain.objectives import Goal, Objective, Sum
 from robustexplain.random_streams import Streams
 from robustexplain.recipe.experiment import Experiment, Row
+from robustexplain.recipe.plausible import Plausible
 
 SETTINGS = Evaluation(images=24, batch_size=8, bootstrap=100, pictures=1)
 USERS = """
@@ -532,6 +534,42 @@ def test_an_attack_fitted_on_other_inputs_is_made_anew(own: Own, tmp_path: Path)
         found.append(RunFolder(tmp_path / out).arrays("plain", "uap")["attacked_x"])
     assert not torch.equal(found[0], found[2])
     assert torch.equal(found[1], found[2])
+
+
+def test_other_calibration_inputs_of_data_without_a_digest_make_another_limit(own: Own, tmp_path: Path) -> None:
+    test, nothing = Inputs(own.x[:24], tuple(own.y[:24].tolist())), Inputs((), ())
+    limits = []
+    for scale, out in ((1.0, "run"), (0.05, "run"), (0.05, "fresh")):
+        part = Inputs(scale * own.x, tuple(own.y.tolist()))
+        data = Data("mine", ("0", "1", "2"), (1, 8, 8), nothing, part, test, "", ())
+        judge(
+            own, tmp_path / out, data=data, systems={"plain": own.plain}, attacks={"noise": attacks.Noise(eps=0.1)},
+            evaluation=replace(SETTINGS, targeted=False, calibration=40),
+        )  # fmt: skip
+        known = RunFolder(tmp_path / out).calibrated("plain")
+        assert known is not None
+        assert known[0]["part"] == "defense"
+        limits.append(known[0]["limit"])
+    assert limits[0] != limits[1] == limits[2]
+
+
+def test_rows_that_need_no_calibration_stand_beside_one_that_has_it(
+    own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Calibrator.measure
+
+    def measure(self: Calibrator, system: rx.System, draws: Draws) -> dict[str, Tensor]:
+        if system.interpreter is not own.plain.interpreter:
+            raise RuntimeError("no memory")
+        return real(self, system, draws)
+
+    monkeypatch.setattr(Calibrator, "measure", measure)
+    settings = replace(SETTINGS, targeted=False, calibration=20, plausible=Plausible(iou=0.5))
+    systems = {"plain": own.plain, "other": (own.wrong, "plain")}
+    found = judge(
+        own, tmp_path / "run", systems=systems, attacks={"noise": attacks.Noise(eps=0.1)}, evaluation=settings
+    )
+    assert [cell and cell["status"] for cell in found.cells.values()] == ["done", "done"]
 
 
 class Turned(Dataset[Any]):

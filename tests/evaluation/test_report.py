@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 import re
 import shutil
@@ -18,8 +20,9 @@ from robustexplain.evaluation import exports
 from robustexplain.evaluation.doubts import NOT_AUDITED, doubts
 from robustexplain.evaluation.drawings import roc_points
 from robustexplain.evaluation.glossary import glossary
+from robustexplain.evaluation.leaderboard import protocol
 from robustexplain.evaluation.ranking import ranking
-from robustexplain.evaluation.report import html, matrix_figure
+from robustexplain.evaluation.report import _in_figure, html, matrix_figure
 from robustexplain.evaluation.strips import SIDE, encoded
 from robustexplain.evaluation.sweeps import sweeps
 from robustexplain.evaluation.tones import look, tone
@@ -162,6 +165,7 @@ def test_a_row_in_doubt_is_not_the_best_and_its_reason_is_said() -> None:
 def over_seeds(*each: dict[tuple[str, str], dict[str, Tensor]]) -> str:
     """What is said of a run of several seeds, each with cells of its own."""
     results = results_of(ROWS, COLUMNS, each[0])
+    results.rows.update({r.label: {"accuracy": 0.9, "ms": 1.0} for r in ROWS})
     for cell in results.cells.values():
         assert cell is not None
         cell["seeds"] = {"count": len(each), "measures": cell["measures"], "against_undefended": {}}
@@ -180,6 +184,7 @@ def test_of_several_seeds_better_is_said_only_where_it_holds_over_all_of_them() 
     assert "which is beyond chance" in words
     assert "It lost fewer than “veil”, beyond chance." in words
     assert "Everything was trained 3 times" in words
+    assert "Its price in the first training: clean accuracy 90.0%" in words
     # One training alone would call it better; another shows that it may be none.
     lucky = [arrays_of(plain_strong=EVERY, shield_strong=range(n), veil_strong=EVERY) for n in (2, 38, 40)]
     assert "which is beyond chance" in said(lucky[0])
@@ -215,6 +220,25 @@ def test_columns_that_differ_in_eps_alone_are_drawn_as_a_curve_hollow_where_in_d
     ((_, chart),) = page_of(results, arrays, tmp_path, {("plain", "b"): ["not monotone"]}).charts
     assert chart.count('class="hollow') == 1
     assert chart.count('class="dot') == 1
+
+
+def test_an_attack_whose_steps_were_raised_stands_at_those_it_took(tmp_path: Path) -> None:
+    columns = [column("two", eps=0.1, steps=2, family="x"), column("four", eps=0.1, steps=4, family="x")]
+    arrays = {("plain", "two"): wins(*range(30)), ("plain", "four"): wins(0)}
+    results = results_of(ROWS[:1], columns, arrays)
+    before = protocol(results)
+    results.cells["plain", "two"]["raised"] = {"asked": 2, "to": 16}  # type: ignore[index]
+    assert protocol(results) != before
+    page = page_of(results, arrays, tmp_path)
+    ((_, chart),) = page.charts
+    assert re.findall(r'text-anchor="middle">(\d+)<', chart) == ["2", "4", "16"]
+    first, second = (float(x) for x in re.findall(r'class="dot s0f" cx="([\d.]+)"', chart))
+    assert (first, second) == (81.4, 330)  # of 2 to 16, on 40 to 330
+    ranked = ranking(results, arrays, {})
+    found = list(csv.DictReader(io.StringIO(exports.as_csv(results, ranked, {}))))
+    assert {line["column"]: line["steps"] for line in found if line["measure"] == "joint"} == {"two": "16", "four": "4"}
+    assert exports.as_markdown(results, ranked, {}).count("(16 steps)") == 1
+    assert "16 steps" in _in_figure({"value": 0.5, "low": 0.4, "high": 0.6}, 16)
 
 
 def test_alarms_are_good_on_attacks_and_faults_on_what_is_none_and_clean_inputs_are_no_evidence() -> None:

@@ -14,6 +14,8 @@ import torch
 
 from robustexplain.errors import InputError, RobustExplainWarning
 from robustexplain.evaluation import Results, RunFolder, flags, run
+from robustexplain.evaluation.matrix import sum_up
+from robustexplain.evaluation.report import write_report
 from robustexplain.evaluation.row_flags import flag
 from robustexplain.evaluation.seeds import again, stacked
 from robustexplain.evaluation.statistics import over_seeds, share, shares_over_seeds
@@ -123,6 +125,27 @@ def test_a_finished_run_of_seeds_is_not_made_again_and_fewer_seeds_say_less(
     assert not any(path.suffix == ".safetensors" and path not in lost for path in rewritten)
 
 
+def test_figures_of_one_training_name_it(grown: tuple[RunFolder, dict[str, tuple[bytes, int]]], tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(grown[0].root, root)
+    folder = RunFolder(root)
+    shares = [folder.repeat(i).done("gradient", "pgd")["measures"]["confidence"]["value"] for i in range(3)]  # type: ignore[index]
+    folder.repeat(1).cell("gradient", "pgd").unlink()
+    sum_up(recipe(3), folder)
+    write_report(folder)
+    with (root / "matrix.csv").open() as file:
+        lines = [line for line in csv.DictReader(file) if (line["row"], line["column"]) == ("gradient", "pgd")]
+    found = {line["measure"]: float(line["value"] or "nan") for line in lines}
+    assert found["confidence seed 1"] == pytest.approx(shares[0])
+    assert found["confidence seed 3"] == pytest.approx(shares[2])
+    assert "confidence seed 2" not in found
+    # Of the first training alone.
+    assert {"l1_on_successes seed 1"} <= found.keys()
+    assert "l1_on_successes" not in found
+    page = (root / "report.html").read_text(encoding="utf-8")
+    assert "limits and alarms of the first of 3 trainings" in page
+
+
 def test_the_worst_case_counts_a_sample_that_any_attacker_won(
     grown: tuple[RunFolder, dict[str, tuple[bytes, int]]],
 ) -> None:
@@ -171,6 +194,8 @@ def test_repeats_differ_in_the_seeds_of_what_is_trained_alone() -> None:
     trained = [row.label for row in plain.rows if row.kind == "defense"]
     assert len({r.row(label).settings.seed for r in (plain, other, again(plain, 1)) for label in trained[:1]}) == 3
     assert check(other.source).row(trained[0]).settings == other.row(trained[0]).settings
+    with pytest.raises(InputError, match="seeds: 3 trainings are those of repeat 0 to 2, and repeat: 1 names one"):
+        read(TINY, ["seeds=3", "repeat=1"])
     with pytest.raises(InputError, match="seeds: a whole number from 1 to 1000 is needed, got 0"):
         read(TINY, ["seeds=0"])
 

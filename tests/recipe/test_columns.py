@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -47,11 +48,19 @@ def test_radii_and_steps_may_both_be_lists_and_other_settings_keep_columns_apart
         ([0.1, 0.1], "a list of different numbers, is needed, got \\[0.1, 0.1\\]"),
         ([0.1, "much"], "is needed, got \\[0.1, 'much'\\]"),
         ([0.1, 2.0], r"attacks\[0\].eps"),
+        ([0.1, math.nan], r"is needed, got \[0.1, nan\]"),
+        ([math.inf, 0.1], r"is needed, got \[inf, 0.1\]"),
     ],
 )
 def test_other_lists_are_refused(eps: list[Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         columns(name="adv2", eps=eps)
+
+
+@pytest.mark.parametrize("key", ["knowledge", "source"])
+def test_a_list_of_nothing_is_refused(key: str) -> None:
+    with pytest.raises(InputError, match=rf"attacks\[0\].{key}: the list is empty"):
+        columns(name="adv2", **{key: []})
 
 
 def test_numbers_are_spelled_as_people_write_them() -> None:
