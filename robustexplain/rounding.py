@@ -6,7 +6,7 @@ float32 and float64 pass through unchanged, bit for bit: there a bound is missed
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .maps import clipped
 
@@ -19,6 +19,11 @@ def is_half(x: Tensor) -> bool:
 def wide(x: Tensor) -> Tensor:
     """``x`` in float32 at least, for sums, squares and small constants that half precision cannot hold."""
     return x.float() if is_half(x) else x
+
+
+def like_weights(x: Tensor, module: nn.Module) -> Tensor:
+    """``x`` in the precision of the module's weights, which need not be that of the system it stands in."""
+    return x.to(next(module.parameters()).dtype)
 
 
 def toward(x: Tensor, wanted: Tensor) -> Tensor:

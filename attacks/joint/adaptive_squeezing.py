@@ -131,11 +131,11 @@ class AdaptiveSqueezing(Attack):
     used, as in the code.
 
     Squeezers and thresholds are those of the system's feature-squeezing detectors; the fields are used if the system
-    has none. Other detectors beside them are evaded too, with weight ``evade``. Departures: the returned iterate is the
-    best (nearest map among those that are misclassified with ``confidence`` and raise no alarm), not the last; so is
-    ``x_+``; an ``x_+`` that is not classified as wanted is replaced by full confidence in the goal class, or without
-    one in its likeliest class but the label; several bit depths share the ``x_+`` of the coarsest; all hinges have
-    weight ``evade``, where the code's two medians have 9 and 3.
+    has no detector. Other detectors, beside them or alone, are evaded too, with weight ``evade``. Departures: the
+    returned iterate is the best (nearest map among those that are misclassified with ``confidence`` and raise no
+    alarm), not the last; so is ``x_+``; an ``x_+`` that is not classified as wanted is replaced by full confidence in
+    the goal class, or without one in its likeliest class but the label; several bit depths share the ``x_+`` of the
+    coarsest; all hinges have weight ``evade``, where the code's two medians have 9 and 3.
 
     Args:
         eps: L-infinity radius, in the units of ``[0, 1]`` pixels.
@@ -194,6 +194,11 @@ class AdaptiveSqueezing(Attack):
     def _changes(self, system: System) -> dict[str, Any]:
         return {"adapt": replace(self.adapt.to(system), evade=0.0)}
 
+    @property
+    def adaptation(self) -> str:
+        """The adaptations in use; the detector is always in the loss."""
+        return replace(self.adapt, evade=self.evade or 1.0).words
+
     def plan(self, system: System) -> Plan:
         """The search for ``x_+``, if a squeezer rounds; then ADV2's, with the penalties."""
         known = self._squeezers(system)
@@ -223,11 +228,12 @@ class AdaptiveSqueezing(Attack):
         several = getattr(system.detector, "at_joint_alarm", None)
         detectors = (system.detector,) if several is None else several()
         known = tuple((d.squeezers, d.threshold) for d in detectors if isinstance(d, Squeezing))
-        return known or ((transforms(self.squeezers), self.threshold),)
+        assumed = ((transforms(self.squeezers), self.threshold),)
+        return known if known or system.detector is not None else assumed
 
     def _others(self, system: System) -> Objective:
-        """The terms of evading those of several detectors that do not squeeze."""
-        if system.detector is None or not hasattr(system.detector, "at_joint_alarm"):
+        """The terms of evading the detectors that do not squeeze."""
+        if system.detector is None or isinstance(system.detector, Squeezing):
             return Sum()
         terms = evade(system.detector, self.evade).terms()
         return Sum(tuple((w, part) for w, part in terms if not isinstance(part, (AgreeSqueezed, EvadeSqueezing))))

@@ -31,7 +31,7 @@ from .adv2 import ADV2
 from .aimed import Aimed
 from .map_pgd import MapPGD
 
-AUTO_VERSION: Literal["2"] = "2"
+AUTO_VERSION: Literal["3"] = "3"
 """Of the ensemble: it changes with any member, setting or order, and is part of a result's identity."""
 
 STEPS = 100
@@ -78,7 +78,7 @@ class Auto(Aimed):
         known: how maps are judged; the runner tells it.
     """
 
-    version: Literal["2"] = AUTO_VERSION
+    version: Literal["3"] = AUTO_VERSION
     known: Known = field(default=NOTHING, kw_only=True, repr=False, compare=False, metadata={"recipe": False})
 
     adapts: ClassVar[bool] = True

@@ -118,7 +118,8 @@ class AnyOf(Detector):
         rank = max(round((1 - self.threshold) * (len(clean) + 1)) - 2, 0)
         levels = (values.sort(0, descending=True).values[rank] for values in (clean, soft_clean))
         pairs = zip(self.detectors, *(level.tolist() for level in levels), strict=True)
-        return tuple(_at(detector, hard, soft) for detector, hard, soft in pairs)
+        known = (column.cpu() for column in soft_clean.unbind(1))
+        return tuple(_at(*pair, scores) for pair, scores in zip(pairs, known, strict=True))
 
     def reasons(self, x: Tensor) -> dict[str, Tensor]:
         """Each detector's p-value, and its own figures where it gives some, under its name."""
@@ -231,9 +232,10 @@ def _flat(detectors: tuple[systems.Detector, ...]) -> Iterator[systems.Detector]
         yield from detector.detectors if isinstance(detector, AnyOf) else (detector,)
 
 
-def _at(detector: Any, threshold: float, soft_threshold: float) -> Any:
-    """The detector with these thresholds; unchanged if it has no such fields."""
+def _at(detector: Any, threshold: float, soft_threshold: float, soft_scores: Tensor) -> Any:
+    """The detector with these thresholds and soft scores of clean inputs; unchanged if it has no such fields."""
     known = {f.name for f in fields(detector) if f.init} if is_dataclass(detector) else set()
     if not {"threshold", "soft_threshold"} <= known:
         return detector
-    return replace(detector, threshold=threshold, soft_threshold=soft_threshold)
+    scores: dict[str, Any] = {"soft_scores": soft_scores} if "soft_scores" in known else {}
+    return replace(detector, threshold=threshold, soft_threshold=soft_threshold, **scores)

@@ -16,7 +16,8 @@ from typing_extensions import Self
 from robustexplain import checks
 from robustexplain.errors import InputError
 from robustexplain.metrics import threshold_at
-from robustexplain.objectives import EvadeDetector, Objective
+from robustexplain.objectives import Objective
+from robustexplain.objectives.evasion import hinge_on
 from robustexplain.system import Explained
 from robustexplain.transforms import HarmlessChange, harmless_for
 
@@ -89,7 +90,7 @@ class Detector(ABC):
         Args:
             weight: of the loss; no alarm is a constraint at any weight.
         """
-        return weight * EvadeDetector(self.soft_threshold, watch=self)
+        return weight * hinge_on(self)
 
     def reasons(self, x: Tensor) -> dict[str, Tensor]:
         """The figures behind an alarm by name, each ``[B]``."""

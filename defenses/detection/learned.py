@@ -17,6 +17,7 @@ from robustexplain.interpreters import Interpreter
 from robustexplain.models import ModelSpec
 from robustexplain.random_streams import derive
 from robustexplain.registry import ATTACKS, PARTS
+from robustexplain.rounding import like_weights
 from robustexplain.schema import make
 from robustexplain.system import System
 from robustexplain.training import Session, Training, TrainingStep, fit
@@ -137,6 +138,7 @@ class FeatureNetwork(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """``[B]`` logits; above 0 is attacked."""
+        features = like_weights(features, self)
         logits: Tensor = self.layers((features - self.mean) / self.std)[:, 0]
         return logits
 

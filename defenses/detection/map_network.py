@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from robustexplain import maps as ops
 from robustexplain.models import ModelSpec
 from robustexplain.registry import PARTS
+from robustexplain.rounding import like_weights
 
 
 def small_cnn(channels: int, width: int) -> nn.Sequential:
@@ -37,5 +38,5 @@ class MapNetwork(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """``[B]`` logits; maps are rescaled by their largest magnitude and resized to ``side`` first."""
         seen = ops.resize(ops.absmax(maps), (self.side, self.side))
-        logits: Tensor = self.layers(seen[:, None])[:, 0]
+        logits: Tensor = self.layers(like_weights(seen[:, None], self))[:, 0]
         return logits

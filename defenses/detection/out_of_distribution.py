@@ -54,7 +54,7 @@ class OutOfDistributionDetector(Detector):
     @torch.no_grad()
     def score(self, x: Tensor, seen: Explained | None = None) -> Tensor:
         """``[B]``: the library's."""
-        units, logits = penultimate(self.model, self.layer, x)
+        units, logits = self._seen(x)
         found: Tensor = (
             self._fitted.predict_logits(logits) if self.by in ON_LOGITS else self._fitted.predict_features(units)
         )
@@ -62,7 +62,7 @@ class OutOfDistributionDetector(Detector):
 
     def soft_score(self, x: Tensor) -> Tensor:
         """``[B]``: the same; of units computed here from what the library fitted, because its own has no gradient."""
-        units, logits = penultimate(self.model, self.layer, x)
+        units, logits = self._seen(x)
         if self.by in ON_LOGITS:
             found: Tensor = self._fitted.predict_logits(logits)
             return found
@@ -72,6 +72,11 @@ class OutOfDistributionDetector(Detector):
             "knn": self._knn,
         }
         return ways[self.by](units, logits)
+
+    def _seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Units and logits, in the precision of the library."""
+        units, logits = penultimate(self.model, self.layer, x)
+        return units.float(), logits.float()
 
     def _mahalanobis(self, units: Tensor, logits: Tensor) -> Tensor:
         apart = units[:, None] - self._fitted.mu
@@ -89,21 +94,20 @@ class OutOfDistributionDetector(Detector):
 
     @cached_property
     def _fitted(self) -> Any:
-        library = _library()
+        library, units = _library(), self.units.float()
         if self.by in ON_LOGITS:
             return getattr(library, ON_LOGITS[self.by])(None)
         if self.by == "mahalanobis":
-            return library.Mahalanobis(None).fit_features(self.units, self.labels)
+            return library.Mahalanobis(None).fit_features(units, self.labels)
         if self.by == "knn":
-            return library.KNN(None, k=self.neighbours).fit_features(self.units.cpu(), self.labels.cpu())
+            return library.KNN(None, k=self.neighbours).fit_features(units.cpu(), self.labels.cpu())
         head = submodule(self.model, self.layer)
         weight, bias = head.weight, head.bias
         assert isinstance(weight, Tensor)  # of a linear layer; for the type checker
-        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        weight = weight.float()
+        bias = weight.new_zeros(len(weight)) if bias is None else bias.float()
         # As many dimensions as classes: the library's users choose between 16 and 512 for wider networks.
-        return library.ViM(None, min(len(weight), weight.shape[1] // 2), weight, bias).fit_features(
-            self.units, self.labels
-        )
+        return library.ViM(None, min(len(weight), weight.shape[1] // 2), weight, bias).fit_features(units, self.labels)
 
 
 @DEFENSES.register("out-of-distribution", paper=PAPER, needs=("data",))

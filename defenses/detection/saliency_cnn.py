@@ -15,6 +15,7 @@ from robustexplain.interpreters import Interpreter, InterpreterSpec
 from robustexplain.interpreters.composed.base import same
 from robustexplain.models import ModelSpec
 from robustexplain.registry import DEFENSES, DETECTORS, PARTS
+from robustexplain.rounding import like_weights
 from robustexplain.system import Explained, System
 from robustexplain.training import Session, Training
 
@@ -38,7 +39,7 @@ class SaliencyNetwork(nn.Module):
 
     def forward(self, seen: Tensor) -> Tensor:
         """``[B]`` logits."""
-        logits: Tensor = self.layers(seen)[:, 0]
+        logits: Tensor = self.layers(like_weights(seen, self))[:, 0]
         return logits
 
 

@@ -13,6 +13,7 @@ from robustexplain.errors import InputError
 from robustexplain.fields import Count, Fraction, NonNegative
 from robustexplain.random_streams import Streams
 from robustexplain.registry import DEFENSES
+from robustexplain.rounding import wide
 from robustexplain.training import TrainingStep
 
 from .fine_tuned import FineTuned
@@ -103,11 +104,13 @@ class SurfaceLoss(HardeningLoss):
 
 def largest_eigenvalue(jacobian: Tensor, log_p: Tensor) -> Tensor:
     """``[b]``: the largest eigenvalue of ``W (diag p - p p^T) W^T``, for ``W`` ``[b, N, C]``, ``log p`` ``[b, C]``."""
-    # The root by the logarithm: that of a probability that underflows has no finite derivative.
-    root = (log_p / 2).exp()
-    factor = torch.diag_embed(root) - root.square()[:, :, None] * root[:, None]
-    product = jacobian @ factor
-    values: Tensor = torch.linalg.eigvalsh(product.mT @ product)
+    # Half precision has no eigenvalues, and CUDA's autocast makes products of matrices half ones.
+    with torch.autocast(jacobian.device.type, enabled=False):
+        # The root by the logarithm: that of a probability that underflows has no finite derivative.
+        root = (wide(log_p) / 2).exp()
+        factor = torch.diag_embed(root) - root.square()[:, :, None] * root[:, None]
+        product = wide(jacobian) @ factor
+        values: Tensor = torch.linalg.eigvalsh(product.mT @ product)
     return values[:, -1]
 
 

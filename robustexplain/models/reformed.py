@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import maps as ops
 from ..errors import InputError
 from ..registry import PARTS
+from ..rounding import like_weights
 from .around import PlacedAround
 from .classifier import ModelSpec
 from .in_front import passed_by
@@ -110,14 +111,14 @@ class DenoisingUNet(Reformer):
         if min(x.shape[-2:]) < 2 ** len(self.up):
             raise InputError(f"images of {list(x.shape[-2:])} cannot be halved {len(self.up)} times")
         seen: list[Tensor] = []
-        features = x
+        features = like_weights(x, self)
         for i, block in enumerate(self.down):
             features = block(F.avg_pool2d(features, 2) if i else features)
             seen.append(features)
         for block, finer in zip(self.up, seen[-2::-1], strict=True):
             coarse = F.interpolate(features, size=finer.shape[-2:], mode="bilinear", align_corners=False)
             features = block(torch.cat([coarse, finer], 1))
-        return ops.clipped(x - self.draw(features))
+        return ops.clipped(x - self.draw(features).to(x.dtype))
 
 
 def _block(width_in: int, width: int) -> nn.Sequential:
@@ -159,14 +160,14 @@ class AutoEncoder(Reformer):
         """
         if self.pooled and min(x.shape[-2:]) < 2:
             raise InputError(f"images of {list(x.shape[-2:])} cannot be halved")
-        features = x
+        features = like_weights(x, self)
         for i, layer in enumerate(self.layers):
             if self.pooled and i == 1:
                 features = F.avg_pool2d(features, 2, ceil_mode=True)
             if self.pooled and i == 3:
                 features = F.interpolate(features, size=x.shape[-2:], mode="nearest")
             features = layer(features).sigmoid()
-        return features
+        return features.to(x.dtype)
 
 
 PARTS.register(AutoEncoder.name, paper="Meng and Chen 2017")(AutoEncoder)

@@ -71,6 +71,8 @@ def _rounds_to_one(logits: Tensor) -> float:
     return -math.log(max(least, torch.finfo(logits.dtype).tiny))
 
 
+LEAST = 5.0
+"""By how much the logits of a benign input differ at least where a lead of half a logit is asked for."""
 FAINT, HUGE, SPREAD = 5e-3, 100.0, 16.0
 """Logits of a benign input that differ by less than the first, or by more than the second, are made to differ by the
 third in losses."""
@@ -91,6 +93,13 @@ def scale_of(logits: Tensor) -> Tensor | None:
     spread = _spread(logits)
     usual = ((spread >= FAINT) & (spread <= HUGE)) | (spread == 0)
     return None if bool(usual.all()) else torch.where(usual, 1, SPREAD / torch.where(usual, 1, spread))
+
+
+def lifted(logits: Tensor) -> Tensor:
+    """``[B]``: factors that make benign logits differ by 5 at least; 1 where they do, and where all are equal."""
+    spread = _spread(logits)
+    small = (spread > 0) & (spread < LEAST)
+    return torch.where(small, LEAST / torch.where(small, spread, 1), 1)
 
 
 def bounded(logits: Tensor, most: float = 14.0) -> Tensor:

@@ -79,7 +79,18 @@ class EvadeDetector(Objective):
 def evade(detector: Detector, weight: float) -> Objective:
     """The objective of evading a detector: its own ``evasion``, or the hinge on its score."""
     evasion: Callable[[float], Objective] | None = getattr(detector, "evasion", None)
-    return weight * EvadeDetector(detector.soft_threshold, watch=detector) if evasion is None else evasion(weight)
+    return weight * hinge_on(detector) if evasion is None else evasion(weight)
+
+
+def hinge_on(detector: Detector) -> EvadeDetector:
+    """The hinge on a detector's soft score, below its threshold by 0.1, and by no more than a tenth of the way to the
+    middle of the clean scores: of scores that are small numbers, none would be 0.1 below."""
+    threshold, known = detector.soft_threshold, getattr(detector, "soft_scores", None)
+    most = EvadeDetector.margin
+    if isinstance(known, Tensor) and len(known):
+        way = threshold - float(known.median())
+        most = min(most, way / 10) if way > 0 else most
+    return EvadeDetector(threshold, most, watch=detector)
 
 
 @OBJECTIVES.register("agree-squeezed", paper="Zhang et al. 2020, section 4 Q3 (l_sqz)", needs=("gradients",))

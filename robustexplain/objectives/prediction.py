@@ -14,7 +14,7 @@ from ..fields import Fraction, NonNegative
 from ..maps import positive
 from ..registry import OBJECTIVES
 from .base import Goal, Objective, Observation, Weight, at
-from .confident import away, lost, nats, toward
+from .confident import away, lifted, lost, nats, toward
 
 
 @OBJECTIVES.register("misclassify", paper="Madry et al. 2018; Zhang et al. 2020, section 3.6 (label smoothing)")
@@ -154,10 +154,12 @@ class Margin(Objective):
 class Lead(Objective):
     """``max(rival - wanted + slack, 0)``: :class:`Margin`, but met as soon as the wanted class leads at all.
 
-    Unlike :class:`KeepPrediction` it leaves the probabilities free as long as the prediction stays.
+    Unlike :class:`KeepPrediction` it leaves the probabilities free as long as the prediction stays. Leads count in
+    logits of the usual size, of which half a one is a small step: times the goal's scale, if it has one, else where a
+    benign input's logits differ by less than 5, as if they differed by as much.
 
     Args:
-        slack: in logits, the lead from which on the loss is zero.
+        slack: in such logits, the lead from which on the loss is zero.
         keep: the wanted class is ``goal.label``, instead of the adversary's.
     """
 
@@ -165,21 +167,24 @@ class Lead(Objective):
     keep: bool = False
 
     def loss(self, seen: Observation, goal: Goal) -> Tensor:
-        """The hinge, in logits (times the goal's scale, if it has one)."""
-        loss = positive(self._margin(seen, goal) + self.slack)
-        return loss if goal.scale is None else goal.scale * loss
+        """The hinge, in logits of the usual size."""
+        return positive(self._margin(seen, goal) + self.slack)
 
     def met(self, seen: Observation, goal: Goal) -> Tensor:
         """The wanted class leads."""
         return self._margin(seen, goal) < 0
 
     def unmet(self, seen: Observation, goal: Goal) -> Tensor:
-        """0 where met, else one more than the tenths of a logit that are missing."""
+        """0 where met, else one more than the tenths of such a logit that are missing."""
         margin = self._margin(seen, goal)
         return torch.where(margin < 0, 0, 1 + (10 * margin).floor()).float()
 
     def _margin(self, seen: Observation, goal: Goal) -> Tensor:
-        return margin(seen.logits, replace(goal, goal_class=goal.label) if self.keep else goal)
+        found = margin(seen.logits, replace(goal, goal_class=goal.label) if self.keep else goal)
+        # The slack is not scaled: of tiny logits no lead would reach it, of huge ones none would be asked for.
+        scale = torch.ones_like(found) if goal.scale is None else goal.scale
+        small = 1 if goal.benign_logits is None else lifted(goal.benign_logits)
+        return found * torch.where(scale == 1, small, scale)
 
 
 def margin(logits: Tensor, goal: Goal) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Statistics:
@@ -40,16 +41,20 @@ class Statistics:
         if not self.divided:
             yield
             return
-        before = [buffer.clone() for buffer in self.buffers] if first else []
+        # An instance norm without the flag uses the input's own statistics in eval mode too: it keeps the flag.
+        batch = [norm for norm in self.norms if isinstance(norm, _BatchNorm)]
+        put_back = first or len(batch) < len(self.norms)
+        before = [buffer.clone() for buffer in self.buffers] if put_back else []
         try:
-            for norm in self.norms:
+            for norm in batch:
                 norm.track_running_stats = first
             yield
         finally:
-            for norm in self.norms:
+            for norm in batch:
                 norm.track_running_stats = True
             if first:
                 self.pending = [buffer.clone() for buffer in self.buffers]
+            if put_back:
                 self._set(before)
 
     def update(self, processes: int) -> None:

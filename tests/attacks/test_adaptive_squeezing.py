@@ -327,6 +327,15 @@ def test_every_detector_of_several_is_evaded(trained: Classifier, digits: Data, 
         assert [part.slack for _, part in terms if isinstance(part, MatchProbabilities)] == [slack]
 
 
+def test_a_detector_that_does_not_squeeze_is_evaded_alone(trained: Classifier, quiet: Detector) -> None:
+    system = replace(rx.System(trained, CAM(trained)), detector=quiet)
+    attack = replace(ROUGH, rounding="both").adapted(system)
+    terms = [(w, part) for w, part in attack.plan(system).aim.terms() if part.constraint]
+    assert [w for w, part in terms if isinstance(part, EvadeDetector)] == [attack.evade]
+    assert not any(isinstance(part, EvadeSqueezing) for _, part in terms)
+    assert attack.adaptation.startswith("detector in the loss")
+
+
 def test_the_squeezed_box_holds_squeezed_images_near_the_ball() -> None:
     rng = torch.Generator().manual_seed(7)
     x, anything = torch.rand(2, 3, 1, 8, 8, generator=rng)

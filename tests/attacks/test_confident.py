@@ -11,8 +11,9 @@ from robustexplain import attacks as A
 from robustexplain.attacks import Attack
 from robustexplain.attacks.base import rescaled
 from robustexplain.interpreters import GradCAM, Gradient
+from robustexplain.metrics import L1
 from robustexplain.models import Classifier
-from robustexplain.objectives import Goal, KeepPrediction, MatchProbabilities, Observation
+from robustexplain.objectives import Goal, KeepPrediction, Lead, MatchProbabilities, Observation
 from robustexplain.objectives.confident import away, bounded, lost, nats, scale_of, toward
 
 
@@ -66,6 +67,34 @@ def test_attacks_succeed_as_often_whatever_the_scale_of_the_logits(
     # One of five samples may differ: the losses' slopes are alike, not the same.
     assert other >= usual - 0.2 - 1e-6
     assert not bool((found[1].stalled & ~found[0].stalled & found[0].success).any())
+
+
+@pytest.mark.parametrize("factor", [0.02, 1e-4, 1e4])
+def test_a_forged_map_is_as_near_whatever_the_scale_of_the_logits(
+    factor: float, trained: Classifier, judged: tuple[Tensor, Tensor]
+) -> None:
+    x, y = judged[0][:12], judged[1][:12]
+    far = []
+    for k in (1.0, factor):
+        model = Scaled(trained, k).eval()
+        system = rx.System(model, GradCAM(model))
+        made = A.MapPGD(0.125, steps=40)(system, x, y, A.random_classes(x, y, 10))
+        assert bool(made.success.all())
+        far.append(float(L1()(system(made.x).maps.detach(), system(x).maps.detach()).mean()))
+    assert far[1] < 1.25 * far[0]
+
+
+@pytest.mark.parametrize("factor", [1e-4, 0.02, 1.0, 1e4])
+def test_the_lead_that_is_asked_for_is_of_the_size_of_the_logits(factor: float) -> None:
+    benign = torch.tensor([[5.0, 0.0, 2.0]]) * factor
+    x = torch.rand(1, 1, 2, 2)
+    goal = Goal(x, torch.tensor([0]), torch.tensor([1]), benign_logits=benign, scale=scale_of(benign))
+    usual = 5.0 if goal.scale is None else 16.0
+    losses = []
+    for lead in (-0.3, 0.05, 0.2):  # of the spread
+        now = torch.tensor([[0.0, lead, -1.0]]) * 5 * factor
+        losses.append(float(Lead().loss(Observation(x, now), goal)))
+    assert losses == pytest.approx([max(0.5 - lead * usual, 0) for lead in (-0.3, 0.05, 0.2)], rel=1e-4)
 
 
 @pytest.mark.filterwarnings("error")

@@ -60,6 +60,7 @@ from robustexplain.errors import (
 from robustexplain.interpreters import CAM, LIME, Gradient, InterpreterSpec, SmoothGrad
 from robustexplain.metrics import auc
 from robustexplain.models import AutoEncoder, Classifier
+from robustexplain.objectives import Goal, Observation
 from robustexplain.registry import DEFENSES, INTERPRETERS, Entry
 from robustexplain.training import Session, Training
 from robustexplain.transforms import Brightness, Compression, Contrast
@@ -323,6 +324,36 @@ def test_disagreement_is_standardised_within_the_predicted_class(
     torch.testing.assert_close(detector.score(x), expected)
     assert len(detector.mean[:, 0].unique()) > 3, "the classes have one mean"
     assert list(detector.reasons(x)) == ["score", "gradient and cam"]
+
+
+def test_scores_that_are_small_numbers_are_evaded_by_a_margin_of_their_size(
+    trained: Classifier, judged: tuple[Tensor, Tensor], digits: Data
+) -> None:
+    defense, _, _ = CASES["magnet"]
+    system = defense(rx.System(trained, Gradient(trained)), take(digits.defense, 150))
+    assert system.detector is not None
+    hinges = [part.part for _, part in system.detector.evasion(1.0).terms()]  # type: ignore[attr-defined]
+    assert len(hinges) == 3
+    for hinge in hinges:
+        assert 0 < hinge.margin < hinge.threshold
+        # Not in the loss of an input that is far from ringing.
+        calm = Observation(judged[0][:2], torch.zeros(2, 10), score=torch.full((2,), hinge.threshold / 3))
+        goal = Goal(judged[0][:2], judged[1][:2])
+        assert float(replace(hinge, watch=None).loss(calm, goal).amax()) == 0
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "map-consistency"])
+def test_a_system_in_float64_has_a_detector_as_well(name: str, trained: Classifier, digits: Data) -> None:
+    defense, _, _ = CASES[name]
+    model = copy.deepcopy(trained).double()
+    kind = CAM if name == "forgery-detector" else Gradient
+    system = defense(rx.System(model, kind(model)), take(digits.defense, 60))
+    x = torch.rand(2, 1, 32, 32, dtype=torch.float64, requires_grad=True)
+    assert system(x).score is not None
+    score = system.detector.soft_score(x)  # type: ignore[union-attr]
+    (slope,) = torch.autograd.grad(score.sum(), x)
+    assert slope.dtype == torch.float64
+    assert bool(slope.isfinite().all())
 
 
 def test_magnets_scores_are_those_of_the_paper(trained: Classifier, judged: tuple[Tensor, Tensor]) -> None:

@@ -32,7 +32,7 @@ from robustexplain.defenses.models.distances import cosine, dissimilarity
 from robustexplain.defenses.models.input_gradients import classified, gradient, score
 from robustexplain.defenses.models.loss_module import HardeningLoss, LossModule
 from robustexplain.defenses.models.rank_thickness import overtaking, size
-from robustexplain.defenses.models.smooth_surface import drawn
+from robustexplain.defenses.models.smooth_surface import drawn, largest_eigenvalue
 from robustexplain.errors import FieldError, InputError, UnsupportedModelError
 from robustexplain.models import Classifier
 from robustexplain.training import Samples, Training, TrainingStep, cross_entropy, fit
@@ -119,6 +119,23 @@ def test_ssrs_eigenvalue_is_that_of_the_full_hessian(
         sure[3].weight.mul_(1e4)
     value_of(SmoothSurface(), sure, x.float(), y)[0].sum().backward()
     assert all(bool(p.grad.isfinite().all()) for p in sure.parameters() if p.grad is not None)
+
+
+def test_ssrs_eigenvalue_is_not_one_of_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's autocast, unlike the CPU's, gives eigenvalues what products of matrices made half."""
+    given: list[torch.dtype] = []
+    real = torch.linalg.eigvalsh
+
+    def eigvalsh(values: Tensor) -> Tensor:
+        given.append(values.dtype)
+        return real(values)
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", eigvalsh)
+    jacobian, log_p = torch.randn(2, 6, 3), torch.randn(2, 3).log_softmax(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = largest_eigenvalue(jacobian, log_p)
+    assert given == [torch.float32]
+    assert torch.equal(found, largest_eigenvalue(jacobian, log_p))
 
 
 def test_ssr_of_some_classes_is_that_of_a_classifier_that_only_knows_these(

@@ -163,7 +163,7 @@ WRONG = {
         {"attacks": [{"name": "adv2", "mask": {"rehearse": True}}]},
         "attacks[0].mask.rehearse: unknown key; it is called 'from_start' now",
     ),
-    "no knowledge": ({"attacks": [{"name": "pgd", "knowledge": []}]}, "attacks: at least one is needed"),
+    "no knowledge": ({"attacks": [{"name": "pgd", "knowledge": []}]}, "attacks[0].knowledge: the list is empty"),
     "goal map of PGD": (
         {"attacks": [{"name": "pgd", "goal_map": "random-patch"}]},
         "attacks[0].goal_map: pgd does not",

@@ -22,7 +22,7 @@ from robustexplain.data.base import subset
 from robustexplain.data.tables import TensorTable
 from robustexplain.errors import DamagedFileError, InputError, RobustExplainWarning, RunMismatchError
 from robustexplain.models import build
-from robustexplain.training import Loss, Session, Training, TrainingStep, cross_entropy, fit, frozen
+from robustexplain.training import Loss, Session, Training, TrainingStep, cross_entropy, eval_mode, fit, frozen
 from robustexplain.training.batches import Batches
 from robustexplain.training.glimpse import alike, glimpse_of
 from robustexplain.training.task import Task
@@ -209,6 +209,25 @@ def test_micro_batches_change_nothing_but_rounding() -> None:
             torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
     with pytest.raises(InputError, match="micro_batch must divide"):
         Training(batch_size=32, micro_batch=5)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.InstanceNorm1d])
+def test_in_eval_mode_every_micro_batch_finds_the_same_statistics(norm: type[nn.Module]) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        own = norm(4, track_running_stats=True)
+        module = nn.Sequential(nn.Unflatten(1, (1, 2)), nn.Conv1d(1, 4, 1), own, nn.Flatten(), nn.Linear(8, 3))
+    seen: list[Tensor] = []
+
+    def asking(module: nn.Module, x: Tensor, y: Tensor, moment: TrainingStep) -> Tensor:
+        with eval_mode(own), torch.no_grad():
+            seen.append(own(torch.arange(8.0).view(1, 4, 2)).clone())
+        return cross_entropy(module, x, y, moment)
+
+    fit(module, asking, blobs(), Training(epochs=2, batch_size=32, micro_batch=8), name="net")
+    steps = [seen[i : i + 4] for i in range(0, len(seen), 4)]
+    assert all(torch.equal(one, step[0]) for step in steps for one in step)
+    assert not torch.equal(steps[0][0], steps[-1][0])
 
 
 def test_divergence_is_a_clear_error() -> None:
