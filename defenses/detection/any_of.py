@@ -116,10 +116,9 @@ class AnyOf(Detector):
         clean, soft_clean = self._reference
         # An alarm is 1 - p > threshold, p = (1 + r) / (N + 1), r the clean scores that are as high or higher.
         rank = max(round((1 - self.threshold) * (len(clean) + 1)) - 2, 0)
-        levels = (values.sort(0, descending=True).values[rank] for values in (clean, soft_clean))
-        pairs = zip(self.detectors, *(level.tolist() for level in levels), strict=True)
-        known = (column.cpu() for column in soft_clean.unbind(1))
-        return tuple(_at(*pair, scores) for pair, scores in zip(pairs, known, strict=True))
+        hard, soft = (values.sort(0, descending=True).values[rank].tolist() for values in (clean, soft_clean))
+        each = zip(self.detectors, hard, soft, soft_clean.cpu().unbind(1), strict=True)
+        return tuple(_at(*one) for one in each)
 
     def reasons(self, x: Tensor) -> dict[str, Tensor]:
         """Each detector's p-value, and its own figures where it gives some, under its name."""
