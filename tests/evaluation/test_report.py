@@ -224,7 +224,7 @@ def test_columns_that_differ_in_eps_alone_are_drawn_as_a_curve_hollow_where_in_d
 
 def test_an_attack_whose_steps_were_raised_stands_at_those_it_took(tmp_path: Path) -> None:
     columns = [column("two", eps=0.1, steps=2, family="x"), column("four", eps=0.1, steps=4, family="x")]
-    arrays = {("plain", "two"): wins(*range(30)), ("plain", "four"): wins(0)}
+    arrays = {("plain", "two"): {**wins(*range(30)), **PICTURES}, ("plain", "four"): {**wins(0), **PICTURES}}
     results = results_of(ROWS[:1], columns, arrays)
     before = protocol(results)
     results.cells["plain", "two"]["raised"] = {"asked": 2, "to": 16}  # type: ignore[index]
@@ -238,6 +238,7 @@ def test_an_attack_whose_steps_were_raised_stands_at_those_it_took(tmp_path: Pat
     found = list(csv.DictReader(io.StringIO(exports.as_csv(results, ranked, {}))))
     assert {line["column"]: line["steps"] for line in found if line["measure"] == "joint"} == {"two": "16", "four": "4"}
     assert exports.as_markdown(results, ranked, {}).count("(16 steps)") == 1
+    assert html(page).count("<br>16 steps</small>") >= 2  # the matrix, and the measures' own tables
     assert "16 steps" in _in_figure({"value": 0.5, "low": 0.4, "high": 0.6}, 16)
 
 
