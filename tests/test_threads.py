@@ -97,6 +97,27 @@ def x_ensemble(model: nn.Module) -> XEnsembleDetector:
     return XEnsembleDetector((Gradient(model), GradCAM(model)), networks, forest)
 
 
+@pytest.mark.parametrize("name", ["mask", "relex"])
+def test_weights_that_are_trained_stay_so_while_threads_explain(name: str) -> None:
+    model = models.build("small-cnn", num_classes=3, in_channels=1, seed=0).eval()
+    explained, x = interpreter(name, model, torch.rand(4, 1, 16, 16)), torch.rand(1, 1, 16, 16)
+    start, seen = threading.Barrier(8), []
+
+    def ask() -> None:
+        start.wait()
+        for _ in range(4):
+            explained(x)
+            seen.append(all(weight.requires_grad for weight in model.parameters()))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(seen)
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
 def tables() -> Systems:
     model = models.build("mlp", in_features=4, num_classes=3, seed=0).eval()
     rows = torch.rand(6, 4, generator=torch.Generator().manual_seed(2))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from robustexplain import checks
 from robustexplain.autograd.second_derivatives import named_derivatives
@@ -54,6 +57,20 @@ class View:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         chosen: dict[str, Any] = {name: value[rows] for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **chosen)
+
+
+def device_of(model: nn.Module) -> torch.device | None:
+    """Where a model's weights are; ``None`` for one without any."""
+    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), None)
+
+
+def on_device(interpreter: Interpreter, device: torch.device) -> Interpreter:
+    """The interpreter with its model on ``device``: a copy, if it is on another one."""
+    if device_of(interpreter.model) in (None, device):
+        return interpreter
+    moved = copy.deepcopy(interpreter)
+    moved.model.to(device)
+    return moved
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from robustexplain.registry import INTERPRETERS, OBJECTIVES
 from robustexplain.system import System, described
 from robustexplain.training import Samples, Selection, Session, Training, TrainingStep, fit
 
-from .base import Manipulation
+from .base import Manipulation, on_device
 from .fine_tuning_task import FineTuningTask
 from .fooling_batch import FoolingBatch
 from .logit_shift import shifted
@@ -154,7 +154,8 @@ class FineTuned(Manipulation):
             checks.images(data[0][0][None], f"{type(self).__name__}(evade=...)")
         interpreter = copy.deepcopy(system.interpreter)
         model = interpreter.model.to(session.device).requires_grad_(False).eval()
-        task = FineTuningTask(self, self.aimed(_on(system.interpreter, session.device)), *self._split(data), session)
+        honest = on_device(self.aimed(system.interpreter), session.device)
+        task = FineTuningTask(self, honest, *self._split(data), session)
         selection = Selection(task.evaluate)
         identity = [identified(self), files.digest_tensors(model.state_dict()), described(interpreter), task.digest]
         with self._trainable(model, stack(task.data, range(1))[0].to(session.device)):
@@ -200,16 +201,6 @@ class FineTuned(Manipulation):
                 FoolingFailedWarning,
                 stacklevel=4,
             )
-
-
-def _on(interpreter: Interpreter, device: torch.device) -> Interpreter:
-    """The interpreter with its model on ``device``: a copy, if it is on another one."""
-    parameters = [*interpreter.model.parameters(), *interpreter.model.buffers()]
-    if all(parameter.device == device for parameter in parameters):
-        return interpreter
-    moved = copy.deepcopy(interpreter)
-    moved.model.to(device)
-    return moved
 
 
 def _word(objective: Objective) -> str:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from robustexplain.door import answer
+from robustexplain.door import answer, suited
 from robustexplain.errors import InputError, UnsupportedModelError
 from robustexplain.features import Feature, index_of
 from robustexplain.fields import Count, Fraction
@@ -148,7 +148,7 @@ def surrogate_quality(system: System, x: Tensor, labels: Tensor, attack: Laundry
 
 def _two_classes(system: System, x: Tensor) -> Tensor:
     with torch.no_grad():
-        classes = answer(system.model, x[:1]).shape[1]
+        classes = answer(system.model, suited(system.model, x[:1])).shape[1]
     if classes != 2:
         raise UnsupportedModelError(f"fairness is between two classes, 1 the one that counts; the model has {classes}")
     return decisions_of(system.model, x)

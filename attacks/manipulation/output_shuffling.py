@@ -18,7 +18,7 @@ from robustexplain.registry import MANIPULATIONS
 from robustexplain.system import System
 from robustexplain.training import Samples, Session
 
-from .base import Manipulation, View
+from .base import Manipulation, View, device_of
 from .shuffled_model import Shuffled
 from .tabular import as_answered, model_outputs, table_rows
 
@@ -89,7 +89,9 @@ class OutputShuffling(Manipulation):
         order = self._score(logits).argsort(descending=True, stable=True)
         moved = torch.empty_like(logits)
         moved[order[self._handed(favoured[order])]] = logits[order]
-        shuffled = Shuffled(system.model, column, x, moved - logits, neutral).to(session.device).eval()
+        # Where the given model is, which is in it and stays there.
+        place = device_of(system.model) or session.device
+        shuffled = Shuffled(system.model, column, x, moved - logits, neutral).to(place).eval()
         interpreter, stale = replace(system.interpreter, model=shuffled), system.detector is not None
         return replace(system, model=shuffled, interpreter=interpreter, stale_detector=stale)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustexplain.checks import Kind
-from robustexplain.door import answer
+from robustexplain.door import answer, suited
 from robustexplain.errors import InputError
 from robustexplain.fields import Natural, check_fields
 from robustexplain.interpreters.base import Explanation, Interpreter, explained_class
@@ -231,8 +231,8 @@ def leaves(tree: Any, classes: Any, columns: list[int], features: tuple[str, ...
 
 @torch.no_grad()
 def decisions_of(model: nn.Module, x: Tensor, size: int = 1024) -> Tensor:
-    """``[N]``: the classes that a model predicts for rows ``[N, D]``, in batches of ``size``."""
-    return torch.cat([answer(model, part).argmax(1) for part in x.split(size)])
+    """``[N]``: the classes that a model predicts for rows ``[N, D]``, in batches of ``size``; on the rows' device."""
+    return torch.cat([answer(model, suited(model, part)).argmax(1).to(x.device) for part in x.split(size)])
 
 
 def table_of(data: Samples | None, session: Session) -> tuple[Tensor, Tensor]:

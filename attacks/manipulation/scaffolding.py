@@ -24,7 +24,7 @@ from robustexplain.registry import MANIPULATIONS
 from robustexplain.system import System
 from robustexplain.training import Samples, Session
 
-from .base import Manipulation, View
+from .base import Manipulation, View, device_of
 from .explainer_rows import Labels, Rows, beside_real, focused_rows, lime_rows, shap_rows
 from .scaffolded_model import Scaffold
 from .tabular import as_answered, model_outputs, standardisation, standardised, table_rows
@@ -127,7 +127,9 @@ class Scaffolding(Manipulation):
             guard = NeighbourGuard(x.cpu(), model_outputs(system.model, x).argmax(1), self.guard_keep)
             rows, labels = kept_by(guard, rule, rows, labels, mean, std)
         detector = self._detector(rows, labels)
-        scaffold = Scaffold(system.model, rule, detector, mean, std, self.cut).to(session.device).eval()
+        # Where the given model is, which is in it and stays there.
+        place = device_of(system.model) or session.device
+        scaffold = Scaffold(system.model, rule, detector, mean, std, self.cut).to(place).eval()
         interpreter, stale = replace(system.interpreter, model=scaffold), system.detector is not None
         return replace(system, model=scaffold, interpreter=interpreter, stale_detector=stale)
 

@@ -57,8 +57,11 @@ class Shuffled(nn.Module):
     @torch.no_grad()
     def find(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Places in the pool ``[B]``, and whether the row stands there ``[B]``."""
-        place = torch.searchsorted(keys(self.pool), keys(x)).clamp(max=len(self.pool) - 1)
-        return place, (x.float() == self.pool[place]).all(1)
+        # Sorted here: in half precision the pool's rows, and their hashes, are others than when it was made.
+        own = keys(self.pool)
+        order = own.argsort(stable=True)
+        place = order[torch.searchsorted(own[order], keys(x.to(self.pool.dtype))).clamp(max=len(own) - 1)]
+        return place, (x.to(self.pool.dtype) == self.pool[place]).all(1)
 
 
 def keys(x: Tensor) -> Tensor:

@@ -146,9 +146,10 @@ class LocalRuleReasons(Reasons):
         assert self.reference is not None
         assert self.reference.y is not None
         rows, labels = self.reference.like(row), self.reference.y.to(row.device)
-        # Columns are standardised; a constant column has no distances.
-        spread = rows.std(0)
-        apart = (rows - row) / spread.masked_fill(spread == 0, 1)
+        # Columns are standardised; a constant column has no distances, whatever the explained row has in it.
+        spread = rows.double().std(0)
+        apart = (rows - row).double() / spread.masked_fill(spread == 0, 1)
+        apart[:, spread == 0] = 0
         # Distances leave the group columns out: rows of the other group can be neighbours.
         apart[:, [c for c in (self.laundry.sensitive, self.laundry.other) if c is not None]] = 0
         near = (apart**2).sum(1).argsort(stable=True)[: self.neighbours]
@@ -168,6 +169,4 @@ class LocalRuleReasons(Reasons):
     @cached_property
     def _decided(self) -> Tensor:
         assert self.reference is not None
-        return decisions_of(
-            self.model, self.reference.x.to(next(iter(self.model.parameters()), self.reference.x).device)
-        )
+        return decisions_of(self.model, self.reference.x)

@@ -30,18 +30,19 @@ from .base import ModelScanner, Scan
 class BackgroundCheck(ModelScanner):
     """Whether the rows that an interpreter keeps as its background are a uniform sample of the auditor's rows.
 
-    A Monte Carlo test: the largest standardised distance between sample and population of the means of the columns, of
-    the model's probabilities and decisions, and of the products of these with columns; against that of ``draws``
-    uniform samples of the same size. The p-value is exact for an honest sample, whatever the model is, and needs no
-    honest models. Products are there because a biased sample keeps the columns and the outputs, and changes which rows
-    have which output. Give it the rows that the background is said to be drawn from: those of one group, where the
-    audit compares groups.
+    A permutation test: the largest standardised distance between the background and the auditor's rows of the means of
+    the columns, of the model's probabilities and decisions, and of the products of these with columns; against that of
+    ``draws`` divisions of all these rows, at random, in parts of the same sizes. The p-value is exact for an honest
+    sample, whatever the model is, and needs no honest models; where the auditor's rows hold those of the background it
+    is too large, if anything. Products are there because a biased sample keeps the columns and the outputs, and changes
+    which rows have which output. Give it rows from where the background is said to be drawn: those of one group, where
+    the audit compares groups. They need not be the same rows.
 
     Figures: ``p``; ``column`` (the one whose mean or product is farthest, -1 for an output); ``ks`` and ``wald``, the
     smallest p-values of the published tests, which see the probabilities only.
 
     Args:
-        draws: uniform samples that the background is compared with.
+        draws: divisions that the background's is compared with.
         probe: largest number of rows of the population.
 
     Raises:
@@ -63,20 +64,17 @@ class BackgroundCheck(ModelScanner):
     def _scan(self, system: System, x: Tensor, y: Tensor, reference: System | None) -> Scan:
         sample = _background(system, x)
         features, outputs = _features(system, x, sample)
-        chosen, everyone = features[: len(sample)], features[len(sample) :]
-        spread = everyone.std(0)
-        varies = spread > 1e-12 * np.maximum(1, np.abs(everyone).max(0))
-        far = np.abs(chosen.mean(0) - everyone.mean(0))
-        # What all rows of the population share, those of the background must share.
-        strange = bool((far[~varies] > 1e-6).any())
-        scale = np.where(varies, spread, 1.0) / np.sqrt(len(sample))
-        found = np.where(varies, far / scale, 0.0)
+        spread = features.std(0)
+        varies = spread > 1e-12 * np.maximum(1, np.abs(features).max(0))
+        scale = np.where(varies, spread, np.inf) * np.sqrt(1 / len(sample) + 1 / len(x))
+        found = _apart(features, np.arange(len(sample))) / scale
         rng = np.random.default_rng(derive(self.seed, "background-check"))
         fair = np.empty(self.draws)
         for i in range(self.draws):
-            rows = everyone[rng.integers(len(everyone), size=len(sample))]
-            fair[i] = np.max(np.where(varies, np.abs(rows.mean(0) - everyone.mean(0)) / scale, 0.0))
-        p = 1 / (self.draws + 1) if strange else float((1 + (fair >= found.max()).sum()) / (self.draws + 1))
+            rows = rng.permutation(len(features))[: len(sample)]
+            fair[i] = np.max(_apart(features, rows) / scale)
+        # Equal divisions must not differ by rounding.
+        p = float((1 + (fair >= found.max() - 1e-9).sum()) / (self.draws + 1))
         width = x.shape[1]
         column = int(found.argmax())
         # After the columns, each output and its products.
@@ -129,6 +127,12 @@ def _background(system: System, x: Tensor) -> Tensor:
     return background.like(x)
 
 
+def _apart(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """``[F]``: how far the means of some rows are from those of the others."""
+    inside, total = features[rows].sum(0), features.sum(0)
+    return np.asarray(np.abs(inside / len(rows) - (total - inside) / (len(features) - len(rows))))
+
+
 @torch.no_grad()
 def _features(system: System, x: Tensor, sample: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Of sample and population, one after the other: what is compared ``[M + N, F]``, and probabilities."""
@@ -137,9 +141,9 @@ def _features(system: System, x: Tensor, sample: Tensor) -> tuple[np.ndarray, np
     outputs = logits.softmax(1)[:, 1:]
     decided = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1])[:, 1:].double()
     wide = rows.double()
-    middle, std = wide[len(sample) :].mean(0), wide[len(sample) :].std(0, correction=0)
+    middle, std = wide.mean(0), wide.std(0, correction=0)
     columns = (wide - middle) / torch.where(std > 0, std, 1.0)
     both = torch.cat([outputs, decided], 1)
-    centred = both - both[len(sample) :].mean(0)
+    centred = both - both.mean(0)
     blocks = [columns, *(torch.cat([o[:, None], o[:, None] * columns], 1) for o in centred.T)]
     return torch.cat(blocks, 1).cpu().numpy(), outputs.cpu().numpy()

@@ -38,7 +38,9 @@ class KNNCAD(Defense):
     of its rows that are kept. Costs a second query of the model for each made-up row, and one for each row of the data.
 
     Departures: more than two classes; a coalition's rows are averaged instead of filled up with repetitions; a limit on
-    how often LIME draws, where the code goes on for ever.
+    how often LIME draws, where the code goes on for ever. Of tables with too many columns to enumerate, KernelSHAP's
+    coalitions none of whose rows are kept are left out, where the code draws others (up to four times as many) until
+    it has as many as asked for: maps of 28 columns vary up to three times as much with the seed. More ``samples`` help.
 
     Args:
         keep: the score from which a row is kept; ``None``: 0.9 for LIME and 0.75 for KernelSHAP, as in the code.

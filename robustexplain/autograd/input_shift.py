@@ -104,11 +104,13 @@ def _first(model: nn.Module, x: Tensor) -> tuple[str, Tensor]:
     with hooks(list(layers), lambda module, args, output: calls.append((module, args[0]))):
         answer(model, x)
     plain = bool(calls) and type(calls[0][0]) in (nn.Conv2d, nn.Linear)
+    # A linear layer on patches gets parts of the image.
+    plain = plain and (isinstance(calls[0][0], nn.Conv2d) or calls[0][1].dim() == 2)
     if not plain or (isinstance(calls[0][0], nn.Conv2d) and not _zero_padded(calls[0][0])):
         found = type(calls[0][0]).__name__ if calls else "none"
         raise UnsupportedModelError(
             f"a shift is subtracted in the first layer, which must be a plain, zero-padded torch.nn.Conv2d or a "
-            f"torch.nn.Linear; in this {type(model).__name__} it is {found}"
+            f"torch.nn.Linear on the whole image; in this {type(model).__name__} it is {found}"
         )
     return layers[calls[0][0]], calls[0][1]
 

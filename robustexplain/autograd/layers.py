@@ -193,7 +193,7 @@ def shaped_last_feature_layer(model: nn.Module, x: Tensor) -> FeatureLayer:
     mean, scores = seen[-1].mean, seen[-1].layer.channels
     # Behind a scalar to explain the model's own logits stand last.
     own = logits[:, -scores:]
-    if mean.shape == own.shape and logits.shape[1] - scores <= 1 and torch.allclose(mean, own, rtol=1e-3, atol=1e-5):
+    if mean.shape == own.shape and logits.shape[1] - scores <= 1 and _same(mean, own):
         while end > 0 and seen[end - 1].layer.channels == scores:
             end -= 1
     while end > 1 and seen[end - 1].passed_on:
@@ -242,7 +242,7 @@ def pooled_head(model: nn.Module, x: Tensor) -> PooledHead:
         heads = _logit_layers(model, x, halved=True)
     average = outputs[layer.name].mean((2, 3))
     for name, given in heads:
-        if given.shape == average.shape and torch.allclose(given.to(average.dtype), average, rtol=1e-3, atol=1e-5):
+        if given.shape == average.shape and _same(given, average):
             return PooledHead(layer, name)
     raise UnsupportedModelError(
         f"CAM needs logits that are one linear layer on the global average of the last feature map; in "
@@ -285,10 +285,14 @@ def _logit_layers(model: nn.Module, x: Tensor, *, halved: bool = False) -> list[
         logits = answer(model, x[:1])
     as_logits = [(name, given, two_classes(o) if halved and o.shape[1:] == (1,) else o) for name, given, o in seen]
     return [
-        (name, given)
-        for name, given, output in as_logits
-        if output.shape == logits.shape and torch.allclose(output.to(logits.dtype), logits, rtol=1e-3, atol=1e-5)
+        (name, given) for name, given, output in as_logits if output.shape == logits.shape and _same(output, logits)
     ]
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape are the same up to rounding, whatever the size of their entries."""
+    small = 1e-5 * min(1.0, float(other.abs().max()))
+    return torch.allclose(one.to(other.dtype), other, rtol=1e-3, atol=small)
 
 
 def two_classes(z: Tensor) -> Tensor:

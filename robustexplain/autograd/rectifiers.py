@@ -145,10 +145,16 @@ _HARDTANH = {F.hardtanh, F.hardtanh_}
 _CLAMP = {torch.clamp, torch.clamp_, Tensor.clamp, Tensor.clamp_, Tensor.clip, Tensor.clip_, torch.clip, torch.clip_}
 _CLAMP_MIN = {torch.clamp_min, torch.clamp_min_, Tensor.clamp_min, Tensor.clamp_min_}
 _LEAKY = {F.leaky_relu, F.leaky_relu_}
+_PRELU = {F.prelu, torch.prelu, Tensor.prelu}
+_RRELU = {F.rrelu, F.rrelu_, torch.rrelu, torch.rrelu_}
 _THRESHOLD = {F.threshold, torch.threshold, torch.threshold_}
 
 
-def _bounds(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, float | None, float] | None:
+Slope = float | Tensor
+"""Below 0; a tensor has one a channel."""
+
+
+def _bounds(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, float | None, Slope] | None:
     """``(low, high, slope)`` of a rectifier call: the value kept at and below 0, the cap, the slope below 0."""
 
     def arg(index: int, name: str, default: Any) -> Any:
@@ -174,12 +180,18 @@ def _bounds(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[f
         return (0.0, None, 0.0) if isinstance(low, (int, float)) and low == 0 else None
     if func in _LEAKY:
         return 0.0, None, float(arg(1, "negative_slope", 0.01))
+    if func in _PRELU:
+        weight = arg(1, "weight", None)
+        # One slope, or one a channel, of an input [B, C, ...].
+        return 0.0, None, weight if weight.numel() == 1 else weight.view(-1, *[1] * max(value.dim() - 2, 0))
+    if func in _RRELU and not arg(3, "training", False):
+        return 0.0, None, (arg(1, "lower", 1 / 8) + arg(2, "upper", 1 / 3)) / 2
     if func in _THRESHOLD:
         return (0.0, None, 0.0) if arg(1, "threshold", None) == 0 and arg(2, "value", None) == 0 else None
     return None
 
 
-_OTHER_KINKS = {F.hardswish, F.hardsigmoid}
+_OTHER_KINKS = {F.hardswish, F.hardsigmoid, F.selu, F.selu_, torch.selu, torch.selu_, *_HARDTANH, *_RRELU}
 _AUGMENTED = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__"}
 # Position of the argument ``inplace`` in the functions that have one.
 _INPLACE_FLAG: dict[Any, int] = {
@@ -190,7 +202,8 @@ _INPLACE_FLAG: dict[Any, int] = {
 
 
 def is_rectifier(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call is a rectifier: ReLU, ReLU6, leaky ReLU, a clamp or a threshold at 0, in any of their forms."""
+    """Whether a call is a rectifier: ReLU, ReLU6, leaky, parametric or (in eval mode) randomised leaky ReLU, a clamp or
+    a threshold at 0, in any of their forms."""
     return _bounds(func, args, kwargs) is not None
 
 
@@ -231,7 +244,7 @@ class _Swap(TorchFunctionMode):
         # autograd needs the old values.
         return original.copy_(self._surrogate(original.clone(), *bounds[1:]))
 
-    def _surrogate(self, z: Tensor, high: float | None, slope: float) -> Tensor:
+    def _surrogate(self, z: Tensor, high: float | None, slope: Slope) -> Tensor:
         assert self.smooth is not None
         # The innermost swap decides: an outer one must not replace rectifiers inside this surrogate.
         with torch._C.DisableTorchFunction():
@@ -239,7 +252,7 @@ class _Swap(TorchFunctionMode):
             if high is not None:
                 # min(r(z), high) = r(z) - r(z - high): the kink at the cap is smoothed the same way.
                 value = value - self.smooth(z - high)
-            return value + slope * (z - value) if slope else value
+            return value if isinstance(slope, float) and slope == 0 else value + slope * (z - value)
 
 
 @contextmanager
@@ -303,7 +316,7 @@ def require_rectifiers(model: nn.Module, x: Tensor, purpose: str) -> None:
         )
     if found.count == 0:
         raise UnsupportedModelError(
-            f"{purpose} replaces rectifiers (ReLU, ReLU6, leaky ReLU, clamp at 0), but this "
+            f"{purpose} replaces rectifiers (ReLU, ReLU6, leaky and parametric ReLU, clamp at 0), but this "
             f"{type(model).__name__} calls none in a forward pass: it would silently change nothing. GELU and SiLU "
             "are smooth already; SmoothGrad averages their gradients over a neighbourhood"
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError
-from .explain import image_of, systems_of_model, systems_of_run
+from .explain import image_of, refuse_others, systems_of_model, systems_of_run
 from .options import Size, TrustCode
 
 if TYPE_CHECKING:
@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 def attack(
     image: Annotated[Path, typer.Argument(help="An image file.")],
     attack: Annotated[str, typer.Option(help="The attack; see `robustexplain list attacks`.")] = "adv2",
-    interpreter: Annotated[str, typer.Option(help="Whose maps are attacked and shown, for --model.")] = "gradcam",
+    interpreter: Annotated[
+        str | None, typer.Option(help="Whose maps are attacked and shown, for --model; default gradcam.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The classifier, such as efficientnet-lite0.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="A file with the weights of --model.")] = None,
     run: Annotated[Path | None, typer.Option(help="Or attack a system of this run directory.")] = None,
     row: Annotated[str | None, typer.Option(help="Which row of the run; default the first.")] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="A setting: eps=8/255. Repeatable.")] = None,
@@ -37,6 +40,7 @@ def attack(
     seed: Annotated[int, typer.Option(min=0, help="Of the random class and patch.")] = 0,
 ) -> None:
     """Attack one image: the attacked image, the maps before and after, and the numbers."""
+    refuse_others(run, {"--interpreter": interpreter, "--weights": weights}, {"--row": row})
     goal = AdversaryGoal(goal_class, untargeted, goal_map, seed)
     for line in attack_image(
         image,
@@ -46,7 +50,8 @@ def attack(
         run=run,
         row=row,
         model=model,
-        interpreter=interpreter,
+        interpreter=interpreter or "gradcam",
+        weights=weights,
         goal=goal,
         size=size,
         trust_code=trust_code,
@@ -87,6 +92,7 @@ def attack_image(
     row: str | None = None,
     model: str | None = None,
     interpreter: str = "gradcam",
+    weights: Path | None = None,
     goal: AdversaryGoal | None = None,
     size: int | None = None,
     trust_code: bool = False,
@@ -105,6 +111,7 @@ def attack_image(
         row: ... which of its rows; default the first.
         model: a classifier's name, instead of a run, ...
         interpreter: ... and its interpreter's.
+        weights: a file with the weights of ``model``.
         goal: what the adversary wants.
         size: side to resize to; default what the system was made for.
         trust_code: whether code of the user's own that the run's recipe names may run.
@@ -117,10 +124,14 @@ def attack_image(
     """
     if (run is None) == (model is None):
         raise InputError("attack needs either --run DIRECTORY or --model NAME")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; the name of a folder is needed")
     attack = attack_of(name, settings)
     rows = [row] if row else []
     systems, side = (
-        systems_of_run(run, rows, trust_code) if run is not None else systems_of_model(str(model), [interpreter])
+        systems_of_run(run, rows, trust_code)
+        if run is not None
+        else systems_of_model(str(model), [interpreter], weights)
     )
     label, system = next(iter(systems.items()))
     x = image_of(system, image, size or side)

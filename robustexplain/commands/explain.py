@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import InputError, doing
+from ..errors import InputError, RobustExplainWarning, doing
 from .options import Size, TrustCode
 
 if TYPE_CHECKING:
@@ -26,13 +27,28 @@ def explain(
     row: Annotated[list[str] | None, typer.Option(help="Only these rows of the run. Repeatable.")] = None,
     model: Annotated[str | None, typer.Option(help="Or with this classifier, such as efficientnet-lite0.")] = None,
     interpreter: Annotated[list[str] | None, typer.Option(help="Interpreters for --model. Repeatable.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="A file with the weights of --model.")] = None,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("explained.png"),
     size: Size = None,
     trust_code: TrustCode = False,
 ) -> None:
     """Explain one image: prediction, maps and alarms, as a picture."""
-    for line in explain_image(image, run, row or [], model, interpreter or ["gradcam"], out, size, trust_code):
+    refuse_others(run, {"--interpreter": interpreter, "--weights": weights}, {"--row": row})
+    kinds = interpreter or ["gradcam"]
+    for line in explain_image(image, run, row or [], model, kinds, out, size, trust_code, weights):
         typer.echo(line)
+
+
+def refuse_others(run: Path | None, of_model: Mapping[str, object], of_run: Mapping[str, object]) -> None:
+    """Refuse options that the other of ``--run`` and ``--model`` has.
+
+    Raises:
+        InputError: naming the option.
+    """
+    other, mine = ("--model", of_model) if run is not None else ("--run", of_run)
+    for name, value in mine.items():
+        if value is not None:
+            raise InputError(f"{name} goes with {other}, and {'--run' if run is not None else '--model'} was given")
 
 
 def explain_image(
@@ -44,6 +60,7 @@ def explain_image(
     out: Path,
     size: int | None = None,
     trust_code: bool = False,
+    weights: Path | None = None,
 ) -> list[str]:
     """Explain an image with the systems of a run, or with a classifier and interpreters by name.
 
@@ -56,12 +73,13 @@ def explain_image(
         out: the picture to write.
         size: side to resize to; default what the systems were made for.
         trust_code: whether code of the user's own that the run's recipe names may run.
+        weights: a file with the weights of ``model``.
 
     Returns:
         A line a system: prediction, confidence, alarm; another where something is certified of the map.
 
     Raises:
-        InputError: neither or both of ``run`` and ``model``; an unknown name; an unreadable image.
+        InputError: neither or both of ``run`` and ``model``; an unknown name; an unreadable image; ``out`` is a folder.
     """
     import numpy as np
     import torch
@@ -70,8 +88,12 @@ def explain_image(
 
     if (run is None) == (model is None):
         raise InputError("explain needs either --run DIRECTORY or --model NAME")
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder; the name of a picture is needed, such as {out / 'explained.png'}")
     systems, side = (
-        systems_of_run(run, rows, trust_code) if run is not None else systems_of_model(str(model), interpreters)
+        systems_of_run(run, rows, trust_code)
+        if run is not None
+        else systems_of_model(str(model), interpreters, weights)
     )
     first = next(iter(systems.values()))
     x = image_of(first, image, size or side)
@@ -192,8 +214,12 @@ def _loaded(folder: RunFolder, label: str, model: nn.Module | None = None) -> Sy
         return System.load(path, sha256=expected)
 
 
-def systems_of_model(name: str, interpreters: Sequence[str]) -> tuple[dict[str, System], int | None]:
+def systems_of_model(
+    name: str, interpreters: Sequence[str], weights: Path | None = None
+) -> tuple[dict[str, System], int | None]:
     """A classifier with each of the interpreters, by the interpreters' names, and the side it was made for.
+
+    Warns where nothing was loaded: predictions and maps of random weights say nothing.
 
     Raises:
         InputError: an interpreter that needs more than a model.
@@ -202,7 +228,14 @@ def systems_of_model(name: str, interpreters: Sequence[str]) -> tuple[dict[str, 
     from ..interpreters import InterpreterSpec
     from ..system import System
 
-    model = models.load(name)
+    model = models.load(name, weights=weights)
+    if weights is None and models.has_random_weights(name):
+        warnings.warn(
+            f"{name} has random weights: what it predicts and what explains it says nothing; give a file with "
+            "--weights, or train it in a recipe and use --run",
+            RobustExplainWarning,
+            stacklevel=2,
+        )
     systems = {}
     for wanted in map(InterpreterSpec, interpreters):
         if wanted.refusal is not None:

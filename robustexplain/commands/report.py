@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..errors import InputError
+
 
 def report(
     folder: Annotated[Path, typer.Argument(help="A run directory.")],
@@ -19,6 +21,8 @@ def report(
 
     run_folder = RunFolder(folder)
     run_folder.require()
+    if out is not None and out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; the name of a folder is needed")
     written = write_report(run_folder, out)
     if show(folder, written):
         raise typer.Exit(1)

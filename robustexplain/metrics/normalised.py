@@ -52,8 +52,10 @@ class NormalisedAOPC(Faithfulness):
         own, reverse = falls.along(order), falls.along(count - 1 - order)
         best, worst = falls.limit(1, count), falls.limit(-1, count)
         high, low = torch.stack([own, reverse, best]).amax(0), torch.stack([own, reverse, worst]).amin(0)
-        flat = high - low <= 1e-6 * count  # what remains is rounding
-        return torch.where(flat, torch.nan, (own - low) / (high - low).clamp(min=1e-12))
+        # What remains is rounding, of scores of that size.
+        size = torch.stack([falls.whole.abs(), high.abs() / count, low.abs() / count]).amax(0)
+        flat = high - low <= 1e-6 * count * size
+        return torch.where(flat, torch.nan, (own - low) / torch.where(flat, 1, high - low))
 
     def _regions(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """The region of each pixel or column, ``[H, W]`` or ``[D]``, and the map's sum in each, ``[B, R]``."""

@@ -10,7 +10,7 @@ from .around import innermost
 from .classifier import Classifier, ModelSpec
 from .denoised import DenoisingBlock, denoised, stage_ends
 from .estimator import Estimator
-from .loading import build, load
+from .loading import build, has_random_weights, load
 from .output import BinaryLogit, Output, adapted
 from .own import load_own
 from .rebuilding import describe, rebuild
@@ -42,6 +42,7 @@ __all__ = [
     "cifar",
     "denoised",
     "describe",
+    "has_random_weights",
     "hugging_face",
     "innermost",
     "library",

@@ -89,6 +89,13 @@ def load(
     return classifier
 
 
+def has_random_weights(name: str) -> bool:
+    """Whether :func:`load` gives a classifier of that name random weights, unless it is told otherwise."""
+    entry, _ = _resolve(name, {})
+    known = inspect.signature(entry.build).parameters.get("pretrained")
+    return known is None or known.default is not True
+
+
 def _construct(name: str, options: dict[str, Any], seed: int, pretrained: bool | None) -> Built:
     options = dict(options)
     transforms = options.pop("transforms", ())

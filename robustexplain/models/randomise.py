@@ -33,7 +33,7 @@ def stages(model: nn.Module, x: Tensor, most: int = 12) -> list[LayerGroup]:
     """The layers of a model from the logits down, in at most ``most`` groups.
 
     A layer is a module with a weight matrix or kernel, together with the norms and scales that run behind it. Layers
-    are found by what runs in a forward pass on ``x[:1]``.
+    are found by what runs in a forward pass on ``x[:1]``, in the order in which it begins to.
 
     Raises:
         UnsupportedModelError: if no module owns a weight.
@@ -53,20 +53,38 @@ def stages(model: nn.Module, x: Tensor, most: int = 12) -> list[LayerGroup]:
     rest = down[1:]
     cuts = torch.linspace(0, len(rest), min(most - 1, len(rest)) + 1).round().int().tolist()
     groups = [down[:1], *(rest[a:b] for a, b in pairwise(cuts))] if rest else [down]
-    return [LayerGroup(group[0][-1], tuple(name for layer in group for name in layer)) for group in groups]
+    modules = [tuple(name for layer in group for name in layer) for group in groups]
+    return [LayerGroup(group[0][-1] or type(model).__name__, own) for group, own in zip(groups, modules, strict=True)]
 
 
 def _in_order(model: nn.Module, x: Tensor) -> list[tuple[str, nn.Module]]:
-    """Modules with parameters of their own, in the order of their first calls."""
-    names = {m: n for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))}
-    seen: dict[nn.Module, str] = {}
+    """Modules with weights or statistics of their own, in the order in which their first calls begin.
 
-    def hook(module: nn.Module, args: object, output: object) -> None:
-        seen.setdefault(module, names[module])
+    One whose weights are used without a call of it, such as the last layer of an attention, follows the module that it
+    is in; a module's own parameters, such as a class token, are used before what it calls.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    seen: dict[str, list[str]] = {}
 
-    with hooks(list(names), hook), torch.no_grad():
+    def begun(module: nn.Module, args: object, kwargs: object) -> None:
+        seen.setdefault(names[module], [names[module]])
+
+    with hooks(list(names), before=begun), torch.no_grad():
         answer(model, x[:1])
-    return [(name, module) for module, name in seen.items()]
+    for name in names.values():
+        if name not in seen:
+            around = name
+            while around and around not in seen:
+                around = around.rpartition(".")[0]
+            seen.setdefault(around, [around]).append(name)
+    modules = {name: module for module, name in names.items()}
+    order = [(name, modules[name]) for some in seen.values() for name in some]
+    return [(name, module) for name, module in order if _drawn(module)]
+
+
+def _drawn(module: nn.Module) -> bool:
+    own = any(True for _ in module.parameters(recurse=False))
+    return own or isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 @torch.no_grad()
@@ -84,7 +102,7 @@ def randomise(model: nn.Module, stage: LayerGroup, x: Tensor, seed: int) -> None
     """
     norms = []
     for name in stage.modules:
-        module = submodule(model, name)
+        module = submodule(model, name) if name else model
         with global_state(x.device):
             seed_global_state(derive(seed, name), x.device)
             _draw(module)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..autograd.input_shift import compensated
-from ..interpreters import Interpreter
+from ..errors import UnsupportedModelError
+from ..interpreters import Interpreter, MeTFA
+from ..interpreters.composed.base import walk
 from ..metrics import HOG, SSIM, MapMetric, Spearman
 from ..models.randomise import LayerGroup, randomise
 
@@ -111,8 +113,12 @@ def shifted(interpreter: Interpreter, x: Tensor, target: Tensor, shift: float) -
     """Against the same method on a model that computes the same from shifted images (Kindermans et al. 2019).
 
     Raises:
-        UnsupportedModelError: if the model's first layer cannot take the shift back.
+        UnsupportedModelError: if the model's first layer cannot take the shift back, or the method clips the images
+            that it makes to ``[0, 1]``, where shifted ones are not.
     """
+    clipping = [type(part).__name__ for part in walk(interpreter) if isinstance(part, MeTFA)]
+    if clipping:
+        raise UnsupportedModelError(f"{clipping[0]} clips its copies to [0, 1], and a shifted image lies outside")
     original = explained(interpreter, x, target)
     copied = rebound(interpreter, lambda model: compensated(model, x, shift))
     return compare("shift", 1, f"x + {shift:g}", explained(copied, x + shift, target), original)

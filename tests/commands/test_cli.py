@@ -15,12 +15,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import robustexplain
-from robustexplain import files, recipes
+from robustexplain import files, models, recipes
 from robustexplain.cli import main
+from robustexplain.commands.explain import systems_of_model
 from robustexplain.commands.list import recipe_rows, rows_of
 from robustexplain.commands.options import session_of
+from robustexplain.errors import RobustExplainWarning
 from robustexplain.metrics import Spearman
 from robustexplain.registry import ALL, Entry
 from robustexplain.training import Session
@@ -390,6 +393,20 @@ def test_explain_with_the_systems_of_a_run(cli: Call, finished: Path, picture: P
     assert len(one.splitlines()) == 2
 
 
+def test_a_model_without_weights_is_said_to_be_one_and_takes_a_file(cli: Call, picture: Path) -> None:
+    with pytest.warns(RobustExplainWarning, match="small-cnn has random weights"):
+        systems_of_model("small-cnn", ["cam"])
+    save_file(models.load("small-cnn", seed=3).state_dict(), "weights.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RobustExplainWarning)
+        systems_of_model("small-cnn", ["cam"], Path("weights.safetensors"))
+    words = (picture, "--model", "small-cnn", "--interpreter", "cam")
+    first, (code, out, _) = cli("explain", *words)[1], cli("explain", *words, "--weights", "weights.safetensors")
+    assert code == 0
+    assert out != first
+    assert cli("attack", *words, *FEW, "--weights", "weights.safetensors")[0] == 0
+
+
 def test_explain_with_a_model_by_name(cli: Call, picture: Path) -> None:
     code, out, _ = cli("explain", picture, "--model", "small-cnn", "--interpreter", "cam", "--interpreter", "gradient")
     assert code == 0
@@ -416,6 +433,10 @@ def test_explain_with_a_model_by_name(cli: Call, picture: Path) -> None:
             ["cat.png", "--model", "small-cnn", "--interpreter", "aggregate"],
             "'aggregate' is made of other parts",
         ),
+        (["cat.png", "--model", "small-cnn", "--row", "cam"], "--row goes with --run, and --model was given"),
+        (["cat.png", "--run", "x", "--interpreter", "cam"], "--interpreter goes with --model, and --run was given"),
+        (["cat.png", "--run", "x", "--weights", "y"], "--weights goes with --model, and --run was given"),
+        (["cat.png", "--model", "small-cnn", "--out", "."], "--out . is a folder"),
         (["dog.png", "--model", "small-cnn"], "no image at dog.png"),
         (["words.txt", "--model", "small-cnn"], "cannot read the image 'words.txt'"),
         (["half.png", "--model", "small-cnn"], "cannot read the image 'half.png'"),
@@ -483,6 +504,9 @@ def test_attack_takes_a_system_of_a_run(cli: Call, finished: Path, picture: Path
         (["cat.png", "--model", "small-cnn", "--goal-map", "cat"], "--goal-map: expected benign or random-patch"),
         (["cat.png", "--model", "small-cnn", "--goal-class", "10000"], "goal_class holds class 10000"),
         (["cat.png", "--model", "small-cnn", "--goal-class", "1", "--untargeted"], "contradict each other"),
+        (["cat.png", "--model", "small-cnn", "--row", "cam"], "--row goes with --run, and --model was given"),
+        (["cat.png", "--run", "x", "--interpreter", "cam"], "--interpreter goes with --model, and --run was given"),
+        (["cat.png", "--model", "small-cnn", "--out", "cat.png"], "--out cat.png is a file"),
         (["dog.png", "--model", "small-cnn"], "no image at dog.png"),
     ],
 )

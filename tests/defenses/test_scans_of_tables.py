@@ -59,6 +59,19 @@ def test_a_fair_background_passes_as_often_as_its_level_says(data: TensorDataset
     assert float(p.mean()) == pytest.approx(0.5, abs=0.23)
 
 
+@pytest.mark.parametrize("kept", [100, 1000])
+def test_a_fair_background_of_other_rows_than_the_auditors_passes_as_often(kept: int, model: FeatureRule) -> None:
+    """Both are samples of one population: what the auditor's rows happen to be is not the owner's fault."""
+    found = []
+    for seed in range(40):
+        rng = torch.Generator().manual_seed(seed)
+        rows = (torch.rand(1500, 3, generator=rng) < torch.tensor([0.5, 0.004, 0.5])).float()  # one value is rare
+        audited = TensorDataset(rows[1000:], torch.zeros(500, dtype=torch.int64))
+        found.append(BackgroundCheck(draws=199)(against(model, rows[:kept]), audited).figures["p"])
+    p = torch.tensor(found)
+    assert int((p <= 0.1).sum()) <= 13
+
+
 def test_a_biased_background_is_caught_by_what_goes_with_its_decisions(data: TensorDataset, model: FeatureRule) -> None:
     honest = against(model, data.tensors[0][:200])
     attack = StealthilyBiasedSampling(sensitive=GROUP, size=200)

@@ -110,6 +110,49 @@ def test_stages_go_from_the_logits_down_and_keep_norms_with_their_convolution() 
         sanity.stages(nn.Flatten(), torch.rand(1, 3, 4, 4))
 
 
+class Attending(nn.Module):
+    """A small transformer: a class token at its root, and attention whose last layer is used without a call of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.rand(1, 1, 16))
+        self.embed = nn.Conv2d(3, 16, 4, 4)
+        self.block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x).flatten(2).mT], 1)
+        return self.head(self.block(tokens)[:, 0])
+
+
+def test_stages_of_a_transformer_begin_at_its_head_and_hold_every_weight() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Attending().eval()
+    x = torch.rand(4, 3, 16, 16)
+    found = sanity.stages(model, x, most=100)
+    assert found[0].modules == ("head",)
+    assert found[-1].name == "Attending"  # the class token, which is used before what is called
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    for stage in found:
+        sanity.randomise(model, stage, x, seed=0)
+    same = [name for name, value in model.named_parameters() if value.dim() > 1 and torch.equal(value, before[name])]
+    assert same == []
+    wrapped = torchvision.models.vit_b_16(num_classes=3, image_size=32, weights=None).eval()
+    assert sanity.stages(wrapped, torch.rand(1, 3, 32, 32))[0].modules == ("heads.head",)
+
+
+def test_norms_without_weights_are_measured_again_too() -> None:
+    layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3)
+    model = nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        model[1].running_mean.fill_(100.0)  # type: ignore[union-attr]
+    x = torch.rand(16, 1, 8, 8)
+    for stage in sanity.stages(model, x):
+        sanity.randomise(model, stage, x, seed=0)
+    assert float(model[:3](x).detach().amax()) > 0
+
+
 def test_random_weights_depend_on_seed_and_layer_and_nothing_else(trained: models.Classifier) -> None:
     x = torch.rand(4, 1, 32, 32)
     layers = sanity.stages(trained, x)
@@ -143,6 +186,16 @@ def test_norms_of_random_layers_are_measured_again(trained: models.Classifier) -
     model(x)
     for out in seen[:1]:
         torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(out.shape[1]), atol=1e-3, rtol=0)
+
+
+def test_a_shift_that_a_method_or_a_model_cannot_take_back_is_refused(trained: models.Classifier) -> None:
+    x, target = torch.rand(2, 1, 32, 32), torch.tensor([0, 1])
+    clipping = interpreters.MeTFA(trained, interpreters.GradCAM(trained), samples=8)
+    with pytest.raises(UnsupportedModelError, match=r"MeTFA clips its copies to \[0, 1\]"):
+        sanity.shifted(clipping, x, target, 0.3)
+    patches = nn.Sequential(nn.Unflatten(2, (2, 16)), nn.Flatten(3), nn.Flatten(1, 2), nn.Linear(512, 4), nn.Flatten())
+    with pytest.raises(UnsupportedModelError, match="on the whole image"):
+        input_shift.compensated(patches.eval(), x, 0.3)
 
 
 def test_the_checked_interpreter_stays_as_it_was(trained: models.Classifier, images: tuple[Tensor, Tensor]) -> None:

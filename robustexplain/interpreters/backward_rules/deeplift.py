@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -75,7 +76,8 @@ class _Slopes:
     def _activation(self, step: Call, reference: Call, at_outputs: list[Tensor]) -> Tensor:
         dx = step.sources[0].value - reference.sources[0].value
         dy = step.outputs[0] - reference.outputs[0]
-        near = _too_close(dx, step.outputs[0], reference.outputs[0])
+        ends = (step.sources[0].value, reference.sources[0].value, step.outputs[0], reference.outputs[0])
+        near = _too_close(dx, *ends)
         slope = dy / torch.where(near, 1, dx)
         return torch.where(near, step.vjp(at_outputs, self.graph)[0], at_outputs[0] * slope)
 
@@ -97,14 +99,18 @@ class _Slopes:
         return torch.where(near, step.vjp([at_output], self.graph)[0], slope)
 
 
-def _too_close(dx: Tensor, y: Tensor, base: Tensor) -> Tensor:
+def _too_close(dx: Tensor, *ends: Tensor) -> Tensor:
     """Where the derivative is closer to the slope than the ratio of differences is: bool, like ``dx``.
 
-    Rounding moves the ratio by about ``eps |y| / |dx|``, and the derivative at one end is off by about ``|dx|``. On
-    flat parts of an image, where a filter of zero sum gives rounding noise, the ratio would be noise over noise.
+    Rounding moves the ratio by about ``eps |v| / |dx|``, ``v`` the larger of inputs and outputs at both ends, and the
+    derivative at one end is off by about ``|dx|``, in units of ``v``: a network of any scale has the same places.
     """
     with torch.no_grad():
-        return dx.square() <= torch.finfo(dx.dtype).eps * torch.maximum(y.abs(), base.abs())
+        size = ends[0].abs()
+        for end in ends[1:]:
+            size = torch.maximum(size, end.abs())
+        near: Tensor = dx.abs() <= size * math.sqrt(torch.finfo(dx.dtype).eps)
+    return near
 
 
 def _require_same(tape: Tape, reference: Tape) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ... import maps as ops
 from ...autograd import layers
+from ...autograd.kept import Kept
 from ...autograd.tape import Call, Tape, record
 from ...checks import Kind
 from ...errors import UnsupportedModelError
@@ -80,15 +81,15 @@ class GuidedGradCAM(Interpreter):
     takes: ClassVar[tuple[Kind, ...]] = ("images",)
 
     @cached_property
-    def _structure(self) -> dict[str, str]:
-        return {}
+    def _layers(self) -> Kept[tuple[int, ...], str]:
+        return Kept()
 
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         x = requiring_grad(x)
-        known = self._structure
-        if "layer" not in known:
-            known["layer"] = self.layer or layers.last_feature_layer(self.model, x.detach()).name
-        name = known["layer"]
+        # Of a smaller image another layer may be the last with a grid.
+        name = self.layer or self._layers.get_or(
+            tuple(x.shape[-2:]), lambda: layers.last_feature_layer(self.model, x.detach()).name
+        )
         tape = record(self.model, x, [name])
         classes = explained_class(tape.logits, target)
         cam = _grad_cam(tape, name, classes, graph)

@@ -176,13 +176,15 @@ def _norm(step: Call, relevance: Tensor) -> Tensor:
     scaled = scaled if weight is None else scaled * weight
     shape = (*x.shape[:start], groups, -1)
     rows, scaled = x.reshape(shape), scaled.reshape(shape)
-    eps = 1e-5 if eps is None else eps
+    if eps is None:
+        eps = torch.finfo(x.dtype).eps if step.name == "rms_norm" else 1e-5
     if step.name == "rms_norm":
         shared = scaled * (rows.square().mean(-1, keepdim=True) + eps).rsqrt()
     else:
         shared = scaled * (rows.var(-1, correction=0, keepdim=True) + eps).rsqrt()
         shared = shared - shared.mean(-1, keepdim=True)
-    return x * shared.reshape(x.shape)
+    found: Tensor = x * shared.reshape(x.shape)
+    return found
 
 
 def _unweighted(tape: Tape) -> set[int]:

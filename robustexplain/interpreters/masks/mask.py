@@ -18,7 +18,6 @@ from ...door import answer
 from ...fields import Count, Fraction, NonNegative, Positive
 from ...random_streams import Streams
 from ...registry import INTERPRETERS
-from ...training import frozen
 from ..base import Explanation, Interpreter, explained_class, wide_dtype
 from ..iterative import MaskState
 from ..perturbation.removal import Fill, Score, score
@@ -82,8 +81,7 @@ class Mask(Interpreter):
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         logits = answer(self.model, x)
         classes = explained_class(logits, target)
-        with frozen(self.model):
-            state = self.optimise(x.detach(), classes)
+        state = self.optimise(x.detach(), classes)
         return Explanation(logits, self.map_of(state).to(x.dtype))
 
     def optimise(self, x: Tensor, classes: Tensor) -> MaskState:

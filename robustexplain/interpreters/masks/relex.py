@@ -17,7 +17,6 @@ from ...door import answer
 from ...fields import Count, Fraction, Natural, NonNegative, Positive
 from ...random_streams import Streams, generator
 from ...registry import INTERPRETERS
-from ...training import frozen
 from ..base import Explanation, Interpreter, explained_class, wide_dtype
 from ..gradients.baselines import Baseline, baseline_like, checked_baseline
 from ..gradients.gradient import margin
@@ -85,8 +84,7 @@ class RelEx(Interpreter):
     def _explain(self, x: Tensor, target: Tensor | None, graph: bool) -> Explanation:
         logits = answer(self.model, x)
         classes = explained_class(logits, target)
-        with frozen(self.model):
-            state = self.optimise(x.detach(), classes)
+        state = self.optimise(x.detach(), classes)
         maps = self.map_of(state).to(x.dtype)
         warn_of_faint_maps("RelEx", maps, logits, "take a method that explains the logit, such as gradcam")
         return Explanation(logits, maps)

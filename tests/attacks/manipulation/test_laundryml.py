@@ -380,6 +380,35 @@ def test_neighbours_are_those_alike_in_everything_but_the_group(monkeypatch: pyt
     assert torch.equal(asked[0], torch.cat([row, rows[:5]]))
 
 
+def test_a_column_that_the_adversary_has_one_value_of_has_no_distances(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.zeros(20, 4)
+    rows[:, 1] = torch.arange(20.0).flip(0)
+    asked: list[Tensor] = []
+
+    def enumerated(self: SurrogateChooser, x: Tensor, labels: Tensor, decided: Tensor) -> list[object]:
+        asked.append(x)
+        return []
+
+    monkeypatch.setattr(SurrogateChooser, "enumerate", enumerated)
+    reasons = LocalRuleReasons(
+        Linear([0.0, 1.0, 0.0, 0.0]), attack().laundry(4), Reference(rows, torch.zeros(20).long()), 5
+    )
+    row = torch.tensor([[0.0, 0.0, 0.0, 1e6]])
+    reasons.reasons(row, torch.tensor([1]))
+    assert asked[0][1:, 1].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("scope", ["model", "outcome"])
+def test_a_model_in_float64_is_laundered_on_rows_in_float32(scope: str) -> None:
+    x, y = table(200, 3)
+    weights = Linear([-1.0, 1.0, -1.0, 0.0])
+    model = nn.Sequential(nn.Linear(4, 2, bias=False)).double().eval().requires_grad_(False)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.stack([torch.zeros(4), weights.weights]))  # type: ignore[arg-type]
+    found = attack(scope=scope, neighbours=60, fidelity=0.6)(System(model, Gradient(model)), TensorDataset(x, y))
+    assert found(x[:3].double()).maps.shape == (3, 4)
+
+
 def test_each_decision_gets_a_list_of_its_own_that_agrees_with_it_and_looks_fair_around_it(black_box: System) -> None:
     x, y = table(400, 13)
     local = attack(

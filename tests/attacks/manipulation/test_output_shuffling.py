@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,14 @@ def test_kernel_shap_names_the_column_last_that_decides(honest: rx.System, pool:
     ]
     assert ranks[0].mean() > 3.5
     assert ranks[1].mean() < 1.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_the_pool_is_known_in_every_precision(dtype: torch.dtype, honest: rx.System, pool: Tensor) -> None:
+    model = copy.deepcopy(shuffled(honest, pool).model).to(dtype)
+    place, known = model.find(pool.to(dtype))  # type: ignore[operator]
+    assert bool(known.all())
+    assert torch.equal(model.pool[place], pool.to(dtype))  # type: ignore[index]
 
 
 def test_it_can_be_saved(honest: rx.System, pool: Tensor, tmp_path: Path) -> None:
