@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError
-from .explain import image_of, refuse_others, systems_of_model, systems_of_run
+from .explain import image_of, refuse_others, systems_of_model, systems_of_run, warn_of_random_weights
 from .options import Size, TrustCode
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ def attack_image(
     )
     label, system = next(iter(systems.items()))
     x = image_of(system, image, size or side)
+    warn_of_random_weights(model, weights)
     return [f"system: {label}", *_attack(attack, system, x, goal or AdversaryGoal(), out)]
 
 

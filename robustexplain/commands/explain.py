@@ -97,6 +97,7 @@ def explain_image(
     )
     first = next(iter(systems.values()))
     x = image_of(first, image, size or side)
+    warn_of_random_weights(model, weights)
     panels = [("image", x[0].permute(1, 2, 0).expand(-1, -1, 3).numpy())]
     lines = []
     for label, system in systems.items():
@@ -219,8 +220,6 @@ def systems_of_model(
 ) -> tuple[dict[str, System], int | None]:
     """A classifier with each of the interpreters, by the interpreters' names, and the side it was made for.
 
-    Warns where nothing was loaded: predictions and maps of random weights say nothing.
-
     Raises:
         InputError: an interpreter that needs more than a model.
     """
@@ -229,19 +228,25 @@ def systems_of_model(
     from ..system import System
 
     model = models.load(name, weights=weights)
-    if weights is None and models.has_random_weights(name):
-        warnings.warn(
-            f"{name} has random weights: what it predicts and what explains it says nothing; give a file with "
-            "--weights, or train it in a recipe and use --run",
-            RobustExplainWarning,
-            stacklevel=2,
-        )
     systems = {}
     for wanted in map(InterpreterSpec, interpreters):
         if wanted.refusal is not None:
             raise InputError(f"{wanted.refusal}; train it in a recipe and use --run")
         systems[wanted.name] = System(model, wanted.build(model))
     return systems, model.input_size
+
+
+def warn_of_random_weights(name: str | None, weights: Path | None) -> None:
+    """Warn where nothing was loaded: predictions and maps of random weights say nothing."""
+    from .. import models
+
+    if name is not None and weights is None and models.has_random_weights(name):
+        warnings.warn(
+            f"{name} has random weights: what it predicts and what explains it says nothing; give a file with "
+            "--weights, or train it in a recipe and use --run",
+            RobustExplainWarning,
+            stacklevel=2,
+        )
 
 
 def channels_of(system: System) -> int:

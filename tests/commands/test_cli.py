@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 import robustexplain
 from robustexplain import files, models, recipes
 from robustexplain.cli import main
-from robustexplain.commands.explain import systems_of_model
+from robustexplain.commands.explain import explain_image
 from robustexplain.commands.list import recipe_rows, rows_of
 from robustexplain.commands.options import session_of
 from robustexplain.errors import RobustExplainWarning
@@ -395,11 +395,12 @@ def test_explain_with_the_systems_of_a_run(cli: Call, finished: Path, picture: P
 
 def test_a_model_without_weights_is_said_to_be_one_and_takes_a_file(cli: Call, picture: Path) -> None:
     with pytest.warns(RobustExplainWarning, match="small-cnn has random weights"):
-        systems_of_model("small-cnn", ["cam"])
+        explain_image(picture, None, [], "small-cnn", ["cam"], Path("one.png"))
     save_file(models.load("small-cnn", seed=3).state_dict(), "weights.safetensors")
     with warnings.catch_warnings():
         warnings.simplefilter("error", RobustExplainWarning)
-        systems_of_model("small-cnn", ["cam"], Path("weights.safetensors"))
+        weights = Path("weights.safetensors")
+        explain_image(picture, None, [], "small-cnn", ["cam"], Path("two.png"), weights=weights)
     words = (picture, "--model", "small-cnn", "--interpreter", "cam")
     first, (code, out, _) = cli("explain", *words)[1], cli("explain", *words, "--weights", "weights.safetensors")
     assert code == 0
