@@ -198,6 +198,7 @@ _INPLACE_FLAG: dict[Any, int] = {
     **dict.fromkeys((F.relu, F.relu6, F.silu, F.mish, F.selu, F.hardswish, F.hardsigmoid), 1),
     **dict.fromkeys((F.leaky_relu, F.elu, F.celu), 2),
     **dict.fromkeys((F.hardtanh, F.threshold, F.dropout, F.dropout2d, F.alpha_dropout), 3),
+    F.rrelu: 4,
 }
 
 

@@ -113,7 +113,7 @@ def with_activation(make: Any) -> nn.Module:
     return net.eval()
 
 
-@pytest.mark.parametrize("make", [lambda: nn.PReLU(8), nn.PReLU, lambda: nn.RReLU(0.2, 0.3)])
+@pytest.mark.parametrize("make", [lambda: nn.PReLU(8), nn.PReLU, lambda: nn.RReLU(0.2, 0.3, inplace=True)])
 def test_parametric_rectifiers_are_smoothed_guided_and_attacked_as_leaky_ones_are(make: Any, x: Tensor) -> None:
     leaky, other = with_activation(lambda: nn.LeakyReLU(0.25)), with_activation(make)
     assert count_rectifiers(other, x) == 1

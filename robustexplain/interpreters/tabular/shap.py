@@ -34,8 +34,8 @@ class SHAPTabular(Interpreter):
     The explainer is ``shap.KernelExplainer`` with the identity link: a column that is left out takes the values of the
     background's rows, by their weights (interventional). A map adds up to the explained class's output on the row
     minus its mean over the background. Values are exact where the package can evaluate every coalition of the columns
-    that differ from the background, ``2^M - 2 <= samples``: up to 10 columns by default, and 11
-    with ``select=None``. Not differentiable.
+    that differ from the background, ``2^M - 2 <= samples``, and gives each a value: up to 10 columns by default, and
+    11 with ``select=None``. Not differentiable.
 
     Args:
         background: rows ``[N, D]``, with weights as ``shap.kmeans`` gives them, or without.
