@@ -64,6 +64,17 @@ class Threat(ABC):
         """The attacked input ``[B, C, H, W]`` for ``variable``."""
         return variable
 
+    def begun(self, x: Tensor, streams: Streams | None = None) -> Tensor:
+        """:meth:`start`, as a search holds it from step to step: see :meth:`held`."""
+        return self.start(x, streams)
+
+    def held(self, x: Tensor, variable: Tensor) -> Tensor:
+        """:meth:`project`, as a search holds the variable from step to step.
+
+        Of inputs in half precision a norm ball's has more: a step that is smaller than their rounding would be lost.
+        """
+        return self.project(x, variable)
+
     @abstractmethod
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
         """The nearest allowed variable; the attacked input stays in ``[0, 1]``."""
@@ -74,7 +85,23 @@ class Threat(ABC):
 
 
 @dataclass(frozen=True)
-class Linf(Threat):
+class _Ball(Threat):
+    """A norm ball, whose variable is the attacked image: of an image in half precision, in float32."""
+
+    def begun(self, x: Tensor, streams: Streams | None = None) -> Tensor:
+        """The start in float32 at least."""
+        return wide(self.start(x, streams))
+
+    def apply(self, x: Tensor, variable: Tensor) -> Tensor:
+        """The image in its own precision, no farther from ``x`` than the variable, with the identity's gradient."""
+        if variable.dtype == x.dtype or not is_half(x):
+            return variable
+        near = variable.to(x.dtype)
+        return near + (toward(x, variable.detach()) - near.detach())
+
+
+@dataclass(frozen=True)
+class Linf(_Ball):
     """``max |x' - x| <= eps``, in the units of ``[0, 1]`` pixels; ``bind`` precomputes ``sides``.
 
     Examples:
@@ -106,6 +133,13 @@ class Linf(Threat):
         low, high = self._sides(x) if self.sides is None else self.sides
         return variable.clamp(low, high).to(x.dtype)
 
+    def held(self, x: Tensor, variable: Tensor) -> Tensor:
+        """Clipped likewise, in the variable's own precision."""
+        if not is_half(x):
+            return self.project(x, variable)
+        low, high = self._sides(x) if self.sides is None else self.sides
+        return variable.clamp(low.to(variable.dtype), high.to(variable.dtype))
+
     def sample(self, x: Tensor, streams: Streams) -> Tensor:
         """Uniform in the box."""
         return x + streams.uniform(x, -self.eps, self.eps)
@@ -118,7 +152,7 @@ class Linf(Threat):
 
 
 @dataclass(frozen=True)
-class L2(Threat):
+class L2(_Ball):
     """``||x' - x||_2 <= eps`` over all pixels and channels of an image with values in ``[0, 1]``."""
 
     eps: Radius = 0.5
@@ -130,11 +164,18 @@ class L2(Threat):
 
     def project(self, x: Tensor, variable: Tensor) -> Tensor:
         """Project onto the ball, then clip to ``[0, 1]`` (which never increases the distance to ``x``)."""
+        inside = self._inside(x, variable)
+        return toward(x, inside) if is_half(x) else inside
+
+    def held(self, x: Tensor, variable: Tensor) -> Tensor:
+        """Projected likewise, in float32 at least."""
+        return self._inside(x, variable) if is_half(x) else self.project(x, variable)
+
+    def _inside(self, x: Tensor, variable: Tensor) -> Tensor:
         start = wide(x)
         delta = variable - start
         norm = ops.expand(delta.flatten(1).norm(dim=1), delta)
-        inside = (start + delta * (self.eps / norm.clamp(min=1e-12)).clamp(max=1)).clamp(0, 1)
-        return toward(x, inside) if is_half(x) else inside
+        return (start + delta * (self.eps / norm.clamp(min=1e-12)).clamp(max=1)).clamp(0, 1)
 
     def sample(self, x: Tensor, streams: Streams) -> Tensor:
         """Uniform in direction, on the sphere."""

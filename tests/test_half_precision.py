@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 import robustexplain as rx
-from robustexplain.attacks import Attack
+from robustexplain.attacks import PGD, Attack
+from robustexplain.autograd.straight_through import straight_through
 from robustexplain.errors import InputError
 from robustexplain.interpreters import CAM, RTS, GradCAM, Gradient, SmoothGrad
 from robustexplain.metrics import RelativeOutputStability
 from robustexplain.models import Classifier
 from robustexplain.registry import ATTACKS
-from robustexplain.transforms import BitDepth
+from robustexplain.transforms import BitDepth, transform
 from tests.attacks.test_conformance import EPS, FEW, SMALL, set_where_known
 from tests.interpreters.test_conformance import NAMES, masker, plain
 
@@ -116,6 +117,58 @@ def test_squares_that_float16_cannot_write_are_refused_and_bfloat16_writes_them(
         method(x.half())
     maps = SmoothGrad(model.bfloat16(), samples=4, average="square")(x.bfloat16())
     torch.testing.assert_close(maps.float(), torch.full((2, 4, 4), 1e-8), rtol=0.02, atol=0)
+
+
+class Halves(nn.Module):
+    """Two classes, divided by the grey value of the lower half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(40.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        lead = self.weight * (x[:, :, 8:].mean((1, 2, 3)) - 0.75)
+        return torch.stack([lead, -lead], 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_steps_that_are_smaller_than_the_rounding_of_bright_pixels_add_up(norm: Any, dtype: torch.dtype) -> None:
+    x = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 0.2
+    x[:, :, 8:] += torch.tensor([0.67, 0.66, 0.64, 0.63])[:, None, None, None]
+    model = Halves().eval().to(dtype)
+    eps, step = (8 / 255, 2.5 * 8 / 255 / 100) if norm == "linf" else (0.5, 0.0125)
+    attack = PGD(eps=eps, norm=norm, steps=100, step_size=step)
+    half = x.to(dtype)
+    made = attack(rx.System(model, Gradient(model)), half, model(half).argmax(1))
+    assert made.x.dtype == dtype
+    moved = (made.x.double() - half.double())[:, :, 8:]
+    assert bool(made.success.all())
+    if norm == "linf":
+        assert float(moved.abs().amax()) <= eps
+        assert float(moved.abs().mean()) > 0.8 * eps
+    else:
+        assert float(moved.flatten(1).norm(dim=1).amax()) <= eps
+        assert float(moved.flatten(1).norm(dim=1).amin()) > 0.7 * eps
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_non_local_means_of_a_flat_image_is_the_image(dtype: torch.dtype, channels: int) -> None:
+    x = torch.full((1, channels, 16, 16), 0.3, dtype=dtype)
+    found = transform("nl-means-11-3-4")(x)
+    assert found.dtype == dtype
+    assert float((found.float() - x.float()).abs().amax()) < 2 / 255
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.bfloat16, 3e2), (torch.float16, 3e3), (torch.float32, 3e7)])
+def test_what_goes_straight_through_has_its_own_value(dtype: torch.dtype, size: float) -> None:
+    x = (torch.tensor([1.0, 2.34, -1.7]) * size).to(dtype).requires_grad_()
+    with straight_through():
+        found = x.sign()
+    assert found.tolist() == [1, 1, -1]
+    (slope,) = torch.autograd.grad(found.sum(), x)
+    assert slope.tolist() == [1, 1, 1]
 
 
 def test_stability_of_half_maps_has_no_bound(tiny_model: Classifier, grey: Tensor) -> None:

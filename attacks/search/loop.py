@@ -246,7 +246,7 @@ class Search(Plan):
         everyone = len(rows) == len(goal.x)
         goal, streams = goal.select(rows), streams.select(rows)
         threat = self.threat.bind(goal.x, streams)
-        start = threat.start(goal.x, streams if at_random else None)
+        start = threat.begun(goal.x, streams if at_random else None)
         return ActiveSamples(slice(None) if everyone else rows, start, goal, streams, threat)
 
     def _stage(
@@ -268,7 +268,7 @@ class Search(Plan):
             if not len(live.variable):
                 return
             moved, live.memory = stage.update(live.variable, gradient, context.progress, live.memory)
-            live.variable = live.threat.project(live.goal.x, moved).detach()
+            live.variable = live.threat.held(live.goal.x, moved).detach()
             live.tick += 1
         if best is not None:
             context = live.context(system, stage.objective, 1.0)

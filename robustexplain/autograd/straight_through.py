@@ -45,8 +45,9 @@ class _StraightThrough(TorchFunctionMode):
         original: Tensor = args[0] if args else kwargs["input"]
         before = original.clone() if is_in_place(func, args, kwargs) else original
         with torch.no_grad():
-            step = func(before.detach().clone(), *args[1:], **kwargs) - before
-        passed = before + step
+            step = func(before.detach().clone(), *args[1:], **kwargs)
+        # Added to nothing: the value is the step's own, to the bit.
+        passed = step + (before - before.detach())
         return original.copy_(passed) if before is not original else passed
 
 
@@ -151,5 +152,5 @@ class StraightThrough(nn.Module):
             raise InputError(
                 f"StraightThrough needs a module that keeps the shape {list(x.shape)}, got {list(value.shape)}"
             )
-        passed: Tensor = x + (value - x).detach()
+        passed: Tensor = value.detach() + (x - x.detach())
         return passed

@@ -71,15 +71,34 @@ def _in_order(model: nn.Module, x: Tensor) -> list[tuple[str, nn.Module]]:
 
     with hooks(list(names), before=begun), torch.no_grad():
         answer(model, x[:1])
-    for name in names.values():
-        if name not in seen:
-            around = name
-            while around and around not in seen:
-                around = around.rpartition(".")[0]
-            seen.setdefault(around, [around]).append(name)
+    for name in _used(model, {name: module for module, name in names.items() if name not in seen}, x):
+        around = name
+        while around and around not in seen:
+            around = around.rpartition(".")[0]
+        seen.setdefault(around, [around]).append(name)
     modules = {name: module for module, name in names.items()}
     order = [(name, modules[name]) for some in seen.values() for name in some]
     return [(name, module) for name, module in order if _drawn(module)]
+
+
+def _used(model: nn.Module, uncalled: dict[str, nn.Module], x: Tensor) -> list[str]:
+    """Those of the modules that are not called whose own weights reach the logits all the same; no auxiliary heads."""
+    own = {name: list(module.parameters(recurse=False)) for name, module in uncalled.items()}
+    weights = [weight for some in own.values() for weight in some]
+    if not weights:
+        return []
+    flags = [weight.requires_grad for weight in weights]
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        with torch.enable_grad():
+            logits = answer(model, x[:1]).sum()
+            slopes = torch.autograd.grad(logits, weights, allow_unused=True) if logits.requires_grad else ()
+    finally:
+        for weight, flag in zip(weights, flags, strict=True):
+            weight.requires_grad_(flag)
+    reached = {id(weight) for weight, slope in zip(weights, slopes, strict=False) if slope is not None}
+    return [name for name, some in own.items() if any(id(weight) in reached for weight in some)]
 
 
 def _drawn(module: nn.Module) -> bool:

@@ -98,6 +98,11 @@ class Checkpoint:
                 f"{path} is a checkpoint of another training (other settings, seed, data or version); "
                 "use another output folder, or delete this one to start again"
             )
+        if ("selection" in meta) != (self.selection is not None):
+            raise RunMismatchError(
+                f"{path} is a checkpoint of another training: of one of the two the best epoch is kept, of the other "
+                "the last; use another output folder, or delete this one to start again"
+            )
         if (precision := meta["precision"]) != self.precision:
             raise RunMismatchError(
                 f"{path} is a checkpoint of a training with mixed precision {precision!r}, and this process has "

@@ -41,7 +41,8 @@ class Task:
     def stamp(self) -> str:
         """What its checkpoints carry: what was asked for, by name, settings, seed, identity, and number of samples."""
         known = self.identity if self.identity is not None else _told(self.loss)
-        return files.digest([self.name, self.seed, asdict(self.settings), len(self.data), known])
+        evaluating = ["evaluating"] if self.evaluating else []
+        return files.digest([self.name, self.seed, asdict(self.settings), len(self.data), known, *evaluating])
 
     @cached_property
     def glimpse(self) -> Glimpse:

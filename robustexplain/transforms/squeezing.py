@@ -129,10 +129,12 @@ class NonLocalMeans(Transform):
             raise InputError(f"non-local means takes grey or RGB images, got {x.shape[1]} channels")
         if min(x.shape[-2:]) <= self.search // 2 + self.patch // 2:
             raise InputError(f"images of {list(x.shape[-2:])} are too small for a search window of {self.search}")
+        dtype, x = x.dtype, wide(x)  # a hundred weights are summed
         if x.shape[1] == 1:
-            return self._filtered(x)
+            return self._filtered(x).to(dtype)
         lab = _to_lab(x)
-        return ops.clipped(_from_lab(torch.cat([self._filtered(lab[:, :1]), self._filtered(lab[:, 1:])], 1)))
+        found = _from_lab(torch.cat([self._filtered(lab[:, :1]), self._filtered(lab[:, 1:])], 1))
+        return ops.clipped(found.to(dtype))
 
     def _filtered(self, x: Tensor) -> Tensor:
         reach, rim = self.search // 2, self.patch // 2

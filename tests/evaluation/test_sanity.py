@@ -142,6 +142,22 @@ def test_stages_of_a_transformer_begin_at_its_head_and_hold_every_weight() -> No
     assert sanity.stages(wrapped, torch.rand(1, 3, 32, 32))[0].modules == ("heads.head",)
 
 
+class WithAuxiliaryHead(nn.Module):
+    """A head beside the network's that runs in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.auxiliary = nn.Conv2d(3, 4, 3), nn.Linear(4, 3), nn.Sequential(nn.Linear(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).relu().mean((2, 3)))
+
+
+def test_what_no_forward_pass_uses_is_in_no_stage() -> None:
+    found = sanity.stages(WithAuxiliaryHead().eval(), torch.rand(1, 3, 8, 8), most=100)
+    assert [stage.modules for stage in found] == [("head",), ("body",)]
+
+
 def test_norms_without_weights_are_measured_again_too() -> None:
     layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3)
     model = nn.Sequential(*layers).eval()

@@ -22,7 +22,18 @@ from robustexplain.data.base import subset
 from robustexplain.data.tables import TensorTable
 from robustexplain.errors import DamagedFileError, InputError, RobustExplainWarning, RunMismatchError
 from robustexplain.models import build
-from robustexplain.training import Loss, Session, Training, TrainingStep, cross_entropy, eval_mode, fit, frozen
+from robustexplain.training import (
+    Loss,
+    Selection,
+    Session,
+    Training,
+    TrainingStep,
+    Verdict,
+    cross_entropy,
+    eval_mode,
+    fit,
+    frozen,
+)
 from robustexplain.training.batches import Batches
 from robustexplain.training.glimpse import alike, glimpse_of
 from robustexplain.training.task import Task
@@ -228,6 +239,17 @@ def test_in_eval_mode_every_micro_batch_finds_the_same_statistics(norm: type[nn.
     steps = [seen[i : i + 4] for i in range(0, len(seen), 4)]
     assert all(torch.equal(one, step[0]) for step in steps for one in step)
     assert not torch.equal(steps[0][0], steps[-1][0])
+
+
+def test_a_training_in_eval_mode_or_with_a_choice_of_epochs_is_another_one(tmp_path: Path) -> None:
+    session = Session(folder=tmp_path)
+    given = {"name": "net", "session": session, "identity": "x"}
+    fit(net(), cross_entropy, blobs(), FOUR, **given)  # type: ignore[arg-type]
+    with pytest.raises(RunMismatchError, match="another training"):
+        fit(net(), cross_entropy, blobs(), FOUR, evaluating=True, **given)  # type: ignore[arg-type]
+    chosen = Selection(lambda module: Verdict({}, 0.0, True))
+    with pytest.raises(RunMismatchError, match="of the other the last"):
+        fit(net(), cross_entropy, blobs(), FOUR, selection=chosen, **given)  # type: ignore[arg-type]
 
 
 def test_divergence_is_a_clear_error() -> None:
